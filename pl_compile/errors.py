@@ -1,0 +1,123 @@
+"""Every exception that a user of `plc` can meet.
+
+    PlcError                    exit code 1
+    ├── ConfigError             a config file, an option or a template is wrong
+    ├── DataError               a data file or an example is wrong
+    ├── BaseModelError          the base is missing, unsupported or damaged
+    ├── TrainingError           a run cannot start, resume or go on
+    ├── ArtifactError           a prompt table or bundle is missing, damaged or foreign
+    │   └── FingerprintError    it belongs to another base
+    ├── RequestError            a request to the runtime cannot be served as asked
+    ├── ExportError             a target cannot be built
+    ├── MissingExtraError       a package of an optional extra is not installed
+    └── ParityError             built, but its numbers differ from the reference: exit code 3
+
+Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ours stays an
+`AssertionError` or whatever Python raises: it never ends in a polite message.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class PlcError(Exception):
+    """A mistake that the reader of the message can put right.
+
+    Args:
+        doing: what was being done, as a phrase without a full stop ("reading tasks.yaml").
+        found: what was met there, with its values.
+        expected: what should have been there; empty where `found` already says it.
+        fix: what to do next, as a sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, doing: str, *, found: str, expected: str = "", fix: str = "") -> None:
+        self.doing = doing
+        self.found = found
+        self.expected = expected
+        self.fix = fix
+        text = f"{doing}: {found}"
+        if expected:
+            text += f"; expected {expected}"
+        if not text.endswith((".", "?", "!")):
+            text += "."
+        separator = "\n" if "\n" in text else " "
+        super().__init__(f"{text}{separator}{fix}".rstrip())
+
+
+class ConfigError(PlcError):
+    """A config file, an option or a template is wrong."""
+
+
+class DataError(PlcError):
+    """A data file or an example in it is wrong."""
+
+
+class BaseModelError(PlcError):
+    """The base is missing, unsupported or damaged."""
+
+
+class TrainingError(PlcError):
+    """A training run cannot start, resume or go on."""
+
+
+class ArtifactError(PlcError):
+    """A prompt table or a bundle is missing, damaged or of an unknown form."""
+
+
+class FingerprintError(ArtifactError):
+    """An artifact belongs to another base than the one given."""
+
+
+class RequestError(PlcError):
+    """A request to the runtime cannot be served as asked."""
+
+
+class ExportError(PlcError):
+    """A target cannot be built."""
+
+
+class MissingExtraError(PlcError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, doing: str, *, package: str, extra: str) -> None:
+        super().__init__(
+            doing,
+            found=f"the package '{package}' is not installed",
+            fix=f"Install it with: pip install 'pl-compile[{extra}]'",
+        )
+
+
+class ParityError(PlcError):
+    """An artifact was built, but its numbers differ from the reference."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that proposes the known name nearest to `name`, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean '{near[0]}'?" if near else ""
+
+
+def unknown_name(name: str, known: Sequence[str], *, what: str) -> tuple[str, str]:
+    """The `found` and `fix` of an error about a name that is not one of `known`.
+
+    Args:
+        name: the name that was given.
+        known: the names that exist, in the order to list them.
+        what: the kind of thing, in the singular ("task", "field").
+    """
+    listed = f"Known {what}s: {', '.join(known)}." if known else f"There is no {what} yet."
+    return f"{what} '{name}' does not exist", f"{did_you_mean(name, known)} {listed}".strip()
+
+
+def list_problems(problems: Sequence[str], *, most: int = 20) -> str:
+    """Several problems as the `found` of one error: one on the line, more below each other."""
+    if len(problems) == 1:
+        return problems[0]
+    shown = [f"\n  - {problem}" for problem in problems[:most]]
+    if len(problems) > most:
+        shown.append(f"\n  - and {len(problems) - most} more")
+    return f"{len(problems)} problems:{''.join(shown)}"
