@@ -1,0 +1,213 @@
+"""The prompt table: what training leaves behind, one safetensors file for any number of tasks.
+
+    tensor "<taskname>"     float32 [virtual, hidden]
+    metadata "format"       "plc.prompt-table"
+    metadata "version"      "1"
+    metadata "base"         JSON: {"name", "fingerprint", "hidden", "vocab"}
+    metadata "tasks"        JSON: {taskname: {"task": TaskConfig, "bos_id", "eos_id", "method"}}
+
+A table holds tasks of different methods and virtual-token counts; adding one leaves the bytes of
+the others as they are. Knows nothing of how the rows were trained.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pl_compile.artifact.files import write_atomically
+from pl_compile.config.read import build, node_from_plain, plain_from_config
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import ArtifactError, FingerprintError, PlcError, unknown_name
+
+FORMAT = "plc.prompt-table"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Which base a table was trained on.
+
+    Attributes:
+        name: what the user called it; for people only.
+        fingerprint: sha256 of config and tensors (`weights.checkpoint.fingerprint_base`).
+        hidden: width of a prompt row.
+        vocab: ids from here on are virtual.
+    """
+
+    name: str
+    fingerprint: str
+    hidden: int
+    vocab: int
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task of a table.
+
+    Attributes:
+        task: template and numbers.
+        rows: float32 `[virtual, hidden]`.
+        bos_id: the id its sequences were opened with, or None.
+        eos_id: the id its answers were ended with, or None.
+        method: how the rows were made; for people only.
+    """
+
+    task: TaskConfig
+    rows: NDArray[np.float32]
+    bos_id: int | None
+    eos_id: int | None
+    method: str
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """The prompts of several tasks on one base."""
+
+    base: BaseIdentity
+    entries: Mapping[str, TaskEntry]
+
+    def entry(self, taskname: str) -> TaskEntry:
+        """The entry of a task.
+
+        Raises:
+            ArtifactError: the table has no such task.
+        """
+        if taskname not in self.entries:
+            found, fix = unknown_name(taskname, tuple(self.entries), what="task")
+            raise ArtifactError("looking into the prompt table", found=found, fix=fix)
+        return self.entries[taskname]
+
+    def with_entries(self, new: Mapping[str, TaskEntry]) -> "PromptTable":
+        """The table with more tasks.
+
+        Raises:
+            ArtifactError: a task of that name is there already.
+        """
+        doubled = sorted(set(new) & set(self.entries))
+        if doubled:
+            raise ArtifactError(
+                "adding to the prompt table",
+                found=f"task '{doubled[0]}' is in it already",
+                fix="Name the new task otherwise, or start without existing_table.",
+            )
+        return PromptTable(self.base, {**self.entries, **new})
+
+    def check_base(self, fingerprint: str, base: str) -> None:
+        """Raises `FingerprintError` unless the table was trained on the base with `fingerprint`."""
+        if fingerprint != self.base.fingerprint:
+            raise FingerprintError(
+                f"matching the prompt table with the base {base}",
+                found=f"the base has fingerprint {fingerprint}",
+                expected=f"{self.base.fingerprint} ('{self.base.name}'), which it was trained on",
+                fix="Give that base with --base, or train the tasks again on this one.",
+            )
+
+
+def write_prompt_table(table: PromptTable, path: Path) -> None:
+    """Writes a table, whole or not at all.
+
+    Raises:
+        ArtifactError: rows that are not finite or not `[virtual, hidden]`, or a disk that refuses.
+    """
+    for name, entry in table.entries.items():
+        _check_rows(entry, table.base.hidden, f"writing {path}", name)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "base": json.dumps(plain_from_config(table.base)),
+        "tasks": json.dumps(
+            {
+                name: {
+                    "task": plain_from_config(entry.task),
+                    "bos_id": entry.bos_id,
+                    "eos_id": entry.eos_id,
+                    "method": entry.method,
+                }
+                for name, entry in table.entries.items()
+            }
+        ),
+    }
+    rows = {
+        name: np.ascontiguousarray(entry.rows, np.float32) for name, entry in table.entries.items()
+    }
+    write_atomically(path, save(rows, metadata))
+
+
+def read_prompt_table(path: Path) -> PromptTable:
+    """Reads and checks a table.
+
+    Raises:
+        ArtifactError: no such file, not a table of ours, of a newer version, or damaged.
+    """
+    doing = f"reading the prompt table {path}"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(doing, found=str(error), expected="a safetensors file") from error
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError(
+            doing,
+            found=f"format {metadata.get('format')!r}",
+            expected=f"{FORMAT!r}",
+            fix="Tables of other tools are not read.",
+        )
+    if metadata.get("version") != str(VERSION):
+        raise ArtifactError(
+            doing,
+            found=f"version {metadata.get('version')}",
+            expected=str(VERSION),
+            fix="Use the release of plc that wrote it, or a newer one.",
+        )
+    try:
+        base = build(
+            BaseIdentity, node_from_plain(json.loads(metadata["base"]), "base"), doing=doing
+        )
+        tasks: dict[str, dict[str, Any]] = json.loads(metadata["tasks"])
+        if set(tasks) != set(rows):
+            raise ArtifactError(
+                doing, found=f"rows for {sorted(rows)}", expected=f"rows for {sorted(tasks)}"
+            )
+        entries = {
+            name: TaskEntry(
+                build(TaskConfig, node_from_plain(spec["task"], name), doing=doing),
+                rows[name],
+                spec["bos_id"],
+                spec["eos_id"],
+                spec["method"],
+            )
+            for name, spec in tasks.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(doing, found=f"damaged metadata ({error})") from error
+    except ArtifactError:
+        raise
+    except PlcError as error:
+        raise ArtifactError(doing, found=str(error)) from error
+    for name, entry in entries.items():
+        _check_rows(entry, base.hidden, doing, name)
+    return PromptTable(base, entries)
+
+
+def _check_rows(entry: TaskEntry, hidden: int, doing: str, name: str) -> None:
+    expected = (entry.task.total_virtual_tokens, hidden)
+    if entry.rows.shape != expected or entry.rows.dtype != np.float32:
+        raise ArtifactError(
+            doing,
+            found=f"rows of '{name}': {entry.rows.dtype} {entry.rows.shape}",
+            expected=f"float32 {expected}",
+        )
+    if not np.isfinite(entry.rows).all():
+        raise ArtifactError(
+            doing,
+            found=f"rows of '{name}' that are not finite numbers",
+            fix="The run that made them diverged: lower its learning rate.",
+        )

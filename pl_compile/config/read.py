@@ -1,0 +1,295 @@
+"""Strict reading of YAML and plain data into frozen dataclasses.
+
+`read_yaml` turns a file into a tree of `Node`s that remember their file and line, `override` grafts
+`--set key=value` onto it, and `build` makes a dataclass of it. Unknown keys are refused with the
+near name, and every problem of a file is reported in one error. Knows no particular config.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from pl_compile.errors import ConfigError, did_you_mean, list_problems
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with the place it was written at.
+
+    `data` is a scalar, a list of nodes, or a dict from key to node. Relative paths in it start at
+    `folder`: that of the file it stands in, or the current one for `--set`.
+    """
+
+    data: Any
+    where: str
+    folder: Path = Path()
+
+
+def read_yaml(path: Path) -> Node:
+    """The tree of a YAML file (safe tags only; a key given twice is refused).
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or its top level is not a mapping.
+    """
+    doing = f"reading {path}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(doing, found="no such file", fix="Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(doing, found=str(error), expected="a UTF-8 text file") from error
+    node = _parse(text, doing, name=path.name, folder=path.parent)
+    if not isinstance(node.data, dict):
+        raise ConfigError(doing, found=_kind(node.data), expected="a mapping at the top level")
+    return node
+
+
+def node_from_plain(value: Any, where: str) -> Node:
+    """The tree of plain data (what `json.loads` gives), all at one place."""
+    if isinstance(value, Mapping):
+        return Node({key: node_from_plain(item, where) for key, item in value.items()}, where)
+    if isinstance(value, list | tuple):
+        return Node([node_from_plain(item, where) for item in value], where)
+    return Node(value, where)
+
+
+def plain_from_config(config: Any) -> Any:
+    """A dataclass as plain data that JSON and YAML can write and `build` reads back."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {
+            field.name: plain_from_config(getattr(config, field.name))
+            for field in dataclasses.fields(config)
+        }
+    if isinstance(config, Mapping):
+        return {key: plain_from_config(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain_from_config(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def override(root: Node, settings: Sequence[str]) -> Node:
+    """The tree with each "dotted.key=value" set; values are read as YAML.
+
+    A number addresses an item of a list: `tasks.0.total_virtual_tokens=10`.
+
+    Raises:
+        ConfigError: a setting without "=", or one that reaches into a scalar or past a list's end.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        doing = f"reading --set {setting}"
+        if not equals or not key:
+            raise ConfigError(doing, found="no '='", expected="key=value")
+        root = _graft(root, key.split("."), _parse(text, doing, name=f"--set {key}"), doing)
+    return root
+
+
+def build(kind: type[T], node: Node, *, doing: str) -> T:
+    """A `kind` (a frozen dataclass) from a tree.
+
+    Raises:
+        ConfigError: unknown or missing keys, values of a wrong type, and whatever `ConfigError` a
+            dataclass raises in its `__post_init__`: all of them in one message.
+    """
+    problems: list[str] = []
+    value = _convert(kind, node, "", problems)
+    if problems:
+        raise ConfigError(doing, found=list_problems(problems))
+    return typing.cast(T, value)
+
+
+def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return Node(None, name)
+        return _NodeReader(loader, name, folder, doing).read(root)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        found = f"{place}: {error.problem or error}"
+        raise ConfigError(doing, found=found, expected="valid YAML") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(doing, found=str(error), expected="valid YAML") from error
+    finally:
+        loader.dispose()
+
+
+@dataclass(frozen=True)
+class _NodeReader:
+    loader: yaml.SafeLoader
+    name: str
+    folder: Path
+    doing: str
+
+    def read(self, node: yaml.Node) -> Node:
+        where = f"{self.name}:{node.start_mark.line + 1}"
+        if isinstance(node, yaml.MappingNode):
+            return Node(self._entries(node), where, self.folder)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self.read(item) for item in node.value], where, self.folder)
+        return Node(self.loader.construct_object(node), where, self.folder)
+
+    def _entries(self, node: yaml.MappingNode) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            key = self.loader.construct_object(key_node)
+            line = f"{self.name}:{key_node.start_mark.line + 1}"
+            if not isinstance(key, str):
+                raise ConfigError(self.doing, found=f"{line}: the key {key!r}", expected="text")
+            if key in entries:
+                raise ConfigError(self.doing, found=f"{line}: '{key}' is given twice")
+            entries[key] = self.read(value_node)
+        return entries
+
+
+def _graft(node: Node, keys: list[str], value: Node, doing: str) -> Node:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if node.data is None:
+        node = Node({}, value.where)
+    if isinstance(node.data, dict):
+        child = node.data.get(key, Node(None, value.where))
+        entries = {**node.data, key: _graft(child, rest, value, doing)}
+        return Node(entries, node.where, node.folder)
+    if isinstance(node.data, list):
+        if not key.isdecimal() or int(key) >= len(node.data):
+            raise ConfigError(
+                doing, found=f"index '{key}'", expected=f"a number below {len(node.data)}"
+            )
+        items = list(node.data)
+        items[int(key)] = _graft(items[int(key)], rest, value, doing)
+        return Node(items, node.where, node.folder)
+    raise ConfigError(doing, found=f"'{key}' lies inside {_kind(node.data)}", expected="a mapping")
+
+
+def _convert(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(typing.cast(type[Any], kind), node, path, problems)
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _convert_union(kind, node, path, problems)
+    if origin is Literal:
+        return _convert_literal(kind, node, path, problems)
+    if origin is tuple:
+        return _convert_tuple(kind, node, path, problems)
+    return _convert_scalar(kind, node, path, problems)
+
+
+def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[str]) -> Any:
+    if not isinstance(node.data, dict):
+        problems.append(_mismatch(node, path, "a mapping"))
+        return None
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    before = len(problems)
+    for key, value in node.data.items():
+        if key not in fields:
+            hint = did_you_mean(key, fields) or f"Known keys: {', '.join(fields)}."
+            problems.append(f"{value.where}: unknown key '{_join(path, key)}'. {hint}")
+    values = {}
+    for name, field in fields.items():
+        if name in node.data:
+            values[name] = _convert(hints[name], node.data[name], _join(path, name), problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{node.where}: '{_join(path, name)}' is missing")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        problems.append(f"{node.where}: {error}")
+        return None
+
+
+def _convert_union(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    options = get_args(kind)
+    if node.data is None and type(None) in options:
+        return None
+    tried: list[str] = []
+    for option in options:
+        if option is type(None):
+            continue
+        tried = []
+        value = _convert(option, node, path, tried)
+        if not tried:
+            return value
+    problems.extend(tried)  # those of the last form: a union here is "X or null" or "number or ..."
+    return None
+
+
+def _convert_literal(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    options = get_args(kind)
+    if node.data not in options or isinstance(node.data, bool):
+        listed = ", ".join(str(option) for option in options)
+        hint = did_you_mean(str(node.data), map(str, options))
+        problems.append(
+            f"{node.where}: '{path}' is {node.data!r}, expected one of {listed}. {hint}"
+        )
+        return None
+    return node.data
+
+
+def _convert_tuple(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    if not isinstance(node.data, list):
+        problems.append(_mismatch(node, path, "a list"))
+        return None
+    arguments = get_args(kind)
+    if arguments[-1] is Ellipsis:
+        kinds = [arguments[0]] * len(node.data)
+    elif len(arguments) != len(node.data):
+        problems.append(_mismatch(node, path, f"a list of {len(arguments)}"))
+        return None
+    else:
+        kinds = list(arguments)
+    return tuple(
+        _convert(item_kind, item, f"{path}.{index}", problems)
+        for index, (item_kind, item) in enumerate(zip(kinds, node.data, strict=True))
+    )
+
+
+def _convert_scalar(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    value = node.data
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text: without a dot it is no float there.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is Path and isinstance(value, str) and value:
+        return node.folder / value
+    if kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        return value
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    problems.append(_mismatch(node, path, names.get(kind, "a path")))
+    return None
+
+
+def _mismatch(node: Node, path: str, expected: str) -> str:
+    return f"{node.where}: '{path}' is {_kind(node.data)}, expected {expected}"
+
+
+def _kind(data: Any) -> str:
+    if data is None:
+        return "empty"
+    if isinstance(data, dict):
+        return "a mapping"
+    if isinstance(data, list):
+        return f"a list of {len(data)}"
+    return repr(data)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,64 @@
+"""What a task is: its template, its virtual tokens and its labels.
+
+The same dataclass stands in a training config, in a prompt table and in a bundle. Whether the
+template and the numbers agree is checked where the template is parsed (`text/template.py`).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pl_compile.errors import ConfigError
+
+_TASKNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A named prompt. The keys are those of NeMo's `task_templates`, and four more.
+
+    Attributes:
+        taskname: letters, digits, "_" and "-"; also the name of the task's folder in a bundle.
+        prompt_template: text with `<|VIRTUAL_PROMPT_n|>` markers and `{field}` slots; `{{` and `}}`
+            are literal braces.
+        total_virtual_tokens: rows of the task's prompt.
+        virtual_token_splits: how many of them stand at each marker; all of them at the only marker
+            if empty.
+        truncate_field: the field that is cut when an example is too long; none if None.
+        answer_field: the field that the model writes. If None: the field that ends the template,
+            where one does.
+        answer_only_loss: whether the loss covers the answer only, or all real tokens.
+        choices: the closed set of answers, without leading or trailing white space; open if empty.
+        whitespace: "keep" takes the blanks around virtual tokens as they are written, "nemo" drops
+            them, as the tokenizers of NeMo's time did.
+        init_text: the text whose embeddings the virtual tokens start from, where prompt tuning
+            starts from text.
+    """
+
+    taskname: str
+    prompt_template: str
+    total_virtual_tokens: int
+    virtual_token_splits: tuple[int, ...] = ()
+    truncate_field: str | None = None
+    answer_field: str | None = None
+    answer_only_loss: bool = True
+    choices: tuple[str, ...] = ()
+    whitespace: Literal["keep", "nemo"] = "keep"
+    init_text: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without parsing the template."""
+        if not _TASKNAME.fullmatch(self.taskname):
+            raise ConfigError(
+                "checking a task",
+                found=f"taskname '{self.taskname}'",
+                expected="1 to 64 letters, digits, '_' or '-', the first no '-'",
+            )
+        doubled = sorted({choice for choice in self.choices if self.choices.count(choice) > 1})
+        blank = [choice for choice in self.choices if choice.strip() != choice or not choice]
+        if doubled or blank:
+            raise ConfigError(
+                f"checking the choices of task '{self.taskname}'",
+                found=f"{doubled or blank}",
+                expected="each choice once, not empty, without white space at its ends",
+            )

@@ -1,0 +1,249 @@
+"""A template and an example's fields, rendered to token ids: the one function for both sides.
+
+Training and serving call the same `Renderer`; a served prompt is a training example cut where the
+answer starts, id for id. Rules:
+
+- Every segment is tokenised by itself, so a segment boundary is always a token boundary, and no
+  field can merge with the text around it.
+- Blanks (U+0020) at the end of a segment belong to the text that follows, as byte-pair tokenizers
+  write words; where no text follows they are dropped. So "Answer: {answer}" is served as "Answer:"
+  and the answer is learned as " Paris". (NeMo strips the same blanks from the whole string.)
+- Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.errors import DataError, did_you_mean, list_problems
+from pl_compile.text.template import Field, Template, Text, Virtual
+from pl_compile.text.tokenizer import Tokenizer
+
+
+class TooLongError(DataError):
+    """A sequence does not fit, and nothing more of it may be cut."""
+
+
+@dataclass(frozen=True)
+class SequenceRules:
+    """What opens and ends a sequence of a task, as it was trained.
+
+    Attributes:
+        bos_id: the id in front of everything, or None.
+        eos_id: the id after an answer, or None.
+    """
+
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sequence of real and virtual tokens.
+
+    Attributes:
+        token_ids: int64 `[seq]`; 0 where the token is virtual.
+        virtual_rows: int64 `[seq]`; the row of the task's prompt, -1 where the token is real.
+        answer_start: position of the first answer token; `seq` in a served prompt.
+    """
+
+    token_ids: NDArray[np.int64]
+    virtual_rows: NDArray[np.int64]
+    answer_start: int
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def input_ids(self, vocab: int) -> NDArray[np.int64]:
+        """The ids a compiled graph takes, int64 `[seq]`: row `r` of the prompt is `vocab + r`."""
+        return np.where(self.virtual_rows >= 0, vocab + self.virtual_rows, self.token_ids)
+
+    def without_virtual(self) -> "Rendered":
+        """The same sequence as the base alone would see it (the no-prompt baseline)."""
+        real = self.virtual_rows < 0
+        start = int(np.count_nonzero(real[: self.answer_start]))
+        return Rendered(self.token_ids[real], self.virtual_rows[real], start)
+
+
+class Renderer:
+    """Renders the examples of one task.
+
+    Args:
+        template: the parsed template.
+        tokenizer: the base's.
+        rules: BOS and EOS.
+    """
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, rules: SequenceRules) -> None:
+        self.template = template
+        self.rules = rules
+        self._tokenizer = tokenizer
+        names = [s.name if isinstance(s, Field) else None for s in template.segments]
+        answer = template.answer_field
+        self._answer_index = names.index(answer) if answer in names else len(names)
+
+    def prompt(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
+        """What the model is given to continue: all that stands before the answer.
+
+        Args:
+            fields: a value (text or number) for every input field.
+            max_length: longest allowed, in tokens; the truncate field is cut to fit.
+
+        Raises:
+            DataError: a missing or unknown field, a value that is no text or number, or a prompt
+                that is too long and cannot be cut.
+        """
+        values = self._values(fields, self.template.input_fields)
+        return self._fitted(values, self._answer_index, max_length)
+
+    def example(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
+        """What the model is trained on: prompt, answer and EOS.
+
+        Args:
+            fields: a value for every field, the answer included.
+            max_length: as for `prompt`; BOS, EOS and the answer are never cut.
+
+        Raises:
+            DataError: as for `prompt`.
+        """
+        values = self._values(fields, self.template.fields)
+        return self._fitted(values, len(self.template.segments), max_length)
+
+    def answers(self, fields: Mapping[str, object], texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several answers after one prompt, EOS included: what `example` ends in.
+
+        Raises:
+            DataError: as for `prompt`.
+        """
+        before = self._sequence(self._values(fields, self.template.input_fields))
+        return [before.answered(text, self.rules.eos_id) for text in texts]
+
+    def _values(self, fields: Mapping[str, object], wanted: tuple[str, ...]) -> dict[str, str]:
+        problems = []
+        values: dict[str, str] = {}
+        for name in wanted:
+            value = fields.get(name)
+            if name not in fields:
+                hint = did_you_mean(name, set(fields) - set(wanted))
+                problems.append(f"field '{name}' is missing. {hint}".rstrip())
+            elif isinstance(value, bool) or not isinstance(value, str | int | float):
+                problems.append(f"field '{name}' is {value!r}, expected text or a number")
+            else:
+                values[name] = str(value)
+        for name in fields:
+            if name not in wanted:
+                if name == self.template.answer_field:
+                    problems.append(f"field '{name}' is what the model writes: leave it out")
+                else:
+                    hint = did_you_mean(name, set(wanted) - set(fields))
+                    problems.append(f"field '{name}' is not in the template. {hint}".rstrip())
+        if problems:
+            listed = ", ".join(wanted) or "none"
+            raise DataError(
+                f"rendering task '{self.template.task.taskname}'",
+                found=list_problems(problems),
+                fix=f"Its fields: {listed}.",
+            )
+        return values
+
+    def _fitted(self, values: dict[str, str], end: int, max_length: int | None) -> Rendered:
+        rendered = self._rendered(values, end)
+        field = self.template.task.truncate_field
+        # One cut leaves room for a token more (NeMo's rule), since text cut at a token may be
+        # tokenised a little differently; the rare case that still does not fit is cut again.
+        while max_length is not None and len(rendered) > max_length:
+            ids = [] if field is None else self._data_ids(values[field])
+            if field is None or not ids:
+                state = "no truncate_field" if field is None else f"its field '{field}' used up"
+                raise TooLongError(
+                    f"rendering task '{self.template.task.taskname}'",
+                    found=f"{len(rendered)} tokens, {state}",
+                    expected=f"at most {max_length}",
+                    fix="Shorten the example, or name a longer truncate_field in the task.",
+                )
+            kept = max(0, len(ids) - (len(rendered) - max_length + 1))
+            values = {**values, field: self._tokenizer.decode(ids[:kept])}
+            rendered = self._rendered(values, end)
+        return rendered
+
+    def _data_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, opens=False, markup=False)
+
+    def _rendered(self, values: Mapping[str, str], end: int) -> Rendered:
+        sequence = self._sequence(values)
+        answer_start = len(sequence.ids)
+        for index in range(self._answer_index, end):
+            self._append(sequence, index, values)
+        if end == len(self.template.segments) and self.rules.eos_id is not None:
+            sequence.add([self.rules.eos_id])
+        ids, rows = np.asarray(sequence.ids, np.int64), np.asarray(sequence.rows, np.int64)
+        return Rendered(ids, rows, answer_start)
+
+    def _sequence(self, values: Mapping[str, str]) -> "_Sequence":
+        """All that stands before the answer."""
+        sequence = _Sequence(self._tokenizer)
+        if self.rules.bos_id is not None:
+            sequence.add([self.rules.bos_id])
+        for index in range(self._answer_index):
+            self._append(sequence, index, values)
+        return sequence
+
+    def _append(self, sequence: "_Sequence", index: int, values: Mapping[str, str]) -> None:
+        segments = self.template.segments
+        segment = segments[index]
+        nemo = self.template.task.whitespace == "nemo"
+        if isinstance(segment, Virtual):
+            sequence.add_virtual(segment, keep_blanks=not nemo)
+            return
+        text = segment.text if isinstance(segment, Text) else values[segment.name]
+        if nemo and index > 0 and isinstance(segments[index - 1], Virtual):
+            text = text.lstrip()
+        if nemo and index + 1 < len(segments) and isinstance(segments[index + 1], Virtual):
+            text = text.rstrip()
+        sequence.add_text(text, markup=isinstance(segment, Text))
+
+
+class _Sequence:
+    """A sequence under construction.
+
+    `blanks` waits at its end for the text that follows; `opens` is true until there is a text,
+    `empty` until there is anything but BOS.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.ids: list[int] = []
+        self.rows: list[int] = []
+        self.blanks = ""
+        self.opens = True
+        self.empty = True
+        self._tokenizer = tokenizer
+
+    def add(self, ids: list[int]) -> None:
+        self.ids += ids
+        self.rows += [-1] * len(ids)
+
+    def add_virtual(self, segment: Virtual, *, keep_blanks: bool) -> None:
+        if self.blanks and keep_blanks:  # blanks cannot move across virtual tokens
+            self.add(self._tokenizer.encode(self.blanks, opens=self.opens, markup=False))
+        self.blanks = ""
+        self.ids += [0] * segment.count
+        self.rows += range(segment.start, segment.start + segment.count)
+        self.empty = False
+
+    def add_text(self, text: str, *, markup: bool) -> None:
+        text = self.blanks + text
+        if self.empty:
+            text = text.lstrip(" ")
+        body = text.rstrip(" ")
+        self.blanks = text[len(body) :]
+        if body:
+            self.add(self._tokenizer.encode(body, opens=self.opens, markup=markup))
+            self.opens = self.empty = False
+
+    def answered(self, text: str, eos_id: int | None) -> list[int]:
+        """The ids that an answer would add, without adding them."""
+        body = (self.blanks + text).rstrip(" ")
+        ids = self._tokenizer.encode(body, opens=self.opens, markup=False)
+        return ids if eos_id is None else [*ids, eos_id]

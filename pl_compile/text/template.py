@@ -1,0 +1,175 @@
+r"""A prompt template, parsed once into segments.
+
+In: a `TaskConfig`. Out: a `Template`: virtual tokens, fixed text and fields in order, checked
+against the task's numbers. Field values never pass through here, so nothing in them can be taken
+for a marker or a field. Syntax: `<|VIRTUAL_PROMPT_n|>` (n from 0, each once, in order), `{field}`,
+`{{` and `}}` for literal braces.
+"""
+
+import re
+from dataclasses import dataclass
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import ConfigError, list_problems, unknown_name
+
+_TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>\d+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True)
+class Virtual:
+    """A run of virtual tokens: rows `start` to `start + count - 1` of the task's prompt."""
+
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """Fixed text of the template's author; special tokens in it are special tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """A slot; what fills it is data."""
+
+    name: str
+
+
+Segment = Virtual | Text | Field
+
+
+@dataclass(frozen=True)
+class Template:
+    """The parsed template of one task.
+
+    Attributes:
+        task: the task it was parsed from.
+        segments: in order; no two `Text` are neighbours.
+        answer_field: the field that the model writes, if any; then it is the last segment where
+            the loss is on the answer only.
+    """
+
+    task: TaskConfig
+    segments: tuple[Segment, ...]
+    answer_field: str | None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of all fields, in order of first use."""
+        return tuple(dict.fromkeys(s.name for s in self.segments if isinstance(s, Field)))
+
+    @property
+    def input_fields(self) -> tuple[str, ...]:
+        """Names of the fields that a request must give."""
+        return tuple(name for name in self.fields if name != self.answer_field)
+
+
+def parse_template(task: TaskConfig) -> Template:
+    """The segments of a task's template.
+
+    Raises:
+        ConfigError: all that is wrong with the template and the numbers beside it, in one message.
+    """
+    problems: list[str] = []
+    pieces, markers = _split(task.prompt_template, problems)
+    splits = task.virtual_token_splits or (task.total_virtual_tokens,)
+    _check_markers(task, markers, splits, problems)
+    fields = [piece.name for piece in pieces if isinstance(piece, Field)]
+    ends_in_field = bool(pieces) and isinstance(pieces[-1], Field)
+    answer = task.answer_field or (fields[-1] if ends_in_field else None)
+    _check_fields(task, fields, answer, ends_in_field, problems)
+    if problems:
+        raise ConfigError(
+            f"parsing the template of task '{task.taskname}'", found=list_problems(problems)
+        )
+    return Template(task, _place_virtual(pieces, splits), answer)
+
+
+def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]]:
+    """The pieces (a marker as `Virtual(number, 0)` until it is given its rows) and the numbers."""
+    pieces: list[Segment] = []
+    markers: list[int] = []
+    text = ""
+    end = 0
+    for match in _TOKEN.finditer(template):
+        text += template[end : match.start()]
+        end = match.end()
+        token = match.group()
+        if token in ("{{", "}}"):
+            text += token[0]
+            continue
+        if token in ("{", "}"):
+            problems.append(
+                f"a single '{token}' at character {match.start() + 1}: "
+                f"write '{token * 2}' for a brace"
+            )
+            continue
+        if text:
+            pieces.append(Text(text))
+            text = ""
+        if match["marker"] is not None:
+            markers.append(int(match["marker"]))
+            pieces.append(Virtual(int(match["marker"]), 0))
+        elif not match["field"].strip():
+            problems.append(f"an empty field at character {match.start() + 1}: name it")
+        else:
+            pieces.append(Field(match["field"]))
+    text += template[end:]
+    if text:
+        pieces.append(Text(text))
+    return pieces, markers
+
+
+def _check_markers(
+    task: TaskConfig, markers: list[int], splits: tuple[int, ...], problems: list[str]
+) -> None:
+    total = task.total_virtual_tokens
+    if total < 1:
+        problems.append(f"total_virtual_tokens is {total}, expected at least 1")
+    if len(markers) != len(splits):
+        problems.append(
+            f"the template has {len(markers)} <|VIRTUAL_PROMPT_n|> markers, but "
+            f"virtual_token_splits has {len(splits)} numbers"
+        )
+    elif markers != list(range(len(markers))):
+        problems.append(f"markers are numbered {markers}, expected 0, 1, 2 … in this order")
+    if sum(splits) != total:
+        problems.append(
+            f"virtual_token_splits {list(splits)} sum to {sum(splits)}, but "
+            f"total_virtual_tokens is {total}"
+        )
+    if min(splits) < 1:
+        problems.append(f"virtual_token_splits {list(splits)}: each must be at least 1")
+
+
+def _check_fields(
+    task: TaskConfig,
+    fields: list[str],
+    answer: str | None,
+    ends_in_field: bool,
+    problems: list[str],
+) -> None:
+    for key, name in (("truncate_field", task.truncate_field), ("answer_field", task.answer_field)):
+        if name is not None and name not in fields:
+            found, fix = unknown_name(name, tuple(dict.fromkeys(fields)), what="field")
+            problems.append(f"{key}: {found}. {fix}")
+    if answer is not None and fields.count(answer) > 1:
+        problems.append(f"the answer field '{answer}' is used {fields.count(answer)} times")
+    if answer is not None and answer == task.truncate_field:
+        problems.append(f"truncate_field and answer_field are both '{answer}'")
+    if task.answer_only_loss and not (ends_in_field and answer == fields[-1]):
+        problems.append(
+            f"answer_only_loss needs the answer at the end of the template, but it ends in "
+            f"{task.prompt_template[-12:]!r}; move the answer or set answer_only_loss: false"
+        )
+
+
+def _place_virtual(pieces: list[Segment], splits: tuple[int, ...]) -> tuple[Segment, ...]:
+    """Gives marker k the next `splits[k]` rows of the prompt."""
+    starts = [sum(splits[:k]) for k in range(len(splits))]
+    return tuple(
+        Virtual(starts[piece.start], splits[piece.start]) if isinstance(piece, Virtual) else piece
+        for piece in pieces
+    )

@@ -1,0 +1,121 @@
+"""Text to token ids and back: the `tokenizers` library with three rules of ours.
+
+1. Data is never markup: in plain text a special token's characters are characters.
+2. Some tokenizers put a blank before whatever they are given (SentencePiece style). Only the text
+   that opens a sequence may get it; pieces that continue one must not.
+3. Generated ids become text piece by piece, and a character is handed out once it is complete.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers.decoders import DecodeStream
+
+from pl_compile.errors import ArtifactError
+
+
+class Tokenizer:
+    """The tokenizer of a base.
+
+    Args:
+        text: the content of a `tokenizer.json`.
+        name: what to call it in messages.
+
+    Raises:
+        ArtifactError: the text is no tokenizer that the library can read.
+    """
+
+    def __init__(self, text: str, *, name: str = "tokenizer.json") -> None:
+        self.text = text
+        try:
+            self._markup = HfTokenizer.from_str(text)
+            self._plain_opening = HfTokenizer.from_str(text)
+            self._plain_continuing = HfTokenizer.from_str(_without_prefix(text))
+            self._markup_continuing = HfTokenizer.from_str(_without_prefix(text))
+        except Exception as error:  # the library raises bare Exception
+            raise ArtifactError(
+                f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
+            ) from error
+        for tokenizer in (self._plain_opening, self._plain_continuing):
+            tokenizer.encode_special_tokens = True
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face folder or a bundle.
+
+        Raises:
+            ArtifactError: there is no readable `tokenizer.json`.
+        """
+        path = folder / "tokenizer.json"
+        try:
+            return cls(path.read_text(encoding="utf-8"), name=str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"reading {path}", found=str(error)) from error
+
+    def encode(self, text: str, *, opens: bool, markup: bool) -> list[int]:
+        """The ids of a piece of text; no BOS or EOS is added.
+
+        Args:
+            text: any text; may be empty.
+            opens: whether it is the first text of its sequence.
+            markup: whether special tokens in it are parsed (templates) or are characters (data).
+        """
+        if markup:
+            tokenizer = self._markup if opens else self._markup_continuing
+        else:
+            tokenizer = self._plain_opening if opens else self._plain_continuing
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of generated ids, special tokens left out."""
+        text: str = self._markup.decode(ids, skip_special_tokens=True)
+        return text
+
+    def token_name(self, token_id: int) -> str:
+        """How the vocabulary writes an id, for reports."""
+        return str(self._markup.id_to_token(token_id))
+
+    def stream(self) -> "TextStream":
+        """A decoder for ids that arrive one by one."""
+        return TextStream(self._markup)
+
+
+class TextStream:
+    """Ids in, text out, each character once it is complete."""
+
+    def __init__(self, tokenizer: HfTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes; empty while a character is unfinished."""
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def _without_prefix(text: str) -> str:
+    """The same tokenizer, but without the blank before the text."""
+    spec = json.loads(text)
+    spec["normalizer"] = _drop(spec.get("normalizer"), "normalizers", "Prepend")
+    for part in _parts(spec.get("pre_tokenizer"), "pretokenizers"):
+        if part.get("type") == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if "add_prefix_space" in part:
+            part["add_prefix_space"] = False
+    return json.dumps(spec)
+
+
+def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if component is None:
+        return []
+    parts: list[dict[str, Any]] = component.get(key, [component])
+    return parts
+
+
+def _drop(component: dict[str, Any] | None, key: str, kind: str) -> dict[str, Any] | None:
+    kept = [part for part in _parts(component, key) if part.get("type") != kind]
+    if len(kept) == len(_parts(component, key)):
+        return component
+    return {"type": "Sequence", key: kept} if kept else None

@@ -1,0 +1,41 @@
+"""Where a base lies: a known name in the cache, or a Hugging Face folder of the user's."""
+
+import os
+from pathlib import Path
+
+from pl_compile.errors import BaseModelError
+
+DEFAULT_BASE = "smollm2-135m"
+
+
+def cache_folder() -> Path:
+    """`PLC_CACHE`, else `~/.cache/plc`."""
+    return Path(os.environ.get("PLC_CACHE") or Path.home() / ".cache" / "plc")
+
+
+def cached_base_folder(name: str) -> Path:
+    """Where `plc fetch` puts the base `name`."""
+    return cache_folder() / "bases" / name
+
+
+def find_base(base: str) -> Path:
+    """The folder of a base, given its folder or the name it was fetched under.
+
+    Raises:
+        BaseModelError: there is neither a folder nor a fetched base of that name.
+    """
+    doing = f"looking for the base '{base}'"
+    for folder in (Path(base).expanduser(), cached_base_folder(base)):
+        if (folder / "config.json").is_file():
+            return folder
+        if folder.is_dir():
+            raise BaseModelError(
+                doing,
+                found=f"{folder} holds no config.json",
+                expected="a Hugging Face model folder",
+            )
+    raise BaseModelError(
+        doing,
+        found="no such folder, and nothing fetched under that name",
+        fix=f"Run: plc fetch {DEFAULT_BASE}, or give a Hugging Face folder.",
+    )
