@@ -1,0 +1,19 @@
+"""Graph to bytes: one file per target, all with the face of `Exporter`."""
+
+from pl_compile.errors import ExportError, unknown_name
+from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
+
+EXPORTERS: dict[str, Exporter] = {"onnx-cpu": OnnxCpuExporter()}
+
+
+def exporter_for(target: str) -> Exporter:
+    """The exporter of a target.
+
+    Raises:
+        ExportError: there is none of that name.
+    """
+    if target not in EXPORTERS:
+        found, fix = unknown_name(target, tuple(EXPORTERS), what="target")
+        raise ExportError(f"choosing the target '{target}'", found=found, fix=fix)
+    return EXPORTERS[target]

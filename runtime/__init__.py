@@ -1,0 +1,14 @@
+"""Serve any mix of tasks from compiled artifacts. Needs no torch, no transformers, no onnx.
+
+from pl_compile.runtime import Request, Session
+
+session = Session.open("bundle")
+result, = session.generate([Request("sentiment", {"sentence": "Profit rose ."})])
+print(result.text)
+"""
+
+from pl_compile.runtime.requests import Event, Request, Result
+from pl_compile.runtime.sampling import Sampling
+from pl_compile.runtime.session import Session
+
+__all__ = ["Event", "Request", "Result", "Sampling", "Session"]

@@ -24,7 +24,7 @@ missing full stops and spelling mistakes.
 What the held-out splits measure: of the frames of each label or command, and of each table of
 fillers, a quarter is *unseen*: never used for a training row. (Rounded down, so a table of fewer
 than four has none.) A row of `val` or `test` takes its frame from the unseen quarter with
-probability 1/2, and then each of its fillers, independently, with probability 1/2. Both splits
+probability 1/3, and then each of its fillers, independently, with probability 1/3. Both splits
 share the unseen quarter. No text occurs twice in the data of a task.
 
 The output depends on the tables and the seed alone: same bytes on every machine.
@@ -44,7 +44,7 @@ from typing import Generic, TypeVar
 SEED = 2024
 SPLIT_SIZES = {"train": 400, "val": 60, "test": 100}
 UNSEEN_FRACTION = 4  # one in four frames and fillers is kept out of training
-UNSEEN_SHARE = {"train": 0.0, "val": 0.5, "test": 0.5}  # of the draws of a split
+UNSEEN_SHARE = {"train": 0.0, "val": 1 / 3, "test": 1 / 3}  # of the draws of a split
 
 OPENER_SHARE = 0.3
 CLOSER_SHARE = 0.3
@@ -84,7 +84,7 @@ TICKET_FRAMES = {
         Are taxes included in the {amount} for the {product}?
         My bill went up by {amount} and nobody told me.
         The broken {gadget} went back {span} ago, where is my money?
-        Please explain the {amount} charge dated {date}.
+        Please explain the charge of {amount} from {date}.
         The student discount for the {plan} is missing from my bill.
         Which reference do I use to pay for the {product} by bank transfer?
         Your email says payment overdue, but {amount} left my {card} on {date}.
@@ -157,7 +157,7 @@ TICKET_FRAMES = {
         """,
     "technical": """
         The app closes by itself as soon as I open the {feature}.
-        My {gadget} does not switch on since {date}.
+        My {gadget} has not switched on since {date}.
         The {gadget} keeps losing its wifi connection.
         I get error {code} whenever I tap the {feature}.
         The website stays blank in {browser}.
@@ -171,7 +171,7 @@ TICKET_FRAMES = {
         The invoice page crashes with {code} every time.
         The parcel map in the app freezes on my {device}.
         Bluetooth drops out when the {gadget} is in the next room.
-        The screen of my {gadget} flickers since {date}.
+        The screen of my {gadget} has been flickering since {date}.
         Will the {gadget} work with my {device}?
         How can I reset the {gadget} to factory settings?
         The sound of the {gadget} is gone after {span}.
@@ -207,7 +207,7 @@ TICKET_FRAMES = {
         I forgot my password and the reset email does not come.
         Please change my {detail} to the new one.
         How do I delete my profile and all my data?
-        I cannot log in since {date}.
+        I have not been able to log in since {date}.
         Somebody else seems to use my login from {city}.
         My account was locked after three wrong passwords.
         Can two people use one login?
@@ -233,7 +233,7 @@ TICKET_FRAMES = {
         Can I sign in with Google instead of a password?
         What data do you keep about me?
         I would like a copy of all my personal data.
-        My {detail} is wrong in my profile since {date}.
+        My {detail} has been wrong in my profile since {date}.
         How can I switch my login from private to business?
         I was signed out on {date} and now my password is refused.
         Please unlock my profile, my user name is {name}.
@@ -269,8 +269,8 @@ TICKET_FILLERS = {
         """,
     "gadget": """
         smart watch, router, coffee machine, robot vacuum, printer, speaker, camera, doorbell,
-        game console, e-reader, projector, hearing aid, baby monitor, dishwasher, thermostat,
-        electric toothbrush, drone, headset, microwave, soundbar
+        game console, e-reader, projector, hearing aid, baby monitor, shaver, thermostat,
+        electric toothbrush, drone, headset, toy robot, soundbar
         """,
     "amount": """
         £12, $40, 59 euros, £8.50, $129.99, €75, 20 pounds, $6, €310, £199, 35 dollars, €14.90,
@@ -311,8 +311,8 @@ TICKET_FILLERS = {
         """,
     "browser": "Firefox, Chrome, Safari, Edge, Opera, Brave, Vivaldi, the tablet browser",
     "device": """
-        iPad, Android phone, old laptop, iPhone, MacBook, tablet, Windows computer, work phone,
-        Chromebook, television
+        iPad, Android phone, laptop, iPhone, MacBook, tablet, Windows computer, work phone,
+        Chromebook, Kindle
         """,
     "code": "E42, 503, X17, 0x80, F-09, 1099, ERR7, B12, 404, K3",
     "detail": """
@@ -374,19 +374,7 @@ COMMAND_FRAMES = {
         {number} {unit} on the clock, starting now
         ring when {number} {unit} are up
         start counting, i have {number} {unit} left
-        timer please, {number} {unit} this time
-        i am in the {place}, ring in {number} {unit}
-        """,
-    "timer {number} {unit} {dish}": """
-        {ask} set a timer for the {dish}, {number} {unit}
-        {ask} time the {dish} for {number} {unit}
-        the {dish} needs {number} {unit}, start a timer
-        the {dish} goes in now, ring in {number} {unit}
-        in {number} {unit} the {dish} is done, tell me
-        i just put the {dish} on, {number} {unit} please
-        {dish} timer, {number} {unit}, starting now
-        {number} {unit} for the {dish}, start now
-        do not let the {dish} burn, it gets {number} {unit}
+        timer please, {number} {unit}
         """,
     "alarm {time}": """
         {ask} wake me up at {time}
@@ -444,7 +432,7 @@ COMMAND_FRAMES = {
         do not let me forget to {chore} {soon}
         {soon} i have to {chore}, give me a nudge
         set a reminder to {chore} {soon}
-        i should {chore} {soon}, make sure i do
+        i should {chore} {soon}, remind me then
         make a note for {soon}, i must {chore}
         """,
     "shopping add {item}": """
@@ -474,7 +462,7 @@ COMMAND_FRAMES = {
         we do not need {item} after all
         there is plenty of {item}, cross it off the list
         """,
-    "music play {genre} {room}": """
+    "music {room} {genre}": """
         {ask} play {genre} in the {room}
         {ask} put on some {genre} in the {room}
         {ask} start {genre} on the {room} speaker
@@ -488,7 +476,7 @@ COMMAND_FRAMES = {
         it is too quiet in the {room}, {genre} would help
         fill the {room} with {genre}
         """,
-    "music stop {room}": """
+    "music {room} off": """
         {ask} stop the music in the {room}
         {ask} turn off the music in the {room}
         no more music in the {room}
@@ -510,28 +498,27 @@ COMMAND_FRAMES = {
         {name} should know that {news}, send a message
         i need {name} to know that {news}
         say to {name} that {news}
+        a message for {name}, {news}
+        pass on to {name} that {news}
+        {name} is waiting for a text, {news}
+        tell {name} for me that {news}
         i cannot reach {name}, text that {news}
         i am in the {place}, so tell {name} that {news}
         """,
 }
 
 COMMAND_FILLERS = {
-    "opener": """
-        hey, ok, hi there, right, so, hello, listen, one more thing, quick one, good evening,
-        hey house, oh and
-        """,
-    "closer": """
-        thanks, thank you, cheers, if you can, that would be great, when you have a second,
-        much appreciated, that is all, there you go, you are a star, sorry, ta
-        """,
+    "opener": "hey, ok, hi, right, so, hello, listen, well, now, hi there, hey house, quick one",
+    "closer": "thanks, thank you, cheers, if you can, ta, if possible, much appreciated, sorry",
     "ask": """
         can you, could you, please, would you, i want you to, go ahead and, kindly, i need you to,
-        can you please, would you mind and, do me a favour and, time to
+        can you please, i would like you to, do me a favour and,
+        time to
         """,
     "room": """
         kitchen, bedroom, living room, hallway, bathroom, office, garage, attic, nursery, basement,
         dining room, guest room, study, playroom, workshop, library, pantry, laundry room, cellar,
-        sun room, den, lounge, gym, conservatory
+        loft, den, lounge, gym, veranda
         """,
     "place": "garden, car, bath, shower, shed, yard, lift, woods",
     "switch": "on, off",
@@ -540,27 +527,23 @@ COMMAND_FILLERS = {
         cyan, magenta, lilac
         """,
     "number": """
-        2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 25, 28, 30, 33, 35, 36,
-        40, 42, 45, 48, 50, 55, 90
+        2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 27, 28, 30, 32, 33, 35, 36, 38, 40, 42, 44, 45,
+        48, 50, 54, 55, 60, 75, 90
         """,
     "unit": "minutes, seconds, hours",
-    "dish": """
-        pasta, pizza, lasagne, chicken, soup, stew, quiche, turkey, cake, apple pie, roast, dough,
-        curry, gratin, rice pudding, salmon, risotto, beef, crumble, chili
-        """,
     "time": """
         4:30, 5:00, 5:15, 5:45, 6:00, 6:10, 6:20, 6:30, 6:40, 6:45, 7:00, 7:05, 7:15, 7:25, 7:30,
         7:50, 8:00, 8:10, 8:15, 8:30, 8:45, 9:00, 9:20, 9:45
         """,
     "day": "monday, tuesday, wednesday, thursday, friday, saturday, sunday",
     "soon": "today, tonight, tomorrow",
-    "degrees": "14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26",
+    "degrees": "15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26",
     "chore": """
-        call the dentist, water the plants, pay the rent, feed the cat, book a haircut, wash the car,
-        post the letter, return the books, empty the bins, iron the shirts, clean the oven,
-        mow the lawn, renew my passport, charge the bike, fix the tap, visit grandma, buy stamps,
-        walk the dog, vacuum the stairs, defrost the freezer, order firewood, sweep the chimney,
-        cancel the gym, sign the contract
+        call the dentist, water the plants, pay the rent, feed the cat, book a haircut,
+        wash the car, post the letter, return the books, empty the bins, iron the shirts,
+        clean the oven, mow the lawn, renew my passport, charge the bike, fix the tap,
+        visit grandma, buy stamps, walk the dog, vacuum the stairs, defrost the freezer,
+        order firewood, sweep the chimney, cancel the gym, sign the contract
         """,
     "item": """
         oat milk, butter, brown sugar, olive oil, flour, coffee, green tea, toothpaste, cat food,
@@ -574,7 +557,7 @@ COMMAND_FILLERS = {
         chamber music
         """,
     "name": """
-        anna, mum, tom, dad, priya, lukas, maria, grandpa, yusuf, ella, ben, sofia, noah, aunt rosa,
+        anna, mum, tom, dad, priya, lukas, maria, grandpa, yusuf, ella, ben, sofia, noah, rosa,
         felix, mei, oscar, ingrid, hugo, zara
         """,
     "news": """

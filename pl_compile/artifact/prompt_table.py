@@ -11,7 +11,7 @@ the others as they are. Knows nothing of how the rows were trained.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,18 @@ class PromptTable:
         Raises:
             ArtifactError: a task of that name is there already.
         """
-        doubled = sorted(set(new) & set(self.entries))
+        self.check_free(new)
+        return PromptTable(self.base, {**self.entries, **new})
+
+    def check_free(self, tasknames: Iterable[str]) -> None:
+        """Raises `ArtifactError` if a task of one of these names is in the table."""
+        doubled = sorted(set(tasknames) & set(self.entries))
         if doubled:
             raise ArtifactError(
                 "adding to the prompt table",
                 found=f"task '{doubled[0]}' is in it already",
                 fix="Name the new task otherwise, or start without existing_table.",
             )
-        return PromptTable(self.base, {**self.entries, **new})
 
     def check_base(self, fingerprint: str, base: str) -> None:
         """Raises `FingerprintError` unless the table was trained on the base with `fingerprint`."""

@@ -183,6 +183,8 @@ def _convert(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
         return _convert_literal(kind, node, path, problems)
     if origin is tuple:
         return _convert_tuple(kind, node, path, problems)
+    if origin is Mapping:
+        return _convert_mapping(kind, node, path, problems)
     return _convert_scalar(kind, node, path, problems)
 
 
@@ -256,6 +258,17 @@ def _convert_tuple(kind: Any, node: Node, path: str, problems: list[str]) -> Any
         _convert(item_kind, item, f"{path}.{index}", problems)
         for index, (item_kind, item) in enumerate(zip(kinds, node.data, strict=True))
     )
+
+
+def _convert_mapping(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    if not isinstance(node.data, dict):
+        problems.append(_mismatch(node, path, "a mapping"))
+        return None
+    value_kind = get_args(kind)[1]
+    return {
+        key: _convert(value_kind, value, _join(path, key), problems)
+        for key, value in node.data.items()
+    }
 
 
 def _convert_scalar(kind: Any, node: Node, path: str, problems: list[str]) -> Any:

@@ -37,7 +37,7 @@ class Checkpoint:
         for path in self._paths():
             with self._reporting(path):
                 file = safe_open(path, framework="numpy")
-                self._files |= dict.fromkeys(file.keys(), file)  # noqa: SIM118 (not a dict)
+                self._files |= dict.fromkeys(file.keys(), file)
 
     @property
     def names(self) -> list[str]:

@@ -1,0 +1,246 @@
+"""The bundle: the folder that the compiler writes and a runtime serves.
+
+    manifest.json               base, target, graph, and every other file's sum and size
+    tokenizer.json              the base's, byte for byte
+    base/                       the target's files
+    tasks/<taskname>/task.json  TaskConfig, BOS and EOS, method
+    tasks/<taskname>/prompt.safetensors    tensor "prompt", float32 [virtual, hidden]
+    tasks/<taskname>/parity.json           how the task's numbers compare with the reference
+    tasks/<taskname>/selftest.safetensors  vectors that any runtime can check itself with
+    report.json                 parity and cost of the whole export
+
+`docs/artifact-format.md` is the full description. Nothing is trusted before its sum is checked, no
+path may leave the folder, and nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.read import build, node_from_plain, plain_from_config
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
+
+FORMAT = "plc.bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says, besides the sums.
+
+    Attributes:
+        base: which base the bundle was compiled from.
+        target: what `base/` was built for.
+        graph: inputs, outputs and sizes of the compiled graph.
+        tasks: names of the tasks, in the order they were exported in.
+        toolchain: package name to version.
+        parity: "passed", "failed" or "not measured".
+    """
+
+    base: BaseIdentity
+    target: str
+    graph: GraphContract
+    tasks: tuple[str, ...]
+    toolchain: Mapping[str, str]
+    parity: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says of itself.
+        entries: the tasks by name.
+    """
+
+    folder: Path
+    manifest: Manifest
+    entries: Mapping[str, TaskEntry]
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the target's files are."""
+        return self.folder / "base"
+
+    def entry(self, taskname: str) -> TaskEntry:
+        """The entry of a task.
+
+        Raises:
+            ArtifactError: the bundle has no such task.
+        """
+        if taskname not in self.entries:
+            found, fix = unknown_name(taskname, tuple(self.entries), what="task")
+            raise ArtifactError(f"looking into the bundle {self.folder}", found=found, fix=fix)
+        return self.entries[taskname]
+
+    def selftest(self, taskname: str) -> dict[str, NDArray[Any]]:
+        """The arrays of a task's self-test; empty where the export made none."""
+        path = task_folder(self.folder, taskname) / "selftest.safetensors"
+        return _read_tensors(path) if path.is_file() else {}
+
+
+def task_folder(bundle: Path, taskname: str) -> Path:
+    """The folder of a task in a bundle."""
+    return bundle / "tasks" / taskname
+
+
+def write_task(bundle: Path, entry: TaskEntry) -> None:
+    """Writes `task.json` and `prompt.safetensors` of a task."""
+    folder = task_folder(bundle, entry.task.taskname)
+    folder.mkdir(parents=True)
+    spec = {
+        "task": plain_from_config(entry.task),
+        "bos_id": entry.bos_id,
+        "eos_id": entry.eos_id,
+        "method": entry.method,
+    }
+    write_json(folder / "task.json", spec)
+    (folder / "prompt.safetensors").write_bytes(save({"prompt": entry.rows}))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON that a person can read and a diff can compare."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` over all other files of the folder: the last thing an export does."""
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    records = {
+        path.relative_to(bundle).as_posix(): {
+            "sha256": sha256_of(path),
+            "size_bytes": path.stat().st_size,
+        }
+        for path in files
+        if path != bundle / MANIFEST
+    }
+    content = {"format": FORMAT, "version": VERSION, **plain_from_config(manifest)}
+    write_json(bundle / MANIFEST, {**content, "files": records})
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Opens a bundle and checks every file of it.
+
+    Raises:
+        ArtifactError: no manifest, a newer version, a file that is missing, altered or cut short,
+            a path that leaves the folder, or a task that cannot be read.
+    """
+    doing = f"opening the bundle {folder}"
+    manifest, files = _read_manifest(folder, doing)
+    _check_files(folder, files, doing)
+    entries = {name: _read_task(folder, name, manifest, files) for name in manifest.tasks}
+    return Bundle(folder, manifest, entries)
+
+
+def _read_manifest(folder: Path, doing: str) -> tuple[Manifest, dict[str, FileRecord]]:
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(doing, found=f"{MANIFEST}: {error}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ArtifactError(doing, found=f"{MANIFEST} of another format", expected=FORMAT)
+    version = content.pop("version", None)
+    if version != VERSION:
+        raise ArtifactError(
+            doing,
+            found=f"version {version}",
+            expected=str(VERSION),
+            fix="Use the release of plc that wrote it, or a newer one.",
+        )
+    try:
+        parsed = build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
+    except ConfigError as error:
+        raise ArtifactError(doing, found=f"damaged {MANIFEST}: {error}") from error
+    return parsed, dict(parsed.files)
+
+
+@dataclass(frozen=True)
+class _StoredManifest(Manifest):
+    """The manifest as it is stored: with the sums."""
+
+    files: Mapping[str, FileRecord]
+
+
+def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> None:
+    problems = []
+    for name, record in files.items():
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
+            # Said alone: such a manifest was made to mislead.
+            raise ArtifactError(
+                doing,
+                found=f"the path '{name}' leaves the folder",
+                expected="paths inside the bundle",
+                fix="Do not use this bundle; export it again.",
+            )
+        path = folder / inside
+        if path.is_symlink() or not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != record.size_bytes:
+            problems.append(f"{name} has {path.stat().st_size} bytes, expected {record.size_bytes}")
+        elif (found := sha256_of(path)) != record.sha256:
+            problems.append(f"{name} has sha256 {found}, expected {record.sha256}")
+    if problems:
+        raise ArtifactError(
+            doing, found=list_problems(problems), fix="Copy the bundle again, or export it again."
+        )
+
+
+def _read_task(
+    folder: Path, name: str, manifest: Manifest, files: Mapping[str, FileRecord]
+) -> TaskEntry:
+    doing = f"reading task '{name}' of the bundle {folder}"
+    for file in ("task.json", "prompt.safetensors"):
+        if f"tasks/{name}/{file}" not in files:
+            raise ArtifactError(doing, found=f"{file} is not in the manifest")
+    path = task_folder(folder, name)
+    try:
+        spec = json.loads((path / "task.json").read_text(encoding="utf-8"))
+        task = build(TaskConfig, node_from_plain(spec["task"], "task.json"), doing=doing)
+        rows = _read_tensors(path / "prompt.safetensors")["prompt"]
+        entry = TaskEntry(task, rows, spec["bos_id"], spec["eos_id"], spec["method"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise ArtifactError(doing, found=f"damaged ({error})") from error
+    expected = (task.total_virtual_tokens, manifest.graph.hidden)
+    if rows.shape != expected or rows.dtype != np.float32:
+        raise ArtifactError(
+            doing, found=f"a prompt {rows.dtype} {rows.shape}", expected=f"float32 {expected}"
+        )
+    return entry
+
+
+def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"reading {path}", found=str(error)) from error

@@ -1,0 +1,57 @@
+"""What a compiled graph takes and gives: the one description that compiler and runtimes share.
+
+input_ids        int64 [batch, seq]     right-padded; id >= vocab is row `id - vocab` of a prompt
+past_lengths     int64 [batch]          valid cache entries before this step = write index
+last_index       int64 [batch]          last real token of the row; only its logits are computed
+prompt_table     float [batch, rows, hidden]    prompts "input": each row's own prompt
+task_id          int64 [batch]                  prompts "baked": each row's task
+past_key.{i}     float [batch, kv_heads, capacity, head_dim]    and past_value.{i}
+logits           float [batch, vocab]
+present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PromptsMode = Literal["input", "baked"]
+
+INPUT_IDS = "input_ids"
+PAST_LENGTHS = "past_lengths"
+LAST_INDEX = "last_index"
+PROMPT_TABLE = "prompt_table"
+TASK_ID = "task_id"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """The sizes in the table above.
+
+    Attributes:
+        layers: caches come in pairs, one pair a layer.
+        kv_heads: key and value heads.
+        head_dim: width of a head.
+        hidden: width of a prompt row.
+        vocab: ids the base knows.
+        capacity: longest sequence a cache holds, virtual tokens included.
+        prompts: how prompts enter.
+        baked_tasks: the tasks that `task_id` 0, 1, … stand for, where prompts are baked.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    capacity: int
+    prompts: PromptsMode
+    baked_tasks: tuple[str, ...] = ()
+
+    @property
+    def cache_names(self) -> tuple[tuple[str, str], ...]:
+        """(input, output) of every cache, in the graph's order."""
+        return tuple(
+            (f"past_{kind}.{i}", f"present_{kind}.{i}")
+            for i in range(self.layers)
+            for kind in ("key", "value")
+        )

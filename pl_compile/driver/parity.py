@@ -1,0 +1,189 @@
+"""Two engines on the same steps: do they compute the same?
+
+In: a reference engine and an engine under test, and prompts of known tasks. Out: per task the
+largest logit difference over prefill and decode, and whether the greedy tokens agree. All rows run
+in one batch in the engine under test, so a row that is disturbed by its neighbours is found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.artifact.prompt_table import TaskEntry
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.engines.engine import Engine, Float32, Int64
+from pl_compile.text.render import Renderer, SequenceRules
+from pl_compile.text.template import Template, parse_template
+from pl_compile.text.tokenizer import Tokenizer
+
+# Relative to the largest logit. Float32 sums in another order differ by some 1e-6 of it per layer.
+TOLERANCE = 1e-3
+DECODE_STEPS = 16
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """A prompt that both engines are given.
+
+    Attributes:
+        task: its task's name.
+        input_ids: int64 `[seq]`; ids from `vocab` on are virtual.
+        rows: float32 `[virtual, hidden]`.
+        task_id: the task's number in a graph with baked prompts.
+    """
+
+    task: str
+    input_ids: Int64
+    rows: Float32
+    task_id: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What an engine did with probe rows.
+
+    Attributes:
+        logits: float32 `[steps, rows, vocab]`: after the prompt and after each decoded token.
+        tokens: int64 `[steps, rows]`: the greedy tokens.
+    """
+
+    logits: Float32
+    tokens: Int64
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a task's numbers compare with the reference.
+
+    Attributes:
+        task: its name.
+        reference: what it was compared with.
+        rows: probe rows of the task.
+        steps: compared steps of each: the prompt and the decoded tokens.
+        max_abs_difference: of the logits.
+        largest_logit: of the reference, absolute.
+        tolerance: allowed difference, relative to the largest logit.
+        equal_tokens: greedy tokens that agree.
+        passed: all tokens agree, and no difference is beyond the tolerance.
+    """
+
+    task: str
+    reference: str
+    rows: int
+    steps: int
+    max_abs_difference: float
+    largest_logit: float
+    tolerance: float
+    equal_tokens: int
+    passed: bool
+
+    @property
+    def relative_difference(self) -> float:
+        """The difference as a part of the largest logit."""
+        return self.max_abs_difference / self.largest_logit
+
+
+def probe_rows(
+    entries: Sequence[TaskEntry],
+    tokenizer: Tokenizer,
+    *,
+    vocab: int,
+    capacity: int,
+    rows_per_task: int = 2,
+    seed: int = 0,
+) -> list[ProbeRow]:
+    """Prompts with each task's own layout and random words for its fields, of mixed lengths.
+
+    Args:
+        entries: the tasks; their order numbers them where prompts are baked.
+        tokenizer: the base's.
+        vocab: ids the base knows.
+        capacity: prompts leave room in it for `DECODE_STEPS` more tokens.
+        rows_per_task: how many prompts each task gives.
+        seed: of the words.
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for task_id, entry in enumerate(entries):
+        template = parse_template(entry.task)
+        renderer = Renderer(template, tokenizer, SequenceRules(entry.bos_id, entry.eos_id))
+        room = capacity - DECODE_STEPS - _fixed_length(template, renderer)
+        for index in range(rows_per_task):
+            words = max(1, min(3 + 11 * index + 5 * task_id, room // 2))
+            fields = {
+                name: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
+                for name in template.input_fields
+            }
+            rendered = renderer.prompt(fields)
+            ids = rendered.input_ids(vocab)[: capacity - DECODE_STEPS]
+            rows.append(ProbeRow(entry.task.taskname, ids, entry.rows, task_id))
+    return rows
+
+
+def trace(
+    engine: Engine,
+    rows: Sequence[ProbeRow],
+    *,
+    follow: Int64 | None = None,
+    bar_label: str = "",
+    progress: Progress = SILENT,
+) -> Trace:
+    """Runs prompts and `DECODE_STEPS` decode steps, all rows in one batch.
+
+    Args:
+        engine: what runs them; `rows` must fit into its batch.
+        rows: the prompts.
+        follow: int64 `[steps, rows]`: tokens to go on with; the engine's own greedy ones if None.
+        bar_label: what to call it while it runs.
+        progress: who is told.
+    """
+    lengths = np.asarray([len(row.input_ids) for row in rows], np.int64)
+    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.input_ids)] = row.input_ids
+    past, last = np.zeros(len(rows), np.int64), lengths - 1
+    all_logits: list[NDArray[np.float32]] = []
+    all_tokens: list[NDArray[np.int64]] = []
+    with progress.bar(bar_label, DECODE_STEPS + 1) as bar:
+        for step in range(DECODE_STEPS + 1):
+            logits = engine.step(ids, past, last, rows).copy()
+            tokens = logits.argmax(axis=-1)
+            all_logits.append(logits)
+            all_tokens.append(tokens)
+            past = past + last + 1
+            ids = (tokens if follow is None else follow[step])[:, None]
+            last = np.zeros(len(rows), np.int64)
+            bar.advance()
+    return Trace(np.stack(all_logits), np.stack(all_tokens))
+
+
+def compare(
+    rows: Sequence[ProbeRow], expected: Trace, actual: Trace, reference: str
+) -> list[Parity]:
+    """The comparison of two traces, per task."""
+    results = []
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [index for index, row in enumerate(rows) if row.task == task]
+        difference = float(np.abs(actual.logits[:, mine] - expected.logits[:, mine]).max())
+        largest = float(np.abs(expected.logits[:, mine]).max())
+        equal = int((actual.tokens[:, mine] == expected.tokens[:, mine]).sum())
+        results.append(
+            Parity(
+                task=task,
+                reference=reference,
+                rows=len(mine),
+                steps=len(expected.tokens),
+                max_abs_difference=difference,
+                largest_logit=largest,
+                tolerance=TOLERANCE,
+                equal_tokens=equal,
+                passed=difference <= TOLERANCE * largest and equal == expected.tokens[:, mine].size,
+            )
+        )
+    return results
+
+
+def _fixed_length(template: Template, renderer: Renderer) -> int:
+    return len(renderer.prompt(dict.fromkeys(template.input_fields, "")))

@@ -1,0 +1,107 @@
+"""The parts of a decoder as pure functions: values in, values out.
+
+Shapes use the words `batch seq hidden heads head_dim ffn`. Activations are float
+`[batch, seq, hidden]` unless said otherwise.
+"""
+
+import onnx_ir as ir
+
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
+
+# A cache pair of one layer: float [batch, kv_heads, capacity, head_dim] each.
+Cache = tuple[ir.Value, ir.Value]
+
+
+def linear(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+    """`x @ weight + bias`, the bias where the base has one."""
+    y = g.op("MatMul", [x, g.weight(f"{name}.weight")], name)
+    if g.has_weight(f"{name}.bias"):
+        y = g.op("Add", [y, g.weight(f"{name}.bias")], f"{name}.add_bias")
+    return y
+
+
+def rms_norm(g: GraphBuilder, x: ir.Value, name: str, eps: float) -> ir.Value:
+    """Root mean square normalisation (arXiv:1910.07467)."""
+    return g.op("RMSNormalization", [x, g.weight(f"{name}.weight")], name, axis=-1, epsilon=eps)
+
+
+def layer_norm(g: GraphBuilder, x: ir.Value, name: str, eps: float) -> ir.Value:
+    """Layer normalisation (arXiv:1607.06450)."""
+    inputs = [x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias")]
+    return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=eps)
+
+
+def split_heads(g: GraphBuilder, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
+    """`[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`."""
+    x = g.op("Reshape", [x, g.integers(0, 0, heads, head_dim)], f"{name}.split_heads")
+    return g.op("Transpose", [x], f"{name}.heads_first", perm=[0, 2, 1, 3])
+
+
+def cached_attention(
+    g: GraphBuilder,
+    config: DecoderConfig,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    cache: Cache,
+    past_lengths: ir.Value,
+    name: str,
+) -> tuple[ir.Value, Cache]:
+    """Writes keys and values into the cache and attends causally over what it holds.
+
+    Args:
+        g: the graph.
+        config: the base.
+        query: `[batch, heads, seq, head_dim]`.
+        key: `[batch, kv_heads, seq, head_dim]`.
+        value: as `key`.
+        cache: the layer's cache before this step.
+        past_lengths: int64 `[batch]`; row `b` is written from entry `past_lengths[b]` on.
+        name: of the attention.
+
+    Returns:
+        `[batch, seq, heads * head_dim]`, and the cache after this step.
+    """
+    y, present_key, present_value = g.ops(
+        "CachedAttention",
+        [query, key, value, *cache, past_lengths],
+        f"{name}.cached",
+        domain=PLC_DOMAIN,
+        outputs=3,
+    )
+    y = g.op("Transpose", [y], f"{name}.seq_first", perm=[0, 2, 1, 3])
+    width = config.heads * config.head_dim
+    y = g.op("Reshape", [y, g.integers(0, 0, width)], f"{name}.join_heads")
+    return y, (present_key, present_value)
+
+
+def gated_mlp(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+    """`down(silu(gate(x)) * up(x))` (SwiGLU, arXiv:2002.05202)."""
+    gate = linear(g, x, f"{name}.gate")
+    gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
+    product = g.op("Mul", [gate, linear(g, x, f"{name}.up")], f"{name}.product")
+    return linear(g, product, f"{name}.down")
+
+
+def gelu_mlp(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+    """`down(gelu(up(x)))` with the tanh form of GELU (arXiv:1606.08415)."""
+    inner = g.op("Gelu", [linear(g, x, f"{name}.up")], f"{name}.gelu", approximate="tanh")
+    return linear(g, inner, f"{name}.down")
+
+
+def token_positions(g: GraphBuilder, input_ids: ir.Value, past_lengths: ir.Value) -> ir.Value:
+    """int64 `[batch, seq]`: how many tokens stand before each one, virtual ones counted."""
+    seq = g.op("Shape", [input_ids], "seq", start=1, end=2)
+    scalar = g.op("Squeeze", [seq, g.integers(0)], "seq.scalar")
+    zero = g.op("Squeeze", [g.integers(0), g.integers(0)], "zero")
+    one = g.op("Squeeze", [g.integers(1), g.integers(0)], "one")
+    steps = g.op("Range", [zero, scalar, one], "steps")
+    past = g.op("Unsqueeze", [past_lengths, g.integers(1)], "past.column")
+    return g.op("Add", [past, steps], "positions")
+
+
+def last_token(g: GraphBuilder, x: ir.Value, last_index: ir.Value) -> ir.Value:
+    """`[batch, seq, hidden]` to `[batch, hidden]`: the row's last real token."""
+    index = g.op("Unsqueeze", [last_index, g.integers(1)], "last_index.column")
+    return g.op("GatherND", [x, index], "last_token", batch_dims=1)

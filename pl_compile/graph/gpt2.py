@@ -1,0 +1,51 @@
+"""The GPT-2 family, top to bottom (Radford et al. 2019)."""
+
+import onnx_ir as ir
+
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.graph.blocks import (
+    Cache,
+    cached_attention,
+    gelu_mlp,
+    layer_norm,
+    linear,
+    split_heads,
+)
+from pl_compile.graph.builder import GraphBuilder
+
+
+def gpt2_layers(
+    g: GraphBuilder,
+    config: DecoderConfig,
+    contract: GraphContract,
+    x: ir.Value,
+    positions: ir.Value,
+    past_lengths: ir.Value,
+    caches: list[Cache],
+) -> tuple[ir.Value, list[Cache]]:
+    """All blocks; returns the residual stream and the caches after this step."""
+    learned = g.op("Gather", [g.weight("positions.weight"), positions], "position_embedding")
+    x = g.op("Add", [x, learned], "position_embedding.add")
+    presents = []
+    for i, cache in enumerate(caches):
+        layer = f"layers.{i}"
+        name = f"{layer}.attention"
+        h = layer_norm(g, x, f"{layer}.attention_norm", config.norm_eps)
+        query, key, value = (
+            split_heads(
+                g, linear(g, h, f"{name}.{part}"), config.heads, config.head_dim, f"{name}.{part}"
+            )
+            for part in "qkv"
+        )
+        y, present = cached_attention(g, config, query, key, value, cache, past_lengths, name)
+        x = g.op("Add", [x, linear(g, y, f"{name}.o")], f"{name}.residual")
+        h = layer_norm(g, x, f"{layer}.mlp_norm", config.norm_eps)
+        x = g.op("Add", [x, gelu_mlp(g, h, f"{layer}.mlp")], f"{layer}.mlp.residual")
+        presents.append(present)
+    return x, presents
+
+
+def gpt2_final_norm(g: GraphBuilder, config: DecoderConfig, x: ir.Value) -> ir.Value:
+    """The normalisation before the head."""
+    return layer_norm(g, x, "final_norm", config.norm_eps)

@@ -1,0 +1,54 @@
+"""The one place where prompts join the embeddings.
+
+An id of the vocabulary takes a row of the base's embedding; an id `vocab + r` takes row `r` of the
+prompt. Both roads exist at every position and a `Where` picks, so virtual tokens may stand
+anywhere, and rows of one batch may hold different tasks.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pl_compile.config.contract import PROMPT_TABLE, TASK_ID, GraphContract
+from pl_compile.graph.builder import GraphBuilder
+
+
+def embed(
+    g: GraphBuilder,
+    input_ids: ir.Value,
+    contract: GraphContract,
+    baked: NDArray[np.float32] | None,
+) -> ir.Value:
+    """What the first layer sees: float `[batch, seq, hidden]`.
+
+    Args:
+        g: the graph.
+        input_ids: int64 `[batch, seq]`.
+        contract: its `prompts` says how they enter.
+        baked: float32 `[tasks, rows, hidden]`, zero-padded, where prompts are baked.
+    """
+    vocab = g.integers(contract.vocab)
+    real_id = g.op("Min", [input_ids, g.integers(contract.vocab - 1)], "embedding.id")
+    real = g.op("Gather", [g.weight("embedding.weight"), real_id], "embedding")
+    row = g.op("Sub", [input_ids, vocab], "prompt.offset")
+    row = g.op("Max", [row, g.integers(0)], "prompt.row")
+    virtual = _from_input(g, row, contract) if baked is None else _from_constant(g, row, baked)
+    is_virtual = g.op("GreaterOrEqual", [input_ids, vocab], "prompt.is_virtual")
+    column = g.op("Unsqueeze", [is_virtual, g.integers(-1)], "prompt.is_virtual.column")
+    return g.op("Where", [column, virtual, real], "prompt.join")
+
+
+def _from_input(g: GraphBuilder, row: ir.Value, contract: GraphContract) -> ir.Value:
+    table = g.input(PROMPT_TABLE, ir.DataType.FLOAT, ["batch", "rows", contract.hidden])
+    index = g.op("Unsqueeze", [row, g.integers(-1)], "prompt.row.column")
+    return g.op("GatherND", [table, index], "prompt.gather", batch_dims=1)
+
+
+def _from_constant(g: GraphBuilder, row: ir.Value, baked: NDArray[np.float32]) -> ir.Value:
+    tasks, rows, hidden = baked.shape
+    table = g.initializer("prompts.baked", baked.reshape(tasks * rows, hidden))
+    task = g.input(TASK_ID, ir.DataType.INT64, ["batch"])
+    start = g.op("Mul", [task, g.integers(rows)], "prompt.task_start")
+    start = g.op("Unsqueeze", [start, g.integers(1)], "prompt.task_start.column")
+    index = g.op("Add", [row, start], "prompt.index")
+    return g.op("Gather", [table, index], "prompt.gather")

@@ -1,0 +1,72 @@
+"""The face of an engine: one step of a compiled graph over the first rows of a cache it owns.
+
+The session decides what to run; an engine runs it. The cache has `capacity` entries for each of up
+to `max_batch` rows and stays where it is: bound once, written in place.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Runs steps.
+
+    Attributes:
+        capacity: cache entries of a row: virtual and real tokens, given and generated.
+        vocab: ids the base knows; `vocab + r` stands for row `r` of a prompt.
+        max_batch: rows that can step together.
+    """
+
+    capacity: int
+    vocab: int
+    max_batch: int
+
+    def step(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence["Prompt"],
+    ) -> Float32:
+        """Runs one step over the first `batch` rows of the cache.
+
+        Args:
+            input_ids: int64 `[batch, seq]`, right-padded.
+            past_lengths: int64 `[batch]`: valid cache entries of each row before the step.
+            last_index: int64 `[batch]`: each row's last real token in `input_ids`.
+            prompts: the prompt of each row's task.
+
+        Returns:
+            Logits after each row's last real token, float32 `[batch, vocab]`; valid until the next
+            step.
+        """
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Makes row `rows[i]` of the cache row `i`; the other rows are free afterwards.
+
+        Args:
+            rows: strictly increasing.
+        """
+
+
+class Prompt(Protocol):
+    """The prompt of a task, as an engine needs it.
+
+    Attributes:
+        rows: float32 `[virtual, hidden]`.
+        task_id: its number where prompts are baked into the graph, else 0.
+    """
+
+    @property
+    def rows(self) -> Float32:
+        """float32 `[virtual, hidden]`."""
+
+    @property
+    def task_id(self) -> int:
+        """Its number in a graph with baked prompts."""

@@ -1,0 +1,138 @@
+"""The engine on ONNX Runtime: caches in numpy memory, bound in place.
+
+Input and output of each cache are the same memory, so a step writes only its own tokens. Bindings
+are made again only when the number of rows or tokens changes.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pl_compile.config.contract import (
+    INPUT_IDS,
+    LAST_INDEX,
+    LOGITS,
+    PAST_LENGTHS,
+    PROMPT_TABLE,
+    TASK_ID,
+    GraphContract,
+)
+from pl_compile.errors import ArtifactError
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
+
+# ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
+# library loads, and its documents name both variables.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
+
+_CPU = ("cpu", 0)
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on CPU.
+
+    Args:
+        model: the `model.onnx` of a bundle; its data file lies beside it.
+        contract: what the graph takes and gives.
+        max_batch: rows of the cache. Memory is taken as rows are used.
+        threads: intra-op threads; all cores if None.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        contract: GraphContract,
+        *,
+        max_batch: int = 16,
+        threads: int | None = None,
+    ) -> None:
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the library's errors share no base of their own
+            raise ArtifactError(
+                f"loading {model}",
+                found=str(error).splitlines()[0],
+                fix="Export the bundle again with this version of onnxruntime.",
+            ) from error
+        self.capacity = contract.capacity
+        self.vocab = contract.vocab
+        self.max_batch = max_batch
+        self._contract = contract
+        shape = (max_batch, contract.kv_heads, contract.capacity, contract.head_dim)
+        # Zeroed memory is mapped lazily: rows and entries that are never used cost nothing.
+        self._caches = [np.zeros(shape, np.float32) for _ in contract.cache_names]
+        self._binding: Any = self._session.io_binding()
+        self._bound_rows = 0
+        self._inputs: dict[str, Any] = {}
+        self._logits = np.empty((max_batch, contract.vocab), np.float32)
+
+    def step(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+    ) -> Float32:
+        """One step; see `Engine.step`."""
+        batch, seq = input_ids.shape
+        assert batch <= self.max_batch
+        assert int(past_lengths.max()) + seq <= self.capacity
+        self._bind_input(INPUT_IDS, input_ids)
+        self._bind_input(PAST_LENGTHS, past_lengths)
+        self._bind_input(LAST_INDEX, last_index)
+        self._bind_prompts(prompts)
+        self._bind_caches(batch)
+        self._session.run_with_iobinding(self._binding)
+        return self._logits[:batch]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Moves the kept rows to the front; see `Engine.keep`."""
+        for new, old in enumerate(rows):
+            if new != old:
+                for cache in self._caches:
+                    cache[new] = cache[old]
+
+    def _bind_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if self._contract.prompts == "baked":
+            ids = np.asarray([prompt.task_id for prompt in prompts], np.int64)
+            self._bind_input(TASK_ID, ids)
+            return
+        # At least one row: a gather from nothing is an error even where no id asks for it.
+        longest = max([1, *(len(prompt.rows) for prompt in prompts)])
+        table = np.zeros((len(prompts), longest, self._contract.hidden), np.float32)
+        for index, prompt in enumerate(prompts):
+            table[index, : len(prompt.rows)] = prompt.rows
+        self._bind_input(PROMPT_TABLE, table)
+
+    def _bind_input(self, name: str, array: Any) -> None:
+        array = np.ascontiguousarray(array)
+        self._inputs[name] = array  # the binding holds an address, not the array
+        self._binding.bind_input(name, *_CPU, array.dtype, array.shape, array.ctypes.data)
+
+    def _bind_caches(self, batch: int) -> None:
+        if batch == self._bound_rows:
+            return
+        self._bound_rows = batch
+        for (past, present), cache in zip(self._contract.cache_names, self._caches, strict=True):
+            where = (*_CPU, np.float32, (batch, *cache.shape[1:]), cache.ctypes.data)
+            self._binding.bind_input(past, *where)
+            self._binding.bind_output(present, *where)
+        logits = self._logits
+        self._binding.bind_output(
+            LOGITS, *_CPU, np.float32, (batch, logits.shape[1]), logits.ctypes.data
+        )

@@ -1,0 +1,82 @@
+"""What a caller asks for and what comes back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pl_compile.errors import RequestError
+from pl_compile.runtime.sampling import Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be written.
+
+    Attributes:
+        task: its name in the bundle.
+        fields: a value for every input field of the task's template.
+        max_tokens: most tokens to write; fewer where the cache ends first.
+        min_tokens: EOS is not written before this many tokens.
+        stop: texts that end the answer; not part of it.
+        sampling: how each token is chosen.
+        constrain: whether a task with `choices` may only answer with one of them.
+        use_prompt: where false, the virtual tokens are left out: the base's own answer, for
+            comparison.
+    """
+
+    task: str
+    fields: Mapping[str, Any]
+    max_tokens: int = 64
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    constrain: bool = True
+    use_prompt: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses numbers and texts that cannot be honoured."""
+        doing = f"reading a request for task '{self.task}'"
+        if not 0 <= self.min_tokens <= self.max_tokens or self.max_tokens < 1:
+            raise RequestError(
+                doing,
+                found=f"min_tokens {self.min_tokens}, max_tokens {self.max_tokens}",
+                expected="0 <= min_tokens <= max_tokens, and max_tokens at least 1",
+            )
+        if "" in self.stop:
+            raise RequestError(doing, found="an empty stop text", fix="Leave it out.")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished answer.
+
+    Attributes:
+        task: the request's task.
+        text: the answer, without blanks at its ends, without EOS and stop text.
+        token_ids: the tokens written, EOS included.
+        finish_reason: "stop" (EOS, a stop text or a complete choice) or "length".
+        prompt_tokens: tokens given, virtual ones included.
+    """
+
+    task: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of an answer that is being written.
+
+    Attributes:
+        index: place of the request in the list that was given.
+        text: what is new; may be empty.
+        result: the whole answer, with the last piece; None before.
+    """
+
+    index: int
+    text: str
+    result: Result | None = None

@@ -1,0 +1,107 @@
+"""Logits to the next token, one row at a time, in numpy.
+
+Order: repetition penalty, minimum length, allowed tokens, then greedy or temperature, top-k, top-p.
+A draw is the largest of logit plus Gumbel noise, the noise indexed by rank: a graph that is handed
+the same noise makes the same draw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.errors import RequestError, list_problems
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from its logits.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; above 0 logits are divided by it and drawn from.
+        top_k: only the `top_k` likeliest tokens; 0 for all.
+        top_p: only the likeliest tokens that together reach this probability; 1 for all.
+        repetition_penalty: 1 for none; above 1 makes tokens of prompt and answer less likely
+            (positive logits are divided by it, negative ones multiplied; arXiv:1909.05858).
+        seed: of the draws. A result depends on its request only, not on what ran beside it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their ranges."""
+        checks = {
+            f"temperature {self.temperature}, expected 0 or more": self.temperature >= 0,
+            f"top_k {self.top_k}, expected 0 or more": self.top_k >= 0,
+            f"top_p {self.top_p}, expected above 0 and at most 1": 0 < self.top_p <= 1,
+            f"repetition_penalty {self.repetition_penalty}, expected above 0": (
+                self.repetition_penalty > 0
+            ),
+            f"seed {self.seed}, expected 0 or more": self.seed >= 0,
+        }
+        problems = [problem for problem, holds in checks.items() if not holds]
+        if problems:
+            raise RequestError("reading the sampling options", found=list_problems(problems))
+
+
+def next_token(
+    logits: Float32,
+    sampling: Sampling,
+    generator: np.random.Generator,
+    *,
+    seen: Sequence[int] = (),
+    blocked: int | None = None,
+    allowed: Sequence[int] | None = None,
+) -> int:
+    """The next token of a row.
+
+    Args:
+        logits: float32 `[vocab]`; not changed.
+        sampling: how to choose.
+        generator: the row's own source of noise.
+        seen: real tokens of the row so far, for the repetition penalty.
+        blocked: a token that may not come yet (EOS before the minimum length).
+        allowed: if given, the only tokens that may come; it overrides `blocked`.
+    """
+    scores = logits.astype(np.float32, copy=True)
+    if sampling.repetition_penalty != 1.0 and len(seen):
+        ids = np.unique(np.asarray(seen))
+        penalty = np.float32(sampling.repetition_penalty)
+        scores[ids] = np.where(scores[ids] > 0, scores[ids] / penalty, scores[ids] * penalty)
+    if allowed is not None:
+        ids = np.asarray(sorted(allowed))
+        return int(ids[_choose(scores[ids], sampling, generator)])
+    if blocked is not None:
+        scores[blocked] = -np.inf
+    return _choose(scores, sampling, generator)
+
+
+def _choose(scores: Float32, sampling: Sampling, generator: np.random.Generator) -> int:
+    if sampling.temperature == 0.0:
+        return int(np.argmax(scores))
+    scores = scores / np.float32(sampling.temperature)
+    ranked = _ranked(scores, sampling.top_k)
+    probabilities = np.exp(scores[ranked] - scores[ranked[0]])
+    probabilities /= probabilities.sum()
+    # A token stays if those before it have not reached top_p yet: the first always does.
+    stays = np.cumsum(probabilities) - probabilities < sampling.top_p
+    uniform = np.clip(generator.random(len(ranked)), 1e-12, 1 - 1e-12)
+    noisy = np.where(stays, scores[ranked] - np.log(-np.log(uniform)), -np.inf)
+    return int(ranked[np.argmax(noisy)])
+
+
+def _ranked(scores: Float32, top_k: int) -> NDArray[np.int64]:
+    """Indices of the `top_k` highest scores (0 for all), highest first; ties by index."""
+    if 0 < top_k < len(scores):
+        candidates = np.sort(np.argpartition(-scores, top_k - 1)[:top_k])
+    else:
+        candidates = np.arange(len(scores))
+    order: NDArray[np.int64] = candidates[np.argsort(-scores[candidates], kind="stable")]
+    return order

@@ -1,0 +1,253 @@
+"""The session: requests for any mix of tasks in, answers out.
+
+A loader, a splice and a loop. Everything intricate was done by the compiler; here prompts are
+rendered, rows are stepped together, and a row leaves when it is finished. The engine is one of
+`runtime/engines/`, or anything with its face.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.prompt_table import TaskEntry
+from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
+from pl_compile.runtime.answer_text import AnswerText
+from pl_compile.runtime.choices import Choices
+from pl_compile.runtime.engines.engine import Engine, Float32
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.requests import Event, FinishReason, Request, Result
+from pl_compile.runtime.sampling import next_token
+from pl_compile.text.render import Renderer, SequenceRules
+from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TaskPrompt:
+    """A task as an engine and a renderer need it.
+
+    Attributes:
+        renderer: fields to token ids.
+        rows: float32 `[virtual, hidden]`.
+        task_id: its number in a graph with baked prompts.
+        choices: its closed set of answers, if any.
+    """
+
+    renderer: Renderer
+    rows: Float32
+    task_id: int
+    choices: tuple[str, ...]
+
+
+class Session:
+    """Answers requests from compiled artifacts.
+
+    Not safe for use from several threads at once: the cache is one.
+
+    Args:
+        tokenizer: the base's.
+        entries: the tasks by name.
+        engine: runs the steps.
+        baked_tasks: names that `task_id` 0, 1, … stand for, where prompts are baked.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        entries: Mapping[str, TaskEntry],
+        engine: Engine,
+        baked_tasks: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self.prompts = {
+            name: TaskPrompt(
+                Renderer(
+                    parse_template(entry.task),
+                    tokenizer,
+                    SequenceRules(entry.bos_id, entry.eos_id),
+                ),
+                entry.rows,
+                baked_tasks.index(name) if name in baked_tasks else 0,
+                entry.task.choices,
+            )
+            for name, entry in entries.items()
+        }
+
+    @classmethod
+    def open(cls, bundle: Path, *, max_batch: int = 16, threads: int | None = None) -> "Session":
+        """A session on a bundle, every file of it checked.
+
+        Args:
+            bundle: the folder that `plc export` wrote.
+            max_batch: rows that step together at most.
+            threads: of the engine; all cores if None.
+
+        Raises:
+            ArtifactError: the bundle is damaged, or built for a target this runtime does not run.
+        """
+        checked = read_bundle(Path(bundle))
+        manifest = checked.manifest
+        if manifest.target != "onnx-cpu":
+            raise ArtifactError(
+                f"opening the bundle {bundle}",
+                found=f"target '{manifest.target}'",
+                expected="'onnx-cpu'",
+                fix="Export it again with --target onnx-cpu.",
+            )
+        engine = OnnxRuntimeEngine(
+            checked.base_folder / "model.onnx",
+            manifest.graph,
+            max_batch=max_batch,
+            threads=threads,
+        )
+        tokenizer = Tokenizer.from_folder(checked.folder)
+        return cls(tokenizer, checked.entries, engine, manifest.graph.baked_tasks)
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """The answers to `requests`, in their order.
+
+        Raises:
+            RequestError: one of them cannot be served; it says which and why. None is started.
+        """
+        results = {
+            event.index: event.result for event in self.stream(requests) if event.result is not None
+        }
+        return [results[index] for index in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
+        """The answers piece by piece, as they are written; pieces of several rows take turns.
+
+        Raises:
+            RequestError: as for `generate`, before the first event.
+        """
+        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
+        for start in range(0, len(rows), self.engine.max_batch):
+            yield from self._run(rows[start : start + self.engine.max_batch])
+
+    def _row(self, index: int, request: Request) -> "_Row":
+        doing = f"serving request {index}"
+        if request.task not in self.prompts:
+            found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
+            raise RequestError(doing, found=found, fix=fix)
+        prompt = self.prompts[request.task]
+        # A field that may be cut makes room for the whole answer; otherwise the prompt is as long
+        # as it is, and the answer ends where the cache does.
+        can_cut = prompt.renderer.template.task.truncate_field is not None
+        room = min(request.max_tokens, self.engine.capacity - 1) if can_cut else 1
+        try:
+            rendered = prompt.renderer.prompt(
+                request.fields, max_length=self.engine.capacity - room
+            )
+        except DataError as error:
+            raise RequestError(doing, found=str(error)) from error
+        choices = None
+        if request.constrain and prompt.choices:
+            choices = Choices(prompt.renderer.answers(request.fields, prompt.choices))
+        if not request.use_prompt:
+            rendered = rendered.without_virtual()
+        if not len(rendered):
+            raise RequestError(doing, found="an empty prompt", expected="at least one token")
+        return _Row(
+            index=index,
+            request=request,
+            prompt=prompt,
+            input_ids=rendered.input_ids(self.engine.vocab),
+            seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
+            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
+            choices=choices,
+            text=AnswerText(self.tokenizer, request.stop),
+        )
+
+    def _run(self, rows: list["_Row"]) -> Iterator[Event]:
+        """Steps rows together until all are finished."""
+        lengths = np.asarray([len(row.input_ids) for row in rows], np.int64)
+        input_ids = np.zeros((len(rows), int(lengths.max())), np.int64)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row.input_ids)] = row.input_ids
+        past = np.zeros(len(rows), np.int64)
+        last = lengths - 1
+        while rows:
+            prompts = [row.prompt for row in rows]
+            logits = self.engine.step(input_ids, past, last, prompts)
+            past = past + last + 1
+            for index, row in enumerate(rows):
+                yield row.advance(logits[index])
+            live = [index for index, row in enumerate(rows) if row.finished is None]
+            if len(live) < len(rows):
+                self.engine.keep(live)
+                rows, past = [rows[index] for index in live], past[live]
+            input_ids = np.asarray([[row.token_ids[-1]] for row in rows], np.int64)
+            last = np.zeros(len(rows), np.int64)
+
+
+class _Row:
+    """A request under way."""
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        request: Request,
+        prompt: TaskPrompt,
+        input_ids: NDArray[np.int64],
+        seen: list[int],
+        limit: int,
+        choices: Choices | None,
+        text: AnswerText,
+    ) -> None:
+        self.prompt = prompt
+        self.input_ids = input_ids
+        self.token_ids: list[int] = []
+        self.finished: FinishReason | None = None
+        self._index = index
+        self._request = request
+        self._seen = seen
+        self._limit = limit
+        self._choices = choices
+        self._text = text
+        self._generator = np.random.default_rng(request.sampling.seed)
+
+    def advance(self, logits: Float32) -> Event:
+        """Chooses a token from the row's logits and tells what it added."""
+        eos_id = self.prompt.renderer.rules.eos_id
+        token_id = next_token(
+            logits,
+            self._request.sampling,
+            self._generator,
+            seen=self._seen,
+            blocked=eos_id if len(self.token_ids) < self._request.min_tokens else None,
+            allowed=self._choices.allowed() if self._choices else None,
+        )
+        self.token_ids.append(token_id)
+        self._seen.append(token_id)
+        if token_id == eos_id:
+            self.finished = "stop"
+            return self._event(self._text.finish())
+        piece = self._text.push(token_id)
+        if self._choices is not None:
+            self._choices.push(token_id)
+        if self._text.stopped or (self._choices is not None and not self._choices.allowed()):
+            self.finished = "stop"
+        elif len(self.token_ids) >= self._limit:
+            self.finished = "length"
+        if self.finished is not None:
+            piece += self._text.finish()
+        return self._event(piece)
+
+    def _event(self, piece: str) -> Event:
+        if self.finished is None:
+            return Event(self._index, piece)
+        result = Result(
+            self._request.task,
+            self._text.text,
+            tuple(self.token_ids),
+            self.finished,
+            len(self.input_ids),
+        )
+        return Event(self._index, piece, result)

@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pl_compile.cli import prepare as command
+from pl_compile.errors import DataError
+from pl_compile.training.prepare import PREPARERS
+from pl_compile.training.prepare.csv_file import DELIMITERS
+
+
+def test_every_data_set_has_a_command_with_an_example() -> None:
+    assert set(command.prepare.commands) == set(PREPARERS)
+    for name in PREPARERS:
+        result = CliRunner().invoke(command.prepare, [name, "--help"])
+
+        assert result.exit_code == 0
+        assert f"\n    plc prepare {name} --input " in result.stdout
+
+
+def test_each_file_is_printed_with_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("n\n1\n2\n")
+    arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}/out"]
+
+    result = CliRunner().invoke(command.prepare, [*arguments, "--taskname", "t"])
+
+    assert result.stdout == f"{tmp_path}/out/n.jsonl: 2 rows\n"
+
+
+def test_json_prints_one_object(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("n;m\n1;2\n3;4\n")
+    arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}", "--json"]
+    options = ["--taskname", "t", "--split", "0.5", "0", "0.5", "--delimiter", "semicolon"]
+
+    result = CliRunner().invoke(command.prepare, arguments + options)
+
+    assert json.loads(result.stdout) == {"files": {"n_train.jsonl": 1, "n_test.jsonl": 1}}
+
+
+def test_the_delimiters_offered_are_those_that_exist() -> None:
+    (option,) = [p for p in command.csv_file.params if p.name == "delimiter"]
+
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(DELIMITERS)
+
+
+@pytest.mark.parametrize("name", ["squad", "phrasebank", "assistant"])
+def test_a_missing_input_reaches_the_caller_as_a_data_error(name: str, tmp_path: Path) -> None:
+    arguments = [name, "--input", f"{tmp_path}/none", "--output", f"{tmp_path}/out"]
+
+    result = CliRunner().invoke(command.prepare, arguments)
+
+    assert isinstance(result.exception, DataError)
+    assert f"{tmp_path}/none" in str(result.exception)
+    assert not (tmp_path / "out").exists()

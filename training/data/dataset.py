@@ -1,0 +1,117 @@
+"""Examples to training sequences: rendered once, with their loss mask, and what was left out.
+
+In: `Example`s and a `Renderer` per task. Out: `TrainingSequence`s. Nothing is left out silently:
+each example that is not used is in the `SkipReport` with its reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.errors import DataError
+from pl_compile.progress import SILENT, Progress
+from pl_compile.text.render import Rendered, Renderer, TooLongError
+from pl_compile.training.data.examples import Example
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """A rendered example.
+
+    Attributes:
+        task: index of its task in the run.
+        rendered: real and virtual tokens.
+        in_loss: bool `[seq]`; whether the model is asked to predict this token.
+    """
+
+    task: int
+    rendered: Rendered
+    in_loss: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rendered)
+
+    def without_virtual(self) -> "TrainingSequence":
+        """The same example as the base alone would see it."""
+        real = self.rendered.virtual_rows < 0
+        return TrainingSequence(self.task, self.rendered.without_virtual(), self.in_loss[real])
+
+
+@dataclass
+class SkipReport:
+    """Which examples were left out, and why."""
+
+    total: int = 0
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many were left out."""
+        return sum(map(len, self.places.values()))
+
+    def add(self, reason: str, where: str) -> None:
+        """Notes an example that is left out."""
+        self.places.setdefault(reason, []).append(where)
+
+    def lines(self, *, most: int = 3) -> list[str]:
+        """One line a reason, with the first places."""
+        return [
+            f"left out {len(places)} of {self.total}: {reason} "
+            f"({', '.join(places[:most])}{' …' if len(places) > most else ''})"
+            for reason, places in self.places.items()
+        ]
+
+
+def render_examples(
+    examples: Sequence[Example],
+    renderers: Mapping[str, Renderer],
+    *,
+    max_length: int,
+    min_length: int = 1,
+    progress: Progress = SILENT,
+) -> tuple[list[TrainingSequence], SkipReport]:
+    """The training sequences of all examples that fit.
+
+    Args:
+        examples: as read.
+        renderers: by taskname; their order numbers the tasks.
+        max_length: longest sequence in tokens, all included.
+        min_length: shortest.
+        progress: who is told.
+
+    Raises:
+        DataError: no example fits.
+    """
+    numbers = {name: index for index, name in enumerate(renderers)}
+    sequences: list[TrainingSequence] = []
+    report = SkipReport(total=len(examples))
+    with progress.bar("tokenising", len(examples)) as bar:
+        for example in examples:
+            bar.advance()
+            renderer = renderers[example.taskname]
+            try:
+                rendered = renderer.example(example.fields, max_length=max_length)
+            except TooLongError:
+                report.add(f"longer than {max_length} tokens even after truncation", example.where)
+                continue
+            in_loss = _in_loss(renderer, rendered)
+            if len(rendered) < min_length:
+                report.add(f"shorter than {min_length} tokens", example.where)
+            elif not in_loss[1:].any():
+                report.add("no token to learn from", example.where)
+            else:
+                sequences.append(TrainingSequence(numbers[example.taskname], rendered, in_loss))
+    if not sequences:
+        raise DataError(
+            "rendering the examples", found="none is usable: " + "; ".join(report.lines())
+        )
+    return sequences, report
+
+
+def _in_loss(renderer: Renderer, rendered: Rendered) -> NDArray[np.bool_]:
+    if renderer.template.task.answer_only_loss:
+        mask: NDArray[np.bool_] = np.arange(len(rendered)) >= rendered.answer_start
+        return mask
+    return rendered.virtual_rows < 0

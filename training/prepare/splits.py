@@ -1,0 +1,80 @@
+"""Rows dealt out to training, validation and test, and written as JSON lines.
+
+In: rows in the publisher's order. Out: the same split for the same seed, and files that are there
+whole or not at all. Knows no data set.
+"""
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from pl_compile.artifact.files import write_atomically
+from pl_compile.errors import ConfigError, DataError, list_problems
+
+T = TypeVar("T")
+Row: TypeAlias = Mapping[str, str | list[str]]
+
+
+def shuffled(rows: Sequence[T], generator: random.Random) -> list[T]:
+    """The rows in another order; the generator moves on."""
+    shuffled_rows = list(rows)
+    generator.shuffle(shuffled_rows)
+    return shuffled_rows
+
+
+def deal_out(
+    rows: Sequence[T], fractions: tuple[float, float, float]
+) -> tuple[list[T], list[T], list[T]]:
+    """The rows cut in three, in their order: training, validation, test.
+
+    A cut lies at the whole number below; the test takes what is left.
+
+    Raises:
+        ConfigError: a fraction is below 0, or they do not add up to 1.
+    """
+    if min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise ConfigError(
+            "splitting the rows",
+            found=f"the fractions {', '.join(map(str, fractions))}",
+            expected="three numbers from 0 that add up to 1",
+        )
+    # The nudge keeps 0.1 + 0.2 of 10 rows at 3, whatever the last bit of the product is.
+    train_end = int(len(rows) * fractions[0] + 1e-6)
+    val_end = int(len(rows) * (fractions[0] + fractions[1]) + 1e-6)
+    return list(rows[:train_end]), list(rows[train_end:val_end]), list(rows[val_end:])
+
+
+def without_field(rows: Sequence[Row], field: str) -> list[Row]:
+    """The rows as a test shows them: everything but the answer."""
+    return [{name: value for name, value in row.items() if name != field} for row in rows]
+
+
+def write_jsonl(output_dir: Path, files: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+    """Writes one JSON object a line; each file is replaced only once its new rows are on the disk.
+
+    Args:
+        output_dir: made if it is not there.
+        files: the rows of each file by its name.
+
+    Returns:
+        The number of rows by file name.
+
+    Raises:
+        DataError: a file would hold no rows. None of them is written then.
+        ArtifactError: the disk refuses.
+    """
+    empty = [f"{name} would hold no rows" for name, rows in files.items() if not rows]
+    if empty:
+        raise DataError(
+            f"writing to {output_dir}",
+            found=list_problems(empty),
+            fix="The input has too few rows for this split.",
+        )
+    for name, rows in files.items():
+        # ASCII escapes: no reader can take U+2028 or U+0085 inside a text for the end of a line.
+        lines = [json.dumps(row) + "\n" for row in rows]
+        write_atomically(output_dir / name, "".join(lines).encode("ascii"))
+    return {name: len(rows) for name, rows in files.items()}
