@@ -21,7 +21,7 @@ _CORPUS = (
 
 
 def write_tiny_base(folder: Path, family: str, *, seed: int = 0, tied: bool = True) -> Path:
-    """A random base of a few thousand weights with a tokenizer of its own, as a Hugging Face folder.
+    """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
 
     Args:
         folder: is made.
@@ -113,7 +113,7 @@ def assert_close(
     limit = relative * np.abs(expected).max()
     if difference.max() > limit:
         place = np.unravel_index(int(difference.argmax()), difference.shape)
-        name = f" of {what[place[0]]}" if what else ""
+        name = f" of {what[int(place[0])]}" if what else ""
         raise AssertionError(
             f"largest difference {difference.max():.3g} at {tuple(map(int, place))}{name}, "
             f"allowed {limit:.3g}"

@@ -130,6 +130,10 @@ class Session:
         for start in range(0, len(rows), self.engine.max_batch):
             yield from self._run(rows[start : start + self.engine.max_batch])
 
+    def check(self, request: Request) -> None:
+        """Raises `RequestError` if `request` cannot be served."""
+        self._row(0, request)
+
     def _row(self, index: int, request: Request) -> "_Row":
         doing = f"serving request {index}"
         if request.task not in self.prompts:

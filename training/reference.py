@@ -5,6 +5,7 @@ compiled bundle is compared with. Slow on purpose.
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from pl_compile.training.base_model import FrozenBase
+
+
+def reference_name() -> str:
+    """What a report calls the reference."""
+    return f"transformers {version('transformers')}, torch {torch.__version__}"
 
 
 class _Prompt(Protocol):

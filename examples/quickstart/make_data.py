@@ -340,7 +340,7 @@ COMMAND_FRAMES = {
         we are going out, put the {room} lights {switch}
         why are the {room} lights not {switch} yet
         it is getting late, {room} lights {switch}
-        get the lights {switch} in the {room}
+        lights in the {room}, {switch} please
         """,
     "lights {room} {colour}": """
         {ask} make the {room} lights {colour}
@@ -424,16 +424,8 @@ COMMAND_FRAMES = {
         i always forget to {chore}, nudge me on {day}
         give me a nudge on {day} to {chore}
         this {day} i really need to {chore}
-        """,
-    "remind {soon} {chore}": """
-        {ask} remind me {soon} to {chore}
-        {ask} remind me to {chore} {soon}
-        i want to {chore} {soon}, remind me
-        do not let me forget to {chore} {soon}
-        {soon} i have to {chore}, give me a nudge
-        set a reminder to {chore} {soon}
-        i should {chore} {soon}, remind me then
-        make a note for {soon}, i must {chore}
+        it is important to {chore} on {day}
+        note for {day}, i have to {chore}
         """,
     "shopping add {item}": """
         {ask} add {item} to the shopping list
@@ -449,18 +441,7 @@ COMMAND_FRAMES = {
         write {item} on the shopping list
         do not let me forget to buy {item}
         i used up the {item}, get some more
-        i am cooking {soon} and we need {item}
-        """,
-    "shopping remove {item}": """
-        {ask} remove {item} from the shopping list
-        {ask} take {item} off the list
-        {ask} delete {item} from the list
-        we already have {item}, take it off the list
-        no need to buy {item} any more
-        scratch {item} from the shopping list
-        i bought {item} already, cross it off
-        we do not need {item} after all
-        there is plenty of {item}, cross it off the list
+        i want to cook and we need {item}
         """,
     "music {room} {genre}": """
         {ask} play {genre} in the {room}
@@ -536,7 +517,6 @@ COMMAND_FILLERS = {
         7:50, 8:00, 8:10, 8:15, 8:30, 8:45, 9:00, 9:20, 9:45
         """,
     "day": "monday, tuesday, wednesday, thursday, friday, saturday, sunday",
-    "soon": "today, tonight, tomorrow",
     "degrees": "15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26",
     "chore": """
         call the dentist, water the plants, pay the rent, feed the cat, book a haircut,

@@ -74,11 +74,13 @@ class Bundle:
         folder: where it lies.
         manifest: what it says of itself.
         entries: the tasks by name.
+        files: every file but the manifest, by its path in the folder.
     """
 
     folder: Path
     manifest: Manifest
     entries: Mapping[str, TaskEntry]
+    files: Mapping[str, FileRecord]
 
     @property
     def base_folder(self) -> Path:
@@ -150,13 +152,13 @@ def read_bundle(folder: Path) -> Bundle:
             a path that leaves the folder, or a task that cannot be read.
     """
     doing = f"opening the bundle {folder}"
-    manifest, files = _read_manifest(folder, doing)
-    _check_files(folder, files, doing)
-    entries = {name: _read_task(folder, name, manifest, files) for name in manifest.tasks}
-    return Bundle(folder, manifest, entries)
+    manifest = _read_manifest(folder, doing)
+    _check_files(folder, manifest.files, doing)
+    entries = {name: _read_task(folder, name, manifest) for name in manifest.tasks}
+    return Bundle(folder, manifest, entries, manifest.files)
 
 
-def _read_manifest(folder: Path, doing: str) -> tuple[Manifest, dict[str, FileRecord]]:
+def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -177,10 +179,9 @@ def _read_manifest(folder: Path, doing: str) -> tuple[Manifest, dict[str, FileRe
             fix="Use the release of plc that wrote it, or a newer one.",
         )
     try:
-        parsed = build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
+        return build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
     except ConfigError as error:
         raise ArtifactError(doing, found=f"damaged {MANIFEST}: {error}") from error
-    return parsed, dict(parsed.files)
 
 
 @dataclass(frozen=True)
@@ -215,12 +216,10 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> N
         )
 
 
-def _read_task(
-    folder: Path, name: str, manifest: Manifest, files: Mapping[str, FileRecord]
-) -> TaskEntry:
+def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     doing = f"reading task '{name}' of the bundle {folder}"
     for file in ("task.json", "prompt.safetensors"):
-        if f"tasks/{name}/{file}" not in files:
+        if f"tasks/{name}/{file}" not in manifest.files:
             raise ArtifactError(doing, found=f"{file} is not in the manifest")
     path = task_folder(folder, name)
     try:

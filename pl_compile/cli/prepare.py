@@ -15,8 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DELIMITERS = ("comma", "semicolon", "tab")
 
 
-@click.group()
-def prepare() -> None:
+@click.group("prepare")
+def command() -> None:
     """Turn a publisher's data set into JSON lines."""
 
 
@@ -61,7 +61,7 @@ def _print(files: dict[str, int], output_dir: Path, *, as_json: bool) -> None:
         click.echo(f"{output_dir / name}: {n_rows} rows")
 
 
-@prepare.command(epilog=_example("plc prepare squad --input squad --output data"))
+@command.command(epilog=_example("plc prepare squad --input squad --output data"))
 @_input_and_output("The folder with one *train*.json and one *dev*.json.")
 @click.option("--train-file", metavar="FILE", help="The training file in that folder, by name.")
 @click.option("--dev-file", metavar="FILE", help="The development file in that folder, by name.")
@@ -87,7 +87,7 @@ def squad(
     _print(files, output_dir, as_json=as_json)
 
 
-@prepare.command(
+@command.command(
     epilog=_example("plc prepare phrasebank --input FinancialPhraseBank-v1.0 --output data")
 )
 @_input_and_output("Sentences_AllAgree.txt, another Sentences_*.txt, or the folder of the first.")
@@ -109,7 +109,7 @@ def phrasebank(
     _print(files, output_dir, as_json=as_json)
 
 
-@prepare.command(
+@command.command(
     epilog=_example("plc prepare assistant --input NLU-Evaluation-Data-master --output data")
 )
 @_input_and_output("The folder KFold_1 of NLU-Evaluation-Data, or any folder above it.")
@@ -125,7 +125,7 @@ def assistant(
     _print(files, output_dir, as_json=as_json)
 
 
-@prepare.command(
+@command.command(
     "csv", epilog=_example("plc prepare csv --input news.csv --output data --taskname topic")
 )
 @_input_and_output("A UTF-8 file with a header row.")

@@ -5,8 +5,9 @@ largest logit difference over prefill and decode, and whether the greedy tokens 
 in one batch in the engine under test, so a row that is disturbed by its neighbours is found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ from pl_compile.text.tokenizer import Tokenizer
 # Relative to the largest logit. Float32 sums in another order differ by some 1e-6 of it per layer.
 TOLERANCE = 1e-3
 DECODE_STEPS = 16
+
+# A self-test keeps the logits of this many ids, spread over the vocabulary: enough to notice any
+# difference, and a few kilobytes instead of megabytes.
+SELFTEST_LOGITS = 64
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def trace(
     rows: Sequence[ProbeRow],
     *,
     follow: Int64 | None = None,
-    bar_label: str = "",
+    label: str = "",
     progress: Progress = SILENT,
 ) -> Trace:
     """Runs prompts and `DECODE_STEPS` decode steps, all rows in one batch.
@@ -136,7 +141,7 @@ def trace(
         engine: what runs them; `rows` must fit into its batch.
         rows: the prompts.
         follow: int64 `[steps, rows]`: tokens to go on with; the engine's own greedy ones if None.
-        bar_label: what to call it while it runs.
+        label: what to call it while it runs.
         progress: who is told.
     """
     lengths = np.asarray([len(row.input_ids) for row in rows], np.int64)
@@ -146,7 +151,7 @@ def trace(
     past, last = np.zeros(len(rows), np.int64), lengths - 1
     all_logits: list[NDArray[np.float32]] = []
     all_tokens: list[NDArray[np.int64]] = []
-    with progress.bar(bar_label, DECODE_STEPS + 1) as bar:
+    with progress.bar(label, DECODE_STEPS + 1) as bar:
         for step in range(DECODE_STEPS + 1):
             logits = engine.step(ids, past, last, rows).copy()
             tokens = logits.argmax(axis=-1)
@@ -183,6 +188,46 @@ def compare(
             )
         )
     return results
+
+
+def selftest_arrays(
+    rows: Sequence[ProbeRow], expected: Trace, task: str
+) -> dict[str, NDArray[Any]]:
+    """The vectors of a task that any runtime can check itself with.
+
+    Returns:
+        `input_ids` int64 `[rows, seq]` right-padded with 0, `lengths` int64 `[rows]`, `tokens`
+        int64 `[steps, rows]`, `logit_ids` int64 `[ids]`, `logits` float32 `[steps, rows, ids]`.
+    """
+    mine = [index for index, row in enumerate(rows) if row.task == task]
+    lengths = np.asarray([len(rows[index].input_ids) for index in mine], np.int64)
+    input_ids = np.zeros((len(mine), int(lengths.max())), np.int64)
+    for place, index in enumerate(mine):
+        input_ids[place, : lengths[place]] = rows[index].input_ids
+    vocab = expected.logits.shape[-1]
+    logit_ids = np.unique(np.linspace(0, vocab - 1, SELFTEST_LOGITS).astype(np.int64))
+    return {
+        "input_ids": input_ids,
+        "lengths": lengths,
+        "tokens": np.ascontiguousarray(expected.tokens[:, mine]),
+        "logit_ids": logit_ids,
+        "logits": np.ascontiguousarray(expected.logits[:, mine][:, :, logit_ids]),
+    }
+
+
+def run_selftest(
+    engine: Engine, arrays: Mapping[str, NDArray[Any]], entry: TaskEntry, task_id: int
+) -> Parity:
+    """Runs a task's stored vectors and compares."""
+    name = entry.task.taskname
+    rows = [
+        ProbeRow(name, ids[:length], entry.rows, task_id)
+        for ids, length in zip(arrays["input_ids"], arrays["lengths"], strict=True)
+    ]
+    expected = Trace(arrays["logits"], arrays["tokens"])
+    actual = trace(engine, rows, follow=expected.tokens)
+    chosen = Trace(actual.logits[:, :, arrays["logit_ids"]], actual.tokens)
+    return compare(rows, expected, chosen, "self-test vectors")[0]
 
 
 def _fixed_length(template: Template, renderer: Renderer) -> int:

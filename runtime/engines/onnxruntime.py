@@ -31,6 +31,14 @@ os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 _CPU = ("cpu", 0)
 
 
+def available_providers() -> list[str]:
+    """The execution providers of the installed ONNX Runtime."""
+    import onnxruntime
+
+    providers: list[str] = onnxruntime.get_available_providers()
+    return providers
+
+
 class OnnxRuntimeEngine:
     """ONNX Runtime on CPU.
 

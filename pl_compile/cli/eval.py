@@ -1,0 +1,92 @@
+"""`plc eval`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pl_compile.cli.terminal import (
+    TerminalProgress,
+    json_option,
+    need_extra,
+    number,
+    print_json,
+    print_table,
+)
+
+
+@click.command(
+    "eval", epilog="Example: plc eval bundle --data examples/quickstart/data/ticket_test.jsonl"
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Examples with their answers, of any mix of tasks.",
+)
+@click.option(
+    "--metric",
+    default="auto",
+    show_default=True,
+    help="accuracy, exact_match, squad, intent_slot, or auto.",
+)
+@click.option("--no-baseline", is_flag=True, help="Do not ask the base without prompts as well.")
+@click.option("--limit", type=int, help="Only the first examples of each task.")
+@click.option("--max-tokens", type=int, help="Longest answer; from the right answers if left out.")
+@click.option("--base", help="For a prompt table: its base, if that is not in its run folder.")
+@click.option(
+    "--reference", help="For a bundle: its base; also answer with torch and count agreement."
+)
+@json_option
+def command(
+    path: Path,
+    data: tuple[Path, ...],
+    metric: str,
+    no_baseline: bool,
+    limit: int | None,
+    max_tokens: int | None,
+    base: str | None,
+    reference: str | None,
+    as_json: bool,
+) -> None:
+    """Score the tasks of PATH, a bundle or a prompt table, with and without their prompts."""
+    from pl_compile.driver import evaluate
+    from pl_compile.driver.runs import find_base_of
+    from pl_compile.runtime import Session
+    from pl_compile.weights.bases import find_base
+
+    if path.is_dir():
+        session = Session.open(path)
+    else:
+        need_extra("train", "torch", "transformers", "ml_dtypes")
+        session = evaluate.session_on_table(path, find_base_of(path, base))
+    compared = None
+    if reference is not None:
+        need_extra("train", "torch", "transformers", "ml_dtypes")
+        compared = evaluate.session_on_reference(path, find_base(reference))
+    options = evaluate.EvalOptions(
+        metric=metric, baseline=not no_baseline, max_tokens=max_tokens, limit=limit
+    )
+    scores = evaluate.evaluate(
+        session, data, options, reference=compared, progress=TerminalProgress()
+    )
+    if as_json:
+        print_json({"tasks": [asdict(score) for score in scores]})
+        return
+    rows = [
+        [
+            score.task,
+            str(score.examples),
+            name,
+            number((score.without_prompt or {}).get(name), 1),
+            number(value, 1),
+            number(score.same_as_reference, 1),
+        ]
+        for score in scores
+        for name, value in score.with_prompt.items()
+        if name != "total"
+    ]
+    columns = ["task", "examples", "metric, %", "no prompt", "prompt", "same as torch"]
+    print_table(f"Scores of {path}", columns, rows)

@@ -1,0 +1,106 @@
+"""`plc generate`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pl_compile.cli.terminal import TerminalProgress, json_option, print_json
+
+
+@click.command(
+    "generate",
+    epilog="Example: plc generate bundle --task ticket --field message='Where is my parcel?'",
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--task", help="The task of one request.")
+@click.option("--field", "fields", multiple=True, metavar="NAME=VALUE", help="A field of it.")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Requests as JSONL: taskname and fields, any mix of tasks.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Answers as JSONL.")
+@click.option("--max-tokens", type=int, default=64, show_default=True, help="Longest answer.")
+@click.option("--min-tokens", type=int, default=0, show_default=True, help="Shortest answer.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@click.option("--stop", multiple=True, help="A text that ends an answer.")
+@click.option("--batch", type=int, default=16, show_default=True, help="Rows that step together.")
+@json_option
+def command(
+    bundle: Path,
+    task: str | None,
+    fields: tuple[str, ...],
+    source: Path | None,
+    output: Path | None,
+    max_tokens: int,
+    min_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    seed: int,
+    stop: tuple[str, ...],
+    batch: int,
+    as_json: bool,
+) -> None:
+    """Answer one request (--task, --field), or a mixed file of them (--input, --output)."""
+    if (task is None) == (source is None):
+        raise click.UsageError("Give either --task with --field, or --input.")
+    if source is not None and (fields or as_json):
+        raise click.UsageError("--field and --json go with --task; --input writes to --output.")
+    if source is None and output is not None:
+        raise click.UsageError("--output goes with --input.")
+    if batch < 1:
+        raise click.UsageError("--batch must be at least 1.")
+    from pl_compile.runtime import Request, Sampling, Session
+
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "stop": stop,
+        "sampling": Sampling(temperature, top_k, top_p, repetition_penalty, seed),
+    }
+    if source is not None:
+        from pl_compile.driver.answer_file import answer_file
+
+        session = Session.open(bundle, max_batch=batch)
+        count = answer_file(session, source, output, options, progress=TerminalProgress())
+        click.echo(f"answered {count} requests", err=True)
+        return
+    session = Session.open(bundle, max_batch=1)
+    request = Request(str(task), _parse_fields(fields), **options)
+    if as_json:
+        result = session.generate([request])[0]
+        print_json(
+            {
+                "task": result.task,
+                "text": result.text,
+                "token_ids": list(result.token_ids),
+                "finish_reason": result.finish_reason,
+                "prompt_tokens": result.prompt_tokens,
+            }
+        )
+        return
+    for event in session.stream([request]):
+        click.echo(event.text, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--field {field}: expected NAME=VALUE.")
+        if name in values:
+            raise click.UsageError(f"--field {name} is given twice.")
+        values[name] = value
+    return values

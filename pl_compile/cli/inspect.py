@@ -1,0 +1,23 @@
+"""`plc inspect`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pl_compile.cli.terminal import json_option, print_json
+
+
+@click.command("inspect", epilog="Example: plc inspect bundle")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Say what PATH holds: a bundle, a prompt table, a checkpoint, a run folder or a base."""
+    from pl_compile.driver.describe import describe
+
+    description = describe(path)
+    if as_json:
+        print_json(description)
+    else:
+        # The same, indented: what a person reads and what a program reads cannot differ.
+        click.echo(json.dumps(description, indent=2, ensure_ascii=False))

@@ -1,0 +1,80 @@
+"""The command `plc`: one file per command, each imported only when it is asked for.
+
+`plc --help` must answer at once, so nothing here imports more than click, and a command imports
+what it needs inside its function. This module turns our exceptions into one line and an exit code.
+"""
+
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from pl_compile import __version__
+from pl_compile.errors import PlcError
+
+# Command to what `plc --help` says of it, in the order of the flow.
+COMMANDS = {
+    "fetch": "Bring the default base.",
+    "prepare": "Turn a published data set into JSONL.",
+    "train": "Train the prompts of one or more tasks.",
+    "export": "Compile prompts and base into a bundle.",
+    "verify": "Check a bundle: sums, self-tests, parity with torch.",
+    "generate": "Answer one request, or a file of them.",
+    "eval": "Score tasks with and without their prompts.",
+    "inspect": "Say what a path holds.",
+    "doctor": "Say what works on this machine, and why not.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of `pl_compile.cli`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the flow."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"pl_compile.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="plc")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.pass_context
+def plc(ctx: click.Context, debug: bool) -> None:
+    """Compile prompt-tuned GPTs: train virtual tokens, export them, serve them."""
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Runs `plc` and leaves the process with 0, 1 (failed), 2 (misused) or 3 (parity failed)."""
+    try:
+        plc.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except PlcError as error:
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output is gone (`plc … | head`): nothing to report to.
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,117 @@
+"""What commands share at the terminal: progress on standard error, tables, JSON, extras."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from pl_compile.errors import MissingExtraError
+from pl_compile.progress import Bar
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+)
+
+
+class TerminalProgress:
+    """Bars where standard error is a terminal, plain lines where it is not."""
+
+    def say(self, line: str) -> None:
+        """A line on standard error."""
+        click.echo(line, err=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Bar]:
+        """A bar that is drawn over itself, or a line at each quarter."""
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield _Quarters(label, total)
+            return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description:>24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(label, total=total, note="")
+            yield _RichBar(progress, task)
+
+
+class _RichBar:
+    def __init__(self, progress: Any, task: Any) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Draws the bar."""
+        fields = {"note": note} if note else {}
+        self._progress.update(self._task, advance=amount, **fields)
+
+
+class _Quarters:
+    """A step's progress as four lines at most: for logs."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label = label
+        self._total = total
+        self._done = 0
+        self._said = 0
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Says each quarter that is passed."""
+        self._done += amount
+        quarter = 4 * self._done // max(1, self._total)
+        if quarter > self._said:
+            self._said = quarter
+            text = f"{self._label}: {self._done}/{self._total} {note}".rstrip()
+            click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; as wide as it needs where that is no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: brackets in data are no markup
+    console.print(table)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def need_extra(extra: str, *packages: str) -> None:
+    """Raises `MissingExtraError` for the first of `packages` that is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            doing = f"running plc {click.get_current_context().info_name}"
+            raise MissingExtraError(doing, package=package, extra=extra)

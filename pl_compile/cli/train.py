@@ -1,0 +1,67 @@
+"""`plc train`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pl_compile.cli.terminal import (
+    TerminalProgress,
+    json_option,
+    need_extra,
+    number,
+    print_json,
+    print_table,
+)
+
+
+@click.command(
+    "train", epilog="Example: plc train examples/quickstart/train.yaml --set trainer.max_steps=20"
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of CONFIG."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Run folder; runs/<name of CONFIG> if left out.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the run folder, bit for bit.")
+@json_option
+def command(
+    config: Path, settings: tuple[str, ...], output: Path | None, resume: bool, as_json: bool
+) -> None:
+    """Train the prompts that CONFIG describes, on a frozen base.
+
+    The run folder gets prompts.safetensors (the prompt table), config.yaml, metrics.jsonl,
+    curves.png and checkpoints.
+    """
+    need_extra("train", "torch", "transformers", "matplotlib")
+    from pl_compile.training.run import read_train_config, run_training
+
+    resolved = read_train_config(config, settings)
+    folder = output or Path("runs") / config.stem
+    result = run_training(resolved, folder, resume=resume, progress=TerminalProgress())
+    if as_json:
+        print_json({**asdict(result), "table": str(result.table)})
+        return
+    print_table(
+        f"{result.steps} steps in {result.seconds:.0f} s; best after step {result.best_step}",
+        ["task", "virtual", "training", "validation", "loss, no prompt", "loss, prompt"],
+        [
+            [
+                task.taskname,
+                str(task.virtual_tokens),
+                str(task.train_examples),
+                str(task.validation_examples),
+                number(task.loss_without_prompt),
+                number(task.loss_with_prompt),
+            ]
+            for task in result.tasks
+        ],
+    )
+    click.echo(
+        f"trained {result.trained:,} numbers, {result.frozen:,} frozen (unchanged by their sum)"
+    )
+    click.echo(f"wrote {result.table}")

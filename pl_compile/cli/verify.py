@@ -1,0 +1,37 @@
+"""`plc verify`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pl_compile.cli.export import parity_error, print_parity
+from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
+
+
+@click.command("verify", epilog="Example: plc verify bundle --reference smollm2-135m")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--reference", help="The base, by name or folder: also compare with torch.")
+@json_option
+def command(bundle: Path, reference: str | None, as_json: bool) -> None:
+    """Check BUNDLE: the sums of its files, its self-test vectors, and parity with torch.
+
+    Exit code 3 if a comparison is beyond the tolerance.
+    """
+    from pl_compile.driver.verify import verify_bundle
+    from pl_compile.weights.bases import find_base
+
+    if reference is not None:
+        need_extra("train", "torch", "transformers", "ml_dtypes")
+    folder = None if reference is None else find_base(reference)
+    result = verify_bundle(bundle, folder, progress=TerminalProgress())
+    if as_json:
+        print_json({**asdict(result), "bundle": str(result.bundle)})
+    else:
+        click.echo(f"{result.files} files have the sums of the manifest")
+        if result.selftests:
+            print_parity("Self-tests", result.selftests)
+        if result.parity:
+            print_parity("Parity with torch", result.parity)
+    if not result.passed:
+        raise parity_error(f"verifying {bundle}", [*result.selftests, *result.parity])

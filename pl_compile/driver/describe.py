@@ -1,0 +1,95 @@
+"""What a path holds, as plain data: a bundle, a table, a checkpoint, a run folder or a base."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from pl_compile.artifact.bundle import MANIFEST, read_bundle
+from pl_compile.artifact.prompt_table import FORMAT, TaskEntry, read_prompt_table
+from pl_compile.config.decoder import read_decoder_config
+from pl_compile.errors import ArtifactError
+from pl_compile.text.template import parse_template
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """A description with a "kind", ready for JSON.
+
+    Raises:
+        ArtifactError: nothing there, or nothing that we know.
+        BaseModelError: a Hugging Face folder of an unsupported family.
+    """
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return _bundle(path)
+        if (path / "prompts.safetensors").is_file():
+            return {
+                "kind": "run",
+                "path": str(path),
+                "table": describe(path / "prompts.safetensors"),
+            }
+        if (path / "config.json").is_file():
+            return {"kind": "base", "path": str(path), **asdict(read_decoder_config(path))}
+    elif path.is_file():
+        return _file(path)
+    raise ArtifactError(
+        f"looking into {path}",
+        found="nothing that plc knows" if path.exists() else "no such file or folder",
+        expected="a bundle, a prompt table, a checkpoint, a run folder or a Hugging Face folder",
+    )
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    bundle = read_bundle(path)
+    manifest = asdict(bundle.manifest)
+    files = {name: record.size_bytes for name, record in bundle.files.items()}
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        **manifest,
+        "tasks": [_task(entry) for entry in bundle.entries.values()],
+        "files": files,
+        "size_bytes": sum(files.values()),
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"looking into {path}", found=str(error), expected="a safetensors file"
+        ) from error
+    if metadata.get("format") == FORMAT:
+        table = read_prompt_table(path)
+        return {
+            "kind": "prompt table",
+            "path": str(path),
+            "base": asdict(table.base),
+            "tasks": [_task(entry) for entry in table.entries.values()],
+        }
+    kind = "checkpoint" if metadata.get("format") == "plc.training-checkpoint" else "tensors"
+    return {"kind": kind, "path": str(path), "metadata": metadata, "tensors": shapes}
+
+
+def _task(entry: TaskEntry) -> dict[str, Any]:
+    template = parse_template(entry.task)
+    return {
+        "taskname": entry.task.taskname,
+        "method": entry.method,
+        "virtual_tokens": entry.task.total_virtual_tokens,
+        "splits": list(entry.task.virtual_token_splits) or [entry.task.total_virtual_tokens],
+        "fields": list(template.input_fields),
+        "answer_field": template.answer_field,
+        "choices": list(entry.task.choices),
+        "template": entry.task.prompt_template,
+        "bos_id": entry.bos_id,
+        "eos_id": entry.eos_id,
+        "row_norms": {
+            "smallest": float((entry.rows**2).sum(axis=1).min() ** 0.5),
+            "largest": float((entry.rows**2).sum(axis=1).max() ** 0.5),
+        },
+    }

@@ -1,0 +1,200 @@
+"""Scores of tasks on labelled examples: with the prompt, and the base alone beside it.
+
+In: a session (on a bundle, or on torch for a prompt table) and data files with answers. Out: per
+task the metric with and without prompt, and, with a second session, how often both give the same
+answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver.verify import check_reference
+from pl_compile.errors import ConfigError, DataError, unknown_name
+from pl_compile.metrics import METRICS, choose_metric
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.requests import Request, Result
+from pl_compile.runtime.session import Session
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.data.examples import Example, read_examples
+from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+
+# Room beyond the longest right answer: enough to see a wrong one, without writing novels.
+_EXTRA_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How to score.
+
+    Attributes:
+        metric: a key of `METRICS`, or "auto".
+        baseline: whether the base is also asked without virtual tokens.
+        max_tokens: longest answer; from the right answers if None.
+        limit: first examples of each task only; all if None.
+    """
+
+    metric: str = "auto"
+    baseline: bool = True
+    max_tokens: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How a task did.
+
+    Attributes:
+        task: its name.
+        metric: which one.
+        examples: how many.
+        with_prompt: metric's numbers, in percent.
+        without_prompt: the base's own, where asked for.
+        same_as_reference: percent of examples that the second session answered alike.
+        predictions: the answers with prompt, in the order of the data.
+    """
+
+    task: str
+    metric: str
+    examples: int
+    with_prompt: dict[str, float]
+    without_prompt: dict[str, float] | None
+    same_as_reference: float | None
+    predictions: tuple[str, ...]
+
+
+def session_on_table(path: Path, base: Path) -> Session:
+    """A session that runs a prompt table on torch.
+
+    Raises:
+        ArtifactError: the table cannot be read.
+        FingerprintError: it was trained on another base.
+    """
+    from pl_compile.training.reference import TorchEngine
+
+    table = read_prompt_table(path)
+    fingerprint = fingerprint_base(Checkpoint(base), read_decoder_config(base))
+    table.check_base(fingerprint, str(base))
+    return Session(Tokenizer.from_folder(base), table.entries, TorchEngine(base))
+
+
+def session_on_reference(bundle: Path, base: Path) -> Session:
+    """A session that runs a bundle's tasks on torch, with the bundle's capacity.
+
+    Raises:
+        FingerprintError: `base` is not what the bundle was compiled from.
+    """
+    from pl_compile.training.reference import TorchEngine
+
+    checked = read_bundle(bundle)
+    check_reference(checked, base)
+    engine = TorchEngine(base, capacity=checked.manifest.graph.capacity)
+    return Session(Tokenizer.from_folder(bundle), checked.entries, engine)
+
+
+def evaluate(
+    session: Session,
+    data: Sequence[Path],
+    options: EvalOptions,
+    *,
+    reference: Session | None = None,
+    progress: Progress = SILENT,
+) -> list[TaskScore]:
+    """The scores of every task that occurs in the data.
+
+    Raises:
+        DataError: the data cannot be read, or an example has no answer.
+        ConfigError: an unknown metric.
+    """
+    if options.metric not in ("auto", *METRICS):
+        found, fix = unknown_name(options.metric, ("auto", *METRICS), what="metric")
+        raise ConfigError("choosing the metric", found=found, fix=fix)
+    templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
+    examples = read_examples(data, templates, answers=False)
+    scores = []
+    for task in dict.fromkeys(example.taskname for example in examples):
+        mine = [example for example in examples if example.taskname == task][: options.limit]
+        scores.append(_score(session, task, mine, options, reference, progress))
+    return scores
+
+
+def _score(
+    session: Session,
+    task: str,
+    examples: Sequence[Example],
+    options: EvalOptions,
+    reference: Session | None,
+    progress: Progress,
+) -> TaskScore:
+    prompt = session.prompts[task]
+    answers = [_answer(example, prompt.renderer.template.answer_field) for example in examples]
+    metric = options.metric
+    if metric == "auto":
+        metric = choose_metric(answers, prompt.choices or None)
+    flat = [
+        text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)
+    ]
+    # One line is all that is asked for where no right answer has two: it spares the base, which was
+    # never taught to stop, from being judged by what it says after its answer.
+    stop = () if any("\n" in text for text in flat) else ("\n",)
+    longest = max(len(session.tokenizer.encode(text, opens=False, markup=False)) for text in flat)
+    max_tokens = options.max_tokens or longest + _EXTRA_TOKENS
+
+    def answered(by: Session, label: str, *, use_prompt: bool) -> list[Result]:
+        requests = [
+            Request(
+                task,
+                _inputs(example, prompt.renderer.template.answer_field),
+                max_tokens=max_tokens,
+                stop=stop,
+                use_prompt=use_prompt,
+            )
+            for example in examples
+        ]
+        results: dict[int, Result] = {}
+        with progress.bar(f"{task}: {label}", len(requests)) as bar:
+            for event in by.stream(requests):
+                if event.result is not None:
+                    results[event.index] = event.result
+                    bar.advance()
+        return [results[index] for index in range(len(requests))]
+
+    with_prompt = [result.text for result in answered(session, "with prompt", use_prompt=True)]
+    without = None
+    if options.baseline:
+        texts = [result.text for result in answered(session, "without prompt", use_prompt=False)]
+        without = METRICS[metric](texts, answers)
+    same = None
+    if reference is not None:
+        texts = [result.text for result in answered(reference, "reference", use_prompt=True)]
+        pairs = list(zip(texts, with_prompt, strict=True))
+        same = 100.0 * sum(one == other for one, other in pairs) / len(pairs)
+    return TaskScore(
+        task,
+        metric,
+        len(examples),
+        METRICS[metric](with_prompt, answers),
+        without,
+        same,
+        tuple(with_prompt),
+    )
+
+
+def _answer(example: Example, field: str | None) -> Any:
+    if field is None or field not in example.fields:
+        raise DataError(
+            f"scoring task '{example.taskname}'",
+            found=f"{example.where} has no answer field '{field}'",
+            expected="data with the right answers",
+            fix="Give the ground-truth file.",
+        )
+    answer = example.fields[field]
+    return [str(text) for text in answer] if isinstance(answer, list) else str(answer)
+
+
+def _inputs(example: Example, answer_field: str | None) -> dict[str, Any]:
+    return {name: value for name, value in example.fields.items() if name != answer_field}

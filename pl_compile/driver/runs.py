@@ -1,0 +1,44 @@
+"""Where the newest run is and which base it was trained on: what `plc export` alone means."""
+
+from pathlib import Path
+
+from pl_compile.config.read import read_yaml
+from pl_compile.errors import ArtifactError, BaseModelError
+from pl_compile.weights.bases import find_base
+
+RUNS = Path("runs")
+TABLE_NAME = "prompts.safetensors"
+
+
+def newest_table(runs: Path = RUNS) -> Path:
+    """The prompt table that was written last in a folder of runs.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    tables = sorted(runs.glob(f"*/{TABLE_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not tables:
+        raise ArtifactError(
+            "looking for the newest run",
+            found=f"no {runs}/*/{TABLE_NAME}",
+            fix="Name the prompt table with --prompts, or train one with plc train.",
+        )
+    return tables[-1]
+
+
+def find_base_of(table: Path, base: str | None) -> Path:
+    """The folder of the base: the one that was named, or that of the table's run.
+
+    Raises:
+        BaseModelError: none was named, and the table lies in no run folder.
+    """
+    if base is not None:
+        return find_base(base)
+    config = table.parent / "config.yaml"
+    if not config.is_file():
+        raise BaseModelError(
+            f"looking for the base of {table}",
+            found="no config.yaml of a run beside it",
+            fix="Name the base with --base.",
+        )
+    return find_base(str(read_yaml(config).data["base"].data))

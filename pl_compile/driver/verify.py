@@ -1,0 +1,111 @@
+"""Is a bundle what it says, and does it compute what the reference computes?
+
+Sums of all files, the self-test vectors of every task, and, where the base is given, every task
+against torch in one mixed batch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pl_compile.artifact.bundle import Bundle, read_bundle
+from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver.parity import Parity, compare, probe_rows, run_selftest, trace
+from pl_compile.errors import FingerprintError
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was checked.
+
+    Attributes:
+        bundle: its folder.
+        files: how many files had the sums of the manifest.
+        selftests: one comparison per task that has vectors.
+        parity: one comparison per task with torch; empty without a reference.
+        passed: whether every comparison passed.
+    """
+
+    bundle: Path
+    files: int
+    selftests: tuple[Parity, ...]
+    parity: tuple[Parity, ...]
+    passed: bool
+
+
+def verify_bundle(
+    folder: Path, reference: Path | None = None, *, progress: Progress = SILENT
+) -> VerifyResult:
+    """Checks a bundle.
+
+    Args:
+        folder: the bundle.
+        reference: the Hugging Face folder of its base, to compare with torch.
+        progress: who is told.
+
+    Raises:
+        ArtifactError: a file is missing, altered or unreadable.
+        FingerprintError: `reference` is another base.
+    """
+    progress.say(f"checking the files of {folder}")
+    bundle = read_bundle(folder)
+    contract = bundle.manifest.graph
+    engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", contract)
+    selftests = []
+    with progress.bar("self-tests", len(bundle.entries)) as bar:
+        for task_id, (name, entry) in enumerate(bundle.entries.items()):
+            arrays = bundle.selftest(name)
+            if arrays:
+                selftests.append(run_selftest(engine, arrays, entry, task_id))
+            bar.advance(note=name)
+    parity = [] if reference is None else _with_torch(bundle, engine, reference, progress)
+    return VerifyResult(
+        folder,
+        len(bundle.files),
+        tuple(selftests),
+        tuple(parity),
+        all(result.passed for result in [*selftests, *parity]),
+    )
+
+
+def check_reference(bundle: Bundle, reference: Path) -> None:
+    """Raises `FingerprintError` unless `reference` is the base the bundle was compiled from."""
+    found = fingerprint_base(Checkpoint(reference), read_decoder_config(reference))
+    expected = bundle.manifest.base.fingerprint
+    if found != expected:
+        raise FingerprintError(
+            f"comparing the bundle {bundle.folder} with {reference}",
+            found=f"fingerprint {found}",
+            expected=f"{expected} ('{bundle.manifest.base.name}')",
+            fix="Give the base that the bundle was exported from.",
+        )
+
+
+def _with_torch(
+    bundle: Bundle, engine: OnnxRuntimeEngine, reference: Path, progress: Progress
+) -> list[Parity]:
+    from pl_compile.training.reference import TorchEngine, reference_name
+
+    check_reference(bundle, reference)
+    contract = bundle.manifest.graph
+    rows = probe_rows(
+        list(bundle.entries.values()),
+        Tokenizer.from_folder(bundle.folder),
+        vocab=contract.vocab,
+        capacity=contract.capacity,
+        seed=1,  # other words than the export's, which the self-tests hold
+    )
+    torch_engine = TorchEngine(reference, capacity=contract.capacity)
+    expected = trace(torch_engine, rows, label="reference (torch)", progress=progress)
+    results: list[Parity] = []
+    # The engine's batch may be smaller than all tasks together; rows of one part still mix tasks.
+    for start in range(0, len(rows), engine.max_batch):
+        part = slice(start, start + engine.max_batch)
+        follow = expected.tokens[:, part]
+        actual = trace(engine, rows[part], follow=follow, label="bundle", progress=progress)
+        expected_part = type(expected)(expected.logits[:, part], follow)
+        results += compare(rows[part], expected_part, actual, reference_name())
+    return results
