@@ -118,3 +118,104 @@ def assert_close(
             f"largest difference {difference.max():.3g} at {tuple(map(int, place))}{name}, "
             f"allowed {limit:.3g}"
         )
+
+
+TASKS = (
+    {
+        "taskname": "tone",
+        "prompt_template": "<|VIRTUAL_PROMPT_0|> {sentence} sentiment:{label}",
+        "total_virtual_tokens": 3,
+        "choices": ["positive", "negative", "neutral"],
+    },
+    {
+        "taskname": "ask",
+        # A marker after a field: the case that prefix-only systems get wrong.
+        "prompt_template": (
+            "Q: {question} <|VIRTUAL_PROMPT_0|> in {place}<|VIRTUAL_PROMPT_1|>: {answer}"
+        ),
+        "total_virtual_tokens": 5,
+        "virtual_token_splits": [3, 2],
+        "truncate_field": "question",
+    },
+)
+
+
+def tiny_examples(count: int, *, seed: int = 0) -> list[dict[str, str]]:
+    """Examples of both `TASKS` in turn, of varied lengths."""
+    generator = np.random.default_rng(seed)
+    words = _CORPUS.replace("<|x|>", "").split()
+
+    def text(most: int) -> str:
+        return " ".join(generator.choice(words, size=int(generator.integers(1, most))))
+
+    rows = []
+    for index in range(count):
+        if index % 2:
+            row = {"taskname": "ask", "question": text(9), "place": text(3), "answer": text(4)}
+        else:
+            label = ("positive", "negative", "neutral")[index // 2 % 3]
+            row = {"taskname": "tone", "sentence": f"{label} {text(7)}", "label": label}
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    """Writes one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any]:
+    """A training config on `base` as plain data, its examples written into `folder`.
+
+    Args:
+        folder: gets `train.jsonl` and `validation.jsonl`.
+        base: a tiny base.
+        changes: keys of `TrainConfig` to replace.
+    """
+    return {
+        "base": str(base),
+        "tasks": [dict(task) for task in TASKS],
+        "data": {
+            "train": [str(write_jsonl(folder / "train.jsonl", tiny_examples(24)))],
+            "validation": [str(write_jsonl(folder / "validation.jsonl", tiny_examples(8, seed=1)))],
+        },
+        "trainer": {
+            "max_steps": 6,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "val_check_interval": 3,
+        },
+        "optim": {"lr": 0.05},
+        **changes,
+    }
+
+
+def random_table(base: Path, path: Path, *, seed: int = 0) -> Path:
+    """Writes a prompt table of both `TASKS` with random rows for `base`."""
+    from pl_compile.artifact.prompt_table import (
+        BaseIdentity,
+        PromptTable,
+        TaskEntry,
+        write_prompt_table,
+    )
+    from pl_compile.config.decoder import read_decoder_config
+    from pl_compile.config.read import build, node_from_plain
+    from pl_compile.config.task import TaskConfig
+    from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+
+    config = read_decoder_config(base)
+    generator = np.random.default_rng(seed)
+    entries = {}
+    for index, spec in enumerate(TASKS):
+        task = build(TaskConfig, node_from_plain(spec, "TASKS"), doing="reading TASKS")
+        rows = generator.normal(0, 0.3, (task.total_virtual_tokens, config.hidden))
+        # One task opens with BOS and one does not: what a table records must be what is served.
+        bos_id = config.bos_id if index else None
+        entries[task.taskname] = TaskEntry(
+            task, rows.astype(np.float32), bos_id, config.eos_id, "random"
+        )
+    fingerprint = fingerprint_base(Checkpoint(base), config)
+    identity = BaseIdentity(base.name, fingerprint, config.hidden, config.vocab)
+    write_prompt_table(PromptTable(identity, entries), path)
+    return path

@@ -1,12 +1,13 @@
 """`plc generate`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pl_compile.cli.terminal import TerminalProgress, json_option, print_json
+from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
 
 
 @click.command(
@@ -22,7 +23,9 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json
     type=click.Path(path_type=Path),
     help="Requests as JSONL: taskname and fields, any mix of tasks.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Answers as JSONL.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Answers as JSONL; a table if left out."
+)
 @click.option("--max-tokens", type=int, default=64, show_default=True, help="Longest answer.")
 @click.option("--min-tokens", type=int, default=0, show_default=True, help="Shortest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -53,8 +56,8 @@ def command(
     """Answer one request (--task, --field), or a mixed file of them (--input, --output)."""
     if (task is None) == (source is None):
         raise click.UsageError("Give either --task with --field, or --input.")
-    if source is not None and (fields or as_json):
-        raise click.UsageError("--field and --json go with --task; --input writes to --output.")
+    if source is not None and fields:
+        raise click.UsageError("--field goes with --task.")
     if source is None and output is not None:
         raise click.UsageError("--output goes with --input.")
     if batch < 1:
@@ -68,14 +71,10 @@ def command(
         "sampling": Sampling(temperature, top_k, top_p, repetition_penalty, seed),
     }
     if source is not None:
-        from pl_compile.driver.answer_file import answer_file
-
-        session = Session.open(bundle, max_batch=batch)
-        count = answer_file(session, source, output, options, progress=TerminalProgress())
-        click.echo(f"answered {count} requests", err=True)
+        _answer_file(Session.open(bundle, max_batch=batch), source, output, options, as_json)
         return
-    session = Session.open(bundle, max_batch=1)
     request = Request(str(task), _parse_fields(fields), **options)
+    session = Session.open(bundle, max_batch=1)
     if as_json:
         result = session.generate([request])[0]
         print_json(
@@ -92,6 +91,34 @@ def command(
         click.echo(event.text, nl=False)
         sys.stdout.flush()
     click.echo()
+
+
+def _answer_file(
+    session: Any, source: Path, output: Path | None, options: dict[str, Any], as_json: bool
+) -> None:
+    """Answers a file; to JSONL where --output names one, else as a table or JSON."""
+    from pl_compile.artifact.files import write_atomically
+    from pl_compile.driver.answer_file import answer_file
+
+    answers = answer_file(session, source, options, progress=TerminalProgress())
+    records = [answer.record() for answer in answers]
+    if output is not None:
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        write_atomically(output, "".join(lines).encode())
+        click.echo(f"wrote {len(records)} answers to {output}", err=True)
+    if as_json:
+        print_json({"answers": records})
+    elif output is None:
+        rows = [
+            [
+                answer.result.task,
+                " | ".join(str(value) for value in answer.request.fields.values()),
+                answer.result.text,
+                "" if answer.expected is None else str(answer.expected).strip(),
+            ]
+            for answer in answers
+        ]
+        print_table(f"Answers to {source}", ["task", "input", "answer", "expected"], rows)
 
 
 def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:

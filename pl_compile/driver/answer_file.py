@@ -1,35 +1,54 @@
-"""A file of requests in, a file of answers out, line by line alike."""
+"""A file of requests to answers, line for line."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pl_compile.artifact.files import write_atomically
 from pl_compile.errors import RequestError, list_problems
-from pl_compile.progress import Progress
+from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
 from pl_compile.training.data.examples import read_examples
 
 
-def answer_file(
-    session: Session,
-    source: Path,
-    output: Path | None,
-    options: Mapping[str, Any],
-    *,
-    progress: Progress,
-) -> int:
-    """Answers every request of `source` and returns how many there were.
+@dataclass(frozen=True)
+class Answered:
+    """A request of a file with its answer.
 
-    A line of the output has `index`, `taskname`, `prediction`, `token_ids`, `finish_reason`,
-    `prompt_tokens`, and `expected` where the input held the answer. Line n answers request n.
+    Attributes:
+        index: its place in the file.
+        request: what the model was given.
+        result: what it wrote.
+        expected: the right answer, where the file held one; it is not shown to the model.
+    """
+
+    index: int
+    request: Request
+    result: Result
+    expected: Any
+
+    def record(self) -> dict[str, Any]:
+        """The answer as a line of the output file."""
+        record = {
+            "index": self.index,
+            "taskname": self.result.task,
+            "prediction": self.result.text,
+            "token_ids": list(self.result.token_ids),
+            "finish_reason": self.result.finish_reason,
+            "prompt_tokens": self.result.prompt_tokens,
+        }
+        return record if self.expected is None else {**record, "expected": self.expected}
+
+
+def answer_file(
+    session: Session, source: Path, options: Mapping[str, Any], *, progress: Progress = SILENT
+) -> list[Answered]:
+    """Answers every request of `source`, in its order.
 
     Args:
-        session: serves them, in mixed batches.
-        source: JSONL or a JSON array; an answer field may be there and is not shown to the model.
-        output: written whole or not at all; standard output if None.
+        session: serves them, in batches that mix tasks.
+        source: JSONL or a JSON array with `taskname` and fields.
         options: of every `Request`.
         progress: who is told.
 
@@ -38,18 +57,15 @@ def answer_file(
         RequestError: requests that cannot be served, all of them with their places.
     """
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
-    examples = read_examples([source], templates, answers=False)
-    requests = []
-    expected = []
-    for example in examples:
-        answer_field = templates[example.taskname].answer_field
-        inputs = {name: value for name, value in example.fields.items() if name != answer_field}
+    requests: list[Request] = []
+    expected: list[Any] = []
+    problems: list[str] = []
+    for example in read_examples([source], templates, answers=False):
+        inputs = dict(example.fields)
+        expected.append(inputs.pop(templates[example.taskname].answer_field or "", None))
         requests.append(Request(example.taskname, inputs, **options))
-        expected.append(example.fields.get(answer_field) if answer_field else None)
-    problems = []
-    for example, request in zip(examples, requests, strict=True):
         try:
-            session.check(request)
+            session.check(requests[-1])
         except RequestError as error:
             problems.append(f"{example.where}: {error}")
     if problems:
@@ -61,23 +77,7 @@ def answer_file(
             if event.result is not None:
                 results[event.index] = event.result
                 bar.advance()
-    lines = []
-    for index, right in enumerate(expected):
-        result = results[index]
-        record = {
-            "index": index,
-            "taskname": result.task,
-            "prediction": result.text,
-            "token_ids": list(result.token_ids),
-            "finish_reason": result.finish_reason,
-            "prompt_tokens": result.prompt_tokens,
-        }
-        if right is not None:
-            record["expected"] = right
-        lines.append(json.dumps(record, ensure_ascii=False))
-    text = "\n".join(lines) + "\n"
-    if output is None:
-        print(text, end="")
-    else:
-        write_atomically(output, text.encode())
-    return len(results)
+    return [
+        Answered(index, request, results[index], right)
+        for index, (request, right) in enumerate(zip(requests, expected, strict=True))
+    ]

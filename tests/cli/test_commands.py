@@ -1,0 +1,296 @@
+"""The commands as a user meets them: exit codes, messages, JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pl_compile.cli.main import COMMANDS, main
+from pl_compile.testing import random_table, tiny_train_config
+
+
+@pytest.fixture
+def plc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Runs `plc` in a fresh folder; gives exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plc", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def work(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, a table and a bundle."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "base").symlink_to(tiny_bases["llama"])
+    random_table(folder / "base", folder / "table.safetensors")
+    command = [sys.executable, "-m", "pl_compile.cli", "export", "--output", folder / "bundle"]
+    subprocess.run(
+        [*command, "--prompts", folder / "table.safetensors", "--base", folder / "base"],
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def test_train_export_verify_generate_eval_inspect_in_a_row(
+    plc: Any, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = tiny_train_config(tmp_path, tiny_bases["llama"])
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    code, out, err = plc("train", "tiny.yaml", "--set", "trainer.max_steps=2")
+
+    assert code == 0
+    assert "loss, no prompt" in out
+    assert "trained: 192 numbers (prompt-tuning)" in err
+    assert "frozen:" in err
+    assert (tmp_path / "runs/tiny/prompts.safetensors").is_file()
+
+    # Nothing but the task is named: the newest run's table and base, into ./bundle.
+    code, out, _ = plc("export", "--task", "tone", "--task", "ask")
+
+    assert code == 0
+    assert "wrote bundle: tone, ask" in out
+    assert "parity passed" in out
+
+    code, out, _ = plc("verify", "bundle", "--reference", tiny_bases["llama"], "--json")
+
+    assert code == 0
+    assert json.loads(out)["passed"] is True
+
+    code, out, _ = plc("generate", "bundle", "--task", "tone", "--field", "sentence=so cold")
+
+    assert code == 0
+    assert out.strip() in ("positive", "negative", "neutral")
+
+    code, _, _ = plc(
+        "generate", "bundle", "--input", "validation.jsonl", "--output", "answers.jsonl"
+    )
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+
+    assert code == 0
+    assert [answer["index"] for answer in answers] == list(range(8))
+    assert {answer["taskname"] for answer in answers} == {"tone", "ask"}
+    assert all("expected" in answer for answer in answers)
+
+    code, out, _ = plc(
+        "eval", "bundle", "--data", "validation.jsonl", "--reference", tiny_bases["llama"], "--json"
+    )
+    scores = {score["task"]: score for score in json.loads(out)["tasks"]}
+
+    assert code == 0
+    assert scores["tone"]["metric"] == "accuracy"
+    assert scores["ask"]["metric"] == "squad"
+    assert scores["tone"]["same_as_reference"] == scores["ask"]["same_as_reference"] == 100.0
+
+    code, out, _ = plc("eval", "runs/tiny/prompts.safetensors", "--data", "validation.jsonl")
+
+    assert code == 0
+    assert "no prompt" in out
+
+    for path, kind in (
+        ("bundle", "bundle"),
+        ("runs/tiny", "run"),
+        ("runs/tiny/prompts.safetensors", "prompt table"),
+        ("runs/tiny/checkpoints/last.safetensors", "checkpoint"),
+        (tiny_bases["gpt2"], "base"),
+    ):
+        code, out, _ = plc("inspect", path, "--json")
+
+        assert (code, json.loads(out)["kind"]) == (0, kind)
+
+
+def test_an_error_is_one_line_on_standard_error_with_exit_code_1(plc: Any, work: Path) -> None:
+    code, out, err = plc("generate", work / "bundle", "--task", "tome", "--field", "sentence=x")
+
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: serving request 0: task 'tome' does not exist. "
+        "Did you mean 'tone'? Known tasks: tone, ask.\n"
+    )
+
+
+def test_debug_shows_a_traceback(plc: Any) -> None:
+    code, _, err = plc("--debug", "inspect", "nothing-here")
+
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_misuse_is_exit_code_2(plc: Any) -> None:
+    assert plc("generate", "bundle")[0] == 2
+    assert plc("generate", "bundle", "--task", "t", "--field", "no equals sign")[0] == 2
+    assert plc("no-such-command")[0] == 2
+
+
+def test_failed_parity_is_exit_code_3_and_leaves_a_marked_bundle(
+    plc: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pl_compile.driver.parity.TOLERANCE", 1e-12)
+
+    code, out, err = plc(
+        "export",
+        *("--prompts", work / "table.safetensors", "--base", work / "base", "--output", "b"),
+    )
+
+    assert code == 3
+    assert "FAILED" in out
+    assert "expected at most 1e-12 and all tokens" in err
+    assert json.loads((tmp_path / "b/manifest.json").read_text())["parity"] == "failed"
+
+
+def test_an_altered_bundle_is_refused_by_every_reader(plc: Any, work: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(work / "bundle", tmp_path / "bundle")
+    data = tmp_path / "bundle/base/model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+
+    for command in (
+        ("verify", "bundle"),
+        ("inspect", "bundle"),
+        ("generate", "bundle", "--task", "tone", "--field", "sentence=x"),
+    ):
+        code, _, err = plc(*command)
+
+        assert code == 1
+        assert "base/model.onnx.data has sha256" in err
+
+
+def test_a_bundle_for_another_base_is_refused_with_both_fingerprints(
+    plc: Any, work: Path, tiny_bases: dict[str, Path]
+) -> None:
+    code, _, err = plc(
+        "export", "--prompts", work / "table.safetensors", "--base", tiny_bases["gpt2"]
+    )
+
+    assert code == 1
+    assert len([word for word in err.replace(";", " ").split() if len(word) == 64]) == 2
+
+
+def test_a_full_disk_leaves_the_old_bundle(
+    plc: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("export", "--prompts", work / "table.safetensors", "--base", work / "base")
+    plc(*arguments, "--no-parity")
+    before = (tmp_path / "bundle/manifest.json").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pl_compile.exporters.onnx_cpu.ir.save", full)
+    code, _, err = plc(*arguments)
+
+    assert code == 1
+    assert err.endswith(
+        "error: writing bundle: No space left on device. "
+        "Nothing was left under that name that was not there before.\n"
+    )
+    assert (tmp_path / "bundle/manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_export_will_not_replace_a_folder_that_is_no_bundle(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.txt").write_text("years of work")
+
+    code, _, err = plc(
+        "export",
+        *("--prompts", work / "table.safetensors", "--base", work / "base"),
+        *("--output", "precious"),
+    )
+
+    assert code == 1
+    assert "a folder that is no bundle" in err
+    assert (tmp_path / "precious/thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("capacity", ["5", "97"])
+def test_a_capacity_that_cannot_be_is_refused(plc: Any, work: Path, capacity: str) -> None:
+    code, _, err = plc(
+        "export",
+        *("--prompts", work / "table.safetensors", "--base", work / "base"),
+        *("--capacity", capacity),
+    )
+
+    assert code == 1
+    assert f"capacity {capacity}; expected 7 (virtual tokens, a token, an answer) to 96" in err
+
+
+def test_export_without_a_run_says_what_to_name(plc: Any) -> None:
+    code, _, err = plc("export", "--task", "squad")
+
+    assert code == 1
+    assert "no runs/*/prompts.safetensors. Name the prompt table with --prompts" in err
+
+
+def test_a_missing_base_says_how_to_get_one(plc: Any, work: Path) -> None:
+    code, _, err = plc("verify", work / "bundle", "--reference", "smol")
+
+    assert code == 1
+    assert "no such folder, and nothing fetched under that name. Run: plc fetch" in err
+
+
+def test_a_config_with_mistakes_names_all_of_them(plc: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "base: b\ntrainer: {max_step: 3, max_steps: many}\ndata: {train: [x]}\n"
+        "tasks:\n  - taskname: t\n    prompt_template: '<|VIRTUAL_PROMPT_0|> {x} {y}'\n"
+        "    total_virtual_tokens: 4\n    virtual_token_splits: [3]\n"
+    )
+
+    code, _, err = plc("train", "bad.yaml")
+
+    assert code == 1
+    assert "bad.yaml:2: unknown key 'trainer.max_step'. Did you mean 'max_steps'?" in err
+    assert "bad.yaml:2: 'trainer.max_steps' is 'many', expected a whole number" in err
+
+
+def test_splits_that_do_not_sum_are_named_before_anything_is_loaded(
+    plc: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "base: nowhere\ntrainer: {max_steps: 3}\ndata: {train: [x]}\n"
+        "tasks:\n  - taskname: t\n    prompt_template: '<|VIRTUAL_PROMPT_0|> {x} {y}'\n"
+        "    total_virtual_tokens: 4\n    virtual_token_splits: [3]\n"
+    )
+
+    code, _, err = plc("train", "bad.yaml")
+
+    assert code == 1
+    assert "virtual_token_splits [3] sum to 3, but total_virtual_tokens is 4" in err
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(plc: Any) -> None:
+    code, out, _ = plc("doctor", "--json")
+    findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
+
+    assert code == 0
+    assert findings["onnxruntime"]["works"] is True
+    assert "CPUExecutionProvider" in findings["ONNX Runtime providers"]["detail"]
+    assert set(findings) >= {"extra [train]", "extra [export]", "extra [gpu]", "NVIDIA GPU"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(plc: Any, command: str) -> None:
+    code, out, _ = plc(command, "--help")
+
+    assert code == 0
+    assert "Example" in out or command == "prepare"

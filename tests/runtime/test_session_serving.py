@@ -1,0 +1,209 @@
+"""The session on a compiled bundle: mixed batches, options, streaming, refusals."""
+
+from pathlib import Path
+
+import pytest
+
+from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.errors import RequestError
+from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.testing import random_table, tiny_examples
+
+
+@pytest.fixture(scope="module", params=["input", "baked"])
+def bundle(
+    tiny_bases: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    base = tiny_bases["llama"]
+    table = random_table(base, folder / "table.safetensors")
+    export_bundle(
+        ExportRequest(
+            table, base, folder / "bundle", prompts=request.param, capacity=80, measure_parity=False
+        )
+    )
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def session(bundle: Path) -> Session:
+    return Session.open(bundle)
+
+
+def mixed_requests(count: int, **options: object) -> list[Request]:
+    requests = []
+    for row in tiny_examples(count, seed=3):
+        fields = {k: v for k, v in row.items() if k not in ("taskname", "answer", "label")}
+        requests.append(
+            Request(row["taskname"], fields, max_tokens=12, constrain=False, **options)  # type: ignore[arg-type]
+        )
+    return requests
+
+
+def test_a_mixed_batch_equals_one_by_one(session: Session) -> None:
+    requests = mixed_requests(11)
+
+    together = session.generate(requests)
+
+    assert together == [session.generate([request])[0] for request in requests]
+    assert len({result.prompt_tokens for result in together}) > 4
+    assert {result.task for result in together} == {"tone", "ask"}
+
+
+def test_sampled_answers_do_not_depend_on_the_batch(session: Session) -> None:
+    sampling = Sampling(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.2, seed=5)
+    requests = mixed_requests(7, sampling=sampling)
+
+    together = session.generate(requests)
+
+    assert together == [session.generate([request])[0] for request in requests]
+
+
+def test_more_requests_than_rows_are_answered_in_order(bundle: Path) -> None:
+    requests = mixed_requests(9)
+
+    narrow = Session.open(bundle, max_batch=2).generate(requests)
+
+    assert narrow == Session.open(bundle, max_batch=16).generate(requests)
+
+
+def test_seeds_change_draws_and_repeat_them(session: Session) -> None:
+    def answer(seed: int) -> tuple[int, ...]:
+        request = Request(
+            "ask",
+            {"question": "who?", "place": "a"},
+            max_tokens=20,
+            min_tokens=20,
+            sampling=Sampling(temperature=2.0, seed=seed),
+        )
+        return session.generate([request])[0].token_ids
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+
+
+def test_streamed_pieces_make_the_text_of_the_result(session: Session) -> None:
+    requests = mixed_requests(6)
+    pieces = [""] * len(requests)
+    results = {}
+
+    for event in session.stream(requests):
+        pieces[event.index] += event.text
+        if event.result is not None:
+            results[event.index] = event.result
+
+    assert pieces == [results[index].text for index in range(len(requests))]
+    assert sum(map(bool, pieces)) >= 5
+
+
+def test_max_and_min_tokens_are_kept(session: Session) -> None:
+    fields = {"question": "why?", "place": "x"}
+
+    short = session.generate([Request("ask", fields, max_tokens=4)])[0]
+    long = session.generate([Request("ask", fields, max_tokens=25, min_tokens=25)])[0]
+
+    assert len(short.token_ids) <= 4
+    assert len(long.token_ids) == 25
+    assert long.finish_reason == "length"
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(session: Session) -> None:
+    fields = {"question": "why?", "place": "x"}
+    whole = session.generate([Request("ask", fields, max_tokens=20, min_tokens=20)])[0]
+    stop = whole.text[5:8]
+
+    stopped = session.generate([Request("ask", fields, max_tokens=20, min_tokens=20, stop=(stop,))])
+
+    assert stopped[0].text == whole.text[: whole.text.index(stop)].rstrip(" ")
+    assert stopped[0].finish_reason == "stop"
+
+
+def test_a_task_with_choices_answers_one_of_them(session: Session) -> None:
+    requests = [
+        Request("tone", {"sentence": text}, sampling=Sampling(temperature=3.0, seed=seed))
+        for seed, text in enumerate(["so cold", "a parcel", "the bill", "login?", "x"])
+    ]
+
+    results = session.generate(requests)
+
+    assert {result.text for result in results} <= {"positive", "negative", "neutral"}
+    assert {result.finish_reason for result in results} == {"stop"}
+
+
+def test_the_prompt_changes_the_answer(session: Session) -> None:
+    fields = {"question": "who was there?", "place": "a café"}
+    with_, without = session.generate(
+        [
+            Request("ask", fields, max_tokens=12, min_tokens=12),
+            Request("ask", fields, max_tokens=12, min_tokens=12, use_prompt=False),
+        ]
+    )
+
+    assert with_.token_ids != without.token_ids
+    assert with_.prompt_tokens == without.prompt_tokens + 5
+
+
+def test_a_long_field_is_cut_and_leaves_room_for_the_answer(session: Session) -> None:
+    request = Request("ask", {"question": "who was there? " * 40, "place": "a"}, max_tokens=10)
+
+    result = session.generate([request])[0]
+
+    assert result.prompt_tokens <= 80 - 10
+
+
+def test_a_prompt_longer_than_the_capacity_is_refused(session: Session) -> None:
+    request = Request("tone", {"sentence": "so cold " * 60})
+
+    with pytest.raises(RequestError, match=r"request 0.*no truncate_field; expected at most 79"):
+        session.generate([request])
+
+
+def test_an_answer_ends_where_the_cache_does(session: Session) -> None:
+    fields = {"sentence": "cold " * 20}
+    request = Request("tone", fields, max_tokens=200, min_tokens=200, constrain=False)
+
+    result = session.generate([request])[0]
+
+    assert result.finish_reason == "length"
+    assert result.prompt_tokens + len(result.token_ids) == 80
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("tome", {}), "task 'tome' does not exist.*Did you mean 'tone'.*tone, ask"),
+        (Request("tone", {}), "field 'sentence' is missing.*Its fields: sentence"),
+        (
+            Request("tone", {"sentense": "x"}),
+            "'sentence' is missing.*Did you mean 'sentense'.*'sentense' is not in the template",
+        ),
+        (
+            Request("tone", {"sentence": "x", "label": "positive"}),
+            "field 'label' is what the model writes: leave it out",
+        ),
+    ],
+)
+def test_requests_that_cannot_be_served_say_why(
+    session: Session, request_: Request, message: str
+) -> None:
+    good = Request("tone", {"sentence": "fine"})
+
+    with pytest.raises(RequestError, match=f"(?s)serving request 1.*{message}"):
+        session.generate([good, request_])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"min_tokens": 9, "max_tokens": 3}, "min_tokens 9, max_tokens 3"),
+        ({"stop": ("",)}, "an empty stop text"),
+    ],
+)
+def test_requests_with_impossible_options_are_refused(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request("tone", {}, **options)  # type: ignore[arg-type]
