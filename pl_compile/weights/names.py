@@ -50,29 +50,41 @@ def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
     Raises:
         BaseModelError: tensors are missing or have another shape than the config says.
     """
-    sources = dict(_FAMILIES[config.family](config))
-    if not config.tied:
-        sources["head.weight"] = _Source("lm_head.weight")
     stored = set(checkpoint.names)
+    shapes = weight_shapes(config)
     weights: Weights = {}
     problems = []
-    shapes = _shapes(config)
-    for ours, source in sources.items():
+    for ours, source in _sources(config).items():
         # The published GPT-2 files leave out the prefix that a model with a head saves.
         theirs = source.name if source.name in stored else source.name.partition(".")[2]
         if theirs not in stored:
             problems.append(f"'{source.name}' is missing")
             continue
         array = replace(source, name=theirs).read(checkpoint)
-        expected = shapes[ours.split(".", 2)[-1] if ours.startswith("layers.") else ours]
-        if array.shape != expected:
-            problems.append(f"'{theirs}' gives {ours} {array.shape}, expected {expected}")
+        if array.shape != shapes[ours]:
+            problems.append(f"'{theirs}' gives {ours} {array.shape}, expected {shapes[ours]}")
         weights[ours] = array
     if problems:
         raise BaseModelError(
             f"reading the weights of {checkpoint.folder}", found=list_problems(problems)
         )
     return weights
+
+
+def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight that a base of this config has, with its shape."""
+    shapes = _shapes(config)
+    return {
+        name: shapes[name.split(".", 2)[-1] if name.startswith("layers.") else name]
+        for name in _sources(config)
+    }
+
+
+def _sources(config: DecoderConfig) -> dict[str, _Source]:
+    sources = dict(_FAMILIES[config.family](config))
+    if not config.tied:
+        sources["head.weight"] = _Source("lm_head.weight")
+    return sources
 
 
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

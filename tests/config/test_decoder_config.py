@@ -1,0 +1,274 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.errors import BaseModelError
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 24,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "vocab_size": 397,
+    "max_position_embeddings": 96,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "rope_theta": 5000,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_layer": 3,
+    "n_embd": 24,
+    "n_head": 3,
+    "vocab_size": 397,
+    "n_positions": 96,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu_new",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def read(folder: Path, settings: dict[str, Any], **changes: Any) -> DecoderConfig:
+    """Reads `settings` with `changes` made; a change to `...` takes the key away."""
+    changed = {key: value for key, value in (settings | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+    return read_decoder_config(folder)
+
+
+def refusal(folder: Path, settings: dict[str, Any], **changes: Any) -> str:
+    with pytest.raises(BaseModelError) as error:
+        read(folder, settings, **changes)
+    return str(error.value)
+
+
+def test_a_llama_is_read_number_by_number(tmp_path: Path) -> None:
+    assert read(tmp_path, LLAMA) == DecoderConfig(
+        family="llama",
+        layers=2,
+        hidden=24,
+        heads=6,
+        kv_heads=2,
+        head_dim=8,
+        ffn=40,
+        vocab=397,
+        positions=96,
+        norm_eps=1e-5,
+        tied=True,
+        rope_theta=5000.0,
+        attention_bias=False,
+        mlp_bias=False,
+        bos_id=1,
+        eos_id=2,
+    )
+
+
+def test_a_gpt2_is_read_number_by_number(tmp_path: Path) -> None:
+    assert read(tmp_path, GPT2) == DecoderConfig(
+        family="gpt2",
+        layers=3,
+        hidden=24,
+        heads=3,
+        kv_heads=3,
+        head_dim=8,
+        ffn=96,
+        vocab=397,
+        positions=96,
+        norm_eps=1e-5,
+        tied=True,
+        rope_theta=0.0,
+        attention_bias=True,
+        mlp_bias=True,
+        bos_id=0,
+        eos_id=1,
+    )
+
+
+def test_what_a_llama_leaves_out_has_the_value_of_transformers(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        LLAMA,
+        num_key_value_heads=...,
+        head_dim=...,
+        hidden_act=...,
+        tie_word_embeddings=...,
+        rope_theta=...,
+        bos_token_id=...,
+        eos_token_id=None,
+    )
+
+    assert config.kv_heads == 6
+    assert config.head_dim == 4
+    assert config.tied is False
+    assert config.rope_theta == 10000.0
+    assert config.bos_id is None
+    assert config.eos_id is None
+
+
+def test_biases_of_a_llama_are_seen(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA, attention_bias=True, mlp_bias=True)
+
+    assert config.attention_bias is True
+    assert config.mlp_bias is True
+
+
+def test_the_inner_width_of_a_gpt2_is_what_it_says(tmp_path: Path) -> None:
+    assert read(tmp_path, GPT2, n_inner=56).ffn == 56
+    assert read(tmp_path, GPT2, n_inner=None).ffn == 96
+
+
+def test_the_rotary_base_is_found_in_the_newer_key(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 12345.0}
+
+    assert read(tmp_path, LLAMA, rope_theta=..., rope_parameters=rope).rope_theta == 12345.0
+    assert read(tmp_path, LLAMA, rope_scaling=None).rope_theta == 5000.0
+
+
+def test_of_several_end_tokens_the_first_counts(tmp_path: Path) -> None:
+    assert read(tmp_path, LLAMA, eos_token_id=[7, 8, 9]).eos_id == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "rope"),
+    [
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("rope_parameters", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+    ],
+)
+def test_scaled_rotary_positions_are_refused_by_name(
+    tmp_path: Path, key: str, rope: dict[str, Any]
+) -> None:
+    assert refusal(tmp_path, LLAMA, **{key: rope}) == (
+        "reading the rotary settings: 'rope_type' is 'linear', and only 'default' is supported."
+    )
+
+
+def test_all_settings_that_we_do_not_compute_stand_in_one_message(tmp_path: Path) -> None:
+    assert refusal(tmp_path, LLAMA, hidden_act="gelu", sliding_window=16).splitlines() == [
+        f"reading {tmp_path / 'config.json'}: 2 problems:",
+        "  - 'hidden_act' is 'gelu', and only 'silu' is supported",
+        "  - 'sliding_window' is 16, and only None is supported.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "supported"),
+    [
+        ("activation_function", "relu", "'gelu_new'"),
+        ("scale_attn_weights", False, "True"),
+        ("scale_attn_by_inverse_layer_idx", True, "False"),
+        ("add_cross_attention", True, "False"),
+    ],
+)
+def test_a_gpt2_that_computes_otherwise_is_refused(
+    tmp_path: Path, key: str, value: object, supported: str
+) -> None:
+    assert refusal(tmp_path, GPT2, **{key: value}) == (
+        f"reading {tmp_path / 'config.json'}: '{key}' is {value!r}, "
+        f"and only {supported} is supported."
+    )
+
+
+def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
+    assert refusal(tmp_path, LLAMA, model_type="lama") == (
+        f"reading {tmp_path / 'config.json'}: model family 'lama' does not exist. "
+        "Did you mean 'llama'? Known model families: llama, gpt2."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (LLAMA, "num_hidden_layers"),
+        (LLAMA, "hidden_size"),
+        (LLAMA, "num_attention_heads"),
+        (LLAMA, "intermediate_size"),
+        (LLAMA, "vocab_size"),
+        (LLAMA, "max_position_embeddings"),
+        (LLAMA, "rms_norm_eps"),
+        (GPT2, "n_layer"),
+        (GPT2, "n_embd"),
+        (GPT2, "n_head"),
+        (GPT2, "vocab_size"),
+        (GPT2, "n_positions"),
+        (GPT2, "layer_norm_epsilon"),
+    ],
+)
+def test_a_missing_setting_is_named(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
+    assert refusal(tmp_path, settings, **{key: ...}) == (
+        f"reading {tmp_path / 'config.json'}: '{key}' is missing."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value"),
+    [
+        (LLAMA, "num_attention_heads", "6"),
+        (LLAMA, "vocab_size", "397"),
+        (LLAMA, "eos_token_id", "2"),
+        (LLAMA, "rope_parameters", "default"),
+        (GPT2, "n_head", "3"),
+        (GPT2, "n_layer", 2.5),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_refused_by_name(
+    tmp_path: Path, settings: dict[str, Any], key: str, value: object
+) -> None:
+    text = refusal(tmp_path, settings, **{"head_dim": ..., key: value})
+
+    assert f"'{key}' is {value!r}" in text
+
+
+def test_heads_that_do_not_share_the_keys_evenly_are_refused(tmp_path: Path) -> None:
+    text = refusal(tmp_path, LLAMA, num_key_value_heads=4)
+
+    assert "6" in text
+    assert "4" in text
+
+
+def test_a_folder_without_a_config_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError) as error:
+        read_decoder_config(tmp_path)
+
+    assert str(error.value) == (
+        f"reading {tmp_path / 'config.json'}: no such file. Give a Hugging Face model folder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[1]", "no JSON object."),
+    ],
+)
+def test_a_config_that_is_no_json_object_is_refused(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+
+    with pytest.raises(BaseModelError) as error:
+        read_decoder_config(tmp_path)
+
+    assert str(error.value).startswith(f"reading {tmp_path / 'config.json'}: {complaint}")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_tiny_bases_are_what_transformers_wrote(
+    tiny_bases: dict[str, Path], family: str
+) -> None:
+    config = read_decoder_config(tiny_bases[family])
+
+    assert config.family == family
+    assert (config.hidden, config.vocab, config.positions) == (24, 397, 96)
+    assert (config.bos_id, config.eos_id) == (0, 1)

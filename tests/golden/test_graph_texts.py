@@ -1,0 +1,74 @@
+"""The graphs as text that a reviewer can read: one layer of each family, and the CPU library."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.graph.decoder import build_decoder
+
+LLAMA = DecoderConfig(
+    family="llama",
+    layers=1,
+    hidden=24,
+    heads=6,
+    kv_heads=2,
+    head_dim=8,
+    ffn=40,
+    vocab=397,
+    positions=96,
+    norm_eps=1e-5,
+    tied=True,
+    rope_theta=10000.0,
+)
+GPT2 = DecoderConfig(
+    family="gpt2",
+    layers=1,
+    hidden=24,
+    heads=3,
+    kv_heads=3,
+    head_dim=8,
+    ffn=56,
+    vocab=400,
+    positions=96,
+    norm_eps=1e-5,
+    tied=True,
+    attention_bias=True,
+    mlp_bias=True,
+)
+
+
+def zero_weights(config: DecoderConfig) -> dict[str, np.ndarray]:
+    from pl_compile.weights.names import weight_shapes
+
+    return {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(config).items()}
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=lambda config: config.family)
+def test_main_graph(config: DecoderConfig, golden: Callable[[str, str], None]) -> None:
+    contract = GraphContract(
+        layers=1,
+        kv_heads=config.kv_heads,
+        head_dim=8,
+        hidden=24,
+        vocab=config.vocab,
+        capacity=80,
+        prompts="input",
+    )
+
+    model = build_decoder(config, contract, zero_weights(config))
+
+    golden(f"{config.family}.onnx.txt", ir.to_onnx_text(model, exclude_initializers=True))
+
+
+def test_cpu_library(golden: Callable[[str, str], None]) -> None:
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 24, "plc": 1}, name="library")
+    function = cached_attention_function()
+
+    model = ir.Model(graph, ir_version=11, functions=[function])
+
+    golden("onnx_cpu_library.onnx.txt", ir.to_onnx_text(model))

@@ -1,0 +1,120 @@
+"""The documentation's commands parse, its Python compiles, its links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pl_compile.cli.main import COMMANDS, plc
+from pl_compile.config.read import build, read_yaml
+from pl_compile.config.task import TaskConfig
+from pl_compile.config.train import TrainConfig
+from pl_compile.text.template import parse_template
+from pl_compile.training.run import read_train_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*/*"))
+
+
+def commands_in(text: str) -> list[str]:
+    """Every `plc …` in backquotes, after "Example: ", or on a line of its own in a script."""
+    quoted = re.findall(r"`(plc [^`…]+)`", text)
+    own_line = re.findall(r"^(?:Example: |# *)?(plc [a-z][^\n]*)$", text, flags=re.MULTILINE)
+    return [re.sub(r"\s+\[.*", "", command) for command in quoted + own_line]
+
+
+def documented_commands() -> list[str]:
+    scripts = [path for path in EXAMPLES if path.suffix in (".sh", ".yaml")]
+    texts = [path.read_text(encoding="utf-8") for path in [*PAGES, *scripts]]
+    texts += [str(plc.get_command(click.Context(plc), name).epilog or "") for name in COMMANDS]  # type: ignore[union-attr]
+    found = sorted({command for text in texts for command in commands_in(text)})
+    assert len(found) >= 20
+    return found
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_command_parses(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    command = plc.get_command(click.Context(plc), name)
+    assert command is not None, f"{line}: no command '{name}'"
+    while isinstance(command, click.Group) and arguments:
+        command = command.commands[arguments.pop(0)]
+
+    if arguments and "CONFIG.yaml" not in line:
+        command.make_context(name, arguments)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert [name for name in COMMANDS if f"plc {name}" not in readme] == []
+
+
+def test_python_blocks_compile() -> None:
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+
+    assert len(blocks) >= 1
+    for block in blocks:
+        compile(block, "documentation", "exec")
+
+
+def test_links_lead_to_files() -> None:
+    links = [
+        (page, link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    ]
+
+    assert len(links) >= 5
+    assert [link for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_template_in_the_docs_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs/templates.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    path = tmp_path / "task.yaml"
+    path.write_text(block[1], encoding="utf-8")
+
+    template = parse_template(build(TaskConfig, read_yaml(path), doing="reading the docs"))
+
+    assert template.input_fields == ("context", "question")
+
+
+def test_example_configs_are_valid() -> None:
+    configs = [path for path in EXAMPLES if path.suffix == ".yaml"]
+
+    assert configs
+    for path in configs:
+        config = read_train_config(path)
+        assert [p for p in config.data.train if not p.is_file()] == []
+
+
+def test_every_training_key_is_documented() -> None:
+    import dataclasses
+
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+
+    assert {name for name in names if name not in page} == set()
+
+
+def test_help_answers_without_the_heavy_libraries() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pl_compile.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert imported & {"numpy", "torch", "onnx", "onnxruntime", "transformers"} == set()
