@@ -28,7 +28,8 @@ class TaskConfig:
         answer_field: the field that the model writes. If None: the field that ends the template,
             where one does.
         answer_only_loss: whether the loss covers the answer only, or all real tokens.
-        choices: the closed set of answers, without leading or trailing white space; open if empty.
+        choices: the closed set of answers, each as it stands in the data, leading blanks included;
+            open if empty.
         whitespace: "keep" takes the blanks around virtual tokens as they are written, "nemo" drops
             them, as the tokenizers of NeMo's time did.
         init_text: the text whose embeddings the virtual tokens start from, where prompt tuning
@@ -54,11 +55,10 @@ class TaskConfig:
                 found=f"taskname '{self.taskname}'",
                 expected="1 to 64 letters, digits, '_' or '-', the first no '-'",
             )
-        doubled = sorted({choice for choice in self.choices if self.choices.count(choice) > 1})
-        blank = [choice for choice in self.choices if choice.strip() != choice or not choice]
-        if doubled or blank:
+        stripped = [choice.strip() for choice in self.choices]
+        if "" in stripped or len(set(stripped)) < len(stripped):
             raise ConfigError(
                 f"checking the choices of task '{self.taskname}'",
-                found=f"{doubled or blank}",
-                expected="each choice once, not empty, without white space at its ends",
+                found=f"{list(self.choices)}",
+                expected="texts that are not empty and differ in more than white space",
             )

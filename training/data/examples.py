@@ -106,6 +106,9 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         and not (not answers and name == template.answer_field)  # several right answers are a list
     ]
     parts = []
+    choices, answer = template.task.choices, value.get(template.answer_field or "")
+    if answers and choices and answer is not None and str(answer) not in choices:
+        parts.append(f"the answer {answer!r} is not one of the choices {list(choices)}")
     if missing:
         hints = [did_you_mean(name, foreign) for name in missing]
         parts.append(f"no field {', '.join(map(repr, missing))}. {' '.join(hints)}".strip())

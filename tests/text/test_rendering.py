@@ -1,0 +1,536 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import DataError
+from pl_compile.text.render import Rendered, Renderer, SequenceRules, TooLongError
+from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import Tokenizer
+
+BOS, EOS = 0, 1
+SQUAD = "<|VIRTUAL_PROMPT_0|> Context: {context}\n\nQuestion: {question}\n\nAnswer: {answer}"
+FIELDS = {"context": "The year 1987 was cold.", "question": "who was there?"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bases: dict[str, Path]) -> Tokenizer:
+    return Tokenizer.from_folder(tiny_bases["llama"])
+
+
+class Rendering:
+    """Makes renderers, and writes and reads ids as people would."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def renderer(
+        self,
+        template: str,
+        total: int = 3,
+        *,
+        bos_id: int | None = None,
+        eos_id: int | None = EOS,
+        **settings: Any,
+    ) -> Renderer:
+        task = TaskConfig("mood", template, total, **settings)
+        return Renderer(parse_template(task), self.tokenizer, SequenceRules(bos_id, eos_id))
+
+    def ids(self, *pieces: str) -> list[int]:
+        """The ids of texts that were each tokenised by itself."""
+        return [
+            token_id
+            for piece in pieces
+            for token_id in self.tokenizer.encode(piece, opens=False, markup=False)
+        ]
+
+
+@pytest.fixture(scope="module")
+def rendering(tokenizer: Tokenizer) -> Rendering:
+    return Rendering(tokenizer)
+
+
+def real(rendered: Rendered) -> list[int]:
+    """The ids of the real tokens."""
+    ids: list[int] = rendered.token_ids[rendered.virtual_rows < 0].tolist()
+    return ids
+
+
+def error_of(renderer: Renderer, fields: dict[str, Any], **arguments: Any) -> str:
+    with pytest.raises(DataError) as error:
+        renderer.prompt(fields, **arguments)
+    return str(error.value)
+
+
+# One function for both sides
+
+
+def test_what_is_served_is_the_training_example_cut_at_the_answer(rendering: Rendering) -> None:
+    renderer = rendering.renderer(SQUAD, bos_id=BOS)
+
+    served = renderer.prompt(FIELDS)
+    trained = renderer.example({**FIELDS, "answer": "nobody at all!"})
+
+    cut = trained.answer_start
+    assert served.answer_start == len(served) == cut < len(trained)
+    assert served.token_ids.tolist() == trained.token_ids[:cut].tolist()
+    assert served.virtual_rows.tolist() == trained.virtual_rows[:cut].tolist()
+
+
+def test_every_segment_is_tokenised_by_itself(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>Con{middle}xt{label}")
+
+    trained = renderer.example({"middle": "te", "label": "s"})
+
+    assert real(trained) == [*rendering.ids("Con", "te", "xt", "s"), EOS]
+    assert rendering.ids("Con", "te", "xt") != rendering.ids("Context")
+
+
+def test_bos_opens_and_eos_ends_a_sequence_where_the_task_has_them(rendering: Rendering) -> None:
+    template = "<|VIRTUAL_PROMPT_0|>{text} is{label}"
+    fields = {"text": "he", "label": " there"}
+
+    both = rendering.renderer(template, bos_id=BOS).example(fields)
+    neither = rendering.renderer(template, eos_id=None).example(fields)
+
+    assert both.token_ids[0] == BOS
+    assert both.virtual_rows[0] == -1
+    assert both.token_ids[-1] == EOS
+    assert both.token_ids[1:-1].tolist() == neither.token_ids.tolist()
+
+
+def test_a_served_prompt_does_not_end_in_eos(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text} is{label}")
+
+    assert renderer.prompt({"text": "he"}).token_ids[-1] != EOS
+
+
+def test_a_template_without_an_answer_is_served_whole_and_without_eos(
+    rendering: Rendering,
+) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{text} is there", bos_id=BOS, answer_only_loss=False
+    )
+
+    served = renderer.prompt({"text": "he"})
+    trained = renderer.example({"text": "he"})
+
+    assert real(served) == [BOS, *rendering.ids("he", " is there")]
+    assert real(trained) == [BOS, *rendering.ids("he", " is there"), EOS]
+    assert served.answer_start == len(served) == trained.answer_start
+
+
+def test_an_answer_in_the_middle_is_where_the_served_prompt_stops(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{text} is {label}, he was", answer_only_loss=False, answer_field="label"
+    )
+
+    served = renderer.prompt({"text": "he"})
+    trained = renderer.example({"text": "he", "label": "cold"})
+
+    assert real(served) == rendering.ids("he", " is")
+    assert real(trained) == [*rendering.ids("he", " is", " cold", ", he was"), EOS]
+
+
+# Blanks
+
+
+def test_a_blank_before_the_answer_is_learned_with_it_and_not_served(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text}\nAnswer: {answer}")
+
+    served = renderer.prompt({"text": "he"})
+    trained = renderer.example({"text": "he", "answer": "positive"})
+
+    assert real(served) == rendering.ids("he", "\nAnswer:")
+    assert real(trained) == [*rendering.ids("he", "\nAnswer:", " positive"), EOS]
+
+
+def test_only_spaces_move_other_white_space_stays(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text}\nAnswer:\n{answer}")
+
+    assert real(renderer.prompt({"text": "he\t"})) == rendering.ids("he\t", "\nAnswer:\n")
+
+
+def test_blanks_at_the_end_of_a_field_belong_to_the_text_behind_it(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text}was{label}")
+
+    assert real(renderer.prompt({"text": "who  "})) == rendering.ids("who", "  was")
+
+
+def test_a_field_of_blanks_only_hands_them_on(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>who {text}was{label}")
+
+    assert real(renderer.prompt({"text": " "})) == rendering.ids("who", "  was")
+    assert real(renderer.prompt({"text": ""})) == rendering.ids("who", " was")
+
+
+def test_blanks_at_the_very_start_and_end_are_dropped(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "  {text} <|VIRTUAL_PROMPT_0|>{label}", bos_id=BOS, eos_id=None
+    )
+
+    trained = renderer.example({"text": " who", "label": "was  "})
+
+    assert real(trained) == [BOS, *rendering.ids("who", " ", "was")]
+
+
+def test_a_label_with_its_own_blank_is_all_that_is_learned(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|> {sentence} sentiment:{label}")
+
+    trained = renderer.example({"sentence": "who was there", "label": " positive"})
+
+    answer = trained.token_ids[trained.answer_start :].tolist()
+    assert answer == [*rendering.ids(" positive"), EOS]
+    assert trained.virtual_rows[trained.answer_start :].max() == -1
+
+
+def test_an_empty_answer_is_eos_alone(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text} is {label}")
+
+    trained = renderer.example({"text": "he", "label": ""})
+
+    assert trained.token_ids[trained.answer_start :].tolist() == [EOS]
+
+
+# Virtual tokens
+
+
+def test_splits_give_each_marker_the_next_rows(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{text}<|VIRTUAL_PROMPT_1|>{label}", 10, virtual_token_splits=(7, 3)
+    )
+
+    served = renderer.prompt({"text": "who"})
+
+    n_text = len(rendering.ids("who"))
+    assert served.virtual_rows.tolist() == [*range(7), *[-1] * n_text, 7, 8, 9]
+
+
+def test_virtual_tokens_are_ids_above_the_vocabulary_for_a_graph_only(
+    rendering: Rendering,
+) -> None:
+    renderer = rendering.renderer("{text}<|VIRTUAL_PROMPT_0|>{label}", 4)
+
+    served = renderer.prompt({"text": "who"})
+
+    text = rendering.ids("who")
+    assert served.token_ids.tolist() == [*text, 0, 0, 0, 0]
+    assert served.input_ids(397).tolist() == [*text, 397, 398, 399, 400]
+    assert served.input_ids(397).dtype == np.int64
+
+
+def test_without_virtual_tokens_the_rest_and_the_answer_start_remain(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{text}<|VIRTUAL_PROMPT_1|>:{label}",
+        5,
+        bos_id=BOS,
+        virtual_token_splits=(3, 2),
+    )
+
+    bare = renderer.example({"text": "who", "label": " there"}).without_virtual()
+
+    before = [BOS, *rendering.ids("who", ":")]
+    assert bare.token_ids.tolist() == [*before, *rendering.ids(" there"), EOS]
+    assert bare.virtual_rows.tolist() == [-1] * len(bare)
+    assert bare.answer_start == len(before)
+
+
+def test_blanks_beside_virtual_tokens_are_kept_as_written(rendering: Rendering) -> None:
+    renderer = rendering.renderer("who: <|VIRTUAL_PROMPT_0|> {text}{label}", 2, whitespace="keep")
+
+    served = renderer.prompt({"text": "he"})
+
+    assert real(served) == rendering.ids("who:", " ", " he")
+
+
+def test_nemo_drops_all_white_space_beside_virtual_tokens(rendering: Rendering) -> None:
+    template = "who: \n<|VIRTUAL_PROMPT_0|> \n{text} <|VIRTUAL_PROMPT_1|>\t:{label}"
+
+    served = rendering.renderer(
+        template, 5, virtual_token_splits=(3, 2), whitespace="nemo"
+    ).prompt({"text": " he"})
+    kept = rendering.renderer(template, 5, virtual_token_splits=(3, 2)).prompt({"text": " he"})
+
+    assert real(served) == rendering.ids("who:", " he", ":")
+    assert real(kept) == rendering.ids("who: \n", " \n", " he", " ", "\t:")
+
+
+def test_nemo_drops_white_space_of_fields_beside_virtual_tokens_too(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{text}<|VIRTUAL_PROMPT_1|>:{label}",
+        5,
+        virtual_token_splits=(3, 2),
+        whitespace="nemo",
+    )
+
+    assert real(renderer.prompt({"text": "\n he \n"})) == rendering.ids("he", ":")
+
+
+# Data is data
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["{answer}", "{context}", "<|VIRTUAL_PROMPT_0|>", "<|end|>", "<|start|>", "{{", "}", "\x00"],
+)
+def test_nothing_in_a_field_is_taken_for_markup(rendering: Rendering, hostile: str) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{context}:{answer}")
+
+    served = renderer.prompt({"context": hostile})
+
+    assert real(served) == rendering.ids(hostile, ":")
+    assert served.virtual_rows.tolist()[:3] == [0, 1, 2]
+    assert not {BOS, EOS} & set(real(served))
+    assert rendering.tokenizer.decode(real(served)) == f"{hostile}:"
+
+
+def test_a_special_token_of_the_template_is_a_special_token(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text}<|end|>:{label}")
+
+    served = renderer.prompt({"text": "he"})
+
+    assert real(served) == [*rendering.ids("he"), EOS, *rendering.ids(":")]
+
+
+def test_numbers_are_written_as_python_writes_them(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{n} and {x}:{label}")
+
+    served = renderer.prompt({"n": 1987, "x": -2.5})
+
+    assert real(served) == rendering.ids("1987", " and", " -2.5", ":")
+
+
+# Several answers
+
+
+@pytest.mark.parametrize("template", [SQUAD, SQUAD.replace("Answer: ", "Answer:")])
+@pytest.mark.parametrize("eos_id", [EOS, None])
+def test_answers_are_what_examples_end_in(
+    rendering: Rendering, template: str, eos_id: int | None
+) -> None:
+    renderer = rendering.renderer(template, bos_id=BOS, eos_id=eos_id)
+    texts = ["positive", " positive", "neutral  ", "", "naïve café 😀", "<|end|>"]
+
+    answers = renderer.answers(FIELDS, texts)
+
+    assert answers == [_tail(renderer, {**FIELDS, "answer": text}) for text in texts]
+
+
+def test_answers_beside_virtual_tokens_are_what_examples_end_in_the_nemo_way(
+    rendering: Rendering,
+) -> None:
+    renderer = rendering.renderer("{text} <|VIRTUAL_PROMPT_0|>{label}", whitespace="nemo")
+
+    answers = renderer.answers({"text": "he"}, ["there", " there"])
+
+    assert answers == [
+        _tail(renderer, {"text": "he", "label": label}) for label in ("there", " there")
+    ]
+
+
+def test_answers_leave_the_prompt_as_it_is(rendering: Rendering) -> None:
+    renderer = rendering.renderer(SQUAD)
+
+    first = renderer.answers(FIELDS, ["positive", "positive"])
+    again = renderer.answers(FIELDS, ["positive"])
+
+    assert first[0] == first[1] == again[0]
+
+
+def _tail(renderer: Renderer, fields: dict[str, str]) -> list[int]:
+    trained = renderer.example(fields)
+    ids: list[int] = trained.token_ids[trained.answer_start :].tolist()
+    return ids
+
+
+# Wrong fields
+
+
+def test_a_missing_field_is_named_with_the_near_one_that_was_given(rendering: Rendering) -> None:
+    text = error_of(rendering.renderer(SQUAD), {"contxt": "x", "question": "y"})
+
+    assert text.splitlines() == [
+        "rendering task 'mood': 2 problems:",
+        "  - field 'context' is missing. Did you mean 'contxt'?",
+        "  - field 'contxt' is not in the template. Did you mean 'context'?",
+        "Its fields: context, question.",
+    ]
+
+
+def test_an_unknown_field_is_refused(rendering: Rendering) -> None:
+    text = error_of(rendering.renderer(SQUAD), {**FIELDS, "zzz": "x"})
+
+    assert text == (
+        "rendering task 'mood': field 'zzz' is not in the template. Its fields: context, question."
+    )
+
+
+def test_an_answer_given_at_serving_time_is_refused(rendering: Rendering) -> None:
+    text = error_of(rendering.renderer(SQUAD), {**FIELDS, "answer": "x"})
+
+    assert text == (
+        "rendering task 'mood': field 'answer' is what the model writes: leave it out. "
+        "Its fields: context, question."
+    )
+
+
+def test_an_example_without_its_answer_is_refused(rendering: Rendering) -> None:
+    with pytest.raises(DataError) as error:
+        rendering.renderer(SQUAD).example(FIELDS)
+
+    assert str(error.value) == (
+        "rendering task 'mood': field 'answer' is missing. Its fields: context, question, answer."
+    )
+
+
+@pytest.mark.parametrize("value", [None, True, False, ["a"], {"a": 1}, b"a"])
+def test_a_value_that_is_no_text_or_number_is_refused_and_shown(
+    rendering: Rendering, value: object
+) -> None:
+    text = error_of(rendering.renderer(SQUAD), {**FIELDS, "context": value})
+
+    assert text == (
+        f"rendering task 'mood': field 'context' is {value!r}, expected text or a number. "
+        "Its fields: context, question."
+    )
+
+
+def test_half_a_surrogate_pair_is_refused_as_the_callers_mistake(rendering: Rendering) -> None:
+    text = error_of(rendering.renderer(SQUAD), {**FIELDS, "context": "cut \ud83d"})
+
+    assert "'context'" in text
+
+
+# Length
+
+
+def test_three_ids_are_cut_from_the_right_end_of_a_field_that_is_two_too_long(
+    rendering: Rendering,
+) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{context}:{other}:{label}", 10, bos_id=BOS, truncate_field="context"
+    )
+    context = " the" * 500
+    fixed = len(renderer.example({"context": context, "other": "", "label": " positive"}))
+    fields = {"context": context, "other": " was" * (2050 - fixed), "label": " positive"}
+    assert len(rendering.ids(context)) == 500
+    assert len(renderer.example(fields)) == 2050
+
+    fitted = renderer.example(fields, max_length=2048)
+
+    assert len(fitted) == 2047
+    assert fitted.token_ids.tolist() == (
+        renderer.example({**fields, "context": " the" * 497}).token_ids.tolist()
+    )
+    assert len(renderer.example(fields, max_length=2050)) == 2050
+
+
+def test_bos_answer_and_eos_survive_a_cut(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{context} sentiment:{label}", bos_id=BOS, truncate_field="context"
+    )
+    fields = {"context": "the year was cold and nobody was there", "label": " positive"}
+
+    fitted = renderer.example(fields, max_length=len(renderer.example(fields)) - 4)
+
+    answer = fitted.token_ids[fitted.answer_start :].tolist()
+    assert fitted.token_ids[0] == BOS
+    assert fitted.virtual_rows[1:4].tolist() == [0, 1, 2]
+    assert answer == [*rendering.ids(" positive"), EOS]
+
+
+def test_a_field_of_two_ids_is_used_up_and_then_named(rendering: Rendering) -> None:
+    renderer = rendering.renderer(
+        "<|VIRTUAL_PROMPT_0|>{context}:{other}:{label}", truncate_field="context"
+    )
+    fields = {"context": " the the", "other": " was" * 20, "label": " positive"}
+    length = len(renderer.example(fields))
+    assert len(rendering.ids(" the the")) == 2
+
+    fitted = renderer.example(fields, max_length=length - 2)
+    with pytest.raises(TooLongError) as error:
+        renderer.example(fields, max_length=length - 3)
+
+    assert len(fitted) == length - 2
+    assert str(error.value) == (
+        f"rendering task 'mood': {length - 2} tokens, its field 'context' used up; "
+        f"expected at most {length - 3}. "
+        "Shorten the example, or name a longer truncate_field in the task."
+    )
+
+
+def test_without_a_truncate_field_what_is_too_long_is_refused(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{context}:{label}")
+
+    with pytest.raises(TooLongError) as error:
+        renderer.prompt({"context": " the" * 9}, max_length=12)
+
+    assert str(error.value) == (
+        "rendering task 'mood': 13 tokens, no truncate_field; expected at most 12. "
+        "Shorten the example, or name a longer truncate_field in the task."
+    )
+
+
+def test_what_just_fits_is_left_alone(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{context}:{label}", truncate_field="context")
+
+    assert len(renderer.prompt({"context": " the" * 9}, max_length=13)) == 13
+
+
+class _ImpatientTokenizer(Tokenizer):
+    """Decodes 50 times and no more: a test of it fails where it would never end."""
+
+    n_decoded = 0
+
+    def decode(self, ids: list[int]) -> str:
+        self.n_decoded += 1
+        assert self.n_decoded <= 50, "the same text is cut again and again"
+        return super().decode(ids)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_cutting_through_a_character_of_several_tokens_comes_to_an_end(
+    tokenizer: Tokenizer, room: int
+) -> None:
+    rendering = Rendering(_ImpatientTokenizer(tokenizer.text))
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{context}{label}", truncate_field="context")
+    assert len(rendering.ids("🦊")) == 3
+
+    fitted = renderer.prompt({"context": "🦊"}, max_length=3 + room)
+
+    assert len(fitted) <= 3 + room
+
+
+@pytest.mark.parametrize("too_many", range(1, 9))
+def test_a_cut_drops_a_whole_character_rather_than_leave_a_broken_one(
+    tokenizer: Tokenizer, too_many: int
+) -> None:
+    rendering = Rendering(_ImpatientTokenizer(tokenizer.text))
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{context}{label}", truncate_field="context")
+    context = "who was 🦊🦊🦊"
+    length = len(renderer.prompt({"context": context}))
+
+    fitted = renderer.prompt({"context": context}, max_length=length - too_many)
+
+    kept = tokenizer.decode(real(fitted))
+    assert kept.startswith("who")
+    assert context.startswith(kept)
+
+
+def test_serving_cuts_like_training(rendering: Rendering) -> None:
+    renderer = rendering.renderer(SQUAD, bos_id=BOS, truncate_field="context")
+    whole = renderer.prompt(FIELDS)
+
+    fitted = renderer.prompt(FIELDS, max_length=len(whole) - 3)
+
+    assert len(fitted) == len(whole) - 4
+    assert _common_head(whole.token_ids.tolist(), fitted.token_ids.tolist()) >= 4
+    assert fitted.token_ids[-3:].tolist() == whole.token_ids[-3:].tolist()
+
+
+def _common_head(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
