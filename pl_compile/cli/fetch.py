@@ -24,7 +24,7 @@ def command(name: str, output: Path | None, as_json: bool) -> None:
     need_extra("train", "torch", "transformers", "gguf", "accelerate")
     from pl_compile.training.fetch import fetch_base
 
-    folder = fetch_base(name, output, say=TerminalProgress().say)
+    folder = fetch_base(name, output, progress=TerminalProgress())
     if as_json:
         print_json({"name": name, "folder": str(folder)})
     else:

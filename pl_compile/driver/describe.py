@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pl_compile.artifact.bundle import MANIFEST, read_bundle
-from pl_compile.artifact.prompt_table import FORMAT, TaskEntry, read_prompt_table
+from pl_compile.artifact.prompt_table import FORMAT, TABLE_NAME, TaskEntry, read_prompt_table
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import ArtifactError
 from pl_compile.text.template import parse_template
@@ -23,11 +23,11 @@ def describe(path: Path) -> dict[str, Any]:
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return _bundle(path)
-        if (path / "prompts.safetensors").is_file():
+        if (path / TABLE_NAME).is_file():
             return {
                 "kind": "run",
                 "path": str(path),
-                "table": describe(path / "prompts.safetensors"),
+                "table": describe(path / TABLE_NAME),
             }
         if (path / "config.json").is_file():
             return {"kind": "base", "path": str(path), **asdict(read_decoder_config(path))}

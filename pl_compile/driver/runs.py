@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from pl_compile.artifact.prompt_table import TABLE_NAME
 from pl_compile.config.read import read_yaml
 from pl_compile.errors import ArtifactError, BaseModelError
 from pl_compile.weights.bases import find_base
 
 RUNS = Path("runs")
-TABLE_NAME = "prompts.safetensors"
 
 
 def newest_table(runs: Path = RUNS) -> Path:

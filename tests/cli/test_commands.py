@@ -37,7 +37,14 @@ def work(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("work")
     (folder / "base").symlink_to(tiny_bases["llama"])
     random_table(folder / "base", folder / "table.safetensors")
-    command = [sys.executable, "-m", "pl_compile.cli", "export", "--output", folder / "bundle"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pl_compile.cli",
+        "export",
+        "--output",
+        folder / "bundle",
+    ]
     subprocess.run(
         [*command, "--prompts", folder / "table.safetensors", "--base", folder / "base"],
         check=True,

@@ -12,9 +12,9 @@ from pl_compile.training.prepare.csv_file import DELIMITERS
 
 
 def test_every_data_set_has_a_command_with_an_example() -> None:
-    assert set(command.prepare.commands) == set(PREPARERS)
+    assert set(command.command.commands) == set(PREPARERS)
     for name in PREPARERS:
-        result = CliRunner().invoke(command.prepare, [name, "--help"])
+        result = CliRunner().invoke(command.command, [name, "--help"])
 
         assert result.exit_code == 0
         assert f"\n    plc prepare {name} --input " in result.stdout
@@ -24,7 +24,7 @@ def test_each_file_is_printed_with_its_rows(tmp_path: Path) -> None:
     (tmp_path / "n.csv").write_text("n\n1\n2\n")
     arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}/out"]
 
-    result = CliRunner().invoke(command.prepare, [*arguments, "--taskname", "t"])
+    result = CliRunner().invoke(command.command, [*arguments, "--taskname", "t"])
 
     assert result.stdout == f"{tmp_path}/out/n.jsonl: 2 rows\n"
 
@@ -34,7 +34,7 @@ def test_json_prints_one_object(tmp_path: Path) -> None:
     arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}", "--json"]
     options = ["--taskname", "t", "--split", "0.5", "0", "0.5", "--delimiter", "semicolon"]
 
-    result = CliRunner().invoke(command.prepare, arguments + options)
+    result = CliRunner().invoke(command.command, arguments + options)
 
     assert json.loads(result.stdout) == {"files": {"n_train.jsonl": 1, "n_test.jsonl": 1}}
 
@@ -50,7 +50,7 @@ def test_the_delimiters_offered_are_those_that_exist() -> None:
 def test_a_missing_input_reaches_the_caller_as_a_data_error(name: str, tmp_path: Path) -> None:
     arguments = [name, "--input", f"{tmp_path}/none", "--output", f"{tmp_path}/out"]
 
-    result = CliRunner().invoke(command.prepare, arguments)
+    result = CliRunner().invoke(command.command, arguments)
 
     assert isinstance(result.exception, DataError)
     assert f"{tmp_path}/none" in str(result.exception)

@@ -125,7 +125,9 @@ def test_a_template_without_an_answer_is_served_whole_and_without_eos(
 
 def test_an_answer_in_the_middle_is_where_the_served_prompt_stops(rendering: Rendering) -> None:
     renderer = rendering.renderer(
-        "<|VIRTUAL_PROMPT_0|>{text} is {label}, he was", answer_only_loss=False, answer_field="label"
+        "<|VIRTUAL_PROMPT_0|>{text} is {label}, he was",
+        answer_only_loss=False,
+        answer_field="label",
     )
 
     served = renderer.prompt({"text": "he"})
@@ -168,9 +170,7 @@ def test_a_field_of_blanks_only_hands_them_on(rendering: Rendering) -> None:
 
 
 def test_blanks_at_the_very_start_and_end_are_dropped(rendering: Rendering) -> None:
-    renderer = rendering.renderer(
-        "  {text} <|VIRTUAL_PROMPT_0|>{label}", bos_id=BOS, eos_id=None
-    )
+    renderer = rendering.renderer("  {text} <|VIRTUAL_PROMPT_0|>{label}", bos_id=BOS, eos_id=None)
 
     trained = renderer.example({"text": " who", "label": "was  "})
 
@@ -249,9 +249,9 @@ def test_blanks_beside_virtual_tokens_are_kept_as_written(rendering: Rendering) 
 def test_nemo_drops_all_white_space_beside_virtual_tokens(rendering: Rendering) -> None:
     template = "who: \n<|VIRTUAL_PROMPT_0|> \n{text} <|VIRTUAL_PROMPT_1|>\t:{label}"
 
-    served = rendering.renderer(
-        template, 5, virtual_token_splits=(3, 2), whitespace="nemo"
-    ).prompt({"text": " he"})
+    served = rendering.renderer(template, 5, virtual_token_splits=(3, 2), whitespace="nemo").prompt(
+        {"text": " he"}
+    )
     kept = rendering.renderer(template, 5, virtual_token_splits=(3, 2)).prompt({"text": " he"})
 
     assert real(served) == rendering.ids("who:", " he", ":")

@@ -144,9 +144,7 @@ def test_markers_are_numbered_from_zero_each_once_and_in_order(first: int, secon
 
 @pytest.mark.parametrize("splits", [(5, 0), (6, -1)])
 def test_no_marker_may_stand_for_nothing(splits: tuple[int, int]) -> None:
-    text = refusal(
-        "<|VIRTUAL_PROMPT_0|>{a}<|VIRTUAL_PROMPT_1|>{x}", virtual_token_splits=splits
-    )
+    text = refusal("<|VIRTUAL_PROMPT_0|>{a}<|VIRTUAL_PROMPT_1|>{x}", virtual_token_splits=splits)
 
     assert text == (
         f"parsing the template of task 'mood': virtual_token_splits {list(splits)}: "

@@ -15,7 +15,7 @@ from pl_compile.config.read import build, node_from_plain
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import ArtifactError, ConfigError, FingerprintError, TrainingError
 from pl_compile.testing import TASKS, tiny_examples, tiny_train_config, write_jsonl
-from pl_compile.training import run
+from pl_compile.training.checkpoint import save_checkpoint
 from pl_compile.training.run import run_training
 
 
@@ -109,15 +109,13 @@ def test_a_run_that_is_resumed_ends_like_one_that_was_not(
     write_jsonl(config.data.validation[0], rows[:6])
     whole = run_training(config, tmp_path / "whole")
 
-    save = run.save_checkpoint
-
     def killed_after_the_first_save(path: Path, state: Any, *rest: Any) -> None:
-        save(path, state, *rest)
+        save_checkpoint(path, state, *rest)
         if path.name == "last.safetensors":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "save_checkpoint", killed_after_the_first_save)
+        patch.setattr("pl_compile.training.run.save_checkpoint", killed_after_the_first_save)
         with pytest.raises(KeyboardInterrupt):
             run_training(config, tmp_path / "parts")
     parts = run_training(config, tmp_path / "parts", resume=True)

@@ -1,0 +1,234 @@
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as HfTokenizer
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import ArtifactError
+from pl_compile.text.render import Renderer, SequenceRules
+from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import Tokenizer
+
+_PIECES = ["<unk>", "<s>", "</s>", "▁", "h", "i", "y", "o", "▁h", "▁hi", "hi", "▁y", "▁yo", "yo"]
+_MERGES = [("▁", "h"), ("▁h", "i"), ("h", "i"), ("▁", "y"), ("▁y", "o"), ("y", "o")]
+_STYLES = ("metaspace first", "metaspace always", "prepend", "prepend in a sequence")
+
+
+def _sentencepiece_like(style: str) -> HfTokenizer:
+    """A BPE that writes a blank as "▁" and puts one before whatever it is given."""
+    vocab = {piece: index for index, piece in enumerate(_PIECES)}
+    tokenizer = HfTokenizer(models.BPE(vocab=vocab, merges=_MERGES, unk_token="<unk>"))
+    if style.startswith("metaspace"):
+        scheme = style.split()[1]
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    else:
+        tokenizer.normalizer = (
+            normalizers.Prepend("▁")
+            if style == "prepend"
+            else normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        )
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    tokenizer.add_special_tokens(
+        [AddedToken("<s>", special=True), AddedToken("</s>", special=True)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(params=_STYLES)
+def blank_putter(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer(_sentencepiece_like(request.param).to_str())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bases: dict[str, Path]) -> Tokenizer:
+    return Tokenizer.from_folder(tiny_bases["gpt2"])
+
+
+def _names(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer.token_name(token_id) for token_id in ids]
+
+
+# Data is never markup
+
+
+def test_a_special_token_in_data_is_its_characters(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a<|end|><|start|>", opens=False, markup=False)
+
+    assert not {0, 1} & set(ids)
+    assert tokenizer.decode(ids) == "a<|end|><|start|>"
+
+
+def test_a_special_token_in_markup_is_a_token(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("<|end|>a<|start|>", opens=False, markup=True)
+
+    assert (ids[0], ids[-1]) == (1, 0)
+    assert tokenizer.decode(ids) == "a"
+
+
+def test_markup_and_data_agree_on_text_without_special_tokens(tokenizer: Tokenizer) -> None:
+    text = "Context: naïve café 😀 <|x|>"
+
+    for opens in (True, False):
+        data = tokenizer.encode(text, opens=opens, markup=False)
+        assert data == tokenizer.encode(text, opens=opens, markup=True)
+
+
+def test_neither_bos_nor_eos_is_added(tokenizer: Tokenizer) -> None:
+    for opens in (True, False):
+        for markup in (True, False):
+            assert tokenizer.encode("", opens=opens, markup=markup) == []
+
+
+def test_special_tokens_are_characters_for_a_sentencepiece_too(blank_putter: Tokenizer) -> None:
+    data = blank_putter.encode("</s>", opens=False, markup=False)
+    markup = blank_putter.encode("</s>", opens=False, markup=True)
+
+    assert "</s>" not in _names(blank_putter, data)
+    assert _names(blank_putter, markup) == ["</s>"]
+
+
+# The blank in front
+
+
+@pytest.mark.parametrize("markup", [True, False])
+def test_only_the_opening_text_gets_a_blank_in_front(blank_putter: Tokenizer, markup: bool) -> None:
+    opening = blank_putter.encode("hi", opens=True, markup=markup)
+    continuing = blank_putter.encode("hi", opens=False, markup=markup)
+
+    assert _names(blank_putter, opening) == ["▁hi"]
+    assert _names(blank_putter, continuing) == ["hi"]
+
+
+@pytest.mark.parametrize("style", [style for style in _STYLES if style != "prepend"])
+def test_a_blank_that_was_written_stays_in_continuing_text(style: str) -> None:
+    blank_putter = Tokenizer(_sentencepiece_like(style).to_str())
+
+    ids = blank_putter.encode(" hi yo", opens=False, markup=False)
+
+    assert _names(blank_putter, ids) == ["▁hi", "▁yo"]
+
+
+def test_the_older_form_of_the_metaspace_is_understood() -> None:
+    spec = json.loads(_sentencepiece_like("metaspace always").to_str())
+    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+
+    old = Tokenizer(json.dumps(spec))
+
+    assert _names(old, old.encode("hi", opens=True, markup=False)) == ["▁hi"]
+    assert _names(old, old.encode("hi", opens=False, markup=False)) == ["hi"]
+
+
+def test_a_byte_level_prefix_blank_is_for_the_opening_text_only(tokenizer: Tokenizer) -> None:
+    spec = json.loads(tokenizer.text)
+    spec["pre_tokenizer"]["add_prefix_space"] = True
+    prefixing = Tokenizer(json.dumps(spec))
+
+    opening = prefixing.encode("the", opens=True, markup=False)
+    continuing = prefixing.encode("the", opens=False, markup=False)
+
+    assert opening == tokenizer.encode(" the", opens=True, markup=False)
+    assert continuing == tokenizer.encode("the", opens=True, markup=False)
+
+
+def test_a_template_over_a_sentencepiece_gets_one_blank_at_its_start(
+    blank_putter: Tokenizer,
+) -> None:
+    task = TaskConfig("greet", "<|VIRTUAL_PROMPT_0|>{a}{b}yo{c}", 2)
+    renderer = Renderer(parse_template(task), blank_putter, SequenceRules(bos_id=1, eos_id=2))
+
+    served = renderer.prompt({"a": "hi", "b": "yo"})
+    answers = renderer.answers({"a": "hi", "b": "yo"}, ["hi"])
+    empty = renderer.prompt({"a": "", "b": "yo"})
+
+    real = served.token_ids[served.virtual_rows < 0].tolist()
+    assert _names(blank_putter, real) == ["<s>", "▁hi", "yo", "yo"]
+    assert _names(blank_putter, answers[0]) == ["hi", "</s>"]
+    real = empty.token_ids[empty.virtual_rows < 0].tolist()
+    assert _names(blank_putter, real) == ["<s>", "▁yo", "yo"]
+
+
+# Ids to text
+
+
+def test_a_character_is_handed_out_once_all_its_bytes_are_there(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a🦊é", opens=True, markup=False)
+    stream = tokenizer.stream()
+
+    pieces = [stream.push(token_id) for token_id in ids]
+
+    assert len(ids) > 3
+    assert [piece for piece in pieces if piece] == ["a", "🦊", "é"]
+    assert pieces[1] == ""
+
+
+def test_a_stream_leaves_special_tokens_out(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.stream()
+
+    assert stream.push(0) + stream.push(1) == ""
+    assert stream.push(tokenizer.encode("a", opens=True, markup=False)[0]) == "a"
+
+
+def test_streams_do_not_know_of_each_other(tokenizer: Tokenizer) -> None:
+    first, *rest = tokenizer.encode("🦊", opens=True, markup=False)
+    one, other = tokenizer.stream(), tokenizer.stream()
+
+    one.push(first)
+    other.push(tokenizer.encode("b", opens=True, markup=False)[0])
+
+    assert "".join(one.push(token_id) for token_id in rest) == "🦊"
+
+
+def test_a_stream_keeps_the_blanks_between_words(blank_putter: Tokenizer) -> None:
+    stream = blank_putter.stream()
+
+    pieces = [stream.push(_PIECES.index(piece)) for piece in ("▁hi", "▁yo", "hi")]
+
+    assert pieces == ["hi", " yo", "hi"]
+
+
+# What the file must not do
+
+
+def test_truncation_and_padding_stored_in_the_file_leave_texts_as_they_are(
+    tokenizer: Tokenizer,
+) -> None:
+    saved = HfTokenizer.from_str(tokenizer.text)
+    saved.enable_truncation(max_length=3)
+    saved.enable_padding(length=20, pad_id=0, pad_token="<|start|>")
+    text = "The quick brown fox jumps over the lazy dog."
+
+    ids = Tokenizer(saved.to_str()).encode(text, opens=True, markup=False)
+
+    assert ids == tokenizer.encode(text, opens=True, markup=False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": 3}', "null"])
+def test_a_broken_file_is_named_with_what_was_expected(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(ArtifactError) as error:
+        Tokenizer.from_folder(tmp_path)
+
+    assert str(error.value).startswith(f"reading {path}: ")
+    assert str(error.value).endswith("; expected a tokenizer.json of 'tokenizers'.")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as error:
+        Tokenizer.from_folder(tmp_path)
+
+    path = tmp_path / "tokenizer.json"
+    assert str(error.value).startswith(f"reading {path}: ")
+    assert "No such file or directory" in str(error.value)
+
+
+def test_the_text_of_the_file_is_kept_byte_for_byte(tiny_bases: dict[str, Path]) -> None:
+    text = (tiny_bases["gpt2"] / "tokenizer.json").read_text(encoding="utf-8")
+
+    assert Tokenizer.from_folder(tiny_bases["gpt2"]).text == text
