@@ -174,6 +174,8 @@ def run_training(
     baseline = run.baseline
     if baseline is None:
         baseline = _baseline(base, validation, progress)
+        for task, loss in zip(config.tasks, baseline.values(), strict=False):
+            progress.say(f"no-prompt loss of '{task.taskname}': {loss:.3f}")
         run.log({"step": 0, "baseline_by_task": baseline, "baseline": mean_loss(baseline)})
 
     def improved(state: RunState) -> None:

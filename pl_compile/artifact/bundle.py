@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry
+from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.config.task import TaskConfig
@@ -101,7 +101,7 @@ class Bundle:
     def selftest(self, taskname: str) -> dict[str, NDArray[Any]]:
         """The arrays of a task's self-test; empty where the export made none."""
         path = task_folder(self.folder, taskname) / "selftest.safetensors"
-        return _read_tensors(path) if path.is_file() else {}
+        return read_tensor_file(path, doing=f"reading {path}").tensors if path.is_file() else {}
 
 
 def task_folder(bundle: Path, taskname: str) -> Path:
@@ -225,7 +225,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     try:
         spec = json.loads((path / "task.json").read_text(encoding="utf-8"))
         task = build(TaskConfig, node_from_plain(spec["task"], "task.json"), doing=doing)
-        rows = _read_tensors(path / "prompt.safetensors")["prompt"]
+        rows = read_tensor_file(path / "prompt.safetensors", doing=doing).tensors["prompt"]
         entry = TaskEntry(task, rows, spec["bos_id"], spec["eos_id"], spec["method"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ArtifactError(doing, found=f"damaged ({error})") from error
@@ -235,11 +235,3 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
             doing, found=f"a prompt {rows.dtype} {rows.shape}", expected=f"float32 {expected}"
         )
     return entry
-
-
-def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"reading {path}", found=str(error)) from error

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pl_compile.artifact.files import write_atomically
+from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError, FingerprintError, PlcError, unknown_name
@@ -154,12 +154,8 @@ def read_prompt_table(path: Path) -> PromptTable:
         ArtifactError: no such file, not a table of ours, of a newer version, or damaged.
     """
     doing = f"reading the prompt table {path}"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(doing, found=str(error), expected="a safetensors file") from error
+    file = read_tensor_file(path, doing=doing)
+    rows, metadata = file.tensors, file.metadata
     if metadata.get("format") != FORMAT:
         raise ArtifactError(
             doing,

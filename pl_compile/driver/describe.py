@@ -4,10 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from pl_compile.artifact.bundle import MANIFEST, read_bundle
 from pl_compile.artifact.prompt_table import FORMAT, TABLE_NAME, TaskEntry, read_prompt_table
+from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import ArtifactError
 from pl_compile.text.template import parse_template
@@ -55,14 +54,9 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"looking into {path}", found=str(error), expected="a safetensors file"
-        ) from error
+    file = read_tensor_file(path, doing=f"looking into {path}")
+    metadata = file.metadata
+    shapes = {name: list(tensor.shape) for name, tensor in file.tensors.items()}
     if metadata.get("format") == FORMAT:
         table = read_prompt_table(path)
         return {

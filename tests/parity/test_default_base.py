@@ -1,0 +1,24 @@
+"""The default base, where it was fetched: the full SmolLM2 through torch and through the bundle."""
+
+from pathlib import Path
+
+import pytest
+
+from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.testing import random_table
+from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
+
+
+@pytest.mark.real
+def test_the_default_base_agrees_with_torch(tmp_path: Path) -> None:
+    base = cached_base_folder(DEFAULT_BASE)
+    if not (base / "config.json").is_file():
+        pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")
+    table = random_table(base, tmp_path / "table.safetensors")
+
+    result = export_bundle(ExportRequest(table, base, tmp_path / "bundle", capacity=256))
+
+    for parity in result.parity:
+        print(f"{parity.task}: {parity.relative_difference:.2e} of {parity.largest_logit:.1f}")
+    assert result.passed == "passed"
+    assert [parity.rows * parity.steps for parity in result.parity] == [34, 34]
