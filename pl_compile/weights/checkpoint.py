@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 (teaches numpy the name "bfloat16", which safetensors asks for)
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -32,6 +31,10 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
+        # Teaches numpy the name "bfloat16", which safetensors asks for. The base install lacks it,
+        # since it never reads a checkpoint.
+        import ml_dtypes  # noqa: F401
+
         self.folder = folder
         self._files: dict[str, Any] = {}
         for path in self._paths():

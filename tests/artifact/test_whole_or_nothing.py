@@ -1,0 +1,232 @@
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pl_compile.artifact.files import folder_written_whole, sha256_of, write_atomically
+from pl_compile.errors import ArtifactError
+
+FULL = "No space left on device"
+NOTHING_LEFT = "Nothing was left under that name that was not there before."
+
+FailAt = Callable[[str, int], None]
+
+
+@pytest.fixture
+def fail_at(monkeypatch: pytest.MonkeyPatch) -> FailAt:
+    """Makes the `nth` call (from 1) of an `os` function meet a full disk."""
+
+    def arrange(name: str, nth: int) -> None:
+        real = getattr(os, name)
+        calls = 0
+
+        def fails(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                raise OSError(errno.ENOSPC, FULL)
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(os, name, fails)
+
+    return arrange
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _write_folder(path: Path, text: str) -> None:
+    with folder_written_whole(path) as staging:
+        (staging / "deep").mkdir()
+        (staging / "deep" / "file").write_text(text)
+        (staging / "top").write_text(text)
+
+
+# Files
+
+
+def test_a_file_is_written_with_the_folders_on_its_way(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "table"
+
+    write_atomically(path, b"abc")
+
+    assert path.read_bytes() == b"abc"
+    assert _names(path.parent) == ["table"]
+
+
+def test_a_file_is_replaced_and_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"a longer old content")
+
+    write_atomically(path, b"new")
+
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+def test_a_full_disk_leaves_the_old_file_and_no_other(
+    tmp_path: Path, fail_at: FailAt, step: str
+) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"old")
+    fail_at(step, 1)
+
+    with pytest.raises(ArtifactError) as error:
+        write_atomically(path, b"new")
+
+    assert str(error.value) == f"writing {path}: {FULL}. {NOTHING_LEFT}"
+    assert path.read_bytes() == b"old"
+    assert _names(tmp_path) == ["table"]
+
+
+def test_a_full_disk_leaves_nothing_where_nothing_was(tmp_path: Path, fail_at: FailAt) -> None:
+    fail_at("fsync", 1)
+
+    with pytest.raises(ArtifactError):
+        write_atomically(tmp_path / "table", b"new")
+
+    assert _names(tmp_path) == []
+
+
+def test_a_file_in_place_of_a_folder_on_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+
+    with pytest.raises(ArtifactError) as error:
+        write_atomically(tmp_path / "runs" / "table", b"new")
+
+    assert str(error.value).startswith(f"writing {tmp_path / 'runs' / 'table'}: ")
+    assert str(error.value).endswith(NOTHING_LEFT)
+    assert (tmp_path / "runs").read_text() == "a file"
+
+
+def test_a_folder_in_place_of_the_file_is_told_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+
+    with pytest.raises(ArtifactError) as error:
+        write_atomically(tmp_path / "table", b"new")
+
+    assert str(error.value) == f"writing {tmp_path / 'table'}: Is a directory. {NOTHING_LEFT}"
+    assert _names(tmp_path) == ["table"]
+
+
+def test_an_interrupted_write_leaves_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "table", b"new")
+
+    assert _names(tmp_path) == []
+
+
+# Folders
+
+
+def test_a_folder_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "bundle"
+
+    with folder_written_whole(path) as staging:
+        (staging / "file").write_text("x")
+        assert not path.exists()
+        assert staging.parent == path.parent
+
+    assert _tree(path) == {"file": b"x"}
+    assert _names(path.parent) == ["bundle"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_folder_replaces_the_one_before_whole(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    _write_folder(path, "old")
+    (path / "left over").write_text("old")
+
+    _write_folder(path, "new")
+
+    assert _tree(path) == {"deep/file": b"new", "top": b"new"}
+    assert _names(tmp_path) == ["bundle"]
+
+
+def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    _write_folder(path, "old")
+
+    with pytest.raises(ZeroDivisionError), folder_written_whole(path) as staging:
+        (staging / "half").write_text("new")
+        raise ZeroDivisionError
+
+    assert _tree(path) == {"deep/file": b"old", "top": b"old"}
+    assert _names(tmp_path) == ["bundle"]
+
+
+# Each file, each folder and what holds them is forced to the disk: deep, deep/file, top, the
+# staging folder, and after the rename the folder above.
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [*(("fsync", n) for n in range(1, 6)), ("rename", 1), ("rename", 2)],
+)
+def test_a_full_disk_at_any_step_leaves_one_whole_folder_and_no_temporary(
+    tmp_path: Path, fail_at: FailAt, step: str, nth: int
+) -> None:
+    path = tmp_path / "bundle"
+    _write_folder(path, "old")
+    fail_at(step, nth)
+
+    with pytest.raises(ArtifactError) as error:
+        _write_folder(path, "new")
+
+    assert str(error.value) == f"writing {path}: {FULL}. {NOTHING_LEFT}"
+    assert _tree(path) == {"deep/file": b"old", "top": b"old"}
+    assert _names(tmp_path) == ["bundle"]
+
+
+def test_a_full_disk_while_the_block_writes_is_told_with_the_final_name(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+
+    with pytest.raises(ArtifactError) as error, folder_written_whole(path):
+        raise OSError(errno.ENOSPC, FULL)
+
+    assert str(error.value) == f"writing {path}: {FULL}. {NOTHING_LEFT}"
+    assert _names(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_a_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.write_text("mine")
+
+    with pytest.raises(ArtifactError) as error, folder_written_whole(path):
+        pytest.fail("the block must not run")
+
+    assert str(error.value) == f"writing {path}: a file of that name. Choose another --output."
+    assert path.read_text() == "mine"
+    assert _names(tmp_path) == ["bundle"]
+
+
+# Sums
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, (1 << 20) + 1])
+def test_a_sum_is_that_of_all_bytes(tmp_path: Path, size: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    path = tmp_path / "file"
+    path.write_bytes(data[:size])
+
+    assert sha256_of(path) == hashlib.sha256(data[:size]).hexdigest()

@@ -1,0 +1,153 @@
+"""Checkpoints as they come: shards, bfloat16, names without a prefix, and damaged ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pl_compile.config.decoder import read_decoder_config
+from pl_compile.errors import BaseModelError
+from pl_compile.weights.bases import find_base
+from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.names import load_weights, weight_shapes
+
+
+def copy_of(base: Path, folder: Path) -> Path:
+    shutil.copytree(base, folder)
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    return fingerprint_base(Checkpoint(folder), read_decoder_config(folder))
+
+
+def shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_weight_has_our_name_and_shape(tiny_bases: dict[str, Path], family: str) -> None:
+    config = read_decoder_config(tiny_bases[family])
+
+    weights = load_weights(Checkpoint(tiny_bases[family]), config)
+
+    assert {name: array.shape for name, array in weights.items()} == weight_shapes(config)
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+
+
+def test_the_fingerprint_does_not_depend_on_shards(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "sharded")
+    whole = fingerprint(folder)
+
+    shard(folder)
+
+    assert fingerprint(folder) == whole
+
+
+def test_the_fingerprint_sees_one_changed_number(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "changed")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1e-3
+    save_file(tensors, folder / "model.safetensors")
+
+    assert fingerprint(folder) != fingerprint(tiny_bases["llama"])
+
+
+def test_the_fingerprint_sees_a_changed_config(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.125}))
+
+    assert fingerprint(folder) != fingerprint(tiny_bases["llama"])
+
+
+def test_bfloat16_weights_are_read(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "bf16")
+    tensors = load_file(folder / "model.safetensors")
+    halves = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(halves, folder / "model.safetensors")
+
+    weights = load_weights(Checkpoint(folder), read_decoder_config(folder))
+
+    expected = halves["model.norm.weight"].float().numpy()
+    assert np.array_equal(weights["final_norm.weight"], expected)
+    assert fingerprint(folder) != fingerprint(tiny_bases["llama"])
+
+
+def test_gpt2_names_without_a_prefix_are_found(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny_bases["gpt2"], tmp_path / "bare")
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    assert set(bare) != set(tensors)
+    save_file(bare, folder / "model.safetensors")
+    config = read_decoder_config(folder)
+
+    weights = load_weights(Checkpoint(folder), config)
+
+    original = load_weights(Checkpoint(tiny_bases["gpt2"]), config)
+    assert all(np.array_equal(weights[name], original[name]) for name in original)
+
+
+def test_all_missing_and_misshapen_tensors_are_named(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["model.embed_tokens.weight"] = torch.zeros(397, 23)
+    save_file(tensors, folder / "model.safetensors")
+
+    with pytest.raises(BaseModelError) as caught:
+        load_weights(Checkpoint(folder), read_decoder_config(folder))
+
+    assert "'model.norm.weight' is missing" in str(caught.value)
+    assert "embedding.weight (397, 23), expected (397, 24)" in str(caught.value)
+
+
+def test_a_folder_without_safetensors_says_what_is_read(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+
+    with pytest.raises(BaseModelError, match=r"Pickled \.bin checkpoints are not read"):
+        Checkpoint(folder)
+
+
+def test_a_truncated_checkpoint_is_named(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(tiny_bases["llama"], tmp_path / "short")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+    with pytest.raises(BaseModelError, match=r"model\.safetensors: .*expected a readable"):
+        Checkpoint(folder)
+
+
+def test_a_base_is_found_by_folder_or_by_fetched_name(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLC_CACHE", str(tmp_path))
+    cached = copy_of(tiny_bases["llama"], tmp_path / "bases/tiny")
+
+    assert find_base("tiny") == cached
+    assert find_base(str(tiny_bases["gpt2"])) == tiny_bases["gpt2"]
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"holds no config\.json"):
+        find_base(str(tmp_path))
