@@ -1,0 +1,105 @@
+"""Scoring a bundle: which metric, what the base alone gets, and what cannot be scored."""
+
+from pathlib import Path
+
+import pytest
+
+from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_reference, session_on_table
+from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.errors import ConfigError, DataError, FingerprintError
+from pl_compile.runtime import Session
+from pl_compile.testing import random_table, tiny_examples, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def work(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    table = random_table(tiny_bases["llama"], folder / "table.safetensors")
+    export_bundle(
+        ExportRequest(table, tiny_bases["llama"], folder / "bundle", measure_parity=False)
+    )
+    write_jsonl(folder / "rows.jsonl", tiny_examples(10))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(work: Path) -> Session:
+    return Session.open(work / "bundle")
+
+
+def test_each_task_gets_the_metric_of_its_answers(session: Session, work: Path) -> None:
+    scores = evaluate(session, [work / "rows.jsonl"], EvalOptions())
+
+    assert [(score.task, score.metric, score.examples) for score in scores] == [
+        ("tone", "accuracy", 5),
+        ("ask", "squad", 5),
+    ]
+    for score in scores:
+        assert score.without_prompt is not None
+        assert score.with_prompt["total"] == score.without_prompt["total"] == 5
+    assert set(scores[0].predictions) <= {"positive", "negative", "neutral"}
+
+
+def test_right_predictions_score_a_hundred(session: Session, work: Path, tmp_path: Path) -> None:
+    rows = [row for row in tiny_examples(10) if row["taskname"] == "tone"]
+    first = evaluate(session, [write_jsonl(tmp_path / "a.jsonl", rows)], EvalOptions())[0]
+    answered = [{**row, "label": text} for row, text in zip(rows, first.predictions, strict=True)]
+
+    second = evaluate(session, [write_jsonl(tmp_path / "b.jsonl", answered)], EvalOptions())[0]
+
+    assert second.with_prompt["accuracy"] == 100.0
+
+
+def test_several_right_answers_are_a_list(session: Session, tmp_path: Path) -> None:
+    rows = [
+        {**row, "answer": [row["answer"], "another"]}
+        for row in tiny_examples(6)
+        if row["taskname"] == "ask"
+    ]
+
+    score = evaluate(session, [write_jsonl(tmp_path / "rows.jsonl", rows)], EvalOptions())[0]
+
+    assert score.metric == "squad"
+
+
+def test_the_bundle_and_its_reference_answer_alike(
+    session: Session, work: Path, tiny_bases: dict[str, Path]
+) -> None:
+    reference = session_on_reference(work / "bundle", tiny_bases["llama"])
+
+    scores = evaluate(
+        session, [work / "rows.jsonl"], EvalOptions(baseline=False), reference=reference
+    )
+
+    assert [score.same_as_reference for score in scores] == [100.0, 100.0]
+    assert [score.without_prompt for score in scores] == [None, None]
+
+
+def test_a_table_scores_like_its_bundle(
+    session: Session, work: Path, tiny_bases: dict[str, Path]
+) -> None:
+    on_torch = session_on_table(work / "table.safetensors", tiny_bases["llama"])
+    options = EvalOptions(limit=3)
+
+    scores = evaluate(on_torch, [work / "rows.jsonl"], options)
+
+    assert scores == evaluate(session, [work / "rows.jsonl"], options)
+
+
+def test_a_reference_of_another_base_is_refused(work: Path, tiny_bases: dict[str, Path]) -> None:
+    with pytest.raises(FingerprintError, match="Give the base that the bundle was exported from"):
+        session_on_reference(work / "bundle", tiny_bases["gpt2"])
+
+
+def test_data_without_answers_cannot_be_scored(session: Session, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"taskname": "tone", "sentence": "cold"}])
+
+    with pytest.raises(DataError, match=r"rows\.jsonl:1 has no answer field 'label'"):
+        evaluate(session, [path], EvalOptions())
+
+
+def test_an_unknown_metric_lists_the_known_ones(session: Session, work: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"metric 'acuracy' does not exist\. Did you mean 'accuracy'"
+    ):
+        evaluate(session, [work / "rows.jsonl"], EvalOptions(metric="acuracy"))

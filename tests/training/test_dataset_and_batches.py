@@ -1,0 +1,256 @@
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import DataError
+from pl_compile.text.render import Rendered, Renderer, SequenceRules
+from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.data.batches import BatchPlan, collate, in_length_order
+from pl_compile.training.data.dataset import SkipReport, TrainingSequence, render_examples
+from pl_compile.training.data.examples import Example
+
+BOS, EOS = 0, 1
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bases: dict[str, Path]) -> Tokenizer:
+    return Tokenizer.from_folder(tiny_bases["gpt2"])
+
+
+def _renderer(
+    tokenizer: Tokenizer, rules: SequenceRules | None = None, **settings: Any
+) -> Renderer:
+    template = "<|VIRTUAL_PROMPT_0|>{text} is {label}"
+    task = TaskConfig("mood", template, 3, **settings)
+    return Renderer(parse_template(task), tokenizer, rules or SequenceRules(BOS, EOS))
+
+
+def _example(text: str, label: str = "cold", where: str = "a.jsonl:1") -> Example:
+    return Example("mood", {"text": text, "label": label}, where)
+
+
+# Examples to sequences
+
+
+def test_the_loss_of_an_answer_covers_the_answer_and_eos_only(tokenizer: Tokenizer) -> None:
+    (sequence,), _ = render_examples(
+        [_example("who")], {"mood": _renderer(tokenizer)}, max_length=99
+    )
+
+    learned = sequence.rendered.token_ids[sequence.in_loss].tolist()
+    assert learned == [*tokenizer.encode(" cold", opens=False, markup=False), EOS]
+    assert sequence.in_loss.tolist() == sorted(sequence.in_loss.tolist())
+
+
+def test_the_loss_of_a_whole_sequence_leaves_out_virtual_tokens_only(tokenizer: Tokenizer) -> None:
+    (sequence,), _ = render_examples(
+        [_example("who")], {"mood": _renderer(tokenizer, answer_only_loss=False)}, max_length=99
+    )
+
+    assert sequence.in_loss.tolist() == (sequence.rendered.virtual_rows < 0).tolist()
+    assert np.count_nonzero(~sequence.in_loss) == 3
+
+
+def test_the_baseline_sees_the_same_loss_without_virtual_tokens(tokenizer: Tokenizer) -> None:
+    (sequence,), _ = render_examples(
+        [_example("who")], {"mood": _renderer(tokenizer)}, max_length=99
+    )
+
+    bare = sequence.without_virtual()
+
+    assert len(bare) == len(sequence) - 3
+    assert bare.rendered.token_ids[bare.in_loss].tolist() == (
+        sequence.rendered.token_ids[sequence.in_loss].tolist()
+    )
+
+
+def test_tasks_are_numbered_in_the_order_of_their_renderers(tokenizer: Tokenizer) -> None:
+    renderer = _renderer(tokenizer)
+    examples = [Example(name, {"text": "who", "label": "x"}, "w") for name in ("b", "a", "b")]
+
+    sequences, report = render_examples(examples, {"a": renderer, "b": renderer}, max_length=99)
+
+    assert [sequence.task for sequence in sequences] == [1, 0, 1]
+    assert (report.total, report.count, report.lines()) == (3, 0, [])
+
+
+def test_what_is_left_out_is_reported_by_reason_with_its_places(tokenizer: Tokenizer) -> None:
+    renderer = _renderer(tokenizer, SequenceRules(BOS, None))
+    examples = [
+        _example("who", where="a.jsonl:1"),
+        *(_example(" the" * 30, where=f"a.jsonl:{line}") for line in range(2, 6)),
+        _example("", label="", where="a.jsonl:6"),
+        _example("who was", label="", where="a.jsonl:7"),
+        _example(" the" * 31, where="b.jsonl:1"),
+    ]
+
+    sequences, report = render_examples(examples, {"mood": renderer}, max_length=20, min_length=7)
+
+    assert len(sequences) == 1
+    assert report.count == 7
+    assert report.lines() == [
+        "left out 5 of 8: longer than 20 tokens even after truncation "
+        "(a.jsonl:2, a.jsonl:3, a.jsonl:4 …)",
+        "left out 1 of 8: shorter than 7 tokens (a.jsonl:6)",
+        "left out 1 of 8: no token to learn from (a.jsonl:7)",
+    ]
+
+
+def test_an_example_that_fits_after_truncation_is_used(tokenizer: Tokenizer) -> None:
+    renderer = _renderer(tokenizer, truncate_field="text")
+
+    (sequence,), report = render_examples(
+        [_example(" the" * 30)], {"mood": renderer}, max_length=20
+    )
+
+    assert len(sequence) <= 20
+    assert sequence.rendered.token_ids[-1] == EOS
+    assert report.count == 0
+
+
+def test_data_of_which_nothing_is_usable_is_refused_with_the_reasons(tokenizer: Tokenizer) -> None:
+    examples = [_example(" the" * 30, where="a.jsonl:1"), _example("", "", where="a.jsonl:2")]
+    renderer = _renderer(tokenizer, SequenceRules(None, None))
+
+    with pytest.raises(DataError) as error:
+        render_examples(examples, {"mood": renderer}, max_length=9)
+
+    assert str(error.value) == (
+        "rendering the examples: none is usable: "
+        "left out 1 of 2: longer than 9 tokens even after truncation (a.jsonl:1); "
+        "left out 1 of 2: no token to learn from (a.jsonl:2)."
+    )
+
+
+def test_a_report_shows_as_many_places_as_asked_for() -> None:
+    report = SkipReport(total=9)
+    for line in range(4):
+        report.add("too odd", f"x:{line}")
+
+    assert report.lines(most=1) == ["left out 4 of 9: too odd (x:0 …)"]
+    assert report.lines(most=4) == ["left out 4 of 9: too odd (x:0, x:1, x:2, x:3)"]
+
+
+# Micro-batches
+
+
+def _sequence(ids: list[int], rows: list[int], in_loss: list[bool], task: int) -> TrainingSequence:
+    rendered = Rendered(np.asarray(ids, np.int64), np.asarray(rows, np.int64), 0)
+    return TrainingSequence(task, rendered, np.asarray(in_loss))
+
+
+def test_rows_are_padded_on_the_right_and_targets_are_the_next_tokens() -> None:
+    no, yes = False, True
+    long = _sequence([0, 0, 7, 8, 9], [0, 1, -1, -1, -1], [no, no, no, yes, yes], task=1)
+    short = _sequence([5, 0, 6], [-1, 0, -1], [yes, no, yes], task=0)
+
+    batch = collate([long, short])
+
+    assert batch.token_ids.tolist() == [[0, 0, 7, 8, 9], [5, 0, 6, 0, 0]]
+    assert batch.virtual_rows.tolist() == [[0, 1, -1, -1, -1], [-1, 0, -1, -1, -1]]
+    assert batch.tasks.tolist() == [1, 0]
+    assert batch.targets.tolist() == [[-1, -1, 8, 9, -1], [-1, 6, -1, -1, -1]]
+    assert batch.loss_tokens == 3
+
+
+def test_a_target_of_id_zero_counts() -> None:
+    batch = collate([_sequence([5, 0], [-1, -1], [True, True], task=0)])
+
+    assert batch.targets.tolist() == [[0, -1]]
+    assert batch.loss_tokens == 1
+
+
+def test_validation_goes_from_short_to_long_and_leaves_nothing_out() -> None:
+    lengths = [5, 2, 9, 2, 7]
+    sequences = [_sequence([3] * n, [-1] * n, [True] * n, task=0) for n in lengths]
+
+    batches = in_length_order(sequences, 2)
+
+    assert [[len(row) for row in batch] for batch in batches] == [[2, 2], [5, 7], [9]]
+
+
+# The order of a run
+
+
+def _plan(n: int = 131, *, seed: int = 3) -> BatchPlan:
+    lengths = random.Random(9).choices(range(1, 500), k=n)
+    return BatchPlan(tuple(lengths), global_batch_size=12, micro_batch_size=4, seed=seed)
+
+
+def _epoch(plan: BatchPlan, epoch: int) -> list[list[int]]:
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    return [micro for step in steps for micro in plan.step(step)]
+
+
+def test_1811_examples_in_eights_make_226_steps_an_epoch() -> None:
+    plan = BatchPlan((5,) * 1811, global_batch_size=8, micro_batch_size=8, seed=0)
+
+    assert plan.steps_per_epoch == 226
+    assert 3 * plan.steps_per_epoch == 678
+
+
+def test_a_step_is_one_global_batch_of_equal_micro_batches() -> None:
+    plan = _plan()
+
+    for step in range(2 * plan.steps_per_epoch):
+        assert [len(micro) for micro in plan.step(step)] == [4, 4, 4]
+
+
+def test_an_epoch_takes_no_example_twice_and_leaves_out_less_than_a_batch() -> None:
+    plan = _plan()
+
+    for epoch in range(3):
+        taken = [index for micro in _epoch(plan, epoch) for index in micro]
+        assert len(taken) == len(set(taken)) == 120
+        assert set(taken) <= set(range(131))
+
+
+def test_another_epoch_has_another_order_and_leaves_out_others() -> None:
+    plan = _plan()
+
+    first, second = _epoch(plan, 0), _epoch(plan, 1)
+
+    assert first != second
+    assert {i for micro in first for i in micro} != {i for micro in second for i in micro}
+
+
+def test_a_resumed_run_finds_its_place_from_the_step_alone() -> None:
+    from_the_start = _plan()
+    order = [from_the_start.step(step) for step in range(25)]
+
+    assert [_plan().step(step) for step in reversed(range(25))] == order[::-1]
+
+
+def test_another_seed_is_another_order() -> None:
+    assert _plan(seed=3).step(0) != _plan(seed=4).step(0)
+
+
+def test_rows_of_a_micro_batch_are_nearly_equally_long() -> None:
+    plan = BatchPlan(
+        tuple(random.Random(9).choices(range(1, 500), k=640)),
+        global_batch_size=8,
+        micro_batch_size=4,
+        seed=1,
+    )
+
+    padding = [
+        sum(max(plan.lengths[i] for i in micro) - plan.lengths[i] for i in micro)
+        for micro in _epoch(plan, 0)
+    ]
+
+    # Four of 64 neighbours in length: about 8 of 250 tokens apart; unsorted it would be about 150.
+    assert np.mean(padding) / 4 < 15
+
+
+def test_sorting_does_not_make_the_lengths_of_an_epoch_run_one_way() -> None:
+    plan = BatchPlan(tuple(range(1, 641)), global_batch_size=4, micro_batch_size=4, seed=1)
+
+    first = [plan.lengths[micro[0]] for micro in _epoch(plan, 0)]
+
+    rising = sum(a < b for a, b in zip(first, first[1:], strict=False))
+    assert 0.3 < rising / len(first) < 0.7

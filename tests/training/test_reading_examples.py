@@ -1,0 +1,276 @@
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import DataError
+from pl_compile.text.template import Template, parse_template
+from pl_compile.training.data.examples import Example, read_examples
+
+TEMPLATES: Mapping[str, Template] = {
+    task.taskname: parse_template(task)
+    for task in (
+        TaskConfig("mood", "<|VIRTUAL_PROMPT_0|> {text} mood:{label}", 3),
+        TaskConfig("squad", "<|VIRTUAL_PROMPT_0|>{context} {question} Answer: {answer}", 5),
+        TaskConfig("news", "<|VIRTUAL_PROMPT_0|>{text}:{label}", 2, choices=(" up", " down")),
+    )
+}
+GOOD = {"taskname": "mood", "text": "who", "label": " cold"}
+
+Writer = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    """Writes lines, each a text or an object to be written as JSON."""
+
+    def writer(*lines: object, name: str = "a.jsonl") -> Path:
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path = tmp_path / name
+        path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        return path
+
+    return writer
+
+
+def refusal(*paths: Path, **options: Any) -> str:
+    with pytest.raises(DataError) as error:
+        read_examples(paths, TEMPLATES, **options)
+    return str(error.value)
+
+
+# What is read
+
+
+def test_lines_become_examples_in_their_order_with_their_places(write: Writer) -> None:
+    squad = {"taskname": "squad", "context": "c", "question": "q", "answer": 1987}
+    one = write(GOOD, "", squad)
+    two = write(GOOD, name="b.jsonl")
+
+    assert read_examples([one, two], TEMPLATES) == [
+        Example("mood", {"text": "who", "label": " cold"}, f"{one}:1"),
+        Example("squad", {"context": "c", "question": "q", "answer": 1987}, f"{one}:3"),
+        Example("mood", {"text": "who", "label": " cold"}, f"{two}:1"),
+    ]
+
+
+def test_a_json_array_is_read_item_by_item(write: Writer) -> None:
+    path = write("", json.dumps([GOOD, {**GOOD, "text": "was"}], indent=2), name="a.json")
+
+    examples = read_examples([path], TEMPLATES)
+
+    assert [example.where for example in examples] == [f"{path}, item 0", f"{path}, item 1"]
+    assert [example.fields["text"] for example in examples] == ["who", "was"]
+
+
+def test_values_are_data_and_come_through_unchanged(write: Writer) -> None:
+    value = " {label} <|VIRTUAL_PROMPT_0|> \u2028 \r\n café 😀  "
+    escaped = json.dumps({**GOOD, "text": value}, ensure_ascii=True)
+    plain = json.dumps({**GOOD, "text": value}, ensure_ascii=False)
+    path = write(escaped, plain)
+
+    examples = read_examples([path], TEMPLATES)
+
+    assert [example.fields["text"] for example in examples] == [value, value]
+    assert examples[1].where == f"{path}:2"
+
+
+def test_numbers_are_values_too(write: Writer) -> None:
+    path = write({**GOOD, "text": -3, "label": 0.5})
+
+    assert read_examples([path], TEMPLATES)[0].fields == {"text": -3, "label": 0.5}
+
+
+# Single mistakes
+
+
+def test_a_malformed_line_is_named_with_file_and_line(write: Writer) -> None:
+    path = write(GOOD, '{"taskname": "mood",', GOOD)
+
+    assert refusal(path) == (
+        f"reading {path}: {path}:2: not JSON (Expecting property name enclosed in double quotes: "
+        "line 1 column 21 (char 20))."
+    )
+
+
+def test_a_malformed_array_is_named_with_its_own_line(write: Writer) -> None:
+    path = write("[", GOOD, GOOD, "]", name="a.json")
+
+    text = refusal(path)
+
+    assert text.startswith(f"reading {path}: {path}: not a JSON array (Expecting ',' delimiter: ")
+    assert "line 3" in text
+
+
+@pytest.mark.parametrize("line", ["3", '"text"', "null", '["mood"]'])
+def test_a_line_that_is_no_object_is_refused(write: Writer, line: str) -> None:
+    path = write(GOOD, line)
+
+    assert refusal(path) == f"reading {path}: {path}:2: not a JSON object."
+
+
+@pytest.mark.parametrize("name", [..., None, 3, ["mood"]])
+def test_a_line_without_a_taskname_is_refused(write: Writer, name: object) -> None:
+    named = {"text": "who", "label": "x"} | ({} if name is ... else {"taskname": name})
+    path = write(named)
+
+    assert refusal(path) == f"reading {path}: {path}:1: no 'taskname'."
+
+
+def test_an_unknown_task_is_refused_with_the_near_name_and_the_known_ones(write: Writer) -> None:
+    path = write({**GOOD, "taskname": "moods"})
+
+    assert refusal(path) == (
+        f"reading {path}: {path}:1: task 'moods' does not exist. Did you mean 'mood'? "
+        "Known tasks: mood, squad, news."
+    )
+
+
+def test_a_missing_field_is_named_with_the_near_one_that_is_there(write: Writer) -> None:
+    path = write({"taskname": "mood", "txt": "who", "label": "x"})
+
+    assert refusal(path) == (
+        f"reading {path}: {path}:1: no field 'text'. Did you mean 'txt'?; "
+        "fields 'txt' are not in the template of 'mood'."
+    )
+
+
+def test_missing_and_foreign_fields_are_all_named(write: Writer) -> None:
+    path = write({"taskname": "squad", "title": "x", "id": "y", "context": "c"})
+
+    text = refusal(path)
+
+    assert "no field 'question', 'answer'" in text
+    assert "fields 'title', 'id' are not in the template of 'squad'" in text
+
+
+@pytest.mark.parametrize("value", [None, True, ["who"], {"who": 1}])
+def test_a_value_that_is_no_text_or_number_is_refused(write: Writer, value: object) -> None:
+    path = write({**GOOD, "text": value})
+
+    assert refusal(path) == f"reading {path}: {path}:1: fields 'text' are no text or number."
+
+
+def test_an_answer_outside_the_choices_is_refused_with_them(write: Writer) -> None:
+    path = write(
+        {"taskname": "news", "text": "who", "label": " up"},
+        {"taskname": "news", "text": "who", "label": "up"},
+    )
+
+    assert refusal(path) == (
+        f"reading {path}: {path}:2: the answer 'up' is not one of the choices [' up', ' down']."
+    )
+
+
+# Files
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "[]"])
+def test_a_file_without_examples_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text, encoding="utf-8")
+
+    assert refusal(path) == (
+        f"reading {path}: no examples; expected at least one JSON object a line."
+    )
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.jsonl"
+
+    assert refusal(path) == (f"reading {path}: No such file or directory; expected a UTF-8 file.")
+
+
+def test_bytes_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"taskname": "mood", "text": "caf\xe9", "label": "x"}'.encode("latin-1"))
+
+    text = refusal(path)
+
+    assert text.startswith(f"reading {path}: ")
+    assert "0xe9" in text
+    assert text.endswith("expected a UTF-8 file.")
+
+
+# All together
+
+
+def test_all_problems_of_two_files_stand_in_one_message(write: Writer) -> None:
+    one = write(GOOD, "{", {**GOOD, "taskname": "moody"})
+    two = write({"taskname": "mood", "text": "who"}, GOOD, name="b.jsonl")
+
+    assert refusal(one, two).splitlines() == [
+        f"reading {one}, {two}: 3 problems:",
+        f"  - {one}:2: not JSON (Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1))",
+        f"  - {one}:3: task 'moody' does not exist. Did you mean 'mood'? "
+        "Known tasks: mood, squad, news.",
+        f"  - {two}:1: no field 'label'.",
+    ]
+
+
+def test_a_missing_file_does_not_hide_the_problems_of_another(
+    write: Writer, tmp_path: Path
+) -> None:
+    one = write(GOOD, "{")
+    missing = tmp_path / "nowhere.jsonl"
+
+    text = refusal(one, missing)
+
+    assert f"{one}:2: not JSON" in text
+    assert str(missing) in text
+    assert "No such file or directory" in text
+
+
+def test_of_very_many_problems_the_first_are_listed_and_the_rest_counted(write: Writer) -> None:
+    path = write(*["3"] * 25)
+
+    lines = refusal(path).splitlines()
+
+    assert lines[0] == f"reading {path}: 25 problems:"
+    assert lines[1] == f"  - {path}:1: not a JSON object"
+    assert lines[20] == f"  - {path}:20: not a JSON object"
+    assert lines[21:] == ["  - and 5 more."]
+
+
+# Data to be answered
+
+
+def test_where_answers_are_not_needed_they_may_be_missing(write: Writer) -> None:
+    path = write({"taskname": "squad", "context": "c", "question": "q"}, GOOD)
+
+    examples = read_examples([path], TEMPLATES, answers=False)
+
+    assert examples[0].fields == {"context": "c", "question": "q"}
+    assert examples[1].fields == {"text": "who", "label": " cold"}
+
+
+def test_where_answers_are_not_needed_there_may_be_several(write: Writer) -> None:
+    path = write(
+        {"taskname": "squad", "context": "c", "question": "q", "answer": ["a", "b"]},
+        {"taskname": "news", "text": "who", "label": "sideways"},
+    )
+
+    examples = read_examples([path], TEMPLATES, answers=False)
+
+    assert examples[0].fields["answer"] == ["a", "b"]
+    assert examples[1].fields["label"] == "sideways"
+
+
+def test_where_answers_are_not_needed_input_fields_still_are(write: Writer) -> None:
+    path = write({"taskname": "squad", "context": ["c"], "answer": "a"})
+
+    text = refusal(path, answers=False)
+
+    assert "no field 'question'" in text
+    assert "fields 'context' are no text or number" in text
+    assert "answer" not in text
+
+
+def test_an_example_to_learn_from_has_one_answer(write: Writer) -> None:
+    path = write({"taskname": "squad", "context": "c", "question": "q", "answer": ["a", "b"]})
+
+    assert "fields 'answer' are no text or number" in refusal(path)
