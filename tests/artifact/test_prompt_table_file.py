@@ -341,7 +341,8 @@ def test_rows_that_are_no_numbers_are_refused(path: Path) -> None:
     ],
 )
 def test_damaged_metadata_is_refused_with_the_file(path: Path, key: str, value: str | None) -> None:
-    _tampered(path, **{key: value})
+    changes: dict[str, Any] = {key: value}
+    _tampered(path, **changes)
 
     assert refusal(path).startswith(f"reading the prompt table {path}: ")
 

@@ -169,9 +169,13 @@ def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     _write_folder(path, "old")
 
-    with pytest.raises(ZeroDivisionError), folder_written_whole(path) as staging:
-        (staging / "half").write_text("new")
-        raise ZeroDivisionError
+    def write_half() -> None:
+        with folder_written_whole(path) as staging:
+            (staging / "half").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
 
     assert _tree(path) == {"deep/file": b"old", "top": b"old"}
     assert _names(tmp_path) == ["bundle"]

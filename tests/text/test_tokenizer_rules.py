@@ -152,6 +152,19 @@ def test_a_template_over_a_sentencepiece_gets_one_blank_at_its_start(
     assert _names(blank_putter, real) == ["<s>", "▁yo", "yo"]
 
 
+@pytest.mark.parametrize("style", [style for style in _STYLES if style != "prepend"])
+def test_a_cut_keeps_the_blank_that_a_field_begins_with(style: str) -> None:
+    blank_putter = Tokenizer(_sentencepiece_like(style).to_str())
+    task = TaskConfig("greet", "<|VIRTUAL_PROMPT_0|>yo{a}{c}", 2, truncate_field="a")
+    renderer = Renderer(parse_template(task), blank_putter, SequenceRules())
+
+    whole = renderer.prompt({"a": " hi yo hi"})
+    fitted = renderer.prompt({"a": " hi yo hi"}, max_length=5)
+
+    assert _names(blank_putter, whole.token_ids[2:].tolist()) == ["▁yo", "▁hi", "▁yo", "▁hi"]
+    assert _names(blank_putter, fitted.token_ids[2:].tolist()) == ["▁yo", "▁hi"]
+
+
 # Ids to text
 
 

@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_tasks_are_numbered_in_the_order_of_their_renderers(tokenizer: Tokenizer
 
 def test_what_is_left_out_is_reported_by_reason_with_its_places(tokenizer: Tokenizer) -> None:
     renderer = _renderer(tokenizer, SequenceRules(BOS, None))
+    shortest = len(renderer.example({"text": "", "label": ""}))
     examples = [
         _example("who", where="a.jsonl:1"),
         *(_example(" the" * 30, where=f"a.jsonl:{line}") for line in range(2, 6)),
@@ -89,14 +91,16 @@ def test_what_is_left_out_is_reported_by_reason_with_its_places(tokenizer: Token
         _example(" the" * 31, where="b.jsonl:1"),
     ]
 
-    sequences, report = render_examples(examples, {"mood": renderer}, max_length=20, min_length=7)
+    sequences, report = render_examples(
+        examples, {"mood": renderer}, max_length=20, min_length=shortest + 1
+    )
 
     assert len(sequences) == 1
     assert report.count == 7
     assert report.lines() == [
         "left out 5 of 8: longer than 20 tokens even after truncation "
         "(a.jsonl:2, a.jsonl:3, a.jsonl:4 …)",
-        "left out 1 of 8: shorter than 7 tokens (a.jsonl:6)",
+        f"left out 1 of 8: shorter than {shortest + 1} tokens (a.jsonl:6)",
         "left out 1 of 8: no token to learn from (a.jsonl:7)",
     ]
 
@@ -252,5 +256,5 @@ def test_sorting_does_not_make_the_lengths_of_an_epoch_run_one_way() -> None:
 
     first = [plan.lengths[micro[0]] for micro in _epoch(plan, 0)]
 
-    rising = sum(a < b for a, b in zip(first, first[1:], strict=False))
+    rising = sum(a < b for a, b in pairwise(first))
     assert 0.3 < rising / len(first) < 0.7

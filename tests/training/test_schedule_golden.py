@@ -108,7 +108,6 @@ def test_phases_longer_than_the_run_are_refused_with_all_three_numbers() -> None
         ("warmup_steps", -5),
         ("constant_steps", -5),
         ("warmup_ratio", -0.5),
-        ("warmup_ratio", 1.5),
         ("min_lr", -1e-5),
     ],
 )

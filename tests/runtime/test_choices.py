@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pl_compile.runtime.choices import Choices
+
+EOS = 1
+
+
+def _written(choices: Choices, prefer: list[int]) -> list[int]:
+    """The answer of a row that writes what it prefers wherever it may."""
+    answer: list[int] = []
+    while allowed := choices.allowed():
+        wanted = prefer[len(answer)] if len(answer) < len(prefer) else allowed[0]
+        answer.append(wanted if wanted in allowed else allowed[0])
+        choices.push(answer[-1])
+    return answer
+
+
+def test_the_first_tokens_of_all_answers_may_come_first() -> None:
+    assert Choices([[7, 3, EOS], [5, EOS], [7, 4, EOS]]).allowed() == [5, 7]
+
+
+def test_each_token_leaves_the_answers_that_go_on_with_it() -> None:
+    choices = Choices([[7, 3, EOS], [5, EOS], [7, 4, EOS]])
+
+    choices.push(7)
+    after_7 = choices.allowed()
+    choices.push(4)
+    after_4 = choices.allowed()
+
+    assert after_7 == [3, 4]
+    assert after_4 == [EOS]
+
+
+def test_a_token_further_on_in_another_answer_may_not_come() -> None:
+    choices = Choices([[7, 3, EOS], [5, 4, EOS]])
+
+    choices.push(7)
+
+    assert choices.allowed() == [3]
+
+
+def test_a_complete_answer_allows_nothing_more() -> None:
+    choices = Choices([[7, EOS], [5]])
+
+    choices.push(5)
+
+    assert choices.allowed() == []
+
+
+def test_with_eos_an_answer_may_end_where_another_goes_on() -> None:
+    choices = Choices([[7, EOS], [7, 3, EOS]])
+
+    choices.push(7)
+
+    assert choices.allowed() == [EOS, 3]
+
+
+def test_without_eos_an_answer_is_complete_even_where_another_goes_on() -> None:
+    choices = Choices([[7], [7, 3]])
+
+    choices.push(7)
+
+    assert choices.allowed() == []
+
+
+def test_equal_answers_are_one() -> None:
+    choices = Choices([[7, EOS], [7, EOS]])
+
+    assert _written(choices, [7, EOS]) == [7, EOS]
+
+
+@pytest.mark.parametrize("sequences", [[], [[]]])
+def test_without_tokens_nothing_is_allowed(sequences: list[list[int]]) -> None:
+    assert Choices(sequences).allowed() == []
+
+
+@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@given(
+    answers=st.lists(st.lists(st.integers(2, 5), max_size=4), min_size=1, max_size=6),
+    prefer=st.lists(st.integers(1, 5), max_size=6),
+)
+def test_with_eos_what_is_written_is_always_an_answer_and_each_answer_can_be_written(
+    answers: list[list[int]], prefer: list[int]
+) -> None:
+    ended = [[*answer, EOS] for answer in answers]
+
+    assert _written(Choices(ended), prefer) in ended
+    for answer in ended:
+        assert _written(Choices(ended), answer) == answer
