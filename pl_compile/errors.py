@@ -17,7 +17,7 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class PlcError(Exception):
@@ -109,7 +109,8 @@ def unknown_name(name: str, known: Sequence[str], *, what: str) -> tuple[str, st
         known: the names that exist, in the order to list them.
         what: the kind of thing, in the singular ("task", "field").
     """
-    listed = f"Known {what}s: {', '.join(known)}." if known else f"There is no {what} yet."
+    plural = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    listed = f"Known {plural}: {', '.join(known)}." if known else f"There is no {what} yet."
     return f"{what} '{name}' does not exist", f"{did_you_mean(name, known)} {listed}".strip()
 
 
@@ -121,3 +122,13 @@ def list_problems(problems: Sequence[str], *, most: int = 20) -> str:
     if len(problems) > most:
         shown.append(f"\n  - and {len(problems) - most} more")
     return f"{len(problems)} problems:{''.join(shown)}"
+
+
+def check_all(error: type[PlcError], doing: str, checks: Mapping[str, bool]) -> None:
+    """Raises `error` with every problem (a key of `checks`) whose check does not hold.
+
+    A comparison with NaN does not hold, so NaN is refused wherever a range is checked.
+    """
+    problems = [problem for problem, holds in checks.items() if not holds]
+    if problems:
+        raise error(doing, found=list_problems(problems))

@@ -111,7 +111,7 @@ def assert_close(
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     difference = np.abs(actual - expected)
     limit = relative * np.abs(expected).max()
-    if difference.max() > limit:
+    if not difference.max() <= limit:  # NaN is never close
         place = np.unravel_index(int(difference.argmax()), difference.shape)
         name = f" of {what[int(place[0])]}" if what else ""
         raise AssertionError(

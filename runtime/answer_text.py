@@ -53,10 +53,11 @@ class AnswerText:
 
     def _uncertain(self) -> int:
         """Length of the held text's longest end that may open a stop text or be outer blanks."""
-        longest = len(self._held) - len(self._held.rstrip(" "))
+        longest = 0
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
                 if self._held.endswith(stop[:length]):
                     longest = length
                     break
-        return longest
+        certain = self._held[: len(self._held) - longest]
+        return longest + len(certain) - len(certain.rstrip(" "))

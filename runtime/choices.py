@@ -15,8 +15,14 @@ class Choices:
         self._written = 0
 
     def allowed(self) -> list[int]:
-        """The tokens that continue an answer; empty once one is complete."""
-        return sorted({s[self._written] for s in self._open if len(s) > self._written})
+        """The tokens that continue an answer; empty once one is complete.
+
+        With EOS in the answers, none is complete while another goes on. Without it the shorter one
+        ends there: nothing else could.
+        """
+        if any(len(sequence) == self._written for sequence in self._open):
+            return []
+        return sorted({sequence[self._written] for sequence in self._open})
 
     def push(self, token_id: int) -> None:
         """Keeps the answers that go on with `token_id`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.errors import RequestError, list_problems
+from pl_compile.errors import RequestError, check_all
 
 Float32 = NDArray[np.float32]
 
@@ -37,18 +37,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuses numbers outside their ranges."""
-        checks = {
-            f"temperature {self.temperature}, expected 0 or more": self.temperature >= 0,
-            f"top_k {self.top_k}, expected 0 or more": self.top_k >= 0,
-            f"top_p {self.top_p}, expected above 0 and at most 1": 0 < self.top_p <= 1,
-            f"repetition_penalty {self.repetition_penalty}, expected above 0": (
-                self.repetition_penalty > 0
-            ),
-            f"seed {self.seed}, expected 0 or more": self.seed >= 0,
-        }
-        problems = [problem for problem, holds in checks.items() if not holds]
-        if problems:
-            raise RequestError("reading the sampling options", found=list_problems(problems))
+        check_all(
+            RequestError,
+            "reading the sampling options",
+            {
+                f"temperature {self.temperature}, expected 0 or more": self.temperature >= 0,
+                f"top_k {self.top_k}, expected 0 or more": self.top_k >= 0,
+                f"top_p {self.top_p}, expected above 0 and at most 1": 0 < self.top_p <= 1,
+                f"repetition_penalty {self.repetition_penalty}, expected above 0": (
+                    self.repetition_penalty > 0
+                ),
+                f"seed {self.seed}, expected 0 or more": self.seed >= 0,
+            },
+        )
 
 
 def next_token(
@@ -86,14 +87,16 @@ def next_token(
 def _choose(scores: Float32, sampling: Sampling, generator: np.random.Generator) -> int:
     if sampling.temperature == 0.0:
         return int(np.argmax(scores))
-    scores = scores / np.float32(sampling.temperature)
     ranked = _ranked(scores, sampling.top_k)
-    probabilities = np.exp(scores[ranked] - scores[ranked[0]])
+    # From the highest down, in float64: a tiny temperature must not make infinities of them.
+    with np.errstate(over="ignore"):
+        scaled = (scores[ranked].astype(np.float64) - scores[ranked[0]]) / sampling.temperature
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     # A token stays if those before it have not reached top_p yet: the first always does.
     stays = np.cumsum(probabilities) - probabilities < sampling.top_p
     uniform = np.clip(generator.random(len(ranked)), 1e-12, 1 - 1e-12)
-    noisy = np.where(stays, scores[ranked] - np.log(-np.log(uniform)), -np.inf)
+    noisy = np.where(stays, scaled - np.log(-np.log(uniform)), -np.inf)
     return int(ranked[np.argmax(noisy)])
 
 

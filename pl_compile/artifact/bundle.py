@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pl_compile.artifact.files import sha256_of
-from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry
+from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry, entry_from_record
 from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
-from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
 
 FORMAT = "plc.bundle"
@@ -113,13 +112,7 @@ def write_task(bundle: Path, entry: TaskEntry) -> None:
     """Writes `task.json` and `prompt.safetensors` of a task."""
     folder = task_folder(bundle, entry.task.taskname)
     folder.mkdir(parents=True)
-    spec = {
-        "task": plain_from_config(entry.task),
-        "bos_id": entry.bos_id,
-        "eos_id": entry.eos_id,
-        "method": entry.method,
-    }
-    write_json(folder / "task.json", spec)
+    write_json(folder / "task.json", entry.record())
     (folder / "prompt.safetensors").write_bytes(save({"prompt": entry.rows}))
 
 
@@ -166,7 +159,7 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
         raise ArtifactError(
             doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(doing, found=f"{MANIFEST}: {error}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ArtifactError(doing, found=f"{MANIFEST} of another format", expected=FORMAT)
@@ -181,7 +174,7 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     try:
         return build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
     except ConfigError as error:
-        raise ArtifactError(doing, found=f"damaged {MANIFEST}: {error}") from error
+        raise ArtifactError(doing, found=f"damaged {MANIFEST}: {error.found}") from error
 
 
 @dataclass(frozen=True)
@@ -192,7 +185,9 @@ class _StoredManifest(Manifest):
 
 
 def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> None:
-    problems = []
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    needed = {"tokenizer.json", *(present - {MANIFEST})}
+    problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
     for name, record in files.items():
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name:
@@ -204,7 +199,9 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> N
                 fix="Do not use this bundle; export it again.",
             )
         path = folder / inside
-        if path.is_symlink() or not path.is_file():
+        if any((folder / part).is_symlink() for part in [inside, *inside.parents[:-1]]):
+            problems.append(f"{name} is a link, or lies behind one")
+        elif not path.is_file():
             problems.append(f"{name} is missing")
         elif path.stat().st_size != record.size_bytes:
             problems.append(f"{name} has {path.stat().st_size} bytes, expected {record.size_bytes}")
@@ -222,14 +219,20 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
         if f"tasks/{name}/{file}" not in manifest.files:
             raise ArtifactError(doing, found=f"{file} is not in the manifest")
     path = task_folder(folder, name)
+    prompt = path / "prompt.safetensors"
+    tensors = read_tensor_file(prompt, doing=f"reading {prompt}").tensors
+    if list(tensors) != ["prompt"]:
+        raise ArtifactError(
+            doing, found=f"tensors {list(tensors)} in {prompt.name}", expected="'prompt' alone"
+        )
+    rows = tensors["prompt"]
     try:
-        spec = json.loads((path / "task.json").read_text(encoding="utf-8"))
-        task = build(TaskConfig, node_from_plain(spec["task"], "task.json"), doing=doing)
-        rows = read_tensor_file(path / "prompt.safetensors", doing=doing).tensors["prompt"]
-        entry = TaskEntry(task, rows, spec["bos_id"], spec["eos_id"], spec["method"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise ArtifactError(doing, found=f"damaged ({error})") from error
-    expected = (task.total_virtual_tokens, manifest.graph.hidden)
+        record = json.loads((path / "task.json").read_text(encoding="utf-8"))
+        entry = entry_from_record(record, rows, name, doing=doing)
+    except (OSError, ValueError, RecursionError, ConfigError) as error:
+        reason = getattr(error, "found", error)
+        raise ArtifactError(doing, found=f"damaged task.json ({reason})") from error
+    expected = (entry.task.total_virtual_tokens, manifest.graph.hidden)
     if rows.shape != expected or rows.dtype != np.float32:
         raise ArtifactError(
             doing, found=f"a prompt {rows.dtype} {rows.shape}", expected=f"float32 {expected}"

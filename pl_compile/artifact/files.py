@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pl_compile.errors import ArtifactError
@@ -37,6 +37,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        _sync_rename(path)
 
 
 @contextmanager
@@ -89,8 +90,14 @@ def _replace_folder(staging: Path, path: Path) -> None:
         if had_one:
             os.rename(old, path)
         raise
-    _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+    _sync_rename(path)
+
+
+def _sync_rename(path: Path) -> None:
+    # The new content is in place already; a file system that cannot force its folder is no failure.
+    with suppress(OSError):
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -51,6 +51,16 @@ class BaseIdentity:
 
 
 @dataclass(frozen=True)
+class TaskRecord:
+    """What a table and a bundle store of a task beside its rows; the fields of `TaskEntry`."""
+
+    task: TaskConfig
+    bos_id: int | None
+    eos_id: int | None
+    method: str
+
+
+@dataclass(frozen=True)
 class TaskEntry:
     """One task of a table.
 
@@ -67,6 +77,31 @@ class TaskEntry:
     bos_id: int | None
     eos_id: int | None
     method: str
+
+    def record(self) -> dict[str, Any]:
+        """All but the rows, as plain data for JSON."""
+        record = TaskRecord(self.task, self.bos_id, self.eos_id, self.method)
+        plain: dict[str, Any] = plain_from_config(record)
+        return plain
+
+
+def entry_from_record(
+    plain: Any, rows: NDArray[np.float32], taskname: str, *, doing: str
+) -> TaskEntry:
+    """The entry whose `record()` is `plain`.
+
+    Raises:
+        ConfigError: `plain` is no record.
+        ArtifactError: it is the record of another task than `taskname`.
+    """
+    record = build(TaskRecord, node_from_plain(plain, f"task '{taskname}'"), doing=doing)
+    if record.task.taskname != taskname:
+        raise ArtifactError(
+            doing,
+            found=f"the record of task '{record.task.taskname}'",
+            expected=f"that of '{taskname}'",
+        )
+    return TaskEntry(record.task, rows, record.bos_id, record.eos_id, record.method)
 
 
 @dataclass(frozen=True)
@@ -129,17 +164,7 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
         "format": FORMAT,
         "version": str(VERSION),
         "base": json.dumps(plain_from_config(table.base)),
-        "tasks": json.dumps(
-            {
-                name: {
-                    "task": plain_from_config(entry.task),
-                    "bos_id": entry.bos_id,
-                    "eos_id": entry.eos_id,
-                    "method": entry.method,
-                }
-                for name, entry in table.entries.items()
-            }
-        ),
+        "tasks": json.dumps({name: entry.record() for name, entry in table.entries.items()}),
     }
     rows = {
         name: np.ascontiguousarray(entry.rows, np.float32) for name, entry in table.entries.items()
@@ -180,21 +205,15 @@ def read_prompt_table(path: Path) -> PromptTable:
                 doing, found=f"rows for {sorted(rows)}", expected=f"rows for {sorted(tasks)}"
             )
         entries = {
-            name: TaskEntry(
-                build(TaskConfig, node_from_plain(spec["task"], name), doing=doing),
-                rows[name],
-                spec["bos_id"],
-                spec["eos_id"],
-                spec["method"],
-            )
-            for name, spec in tasks.items()
+            name: entry_from_record(record, rows[name], name, doing=doing)
+            for name, record in tasks.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(doing, found=f"damaged metadata ({error})") from error
     except ArtifactError:
         raise
     except PlcError as error:
-        raise ArtifactError(doing, found=str(error)) from error
+        raise ArtifactError(doing, found=error.found) from error
     for name, entry in entries.items():
         _check_rows(entry, base.hidden, doing, name)
     return PromptTable(base, entries)

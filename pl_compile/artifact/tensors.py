@@ -37,6 +37,7 @@ def read_tensor_file(path: Path, *, doing: str) -> TensorFile:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype numpy has not
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
+        # The last two: a number format that numpy does not know.
         raise ArtifactError(doing, found=str(error), expected="a safetensors file") from error
     return TensorFile(tensors, metadata)

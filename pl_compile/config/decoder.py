@@ -9,9 +9,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pl_compile.errors import BaseModelError, list_problems, unknown_name
+from pl_compile.errors import BaseModelError, check_all, list_problems, unknown_name
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class DecoderConfig:
     bos_id: int | None = None
     eos_id: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses sizes that no decoder could have."""
+        sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions")
+        checks = {
+            f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
+            for name in sizes
+        }
+        check_all(BaseModelError, "reading the sizes of the base", checks)
+        if self.heads % self.kv_heads:
+            raise BaseModelError(
+                "reading the sizes of the base",
+                found=f"{self.heads} query heads on {self.kv_heads} key heads",
+                expected="a multiple",
+            )
+
 
 def read_decoder_config(folder: Path) -> DecoderConfig:
     """The `DecoderConfig` of a Hugging Face folder.
@@ -68,7 +85,7 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
     except FileNotFoundError:
         fix = "Give a Hugging Face model folder."
         raise BaseModelError(doing, found="no such file", fix=fix) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BaseModelError(doing, found=str(error), expected="a JSON object") from error
     if not isinstance(hf, dict):
         raise BaseModelError(doing, found="no JSON object")
@@ -86,14 +103,28 @@ class _Settings:
         self._values = values
         self._doing = doing
 
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self._values.get(key)
-        return default if value is None else value
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """The value of `key`; `default` where it is absent or null.
 
-    def need(self, key: str) -> Any:
-        if self._values.get(key) is None:
+        Raises:
+            BaseModelError: a value that is no `kind`, or none and no default.
+        """
+        value = self._values.get(key)
+        if value is None and default is not None:
+            return default
+        if value is None:
             raise BaseModelError(self._doing, found=f"'{key}' is missing")
-        return self._values[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            found = f"'{key}' is {value!r}"
+            raise BaseModelError(self._doing, found=found, expected=f"a {kind.__name__}")
+        result: T = value
+        return result
+
+    def settings(self, key: str) -> "_Settings":
+        """The settings inside `key`; none where it is absent or null."""
+        return _Settings(self.get(key, dict, {}), f"{self._doing}, '{key}'")
 
     def refuse_other_than(self, computed: Mapping[str, Any]) -> None:
         """Raises unless each key is absent or has the one value that the graph computes."""
@@ -106,34 +137,41 @@ class _Settings:
             raise BaseModelError(self._doing, found=list_problems(problems))
 
     def token_id(self, key: str) -> int | None:
-        # Some bases list several ids that end an answer; the first is the one they train with.
+        """A token's id, or None."""
         value = self._values.get(key)
-        return value[0] if isinstance(value, list) else value
+        # Some bases list several ids that end an answer; the first is the one they train with.
+        first = value[0] if isinstance(value, list) and value else value
+        if first is not None and type(first) is not int:
+            raise BaseModelError(
+                self._doing,
+                found=f"'{key}' is {value!r}",
+                expected="a token's id, or a list of ids",
+            )
+        return first
 
 
 def _llama(hf: _Settings) -> DecoderConfig:
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
     hf.refuse_other_than({"hidden_act": "silu", "sliding_window": None})
-    _Settings({"rope_type": kind}, "reading the rotary settings").refuse_other_than(
-        {"rope_type": "default"}
-    )
-    heads, hidden = hf.need("num_attention_heads"), hf.need("hidden_size")
+    rope = hf.settings("rope_parameters")
+    scaling = hf.settings("rope_scaling")
+    for settings in (rope, scaling):
+        settings.refuse_other_than({"rope_type": "default", "type": "default"})
+    heads, hidden = hf.get("num_attention_heads", int), hf.get("hidden_size", int)
     return DecoderConfig(
         family="llama",
-        layers=hf.need("num_hidden_layers"),
+        layers=hf.get("num_hidden_layers", int),
         hidden=hidden,
         heads=heads,
-        kv_heads=hf.get("num_key_value_heads", heads),
-        head_dim=hf.get("head_dim", hidden // heads),
-        ffn=hf.need("intermediate_size"),
-        vocab=hf.need("vocab_size"),
-        positions=hf.need("max_position_embeddings"),
-        norm_eps=hf.need("rms_norm_eps"),
-        tied=hf.get("tie_word_embeddings", False),
-        rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))),
-        attention_bias=hf.get("attention_bias", False),
-        mlp_bias=hf.get("mlp_bias", False),
+        kv_heads=hf.get("num_key_value_heads", int, heads),
+        head_dim=hf.get("head_dim", int, hidden // max(1, heads)),
+        ffn=hf.get("intermediate_size", int),
+        vocab=hf.get("vocab_size", int),
+        positions=hf.get("max_position_embeddings", int),
+        norm_eps=hf.get("rms_norm_eps", float),
+        tied=hf.get("tie_word_embeddings", bool, False),
+        rope_theta=rope.get("rope_theta", float, hf.get("rope_theta", float, 10000.0)),
+        attention_bias=hf.get("attention_bias", bool, False),
+        mlp_bias=hf.get("mlp_bias", bool, False),
         bos_id=hf.token_id("bos_token_id"),
         eos_id=hf.token_id("eos_token_id"),
     )
@@ -148,19 +186,19 @@ def _gpt2(hf: _Settings) -> DecoderConfig:
             "add_cross_attention": False,
         }
     )
-    heads, hidden = hf.need("n_head"), hf.need("n_embd")
+    heads, hidden = hf.get("n_head", int), hf.get("n_embd", int)
     return DecoderConfig(
         family="gpt2",
-        layers=hf.need("n_layer"),
+        layers=hf.get("n_layer", int),
         hidden=hidden,
         heads=heads,
         kv_heads=heads,
-        head_dim=hidden // heads,
-        ffn=hf.get("n_inner", 4 * hidden),
-        vocab=hf.need("vocab_size"),
-        positions=hf.need("n_positions"),
-        norm_eps=hf.need("layer_norm_epsilon"),
-        tied=hf.get("tie_word_embeddings", True),
+        head_dim=hidden // max(1, heads),
+        ffn=hf.get("n_inner", int, 4 * hidden),
+        vocab=hf.get("vocab_size", int),
+        positions=hf.get("n_positions", int),
+        norm_eps=hf.get("layer_norm_epsilon", float),
+        tied=hf.get("tie_word_embeddings", bool, True),
         attention_bias=True,
         mlp_bias=True,
         bos_id=hf.token_id("bos_token_id"),

@@ -9,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -25,12 +25,14 @@ class Node:
     """A value with the place it was written at.
 
     `data` is a scalar, a list of nodes, or a dict from key to node. Relative paths in it start at
-    `folder`: that of the file it stands in, or the current one for `--set`.
+    `folder`: that of the file it stands in, or the current one for `--set`. `key_where` is the
+    place of its key, which may stand a line above it.
     """
 
     data: Any
     where: str
     folder: Path = Path()
+    key_where: str = ""
 
 
 def read_yaml(path: Path) -> Node:
@@ -87,7 +89,8 @@ def override(root: Node, settings: Sequence[str]) -> Node:
         key, equals, text = setting.partition("=")
         doing = f"reading --set {setting}"
         if not equals or not key:
-            raise ConfigError(doing, found="no '='", expected="key=value")
+            found = "no key" if equals else "no '='"
+            raise ConfigError(doing, found=found, expected="key=value")
         root = _graft(root, key.split("."), _parse(text, doing, name=f"--set {key}"), doing)
     return root
 
@@ -107,8 +110,8 @@ def build(kind: type[T], node: Node, *, doing: str) -> T:
 
 
 def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             return Node(None, name)
@@ -118,10 +121,12 @@ def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
         place = f"{name}:{mark.line + 1}" if mark else name
         found = f"{place}: {error.problem or error}"
         raise ConfigError(doing, found=found, expected="valid YAML") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(doing, found=str(error), expected="valid YAML") from error
-    finally:
-        loader.dispose()
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(doing, found=f"{name}: {error}", expected="valid YAML") from error
+    except RecursionError:
+        raise ConfigError(
+            doing, found=f"{name}: values nested without end", expected="a config a person wrote"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class _NodeReader:
 
     def read(self, node: yaml.Node) -> Node:
         where = f"{self.name}:{node.start_mark.line + 1}"
+        if node.tag not in self.loader.yaml_constructors:
+            raise ConfigError(self.doing, found=f"{where}: the tag {node.tag}", expected="no tag")
         if isinstance(node, yaml.MappingNode):
             return Node(self._entries(node), where, self.folder)
         if isinstance(node, yaml.SequenceNode):
@@ -148,7 +155,7 @@ class _NodeReader:
                 raise ConfigError(self.doing, found=f"{line}: the key {key!r}", expected="text")
             if key in entries:
                 raise ConfigError(self.doing, found=f"{line}: '{key}' is given twice")
-            entries[key] = self.read(value_node)
+            entries[key] = replace(self.read(value_node), key_where=line)
         return entries
 
 
@@ -198,7 +205,8 @@ def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[st
     for key, value in node.data.items():
         if key not in fields:
             hint = did_you_mean(key, fields) or f"Known keys: {', '.join(fields)}."
-            problems.append(f"{value.where}: unknown key '{_join(path, key)}'. {hint}")
+            place = value.key_where or value.where
+            problems.append(f"{place}: unknown key '{_join(path, key)}'. {hint}")
     values = {}
     for name, field in fields.items():
         if name in node.data:
@@ -235,9 +243,7 @@ def _convert_literal(kind: Any, node: Node, path: str, problems: list[str]) -> A
     if node.data not in options or isinstance(node.data, bool):
         listed = ", ".join(str(option) for option in options)
         hint = did_you_mean(str(node.data), map(str, options))
-        problems.append(
-            f"{node.where}: '{path}' is {node.data!r}, expected one of {listed}. {hint}"
-        )
+        problems.append(f"{_mismatch(node, path, f'one of {listed}')}. {hint}".rstrip(" ."))
         return None
     return node.data
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pl_compile.errors import ConfigError
 
-_TASKNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+# Not two underscores in front: safetensors keeps "__metadata__" for itself.
+_TASKNAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TaskConfig:
             raise ConfigError(
                 "checking a task",
                 found=f"taskname '{self.taskname}'",
-                expected="1 to 64 letters, digits, '_' or '-', the first no '-'",
+                expected="1 to 64 letters, digits, '_' or '-', not opening with '-' or '__'",
             )
         stripped = [choice.strip() for choice in self.choices]
         if "" in stripped or len(set(stripped)) < len(stripped):

@@ -1,11 +1,12 @@
 """What a training run is: base, tasks, data, method, optimiser, loop."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pl_compile.config.task import TaskConfig
-from pl_compile.errors import ConfigError
+from pl_compile.errors import ConfigError, check_all
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,22 @@ class DataConfig:
     min_seq_length: int = 1
     add_bos: bool = False
     add_eos: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that no sequence could have, and no data."""
+        check_all(
+            ConfigError,
+            "checking 'data'",
+            {
+                "train names no file": len(self.train) > 0,
+                f"max_seq_length {self.max_seq_length}, expected at least 2": (
+                    self.max_seq_length is None or self.max_seq_length >= 2
+                ),
+                f"min_seq_length {self.min_seq_length}, expected at least 1": (
+                    self.min_seq_length >= 1
+                ),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,20 @@ class PTuningConfig:
     num_layers: int = 2
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that no encoder could have."""
+        check_all(
+            ConfigError,
+            "checking 'p_tuning'",
+            {
+                f"encoder_hidden {self.encoder_hidden}, expected at least 1": (
+                    self.encoder_hidden is None or self.encoder_hidden >= 1
+                ),
+                f"num_layers {self.num_layers}, expected at least 1": self.num_layers >= 1,
+                f"dropout {self.dropout}, expected from 0 to below 1": 0 <= self.dropout < 1,
+            },
+        )
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -76,6 +107,23 @@ class ScheduleConfig:
     min_lr: float = 0.0
     constant_steps: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that no schedule could honour."""
+        check_all(
+            ConfigError,
+            "checking 'optim.sched'",
+            {
+                f"warmup_steps {self.warmup_steps}, expected 0 or more": (
+                    (self.warmup_steps or 0) >= 0
+                ),
+                f"warmup_ratio {self.warmup_ratio}, expected 0 to 1": 0 <= self.warmup_ratio <= 1,
+                f"min_lr {self.min_lr}, expected 0 or more": self.min_lr >= 0,
+                f"constant_steps {self.constant_steps}, expected 0 or more": (
+                    self.constant_steps >= 0
+                ),
+            },
+        )
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -92,6 +140,20 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     sched: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that AdamW cannot take."""
+        check_all(
+            ConfigError,
+            "checking 'optim'",
+            {
+                f"lr {self.lr}, expected above 0": self.lr is None or 0 < self.lr < math.inf,
+                f"weight_decay {self.weight_decay}, expected 0 or more": self.weight_decay >= 0,
+                f"betas {list(self.betas)}, expected numbers from 0 to below 1": all(
+                    0 <= beta < 1 for beta in self.betas
+                ),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -125,17 +187,29 @@ class TrainerConfig:
             raise ConfigError(
                 doing, found="no limit", expected="max_epochs or max_steps", fix="Give one."
             )
-        if self.micro_batch_size < 1 or self.global_batch_size % self.micro_batch_size:
+        checks = {
+            f"{key} {value}, expected at least 1": value is None or value >= 1
+            for key, value in (
+                ("max_epochs", self.max_epochs),
+                ("max_steps", self.max_steps),
+                ("global_batch_size", self.global_batch_size),
+                ("micro_batch_size", self.micro_batch_size),
+                ("log_every_n_steps", self.log_every_n_steps),
+            )
+        }
+        checks |= {
+            f"gradient_clip_val {self.gradient_clip_val}, expected 0 or more": (
+                self.gradient_clip_val >= 0
+            ),
+            f"val_check_interval {self.val_check_interval}, expected steps (a whole number from 1) "
+            "or a fraction of an epoch (above 0)": 0 < self.val_check_interval < math.inf,
+        }
+        check_all(ConfigError, doing, checks)
+        if self.global_batch_size % self.micro_batch_size:
             raise ConfigError(
                 doing,
                 found=f"global_batch_size {self.global_batch_size}",
                 expected=f"a multiple of micro_batch_size {self.micro_batch_size}",
-            )
-        if self.val_check_interval <= 0:
-            raise ConfigError(
-                doing,
-                found=f"val_check_interval {self.val_check_interval}",
-                expected="steps (a whole number from 1) or a fraction of an epoch (above 0)",
             )
 
 

@@ -22,6 +22,14 @@ from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
 
 
+def is_field_value(value: object) -> bool:
+    """Whether a value may fill a field: a number, or text that UTF-8 can write."""
+    if isinstance(value, str):
+        # JSON can carry half of a surrogate pair; no tokenizer takes it.
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class TooLongError(DataError):
     """A sequence does not fit, and nothing more of it may be cut."""
 
@@ -80,9 +88,9 @@ class Renderer:
         self.template = template
         self.rules = rules
         self._tokenizer = tokenizer
-        names = [s.name if isinstance(s, Field) else None for s in template.segments]
-        answer = template.answer_field
-        self._answer_index = names.index(answer) if answer in names else len(names)
+        segments = template.segments
+        places = [i for i, s in enumerate(segments) if s == Field(template.answer_field or "")]
+        self._answer_index = places[0] if places else len(segments)
 
     def prompt(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is given to continue: all that stands before the answer.
@@ -96,7 +104,7 @@ class Renderer:
                 that is too long and cannot be cut.
         """
         values = self._values(fields, self.template.input_fields)
-        return self._fitted(values, self._answer_index, max_length)
+        return self._fitted(values, max_length, answered=False)
 
     def example(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is trained on: prompt, answer and EOS.
@@ -109,7 +117,7 @@ class Renderer:
             DataError: as for `prompt`.
         """
         values = self._values(fields, self.template.fields)
-        return self._fitted(values, len(self.template.segments), max_length)
+        return self._fitted(values, max_length, answered=True)
 
     def answers(self, fields: Mapping[str, object], texts: Sequence[str]) -> list[list[int]]:
         """The ids of several answers after one prompt, EOS included: what `example` ends in.
@@ -118,7 +126,9 @@ class Renderer:
             DataError: as for `prompt`.
         """
         before = self._sequence(self._values(fields, self.template.input_fields))
-        return [before.answered(text, self.rules.eos_id) for text in texts]
+        # The layout of white space may depend on the place of the answer: it is asked where it is.
+        answers = [self._laid_out(text, self._answer_index) for text in texts]
+        return [before.answered(text, self.rules.eos_id) for text in answers]
 
     def _values(self, fields: Mapping[str, object], wanted: tuple[str, ...]) -> dict[str, str]:
         problems = []
@@ -128,7 +138,7 @@ class Renderer:
             if name not in fields:
                 hint = did_you_mean(name, set(fields) - set(wanted))
                 problems.append(f"field '{name}' is missing. {hint}".rstrip())
-            elif isinstance(value, bool) or not isinstance(value, str | int | float):
+            elif not is_field_value(value):
                 problems.append(f"field '{name}' is {value!r}, expected text or a number")
             else:
                 values[name] = str(value)
@@ -148,14 +158,17 @@ class Renderer:
             )
         return values
 
-    def _fitted(self, values: dict[str, str], end: int, max_length: int | None) -> Rendered:
-        rendered = self._rendered(values, end)
+    def _fitted(
+        self, values: dict[str, str], max_length: int | None, *, answered: bool
+    ) -> Rendered:
+        rendered = self._rendered(values, answered=answered)
         field = self.template.task.truncate_field
         # One cut leaves room for a token more (NeMo's rule), since text cut at a token may be
         # tokenised a little differently; the rare case that still does not fit is cut again.
         while max_length is not None and len(rendered) > max_length:
-            ids = [] if field is None else self._data_ids(values[field])
-            if field is None or not ids:
+            text = "" if field is None else values[field]
+            count = len(self._tokenizer.encode(text, opens=False, markup=False))
+            if field is None or not text:
                 state = "no truncate_field" if field is None else f"its field '{field}' used up"
                 raise TooLongError(
                     f"rendering task '{self.template.task.taskname}'",
@@ -163,21 +176,19 @@ class Renderer:
                     expected=f"at most {max_length}",
                     fix="Shorten the example, or name a longer truncate_field in the task.",
                 )
-            kept = max(0, len(ids) - (len(rendered) - max_length + 1))
-            values = {**values, field: self._tokenizer.decode(ids[:kept])}
-            rendered = self._rendered(values, end)
+            excess = len(rendered) - max_length + 1
+            values = {**values, field: self._tokenizer.head(text, max(0, count - excess))}
+            rendered = self._rendered(values, answered=answered)
         return rendered
 
-    def _data_ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, opens=False, markup=False)
-
-    def _rendered(self, values: Mapping[str, str], end: int) -> Rendered:
+    def _rendered(self, values: Mapping[str, str], *, answered: bool) -> Rendered:
         sequence = self._sequence(values)
         answer_start = len(sequence.ids)
-        for index in range(self._answer_index, end):
-            self._append(sequence, index, values)
-        if end == len(self.template.segments) and self.rules.eos_id is not None:
-            sequence.add([self.rules.eos_id])
+        if answered:
+            for index in range(self._answer_index, len(self.template.segments)):
+                self._append(sequence, index, values)
+            if self.rules.eos_id is not None:
+                sequence.add([self.rules.eos_id])
         ids, rows = np.asarray(sequence.ids, np.int64), np.asarray(sequence.rows, np.int64)
         return Rendered(ids, rows, answer_start)
 
@@ -191,18 +202,23 @@ class Renderer:
         return sequence
 
     def _append(self, sequence: "_Sequence", index: int, values: Mapping[str, str]) -> None:
-        segments = self.template.segments
-        segment = segments[index]
-        nemo = self.template.task.whitespace == "nemo"
+        segment = self.template.segments[index]
         if isinstance(segment, Virtual):
-            sequence.add_virtual(segment, keep_blanks=not nemo)
+            keep_blanks = self.template.task.whitespace == "keep"
+            sequence.add_virtual(segment, keep_blanks=keep_blanks)
             return
         text = segment.text if isinstance(segment, Text) else values[segment.name]
-        if nemo and index > 0 and isinstance(segments[index - 1], Virtual):
-            text = text.lstrip()
-        if nemo and index + 1 < len(segments) and isinstance(segments[index + 1], Virtual):
-            text = text.rstrip()
-        sequence.add_text(text, markup=isinstance(segment, Text))
+        sequence.add_text(self._laid_out(text, index), markup=isinstance(segment, Text))
+
+    def _laid_out(self, text: str, index: int) -> str:
+        """The text of segment `index` with the white space that the task's mode leaves it."""
+        segments = self.template.segments
+        if self.template.task.whitespace == "nemo":
+            if index > 0 and isinstance(segments[index - 1], Virtual):
+                text = text.lstrip()
+            if index + 1 < len(segments) and isinstance(segments[index + 1], Virtual):
+                text = text.rstrip()
+        return text
 
 
 class _Sequence:

@@ -129,9 +129,13 @@ def _check_markers(
     if total < 1:
         problems.append(f"total_virtual_tokens is {total}, expected at least 1")
     if len(markers) != len(splits):
-        problems.append(
-            f"the template has {len(markers)} <|VIRTUAL_PROMPT_n|> markers, but "
+        given = (
             f"virtual_token_splits has {len(splits)} numbers"
+            if task.virtual_token_splits
+            else "no virtual_token_splits say how many tokens stand at each"
+        )
+        problems.append(
+            f"the template has {len(markers)} <|VIRTUAL_PROMPT_n|> markers, but {given}"
         )
     elif markers != list(range(len(markers))):
         problems.append(f"markers are numbered {markers}, expected 0, 1, 2 … in this order")
@@ -151,6 +155,8 @@ def _check_fields(
     ends_in_field: bool,
     problems: list[str],
 ) -> None:
+    if "taskname" in fields:
+        problems.append("a field may not be called 'taskname': that key names the task")
     for key, name in (("truncate_field", task.truncate_field), ("answer_field", task.answer_field)):
         if name is not None and name not in fields:
             found, fix = unknown_name(name, tuple(dict.fromkeys(fields)), what="field")

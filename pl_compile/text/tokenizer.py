@@ -40,6 +40,15 @@ class Tokenizer:
             ) from error
         for tokenizer in (self._plain_opening, self._plain_continuing):
             tokenizer.encode_special_tokens = True
+        for tokenizer in (
+            self._markup,
+            self._markup_continuing,
+            self._plain_opening,
+            self._plain_continuing,
+        ):
+            # Settings of whoever saved the file; lengths are the renderer's business.
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -68,6 +77,11 @@ class Tokenizer:
             tokenizer = self._plain_opening if opens else self._plain_continuing
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def head(self, text: str, keep: int) -> str:
+        """The start of a data text that its first `keep` tokens cover, in whole characters."""
+        offsets = self._plain_continuing.encode(text, add_special_tokens=False).offsets
+        return text if keep >= len(offsets) else text[: offsets[keep][0]]
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids, special tokens left out."""

@@ -353,7 +353,7 @@ def test_a_task_with_an_unknown_key_is_refused_by_name(path: Path) -> None:
 
     text = refusal(path)
 
-    assert "unknown key 'choice'. Did you mean 'choices'?" in text
+    assert "unknown key 'task.choice'. Did you mean 'choices'?" in text
     assert str(path) in text
 
 

@@ -214,9 +214,9 @@ def test_a_rate_may_be_written_with_an_exponent_and_no_dot(write: Writer, writte
 
 
 def test_a_whole_number_does_where_a_number_is_expected(write: Writer) -> None:
-    config = read_train(write(MINIMAL + "optim: {lr: 1, betas: [0, 1]}\n"))
+    config = read_train(write(MINIMAL + "optim: {lr: 1, betas: [0, 0.5]}\n"))
 
-    assert config.optim == OptimConfig(lr=1.0, betas=(0.0, 1.0))
+    assert config.optim == OptimConfig(lr=1.0, betas=(0.0, 0.5))
     assert isinstance(config.optim.lr, float)
 
 
@@ -266,7 +266,7 @@ trainer:
         "Did you mean 'total_virtual_tokens'?",
         "  - train.yaml:3: 'tasks.0.total_virtual_tokens' is missing",
         "  - train.yaml:6: checking a task: taskname 'a task'; expected 1 to 64 letters, digits, "
-        "'_' or '-', the first no '-'.",
+        "'_' or '-', not opening with '-' or '__'.",
         "  - train.yaml:10: 'data.train' is 'train.jsonl', expected a list",
         "  - train.yaml:13: 'trainer.precision' is 'fp23', expected one of fp32, bf16. "
         "Did you mean 'fp32'?",
@@ -318,11 +318,11 @@ def test_no_task_at_all_is_refused(write: Writer) -> None:
         ),
         (
             ["trainer.micro_batch_size=0"],
-            "global_batch_size 16; expected a multiple of micro_batch_size 0.",
+            "micro_batch_size 0, expected at least 1.",
         ),
         (
             ["trainer.val_check_interval=0.0"],
-            "val_check_interval 0.0; expected steps (a whole number from 1) or a fraction of an "
+            "val_check_interval 0.0, expected steps (a whole number from 1) or a fraction of an "
             "epoch (above 0).",
         ),
     ],
@@ -385,7 +385,7 @@ def test_a_tag_that_would_run_code_is_refused_with_its_line(write: Writer) -> No
 
     text = refusal(path)
 
-    assert text.startswith(f"reading {path}: train.yaml:2: could not determine a constructor")
+    assert text.startswith(f"reading {path}: train.yaml:2: the tag ")
     assert "python/name:os.getcwd" in text
 
 

@@ -181,7 +181,10 @@ def test_a_file_without_examples_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nowhere.jsonl"
 
-    assert refusal(path) == (f"reading {path}: No such file or directory; expected a UTF-8 file.")
+    assert (
+        refusal(path)
+        == f"reading {path}: {path}: No such file or directory, expected a UTF-8 file."
+    )
 
 
 def test_bytes_that_are_no_utf8_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.errors import DataError, did_you_mean, list_problems, unknown_name
+from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
 
 
@@ -65,8 +66,9 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"reading {path}", found=reason, expected="a UTF-8 file") from error
+        reason = getattr(error, "strerror", None) or f"not UTF-8 ({error})"
+        problems.append(f"{path}: {reason}, expected a UTF-8 file")
+        return
     if text.lstrip().startswith("["):
         try:
             items = json.loads(text)
@@ -102,7 +104,7 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         name
         for name in given
         if name in template.fields
-        and (isinstance(value[name], bool) or not isinstance(value[name], str | int | float))
+        and not is_field_value(value[name])
         and not (not answers and name == template.answer_field)  # several right answers are a list
     ]
     parts = []
