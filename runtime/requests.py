@@ -17,7 +17,8 @@ class Request:
     Attributes:
         task: its name in the bundle.
         fields: a value for every input field of the task's template.
-        max_tokens: most tokens to write; fewer where the cache ends first.
+        max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
+            written to its end.
         min_tokens: EOS is not written before this many tokens.
         stop: texts that end the answer; not part of it.
         sampling: how each token is chosen.
@@ -44,6 +45,12 @@ class Request:
                 found=f"min_tokens {self.min_tokens}, max_tokens {self.max_tokens}",
                 expected="0 <= min_tokens <= max_tokens, and max_tokens at least 1",
             )
+        if isinstance(self.stop, str) or not isinstance(self.fields, Mapping):
+            raise RequestError(
+                doing,
+                found=f"stop {self.stop!r}, fields {type(self.fields).__name__}",
+                expected="a tuple of texts, and a mapping from name to value",
+            )
         if "" in self.stop:
             raise RequestError(doing, found="an empty stop text", fix="Leave it out.")
 
@@ -58,6 +65,7 @@ class Result:
         token_ids: the tokens written, EOS included.
         finish_reason: "stop" (EOS, a stop text or a complete choice) or "length".
         prompt_tokens: tokens given, virtual ones included.
+        cut_tokens: tokens that the truncate field lost, since the prompt was longer than the cache.
     """
 
     task: str
@@ -65,6 +73,7 @@ class Result:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    cut_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class Session:
     ) -> None:
         self.tokenizer = tokenizer
         self.engine = engine
+        self._streaming = False
         self.prompts = {
             name: TaskPrompt(
                 Renderer(
@@ -79,17 +80,31 @@ class Session:
         }
 
     @classmethod
-    def open(cls, bundle: Path, *, max_batch: int = 16, threads: int | None = None) -> "Session":
+    def open(
+        cls,
+        bundle: Path,
+        *,
+        max_batch: int = 16,
+        threads: int | None = None,
+        allow_failed_parity: bool = False,
+    ) -> "Session":
         """A session on a bundle, every file of it checked.
 
         Args:
             bundle: the folder that `plc export` wrote.
             max_batch: rows that step together at most.
             threads: of the engine; all cores if None.
+            allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
         Raises:
-            ArtifactError: the bundle is damaged, or built for a target this runtime does not run.
+            ArtifactError: the bundle is damaged, was marked as failed, or was built for a target
+                this runtime does not run.
+            RequestError: `max_batch` is below 1.
         """
+        if max_batch < 1:
+            raise RequestError(
+                "opening a session", found=f"max_batch {max_batch}", expected="at least 1"
+            )
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
         if manifest.target != "onnx-cpu":
@@ -98,6 +113,12 @@ class Session:
                 found=f"target '{manifest.target}'",
                 expected="'onnx-cpu'",
                 fix="Export it again with --target onnx-cpu.",
+            )
+        if manifest.parity == "failed" and not allow_failed_parity:
+            raise ArtifactError(
+                f"opening the bundle {bundle}",
+                found="its numbers differ from the reference (parity failed)",
+                fix="See plc verify and the bundle's report.json; export it again.",
             )
         engine = OnnxRuntimeEngine(
             checked.base_folder / "model.onnx",
@@ -127,34 +148,47 @@ class Session:
         """
         rows = [self._row(index, request) for index, request in enumerate(requests)]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
-        for start in range(0, len(rows), self.engine.max_batch):
-            yield from self._run(rows[start : start + self.engine.max_batch])
+        if self._streaming:
+            raise RequestError(
+                "starting a stream",
+                found="another one of this session that has not ended",
+                fix="Read it to its end or close it first, or open a second session.",
+            )
+        self._streaming = True
+        try:
+            for start in range(0, len(rows), self.engine.max_batch):
+                yield from self._run(rows[start : start + self.engine.max_batch])
+        finally:
+            self._streaming = False
 
     def check(self, request: Request) -> None:
         """Raises `RequestError` if `request` cannot be served."""
-        self._row(0, request)
+        self._row(0, request, doing="checking a request")
 
-    def _row(self, index: int, request: Request) -> "_Row":
-        doing = f"serving request {index}"
+    def _row(self, index: int, request: Request, *, doing: str = "") -> "_Row":
+        doing = doing or f"serving request {index}"
         if request.task not in self.prompts:
             found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
             raise RequestError(doing, found=found, fix=fix)
         prompt = self.prompts[request.task]
-        # A field that may be cut makes room for the whole answer; otherwise the prompt is as long
-        # as it is, and the answer ends where the cache does.
-        can_cut = prompt.renderer.template.task.truncate_field is not None
-        room = min(request.max_tokens, self.engine.capacity - 1) if can_cut else 1
+        capacity = self.engine.capacity
         try:
-            rendered = prompt.renderer.prompt(
-                request.fields, max_length=self.engine.capacity - room
-            )
+            rendered = whole = prompt.renderer.prompt(request.fields)
+            if len(whole) >= capacity:
+                # A prompt that fits is never cut: its answer may end where the cache does. One that
+                # does not makes room for the answer, within reason.
+                task = prompt.renderer.template.task
+                room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
+                rendered = prompt.renderer.prompt(request.fields, max_length=capacity - room)
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
         choices = None
         if request.constrain and prompt.choices:
             choices = Choices(prompt.renderer.answers(request.fields, prompt.choices))
+        cut = rendered
         if not request.use_prompt:
             rendered = rendered.without_virtual()
+        room = capacity - len(rendered)
         if not len(rendered):
             raise RequestError(doing, found="an empty prompt", expected="at least one token")
         return _Row(
@@ -163,7 +197,8 @@ class Session:
             prompt=prompt,
             input_ids=rendered.input_ids(self.engine.vocab),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
-            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
+            limit=min(request.max_tokens, room) if choices is None else room,
+            cut_tokens=len(whole) - len(cut),
             choices=choices,
             text=AnswerText(self.tokenizer, request.stop),
         )
@@ -202,6 +237,7 @@ class _Row:
         input_ids: NDArray[np.int64],
         seen: list[int],
         limit: int,
+        cut_tokens: int,
         choices: Choices | None,
         text: AnswerText,
     ) -> None:
@@ -213,6 +249,7 @@ class _Row:
         self._request = request
         self._seen = seen
         self._limit = limit
+        self._cut_tokens = cut_tokens
         self._choices = choices
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
@@ -253,5 +290,6 @@ class _Row:
             tuple(self.token_ids),
             self.finished,
             len(self.input_ids),
+            self._cut_tokens,
         )
         return Event(self._index, piece, result)

@@ -35,11 +35,24 @@ class FrozenBase:
         self.config: DecoderConfig = read_decoder_config(folder)
         transformers.utils.logging.disable_progress_bar()
         try:
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[precision], use_safetensors=True, local_files_only=True
+            model: Any
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[precision],
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise BaseModelError(f"loading the base {folder}", found=str(error)) from error
+        # transformers fills what is missing with random numbers, and says so in a log at most.
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise BaseModelError(
+                f"loading the base {folder}",
+                found=f"{len(missing)} missing tensors: {', '.join(missing[:5])}",
+                fix="Copy the base again, or fetch it anew.",
+            )
         self.model = model.eval().requires_grad_(False)
         # The network below the head: its output is needed at few positions, the head's at fewer.
         self._body = self.model.base_model

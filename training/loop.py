@@ -82,7 +82,7 @@ def train(
         bar.advance(state.step)
         for step in range(state.step, schedule.max_steps):
             started = time.perf_counter()
-            torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout: a function of the step
+            torch.manual_seed((settings.seed << 31) + step)  # dropout: a function of the step
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step)
 
@@ -93,14 +93,10 @@ def train(
                 part = base.loss(batch, stacked_rows(method, batch.tasks)) / len(micro_batches)
                 part.backward()  # type: ignore[no-untyped-call]
                 loss += part.item()
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"training step {step + 1}",
-                    found=f"a loss of {loss}",
-                    fix="Lower optim.lr, or train with precision fp32.",
-                )
+            _check_finite(f"training step {step + 1}", "a loss", loss)
             limit = settings.gradient_clip_val or math.inf
             norm = torch.nn.utils.clip_grad_norm_(method.parameters(), limit).item()
+            _check_finite(f"training step {step + 1}", "a gradient norm", norm)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -119,8 +115,10 @@ def train(
                 )
 
             if state.step % settings.validate_every == 0 or state.step == schedule.max_steps:
+                method.eval()  # without dropout: the rows that the table will hold
                 losses = validation_losses(base, lambda t: stacked_rows(method, t), validation)
                 mean = mean_loss(losses)
+                _check_finite(f"validating after step {state.step}", "a loss", mean or 0.0)
                 if mean is not None:
                     callbacks.log({"step": state.step, "val_loss": mean, "by_task": losses})
                 if mean is None or state.best_loss is None or mean < state.best_loss:
@@ -145,13 +143,13 @@ def validation_losses(
         for rows in in_length_order(sequences, batch_size):
             batch = collate(rows)
             losses = base.token_losses(batch, rows_of(batch.tasks))
-            for task, token_losses in zip(
-                rows, torch.split(losses, _targets_by_row(batch)), strict=True
-            ):
-                sums[task.task] = sums.get(task.task, 0.0) + token_losses.sum().item()
-                counts[task.task] = counts.get(task.task, 0) + len(token_losses)
+            by_row = torch.split(losses, _targets_by_row(batch))
+            for row, token_losses in zip(rows, by_row, strict=True):
+                sums[row.task] = sums.get(row.task, 0.0) + token_losses.sum().item()
+                counts[row.task] = counts.get(row.task, 0) + len(token_losses)
             advance(len(rows))
-    return {task: sums[task] / counts[task] for task in sorted(sums)}
+    # A task whose every target was the first token of a bare prompt has nothing to be measured by.
+    return {task: sums[task] / counts[task] for task in sorted(sums) if counts[task]}
 
 
 def mean_loss(losses: dict[int, float]) -> float | None:
@@ -162,3 +160,13 @@ def mean_loss(losses: dict[int, float]) -> float | None:
 def _targets_by_row(batch: MicroBatch) -> list[int]:
     counts: list[int] = (batch.targets >= 0).sum(dim=1).tolist()
     return counts
+
+
+def _check_finite(doing: str, what: str, value: float) -> None:
+    """Stops the run before a number that is none reaches the rows or a checkpoint."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            doing,
+            found=f"{what} of {value}",
+            fix="Lower optim.lr, or train with precision fp32. The last checkpoint is still good.",
+        )

@@ -6,14 +6,14 @@ config -> base -> tokenizer and templates -> examples -> sequences -> method -> 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from pl_compile.artifact.files import sha256_of, write_atomically
+from pl_compile.artifact.files import append_line, sha256_of, write_atomically
 from pl_compile.artifact.prompt_table import (
     TABLE_NAME,
     BaseIdentity,
@@ -22,6 +22,7 @@ from pl_compile.artifact.prompt_table import (
     read_prompt_table,
     write_prompt_table,
 )
+from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.read import build, override, plain_from_config, read_yaml
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import ConfigError, TrainingError, list_problems
@@ -93,7 +94,18 @@ def read_train_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:
     """
     config = build(TrainConfig, override(read_yaml(path), settings), doing=f"reading {path}")
     parse_templates(config)
-    return config
+    # Absolute from here on: the resolved config must mean the same wherever it is read.
+    data = replace(
+        config.data,
+        train=tuple(file.absolute() for file in config.data.train),
+        validation=tuple(file.absolute() for file in config.data.validation),
+    )
+    existing = config.existing_table and config.existing_table.absolute()
+    base = next(
+        (str(f.absolute()) for f in (Path(config.base), path.parent / config.base) if f.is_dir()),
+        config.base,
+    )
+    return replace(config, base=base, data=data, existing_table=existing)
 
 
 def parse_templates(config: TrainConfig) -> dict[str, Template]:
@@ -135,8 +147,8 @@ def run_training(
 
     folder = find_base(config.base)
     progress.say(f"loading {folder}")
+    fingerprint = fingerprint_base(Checkpoint(folder), read_decoder_config(folder))
     base = FrozenBase(folder, config.trainer.precision)
-    fingerprint = fingerprint_base(Checkpoint(folder), base.config)
     identity = BaseIdentity(config.base, fingerprint, base.hidden, base.config.vocab)
     existing = _existing_table(config, identity)
     tokenizer = Tokenizer.from_folder(folder)
@@ -144,6 +156,14 @@ def run_training(
     rules = _rules(config, base)
     renderers = {name: Renderer(t, tokenizer, rules) for name, t in templates.items()}
     training = _sequences(config, config.data.train, templates, renderers, base, progress)
+    for index, task in enumerate(config.tasks):
+        if not any(sequence.task == index for sequence in training):
+            raise TrainingError(
+                f"reading the examples of task '{task.taskname}'",
+                found="none that can be used for training",
+                expected="at least one",
+                fix="Add examples, shorten its prompt, or take the task out of the config.",
+            )
     validation = (
         _sequences(config, config.data.validation, templates, renderers, base, progress)
         if config.data.validation
@@ -174,8 +194,8 @@ def run_training(
     baseline = run.baseline
     if baseline is None:
         baseline = _baseline(base, validation, progress)
-        for task, loss in zip(config.tasks, baseline.values(), strict=False):
-            progress.say(f"no-prompt loss of '{task.taskname}': {loss:.3f}")
+        for number, loss in baseline.items():
+            progress.say(f"no-prompt loss of '{config.tasks[number].taskname}': {loss:.3f}")
         run.log({"step": 0, "baseline_by_task": baseline, "baseline": mean_loss(baseline)})
 
     def improved(state: RunState) -> None:
@@ -231,14 +251,15 @@ class _RunFolder:
         self._metrics = folder / "metrics.jsonl"
         self._config = folder / "config.yaml"
         self._plain = plain_from_config(config)
-        files = [*config.data.train, *config.data.validation]
+        existing = config.existing_table
+        # What files hold, not where they lie, decides a run.
+        data = {**self._plain["data"], "train": None, "validation": None}
         self.identity: dict[str, Any] = {
-            "config": {
-                **self._plain,
-                "base": None,
-            },  # the fingerprint says which base, not its place
+            "config": {**self._plain, "base": None, "existing_table": None, "data": data},
             "base": fingerprint,
-            "data": {str(path): sha256_of(path) for path in files},
+            "train": _sums(config.data.train),
+            "validation": _sums(config.data.validation),
+            "existing_table": existing and sha256_of(existing),
         }
 
     def open(self, step: int) -> None:
@@ -246,8 +267,10 @@ class _RunFolder:
         text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
         write_atomically(self._config, text.encode())
         if step and self._metrics.is_file():
-            lines = self._metrics.read_text(encoding="utf-8").splitlines()
-            self.records = [r for r in map(json.loads, lines) if r["step"] <= step]
+            lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A kill or a full disk may have cut the last line; whole lines end in a line feed.
+            whole = [json.loads(line) for line in lines if line.endswith("\n")]
+            self.records = [record for record in whole if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomically(self._metrics, text.encode())
 
@@ -255,8 +278,7 @@ class _RunFolder:
         """Appends one record to `metrics.jsonl`."""
         record = json.loads(json.dumps(record))  # what a resumed run would read back
         self.records.append(record)
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self._metrics, json.dumps(record))
 
     @property
     def baseline(self) -> dict[int, float] | None:
@@ -272,6 +294,10 @@ class _RunFolder:
             if record["step"] == step and "by_task" in record:
                 return {int(task): loss for task, loss in record["by_task"].items()}
         return {}
+
+
+def _sums(paths: Sequence[Path]) -> dict[str, str]:
+    return {f"{index}.{path.name}": sha256_of(path) for index, path in enumerate(paths)}
 
 
 def _check_output(output: Path, resume: bool) -> None:

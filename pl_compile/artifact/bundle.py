@@ -103,6 +103,15 @@ class Bundle:
         return read_tensor_file(path, doing=f"reading {path}").tensors if path.is_file() else {}
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a bundle, of whatever version."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def task_folder(bundle: Path, taskname: str) -> Path:
     """The folder of a task in a bundle."""
     return bundle / "tasks" / taskname
@@ -172,9 +181,17 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
             fix="Use the release of plc that wrote it, or a newer one.",
         )
     try:
-        return build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
+        manifest = build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
     except ConfigError as error:
         raise ArtifactError(doing, found=f"damaged {MANIFEST}: {error.found}") from error
+    baked = manifest.tasks if manifest.graph.prompts == "baked" else ()
+    if manifest.graph.baked_tasks != baked:
+        raise ArtifactError(
+            doing,
+            found=f"damaged {MANIFEST}: baked_tasks {list(manifest.graph.baked_tasks)}",
+            expected=str(list(baked)),
+        )
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -228,7 +245,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     rows = tensors["prompt"]
     try:
         record = json.loads((path / "task.json").read_text(encoding="utf-8"))
-        entry = entry_from_record(record, rows, name, doing=doing)
+        entry = entry_from_record(record, rows, name, vocab=manifest.graph.vocab, doing=doing)
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         reason = getattr(error, "found", error)
         raise ArtifactError(doing, found=f"damaged task.json ({reason})") from error

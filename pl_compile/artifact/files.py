@@ -6,9 +6,9 @@ full disk or a killed process never meets half of it. Knows nothing of what the 
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,39 +25,56 @@ def write_atomically(path: Path, data: bytes) -> None:
             no permission). What `path` held before is still there.
     """
     with _reporting(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)  # a pipe or a device: there is nothing to replace
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        beside = _temporary_name(path)
+        # 0o666 less the umask, as programs leave their files.
+        descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-            os.replace(name, path)
+            os.replace(beside, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
         _sync_rename(path)
 
 
-@contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; at a clean end it becomes `path`.
-
-    A folder that was at `path` is replaced; if the block raises, it stays and the temporary folder
-    is removed.
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a log.
 
     Raises:
-        ArtifactError: the disk refuses (full, no permission), or `path` is a file.
+        ArtifactError: the disk refuses.
     """
+    with _reporting(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`; at a clean end it becomes `path`.
+
+    A folder of ours that was at `path` is replaced; if the block raises, it stays and the temporary
+    folder is removed. A kill between the two renames of a replacement leaves the old folder beside
+    its name, as `.NAME.….old`.
+
+    Args:
+        path: the final name.
+        is_ours: whether a folder with something in it may be replaced.
+
+    Raises:
+        ArtifactError: the disk refuses (full, no permission), `path` is a file, or a folder of
+            somebody else's.
+    """
+    check_replaceable(path, is_ours)
     with _reporting(path):
-        if path.exists() and not path.is_dir():
-            raise ArtifactError(
-                f"writing {path}", found="a file of that name", fix="Choose another --output."
-            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        staging.chmod(0o755)
+        staging = _temporary_name(path)
+        staging.mkdir()
         try:
             yield staging
             for file in sorted(staging.rglob("*")):
@@ -69,6 +86,23 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             raise
 
 
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raises `ArtifactError` unless a folder may be written under this name.
+
+    Args:
+        path: the name; nothing, an empty folder, or a folder of ours may be there.
+        is_ours: whether a folder with something in it may be replaced.
+    """
+    with _reporting(path):
+        if path.exists() and not path.is_dir():
+            found = "a file of that name"
+        elif path.is_dir() and any(path.iterdir()) and not is_ours(path):
+            found = "a folder with other things in it"
+        else:
+            return
+    raise ArtifactError(f"writing {path}", found=found, fix="Choose another --output.")
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
@@ -76,6 +110,10 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _replace_folder(staging: Path, path: Path) -> None:

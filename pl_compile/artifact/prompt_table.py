@@ -86,7 +86,7 @@ class TaskEntry:
 
 
 def entry_from_record(
-    plain: Any, rows: NDArray[np.float32], taskname: str, *, doing: str
+    plain: Any, rows: NDArray[np.float32], taskname: str, *, vocab: int, doing: str
 ) -> TaskEntry:
     """The entry whose `record()` is `plain`.
 
@@ -101,6 +101,13 @@ def entry_from_record(
             found=f"the record of task '{record.task.taskname}'",
             expected=f"that of '{taskname}'",
         )
+    for key, token_id in (("bos_id", record.bos_id), ("eos_id", record.eos_id)):
+        if token_id is not None and not 0 <= token_id < vocab:
+            raise ArtifactError(
+                doing,
+                found=f"{key} {token_id} of task '{taskname}'",
+                expected=f"a token of the base: 0 to {vocab - 1}",
+            )
     return TaskEntry(record.task, rows, record.bos_id, record.eos_id, record.method)
 
 
@@ -205,7 +212,7 @@ def read_prompt_table(path: Path) -> PromptTable:
                 doing, found=f"rows for {sorted(rows)}", expected=f"rows for {sorted(tasks)}"
             )
         entries = {
-            name: entry_from_record(record, rows[name], name, doing=doing)
+            name: entry_from_record(record, rows[name], name, vocab=base.vocab, doing=doing)
             for name, record in tasks.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -33,8 +33,12 @@ from pl_compile.cli.terminal import (
     help="accuracy, exact_match, squad, intent_slot, or auto.",
 )
 @click.option("--no-baseline", is_flag=True, help="Do not ask the base without prompts as well.")
-@click.option("--limit", type=int, help="Only the first examples of each task.")
-@click.option("--max-tokens", type=int, help="Longest answer; from the right answers if left out.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first examples of each task.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help="Longest answer; from the right answers if left out.",
+)
 @click.option("--base", help="For a prompt table: its base, if that is not in its run folder.")
 @click.option(
     "--reference", help="For a bundle: its base; also answer with torch and count agreement."
@@ -57,6 +61,12 @@ def command(
     from pl_compile.runtime import Session
     from pl_compile.weights.bases import find_base
 
+    if path.is_dir() and base is not None:
+        raise click.UsageError("--base goes with a prompt table; a bundle holds its base.")
+    if not path.is_dir() and reference is not None:
+        raise click.UsageError(
+            "--reference goes with a bundle; a prompt table runs on torch anyway."
+        )
     if path.is_dir():
         session = Session.open(path)
     else:

@@ -34,7 +34,13 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
-@click.option("--batch", type=int, default=16, show_default=True, help="Rows that step together.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="Rows that step together.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -60,8 +66,8 @@ def command(
         raise click.UsageError("--field goes with --task.")
     if source is None and output is not None:
         raise click.UsageError("--output goes with --input.")
-    if batch < 1:
-        raise click.UsageError("--batch must be at least 1.")
+    if output is not None and output.is_dir():
+        raise click.UsageError(f"--output {output} is a folder; name a file.")
     from pl_compile.runtime import Request, Sampling, Session
 
     options: dict[str, Any] = {
@@ -84,6 +90,7 @@ def command(
                 "token_ids": list(result.token_ids),
                 "finish_reason": result.finish_reason,
                 "prompt_tokens": result.prompt_tokens,
+                "cut_tokens": result.cut_tokens,
             }
         )
         return

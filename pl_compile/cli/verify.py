@@ -31,6 +31,8 @@ def command(bundle: Path, reference: str | None, as_json: bool) -> None:
         click.echo(f"{result.files} files have the sums of the manifest")
         if result.selftests:
             print_parity("Self-tests", result.selftests)
+        else:
+            click.echo("it holds no self-tests: it was exported without parity")
         if result.parity:
             print_parity("Parity with torch", result.parity)
     if not result.passed:

@@ -13,6 +13,8 @@ present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and pre
 from dataclasses import dataclass
 from typing import Literal
 
+from pl_compile.errors import ConfigError, check_all
+
 PromptsMode = Literal["input", "baked"]
 
 INPUT_IDS = "input_ids"
@@ -46,6 +48,15 @@ class GraphContract:
     capacity: int
     prompts: PromptsMode
     baked_tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that no graph could have."""
+        sizes = ("layers", "kv_heads", "head_dim", "hidden", "vocab", "capacity")
+        checks = {
+            f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
+            for name in sizes
+        }
+        check_all(ConfigError, "reading the graph's sizes", checks)
 
     @property
     def cache_names(self) -> tuple[tuple[str, str], ...]:

@@ -243,6 +243,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses an empty or ambiguous list of tasks."""
+        check_all(
+            ConfigError,
+            "checking 'seed'",
+            {f"{self.seed}, expected 0 to 2**32 - 1": 0 <= self.seed < 2**32},
+        )
         names = [task.taskname for task in self.tasks]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if not names or doubled:

@@ -37,6 +37,7 @@ class Answered:
             "token_ids": list(self.result.token_ids),
             "finish_reason": self.result.finish_reason,
             "prompt_tokens": self.result.prompt_tokens,
+            "cut_tokens": self.result.cut_tokens,
         }
         return record if self.expected is None else {**record, "expected": self.expected}
 

@@ -141,8 +141,10 @@ def _score(
     # One line is all that is asked for where no right answer has two: it spares the base, which was
     # never taught to stop, from being judged by what it says after its answer.
     stop = () if any("\n" in text for text in flat) else ("\n",)
-    longest = max(len(session.tokenizer.encode(text, opens=False, markup=False)) for text in flat)
-    max_tokens = options.max_tokens or longest + _EXTRA_TOKENS
+    max_tokens = options.max_tokens
+    if max_tokens is None:
+        lengths = [len(session.tokenizer.encode(t, opens=False, markup=False)) for t in flat]
+        max_tokens = max(lengths, default=0) + _EXTRA_TOKENS
 
     def answered(by: Session, label: str, *, use_prompt: bool) -> list[Result]:
         requests = [

@@ -15,15 +15,15 @@ from safetensors.numpy import save
 
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
-    MANIFEST,
     REPORT,
     Manifest,
+    is_bundle,
     task_folder,
     write_json,
     write_manifest,
     write_task,
 )
-from pl_compile.artifact.files import folder_written_whole
+from pl_compile.artifact.files import check_replaceable, folder_written_whole
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
@@ -102,13 +102,14 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         ArtifactError: the table cannot be read or has no such task, or the disk refuses.
         FingerprintError: the table was trained on another base.
         BaseModelError: the base cannot be read.
-        ExportError: the target cannot hold it, or `output` is a folder that is no bundle.
+        ExportError: the target or the capacity cannot hold it.
     """
-    _check_output(request.output)
+    check_replaceable(request.output, is_bundle)
     clock = _Clock()
     exporter = exporter_for(request.target)
     table = read_prompt_table(request.table)
-    entries = [table.entry(name) for name in request.tasks or tuple(table.entries)]
+    names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
+    entries = [table.entry(name) for name in names]
     config = read_decoder_config(request.base)
     contract = _contract(request, config, entries)
     exporter.check(config, contract)
@@ -125,7 +126,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     model = build_decoder(config, contract, weights, baked)
     clock.lap("graph")
 
-    with folder_written_whole(request.output) as staging:
+    with folder_written_whole(request.output, is_ours=is_bundle) as staging:
         (staging / "base").mkdir()
         exporter.build(model, staging / "base")
         del model, weights
@@ -166,19 +167,12 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     return ExportResult(request.output, manifest.tasks, tuple(parity), passed, size, seconds)
 
 
-def _check_output(output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise ExportError(
-            f"writing the bundle {output}",
-            found="a folder that is no bundle",
-            fix="Choose another --output, or empty that folder.",
-        )
-
-
 def _contract(
     request: ExportRequest, config: DecoderConfig, entries: Sequence[TaskEntry]
 ) -> GraphContract:
-    capacity = request.capacity or min(DEFAULT_CAPACITY, config.positions)
+    capacity = request.capacity
+    if capacity is None:
+        capacity = min(DEFAULT_CAPACITY, config.positions)
     longest = max(entry.task.total_virtual_tokens for entry in entries)
     if not longest + 2 <= capacity <= config.positions:
         raise ExportError(

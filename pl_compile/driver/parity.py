@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.prompt_table import TaskEntry
+from pl_compile.errors import ExportError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine, Float32, Int64
 from pl_compile.text.render import Renderer, SequenceRules
@@ -22,6 +23,9 @@ from pl_compile.text.tokenizer import Tokenizer
 # Relative to the largest logit. Float32 sums in another order differ by some 1e-6 of it per layer.
 TOLERANCE = 1e-3
 DECODE_STEPS = 16
+
+# Room that a probe needs for random words: they may take more tokens than they were drawn from.
+_WORDS_AT_LEAST = 8
 
 # A self-test keeps the logits of this many ids, spread over the vocabulary: enough to notice any
 # difference, and a few kilobytes instead of megabytes.
@@ -108,6 +112,9 @@ def probe_rows(
         capacity: prompts leave room in it for `DECODE_STEPS` more tokens.
         rows_per_task: how many prompts each task gives.
         seed: of the words.
+
+    Raises:
+        ExportError: a template that leaves no room in `capacity`.
     """
     generator = np.random.default_rng(seed)
     rows = []
@@ -115,8 +122,16 @@ def probe_rows(
         template = parse_template(entry.task)
         renderer = Renderer(template, tokenizer, SequenceRules(entry.bos_id, entry.eos_id))
         room = capacity - DECODE_STEPS - _fixed_length(template, renderer)
+        if room < _WORDS_AT_LEAST:
+            raise ExportError(
+                f"comparing task '{entry.task.taskname}' with the reference",
+                found=f"capacity {capacity}",
+                expected=f"at least {capacity - room + _WORDS_AT_LEAST} for its template, a few "
+                f"words and {DECODE_STEPS} steps",
+                fix="Raise --capacity, or export with --no-parity.",
+            )
         for index in range(rows_per_task):
-            words = max(1, min(3 + 11 * index + 5 * task_id, room // 2))
+            words = min(3 + 11 * index + 5 * task_id, room // 2)
             fields = {
                 name: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
                 for name in template.input_fields

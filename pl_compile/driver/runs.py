@@ -30,15 +30,23 @@ def find_base_of(table: Path, base: str | None) -> Path:
     """The folder of the base: the one that was named, or that of the table's run.
 
     Raises:
-        BaseModelError: none was named, and the table lies in no run folder.
+        ArtifactError: there is no such table.
+        BaseModelError: no base was named, and the table lies in no run folder.
     """
+    if not table.is_file():
+        raise ArtifactError(
+            f"reading the prompt table {table}",
+            found="a folder" if table.is_dir() else "no such file",
+            fix=f"A run leaves its table as {TABLE_NAME} in its folder.",
+        )
     if base is not None:
         return find_base(base)
     config = table.parent / "config.yaml"
-    if not config.is_file():
+    recorded = read_yaml(config).data.get("base") if config.is_file() else None
+    if recorded is None:
         raise BaseModelError(
             f"looking for the base of {table}",
-            found="no config.yaml of a run beside it",
+            found="no config.yaml of a run beside it that names one",
             fix="Name the base with --base.",
         )
-    return find_base(str(read_yaml(config).data["base"].data))
+    return find_base(str(recorded.data))

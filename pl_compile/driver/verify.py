@@ -56,6 +56,7 @@ def verify_bundle(
     engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", contract)
     selftests = []
     with progress.bar("self-tests", len(bundle.entries)) as bar:
+        # Manifests list baked tasks in the order of the tasks: the reader checks it.
         for task_id, (name, entry) in enumerate(bundle.entries.items()):
             arrays = bundle.selftest(name)
             if arrays:

@@ -25,10 +25,14 @@ def find_base(base: str) -> Path:
         BaseModelError: there is neither a folder nor a fetched base of that name.
     """
     doing = f"looking for the base '{base}'"
-    for folder in (Path(base).expanduser(), cached_base_folder(base)):
-        if (folder / "config.json").is_file():
-            return folder
-        if folder.is_dir():
+    for folder in (Path(base), cached_base_folder(base)):
+        try:
+            if (folder / "config.json").is_file():
+                return folder
+            is_folder = folder.is_dir()
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise BaseModelError(doing, found=error.strerror or str(error)) from error
+        if is_folder:
             raise BaseModelError(
                 doing,
                 found=f"{folder} holds no config.json",

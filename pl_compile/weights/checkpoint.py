@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,24 @@ from safetensors import SafetensorError, safe_open
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import BaseModelError
+
+# Written out, so that a field that is added to DecoderConfig later changes no fingerprint.
+_FINGERPRINTED = (
+    "attention_bias",
+    "family",
+    "ffn",
+    "head_dim",
+    "heads",
+    "hidden",
+    "kv_heads",
+    "layers",
+    "mlp_bias",
+    "norm_eps",
+    "positions",
+    "rope_theta",
+    "tied",
+    "vocab",
+)
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -65,7 +82,14 @@ class Checkpoint:
     def _reporting(self, path: Path) -> Iterator[None]:
         try:
             yield
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise BaseModelError(
                 f"reading the weights of {self.folder}",
                 found=f"{path.name}: {error}",
@@ -79,7 +103,8 @@ def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
 
     Independent of shards, of the order in the files and of keys that do not change the numbers.
     """
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for name in checkpoint.names:
         array = np.ascontiguousarray(checkpoint.tensor(name))
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())

@@ -77,6 +77,7 @@ class OnnxRuntimeEngine:
                 found=str(error).splitlines()[0],
                 fix="Export the bundle again with this version of onnxruntime.",
             ) from error
+        _check_graph(self._session, contract, model)
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.max_batch = max_batch
@@ -143,4 +144,32 @@ class OnnxRuntimeEngine:
         logits = self._logits
         self._binding.bind_output(
             LOGITS, *_CPU, np.float32, (batch, logits.shape[1]), logits.ctypes.data
+        )
+
+
+def _check_graph(session: Any, contract: GraphContract, model: Path) -> None:
+    """Raises `ArtifactError` unless the graph has the inputs and outputs that the contract says."""
+    cache: list[int | str] = ["batch", contract.kv_heads, contract.capacity, contract.head_dim]
+    expected: dict[str, list[int | str]] = {
+        INPUT_IDS: ["batch", "seq"],
+        PAST_LENGTHS: ["batch"],
+        LAST_INDEX: ["batch"],
+        LOGITS: ["batch", contract.vocab],
+        **{name: cache for pair in contract.cache_names for name in pair},
+    }
+    if contract.prompts == "baked":
+        expected[TASK_ID] = ["batch"]
+    else:
+        expected[PROMPT_TABLE] = ["batch", "rows", contract.hidden]
+    values = [*session.get_inputs(), *session.get_outputs()]
+    found = {value.name: list(value.shape) for value in values}
+    if found != expected:
+        differing = sorted(
+            name for name in {*found, *expected} if found.get(name) != expected.get(name)
+        )
+        raise ArtifactError(
+            f"matching {model} with the manifest",
+            found=f"'{differing[0]}' {found.get(differing[0], 'is not there')}",
+            expected=f"{expected.get(differing[0], 'no such name')}",
+            fix="The manifest was altered: export the bundle again.",
         )

@@ -50,7 +50,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def _write_folder(path: Path, text: str) -> None:
-    with folder_written_whole(path) as staging:
+    with folder_written_whole(path, is_ours=lambda folder: True) as staging:
         (staging / "deep").mkdir()
         (staging / "deep" / "file").write_text(text)
         (staging / "top").write_text(text)
@@ -78,7 +78,7 @@ def test_a_file_is_replaced_and_readable_by_others(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_and_no_other(
     tmp_path: Path, fail_at: FailAt, step: str
 ) -> None:
@@ -144,7 +144,7 @@ def test_an_interrupted_write_leaves_no_temporary(
 def test_a_folder_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out" / "bundle"
 
-    with folder_written_whole(path) as staging:
+    with folder_written_whole(path, is_ours=lambda folder: True) as staging:
         (staging / "file").write_text("x")
         assert not path.exists()
         assert staging.parent == path.parent
@@ -170,7 +170,7 @@ def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
     _write_folder(path, "old")
 
     def write_half() -> None:
-        with folder_written_whole(path) as staging:
+        with folder_written_whole(path, is_ours=lambda folder: True) as staging:
             (staging / "half").write_text("new")
             raise ZeroDivisionError
 
@@ -221,7 +221,10 @@ def test_a_disk_that_cannot_force_the_rename_leaves_one_whole_folder_and_no_temp
 def test_a_full_disk_while_the_block_writes_is_told_with_the_final_name(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
 
-    with pytest.raises(ArtifactError) as error, folder_written_whole(path):
+    with (
+        pytest.raises(ArtifactError) as error,
+        folder_written_whole(path, is_ours=lambda folder: True),
+    ):
         raise OSError(errno.ENOSPC, FULL)
 
     assert str(error.value) == f"writing {path}: {FULL}. {NOTHING_LEFT}"
@@ -232,7 +235,10 @@ def test_a_file_in_the_way_of_a_folder_is_refused_and_kept(tmp_path: Path) -> No
     path = tmp_path / "bundle"
     path.write_text("mine")
 
-    with pytest.raises(ArtifactError) as error, folder_written_whole(path):
+    with (
+        pytest.raises(ArtifactError) as error,
+        folder_written_whole(path, is_ours=lambda folder: True),
+    ):
         pytest.fail("the block must not run")
 
     assert str(error.value) == f"writing {path}: a file of that name. Choose another --output."

@@ -226,7 +226,7 @@ def test_export_will_not_replace_a_folder_that_is_no_bundle(
     )
 
     assert code == 1
-    assert "a folder that is no bundle" in err
+    assert "a folder with other things in it" in err
     assert (tmp_path / "precious/thesis.txt").is_file()
 
 

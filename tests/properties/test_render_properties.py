@@ -315,7 +315,7 @@ _BASES = st.builds(
     name=st.text(max_size=9),
     fingerprint=st.text("0123456789abcdef", min_size=4, max_size=8),
     hidden=st.integers(1, 7),
-    vocab=st.integers(1, 1000),
+    vocab=st.integers(1001, 2000),
 )
 
 

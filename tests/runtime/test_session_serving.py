@@ -1,11 +1,13 @@
 """The session on a compiled bundle: mixed batches, options, streaming, refusals."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import RequestError
+from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.testing import random_table, tiny_examples
 
@@ -207,3 +209,85 @@ def test_requests_with_impossible_options_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         Request("tone", {}, **options)  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_fits_is_never_cut_whatever_max_tokens_is(session: Session) -> None:
+    fields = {"question": "who was there? " * 4, "place": "a"}
+
+    results = session.generate(
+        [Request("ask", fields, max_tokens=count, min_tokens=8) for count in (8, 60, 500)]
+    )
+
+    assert len({result.prompt_tokens for result in results}) == 1
+    assert {result.cut_tokens for result in results} == {0}
+    assert {result.token_ids[:8] for result in results} == {results[0].token_ids[:8]}
+
+
+def test_a_cut_is_counted_in_the_result(session: Session) -> None:
+    fields = {"question": "who was there? " * 40, "place": "a"}
+
+    result = session.generate([Request("ask", fields, max_tokens=500)])[0]
+
+    assert result.cut_tokens > 0
+    assert result.prompt_tokens == pytest.approx(80 - 80 // 4, abs=3)
+
+
+def test_a_choice_is_written_to_its_end_whatever_max_tokens_is(session: Session) -> None:
+    result = session.generate([Request("tone", {"sentence": "x"}, max_tokens=1)])[0]
+
+    assert result.text in ("positive", "negative", "neutral")
+
+
+def test_two_streams_of_one_session_cannot_interleave(session: Session) -> None:
+    first = session.stream(mixed_requests(2))
+    next(first)
+
+    with pytest.raises(RequestError, match="another one of this session that has not ended"):
+        next(session.stream(mixed_requests(2)))
+
+    first.close()
+    assert len(session.generate(mixed_requests(2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("capacity", 50),
+        ("capacity", 10**9),
+        ("capacity", -3),
+        ("layers", 1),
+        ("layers", 5),
+        ("vocab", 10),
+        ("kv_heads", 1),
+        ("hidden", 23),
+        ("baked_tasks", ["ask", "tone"]),
+    ],
+)
+def test_a_manifest_that_does_not_describe_the_graph_is_refused(
+    bundle: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["graph"][key] = value
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(ArtifactError):
+        Session.open(copy)
+
+
+def test_a_bundle_that_failed_parity_is_served_only_on_demand(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "parity": "failed"}))
+
+    with pytest.raises(ArtifactError, match=r"parity failed.*See plc verify"):
+        Session.open(copy)
+
+    assert Session.open(copy, allow_failed_parity=True).prompts
+
+
+def test_an_empty_batch_size_is_refused(bundle: Path) -> None:
+    with pytest.raises(RequestError, match="max_batch 0; expected at least 1"):
+        Session.open(bundle, max_batch=0)

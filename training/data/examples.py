@@ -64,7 +64,7 @@ def read_examples(
 
 def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or f"not UTF-8 ({error})"
         problems.append(f"{path}: {reason}, expected a UTF-8 file")
@@ -72,7 +72,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             items = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}: not a JSON array ({error})")
             return
         for index, item in enumerate(items):
@@ -83,7 +83,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: not JSON ({error})")
 
 
@@ -94,7 +94,7 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
     if not isinstance(taskname, str):
         return "no 'taskname'"
     if taskname not in templates:
-        return " ".join(". ".join(unknown_name(taskname, tuple(templates), what="task")).split())
+        return ". ".join(unknown_name(taskname, tuple(templates), what="task"))
     template = templates[taskname]
     wanted = template.fields if answers else template.input_fields
     given = [key for key in value if key != "taskname"]
@@ -105,7 +105,7 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         for name in given
         if name in template.fields
         and not is_field_value(value[name])
-        and not (not answers and name == template.answer_field)  # several right answers are a list
+        and not (not answers and name == template.answer_field and _is_list_of_texts(value[name]))
     ]
     parts = []
     choices, answer = template.task.choices, value.get(template.answer_field or "")
@@ -121,3 +121,8 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
     if wrong:
         parts.append(f"fields {', '.join(map(repr, wrong))} are no text or number")
     return "; ".join(parts)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    """Several right answers, where answers are only compared with."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -94,8 +94,19 @@ def build_p_tuning(
         base.embeddings_of(torch.tensor(tokenizer.encode(task.taskname, opens=True, markup=False)))
         for task in tasks
     ]
+    virtual = tasks[0].total_virtual_tokens
+    for index, name in enumerate(names):
+        for other in range(index):
+            if torch.equal(name[:virtual], names[other][:virtual]):
+                raise ConfigError(
+                    "building the p-tuning encoder",
+                    found=f"tasks '{tasks[other].taskname}' and '{tasks[index].taskname}' have "
+                    f"names with the same first {virtual} tokens",
+                    expected="names that differ there: they are what tells the tasks apart",
+                    fix="Rename one, or give more virtual tokens.",
+                )
     encoder = _ENCODERS[config.p_tuning.encoder_type](config.p_tuning, base.hidden)
-    return PTuning(tasks[0].total_virtual_tokens, encoder, names)
+    return PTuning(virtual, encoder, names)
 
 
 def _mlp(config: PTuningConfig, hidden: int) -> nn.Module:
