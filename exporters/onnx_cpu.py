@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.graph.builder import OPSET, PLC_DOMAIN
 
-MODEL_NAME = "model.onnx"
-DATA_NAME = "model.onnx.data"
+DATA_NAME = f"{MODEL_NAME}.data"
 
 # Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
 _EXTERNAL_FROM_BYTES = 1024

@@ -5,17 +5,18 @@ rendered, rows are stepped together, and a row leaves when it is finished. The e
 `runtime/engines/`, or anything with its face.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
+from pl_compile.runtime.batch import pad_right
 from pl_compile.runtime.choices import Choices
 from pl_compile.runtime.engines.engine import Engine, Float32
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -121,7 +122,7 @@ class Session:
                 fix="See plc verify and the bundle's report.json; export it again.",
             )
         engine = OnnxRuntimeEngine(
-            checked.base_folder / "model.onnx",
+            checked.base_folder / MODEL_NAME,
             manifest.graph,
             max_batch=max_batch,
             threads=threads,
@@ -140,7 +141,7 @@ class Session:
         }
         return [results[index] for index in range(len(requests))]
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
+    def stream(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
         """The answers piece by piece, as they are written; pieces of several rows take turns.
 
         Raises:
@@ -205,10 +206,7 @@ class Session:
 
     def _run(self, rows: list["_Row"]) -> Iterator[Event]:
         """Steps rows together until all are finished."""
-        lengths = np.asarray([len(row.input_ids) for row in rows], np.int64)
-        input_ids = np.zeros((len(rows), int(lengths.max())), np.int64)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row.input_ids)] = row.input_ids
+        input_ids, lengths = pad_right([row.input_ids for row in rows])
         past = np.zeros(len(rows), np.int64)
         last = lengths - 1
         while rows:

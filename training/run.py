@@ -3,19 +3,15 @@
 config -> base -> tokenizer and templates -> examples -> sequences -> method -> loop -> table
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
-from pl_compile.artifact.files import append_line, sha256_of, write_atomically
+from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.prompt_table import (
-    TABLE_NAME,
     BaseIdentity,
     PromptTable,
     TaskEntry,
@@ -23,10 +19,11 @@ from pl_compile.artifact.prompt_table import (
     write_prompt_table,
 )
 from pl_compile.config.decoder import read_decoder_config
-from pl_compile.config.read import build, override, plain_from_config, read_yaml
+from pl_compile.config.read import build, override, read_yaml
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import ConfigError, TrainingError, list_problems
 from pl_compile.progress import SILENT, Progress
+from pl_compile.text.examples import read_examples
 from pl_compile.text.render import Renderer, SequenceRules
 from pl_compile.text.template import Template, parse_template
 from pl_compile.text.tokenizer import Tokenizer
@@ -35,17 +32,16 @@ from pl_compile.training.checkpoint import RunState, load_checkpoint, save_check
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
 from pl_compile.training.data.dataset import TrainingSequence, render_examples
-from pl_compile.training.data.examples import read_examples
 from pl_compile.training.loop import (
     LoopCallbacks,
     LoopSettings,
-    Record,
     mean_loss,
     train,
     validation_losses,
 )
 from pl_compile.training.methods import METHODS
 from pl_compile.training.methods.prompt_method import PromptMethod
+from pl_compile.training.run_folder import RunFolder, check_free
 from pl_compile.training.schedule import schedule_from_config
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
@@ -142,7 +138,7 @@ def run_training(
         PlcError: anything in config, data, base or disk that keeps the run from its end.
     """
     started = time.perf_counter()
-    _check_output(output, resume)
+    check_free(output, resume=resume)
     templates = parse_templates(config)
 
     folder = find_base(config.base)
@@ -185,7 +181,7 @@ def run_training(
         method.parameters(), lr, config.optim.betas, weight_decay=config.optim.weight_decay
     )
 
-    run = _RunFolder(output, config, fingerprint)
+    run = RunFolder(output, config, fingerprint)
     state = RunState()
     if resume:
         state = load_checkpoint(run.last, method, optimizer, run.identity)
@@ -237,77 +233,6 @@ def run_training(
         seconds=time.perf_counter() - started,
         tasks=_results(config, training, validation, baseline, run.losses_at(state.best_step)),
     )
-
-
-class _RunFolder:
-    """The files of a run."""
-
-    def __init__(self, folder: Path, config: TrainConfig, fingerprint: str) -> None:
-        self.table = folder / TABLE_NAME
-        self.curves = folder / "curves.png"
-        self.last = folder / "checkpoints" / "last.safetensors"
-        self.best = folder / "checkpoints" / "best.safetensors"
-        self.records: list[Record] = []
-        self._metrics = folder / "metrics.jsonl"
-        self._config = folder / "config.yaml"
-        self._plain = plain_from_config(config)
-        existing = config.existing_table
-        # What files hold, not where they lie, decides a run.
-        data = {**self._plain["data"], "train": None, "validation": None}
-        self.identity: dict[str, Any] = {
-            "config": {**self._plain, "base": None, "existing_table": None, "data": data},
-            "base": fingerprint,
-            "train": _sums(config.data.train),
-            "validation": _sums(config.data.validation),
-            "existing_table": existing and sha256_of(existing),
-        }
-
-    def open(self, step: int) -> None:
-        """Writes the resolved config and drops records past `step`, which will be made again."""
-        text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
-        write_atomically(self._config, text.encode())
-        if step and self._metrics.is_file():
-            lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A kill or a full disk may have cut the last line; whole lines end in a line feed.
-            whole = [json.loads(line) for line in lines if line.endswith("\n")]
-            self.records = [record for record in whole if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_atomically(self._metrics, text.encode())
-
-    def log(self, record: Record) -> None:
-        """Appends one record to `metrics.jsonl`."""
-        record = json.loads(json.dumps(record))  # what a resumed run would read back
-        self.records.append(record)
-        append_line(self._metrics, json.dumps(record))
-
-    @property
-    def baseline(self) -> dict[int, float] | None:
-        """The no-prompt losses by task number, if they were logged."""
-        for record in self.records:
-            if "baseline_by_task" in record:
-                return {int(task): loss for task, loss in record["baseline_by_task"].items()}
-        return None
-
-    def losses_at(self, step: int) -> dict[int, float]:
-        """The validation losses by task number that were logged after `step`."""
-        for record in self.records:
-            if record["step"] == step and "by_task" in record:
-                return {int(task): loss for task, loss in record["by_task"].items()}
-        return {}
-
-
-def _sums(paths: Sequence[Path]) -> dict[str, str]:
-    return {f"{index}.{path.name}": sha256_of(path) for index, path in enumerate(paths)}
-
-
-def _check_output(output: Path, resume: bool) -> None:
-    has_run = (output / "checkpoints").is_dir() or (output / TABLE_NAME).is_file()
-    if has_run and not resume:
-        raise TrainingError(
-            f"starting a run in {output}",
-            found="a run is there already",
-            fix="Add --resume to go on with it, or choose another --output.",
-        )
 
 
 def _existing_table(config: TrainConfig, identity: BaseIdentity) -> PromptTable:

@@ -33,6 +33,7 @@ from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown
 FORMAT = "plc.bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
+MODEL_NAME = "model.onnx"  # in base/, for targets that run on ONNX Runtime
 REPORT = "report.json"
 
 

@@ -9,7 +9,7 @@ from pl_compile.errors import RequestError, list_problems
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
-from pl_compile.training.data.examples import read_examples
+from pl_compile.text.examples import read_examples
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from pl_compile.metrics import METRICS, choose_metric
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
+from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.training.data.examples import Example, read_examples
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.

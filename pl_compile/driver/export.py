@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
+    MODEL_NAME,
     REPORT,
     Manifest,
     is_bundle,
@@ -219,7 +220,7 @@ def _measure(
     rows = probe_rows(entries, tokenizer, vocab=contract.vocab, capacity=contract.capacity)
     reference = TorchEngine(request.base, capacity=contract.capacity)
     expected = trace(reference, rows, label="reference (torch)", progress=progress)
-    engine = OnnxRuntimeEngine(staging / "base" / "model.onnx", contract, max_batch=len(rows))
+    engine = OnnxRuntimeEngine(staging / "base" / MODEL_NAME, contract, max_batch=len(rows))
     actual = trace(engine, rows, follow=expected.tokens, label=request.target, progress=progress)
     for entry in entries:
         name = entry.task.taskname

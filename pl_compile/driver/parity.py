@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ExportError
 from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.batch import pad_right
 from pl_compile.runtime.engines.engine import Engine, Float32, Int64
 from pl_compile.text.render import Renderer, SequenceRules
 from pl_compile.text.template import Template, parse_template
@@ -159,10 +160,7 @@ def trace(
         label: what to call it while it runs.
         progress: who is told.
     """
-    lengths = np.asarray([len(row.input_ids) for row in rows], np.int64)
-    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.input_ids)] = row.input_ids
+    ids, lengths = pad_right([row.input_ids for row in rows])
     past, last = np.zeros(len(rows), np.int64), lengths - 1
     all_logits: list[NDArray[np.float32]] = []
     all_tokens: list[NDArray[np.int64]] = []
@@ -215,10 +213,7 @@ def selftest_arrays(
         int64 `[steps, rows]`, `logit_ids` int64 `[ids]`, `logits` float32 `[steps, rows, ids]`.
     """
     mine = [index for index, row in enumerate(rows) if row.task == task]
-    lengths = np.asarray([len(rows[index].input_ids) for index in mine], np.int64)
-    input_ids = np.zeros((len(mine), int(lengths.max())), np.int64)
-    for place, index in enumerate(mine):
-        input_ids[place, : lengths[place]] = rows[index].input_ids
+    input_ids, lengths = pad_right([rows[index].input_ids for index in mine])
     vocab = expected.logits.shape[-1]
     logit_ids = np.unique(np.linspace(0, vocab - 1, SELFTEST_LOGITS).astype(np.int64))
     return {

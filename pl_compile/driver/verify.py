@@ -7,7 +7,7 @@ against torch in one mixed batch.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pl_compile.artifact.bundle import Bundle, read_bundle
+from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.parity import Parity, compare, probe_rows, run_selftest, trace
 from pl_compile.errors import FingerprintError
@@ -53,7 +53,7 @@ def verify_bundle(
     progress.say(f"checking the files of {folder}")
     bundle = read_bundle(folder)
     contract = bundle.manifest.graph
-    engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", contract)
+    engine = OnnxRuntimeEngine(bundle.base_folder / MODEL_NAME, contract)
     selftests = []
     with progress.bar("self-tests", len(bundle.entries)) as bar:
         # Manifests list baked tasks in the order of the tasks: the reader checks it.

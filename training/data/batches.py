@@ -34,11 +34,6 @@ class MicroBatch:
     tasks: Tensor
     targets: Tensor
 
-    @property
-    def loss_tokens(self) -> int:
-        """How many tokens the loss is the mean of."""
-        return int((self.targets >= 0).sum())
-
 
 def collate(rows: Sequence[TrainingSequence]) -> MicroBatch:
     """One micro-batch of `rows`, padded on the right.

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pl_compile.errors import DataError
 from pl_compile.progress import SILENT, Progress
+from pl_compile.text.examples import Example
 from pl_compile.text.render import Rendered, Renderer, TooLongError
-from pl_compile.training.data.examples import Example
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import DataError
+from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.template import Template, parse_template
-from pl_compile.training.data.examples import Example, read_examples
 
 TEMPLATES: Mapping[str, Template] = {
     task.taskname: parse_template(task)

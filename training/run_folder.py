@@ -1,0 +1,93 @@
+"""The folder of a run: where its files are, what its records say, what a resumed run must share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pl_compile.artifact.files import append_line, sha256_of, write_atomically
+from pl_compile.artifact.prompt_table import TABLE_NAME
+from pl_compile.config.read import plain_from_config
+from pl_compile.config.train import TrainConfig
+from pl_compile.errors import TrainingError
+from pl_compile.training.loop import Record
+
+
+def check_free(output: Path, *, resume: bool) -> None:
+    """Raises `TrainingError` if a run is in `output` already and is not to be resumed."""
+    has_run = (output / "checkpoints").is_dir() or (output / TABLE_NAME).is_file()
+    if has_run and not resume:
+        raise TrainingError(
+            f"starting a run in {output}",
+            found="a run is there already",
+            fix="Add --resume to go on with it, or choose another --output.",
+        )
+
+
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        folder: where they are.
+        config: the run.
+        fingerprint: of its base.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, fingerprint: str) -> None:
+        self.table = folder / TABLE_NAME
+        self.curves = folder / "curves.png"
+        self.last = folder / "checkpoints" / "last.safetensors"
+        self.best = folder / "checkpoints" / "best.safetensors"
+        self.records: list[Record] = []
+        self._metrics = folder / "metrics.jsonl"
+        self._config = folder / "config.yaml"
+        self._plain = plain_from_config(config)
+        existing = config.existing_table
+        # What files hold, not where they lie, decides a run.
+        data = {**self._plain["data"], "train": None, "validation": None}
+        self.identity: dict[str, Any] = {
+            "config": {**self._plain, "base": None, "existing_table": None, "data": data},
+            "base": fingerprint,
+            "train": _sums(config.data.train),
+            "validation": _sums(config.data.validation),
+            "existing_table": existing and sha256_of(existing),
+        }
+
+    def open(self, step: int) -> None:
+        """Writes the resolved config and drops records past `step`, which will be made again."""
+        text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
+        write_atomically(self._config, text.encode())
+        if step and self._metrics.is_file():
+            lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A kill or a full disk may have cut the last line; whole lines end in a line feed.
+            whole = [json.loads(line) for line in lines if line.endswith("\n")]
+            self.records = [record for record in whole if record["step"] <= step]
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_atomically(self._metrics, text.encode())
+
+    def log(self, record: Record) -> None:
+        """Appends one record to `metrics.jsonl`."""
+        record = json.loads(json.dumps(record))  # what a resumed run would read back
+        self.records.append(record)
+        append_line(self._metrics, json.dumps(record))
+
+    @property
+    def baseline(self) -> dict[int, float] | None:
+        """The no-prompt losses by task number, if they were logged."""
+        for record in self.records:
+            if "baseline_by_task" in record:
+                return {int(task): loss for task, loss in record["baseline_by_task"].items()}
+        return None
+
+    def losses_at(self, step: int) -> dict[int, float]:
+        """The validation losses by task number that were logged after `step`."""
+        for record in self.records:
+            if record["step"] == step and "by_task" in record:
+                return {int(task): loss for task, loss in record["by_task"].items()}
+        return {}
+
+
+def _sums(paths: Sequence[Path]) -> dict[str, str]:
+    return {f"{index}.{path.name}": sha256_of(path) for index, path in enumerate(paths)}
