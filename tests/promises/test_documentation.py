@@ -29,11 +29,11 @@ def commands_in(text: str) -> list[str]:
 
 
 def documented_commands() -> list[str]:
-    scripts = [path for path in EXAMPLES if path.suffix in (".sh", ".yaml")]
+    scripts = [path for path in EXAMPLES if path.suffix in (".sh", ".yaml", ".md")]
     texts = [path.read_text(encoding="utf-8") for path in [*PAGES, *scripts]]
     texts += [str(plc.get_command(click.Context(plc), name).epilog or "") for name in COMMANDS]  # type: ignore[union-attr]
     found = sorted({command for text in texts for command in commands_in(text)})
-    assert len(found) >= 20
+    assert len(found) >= 30
     return found
 
 
@@ -93,10 +93,12 @@ def test_the_template_in_the_docs_is_valid(tmp_path: Path) -> None:
 def test_example_configs_are_valid() -> None:
     configs = [path for path in EXAMPLES if path.suffix == ".yaml"]
 
-    assert configs
+    assert len(configs) >= 3
     for path in configs:
         config = read_train_config(path)
-        assert [p for p in config.data.train if not p.is_file()] == []
+        # The data of others is not in the repository; ours is.
+        if "quickstart" in path.parts:
+            assert [p for p in config.data.train if not p.is_file()] == []
 
 
 def test_every_training_key_is_documented() -> None:
