@@ -22,7 +22,7 @@ from pl_compile.runtime.engines.engine import Engine, Float32
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result
 from pl_compile.runtime.sampling import next_token
-from pl_compile.text.render import Renderer, SequenceRules
+from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -172,26 +172,16 @@ class Session:
             found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
             raise RequestError(doing, found=found, fix=fix)
         prompt = self.prompts[request.task]
-        capacity = self.engine.capacity
+        choices = None
         try:
-            rendered = whole = prompt.renderer.prompt(request.fields)
-            if len(whole) >= capacity:
-                # A prompt that fits is never cut: its answer may end where the cache does. One that
-                # does not makes room for the answer, within reason.
-                task = prompt.renderer.template.task
-                room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
-                rendered = prompt.renderer.prompt(request.fields, max_length=capacity - room)
+            rendered, cut_tokens = self._rendered(request, prompt)
+            if request.constrain and prompt.choices:
+                choices = Choices(prompt.renderer.answers(request.fields, prompt.choices))
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
-        choices = None
-        if request.constrain and prompt.choices:
-            choices = Choices(prompt.renderer.answers(request.fields, prompt.choices))
-        cut = rendered
-        if not request.use_prompt:
-            rendered = rendered.without_virtual()
-        room = capacity - len(rendered)
         if not len(rendered):
             raise RequestError(doing, found="an empty prompt", expected="at least one token")
+        room = self.engine.capacity - len(rendered)
         return _Row(
             index=index,
             request=request,
@@ -199,10 +189,22 @@ class Session:
             input_ids=rendered.input_ids(self.engine.vocab),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
             limit=min(request.max_tokens, room) if choices is None else room,
-            cut_tokens=len(whole) - len(cut),
+            cut_tokens=cut_tokens,
             choices=choices,
             text=AnswerText(self.tokenizer, request.stop),
         )
+
+    def _rendered(self, request: Request, prompt: TaskPrompt) -> tuple[Rendered, int]:
+        """A request's prompt, fitted into the cache, and how many tokens it lost."""
+        capacity = self.engine.capacity
+        whole = fitted = prompt.renderer.prompt(request.fields)
+        if len(whole) >= capacity:
+            # Only a prompt that does not fit is cut. It makes room for the answer, within reason.
+            task = prompt.renderer.template.task
+            room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
+            fitted = prompt.renderer.prompt(request.fields, max_length=capacity - room)
+        rendered = fitted if request.use_prompt else fitted.without_virtual()
+        return rendered, len(whole) - len(fitted)
 
     def _run(self, rows: list["_Row"]) -> Iterator[Event]:
         """Steps rows together until all are finished."""

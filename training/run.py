@@ -131,7 +131,7 @@ def run_training(
         config: the run.
         output: gets `prompts.safetensors`, `config.yaml`, `metrics.jsonl`, `curves.png` and
             `checkpoints/{last,best}.safetensors`.
-        resume: go on from `checkpoints/last.safetensors`, bit for bit.
+        resume: go on from `checkpoints/last.safetensors`, to the same rows and losses.
         progress: who is told.
 
     Raises:
@@ -152,14 +152,7 @@ def run_training(
     rules = _rules(config, base)
     renderers = {name: Renderer(t, tokenizer, rules) for name, t in templates.items()}
     training = _sequences(config, config.data.train, templates, renderers, base, progress)
-    for index, task in enumerate(config.tasks):
-        if not any(sequence.task == index for sequence in training):
-            raise TrainingError(
-                f"reading the examples of task '{task.taskname}'",
-                found="none that can be used for training",
-                expected="at least one",
-                fix="Add examples, shorten its prompt, or take the task out of the config.",
-            )
+    _check_every_task_occurs(config, training)
     validation = (
         _sequences(config, config.data.validation, templates, renderers, base, progress)
         if config.data.validation
@@ -280,6 +273,17 @@ def _sequences(
     for line in report.lines():
         progress.say(line)
     return sequences
+
+
+def _check_every_task_occurs(config: TrainConfig, training: Sequence[TrainingSequence]) -> None:
+    for index, task in enumerate(config.tasks):
+        if not any(sequence.task == index for sequence in training):
+            raise TrainingError(
+                f"reading the examples of task '{task.taskname}'",
+                found="none that can be used for training",
+                expected="at least one",
+                fix="Add examples, shorten its prompt, or take the task out of the config.",
+            )
 
 
 def _plan(config: TrainConfig, training: Sequence[TrainingSequence]) -> BatchPlan:
