@@ -2,6 +2,7 @@
 
     PlcError                    exit code 1
     ├── ConfigError             a config file, an option or a template is wrong
+    │   └── OptionError         a --set that cannot be read: exit code 2
     ├── DataError               a data file or an example is wrong
     ├── BaseModelError          the base is missing, unsupported or damaged
     ├── TrainingError           a run cannot start, resume or go on
@@ -48,6 +49,12 @@ class PlcError(Exception):
 
 class ConfigError(PlcError):
     """A config file, an option or a template is wrong."""
+
+
+class OptionError(ConfigError):
+    """A setting given on the command line cannot be read."""
+
+    exit_code = 2
 
 
 class DataError(PlcError):

@@ -168,5 +168,5 @@ def _check_finite(doing: str, what: str, value: float) -> None:
         raise TrainingError(
             doing,
             found=f"{what} of {value}",
-            fix="Lower optim.lr, or train with precision fp32. The last checkpoint is still good.",
+            fix="Lower optim.lr, or train with precision fp32.",
         )

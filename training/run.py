@@ -41,7 +41,7 @@ from pl_compile.training.loop import (
 )
 from pl_compile.training.methods import METHODS
 from pl_compile.training.methods.prompt_method import PromptMethod
-from pl_compile.training.run_folder import RunFolder, check_free
+from pl_compile.training.run_folder import RunFolder, check_free, folder_of_one_process
 from pl_compile.training.schedule import schedule_from_config
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
@@ -137,8 +137,13 @@ def run_training(
     Raises:
         PlcError: anything in config, data, base or disk that keeps the run from its end.
     """
-    started = time.perf_counter()
     check_free(output, resume=resume)
+    with folder_of_one_process(output):
+        return _run(config, output, resume=resume, progress=progress)
+
+
+def _run(config: TrainConfig, output: Path, *, resume: bool, progress: Progress) -> TrainResult:
+    started = time.perf_counter()
     templates = parse_templates(config)
 
     folder = find_base(config.base)

@@ -1,7 +1,10 @@
 """The folder of a run: where its files are, what its records say, what a resumed run must share."""
 
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,18 @@ from pl_compile.training.loop import Record
 
 
 def check_free(output: Path, *, resume: bool) -> None:
-    """Raises `TrainingError` if a run is in `output` already and is not to be resumed."""
+    """Raises `TrainingError` unless a run can start in `output`, or resume there."""
+    last = output / "checkpoints" / "last.safetensors"
+    if output.exists() and not output.is_dir():
+        raise TrainingError(
+            f"starting a run in {output}", found="a file", fix="Choose another --output."
+        )
+    if resume and not last.is_file():
+        raise TrainingError(
+            f"resuming from {last}",
+            found="no such file",
+            fix="Start the run anew, without --resume.",
+        )
     has_run = (output / "checkpoints").is_dir() or (output / TABLE_NAME).is_file()
     if has_run and not resume:
         raise TrainingError(
@@ -24,6 +38,33 @@ def check_free(output: Path, *, resume: bool) -> None:
             found="a run is there already",
             fix="Add --resume to go on with it, or choose another --output.",
         )
+
+
+@contextmanager
+def folder_of_one_process(output: Path) -> Iterator[None]:
+    """Keeps other processes from training in `output` for the time of a `with` block.
+
+    The folder is made, and removed again if nothing was written into it.
+
+    Raises:
+        TrainingError: another process trains there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(
+                f"starting a run in {output}",
+                found="another process that trains there",
+                fix="Wait for it, or choose another --output.",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            output.rmdir()
 
 
 class RunFolder:

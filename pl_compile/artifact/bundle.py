@@ -165,7 +165,7 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
         ) from None

@@ -25,6 +25,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             no permission). What `path` held before is still there.
     """
     with _reporting(path):
+        path = path.resolve()  # a link stays one, and what it leads to is written
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(data)  # a pipe or a device: there is nothing to replace
             return

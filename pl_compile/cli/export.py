@@ -89,7 +89,9 @@ def command(
             f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
         )
     if result.passed == "failed":
-        raise parity_error(f"exporting {result.bundle}", result.parity)
+        raise parity_error(
+            f"exporting {result.bundle}", result.parity, "The bundle is marked as failed."
+        )
 
 
 def print_parity(title: str, results: Any) -> None:
@@ -112,7 +114,7 @@ def print_parity(title: str, results: Any) -> None:
     )
 
 
-def parity_error(doing: str, results: Any) -> ParityError:
+def parity_error(doing: str, results: Any, fix: str) -> ParityError:
     """The error for comparisons that failed."""
     failed = [result for result in results if not result.passed]
     worst = max(failed, key=lambda result: float(result.relative_difference))
@@ -121,5 +123,5 @@ def parity_error(doing: str, results: Any) -> ParityError:
         found=f"task '{worst.task}' differs by {worst.relative_difference:.2e} of the largest "
         f"logit, {worst.equal_tokens} of {worst.rows * worst.steps} tokens agree",
         expected=f"at most {worst.tolerance:.0e} and all tokens",
-        fix="The bundle is marked as failed: do not serve it.",
+        fix=f"{fix} Do not serve it: export it again, and report it if that does not help.",
     )

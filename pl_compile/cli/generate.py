@@ -26,13 +26,45 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Answers as JSONL; a table if left out."
 )
-@click.option("--max-tokens", type=int, default=64, show_default=True, help="Longest answer.")
-@click.option("--min-tokens", type=int, default=0, show_default=True, help="Shortest answer.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Longest answer.",
+)
+@click.option(
+    "--min-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Shortest answer.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 1000),
+    default=0.0,
+    show_default=True,
+    help="0 is greedy.",
+)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 is off.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="1 is off.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="1 is off.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws."
+)
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
     "--batch",
@@ -66,6 +98,8 @@ def command(
         raise click.UsageError("--field goes with --task.")
     if source is None and output is not None:
         raise click.UsageError("--output goes with --input.")
+    if source is not None and output is not None and output.exists() and output.samefile(source):
+        raise click.UsageError("--output is --input: the requests would be lost.")
     if output is not None and output.is_dir():
         raise click.UsageError(f"--output {output} is a folder; name a file.")
     from pl_compile.runtime import Request, Sampling, Session

@@ -4,6 +4,8 @@
 what it needs inside its function. This module turns our exceptions into one line and an exit code.
 """
 
+import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -58,9 +60,14 @@ def plc(ctx: click.Context, debug: bool) -> None:
 
 
 def main() -> None:
-    """Runs `plc` and leaves the process with 0, 1 (failed), 2 (misused) or 3 (parity failed)."""
+    """Runs `plc` and leaves the process with the exit code that the README lists."""
+    # As with Ctrl-C, what is half written is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if sys.stdout is None:
+        sys.exit("error: writing the output: standard output is closed.")
     try:
         plc.main(standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk can still be reported
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
@@ -75,6 +82,10 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output is gone (`plc … | head`): nothing to report to.
-        sys.stderr.close()
+        # The reader of our output is gone (`plc … | head`): the work is done, nobody wants to know.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        click.echo(f"error: writing the output: {error.strerror or error}.", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

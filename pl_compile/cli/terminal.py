@@ -100,7 +100,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         console = Console(width=160)
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: brackets in data are no markup
+        # Text, since brackets in data are no markup; folded, since an advice that is cut is none.
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
     console.print(table)
 
 

@@ -36,4 +36,4 @@ def command(bundle: Path, reference: str | None, as_json: bool) -> None:
         if result.parity:
             print_parity("Parity with torch", result.parity)
     if not result.passed:
-        raise parity_error(f"verifying {bundle}", [*result.selftests, *result.parity])
+        raise parity_error(f"verifying {bundle}", [*result.selftests, *result.parity], "")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from pl_compile.errors import ConfigError, did_you_mean, list_problems
+from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def override(root: Node, settings: Sequence[str]) -> Node:
         doing = f"reading --set {setting}"
         if not equals or not key:
             found = "no key" if equals else "no '='"
-            raise ConfigError(doing, found=found, expected="key=value")
+            raise OptionError(doing, found=found, expected="key=value")
         root = _graft(root, key.split("."), _parse(text, doing, name=f"--set {key}"), doing)
     return root
 

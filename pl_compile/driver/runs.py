@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pl_compile.artifact.prompt_table import TABLE_NAME
+from pl_compile.artifact.prompt_table import TABLE_NAME, read_prompt_table
 from pl_compile.config.read import read_yaml
 from pl_compile.errors import ArtifactError, BaseModelError
 from pl_compile.weights.bases import find_base
@@ -30,7 +30,7 @@ def find_base_of(table: Path, base: str | None) -> Path:
     """The folder of the base: the one that was named, or that of the table's run.
 
     Raises:
-        ArtifactError: there is no such table.
+        ArtifactError: there is no such table, or it cannot be read.
         BaseModelError: no base was named, and the table lies in no run folder.
     """
     if not table.is_file():
@@ -39,6 +39,7 @@ def find_base_of(table: Path, base: str | None) -> Path:
             found="a folder" if table.is_dir() else "no such file",
             fix=f"A run leaves its table as {TABLE_NAME} in its folder.",
         )
+    read_prompt_table(table)  # said first: another file has no base to look for
     if base is not None:
         return find_base(base)
     config = table.parent / "config.yaml"

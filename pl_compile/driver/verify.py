@@ -52,6 +52,8 @@ def verify_bundle(
     """
     progress.say(f"checking the files of {folder}")
     bundle = read_bundle(folder)
+    if reference is not None:
+        check_reference(bundle, reference)
     contract = bundle.manifest.graph
     engine = OnnxRuntimeEngine(bundle.base_folder / MODEL_NAME, contract)
     selftests = []
@@ -90,7 +92,6 @@ def _with_torch(
 ) -> list[Parity]:
     from pl_compile.training.reference import TorchEngine, reference_name
 
-    check_reference(bundle, reference)
     contract = bundle.manifest.graph
     rows = probe_rows(
         list(bundle.entries.values()),

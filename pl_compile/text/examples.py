@@ -112,12 +112,11 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
     if answers and choices and answer is not None and str(answer) not in choices:
         parts.append(f"the answer {answer!r} is not one of the choices {list(choices)}")
     if missing:
-        hints = [did_you_mean(name, foreign) for name in missing]
-        parts.append(f"no field {', '.join(map(repr, missing))}. {' '.join(hints)}".strip())
+        parts.append(f"no field {', '.join(map(repr, missing))}")
     if foreign:
-        parts.append(
-            f"fields {', '.join(map(repr, foreign))} are not in the template of '{taskname}'"
-        )
+        hints = filter(None, (did_you_mean(name, missing) for name in foreign))
+        text = f"{', '.join(map(repr, foreign))} not in the template of '{taskname}'"
+        parts.append(". ".join([text, *hints]))
     if wrong:
         parts.append(f"fields {', '.join(map(repr, wrong))} are no text or number")
     return "; ".join(parts)

@@ -301,3 +301,77 @@ def test_every_command_has_help_with_an_example(plc: Any, command: str) -> None:
 
     assert code == 0
     assert "Example" in out or command == "prepare"
+
+
+def test_a_failed_verification_does_not_claim_to_have_marked_the_bundle(
+    plc: Any, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pl_compile.driver.parity.TOLERANCE", 1e-12)
+
+    code, _, err = plc("verify", work / "bundle")
+
+    assert code == 3
+    assert "marked" not in err
+    assert "Do not serve it" in err
+
+
+def test_requests_are_not_overwritten_by_their_answers(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    requests = tmp_path / "r.jsonl"
+    requests.write_text('{"taskname": "tone", "sentence": "cold"}\n')
+
+    code, _, err = plc("generate", work / "bundle", "--input", requests, "--output", "r.jsonl")
+
+    assert code == 2
+    assert "the requests would be lost" in err
+    assert "sentence" in requests.read_text()
+
+
+def test_a_full_output_device_is_one_line(work: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pl_compile.cli", "inspect", str(work / "bundle")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "error: writing the output: No space left on device.\n"
+
+
+def test_a_terminated_export_leaves_nothing(work: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import pl_compile.driver.export as export\n"
+        "export.write_task = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from pl_compile.cli.main import main\n"
+        "main()\n"
+    )
+    arguments = ["export", "--prompts", work / "table.safetensors", "--base", work / "base"]
+
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, check=False)
+
+    assert done.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    plc: Any, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    import fcntl
+    import os
+
+    config = tiny_train_config(tmp_path, tiny_bases["llama"])
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (tmp_path / "run").mkdir()
+
+    other = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    code, _, err = plc("train", "tiny.yaml", "--output", "run")
+    os.close(other)
+
+    assert code == 1
+    assert "another process that trains there" in err

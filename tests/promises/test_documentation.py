@@ -23,7 +23,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*/*"))
 
 def commands_in(text: str) -> list[str]:
     """Every `plc …` in backquotes, after "Example: ", or on a line of its own in a script."""
-    quoted = re.findall(r"`(plc [^`…]+)`", text)
+    quoted = re.findall(r"`(plc [a-z][^`…]+)`", text)
     own_line = re.findall(r"^(?:Example: |# *)?(plc [a-z][^\n]*)$", text, flags=re.MULTILINE)
     return [re.sub(r"\s+\[.*", "", command) for command in quoted + own_line]
 

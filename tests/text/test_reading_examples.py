@@ -133,8 +133,8 @@ def test_a_missing_field_is_named_with_the_near_one_that_is_there(write: Writer)
     path = write({"taskname": "mood", "txt": "who", "label": "x"})
 
     assert refusal(path) == (
-        f"reading {path}: {path}:1: no field 'text'. Did you mean 'txt'?; "
-        "fields 'txt' are not in the template of 'mood'."
+        f"reading {path}: {path}:1: no field 'text'; "
+        "'txt' not in the template of 'mood'. Did you mean 'text'?"
     )
 
 
@@ -144,7 +144,7 @@ def test_missing_and_foreign_fields_are_all_named(write: Writer) -> None:
     text = refusal(path)
 
     assert "no field 'question', 'answer'" in text
-    assert "fields 'title', 'id' are not in the template of 'squad'" in text
+    assert "'title', 'id' not in the template of 'squad'" in text
 
 
 @pytest.mark.parametrize("value", [None, True, ["who"], {"who": 1}])
