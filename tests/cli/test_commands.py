@@ -350,7 +350,8 @@ def test_a_terminated_export_leaves_nothing(work: Path, tmp_path: Path) -> None:
         "from pl_compile.cli.main import main\n"
         "main()\n"
     )
-    arguments = ["export", "--prompts", work / "table.safetensors", "--base", work / "base"]
+    arguments: list[str | Path] = ["export", "--prompts", work / "table.safetensors"]
+    arguments += ["--base", work / "base"]
 
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, check=False)
 
