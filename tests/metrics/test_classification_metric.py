@@ -1,7 +1,7 @@
 import pytest
 
 from pl_compile.errors import DataError
-from pl_compile.metrics.classification import accuracy_scores, confusion, exact_match_scores
+from pl_compile.metrics.classification import accuracy_scores, exact_match_scores
 
 
 def test_blanks_around_a_label_do_not_count_but_case_does() -> None:
@@ -14,16 +14,6 @@ def test_blanks_around_a_label_do_not_count_but_case_does() -> None:
 
 def test_a_label_with_more_text_behind_it_is_wrong() -> None:
     assert accuracy_scores(["positive news"], ["positive"])["accuracy"] == 0
-
-
-def test_confusion_counts_what_each_label_was_taken_for() -> None:
-    predictions = ["up", "down", "up", "sideways", "up"]
-    references = [" up", " up", " up", " down", "down"]
-
-    assert confusion(predictions, references) == {
-        "down": {"sideways": 1, "up": 1},
-        "up": {"up": 2, "down": 1},
-    }
 
 
 def test_several_right_labels_are_refused_with_their_rows() -> None:

@@ -1,4 +1,7 @@
-"""The default base, where it was fetched: the full SmolLM2 through torch and through the bundle."""
+"""The default base, where it was fetched: the full SmolLM2 through torch and through the bundle.
+
+`test_bundle_against_torch.py` checks the same on tiny bases everywhere.
+"""
 
 from pathlib import Path
 
