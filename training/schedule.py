@@ -65,4 +65,7 @@ def schedule_from_config(config: ScheduleConfig, lr: float, max_steps: int) -> C
     warmup = config.warmup_steps
     if warmup is None:
         warmup = round(config.warmup_ratio * max_steps)
-    return CosineSchedule(lr, config.min_lr, warmup, config.constant_steps, max_steps)
+    tail = config.constant_steps
+    if tail is None:
+        tail = round(config.constant_ratio * max_steps)
+    return CosineSchedule(lr, config.min_lr, warmup, tail, max_steps)

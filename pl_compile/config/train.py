@@ -1,12 +1,15 @@
 """What a training run is: base, tasks, data, method, optimiser, loop."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, check_all
+
+_TIME = re.compile(r"(\d+:){1,3}\d{1,2}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class DataConfig:
         min_seq_length: shorter examples are left out and reported.
         add_bos: whether a sequence opens with the base's BOS. Recorded in the prompt table.
         add_eos: whether an answer ends with the base's EOS. Recorded in the prompt table.
+        shuffle: whether each epoch has an order of its own; the files' order otherwise.
+        cache: whether token ids are kept for the next run, under the hash of all that made them.
     """
 
     train: tuple[Path, ...]
@@ -29,6 +34,8 @@ class DataConfig:
     min_seq_length: int = 1
     add_bos: bool = False
     add_eos: bool = True
+    shuffle: bool = True
+    cache: bool = True
 
     def __post_init__(self) -> None:
         """Refuses lengths that no sequence could have, and no data."""
@@ -64,17 +71,21 @@ class PTuningConfig:
     """P-tuning (Liu et al. 2021, arXiv:2103.10385): an encoder shared by the tasks makes the rows.
 
     Attributes:
-        encoder_type: "mlp" or "lstm" (bidirectional, with a head of two linear layers).
+        encoder_type: "mlp" (ReLU), "tpmlp" (two layers, tanh GELU, weights drawn with `init_std`),
+            "lstm" (bidirectional, with a head of two linear layers) or "biglstm" (the same with an
+            embedding as narrow as the LSTM).
         encoder_hidden: inner width; the base's hidden size if None, per direction half of it for
-            "lstm".
-        num_layers: linear layers of "mlp" (at least 2), LSTM layers of "lstm" (at least 1).
+            "lstm". "biglstm" divides it between its directions.
+        num_layers: linear layers of "mlp" (at least 2), layers of the LSTMs (at least 1).
         dropout: between LSTM layers.
+        init_std: standard deviation of the first weights of "tpmlp".
     """
 
-    encoder_type: Literal["mlp", "lstm"] = "mlp"
+    encoder_type: Literal["mlp", "tpmlp", "lstm", "biglstm"] = "mlp"
     encoder_hidden: int | None = None
     num_layers: int = 2
     dropout: float = 0.0
+    init_std: float = 0.023
 
     def __post_init__(self) -> None:
         """Refuses numbers that no encoder could have."""
@@ -87,8 +98,22 @@ class PTuningConfig:
                 ),
                 f"num_layers {self.num_layers}, expected at least 1": self.num_layers >= 1,
                 f"dropout {self.dropout}, expected from 0 to below 1": 0 <= self.dropout < 1,
+                f"init_std {self.init_std}, expected above 0": 0 < self.init_std < math.inf,
             },
         )
+
+
+@dataclass(frozen=True)
+class PrefixTuningConfig:
+    """Prefix tuning (Li and Liang 2021, arXiv:2101.00190): keys and values of every layer.
+
+    Attributes:
+        init: what the base is run on to get the first keys and values: "text" each task's
+            `init_text`, "vocabulary" tokens drawn from the 5,000 commonest. "auto" is the text
+            where a task has one.
+    """
+
+    init: Literal["auto", "text", "vocabulary"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -99,13 +124,15 @@ class ScheduleConfig:
         warmup_steps: if None, `warmup_ratio` of all steps.
         warmup_ratio: 0 to 1.
         min_lr: the rate at the end.
-        constant_steps: length of the tail at `min_lr`.
+        constant_steps: length of the tail at `min_lr`; if None, `constant_ratio` of all steps.
+        constant_ratio: 0 to 1.
     """
 
     warmup_steps: int | None = None
     warmup_ratio: float = 0.05
     min_lr: float = 0.0
-    constant_steps: int = 0
+    constant_steps: int | None = None
+    constant_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses numbers that no schedule could honour."""
@@ -119,7 +146,10 @@ class ScheduleConfig:
                 f"warmup_ratio {self.warmup_ratio}, expected 0 to 1": 0 <= self.warmup_ratio <= 1,
                 f"min_lr {self.min_lr}, expected 0 or more": self.min_lr >= 0,
                 f"constant_steps {self.constant_steps}, expected 0 or more": (
-                    self.constant_steps >= 0
+                    (self.constant_steps or 0) >= 0
+                ),
+                f"constant_ratio {self.constant_ratio}, expected 0 to 1": (
+                    0 <= self.constant_ratio <= 1
                 ),
             },
         )
@@ -131,12 +161,14 @@ class OptimConfig:
 
     Attributes:
         lr: the highest rate; the method's own default if None.
+        lm_lr: the highest rate of the base's weights, where `lm_finetune` trains them too.
         weight_decay: on every trained tensor.
         betas: decay rates of the first and second moment.
         sched: how the rate moves.
     """
 
     lr: float | None = None
+    lm_lr: float = 1e-5
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     sched: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -148,6 +180,7 @@ class OptimConfig:
             "checking 'optim'",
             {
                 f"lr {self.lr}, expected above 0": self.lr is None or 0 < self.lr < math.inf,
+                f"lm_lr {self.lm_lr}, expected above 0": 0 < self.lm_lr < math.inf,
                 f"weight_decay {self.weight_decay}, expected 0 or more": self.weight_decay >= 0,
                 f"betas {list(self.betas)}, expected numbers from 0 to below 1": all(
                     0 <= beta < 1 for beta in self.betas
@@ -163,29 +196,46 @@ class TrainerConfig:
     Attributes:
         max_epochs: passes over the data; the run ends at whichever limit comes first.
         max_steps: optimiser steps.
+        max_time: wall time as "DD:HH:MM:SS" (or fewer parts), resumed parts of the run included.
         global_batch_size: examples per optimiser step.
         micro_batch_size: examples per forward and backward pass; divides `global_batch_size`.
-        precision: of the frozen base ("fp32", "bf16"); what is trained is always fp32.
+        validation_batch_size: examples per forward pass of a validation.
+        precision: of the frozen base ("fp32", "bf16", or "fp16" with loss scaling); what is trained
+            is always fp32.
         gradient_clip_val: largest norm of the whole gradient; 0 switches clipping off.
         val_check_interval: a whole number of steps, or a fraction of an epoch.
         log_every_n_steps: how often a training loss is written to `metrics.jsonl`.
+        max_skipped_steps: the run stops when this many steps in a row had a loss or gradient that
+            is no number; single ones are skipped, counted and logged.
+        activation_checkpointing: recompute each layer in the backward pass: less memory, a third
+            more time.
+        compile: let `torch.compile` fuse the base; needs a C++ compiler, and minutes at the start.
     """
 
     max_epochs: int | None = None
     max_steps: int | None = None
+    max_time: str | None = None
     global_batch_size: int = 16
     micro_batch_size: int = 8
-    precision: Literal["fp32", "bf16"] = "fp32"
+    validation_batch_size: int = 16
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_clip_val: float = 1.0
     val_check_interval: int | float = 1.0
     log_every_n_steps: int = 1
+    max_skipped_steps: int = 5
+    activation_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuses numbers that no run could honour."""
         doing = "checking 'trainer'"
         if self.max_epochs is None and self.max_steps is None:
             raise ConfigError(
-                doing, found="no limit", expected="max_epochs or max_steps", fix="Give one."
+                doing,
+                found="no limit",
+                expected="max_epochs or max_steps (the rate follows from them; max_time is a "
+                "further limit)",
+                fix="Give one.",
             )
         checks = {
             f"{key} {value}, expected at least 1": value is None or value >= 1
@@ -194,7 +244,9 @@ class TrainerConfig:
                 ("max_steps", self.max_steps),
                 ("global_batch_size", self.global_batch_size),
                 ("micro_batch_size", self.micro_batch_size),
+                ("validation_batch_size", self.validation_batch_size),
                 ("log_every_n_steps", self.log_every_n_steps),
+                ("max_skipped_steps", self.max_skipped_steps),
             )
         }
         checks |= {
@@ -203,6 +255,9 @@ class TrainerConfig:
             ),
             f"val_check_interval {self.val_check_interval}, expected steps (a whole number from 1) "
             "or a fraction of an epoch (above 0)": 0 < self.val_check_interval < math.inf,
+            f"max_time '{self.max_time}', expected '[[DD:]HH:]MM:SS'": (
+                self.max_time is None or _TIME.fullmatch(self.max_time) is not None
+            ),
         }
         check_all(ConfigError, doing, checks)
         if self.global_batch_size % self.micro_batch_size:
@@ -211,6 +266,162 @@ class TrainerConfig:
                 found=f"global_batch_size {self.global_batch_size}",
                 expected=f"a multiple of micro_batch_size {self.micro_batch_size}",
             )
+
+    @property
+    def max_seconds(self) -> float:
+        """`max_time` in seconds; infinite without one."""
+        if self.max_time is None:
+            return math.inf
+        units = (1, 60, 3600, 86400)
+        parts = reversed(self.max_time.split(":"))
+        return float(sum(int(part) * unit for part, unit in zip(parts, units, strict=False)))
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run while it goes on.
+
+    Attributes:
+        every_n_steps: how often `last.safetensors` is written; after each validation if None.
+        save_top_k: how many of the checkpoints with the lowest validation loss are kept.
+    """
+
+    every_n_steps: int | None = None
+    save_top_k: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        check_all(
+            ConfigError,
+            "checking 'checkpoint'",
+            {
+                f"every_n_steps {self.every_n_steps}, expected at least 1": (
+                    self.every_n_steps is None or self.every_n_steps >= 1
+                ),
+                f"save_top_k {self.save_top_k}, expected at least 1": self.save_top_k >= 1,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Ends a run whose validation loss no longer falls.
+
+    Attributes:
+        patience: validations without a better loss before the run ends.
+        min_delta: by how much a loss must be lower to count as better.
+    """
+
+    patience: int = 10
+    min_delta: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        check_all(
+            ConfigError,
+            "checking 'early_stopping'",
+            {
+                f"patience {self.patience}, expected at least 1": self.patience >= 1,
+                f"min_delta {self.min_delta}, expected 0 or more": 0 <= self.min_delta < math.inf,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Scores of written answers at each validation, beside its loss.
+
+    Attributes:
+        generate: whether answers are written and scored.
+        metric: a key of `metrics.METRICS`, or "auto": what fits the task's answers.
+        limit: examples of each task that are answered.
+        max_tokens: longest answer; what the right answers need and some more if None.
+    """
+
+    generate: bool = False
+    metric: str = "auto"
+    limit: int = 50
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        check_all(
+            ConfigError,
+            "checking 'validation'",
+            {
+                f"limit {self.limit}, expected at least 1": self.limit >= 1,
+                f"max_tokens {self.max_tokens}, expected at least 1": (
+                    self.max_tokens is None or self.max_tokens >= 1
+                ),
+            },
+        )
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """A run at Weights & Biases.
+
+    Attributes:
+        project: where the run is listed.
+        name: of the run; the run folder's name if None.
+        entity: user or team; the account's own if None.
+        mode: "offline" writes files that `wandb sync` sends later.
+        log_artifacts: whether the prompt table and a bundle of it are stored with the run.
+    """
+
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    log_artifacts: bool = True
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Who gets the records beside `metrics.jsonl`.
+
+    Attributes:
+        tensorboard: whether event files are written to `tensorboard/` in the run folder.
+        wandb: the run at Weights & Biases, if any.
+    """
+
+    tensorboard: bool = False
+    wandb: WandbConfig | None = None
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes that `torchrun` started share the work.
+
+    Attributes:
+        tensor_parallel_size: processes that hold one copy of the base between them, each a part of
+            every layer. The rest of the processes are data parallel.
+        shard_base: whether the data parallel processes also share the base's weights, gathering
+            one layer at a time (FSDP), for a base that fits no single device.
+        timeout_seconds: how long a process waits for another before it gives up.
+    """
+
+    tensor_parallel_size: int = 1
+    shard_base: bool = False
+    timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be combined."""
+        check_all(
+            ConfigError,
+            "checking 'parallel'",
+            {
+                f"tensor_parallel_size {self.tensor_parallel_size}, expected at least 1": (
+                    self.tensor_parallel_size >= 1
+                ),
+                f"timeout_seconds {self.timeout_seconds}, expected at least 1": (
+                    self.timeout_seconds >= 1
+                ),
+                "shard_base with a tensor_parallel_size above 1, expected one of the two": not (
+                    self.shard_base and self.tensor_parallel_size > 1
+                ),
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -225,8 +436,17 @@ class TrainConfig:
         virtual_prompt_style: the method, a key of `training.methods.METHODS`.
         prompt_tuning: its options.
         p_tuning: its options.
+        prefix_tuning: its options.
         optim: optimiser and schedule.
+        checkpoint: what is kept.
+        validation: scores of written answers.
+        early_stopping: when to end before the limits; never if None.
+        logging: who gets the records.
+        parallel: how several processes share the work.
         existing_table: a prompt table whose tasks are carried into the new one, byte for byte.
+        existing_tasks: which of them; all if None.
+        lm_finetune: whether the base's weights are trained too. The run then leaves a new base with
+            a fingerprint of its own, and its prompts fit that one only.
         seed: of initial rows, data order and dropout.
     """
 
@@ -234,11 +454,21 @@ class TrainConfig:
     tasks: tuple[TaskConfig, ...]
     data: DataConfig
     trainer: TrainerConfig
-    virtual_prompt_style: Literal["prompt-tuning", "p-tuning"] = "prompt-tuning"
+    virtual_prompt_style: Literal["prompt-tuning", "p-tuning", "prefix-tuning", "no-prompts"] = (
+        "prompt-tuning"
+    )
     prompt_tuning: PromptTuningConfig = field(default_factory=PromptTuningConfig)
     p_tuning: PTuningConfig = field(default_factory=PTuningConfig)
+    prefix_tuning: PrefixTuningConfig = field(default_factory=PrefixTuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    early_stopping: EarlyStoppingConfig | None = None
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     existing_table: Path | None = None
+    existing_tasks: tuple[str, ...] | None = None
+    lm_finetune: bool = False
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -255,4 +485,23 @@ class TrainConfig:
                 "checking 'tasks'",
                 found=f"the taskname {doubled[0]} twice" if doubled else "none",
                 expected="at least one task, each name once",
+            )
+        if self.existing_tasks is not None and self.existing_table is None:
+            raise ConfigError(
+                "checking 'existing_tasks'",
+                found=f"{list(self.existing_tasks)} without a table to take them from",
+                expected="existing_table",
+            )
+        if (self.early_stopping or self.validation.generate) and not self.data.validation:
+            key = "early_stopping" if self.early_stopping else "validation.generate"
+            raise ConfigError(
+                f"checking '{key}'",
+                found="no data.validation",
+                expected="held-out examples to validate on",
+            )
+        if self.lm_finetune and self.existing_table is not None:
+            raise ConfigError(
+                "checking 'lm_finetune'",
+                found="existing_table",
+                expected="none: its prompts do not fit a base whose weights change",
             )
