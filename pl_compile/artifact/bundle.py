@@ -246,7 +246,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     rows = tensors["prompt"]
     try:
         record = json.loads((path / "task.json").read_text(encoding="utf-8"))
-        entry = entry_from_record(record, rows, name, vocab=manifest.graph.vocab, doing=doing)
+        entry = entry_from_record(record, rows, name, base=manifest.base, doing=doing)
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         reason = getattr(error, "found", error)
         raise ArtifactError(doing, found=f"damaged task.json ({reason})") from error

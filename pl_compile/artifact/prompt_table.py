@@ -1,6 +1,7 @@
 """The prompt table: what training leaves behind, one safetensors file for any number of tasks.
 
-    tensor "<taskname>"     float32 [virtual, hidden]
+    tensor "<taskname>"     float32 [virtual, hidden], or of a task with a learned prefix
+                            float32 [layers, 2, kv_heads, virtual, head_dim]: keys, then values
     metadata "format"       "plc.prompt-table"
     metadata "version"      "1"
     metadata "base"         JSON: {"name", "fingerprint", "hidden", "vocab"}
@@ -66,10 +67,12 @@ class TaskEntry:
 
     Attributes:
         task: template and numbers.
-        rows: float32 `[virtual, hidden]`.
+        rows: float32 `[virtual, hidden]`; `[0, hidden]` of a task with a learned prefix.
         bos_id: the id its sequences were opened with, or None.
         eos_id: the id its answers were ended with, or None.
-        method: how the rows were made; for people only.
+        method: how the prompt was made; for people only.
+        prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`, the keys and values of
+            positions 0 to `virtual - 1` where prefix tuning learned them; else None.
     """
 
     task: TaskConfig
@@ -77,6 +80,12 @@ class TaskEntry:
     bos_id: int | None
     eos_id: int | None
     method: str
+    prefix_kv: NDArray[np.float32] | None = None
+
+    @property
+    def learned(self) -> NDArray[np.float32]:
+        """What training made: the rows, or the prefix."""
+        return self.rows if self.prefix_kv is None else self.prefix_kv
 
     def record(self) -> dict[str, Any]:
         """All but the rows, as plain data for JSON."""
@@ -86,9 +95,14 @@ class TaskEntry:
 
 
 def entry_from_record(
-    plain: Any, rows: NDArray[np.float32], taskname: str, *, vocab: int, doing: str
+    plain: Any,
+    learned: NDArray[np.float32],
+    taskname: str,
+    *,
+    base: BaseIdentity,
+    doing: str,
 ) -> TaskEntry:
-    """The entry whose `record()` is `plain`.
+    """The entry whose `record()` is `plain` and whose rows or prefix are `learned`.
 
     Raises:
         ConfigError: `plain` is no record.
@@ -102,13 +116,17 @@ def entry_from_record(
             expected=f"that of '{taskname}'",
         )
     for key, token_id in (("bos_id", record.bos_id), ("eos_id", record.eos_id)):
-        if token_id is not None and not 0 <= token_id < vocab:
+        if token_id is not None and not 0 <= token_id < base.vocab:
             raise ArtifactError(
                 doing,
                 found=f"{key} {token_id} of task '{taskname}'",
-                expected=f"a token of the base: 0 to {vocab - 1}",
+                expected=f"a token of the base: 0 to {base.vocab - 1}",
             )
-    return TaskEntry(record.task, rows, record.bos_id, record.eos_id, record.method)
+    prefix = learned if learned.ndim == 5 else None
+    rows = learned if prefix is None else np.zeros((0, base.hidden), np.float32)
+    entry = TaskEntry(record.task, rows, record.bos_id, record.eos_id, record.method, prefix)
+    check_learned(entry, base.hidden, doing)
+    return entry
 
 
 @dataclass(frozen=True)
@@ -165,8 +183,8 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
     Raises:
         ArtifactError: rows that are not finite or not `[virtual, hidden]`, or a disk that refuses.
     """
-    for name, entry in table.entries.items():
-        _check_rows(entry, table.base.hidden, f"writing {path}", name)
+    for entry in table.entries.values():
+        check_learned(entry, table.base.hidden, f"writing {path}")
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -174,7 +192,8 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
         "tasks": json.dumps({name: entry.record() for name, entry in table.entries.items()}),
     }
     rows = {
-        name: np.ascontiguousarray(entry.rows, np.float32) for name, entry in table.entries.items()
+        name: np.ascontiguousarray(entry.learned, np.float32)
+        for name, entry in table.entries.items()
     }
     write_atomically(path, save(rows, metadata))
 
@@ -212,7 +231,7 @@ def read_prompt_table(path: Path) -> PromptTable:
                 doing, found=f"rows for {sorted(rows)}", expected=f"rows for {sorted(tasks)}"
             )
         entries = {
-            name: entry_from_record(record, rows[name], name, vocab=base.vocab, doing=doing)
+            name: entry_from_record(record, rows[name], name, base=base, doing=doing)
             for name, record in tasks.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -221,22 +240,29 @@ def read_prompt_table(path: Path) -> PromptTable:
         raise
     except PlcError as error:
         raise ArtifactError(doing, found=error.found) from error
-    for name, entry in entries.items():
-        _check_rows(entry, base.hidden, doing, name)
     return PromptTable(base, entries)
 
 
-def _check_rows(entry: TaskEntry, hidden: int, doing: str, name: str) -> None:
-    expected = (entry.task.total_virtual_tokens, hidden)
-    if entry.rows.shape != expected or entry.rows.dtype != np.float32:
+def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
+    """Raises `ArtifactError` unless rows or prefix fit the task and are finite numbers."""
+    name, virtual = entry.task.taskname, entry.task.total_virtual_tokens
+    learned = entry.learned
+    if entry.prefix_kv is None:
+        what, expected = "rows", f"float32 {(virtual, hidden)}"
+        fits = learned.shape == (virtual, hidden)
+    else:
+        what, expected = "prefix", f"float32 (layers, 2, kv_heads, {virtual}, head_dim)"
+        fits = learned.ndim == 5 and (learned.shape[1], learned.shape[3]) == (2, virtual)
+        fits = fits and len(entry.rows) == 0
+    if not fits or learned.dtype != np.float32:
         raise ArtifactError(
             doing,
-            found=f"rows of '{name}': {entry.rows.dtype} {entry.rows.shape}",
-            expected=f"float32 {expected}",
+            found=f"{what} of '{name}': {learned.dtype} {learned.shape}",
+            expected=expected,
         )
-    if not np.isfinite(entry.rows).all():
+    if not np.isfinite(learned).all():
         raise ArtifactError(
             doing,
-            found=f"rows of '{name}' that are not finite numbers",
+            found=f"{what} of '{name}' that are not finite numbers",
             fix="The run that made them diverged: lower its learning rate.",
         )

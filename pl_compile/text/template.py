@@ -65,6 +65,11 @@ class Template:
         """Names of the fields that a request must give."""
         return tuple(name for name in self.fields if name != self.answer_field)
 
+    @property
+    def opens_with_all_virtual_tokens(self) -> bool:
+        """Whether a learned prefix, which stands before everything, can replace them."""
+        return self.segments[0] == Virtual(0, self.task.total_virtual_tokens)
+
 
 def parse_template(task: TaskConfig) -> Template:
     """The segments of a task's template.
