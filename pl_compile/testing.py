@@ -140,6 +140,14 @@ TASKS = (
 )
 
 
+PREFIX_TASK = {
+    "taskname": "order",
+    "prompt_template": "<|VIRTUAL_PROMPT_0|> {request} becomes {order}",
+    "total_virtual_tokens": 4,
+    "truncate_field": "request",
+}
+
+
 def tiny_examples(count: int, *, seed: int = 0) -> list[dict[str, str]]:
     """Examples of both `TASKS` in turn, of varied lengths."""
     generator = np.random.default_rng(seed)
@@ -191,8 +199,15 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
     }
 
 
-def random_table(base: Path, path: Path, *, seed: int = 0) -> Path:
-    """Writes a prompt table of both `TASKS` with random rows for `base`."""
+def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False) -> Path:
+    """Writes a prompt table of both `TASKS` with random rows for `base`.
+
+    Args:
+        base: a base's folder.
+        path: the table's file.
+        seed: of the numbers.
+        prefix: whether `PREFIX_TASK`, with a random prefix, is the third task.
+    """
     from pl_compile.artifact.prompt_table import (
         BaseIdentity,
         PromptTable,
@@ -215,6 +230,12 @@ def random_table(base: Path, path: Path, *, seed: int = 0) -> Path:
         entries[task.taskname] = TaskEntry(
             task, rows.astype(np.float32), bos_id, config.eos_id, "random"
         )
+    if prefix:
+        task = build(TaskConfig, node_from_plain(PREFIX_TASK, "PREFIX_TASK"), doing="reading it")
+        shape = (config.layers, 2, config.kv_heads, task.total_virtual_tokens, config.head_dim)
+        prefix_kv = generator.normal(0, 1, shape).astype(np.float32)
+        no_rows = np.zeros((0, config.hidden), np.float32)
+        entries[task.taskname] = TaskEntry(task, no_rows, None, config.eos_id, "random", prefix_kv)
     fingerprint = fingerprint_base(Checkpoint(base), config)
     identity = BaseIdentity(base.name, fingerprint, config.hidden, config.vocab)
     write_prompt_table(PromptTable(identity, entries), path)

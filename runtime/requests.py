@@ -23,8 +23,8 @@ class Request:
         stop: texts that end the answer; not part of it.
         sampling: how each token is chosen.
         constrain: whether a task with `choices` may only answer with one of them.
-        use_prompt: where false, the virtual tokens are left out: the base's own answer, for
-            comparison.
+        use_prompt: where false, the virtual tokens or the learned prefix are left out: the base's
+            own answer, for comparison.
     """
 
     task: str

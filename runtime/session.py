@@ -6,7 +6,6 @@ rendered, rows are stepped together, and a row leaves when it is finished. The e
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +15,15 @@ from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
-from pl_compile.runtime.batch import pad_right
+from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.choices import Choices
-from pl_compile.runtime.engines.engine import Engine, Float32
+from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result
 from pl_compile.runtime.sampling import next_token
-from pl_compile.text.render import Rendered, Renderer, SequenceRules
-from pl_compile.text.template import parse_template
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class TaskPrompt:
-    """A task as an engine and a renderer need it.
-
-    Attributes:
-        renderer: fields to token ids.
-        rows: float32 `[virtual, hidden]`.
-        task_id: its number in a graph with baked prompts.
-        choices: its closed set of answers, if any.
-    """
-
-    renderer: Renderer
-    rows: Float32
-    task_id: int
-    choices: tuple[str, ...]
 
 
 class Session:
@@ -54,6 +36,10 @@ class Session:
         entries: the tasks by name.
         engine: runs the steps.
         baked_tasks: names that `task_id` 0, 1, … stand for, where prompts are baked.
+
+    Raises:
+        ConfigError: a template that cannot be parsed.
+        ArtifactError: a learned prefix that its template does not open with.
     """
 
     def __init__(
@@ -67,15 +53,8 @@ class Session:
         self.engine = engine
         self._streaming = False
         self.prompts = {
-            name: TaskPrompt(
-                Renderer(
-                    parse_template(entry.task),
-                    tokenizer,
-                    SequenceRules(entry.bos_id, entry.eos_id),
-                ),
-                entry.rows,
-                baked_tasks.index(name) if name in baked_tasks else 0,
-                entry.task.choices,
+            name: TaskPrompt.of(
+                entry, tokenizer, baked_tasks.index(name) if name in baked_tasks else 0
             )
             for name, entry in entries.items()
         }
@@ -157,8 +136,14 @@ class Session:
             )
         self._streaming = True
         try:
-            for start in range(0, len(rows), self.engine.max_batch):
-                yield from self._run(rows[start : start + self.engine.max_batch])
+            parts = parts_that_fit(
+                [len(row.input_ids) for row in rows],
+                [prefix_length(row.prompt) for row in rows],
+                capacity=self.engine.capacity,
+                max_batch=self.engine.max_batch,
+            )
+            for part in parts:
+                yield from self._run(rows[part])
         finally:
             self._streaming = False
 
@@ -179,14 +164,20 @@ class Session:
                 choices = Choices(prompt.renderer.answers(request.fields, prompt.choices))
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
-        if not len(rendered):
-            raise RequestError(doing, found="an empty prompt", expected="at least one token")
+        if not request.use_prompt:
+            rendered, prompt = rendered.without_virtual(), prompt.without_prefix()
+        fed = prompt.fed(rendered)
+        if not len(fed):
+            after = "" if prompt.prefix_kv is None else " after the prefix"
+            expected = f"at least one token{after}"
+            raise RequestError(doing, found="an empty prompt", expected=expected)
         room = self.engine.capacity - len(rendered)
         return _Row(
             index=index,
             request=request,
             prompt=prompt,
-            input_ids=rendered.input_ids(self.engine.vocab),
+            input_ids=fed.input_ids(self.engine.vocab),
+            prompt_tokens=len(rendered),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
             limit=min(request.max_tokens, room) if choices is None else room,
             cut_tokens=cut_tokens,
@@ -195,7 +186,7 @@ class Session:
         )
 
     def _rendered(self, request: Request, prompt: TaskPrompt) -> tuple[Rendered, int]:
-        """A request's prompt, fitted into the cache, and how many tokens it lost."""
+        """The prompt of a task, fitted into the cache, and how many tokens it lost."""
         capacity = self.engine.capacity
         whole = fitted = prompt.renderer.prompt(request.fields)
         if len(whole) >= capacity:
@@ -203,13 +194,12 @@ class Session:
             task = prompt.renderer.template.task
             room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
             fitted = prompt.renderer.prompt(request.fields, max_length=capacity - room)
-        rendered = fitted if request.use_prompt else fitted.without_virtual()
-        return rendered, len(whole) - len(fitted)
+        return fitted, len(whole) - len(fitted)
 
     def _run(self, rows: list["_Row"]) -> Iterator[Event]:
         """Steps rows together until all are finished."""
         input_ids, lengths = pad_right([row.input_ids for row in rows])
-        past = np.zeros(len(rows), np.int64)
+        past = self.engine.start([row.prompt for row in rows])
         last = lengths - 1
         while rows:
             prompts = [row.prompt for row in rows]
@@ -235,6 +225,7 @@ class _Row:
         request: Request,
         prompt: TaskPrompt,
         input_ids: NDArray[np.int64],
+        prompt_tokens: int,
         seen: list[int],
         limit: int,
         cut_tokens: int,
@@ -247,6 +238,7 @@ class _Row:
         self.finished: FinishReason | None = None
         self._index = index
         self._request = request
+        self._prompt_tokens = prompt_tokens
         self._seen = seen
         self._limit = limit
         self._cut_tokens = cut_tokens
@@ -289,7 +281,7 @@ class _Row:
             self._text.text,
             tuple(self.token_ids),
             self.finished,
-            len(self.input_ids),
+            self._prompt_tokens,
             self._cut_tokens,
         )
         return Event(self._index, piece, result)

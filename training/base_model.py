@@ -1,21 +1,33 @@
-"""The frozen GPT: a `transformers` model that takes embeddings and gives logits where asked.
+"""The frozen GPT: a `transformers` model that takes a packed line and gives losses where asked.
 
 In: a Hugging Face folder. Out: `FrozenBase`, which knows nothing of tasks or methods: it embeds
-real tokens, puts given rows at virtual positions, and computes logits at chosen positions only.
+real tokens, puts given rows at virtual positions and given keys and values before the first, and
+computes logits where a token is to be predicted, and nowhere else.
 """
 
 import hashlib
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.errors import BaseModelError
-from pl_compile.training.data.batches import MicroBatch
+from pl_compile.training.data.packing import PackedBatch
+from pl_compile.training.frozen import attention
+from pl_compile.training.frozen.layers import replace_layers
+from pl_compile.training.frozen.loss import frozen_cross_entropy
+from pl_compile.training.frozen.workspace import Workspace
+from pl_compile.training.prompt import Prompt
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The attention function of everything but the packed line.
+_PLAIN = "sdpa"
 
 
 class FrozenBase:
@@ -24,40 +36,46 @@ class FrozenBase:
     Args:
         folder: a Hugging Face folder with safetensors weights.
         precision: a key of `DTYPES`.
+        device: where the base computes.
+        trainable: train the base's weights too (`lm_finetune`): then it is not frozen, and nothing
+            of it is replaced by what only a frozen base may use.
+        as_is: leave every module as transformers has it: for a reference.
+        activation_checkpointing: save each layer's input only, and compute the layer again in the
+            backward pass.
+        compile: let `torch.compile` fuse norms and MLPs.
 
     Raises:
         BaseModelError: the folder holds no model that `transformers` can load.
     """
 
-    def __init__(self, folder: Path, precision: str = "fp32") -> None:
-        import transformers
-
+    def __init__(
+        self,
+        folder: Path,
+        precision: str = "fp32",
+        *,
+        device: str = "cpu",
+        trainable: bool = False,
+        as_is: bool = False,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.config: DecoderConfig = read_decoder_config(folder)
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            model: Any
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=DTYPES[precision],
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BaseModelError(f"loading the base {folder}", found=str(error)) from error
-        # transformers fills what is missing with random numbers, and says so in a log at most.
-        missing = sorted(loading["missing_keys"])
-        if missing:
-            raise BaseModelError(
-                f"loading the base {folder}",
-                found=f"{len(missing)} missing tensors: {', '.join(missing[:5])}",
-                fix="Copy the base again, or fetch it anew.",
-            )
-        self.model = model.eval().requires_grad_(False)
+        self.device = torch.device(device)
+        model = _load(folder, DTYPES[precision]).to(self.device)
+        self.model = model.eval().requires_grad_(trainable)
+        self.trainable = trainable
         # The network below the head: its output is needed at few positions, the head's at fewer.
         self._body = self.model.base_model
         self._embedding = self.model.get_input_embeddings()
         self._head = self.model.get_output_embeddings()
+        recomputes = activation_checkpointing or trainable or compile
+        self._workspace = None if recomputes else Workspace()
+        if compile:
+            _compile_layers(self.model)
+        elif not (trainable or as_is):
+            replace_layers(self.model, self._workspace)
+        if activation_checkpointing:
+            _checkpoint_layers(self.model)
 
     @property
     def hidden(self) -> int:
@@ -66,48 +84,128 @@ class FrozenBase:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are frozen; a tied head counts once."""
+        """How many numbers the base has; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def embeddings_of(self, token_ids: Tensor) -> Tensor:
-        """float32 `[..., hidden]` of int64 `[...]`, detached."""
-        rows: Tensor = self._embedding(token_ids).detach().float()
+        """float32 `[..., hidden]` of int64 `[...]`, detached, on the CPU."""
+        rows: Tensor = self._embedding(token_ids.to(self.device)).detach().float().cpu()
         return rows
 
-    def embed(self, token_ids: Tensor, virtual_rows: Tensor, rows: Tensor) -> Tensor:
-        """What the first layer sees: `[batch, seq, hidden]` in the base's dtype.
+    def keys_and_values(self, token_ids: Tensor) -> Tensor:
+        """What the attention of each layer sees of a sequence that opens with these tokens.
 
         Args:
-            token_ids: int64 `[batch, seq]`.
-            virtual_rows: int64 `[batch, seq]`, -1 where the token is real.
-            rows: float `[batch, virtual, hidden]`, the prompt of each row's task.
-        """
-        real: Tensor = self._embedding(token_ids)
-        is_virtual = (virtual_rows >= 0)[..., None]
-        index = virtual_rows.clamp(min=0)[..., None].expand(-1, -1, rows.shape[-1])
-        return torch.where(is_virtual, rows.gather(1, index).to(real.dtype), real)
+            token_ids: int64 `[seq]`.
 
-    def loss(self, batch: MicroBatch, rows: Tensor) -> Tensor:
-        """Mean cross-entropy over the batch's target tokens: a float32 scalar.
+        Returns:
+            float32 `[layers, 2, kv_heads, seq, head_dim]`, on the CPU.
+        """
+        with torch.no_grad():
+            output = self._body(input_ids=token_ids.to(self.device)[None], use_cache=True)
+        layers = [
+            torch.stack([layer.keys[0], layer.values[0]]) for layer in output.past_key_values.layers
+        ]
+        return torch.stack(layers).float().cpu()
+
+    def token_losses(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
+        """Cross-entropy of each target, float32 `[targets]`, in the order of the batch.
+
+        What an earlier call saved for its backward pass is gone after this one.
 
         Args:
             batch: the micro-batch.
-            rows: float `[batch, virtual, hidden]`, the prompt of each row's task.
+            prompts: by task number.
         """
-        return self.token_losses(batch, rows).mean()
+        if self._workspace is not None:
+            self._workspace.reset()
+        plan = attention.plan_attention(
+            batch, {task: prompt.prefix_kv for task, prompt in prompts.items()}, self._workspace
+        )
+        config = self.model.config
+        config._attn_implementation = attention.NAME
+        try:
+            output = self._body(
+                inputs_embeds=self._embed(batch, prompts)[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                plan=plan,
+            )
+        finally:
+            config._attn_implementation = _PLAIN
+        hidden = output.last_hidden_state[0].index_select(0, batch.loss_at)
+        if not self.trainable and self._head.bias is None:
+            return frozen_cross_entropy(hidden, self._head.weight, batch.targets)
+        logits = self._head(hidden).float()
+        return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
-    def token_losses(self, batch: MicroBatch, rows: Tensor) -> Tensor:
-        """Cross-entropy of each target token, float32 `[tokens]`, row by row in order."""
-        inputs = self.embed(batch.token_ids, batch.virtual_rows, rows)
-        hidden = self._body(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        wanted = batch.targets >= 0
-        logits = self._head(hidden[wanted]).float()
-        return torch.nn.functional.cross_entropy(logits, batch.targets[wanted], reduction="none")
+    def _embed(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
+        """What the first layer sees: `[tokens, hidden]` in the base's dtype."""
+        embedded: Tensor = self._embedding(batch.token_ids)
+        places = torch.nonzero(batch.virtual_rows >= 0)[:, 0]
+        if not len(places):
+            return embedded
+        rows: list[Tensor] = []
+        starts: dict[int, int] = {}
+        for task, prompt in prompts.items():
+            if prompt.rows is not None:
+                starts[task] = sum(len(before) for before in rows)
+                rows.append(prompt.rows)
+        # Plain indexing would do the same, but its gradient is an order of magnitude slower.
+        first = torch.tensor([starts.get(t, 0) for t in batch.tasks[places].tolist()])
+        index = first.to(self.device) + batch.virtual_rows[places]
+        virtual = torch.cat(rows).index_select(0, index).to(embedded.dtype)
+        return embedded.index_copy(0, places, virtual)
 
     def digest(self) -> str:
         """sha256 over all parameters: equal before and after a run, or the base was not frozen."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+            data = parameter.detach().cpu().contiguous().view(torch.uint8)
+            digest.update(data.numpy().data)
         return digest.hexdigest()
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    import transformers
+
+    transformers.AttentionInterface.register(attention.NAME, attention.packed_attention)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=_PLAIN,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseModelError(f"loading the base {folder}", found=str(error)) from error
+    # transformers fills what is missing with random numbers, and says so in a log at most.
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise BaseModelError(
+            f"loading the base {folder}",
+            found=f"{len(missing)} missing tensors: {', '.join(missing[:5])}",
+            fix="Copy the base again, or fetch it anew.",
+        )
+    return model
+
+
+def _decoder_layers(model: Any) -> list[Any]:
+    kinds = set(model._no_split_modules)
+    return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def _checkpoint_layers(model: Any) -> None:
+    for layer in _decoder_layers(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _compile_layers(model: Any) -> None:
+    for layer in _decoder_layers(model):
+        for module in layer.children():
+            if "Attention" not in type(module).__name__:
+                module.compile(dynamic=True)

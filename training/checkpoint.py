@@ -1,11 +1,20 @@
 """The state of a run in one safetensors file: a kill leaves the old one or the new one.
 
-Holds what the loop cannot recompute: the method's parameters, the optimiser's moments, the step and
-the best loss. Data order and dropout follow from seed and step, so they need no state. No pickle.
+    method/<name>            the method's parameters
+    base/<name>              the base's, where it is trained too
+    optimizer/<i>/<name>     the moments of parameter i
+    table/<taskname>         the prompts as a table would hold them (`artifact/from_checkpoint.py`)
+    metadata "format"        "plc.training-checkpoint"
+    metadata "state"         JSON: `RunState`
+    metadata "scaler"        JSON: state of the loss scaler
+    metadata "identity"      JSON: what a resumed run must share
+    metadata "entries", "base"   JSON: what a table records of its tasks and its base
+
+Data order and dropout follow from seed and step, so they need no state. No pickle.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +24,50 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pl_compile.artifact.files import write_atomically
+from pl_compile.artifact.from_checkpoint import FORMAT
+from pl_compile.artifact.prompt_table import PromptTable
+from pl_compile.config.read import plain_from_config
 from pl_compile.errors import TrainingError, list_problems
-from pl_compile.training.methods.prompt_method import PromptMethod
-
-_FORMAT = "plc.training-checkpoint"
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands.
-
-    Attributes:
-        step: optimiser steps done.
-        best_loss: lowest validation loss so far; None before the first validation.
-        best_step: when it was reached.
-    """
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int = 0
+from pl_compile.training.loop import Job
+from pl_compile.training.run_state import RunState
 
 
 def save_checkpoint(
-    path: Path,
-    state: RunState,
-    method: PromptMethod,
-    optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
+    path: Path, state: RunState, job: Job, table: PromptTable, identity: dict[str, Any]
 ) -> None:
     """Writes the state of a run.
 
     Args:
         path: the file; replaced at once.
-        state: step and best loss.
-        method: its parameters are stored.
-        optimizer: its moments are stored.
+        state: where the run stands.
+        job: its method's parameters and its optimiser's moments are stored, and the base's
+            weights where they are trained.
+        table: the prompts as they are now.
         identity: plain data that a resumed run must share (config, data, base).
+
+    Raises:
+        ArtifactError: the disk refuses; what the file held before is still there.
     """
-    tensors: dict[str, Tensor] = {
-        f"method/{name}": value.contiguous() for name, value in method.state_dict().items()
-    }
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {
-            f"optimizer/{index}/{name}": value.contiguous() for name, value in moments.items()
-        }
+    tensors: dict[str, Tensor] = {f"method/{n}": t for n, t in job.method.state_dict().items()}
+    if job.base.trainable:
+        tensors |= {f"base/{n}": t for n, t in job.base.model.named_parameters()}
+    for index, moments in job.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+    for name, entry in table.entries.items():
+        tensors[f"table/{name}"] = torch.from_numpy(entry.learned)
     metadata = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "state": json.dumps(asdict(state)),
+        "scaler": json.dumps(job.scaler.state_dict()),
         "identity": json.dumps(identity),
+        "entries": json.dumps({name: entry.record() for name, entry in table.entries.items()}),
+        "base": json.dumps(plain_from_config(table.base)),
     }
-    write_atomically(path, save(tensors, metadata))
+    write_atomically(path, save({n: t.detach().contiguous() for n, t in tensors.items()}, metadata))
 
 
-def load_checkpoint(
-    path: Path,
-    method: PromptMethod,
-    optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
-) -> RunState:
-    """Puts a stored state into `method` and `optimizer` and returns where the run stands.
+def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
+    """Puts a stored state into the job's method, optimiser and scaler; says where the run stands.
 
     Raises:
         TrainingError: no readable checkpoint, or it belongs to a run with another identity: the
@@ -88,8 +82,8 @@ def load_checkpoint(
         raise TrainingError(
             doing, found=str(error), fix="Start the run anew, without --resume."
         ) from error
-    if metadata.get("format") != _FORMAT:
-        raise TrainingError(doing, found=f"format {metadata.get('format')!r}", expected=_FORMAT)
+    if metadata.get("format") != FORMAT:
+        raise TrainingError(doing, found=f"format {metadata.get('format')!r}", expected=FORMAT)
     stored = json.loads(metadata.get("identity", "null"))
     differences = _differences(stored, json.loads(json.dumps(identity)))
     if differences:
@@ -99,16 +93,22 @@ def load_checkpoint(
             expected="the run that is resumed, unchanged",
             fix="Start a new run in another --output.",
         )
-    method.load_state_dict(
-        {name.removeprefix("method/"): t for name, t in tensors.items() if name[:7] == "method/"}
-    )
+    job.method.load_state_dict(_under("method/", tensors))
+    if job.base.trainable:
+        job.base.model.load_state_dict(_under("base/", tensors), strict=False)  # a tied head
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, moment = name.split("/")
-            moments.setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for name, tensor in _under("optimizer/", tensors).items():
+        index, moment = name.split("/")
+        moments.setdefault(int(index), {})[moment] = tensor
+    job.optimizer.load_state_dict({**job.optimizer.state_dict(), "state": moments})
+    scaler = json.loads(metadata["scaler"])
+    if scaler:
+        job.scaler.load_state_dict(scaler)
     return RunState(**json.loads(metadata["state"]))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _differences(stored: Any, now: Any, path: str = "") -> list[str]:

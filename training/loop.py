@@ -1,13 +1,13 @@
 """The training loop, on one screen.
 
-Set the rate, take a batch, forward, backward, clip, step, log, evaluate, save. In: a frozen base, a
-method, rendered sequences and a plan. Out: a trained method, and on the way records and
+Set the rate, take a batch, forward, backward, add up, clip, step, log, validate, save. In: a `Job`
+(base, method, optimiser, schedule, sequences). Out: a trained method, and on the way records and
 checkpoints. Knows nothing of files' formats, templates or bundles.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +17,18 @@ from torch import Tensor
 from pl_compile.errors import TrainingError
 from pl_compile.progress import Progress
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.checkpoint import RunState
-from pl_compile.training.data.batches import BatchPlan, MicroBatch, collate, in_length_order
+from pl_compile.training.data.batches import BatchPlan, for_validation
 from pl_compile.training.data.dataset import TrainingSequence
-from pl_compile.training.methods import stacked_rows
+from pl_compile.training.data.packing import pack
 from pl_compile.training.methods.prompt_method import PromptMethod
+from pl_compile.training.run_state import RunState
 from pl_compile.training.schedule import CosineSchedule
+from pl_compile.training.team import ALONE, Team
 
 Record = dict[str, Any]
-RowsOf = Callable[[Tensor], Tensor]  # int64 [batch] tasks -> float [batch, virtual, hidden]
+
+# Below this, halving the loss scale again would not help a gradient that is no number.
+_SMALLEST_SCALE = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,137 +39,243 @@ class LoopSettings:
         seed: of dropout.
         gradient_clip_val: largest norm of the whole gradient; 0 for none.
         validate_every: steps between validations; the last step always validates.
+        save_every: steps between checkpoints; None for after each validation only.
         log_every: steps between training records.
+        validation_batch_size: examples per forward pass of a validation.
+        max_seconds: wall time after which the step under way is the last.
+        max_skipped: steps in a row that may be skipped.
+        patience: validations in a row that may bring nothing better; None for any number.
+        min_delta: by how much a validation loss must be lower to count as better there.
     """
 
     seed: int
     gradient_clip_val: float
     validate_every: int
+    save_every: int | None
     log_every: int
+    validation_batch_size: int
+    max_seconds: float
+    max_skipped: int
+    patience: int | None
+    min_delta: float
 
 
 @dataclass(frozen=True)
-class LoopCallbacks:
+class Job:
+    """What is trained, on what.
+
+    Attributes:
+        base: computes losses.
+        method: makes prompts.
+        optimizer: of the method's parameters, and of the base's where it is trained too.
+        scaler: scales the loss of an fp16 base; does nothing otherwise.
+        schedule: the rate of each step, for the first parameter group; others keep their ratio.
+        plan: which sequences form a step.
+        training: the sequences.
+        validation: held-out ones.
+        settings: how the loop moves.
+        team: who shares the work.
+    """
+
+    base: FrozenBase
+    method: PromptMethod
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: CosineSchedule
+    plan: BatchPlan
+    training: Sequence[TrainingSequence]
+    validation: Sequence[TrainingSequence]
+    settings: LoopSettings
+    team: Team = ALONE
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+@dataclass(frozen=True)
+class LoopHooks:
     """What the loop hands out.
 
     Attributes:
         log: takes each record.
+        score: called at each validation; scores of written answers by taskname, or nothing.
         improved: called when the validation loss is the lowest so far.
-        save: called after each validation, with where the run stands.
+        save: called with where the run stands; `validated` says whether after a validation.
     """
 
     log: Callable[[Record], None]
+    score: Callable[[RunState], Mapping[str, Mapping[str, float]]]
     improved: Callable[[RunState], None]
-    save: Callable[[RunState], None]
+    save: Callable[[RunState, bool], None]
 
 
-def train(
-    base: FrozenBase,
-    method: PromptMethod,
-    optimizer: torch.optim.Optimizer,
-    schedule: CosineSchedule,
-    plan: BatchPlan,
-    training: Sequence[TrainingSequence],
-    validation: Sequence[TrainingSequence],
-    settings: LoopSettings,
-    callbacks: LoopCallbacks,
-    state: RunState,
-    progress: Progress,
-) -> RunState:
-    """Trains from `state.step` to the schedule's end and returns where the run stands then.
+def train(job: Job, hooks: LoopHooks, state: RunState, progress: Progress) -> RunState:
+    """Trains from `state.step` to the end and returns where the run stands then.
 
     Raises:
-        TrainingError: the loss is not a finite number.
+        TrainingError: too many steps in a row whose loss or gradient is no number.
     """
-    with progress.bar("training", schedule.max_steps) as bar:
+    settings, last_step = job.settings, job.schedule.max_steps
+    clock = time.monotonic() - state.seconds
+    with progress.bar("training", last_step) as bar:
         bar.advance(state.step)
-        for step in range(state.step, schedule.max_steps):
-            started = time.perf_counter()
-            torch.manual_seed((settings.seed << 31) + step)  # dropout: a function of the step
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(step)
+        while state.step < last_step and not state.ended:
+            state = replace(_one_step(job, hooks, state), seconds=time.monotonic() - clock)
+            bar.advance(note=f"loss {state.loss:.3f}")
+            if job.team.any(state.seconds >= settings.max_seconds):
+                state = replace(state, ended="max_time")
+            is_last = state.step == last_step or bool(state.ended)
+            if state.step % settings.validate_every == 0 or is_last:
+                state = _validate(job, hooks, state)
+                hooks.save(state, True)
+            elif settings.save_every and state.step % settings.save_every == 0:
+                hooks.save(state, False)
+    return state
 
-            method.train()
-            micro_batches = [collate([training[i] for i in rows]) for rows in plan.step(step)]
-            loss = 0.0
-            for batch in micro_batches:
-                part = base.loss(batch, stacked_rows(method, batch.tasks)) / len(micro_batches)
-                part.backward()  # type: ignore[no-untyped-call]
-                loss += part.item()
-            _check_finite(f"training step {step + 1}", "a loss", loss)
-            limit = settings.gradient_clip_val or math.inf
-            norm = torch.nn.utils.clip_grad_norm_(method.parameters(), limit).item()
-            _check_finite(f"training step {step + 1}", "a gradient norm", norm)
-            optimizer.step()
-            optimizer.zero_grad()
 
-            state = replace(state, step=step + 1)
-            bar.advance(note=f"loss {loss:.3f}")
-            if state.step % settings.log_every == 0:
-                callbacks.log(
-                    {
-                        "step": state.step,
-                        "train_loss": loss,
-                        "lr": schedule.rate(step),
-                        "gradient_norm": norm,
-                        "tokens": sum(batch.token_ids.numel() for batch in micro_batches),
-                        "seconds": time.perf_counter() - started,
-                    }
-                )
+def _one_step(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
+    started = time.perf_counter()
+    step, rate = state.step, job.schedule.rate(state.step - state.skipped)
+    torch.manual_seed((job.settings.seed << 31) + step)  # dropout: a function of the step
+    _set_rate(job.optimizer, rate)
+    job.method.train()
 
-            if state.step % settings.validate_every == 0 or state.step == schedule.max_steps:
-                method.eval()  # without dropout: the rows that the table will hold
-                losses = validation_losses(base, lambda t: stacked_rows(method, t), validation)
-                mean = mean_loss(losses)
-                _check_finite(f"validating after step {state.step}", "a loss", mean or 0.0)
-                if mean is not None:
-                    callbacks.log({"step": state.step, "val_loss": mean, "by_task": losses})
-                if mean is None or state.best_loss is None or mean < state.best_loss:
-                    state = replace(state, best_loss=mean, best_step=state.step)
-                    callbacks.improved(state)
-                callbacks.save(state)
+    micro_batches = job.plan.step(step)
+    losses = torch.full([len(micro_batches)], 0.0)
+    tokens = 0
+    for number, rows in job.team.share(list(enumerate(micro_batches))):
+        batch = pack([job.training[i] for i in rows], learned_prefix=job.method.learned_prefix)
+        batch = batch.to(job.base.device)
+        prompts = {group.task: job.method.prompt(group.task) for group in batch.groups}
+        loss = job.base.token_losses(batch, prompts).mean()
+        job.scaler.scale(loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
+        losses[number] = loss.item()
+        tokens += len(batch.token_ids)
+    job.team.add_up([losses, *_gradients(job.parameters)])
+    job.scaler.unscale_(job.optimizer)
+    limit = job.settings.gradient_clip_val or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(job.parameters, limit).item()
+    loss_of_step = losses.mean().item()
+
+    sound = math.isfinite(loss_of_step) and math.isfinite(norm)
+    if sound:
+        job.scaler.step(job.optimizer)
+    scale = job.scaler.get_scale()
+    job.scaler.update()  # halves the scale after an overflow
+    job.optimizer.zero_grad()
+    state = replace(state, step=step + 1, loss=loss_of_step)
+    if not sound:
+        sound_loss = losses.isfinite().tolist()
+        bad = [rows for rows, ok in zip(micro_batches, sound_loss, strict=True) if not ok]
+        bad = bad or micro_batches
+        return _skipped(job, hooks, state, norm, [i for rows in bad for i in rows], scale)
+    if state.step % job.settings.log_every == 0:
+        record = {
+            "step": state.step,
+            "train_loss": loss_of_step,
+            "lr": rate,
+            "gradient_norm": norm,
+            "tokens": tokens,
+            "seconds": time.perf_counter() - started,
+        }
+        hooks.log(record | ({"loss_scale": scale} if job.scaler.is_enabled() else {}))
+    return replace(state, skipped_in_row=0)
+
+
+def _skipped(
+    job: Job, hooks: LoopHooks, state: RunState, norm: float, rows: Sequence[int], scale: float
+) -> RunState:
+    """Leaves a step out whose numbers are none; the rate does not move on."""
+    what = f"a loss of {state.loss}" if not math.isfinite(state.loss) else f"a gradient of {norm}"
+    places = [job.training[i].where for i in rows]
+    hooks.log({"step": state.step, "skipped": what, "skipped_rows": places})
+    # A scale that is too large is found by halving it: that is no fault of the batch.
+    searching = job.scaler.is_enabled() and scale > _SMALLEST_SCALE
+    in_row = state.skipped_in_row + (not searching)
+    if in_row >= job.settings.max_skipped:
+        shown = ", ".join(places[:8]) + (" …" if len(places) > 8 else "")
+        raise TrainingError(
+            f"training step {state.step}",
+            found=f"{what}, {in_row} skipped steps in a row; the last on {shown}",
+            fix="Lower optim.lr, train with precision fp32, or look at these examples.",
+        )
+    return replace(state, skipped=state.skipped + 1, skipped_in_row=in_row)
+
+
+def _validate(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
+    job.method.eval()  # without dropout: the prompts that the table will hold
+    losses = validation_losses(
+        job.base,
+        job.method,
+        job.validation,
+        batch_size=job.settings.validation_batch_size,
+        team=job.team,
+    )
+    mean = mean_loss(losses)
+    if mean is not None:
+        hooks.log({"step": state.step, "val_loss": mean, "by_task": losses})
+    scores = hooks.score(state)
+    if scores:
+        hooks.log({"step": state.step, "val_metrics": scores})
+    if mean is not None and not math.isfinite(mean):
+        raise TrainingError(
+            f"validating after step {state.step}",
+            found=f"a loss of {mean}",
+            fix="Lower optim.lr, or train with precision fp32.",
+        )
+    best = state.best_loss
+    if mean is None or best is None or mean < best:
+        state = replace(state, best_loss=mean, best_step=state.step)
+        hooks.improved(state)
+    reference = state.stop_loss
+    if mean is None or reference is None or mean < reference - job.settings.min_delta:
+        return replace(state, stop_loss=mean, waited=0)
+    state = replace(state, waited=state.waited + 1)
+    if job.settings.patience is not None and state.waited >= job.settings.patience:
+        return replace(state, ended="early_stopping")
     return state
 
 
 def validation_losses(
     base: FrozenBase,
-    rows_of: RowsOf,
+    method: PromptMethod,
     sequences: Sequence[TrainingSequence],
     *,
     batch_size: int = 16,
+    team: Team = ALONE,
     advance: Callable[[int], None] = lambda amount: None,
 ) -> dict[int, float]:
     """Mean loss per target token for each task number that occurs; empty without sequences."""
-    sums: dict[int, float] = {}
-    counts: dict[int, int] = {}
+    tasks = max((sequence.task for sequence in sequences), default=-1) + 1
+    sums = torch.zeros(2, tasks, dtype=torch.float64)
     with torch.no_grad():
-        for rows in in_length_order(sequences, batch_size):
-            batch = collate(rows)
-            losses = base.token_losses(batch, rows_of(batch.tasks))
-            by_row = torch.split(losses, _targets_by_row(batch))
-            for row, token_losses in zip(rows, by_row, strict=True):
-                sums[row.task] = sums.get(row.task, 0.0) + token_losses.sum().item()
-                counts[row.task] = counts.get(row.task, 0) + len(token_losses)
+        prompts = {task: method.prompt(task) for task in range(tasks)}
+        for rows in team.share(for_validation(sequences, batch_size)):
+            batch = pack(rows, learned_prefix=method.learned_prefix).to(base.device)
+            losses = base.token_losses(batch, prompts).double().cpu()
+            sums[0].index_add_(0, batch.target_tasks.cpu(), losses)
+            sums[1].index_add_(0, batch.target_tasks.cpu(), torch.ones_like(losses))
             advance(len(rows))
+    team.add_up([sums])
     # A task whose every target was the first token of a bare prompt has nothing to be measured by.
-    return {task: sums[task] / counts[task] for task in sorted(sums) if counts[task]}
+    return {task: loss / count for task, (loss, count) in enumerate(sums.T.tolist()) if count}
 
 
-def mean_loss(losses: dict[int, float]) -> float | None:
+def mean_loss(losses: Mapping[int, float]) -> float | None:
     """The mean over tasks, so that a task with long answers does not outweigh the others."""
     return sum(losses.values()) / len(losses) if losses else None
 
 
-def _targets_by_row(batch: MicroBatch) -> list[int]:
-    counts: list[int] = (batch.targets >= 0).sum(dim=1).tolist()
-    return counts
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("ratio", 1.0)
 
 
-def _check_finite(doing: str, what: str, value: float) -> None:
-    """Stops the run before a number that is none reaches the rows or a checkpoint."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            doing,
-            found=f"{what} of {value}",
-            fix="Lower optim.lr, or train with precision fp32.",
-        )
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """All gradients; zero where a process saw none of a task's examples."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pl_compile.training.base_model import FrozenBase
 
@@ -25,12 +26,15 @@ class _Prompt(Protocol):
     @property
     def rows(self) -> NDArray[np.float32]: ...
 
+    @property
+    def prefix_kv(self) -> NDArray[np.float32] | None: ...
+
 
 class TorchEngine:
-    """An engine (see `runtime.engines.engine.Engine`) on a Hugging Face folder.
+    """An engine (see `runtime.engines.engine.Engine`) on torch.
 
     Args:
-        folder: the base.
+        base: a Hugging Face folder, or a base that is loaded already, in any precision.
         capacity: as the bundle that is compared; the base's own limit if None.
         max_batch: rows a session may give at once.
 
@@ -38,12 +42,20 @@ class TorchEngine:
         BaseModelError: the folder holds no model that `transformers` can load.
     """
 
-    def __init__(self, folder: Path, *, capacity: int | None = None, max_batch: int = 16) -> None:
-        self._base = FrozenBase(folder)
-        self.capacity = capacity or self._base.config.positions
-        self.vocab = self._base.config.vocab
+    def __init__(
+        self, base: FrozenBase | Path, *, capacity: int | None = None, max_batch: int = 16
+    ) -> None:
+        loaded = FrozenBase(base, as_is=True) if isinstance(base, Path) else base
+        self._model: Any = loaded.model
+        self.capacity = capacity or loaded.config.positions
+        self.vocab = loaded.config.vocab
         self.max_batch = max_batch
         self._caches: list[Any] = []
+
+    def start(self, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
+        """Gives each row a new cache, filled with its prefix; see `Engine.start`."""
+        self._caches = [self._cache(prompt.prefix_kv) for prompt in prompts]
+        return np.asarray([cache.get_seq_length() for cache in self._caches], np.int64)
 
     def step(
         self,
@@ -53,11 +65,10 @@ class TorchEngine:
         prompts: Sequence[_Prompt],
     ) -> NDArray[np.float32]:
         """One step, row by row; see `Engine.step`."""
-        if not past_lengths.any():
-            self._caches = [None] * len(input_ids)
+        assert past_lengths.tolist() == [cache.get_seq_length() for cache in self._caches]
         rows = [
-            self._row(index, input_ids[index, : last_index[index] + 1], prompt.rows)
-            for index, prompt in enumerate(prompts)
+            self._row(cache, input_ids[index, : last_index[index] + 1], prompt.rows)
+            for index, (cache, prompt) in enumerate(zip(self._caches, prompts, strict=True))
         ]
         return np.stack(rows)
 
@@ -65,21 +76,34 @@ class TorchEngine:
         """Drops the caches of all other rows; see `Engine.keep`."""
         self._caches = [self._caches[row] for row in rows]
 
+    def _cache(self, prefix_kv: NDArray[np.float32] | None) -> Any:
+        """A cache that grows in place, holding the prefix if there is one."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        if prefix_kv is not None:
+            layers = torch.from_numpy(prefix_kv).to(self._model.device, self._model.dtype)
+            for index, (keys, values) in enumerate(layers):
+                cache.update(keys[None], values[None], index)
+        return cache
+
+    @torch.no_grad()
     def _row(
-        self, index: int, ids: NDArray[np.int64], prompt: NDArray[np.float32]
+        self, cache: Any, ids: NDArray[np.int64], rows: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        token_ids = torch.from_numpy(ids.copy())[None]
-        virtual = torch.where(token_ids >= self.vocab, token_ids - self.vocab, -1)
-        with torch.no_grad():
-            inputs = self._base.embed(
-                torch.where(virtual >= 0, 0, token_ids), virtual, torch.from_numpy(prompt)[None]
-            )
-            output = self._base.model(
-                inputs_embeds=inputs,
-                past_key_values=self._caches[index],
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        self._caches[index] = output.past_key_values
-        logits: NDArray[np.float32] = output.logits[0, -1].float().numpy()
+        output = self._model(
+            inputs_embeds=self._embed(torch.from_numpy(ids), torch.from_numpy(rows))[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: NDArray[np.float32] = output.logits[0, -1].float().cpu().numpy()
         return logits
+
+    def _embed(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """What the first layer sees of ids `[seq]`: `[seq, hidden]` in the base's dtype."""
+        virtual = ids >= self.vocab
+        real = ids.masked_fill(virtual, 0).to(self._model.device)
+        embedded: Tensor = self._model.get_input_embeddings()(real)
+        embedded[virtual] = rows[ids[virtual] - self.vocab].to(embedded)
+        return embedded

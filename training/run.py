@@ -1,50 +1,78 @@
 """A training run from config to prompt table: the page that reads like the flow.
 
-config -> base -> tokenizer and templates -> examples -> sequences -> method -> loop -> table
+config -> base -> examples -> sequences -> method -> loop -> table
 """
 
+import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pl_compile.artifact.files import write_atomically
-from pl_compile.artifact.prompt_table import (
-    BaseIdentity,
-    PromptTable,
-    TaskEntry,
-    read_prompt_table,
-    write_prompt_table,
-)
+from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, write_prompt_table
 from pl_compile.config.decoder import read_decoder_config
-from pl_compile.config.read import build, override, read_yaml
+from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
-from pl_compile.errors import ConfigError, TrainingError, list_problems
+from pl_compile.errors import TrainingError
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text.examples import read_examples
-from pl_compile.text.render import Renderer, SequenceRules
-from pl_compile.text.template import Template, parse_template
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from pl_compile.training.checkpoint import load_checkpoint, save_checkpoint
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
-from pl_compile.training.data.dataset import TrainingSequence, render_examples
+from pl_compile.training.data.load import check_every_task_occurs, load_sequences, sequence_rules
+from pl_compile.training.loggers import Logger, need_loggers, open_loggers
 from pl_compile.training.loop import (
-    LoopCallbacks,
+    Job,
+    LoopHooks,
     LoopSettings,
+    Record,
     mean_loss,
     train,
     validation_losses,
 )
 from pl_compile.training.methods import METHODS
-from pl_compile.training.methods.prompt_method import PromptMethod
+from pl_compile.training.methods.no_prompts import NoPrompts
+from pl_compile.training.new_base import write_new_base
+from pl_compile.training.provenance import record_start
 from pl_compile.training.run_folder import RunFolder, check_free, folder_of_one_process
+from pl_compile.training.run_state import RunState
 from pl_compile.training.schedule import schedule_from_config
+from pl_compile.training.table import existing_tasks, trained_entries
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How written answers did on the validation examples.
+
+    Attributes:
+        metrics: by taskname and metric, in percent.
+        predictions: task, prompt, answer and expected answer of each.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    predictions: Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """What a run may ask for that lies outside training; the driver gives them.
+
+    Attributes:
+        score: answers the validation examples with the prompts as they are; None for never. Of a
+            run without prompts, the table is None.
+        bundle: compiles the table into a folder for the loggers; None for never.
+    """
+
+    score: Callable[[TrainConfig, FrozenBase, PromptTable | None], Scores] | None = None
+    bundle: Callable[[Path, Path, Path], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +85,7 @@ class TaskResult:
     validation_examples: int
     loss_without_prompt: float | None
     loss_with_prompt: float | None
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,244 +93,306 @@ class TrainResult:
     """What a run left behind.
 
     Attributes:
-        table: the prompt table's file.
+        table: the prompt table's file; None of a run without prompts.
+        base: the new base's folder, where the base was trained too; else None.
         steps: optimiser steps done.
         best_step: the step whose prompts the table holds.
+        skipped: steps without an update, because a loss or gradient was no number.
+        ended: why before the last step: "max_time", "early_stopping", or empty.
         trained: trainable numbers.
-        frozen: numbers of the base.
+        frozen: numbers of the base that stayed as they were.
         seconds: wall time of the whole run.
         tasks: one result per task.
     """
 
-    table: Path
+    table: Path | None
+    base: Path | None
     steps: int
     best_step: int
+    skipped: int
+    ended: str
     trained: int
     frozen: int
     seconds: float
     tasks: tuple[TaskResult, ...]
 
 
-def read_train_config(path: Path, settings: Sequence[str] = ()) -> TrainConfig:
-    """The config of a file with `--set` overrides.
-
-    Raises:
-        ConfigError: whatever is wrong with the file, the overrides or a template.
-    """
-    config = build(TrainConfig, override(read_yaml(path), settings), doing=f"reading {path}")
-    parse_templates(config)
-    # Absolute from here on: the resolved config must mean the same wherever it is read.
-    data = replace(
-        config.data,
-        train=tuple(file.absolute() for file in config.data.train),
-        validation=tuple(file.absolute() for file in config.data.validation),
-    )
-    existing = config.existing_table and config.existing_table.absolute()
-    base = next(
-        (str(f.absolute()) for f in (Path(config.base), path.parent / config.base) if f.is_dir()),
-        config.base,
-    )
-    return replace(config, base=base, data=data, existing_table=existing)
-
-
-def parse_templates(config: TrainConfig) -> dict[str, Template]:
-    """The template of each task, by taskname.
-
-    Raises:
-        ConfigError: the problems of all templates together.
-    """
-    templates: dict[str, Template] = {}
-    problems: list[str] = []
-    for task in config.tasks:
-        try:
-            templates[task.taskname] = parse_template(task)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("reading the tasks", found=list_problems(problems))
-    return templates
-
-
 def run_training(
-    config: TrainConfig, output: Path, *, resume: bool = False, progress: Progress = SILENT
+    config: TrainConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    helpers: Helpers | None = None,
 ) -> TrainResult:
     """Trains the prompts of all tasks of `config` and writes the run folder `output`.
 
     Args:
         config: the run.
-        output: gets `prompts.safetensors`, `config.yaml`, `metrics.jsonl`, `curves.png` and
-            `checkpoints/{last,best}.safetensors`.
+        output: gets `prompts.safetensors`, `config.yaml`, `metrics.jsonl`, `history.jsonl`,
+            `curves.png` and `checkpoints/`.
         resume: go on from `checkpoints/last.safetensors`, to the same rows and losses.
         progress: who is told.
+        helpers: see `Helpers`; needed where `config.validation.generate` is set.
 
     Raises:
         PlcError: anything in config, data, base or disk that keeps the run from its end.
     """
+    need_loggers(config.logging)
     check_free(output, resume=resume)
     with folder_of_one_process(output):
-        return _run(config, output, resume=resume, progress=progress)
+        return _Run(config, output, progress, helpers or Helpers()).go(resume=resume)
 
 
-def _run(config: TrainConfig, output: Path, *, resume: bool, progress: Progress) -> TrainResult:
-    started = time.perf_counter()
-    templates = parse_templates(config)
+class _Run:
+    """A run under way: what it is made of, and what happens at its turns."""
 
-    folder = find_base(config.base)
-    progress.say(f"loading {folder}")
-    fingerprint = fingerprint_base(Checkpoint(folder), read_decoder_config(folder))
-    base = FrozenBase(folder, config.trainer.precision)
-    identity = BaseIdentity(config.base, fingerprint, base.hidden, base.config.vocab)
-    existing = _existing_table(config, identity)
-    tokenizer = Tokenizer.from_folder(folder)
+    def __init__(
+        self, config: TrainConfig, output: Path, progress: Progress, helpers: Helpers
+    ) -> None:
+        self._started = time.perf_counter()
+        self._config, self._progress, self._helpers = config, progress, helpers
+        self._output = output
+        self._folder = find_base(config.base)
+        progress.say(f"loading {self._folder}")
+        decoder = read_decoder_config(self._folder)
+        fingerprint = fingerprint_base(Checkpoint(self._folder), decoder)
+        identity = BaseIdentity(config.base, fingerprint, decoder.hidden, decoder.vocab)
+        self._kept = existing_tasks(config, identity)
+        tokenizer = Tokenizer.from_folder(self._folder)
 
-    rules = _rules(config, base)
-    renderers = {name: Renderer(t, tokenizer, rules) for name, t in templates.items()}
-    training = _sequences(config, config.data.train, templates, renderers, base, progress)
-    _check_every_task_occurs(config, training)
-    validation = (
-        _sequences(config, config.data.validation, templates, renderers, base, progress)
-        if config.data.validation
-        else []
-    )
-
-    row = METHODS[config.virtual_prompt_style]
-    method = row.build(config, config.tasks, base, tokenizer)
-    trained = sum(p.numel() for p in method.parameters())
-    progress.say(f"trained: {trained:,} numbers ({config.virtual_prompt_style})")
-    progress.say(f"frozen:  {base.parameters:,} numbers ({config.base})")
-    before = base.digest()
-
-    plan = _plan(config, training)
-    max_steps = _max_steps(config, plan)
-    lr = row.default_lr if config.optim.lr is None else config.optim.lr
-    schedule = schedule_from_config(config.optim.sched, lr, max_steps)
-    optimizer = torch.optim.AdamW(
-        method.parameters(), lr, config.optim.betas, weight_decay=config.optim.weight_decay
-    )
-
-    run = RunFolder(output, config, fingerprint)
-    state = RunState()
-    if resume:
-        state = load_checkpoint(run.last, method, optimizer, run.identity)
-        progress.say(f"resuming after step {state.step}")
-    run.open(state.step)
-    baseline = run.baseline
-    if baseline is None:
-        baseline = _baseline(base, validation, progress)
-        for number, loss in baseline.items():
-            progress.say(f"no-prompt loss of '{config.tasks[number].taskname}': {loss:.3f}")
-        run.log({"step": 0, "baseline_by_task": baseline, "baseline": mean_loss(baseline)})
-
-    def improved(state: RunState) -> None:
-        table = existing.with_entries(_entries(config, method, rules))
-        write_prompt_table(table, run.table)
-        save_checkpoint(run.best, state, method, optimizer, run.identity)
-
-    state = train(
-        base,
-        method,
-        optimizer,
-        schedule,
-        plan,
-        training,
-        validation,
-        LoopSettings(
-            seed=config.seed,
-            gradient_clip_val=config.trainer.gradient_clip_val,
-            validate_every=_interval(config.trainer.val_check_interval, plan.steps_per_epoch),
-            log_every=config.trainer.log_every_n_steps,
-        ),
-        LoopCallbacks(
-            log=run.log,
-            improved=improved,
-            save=lambda state: save_checkpoint(run.last, state, method, optimizer, run.identity),
-        ),
-        state,
-        progress,
-    )
-    if base.digest() != before:
-        raise AssertionError("the frozen base changed during training")
-    write_atomically(run.curves, draw_curves(run.records, mean_loss(baseline)))
-    return TrainResult(
-        table=run.table,
-        steps=state.step,
-        best_step=state.best_step,
-        trained=trained,
-        frozen=base.parameters,
-        seconds=time.perf_counter() - started,
-        tasks=_results(config, training, validation, baseline, run.losses_at(state.best_step)),
-    )
-
-
-def _existing_table(config: TrainConfig, identity: BaseIdentity) -> PromptTable:
-    if config.existing_table is None:
-        return PromptTable(identity, {})
-    table = read_prompt_table(config.existing_table)
-    table.check_base(identity.fingerprint, config.base)
-    table.check_free(task.taskname for task in config.tasks)  # now, not after hours of training
-    return table
-
-
-def _rules(config: TrainConfig, base: FrozenBase) -> SequenceRules:
-    for wanted, key, token_id in (
-        (config.data.add_bos, "add_bos", base.config.bos_id),
-        (config.data.add_eos, "add_eos", base.config.eos_id),
-    ):
-        if wanted and token_id is None:
-            raise ConfigError(
-                f"reading data.{key}",
-                found=f"true, but the base '{config.base}' names no such token",
-                fix=f"Set data.{key}: false.",
-            )
-    return SequenceRules(
-        base.config.bos_id if config.data.add_bos else None,
-        base.config.eos_id if config.data.add_eos else None,
-    )
-
-
-def _sequences(
-    config: TrainConfig,
-    paths: Sequence[Path],
-    templates: Mapping[str, Template],
-    renderers: Mapping[str, Renderer],
-    base: FrozenBase,
-    progress: Progress,
-) -> list[TrainingSequence]:
-    limit = min(config.data.max_seq_length or base.config.positions, base.config.positions)
-    sequences, report = render_examples(
-        read_examples(paths, templates),
-        renderers,
-        max_length=limit,
-        min_length=config.data.min_seq_length,
-        progress=progress,
-    )
-    for line in report.lines():
-        progress.say(line)
-    return sequences
-
-
-def _check_every_task_occurs(config: TrainConfig, training: Sequence[TrainingSequence]) -> None:
-    for index, task in enumerate(config.tasks):
-        if not any(sequence.task == index for sequence in training):
-            raise TrainingError(
-                f"reading the examples of task '{task.taskname}'",
-                found="none that can be used for training",
-                expected="at least one",
-                fix="Add examples, shorten its prompt, or take the task out of the config.",
-            )
-
-
-def _plan(config: TrainConfig, training: Sequence[TrainingSequence]) -> BatchPlan:
-    trainer = config.trainer
-    if len(training) < trainer.global_batch_size:
-        raise TrainingError(
-            "planning the batches",
-            found=f"{len(training)} usable training examples",
-            expected=f"at least one global batch of {trainer.global_batch_size}",
-            fix="Lower trainer.global_batch_size (and micro_batch_size), or add examples.",
+        rules = sequence_rules(config, decoder)
+        sources = (config.data.train, config.data.validation)
+        self._training, self._validation = (
+            load_sequences(config, paths, decoder, tokenizer, rules, progress) for paths in sources
         )
-    lengths = tuple(map(len, training))
-    return BatchPlan(lengths, trainer.global_batch_size, trainer.micro_batch_size, config.seed)
+        check_every_task_occurs(config, self._training)
+
+        self._base = FrozenBase(
+            self._folder,
+            config.trainer.precision,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            trainable=config.lm_finetune,
+            activation_checkpointing=config.trainer.activation_checkpointing,
+            compile=config.trainer.compile,
+        )
+        self._method = METHODS[config.virtual_prompt_style].build(
+            config, config.tasks, self._base, tokenizer
+        )
+        # A learned prefix starts as what BOS and text compute: BOS is inside.
+        self._rules = replace(rules, bos_id=None) if self._method.learned_prefix else rules
+        self._run = RunFolder(output, config, fingerprint)
+        self._loggers: list[Logger] = []
+
+    def go(self, *, resume: bool) -> TrainResult:
+        """From here to the table."""
+        config, progress = self._config, self._progress
+        trained = sum(p.numel() for p in self._method.parameters())
+        progress.say(f"trained: {trained:,} numbers ({config.virtual_prompt_style})")
+        progress.say(
+            f"{'tuned' if config.lm_finetune else 'frozen'}:  "
+            f"{self._base.parameters:,} numbers ({config.base})"
+        )
+        before = self._base.digest()
+        job = self._job() if trained else None
+        state = RunState()
+        if resume and job is not None:
+            state = load_checkpoint(self._run.last, job, self._run.identity)
+            progress.say(f"resuming after step {state.step}")
+        self._run.open(state.step)
+        record_start(self._output, sys.argv, state.step, resumed=resume)
+        self._loggers = open_loggers(
+            config.logging,
+            self._output,
+            plain_from_config(config),
+            resumed_at=state.step,
+            say=progress.say,
+        )
+        try:
+            baseline = self._baseline()
+            if job is None:
+                self._score(state)
+            else:
+                hooks = LoopHooks(self._log, self._score, self._improved(job), self._save(job))
+                state = train(job, hooks, state, progress)
+            if not config.lm_finetune and self._base.digest() != before:
+                raise AssertionError("the frozen base changed during training")
+            write_atomically(self._run.curves, draw_curves(self._run.records, mean_loss(baseline)))
+            result = self._result(state, baseline, trained)
+            self._finish_loggers()
+        except BaseException:
+            for logger in self._loggers:
+                logger.abort()
+            raise
+        return result
+
+    def _job(self) -> Job:
+        config = self._config
+        trainer, optim = config.trainer, config.optim
+        if len(self._training) < trainer.global_batch_size:
+            raise TrainingError(
+                "planning the batches",
+                found=f"{len(self._training)} usable training examples",
+                expected=f"at least one global batch of {trainer.global_batch_size}",
+                fix="Lower trainer.global_batch_size (and micro_batch_size), or add examples.",
+            )
+        plan = BatchPlan(
+            len(self._training),
+            trainer.global_batch_size,
+            trainer.micro_batch_size,
+            config.seed,
+            config.data.shuffle,
+        )
+        lr = METHODS[config.virtual_prompt_style].default_lr if optim.lr is None else optim.lr
+        groups: list[dict[str, Any]] = [{"params": list(self._method.parameters())}]
+        if config.lm_finetune:
+            groups.append(
+                {"params": list(self._base.model.parameters()), "ratio": optim.lm_lr / lr}
+            )
+        optimizer = torch.optim.AdamW(groups, lr, optim.betas, weight_decay=optim.weight_decay)
+        stopping = config.early_stopping
+        return Job(
+            self._base,
+            self._method.to(self._base.device),
+            optimizer,
+            torch.amp.GradScaler(
+                self._base.device.type,
+                enabled=trainer.precision == "fp16",
+                growth_interval=1000,
+            ),
+            schedule_from_config(optim.sched, lr, _max_steps(config, plan)),
+            plan,
+            self._training,
+            self._validation,
+            LoopSettings(
+                seed=config.seed,
+                gradient_clip_val=trainer.gradient_clip_val,
+                validate_every=_interval(trainer.val_check_interval, plan.steps_per_epoch),
+                save_every=config.checkpoint.every_n_steps,
+                log_every=trainer.log_every_n_steps,
+                validation_batch_size=trainer.validation_batch_size,
+                max_seconds=trainer.max_seconds,
+                max_skipped=trainer.max_skipped_steps,
+                patience=stopping.patience if stopping else None,
+                min_delta=stopping.min_delta if stopping else 0.0,
+            ),
+        )
+
+    def _baseline(self) -> dict[int, float]:
+        """Validation losses of the base alone, given the same text without virtual tokens."""
+        if self._run.baseline is not None:
+            return self._run.baseline
+        bare = [sequence.without_virtual() for sequence in self._validation]
+        with self._progress.bar("no-prompt baseline", len(bare)) as bar:
+            losses = validation_losses(
+                self._base,
+                NoPrompts(),
+                bare,
+                batch_size=self._config.trainer.validation_batch_size,
+                advance=bar.advance,
+            )
+        for task, loss in losses.items():
+            name = self._config.tasks[task].taskname
+            self._progress.say(f"no-prompt loss of '{name}': {loss:.3f}")
+        self._log({"step": 0, "baseline_by_task": losses, "baseline": mean_loss(losses)})
+        return losses
+
+    def _log(self, record: Record) -> None:
+        self._run.log(record)
+        for logger in self._loggers:
+            logger.log(self._run.records[-1])
+
+    def _new_table(self) -> PromptTable:
+        """The trained prompts alone, as they are now."""
+        entries = trained_entries(self._config, self._method, self._rules, self._base.hidden)
+        return PromptTable(self._kept.base, entries)
+
+    def _score(self, state: RunState) -> Mapping[str, Mapping[str, float]]:
+        if not self._config.validation.generate or self._helpers.score is None:
+            return {}
+        trains = any(True for _ in self._method.parameters())
+        table = self._new_table() if trains else None
+        scores = self._helpers.score(self._config, self._base, table)
+        for logger in self._loggers:
+            logger.predictions(state.step, scores.predictions)
+        if not trains:
+            self._log({"step": state.step, "val_metrics": scores.metrics})
+        return scores.metrics
+
+    def _improved(self, job: Job) -> Callable[[RunState], None]:
+        def improved(state: RunState) -> None:
+            table = self._new_table()
+            if self._config.lm_finetune:
+                fingerprint = write_new_base(self._base, self._folder, self._run.new_base)
+                name = str(self._run.new_base.absolute())
+                table = replace(table, base=replace(table.base, name=name, fingerprint=fingerprint))
+            write_prompt_table(
+                PromptTable(table.base, self._kept.entries).with_entries(table.entries),
+                self._run.table,
+            )
+            save_checkpoint(self._run.best, state, job, table, self._run.identity)
+
+        return improved
+
+    def _save(self, job: Job) -> Callable[[RunState, bool], None]:
+        def save(state: RunState, validated: bool) -> None:
+            save_checkpoint(self._run.last, state, job, self._new_table(), self._run.identity)
+            most = self._config.checkpoint.save_top_k
+            place = self._run.among_best(state, most) if validated and most > 1 else None
+            if place is not None:
+                shutil.copyfile(self._run.last, place)
+                self._run.drop_worse(most)
+
+        return save
+
+    def _finish_loggers(self) -> None:
+        if not self._loggers:
+            return
+        artifacts = [self._run.table] if self._run.table.is_file() else []
+        wandb = self._config.logging.wandb
+        if artifacts and self._helpers.bundle is not None and wandb and wandb.log_artifacts:
+            bundle = self._output / "bundle"
+            folder = self._run.new_base if self._config.lm_finetune else self._folder
+            self._helpers.bundle(self._run.table, folder, bundle)
+            artifacts.append(bundle)
+        for logger in self._loggers:
+            logger.finish(artifacts)
+
+    def _result(self, state: RunState, baseline: Mapping[int, float], trained: int) -> TrainResult:
+        best = self._run.losses_at(state.best_step)
+        metrics = self._run.metrics_at(state.best_step)
+        results = []
+        for index, task in enumerate(self._config.tasks):
+            loss, without = best.get(index), baseline.get(index)
+            if loss is not None and without is not None and loss >= without:
+                self._progress.say(
+                    f"warning: the prompt of '{task.taskname}' does not beat the base without it: "
+                    f"loss {loss:.3f} against {without:.3f}. Train longer, or change optim.lr or "
+                    "the initial text."
+                )
+            results.append(
+                TaskResult(
+                    task.taskname,
+                    task.total_virtual_tokens,
+                    sum(sequence.task == index for sequence in self._training),
+                    sum(sequence.task == index for sequence in self._validation),
+                    without,
+                    loss,
+                    metrics.get(task.taskname, {}),
+                )
+            )
+        return TrainResult(
+            table=self._run.table if trained else None,
+            base=self._run.new_base if self._config.lm_finetune else None,
+            steps=state.step,
+            best_step=state.best_step,
+            skipped=state.skipped,
+            ended=state.ended,
+            trained=trained + (self._base.parameters if self._config.lm_finetune else 0),
+            frozen=0 if self._config.lm_finetune else self._base.parameters,
+            seconds=time.perf_counter() - self._started,
+            tasks=tuple(results),
+        )
 
 
 def _max_steps(config: TrainConfig, plan: BatchPlan) -> int:
@@ -315,49 +406,3 @@ def _interval(val_check_interval: float, steps_per_epoch: int) -> int:
     if isinstance(val_check_interval, int):
         return val_check_interval
     return max(1, round(val_check_interval * steps_per_epoch))
-
-
-def _baseline(
-    base: FrozenBase, validation: Sequence[TrainingSequence], progress: Progress
-) -> dict[int, float]:
-    """Validation losses of the base alone, given the same text without virtual tokens."""
-    bare = [sequence.without_virtual() for sequence in validation]
-    nothing = torch.zeros(1, 1, base.hidden)
-    with progress.bar("no-prompt baseline", len(bare)) as bar:
-        return validation_losses(
-            base, lambda tasks: nothing.expand(len(tasks), -1, -1), bare, advance=bar.advance
-        )
-
-
-def _entries(
-    config: TrainConfig, method: PromptMethod, rules: SequenceRules
-) -> dict[str, TaskEntry]:
-    method.eval()
-    with torch.no_grad():
-        rows = [method.rows(index).numpy().copy() for index in range(len(config.tasks))]
-    return {
-        task.taskname: TaskEntry(
-            task, rows[index], rules.bos_id, rules.eos_id, config.virtual_prompt_style
-        )
-        for index, task in enumerate(config.tasks)
-    }
-
-
-def _results(
-    config: TrainConfig,
-    training: Sequence[TrainingSequence],
-    validation: Sequence[TrainingSequence],
-    baseline: Mapping[int, float],
-    best: Mapping[int, float],
-) -> tuple[TaskResult, ...]:
-    return tuple(
-        TaskResult(
-            task.taskname,
-            task.total_virtual_tokens,
-            sum(sequence.task == index for sequence in training),
-            sum(sequence.task == index for sequence in validation),
-            baseline.get(index),
-            best.get(index),
-        )
-        for index, task in enumerate(config.tasks)
-    )

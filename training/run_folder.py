@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,20 @@ from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import TrainingError
 from pl_compile.training.loop import Record
+from pl_compile.training.run_state import RunState
+
+# What a resumed run may change: where files lie, who is told, how the work is shared.
+_NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "parallel"))
+
+LAST = "last.safetensors"
+
+# A checkpoint among the best, by validation loss and step (NeMo's pattern).
+_AMONG_BEST = re.compile(r"val_loss=(?P<loss>[0-9.]+)-step=(?P<step>\d+)\.safetensors")
 
 
 def check_free(output: Path, *, resume: bool) -> None:
     """Raises `TrainingError` unless a run can start in `output`, or resume there."""
-    last = output / "checkpoints" / "last.safetensors"
+    last = output / "checkpoints" / LAST
     if output.exists() and not output.is_dir():
         raise TrainingError(
             f"starting a run in {output}", found="a file", fix="Choose another --output."
@@ -79,8 +89,10 @@ class RunFolder:
     def __init__(self, folder: Path, config: TrainConfig, fingerprint: str) -> None:
         self.table = folder / TABLE_NAME
         self.curves = folder / "curves.png"
-        self.last = folder / "checkpoints" / "last.safetensors"
-        self.best = folder / "checkpoints" / "best.safetensors"
+        self.new_base = folder / "base"
+        self.checkpoints = folder / "checkpoints"
+        self.last = self.checkpoints / LAST
+        self.best = self.checkpoints / "best.safetensors"
         self.records: list[Record] = []
         self._metrics = folder / "metrics.jsonl"
         self._config = folder / "config.yaml"
@@ -89,7 +101,7 @@ class RunFolder:
         # What files hold, not where they lie, decides a run.
         data = {**self._plain["data"], "train": None, "validation": None}
         self.identity: dict[str, Any] = {
-            "config": {**self._plain, "base": None, "existing_table": None, "data": data},
+            "config": {**self._plain, **_NO_PART_OF_A_RUN, "data": data},
             "base": fingerprint,
             "train": _sums(config.data.train),
             "validation": _sums(config.data.validation),
@@ -128,6 +140,39 @@ class RunFolder:
             if record["step"] == step and "by_task" in record:
                 return {int(task): loss for task, loss in record["by_task"].items()}
         return {}
+
+    def metrics_at(self, step: int) -> dict[str, dict[str, float]]:
+        """The scores of written answers by taskname that were logged after `step`."""
+        for record in self.records:
+            if record["step"] == step and "val_metrics" in record:
+                metrics: dict[str, dict[str, float]] = record["val_metrics"]
+                return metrics
+        return {}
+
+    def among_best(self, state: RunState, most: int) -> Path | None:
+        """Where the checkpoint of a validation goes, if it is among the best ones.
+
+        Args:
+            state: after the validation.
+            most: how many are kept.
+        """
+        loss = self.losses_at(state.step)
+        if not loss:
+            return None
+        mean = sum(loss.values()) / len(loss)
+        kept = self._kept_best()
+        if len(kept) >= most and mean >= max(loss for loss, _ in kept):
+            return None
+        return self.checkpoints / f"val_loss={mean:.4f}-step={state.step}.safetensors"
+
+    def drop_worse(self, most: int) -> None:
+        """Removes the checkpoints that are no longer among the best."""
+        for _, path in sorted(self._kept_best())[most:]:
+            path.unlink(missing_ok=True)
+
+    def _kept_best(self) -> list[tuple[float, Path]]:
+        matches = ((path, _AMONG_BEST.fullmatch(path.name)) for path in self.checkpoints.glob("*"))
+        return [(float(match["loss"]), path) for path, match in matches if match]
 
 
 def _sums(paths: Sequence[Path]) -> dict[str, str]:

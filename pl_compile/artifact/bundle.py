@@ -4,7 +4,9 @@
     tokenizer.json              the base's, byte for byte
     base/                       the target's files
     tasks/<taskname>/task.json  TaskConfig, BOS and EOS, method
-    tasks/<taskname>/prompt.safetensors    tensor "prompt", float32 [virtual, hidden]
+    tasks/<taskname>/prompt.safetensors    tensor "prompt", float32 [virtual, hidden]; or
+    tasks/<taskname>/prefix_kv.safetensors tensor "prefix_kv", float32 [layers, 2, kv_heads,
+                                           virtual, head_dim]
     tasks/<taskname>/parity.json           how the task's numbers compare with the reference
     tasks/<taskname>/selftest.safetensors  vectors that any runtime can check itself with
     report.json                 parity and cost of the whole export
@@ -24,7 +26,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pl_compile.artifact.files import sha256_of
-from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry, entry_from_record
+from pl_compile.artifact.prompt_table import (
+    BaseIdentity,
+    TaskEntry,
+    check_prefix,
+    entry_from_record,
+)
 from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
@@ -35,6 +42,9 @@ VERSION = 1
 MANIFEST = "manifest.json"
 MODEL_NAME = "model.onnx"  # in base/, for targets that run on ONNX Runtime
 REPORT = "report.json"
+
+# What a task learned: a tensor in a file of its own name, and how many axes it has.
+_LEARNED_AXES = {"prompt": 2, "prefix_kv": 5}
 
 
 @dataclass(frozen=True)
@@ -119,11 +129,13 @@ def task_folder(bundle: Path, taskname: str) -> Path:
 
 
 def write_task(bundle: Path, entry: TaskEntry) -> None:
-    """Writes `task.json` and `prompt.safetensors` of a task."""
+    """Writes `task.json` of a task, and its rows or its prefix."""
     folder = task_folder(bundle, entry.task.taskname)
     folder.mkdir(parents=True)
     write_json(folder / "task.json", entry.record())
-    (folder / "prompt.safetensors").write_bytes(save({"prompt": entry.rows}))
+    name = "prompt" if entry.prefix_kv is None else "prefix_kv"
+    learned = np.ascontiguousarray(entry.learned)
+    (folder / f"{name}.safetensors").write_bytes(save({name: learned}))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -192,6 +204,13 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
             found=f"damaged {MANIFEST}: baked_tasks {list(manifest.graph.baked_tasks)}",
             expected=str(list(baked)),
         )
+    base, graph = manifest.base, manifest.graph
+    if (graph.hidden, graph.vocab) != (base.hidden, base.vocab):
+        raise ArtifactError(
+            doing,
+            found=f"damaged {MANIFEST}: a graph of hidden {graph.hidden}, vocab {graph.vocab}",
+            expected=f"hidden {base.hidden}, vocab {base.vocab}, as its base",
+        )
     return manifest
 
 
@@ -233,26 +252,44 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> N
 
 def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     doing = f"reading task '{name}' of the bundle {folder}"
-    for file in ("task.json", "prompt.safetensors"):
-        if f"tasks/{name}/{file}" not in manifest.files:
-            raise ArtifactError(doing, found=f"{file} is not in the manifest")
-    path = task_folder(folder, name)
-    prompt = path / "prompt.safetensors"
-    tensors = read_tensor_file(prompt, doing=f"reading {prompt}").tensors
-    if list(tensors) != ["prompt"]:
-        raise ArtifactError(
-            doing, found=f"tensors {list(tensors)} in {prompt.name}", expected="'prompt' alone"
-        )
-    rows = tensors["prompt"]
+    if f"tasks/{name}/task.json" not in manifest.files:
+        raise ArtifactError(doing, found="task.json is not in the manifest")
+    learned = _read_learned(folder, name, manifest, doing)
     try:
-        record = json.loads((path / "task.json").read_text(encoding="utf-8"))
-        entry = entry_from_record(record, rows, name, base=manifest.base, doing=doing)
+        record = json.loads((task_folder(folder, name) / "task.json").read_text(encoding="utf-8"))
+        entry = entry_from_record(record, learned, name, base=manifest.base, doing=doing)
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         reason = getattr(error, "found", error)
         raise ArtifactError(doing, found=f"damaged task.json ({reason})") from error
-    expected = (entry.task.total_virtual_tokens, manifest.graph.hidden)
-    if rows.shape != expected or rows.dtype != np.float32:
-        raise ArtifactError(
-            doing, found=f"a prompt {rows.dtype} {rows.shape}", expected=f"float32 {expected}"
-        )
+    check_prefix(entry, manifest.graph, doing)
     return entry
+
+
+def _read_learned(
+    folder: Path, name: str, manifest: _StoredManifest, doing: str
+) -> NDArray[np.float32]:
+    """The rows or the prefix of a task: whichever it has; the caller checks the shape."""
+    known = [f"{tensor}.safetensors" for tensor in _LEARNED_AXES]
+    found = [file for file in known if f"tasks/{name}/{file}" in manifest.files]
+    if len(found) != 1:
+        raise ArtifactError(
+            doing,
+            found=f"{' and '.join(found) or 'no ' + ' and no '.join(known)} in the manifest",
+            expected="one of them",
+        )
+    path = task_folder(folder, name) / found[0]
+    tensors = read_tensor_file(path, doing=f"reading {path}").tensors
+    tensor = path.stem
+    if list(tensors) != [tensor]:
+        raise ArtifactError(
+            doing, found=f"tensors {list(tensors)} in {path.name}", expected=f"'{tensor}' alone"
+        )
+    learned = tensors[tensor]
+    # Rows and prefix are told apart by their axes from here on.
+    if (learned.ndim == _LEARNED_AXES["prefix_kv"]) != (tensor == "prefix_kv"):
+        raise ArtifactError(
+            doing,
+            found=f"{learned.dtype} {learned.shape} in {path.name}",
+            expected=f"{_LEARNED_AXES[tensor]} axes",
+        )
+    return learned

@@ -13,7 +13,7 @@ the others as they are. Knows nothing of how the rows were trained.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from safetensors.numpy import save
 
 from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError, FingerprintError, PlcError, unknown_name
@@ -156,6 +158,37 @@ class PromptTable:
         self.check_free(new)
         return PromptTable(self.base, {**self.entries, **new})
 
+    def with_only(self, tasknames: Iterable[str]) -> "PromptTable":
+        """The table with these tasks alone, in the order they are named.
+
+        Raises:
+            ArtifactError: there is no such task.
+        """
+        return PromptTable(self.base, {name: self.entry(name) for name in tasknames})
+
+    def without(self, tasknames: Iterable[str]) -> "PromptTable":
+        """The table with fewer tasks.
+
+        Raises:
+            ArtifactError: there is no such task.
+        """
+        gone = {self.entry(name).task.taskname for name in tasknames}
+        kept = {name: entry for name, entry in self.entries.items() if name not in gone}
+        return PromptTable(self.base, kept)
+
+    def renamed(self, old: str, new: str) -> "PromptTable":
+        """The table with the task `old` called `new`, at the same place.
+
+        Raises:
+            ArtifactError: there is no task `old`, or there is a task `new`.
+            ConfigError: `new` is no taskname.
+        """
+        entry = self.entry(old)
+        self.check_free([new])
+        renamed = replace(entry, task=replace(entry.task, taskname=new))
+        entries = [renamed if name == old else kept for name, kept in self.entries.items()]
+        return PromptTable(self.base, {entry.task.taskname: entry for entry in entries})
+
     def check_free(self, tasknames: Iterable[str]) -> None:
         """Raises `ArtifactError` if a task of one of these names is in the table."""
         doubled = sorted(set(tasknames) & set(self.entries))
@@ -163,7 +196,7 @@ class PromptTable:
             raise ArtifactError(
                 "adding to the prompt table",
                 found=f"task '{doubled[0]}' is in it already",
-                fix="Name the new task otherwise, or start without existing_table.",
+                fix="Name the new task otherwise, or rename or remove that one with plc tasks.",
             )
 
     def check_base(self, fingerprint: str, base: str) -> None:
@@ -212,7 +245,7 @@ def read_prompt_table(path: Path) -> PromptTable:
             doing,
             found=f"format {metadata.get('format')!r}",
             expected=f"{FORMAT!r}",
-            fix="Tables of other tools are not read.",
+            fix="Adapters and checkpoints come into a table with plc import.",
         )
     if metadata.get("version") != str(VERSION):
         raise ArtifactError(
@@ -221,18 +254,37 @@ def read_prompt_table(path: Path) -> PromptTable:
             expected=str(VERSION),
             fix="Use the release of plc that wrote it, or a newer one.",
         )
+    tasks = metadata.get("tasks")
+    return table_from_records(rows, base=metadata.get("base"), tasks=tasks, doing=doing)
+
+
+def table_from_records(
+    learned: Mapping[str, NDArray[Any]], *, base: str | None, tasks: str | None, doing: str
+) -> PromptTable:
+    """The table that a file's tensors and metadata describe.
+
+    Args:
+        learned: rows or prefix by taskname.
+        base: JSON of a `BaseIdentity`; None where the file says nothing of it.
+        tasks: JSON of the records by taskname, in the order of the table; or None.
+        doing: what an error says was being done.
+
+    Raises:
+        ArtifactError: they do not fit together, or say something else.
+    """
+    if base is None or tasks is None:
+        missing = "base" if base is None else "tasks"
+        raise ArtifactError(doing, found=f"metadata that says nothing of its {missing}")
     try:
-        base = build(
-            BaseIdentity, node_from_plain(json.loads(metadata["base"]), "base"), doing=doing
-        )
-        tasks: dict[str, dict[str, Any]] = json.loads(metadata["tasks"])
-        if set(tasks) != set(rows):
+        identity = build(BaseIdentity, node_from_plain(json.loads(base), "base"), doing=doing)
+        records: dict[str, dict[str, Any]] = json.loads(tasks)
+        if set(records) != set(learned):
             raise ArtifactError(
-                doing, found=f"rows for {sorted(rows)}", expected=f"rows for {sorted(tasks)}"
+                doing, found=f"rows for {sorted(learned)}", expected=f"rows for {sorted(records)}"
             )
         entries = {
-            name: entry_from_record(record, rows[name], name, base=base, doing=doing)
-            for name, record in tasks.items()
+            name: entry_from_record(record, learned[name], name, base=identity, doing=doing)
+            for name, record in records.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(doing, found=f"damaged metadata ({error})") from error
@@ -240,7 +292,7 @@ def read_prompt_table(path: Path) -> PromptTable:
         raise
     except PlcError as error:
         raise ArtifactError(doing, found=error.found) from error
-    return PromptTable(base, entries)
+    return PromptTable(identity, entries)
 
 
 def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
@@ -265,4 +317,25 @@ def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
             doing,
             found=f"{what} of '{name}' that are not finite numbers",
             fix="The run that made them diverged: lower its learning rate.",
+        )
+    if entry.prefix_kv is not None and entry.bos_id is not None:
+        raise ArtifactError(
+            doing,
+            found=f"a prefix of '{name}' and bos_id {entry.bos_id}",
+            expected="no BOS: a prefix stands before everything",
+        )
+
+
+def check_prefix(entry: TaskEntry, sizes: GraphContract | DecoderConfig, doing: str) -> None:
+    """Raises `ArtifactError` unless a task's prefix, if it has one, fits the layers of its base."""
+    if entry.prefix_kv is None:
+        return
+    virtual = entry.task.total_virtual_tokens
+    expected = (sizes.layers, 2, sizes.kv_heads, virtual, sizes.head_dim)
+    if entry.prefix_kv.shape != expected:
+        raise ArtifactError(
+            doing,
+            found=f"prefix of '{entry.task.taskname}': float32 {entry.prefix_kv.shape}",
+            expected=f"float32 {expected}",
+            fix="Train the task again on this base.",
         )

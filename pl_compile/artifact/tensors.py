@@ -23,12 +23,13 @@ class TensorFile:
     metadata: dict[str, str]
 
 
-def read_tensor_file(path: Path, *, doing: str) -> TensorFile:
+def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
     """Reads a safetensors file.
 
     Args:
         path: the file.
         doing: what an error says was being done.
+        prefix: only tensors whose name begins with it are read.
 
     Raises:
         ArtifactError: there is no such file, or it is damaged.
@@ -36,7 +37,8 @@ def read_tensor_file(path: Path, *, doing: str) -> TensorFile:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         # The last two: a number format that numpy does not know.
         raise ArtifactError(doing, found=str(error), expected="a safetensors file") from error

@@ -30,7 +30,7 @@ from pl_compile.cli.terminal import (
     "--metric",
     default="auto",
     show_default=True,
-    help="accuracy, exact_match, squad, intent_slot, or auto.",
+    help="accuracy, exact_match, squad, intent_slot, rouge, or auto.",
 )
 @click.option("--no-baseline", is_flag=True, help="Do not ask the base without prompts as well.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first examples of each task.")
@@ -67,6 +67,8 @@ def command(
         raise click.UsageError(
             "--reference goes with a bundle; a prompt table runs on torch anyway."
         )
+    if metric == "rouge":
+        need_extra("eval", "rouge_score")  # said before all the answers are made
     if path.is_dir():
         session = Session.open(path)
     else:
@@ -83,7 +85,15 @@ def command(
         session, data, options, reference=compared, progress=TerminalProgress()
     )
     if as_json:
-        print_json({"tasks": [asdict(score) for score in scores]})
+        left_out = ("asked", "expected")  # what --data holds
+        print_json(
+            {
+                "tasks": [
+                    {key: value for key, value in asdict(score).items() if key not in left_out}
+                    for score in scores
+                ]
+            }
+        )
         return
     rows = [
         [

@@ -20,6 +20,8 @@ COMMANDS = {
     "fetch": "Bring the default base.",
     "prepare": "Turn a published data set into JSONL.",
     "train": "Train the prompts of one or more tasks.",
+    "import": "Bring prompts of PEFT, or of a checkpoint, into a prompt table.",
+    "tasks": "List the tasks of a table or bundle; add, rename or remove a table's.",
     "export": "Compile prompts and base into a bundle.",
     "verify": "Check a bundle: sums, self-tests, parity with torch.",
     "generate": "Answer one request, or a file of them.",
@@ -27,6 +29,9 @@ COMMANDS = {
     "inspect": "Say what a path holds.",
     "doctor": "Say what works on this machine, and why not.",
 }
+
+# Where a command's file cannot have its name: a keyword cannot be imported.
+_FILES = {"import": "importing"}
 
 
 class LazyGroup(click.Group):
@@ -40,7 +45,7 @@ class LazyGroup(click.Group):
         """The command, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"pl_compile.cli.{cmd_name}")
+        module = import_module(f"pl_compile.cli.{_FILES.get(cmd_name, cmd_name)}")
         command: click.Command = module.command
         return command
 

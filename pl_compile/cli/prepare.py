@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pl_compile.cli.terminal import example
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _DELIMITERS = ("comma", "semicolon", "tab")
@@ -18,10 +20,6 @@ _DELIMITERS = ("comma", "semicolon", "tab")
 @click.group("prepare")
 def command() -> None:
     """Turn a publisher's data set into JSON lines."""
-
-
-def _example(command: str) -> str:
-    return f"\b\nExample:\n  {command}"  # \b keeps click from joining the lines
 
 
 def _input_and_output(what: str) -> Callable[[F], F]:
@@ -61,7 +59,7 @@ def _print(files: dict[str, int], output_dir: Path, *, as_json: bool) -> None:
         click.echo(f"{output_dir / name}: {n_rows} rows")
 
 
-@command.command(epilog=_example("plc prepare squad --input squad --output data"))
+@command.command(epilog=example("plc prepare squad --input squad --output data"))
 @_input_and_output("The folder with one *train*.json and one *dev*.json.")
 @click.option("--train-file", metavar="FILE", help="The training file in that folder, by name.")
 @click.option("--dev-file", metavar="FILE", help="The development file in that folder, by name.")
@@ -88,7 +86,7 @@ def squad(
 
 
 @command.command(
-    epilog=_example("plc prepare phrasebank --input FinancialPhraseBank-v1.0 --output data")
+    epilog=example("plc prepare phrasebank --input FinancialPhraseBank-v1.0 --output data")
 )
 @_input_and_output("Sentences_AllAgree.txt, another Sentences_*.txt, or the folder of the first.")
 @click.option(
@@ -110,7 +108,7 @@ def phrasebank(
 
 
 @command.command(
-    epilog=_example("plc prepare assistant --input NLU-Evaluation-Data-master --output data")
+    epilog=example("plc prepare assistant --input NLU-Evaluation-Data-master --output data")
 )
 @_input_and_output("The folder KFold_1 of NLU-Evaluation-Data, or any folder above it.")
 @click.option("--include-options", is_flag=True, help="Add the names of all intents and slots.")
@@ -126,7 +124,7 @@ def assistant(
 
 
 @command.command(
-    "csv", epilog=_example("plc prepare csv --input news.csv --output data --taskname topic")
+    "csv", epilog=example("plc prepare csv --input news.csv --output data --taskname topic")
 )
 @_input_and_output("A UTF-8 file with a header row.")
 @click.option("--taskname", metavar="NAME", required=True, help="The task of all rows.")

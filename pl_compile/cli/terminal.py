@@ -16,6 +16,11 @@ json_option = click.option(
 )
 
 
+def example(command: str) -> str:
+    """The epilog of a command inside a group."""
+    return f"\b\nExample:\n  {command}"  # \b keeps click from joining the lines
+
+
 class TerminalProgress:
     """Bars where standard error is a terminal, plain lines where it is not."""
 
@@ -114,5 +119,14 @@ def need_extra(extra: str, *packages: str) -> None:
     """Raises `MissingExtraError` for the first of `packages` that is not installed."""
     for package in packages:
         if find_spec(package) is None:
-            doing = f"running plc {click.get_current_context().info_name}"
-            raise MissingExtraError(doing, package=package, extra=extra)
+            raise MissingExtraError(f"running {_command()}", package=package, extra=extra)
+
+
+def _command() -> str:
+    """The command that runs, as the user wrote it."""
+    context: click.Context | None = click.get_current_context()
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, str(context.info_name))
+        context = context.parent
+    return " ".join(["plc", *names])

@@ -38,16 +38,22 @@ def command(
     curves.png and checkpoints.
     """
     need_extra("train", "torch", "transformers", "matplotlib")
-    from pl_compile.training.run import read_train_config, run_training
+    from pl_compile.driver.train import train_run
+    from pl_compile.training.read_config import read_train_config
 
-    resolved = read_train_config(config, settings)
+    progress = TerminalProgress()
+    resolved = read_train_config(config, settings, progress=progress)
     folder = output or Path("runs") / config.stem
-    result = run_training(resolved, folder, resume=resume, progress=TerminalProgress())
+    result = train_run(resolved, folder, resume=resume, progress=progress)
     if as_json:
-        print_json({**asdict(result), "table": str(result.table)})
+        paths = {"table": _text(result.table), "base": _text(result.base)}
+        print_json({**asdict(result), **paths})
         return
+    ended = f" (ended by {result.ended})" if result.ended else ""
+    skipped = f", {result.skipped} skipped" if result.skipped else ""
     print_table(
-        f"{result.steps} steps in {result.seconds:.0f} s; best after step {result.best_step}",
+        f"{result.steps} steps{ended}{skipped} in {result.seconds:.0f} s; "
+        f"best after step {result.best_step}",
         ["task", "virtual", "training", "validation", "loss, no prompt", "loss, prompt"],
         [
             [
@@ -64,4 +70,10 @@ def command(
     click.echo(
         f"trained {result.trained:,} numbers, {result.frozen:,} frozen (unchanged by their sum)"
     )
-    click.echo(f"wrote {result.table}")
+    for path in (result.base, result.table):
+        if path is not None:
+            click.echo(f"wrote {path}")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -26,13 +26,15 @@ class Node:
 
     `data` is a scalar, a list of nodes, or a dict from key to node. Relative paths in it start at
     `folder`: that of the file it stands in, or the current one for `--set`. `key_where` is the
-    place of its key, which may stand a line above it.
+    place of its key, which may stand a line above it. `name` is the key as the user wrote it, where
+    it was translated from another form; messages say it then.
     """
 
     data: Any
     where: str
     folder: Path = Path()
     key_where: str = ""
+    name: str = ""
 
 
 def read_yaml(path: Path) -> Node:
@@ -181,6 +183,7 @@ def _graft(node: Node, keys: list[str], value: Node, doing: str) -> Node:
 
 
 def _convert(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
+    path = node.name or path
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(typing.cast(type[Any], kind), node, path, problems)
     origin = get_origin(kind)

@@ -4,7 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pl_compile.artifact.bundle import MANIFEST, read_bundle
+from pl_compile.artifact.from_checkpoint import FORMAT as CHECKPOINT
 from pl_compile.artifact.prompt_table import FORMAT, TABLE_NAME, TaskEntry, read_prompt_table
 from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.decoder import read_decoder_config
@@ -65,15 +68,19 @@ def _file(path: Path) -> dict[str, Any]:
             "base": asdict(table.base),
             "tasks": [_task(entry) for entry in table.entries.values()],
         }
-    kind = "checkpoint" if metadata.get("format") == "plc.training-checkpoint" else "tensors"
+    kind = "checkpoint" if metadata.get("format") == CHECKPOINT else "tensors"
     return {"kind": kind, "path": str(path), "metadata": metadata, "tensors": shapes}
 
 
 def _task(entry: TaskEntry) -> dict[str, Any]:
     template = parse_template(entry.task)
+    # A row of a prefix is what one virtual token has in all layers.
+    by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
+    norms = np.linalg.norm(by_token.reshape(len(by_token), -1), axis=1)
     return {
         "taskname": entry.task.taskname,
         "method": entry.method,
+        "prompt": "rows" if entry.prefix_kv is None else "prefix",
         "virtual_tokens": entry.task.total_virtual_tokens,
         "splits": list(entry.task.virtual_token_splits) or [entry.task.total_virtual_tokens],
         "fields": list(template.input_fields),
@@ -83,7 +90,7 @@ def _task(entry: TaskEntry) -> dict[str, Any]:
         "bos_id": entry.bos_id,
         "eos_id": entry.eos_id,
         "row_norms": {
-            "smallest": float((entry.rows**2).sum(axis=1).min() ** 0.5),
-            "largest": float((entry.rows**2).sum(axis=1).max() ** 0.5),
+            "smallest": float(norms.min()),
+            "largest": float(norms.max()),
         },
     }

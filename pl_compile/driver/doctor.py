@@ -15,6 +15,7 @@ from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 _EXTRAS = {
     "train": (("torch", "transformers"), "plc train, parity with torch, plc eval of a table"),
     "export": (("onnx", "onnx-ir"), "plc export"),
+    "eval": (("rouge-score",), "plc eval --metric rouge"),
     "gpu": (("onnxruntime-gpu",), "ONNX Runtime on CUDA"),
 }
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "safetensors", "click", "pyyaml", "rich")

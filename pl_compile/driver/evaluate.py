@@ -5,13 +5,13 @@ task the metric with and without prompt, and, with a second session, how often b
 answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.verify import check_reference
 from pl_compile.errors import ConfigError, DataError, unknown_name
@@ -33,12 +33,14 @@ class EvalOptions:
 
     Attributes:
         metric: a key of `METRICS`, or "auto".
+        prompt: whether the base is asked with the tasks' prompts at all.
         baseline: whether the base is also asked without virtual tokens.
         max_tokens: longest answer; from the right answers if None.
         limit: first examples of each task only; all if None.
     """
 
     metric: str = "auto"
+    prompt: bool = True
     baseline: bool = True
     max_tokens: int | None = None
     limit: int | None = None
@@ -56,6 +58,8 @@ class TaskScore:
         without_prompt: the base's own, where asked for.
         same_as_reference: percent of examples that the second session answered alike.
         predictions: the answers with prompt, in the order of the data.
+        asked: the fields that were given, in the same order.
+        expected: the right answers, in the same order; several of one are joined by " | ".
     """
 
     task: str
@@ -65,6 +69,8 @@ class TaskScore:
     without_prompt: dict[str, float] | None
     same_as_reference: float | None
     predictions: tuple[str, ...]
+    asked: tuple[Mapping[str, Any], ...]
+    expected: tuple[str, ...]
 
 
 def session_on_table(path: Path, base: Path) -> Session:
@@ -77,8 +83,10 @@ def session_on_table(path: Path, base: Path) -> Session:
     from pl_compile.training.reference import TorchEngine
 
     table = read_prompt_table(path)
-    fingerprint = fingerprint_base(Checkpoint(base), read_decoder_config(base))
-    table.check_base(fingerprint, str(base))
+    config = read_decoder_config(base)
+    table.check_base(fingerprint_base(Checkpoint(base), config), str(base))
+    for entry in table.entries.values():
+        check_prefix(entry, config, f"reading the prompt table {path}")
     return Session(Tokenizer.from_folder(base), table.entries, TorchEngine(base))
 
 
@@ -165,7 +173,8 @@ def _score(
                     bar.advance()
         return [results[index] for index in range(len(requests))]
 
-    with_prompt = [result.text for result in answered(session, "with prompt", use_prompt=True)]
+    label = "with prompt" if options.prompt else "no prompt"
+    with_prompt = [r.text for r in answered(session, label, use_prompt=options.prompt)]
     without = None
     if options.baseline:
         texts = [result.text for result in answered(session, "without prompt", use_prompt=False)]
@@ -183,6 +192,8 @@ def _score(
         without,
         same,
         tuple(with_prompt),
+        tuple(_inputs(example, prompt.renderer.template.answer_field) for example in examples),
+        tuple(answer if isinstance(answer, str) else " | ".join(answer) for answer in answers),
     )
 
 

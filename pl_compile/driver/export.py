@@ -25,7 +25,7 @@ from pl_compile.artifact.bundle import (
     write_task,
 )
 from pl_compile.artifact.files import check_replaceable, folder_written_whole
-from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
+from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.driver.parity import (
@@ -40,6 +40,7 @@ from pl_compile.exporters import exporter_for
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import load_weights
@@ -100,7 +101,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     A bundle whose numbers differ from the reference is still written, marked "failed".
 
     Raises:
-        ArtifactError: the table cannot be read or has no such task, or the disk refuses.
+        ArtifactError: the table cannot be read or has no such task, a prefix does not fit base and
+            template, or the disk refuses.
+        ConfigError: a template that cannot be parsed.
         FingerprintError: the table was trained on another base.
         BaseModelError: the base cannot be read.
         ExportError: the target or the capacity cannot hold it.
@@ -120,6 +123,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     table.check_base(fingerprint_base(checkpoint, config), str(request.base))
     weights = load_weights(checkpoint, config)
     tokenizer = Tokenizer.from_folder(request.base)
+    for entry in entries:
+        check_prefix(entry, config, f"exporting task '{entry.task.taskname}'")
+        TaskPrompt.of(entry, tokenizer)  # what a session could not render is not written
     clock.lap("read")
 
     progress.say(f"building the graph for {request.target}, prompts {request.prompts}")
@@ -150,7 +156,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             {
                 "parity": passed,
                 "tasks": {result.task: asdict(result) for result in parity},
-                "prompt_bytes": {e.task.taskname: e.rows.nbytes for e in entries},
+                "prompt_bytes": {e.task.taskname: e.learned.nbytes for e in entries},
                 "seconds": seconds,
             },
         )
@@ -197,7 +203,8 @@ def _contract(
 
 def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
     """float32 `[tasks, rows, hidden]`, zero-padded to the longest prompt."""
-    rows = max(len(entry.rows) for entry in entries)
+    # At least one row, as where prompts are an input: tasks with a prefix have none.
+    rows = max([1, *(len(entry.rows) for entry in entries)])
     return np.stack([np.pad(e.rows, ((0, rows - len(e.rows)), (0, 0))) for e in entries])
 
 

@@ -1,8 +1,9 @@
 """Two engines on the same steps: do they compute the same?
 
 In: a reference engine and an engine under test, and prompts of known tasks. Out: per task the
-largest logit difference over prefill and decode, and whether the greedy tokens agree. All rows run
-in one batch in the engine under test, so a row that is disturbed by its neighbours is found.
+largest logit difference over prefill and decode, and whether the greedy tokens agree. Rows of all
+tasks run in one batch in the engine under test, so a row that is disturbed by its neighbours is
+found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ExportError
-from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.batch import pad_right
-from pl_compile.runtime.engines.engine import Engine, Float32, Int64
-from pl_compile.text.render import Renderer, SequenceRules
-from pl_compile.text.template import Template, parse_template
+from pl_compile.progress import SILENT, Bar, Progress
+from pl_compile.runtime.batch import pad_right, parts_that_fit
+from pl_compile.runtime.engines.engine import Engine, Float32, Int64, prefix_length
+from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.tokenizer import Tokenizer
 
 # Relative to the largest logit. Float32 sums in another order differ by some 1e-6 of it per layer.
@@ -39,14 +39,17 @@ class ProbeRow:
 
     Attributes:
         task: its task's name.
-        input_ids: int64 `[seq]`; ids from `vocab` on are virtual.
-        rows: float32 `[virtual, hidden]`.
+        input_ids: int64 `[seq]`; ids from `vocab` on are virtual. Those of a prefix, which is in
+            the cache already, are left out.
+        rows: float32 `[virtual, hidden]`; none where the task has a prefix.
+        prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`; None where it has rows.
         task_id: the task's number in a graph with baked prompts.
     """
 
     task: str
     input_ids: Int64
     rows: Float32
+    prefix_kv: Float32 | None
     task_id: int
 
 
@@ -115,14 +118,16 @@ def probe_rows(
         seed: of the words.
 
     Raises:
-        ExportError: a template that leaves no room in `capacity`.
+        ExportError: a template that leaves no room in `capacity`, or no token after a prefix.
+        ArtifactError: a learned prefix that its template does not open with.
     """
     generator = np.random.default_rng(seed)
     rows = []
     for task_id, entry in enumerate(entries):
-        template = parse_template(entry.task)
-        renderer = Renderer(template, tokenizer, SequenceRules(entry.bos_id, entry.eos_id))
-        room = capacity - DECODE_STEPS - _fixed_length(template, renderer)
+        prompt = TaskPrompt.of(entry, tokenizer, task_id)
+        names = prompt.renderer.template.input_fields
+        longest = capacity - DECODE_STEPS
+        room = longest - len(prompt.renderer.prompt(dict.fromkeys(names, "")))
         if room < _WORDS_AT_LEAST:
             raise ExportError(
                 f"comparing task '{entry.task.taskname}' with the reference",
@@ -135,11 +140,19 @@ def probe_rows(
             words = min(3 + 11 * index + 5 * task_id, room // 2)
             fields = {
                 name: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
-                for name in template.input_fields
+                for name in names
             }
-            rendered = renderer.prompt(fields)
-            ids = rendered.input_ids(vocab)[: capacity - DECODE_STEPS]
-            rows.append(ProbeRow(entry.task.taskname, ids, entry.rows, task_id))
+            fed = prompt.fed(prompt.renderer.prompt(fields))
+            if not len(fed):
+                raise ExportError(
+                    f"comparing task '{entry.task.taskname}' with the reference",
+                    found="a template that gives no token after the prefix",
+                    expected="text or a field before the answer",
+                )
+            ids = fed.input_ids(vocab)[: longest - prefix_length(prompt)]
+            rows.append(
+                ProbeRow(entry.task.taskname, ids, prompt.rows, prompt.prefix_kv, prompt.task_id)
+            )
     return rows
 
 
@@ -151,29 +164,45 @@ def trace(
     label: str = "",
     progress: Progress = SILENT,
 ) -> Trace:
-    """Runs prompts and `DECODE_STEPS` decode steps, all rows in one batch.
+    """Runs prompts and `DECODE_STEPS` decode steps, in one batch where the engine holds it.
 
     Args:
-        engine: what runs them; `rows` must fit into its batch.
-        rows: the prompts.
+        engine: what runs them.
+        rows: the prompts, at least one.
         follow: int64 `[steps, rows]`: tokens to go on with; the engine's own greedy ones if None.
         label: what to call it while it runs.
         progress: who is told.
     """
+    # The engine's batch may be smaller than all tasks together; rows of one part still mix tasks.
+    parts = parts_that_fit(
+        [len(row.input_ids) for row in rows],
+        [prefix_length(row) for row in rows],
+        capacity=engine.capacity,
+        max_batch=engine.max_batch,
+    )
+    traces = []
+    with progress.bar(label, len(parts) * (DECODE_STEPS + 1)) as bar:
+        for part in parts:
+            forced = None if follow is None else follow[:, part]
+            traces.append(_trace_batch(engine, rows[part], forced, bar))
+    logits, tokens = zip(*((trace.logits, trace.tokens) for trace in traces), strict=True)
+    return Trace(np.concatenate(logits, 1), np.concatenate(tokens, 1))
+
+
+def _trace_batch(engine: Engine, rows: Sequence[ProbeRow], follow: Int64 | None, bar: Bar) -> Trace:
     ids, lengths = pad_right([row.input_ids for row in rows])
-    past, last = np.zeros(len(rows), np.int64), lengths - 1
+    past, last = engine.start(rows), lengths - 1
     all_logits: list[NDArray[np.float32]] = []
     all_tokens: list[NDArray[np.int64]] = []
-    with progress.bar(label, DECODE_STEPS + 1) as bar:
-        for step in range(DECODE_STEPS + 1):
-            logits = engine.step(ids, past, last, rows).copy()
-            tokens = logits.argmax(axis=-1)
-            all_logits.append(logits)
-            all_tokens.append(tokens)
-            past = past + last + 1
-            ids = (tokens if follow is None else follow[step])[:, None]
-            last = np.zeros(len(rows), np.int64)
-            bar.advance()
+    for step in range(DECODE_STEPS + 1):
+        logits = engine.step(ids, past, last, rows).copy()
+        tokens = logits.argmax(axis=-1)
+        all_logits.append(logits)
+        all_tokens.append(tokens)
+        past = past + last + 1
+        ids = (tokens if follow is None else follow[step])[:, None]
+        last = np.zeros(len(rows), np.int64)
+        bar.advance()
     return Trace(np.stack(all_logits), np.stack(all_tokens))
 
 
@@ -209,8 +238,9 @@ def selftest_arrays(
     """The vectors of a task that any runtime can check itself with.
 
     Returns:
-        `input_ids` int64 `[rows, seq]` right-padded with 0, `lengths` int64 `[rows]`, `tokens`
-        int64 `[steps, rows]`, `logit_ids` int64 `[ids]`, `logits` float32 `[steps, rows, ids]`.
+        `input_ids` int64 `[rows, seq]` right-padded with 0 and without the positions of a prefix,
+        `lengths` int64 `[rows]`, `tokens` int64 `[steps, rows]`, `logit_ids` int64 `[ids]`,
+        `logits` float32 `[steps, rows, ids]`.
     """
     mine = [index for index, row in enumerate(rows) if row.task == task]
     input_ids, lengths = pad_right([rows[index].input_ids for index in mine])
@@ -231,14 +261,10 @@ def run_selftest(
     """Runs a task's stored vectors and compares."""
     name = entry.task.taskname
     rows = [
-        ProbeRow(name, ids[:length], entry.rows, task_id)
+        ProbeRow(name, ids[:length], entry.rows, entry.prefix_kv, task_id)
         for ids, length in zip(arrays["input_ids"], arrays["lengths"], strict=True)
     ]
     expected = Trace(arrays["logits"], arrays["tokens"])
     actual = trace(engine, rows, follow=expected.tokens)
     chosen = Trace(actual.logits[:, :, arrays["logit_ids"]], actual.tokens)
     return compare(rows, expected, chosen, "self-test vectors")[0]
-
-
-def _fixed_length(template: Template, renderer: Renderer) -> int:
-    return len(renderer.prompt(dict.fromkeys(template.input_fields, "")))

@@ -13,6 +13,7 @@ from pl_compile.driver.parity import Parity, compare, probe_rows, run_selftest, 
 from pl_compile.errors import FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 
@@ -47,7 +48,8 @@ def verify_bundle(
         progress: who is told.
 
     Raises:
-        ArtifactError: a file is missing, altered or unreadable.
+        ArtifactError: a file is missing, altered or unreadable, or a prefix does not fit its
+            template.
         FingerprintError: `reference` is another base.
     """
     progress.say(f"checking the files of {folder}")
@@ -56,15 +58,19 @@ def verify_bundle(
         check_reference(bundle, reference)
     contract = bundle.manifest.graph
     engine = OnnxRuntimeEngine(bundle.base_folder / MODEL_NAME, contract)
+    tokenizer = Tokenizer.from_folder(bundle.folder)
     selftests = []
     with progress.bar("self-tests", len(bundle.entries)) as bar:
         # Manifests list baked tasks in the order of the tasks: the reader checks it.
         for task_id, (name, entry) in enumerate(bundle.entries.items()):
+            TaskPrompt.of(entry, tokenizer, task_id)  # a session must be able to render it
             arrays = bundle.selftest(name)
             if arrays:
                 selftests.append(run_selftest(engine, arrays, entry, task_id))
             bar.advance(note=name)
-    parity = [] if reference is None else _with_torch(bundle, engine, reference, progress)
+    parity: list[Parity] = []
+    if reference is not None:
+        parity = _with_torch(bundle, engine, tokenizer, reference, progress)
     return VerifyResult(
         folder,
         len(bundle.files),
@@ -88,26 +94,23 @@ def check_reference(bundle: Bundle, reference: Path) -> None:
 
 
 def _with_torch(
-    bundle: Bundle, engine: OnnxRuntimeEngine, reference: Path, progress: Progress
+    bundle: Bundle,
+    engine: OnnxRuntimeEngine,
+    tokenizer: Tokenizer,
+    reference: Path,
+    progress: Progress,
 ) -> list[Parity]:
     from pl_compile.training.reference import TorchEngine, reference_name
 
     contract = bundle.manifest.graph
     rows = probe_rows(
         list(bundle.entries.values()),
-        Tokenizer.from_folder(bundle.folder),
+        tokenizer,
         vocab=contract.vocab,
         capacity=contract.capacity,
         seed=1,  # other words than the export's, which the self-tests hold
     )
     torch_engine = TorchEngine(reference, capacity=contract.capacity)
     expected = trace(torch_engine, rows, label="reference (torch)", progress=progress)
-    results: list[Parity] = []
-    # The engine's batch may be smaller than all tasks together; rows of one part still mix tasks.
-    for start in range(0, len(rows), engine.max_batch):
-        part = slice(start, start + engine.max_batch)
-        follow = expected.tokens[:, part]
-        actual = trace(engine, rows[part], follow=follow, label="bundle", progress=progress)
-        expected_part = type(expected)(expected.logits[:, part], follow)
-        results += compare(rows[part], expected_part, actual, reference_name())
-    return results
+    actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
+    return compare(rows, expected, actual, reference_name())

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from pl_compile.metrics.classification import accuracy_scores, exact_match_scores
 from pl_compile.metrics.intent_slot import intent_slot_scores
 from pl_compile.metrics.pairs import Reference
+from pl_compile.metrics.rouge import rouge_scores
 from pl_compile.metrics.squad import squad_scores
 
 __all__ = ["METRICS", "Metric", "Reference", "choose_metric"]
@@ -22,6 +23,7 @@ METRICS: Mapping[str, Metric] = {
     "squad": squad_scores,
     "intent_slot": intent_slot_scores,
     "exact_match": exact_match_scores,
+    "rouge": rouge_scores,
 }
 
 
@@ -35,6 +37,7 @@ def choose_metric(answers: Sequence[Reference], choices: Sequence[str] | None) -
     Returns:
         "accuracy" for a closed list; "squad" where some rows have a list of answers; "intent_slot"
         where all answers hold "Intent:" and "Slots:"; otherwise "squad", as for free text.
+        "rouge" is never chosen: whether its package is installed must not change a score's meaning.
     """
     if choices:
         return "accuracy"

@@ -7,6 +7,7 @@ for a marker or a field. Syntax: `<|VIRTUAL_PROMPT_n|>` (n from 0, each once, in
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pl_compile.config.task import TaskConfig
@@ -90,6 +91,24 @@ def parse_template(task: TaskConfig) -> Template:
             f"parsing the template of task '{task.taskname}'", found=list_problems(problems)
         )
     return Template(task, _place_virtual(pieces, splits), answer)
+
+
+def parse_templates(tasks: Sequence[TaskConfig]) -> dict[str, Template]:
+    """The template of each task, by taskname.
+
+    Raises:
+        ConfigError: the problems of all templates together.
+    """
+    templates: dict[str, Template] = {}
+    problems: list[str] = []
+    for task in tasks:
+        try:
+            templates[task.taskname] = parse_template(task)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("reading the tasks", found=list_problems(problems))
+    return templates
 
 
 def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]]:

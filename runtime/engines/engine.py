@@ -27,6 +27,16 @@ class Engine(Protocol):
     vocab: int
     max_batch: int
 
+    def start(self, prompts: Sequence["Prompt"]) -> Int64:
+        """Begins a batch: places each row's prefix at the head of its cache.
+
+        Args:
+            prompts: the prompt of each row's task; row `i` of the cache is that of `prompts[i]`.
+
+        Returns:
+            Valid cache entries of each row, int64 `[batch]`: the `past_lengths` of the first step.
+        """
+
     def step(
         self,
         input_ids: Int64,
@@ -34,7 +44,10 @@ class Engine(Protocol):
         last_index: Int64,
         prompts: Sequence["Prompt"],
     ) -> Float32:
-        """Runs one step over the first `batch` rows of the cache.
+        """Runs one step over the first `batch` rows of the cache, which `start` has begun.
+
+        No row may be written beyond its cache, padding included: `past_lengths[i] + seq` is at most
+        `capacity`.
 
         Args:
             input_ids: int64 `[batch, seq]`, right-padded.
@@ -59,7 +72,10 @@ class Prompt(Protocol):
     """The prompt of a task, as an engine needs it.
 
     Attributes:
-        rows: float32 `[virtual, hidden]`.
+        rows: float32 `[virtual, hidden]`; none where the task has a prefix.
+        prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`, the keys (as the attention
+            uses them: rotated where the base rotates) and values of the positions before the row's
+            first token; None where the task has rows.
         task_id: its number where prompts are baked into the graph, else 0.
     """
 
@@ -68,5 +84,14 @@ class Prompt(Protocol):
         """float32 `[virtual, hidden]`."""
 
     @property
+    def prefix_kv(self) -> Float32 | None:
+        """float32 `[layers, 2, kv_heads, virtual, head_dim]`, or None."""
+
+    @property
     def task_id(self) -> int:
         """Its number in a graph with baked prompts."""
+
+
+def prefix_length(prompt: Prompt) -> int:
+    """Cache entries that a row holds before its first token."""
+    return 0 if prompt.prefix_kv is None else prompt.prefix_kv.shape[3]

@@ -21,7 +21,7 @@ from pl_compile.config.contract import (
     GraphContract,
 )
 from pl_compile.errors import ArtifactError
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
 # library loads, and its documents name both variables.
@@ -89,6 +89,19 @@ class OnnxRuntimeEngine:
         self._bound_rows = 0
         self._inputs: dict[str, Any] = {}
         self._logits = np.empty((max_batch, contract.vocab), np.float32)
+
+    def start(self, prompts: Sequence[Prompt]) -> Int64:
+        """Copies the prefixes into the cache; see `Engine.start`."""
+        assert len(prompts) <= self.max_batch
+        lengths = np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
+        assert int(lengths.max()) < self.capacity
+        for row, prompt in enumerate(prompts):
+            if prompt.prefix_kv is not None:
+                # The caches are in the order of the prefix: each layer's keys, then its values.
+                parts = prompt.prefix_kv.reshape(-1, *prompt.prefix_kv.shape[2:])
+                for cache, part in zip(self._caches, parts, strict=True):
+                    cache[row, :, : lengths[row]] = part
+        return lengths
 
     def step(
         self,

@@ -306,6 +306,8 @@ def test_an_unknown_key_of_the_manifest_is_refused_with_the_near_one(
         (lambda m: m["graph"].update(layers="2"), "'graph.layers' is '2', expected a whole number"),
         (lambda m: m["graph"].update(prompts="x"), "'graph.prompts' is 'x', expected one of input"),
         (lambda m: m.update(tasks="mood"), "'tasks' is 'mood', expected a list"),
+        (lambda m: m["graph"].update(hidden=7), "a graph of hidden 7, vocab 11; expected hidden 6"),
+        (lambda m: m["graph"].update(vocab=9), "vocab 9; expected hidden 6, vocab 11, as its base"),
         (lambda m: m.update(files=[]), "'files' is a list of 0, expected a mapping"),
         (lambda m: m["files"].update(x=3), "'files.x' is 3, expected a mapping"),
         (
@@ -363,7 +365,7 @@ def test_a_prompt_of_a_wrong_shape_is_refused_with_both(
     _rewrite(bundle, "tasks/mood/prompt.safetensors", save({"prompt": prompt}))
 
     assert refusal(bundle) == (
-        f"reading task 'mood' of the bundle {bundle}: a prompt float32 {shape}; "
+        f"reading task 'mood' of the bundle {bundle}: rows of 'mood': float32 {shape}; "
         f"expected float32 (3, {HIDDEN})."
     )
 
@@ -372,7 +374,7 @@ def test_a_prompt_of_another_precision_is_refused(bundle: Path) -> None:
     prompt = np.zeros((3, HIDDEN), np.float64)
     _rewrite(bundle, "tasks/mood/prompt.safetensors", save({"prompt": prompt}))
 
-    assert f"a prompt float64 (3, {HIDDEN}); expected float32" in refusal(bundle)
+    assert f"rows of 'mood': float64 (3, {HIDDEN}); expected float32" in refusal(bundle)
 
 
 def test_a_prompt_under_another_name_is_refused(bundle: Path) -> None:

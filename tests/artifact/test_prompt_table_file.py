@@ -148,7 +148,7 @@ def test_a_task_cannot_be_added_twice() -> None:
 
     assert str(error.value) == (
         "adding to the prompt table: task 'mood' is in it already. "
-        "Name the new task otherwise, or start without existing_table."
+        "Name the new task otherwise, or rename or remove that one with plc tasks."
     )
 
 
@@ -262,7 +262,7 @@ def test_the_weights_of_a_model_are_not_taken_for_a_table(path: Path) -> None:
 
     assert refusal(path) == (
         f"reading the prompt table {path}: format 'pt'; expected 'plc.prompt-table'. "
-        "Tables of other tools are not read."
+        "Adapters and checkpoints come into a table with plc import."
     )
 
 

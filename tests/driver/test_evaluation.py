@@ -1,12 +1,15 @@
 """Scoring a bundle: which metric, what the base alone gets, and what cannot be scored."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_reference, session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import ConfigError, DataError, FingerprintError
+from pl_compile.errors import ArtifactError, ConfigError, DataError, FingerprintError
 from pl_compile.runtime import Session
 from pl_compile.testing import random_table, tiny_examples, write_jsonl
 
@@ -14,7 +17,7 @@ from pl_compile.testing import random_table, tiny_examples, write_jsonl
 @pytest.fixture(scope="module")
 def work(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    table = random_table(tiny_bases["llama"], folder / "table.safetensors")
+    table = random_table(tiny_bases["llama"], folder / "table.safetensors", prefix=True)
     export_bundle(
         ExportRequest(table, tiny_bases["llama"], folder / "bundle", measure_parity=False)
     )
@@ -84,6 +87,39 @@ def test_a_table_scores_like_its_bundle(
     scores = evaluate(on_torch, [work / "rows.jsonl"], options)
 
     assert scores == evaluate(session, [work / "rows.jsonl"], options)
+
+
+def test_a_task_with_a_prefix_is_scored_on_bundle_and_torch_alike(
+    session: Session, work: Path, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [
+        {"taskname": "order", "request": request, "order": "lights off"}
+        for request in ("it is too dark", "a parcel or a bill", "off")
+    ]
+    data = [write_jsonl(tmp_path / "rows.jsonl", rows)]
+    on_torch = session_on_table(work / "table.safetensors", tiny_bases["llama"])
+
+    scores = evaluate(session, data, EvalOptions(), reference=on_torch)
+
+    assert [score.same_as_reference for score in scores] == [100.0]
+    assert replace(scores[0], same_as_reference=None) == evaluate(on_torch, data, EvalOptions())[0]
+
+
+def test_a_table_with_a_prefix_of_another_base_is_refused(
+    work: Path, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    table = read_prompt_table(work / "table.safetensors")
+    wrong = replace(table.entry("order"), prefix_kv=np.zeros((2, 2, 2, 4, 9), np.float32))
+    path = tmp_path / "table.safetensors"
+    write_prompt_table(replace(table, entries={"order": wrong}), path)
+
+    with pytest.raises(ArtifactError) as caught:
+        session_on_table(path, tiny_bases["llama"])
+
+    assert str(caught.value) == (
+        f"reading the prompt table {path}: prefix of 'order': float32 (2, 2, 2, 4, 9); "
+        "expected float32 (2, 2, 2, 4, 8). Train the task again on this base."
+    )
 
 
 def test_a_reference_of_another_base_is_refused(work: Path, tiny_bases: dict[str, Path]) -> None:

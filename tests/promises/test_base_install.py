@@ -19,6 +19,7 @@ HIDDEN = (
     "gguf",
     "accelerate",
     "matplotlib",
+    "rouge_score",
 )
 
 MAIN = f"""
@@ -54,6 +55,9 @@ def plc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ["eval", "bundle", "--data", "rows.jsonl"],
         ["inspect", "bundle"],
         ["inspect", "table.safetensors"],
+        ["tasks", "ls", "bundle"],
+        ["tasks", "add", "new.safetensors", "table.safetensors", "--task", "tone"],
+        ["tasks", "export-peft", "table.safetensors", "tone", "--output", "adapter"],
         ["doctor"],
         ["prepare", "csv", "--input", "names.csv", "--output", "out", "--taskname", "tone"],
     ],
@@ -74,13 +78,19 @@ def test_works_without_extras(work: Path, arguments: list[str]) -> None:
         (["verify", "bundle", "--reference", "base"], "torch", "train"),
         (["eval", "table.safetensors", "--data", "rows.jsonl"], "torch", "train"),
         (["eval", "bundle", "--data", "rows.jsonl", "--reference", "b"], "torch", "train"),
+        (["eval", "bundle", "--data", "rows.jsonl", "--metric", "rouge"], "rouge_score", "eval"),
+        (
+            ["import peft", "a", "--task", "t", "--template", "x", "--output", "o"],
+            "ml_dtypes",
+            "export",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_names_the_extra_that_is_missing(
     work: Path, arguments: list[str], package: str, extra: str
 ) -> None:
-    done = plc(work, *arguments)
+    done = plc(work, *arguments[0].split(), *arguments[1:])
 
     assert done.returncode == 1
     assert done.stderr == (

@@ -24,11 +24,13 @@ class TrainingSequence:
         task: index of its task in the run.
         rendered: real and virtual tokens.
         in_loss: bool `[seq]`; whether the model is asked to predict this token.
+        where: file and line of the example.
     """
 
     task: int
     rendered: Rendered
     in_loss: NDArray[np.bool_]
+    where: str = ""
 
     def __len__(self) -> int:
         return len(self.rendered)
@@ -36,7 +38,8 @@ class TrainingSequence:
     def without_virtual(self) -> "TrainingSequence":
         """The same example as the base alone would see it."""
         real = self.rendered.virtual_rows < 0
-        return TrainingSequence(self.task, self.rendered.without_virtual(), self.in_loss[real])
+        rendered = self.rendered.without_virtual()
+        return TrainingSequence(self.task, rendered, self.in_loss[real], self.where)
 
 
 @dataclass
@@ -102,7 +105,8 @@ def render_examples(
             elif not in_loss[1:].any():
                 report.add("no token to learn from", example.where)
             else:
-                sequences.append(TrainingSequence(numbers[example.taskname], rendered, in_loss))
+                task = numbers[example.taskname]
+                sequences.append(TrainingSequence(task, rendered, in_loss, example.where))
     if not sequences:
         raise DataError(
             "rendering the examples", found="none is usable: " + "; ".join(report.lines())

@@ -1,21 +1,20 @@
 """Prompt learning methods, one file each, behind one face: `PromptMethod`.
 
-A method is a torch module whose `rows(task)` are the virtual tokens of a task, as a function of its
-parameters. The loop trains the parameters, the table stores the rows; neither asks which method
-it holds. To add one: a file here and a row in `METHODS`.
+A method is a torch module whose `prompt(task)` is a function of its parameters. The loop trains the
+parameters, the table stores the prompts; neither asks which method it holds. To add one: a file
+here and a row in `METHODS`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import TrainConfig
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.methods.no_prompts import build_no_prompts
 from pl_compile.training.methods.p_tuning import build_p_tuning
+from pl_compile.training.methods.prefix_tuning import build_prefix_tuning
 from pl_compile.training.methods.prompt_method import PromptMethod
 from pl_compile.training.methods.prompt_tuning import build_prompt_tuning
 
@@ -38,17 +37,6 @@ class Method:
 METHODS = {
     "prompt-tuning": Method(build_prompt_tuning, default_lr=1e-2),
     "p-tuning": Method(build_p_tuning, default_lr=1e-3),
+    "prefix-tuning": Method(build_prefix_tuning, default_lr=1e-2),
+    "no-prompts": Method(build_no_prompts, default_lr=1e-2),
 }
-
-
-def stacked_rows(method: PromptMethod, tasks: Tensor) -> Tensor:
-    """The prompts of a batch, float32 `[batch, virtual, hidden]`, zero-padded to the longest.
-
-    Args:
-        method: whose rows.
-        tasks: int64 `[batch]`; each task's rows are computed once, however often it occurs.
-    """
-    present = sorted(set(tasks.tolist()))
-    prompts = torch.nn.utils.rnn.pad_sequence([method.rows(t) for t in present], batch_first=True)
-    place = {task: index for index, task in enumerate(present)}
-    return prompts[torch.tensor([place[task] for task in tasks.tolist()])]

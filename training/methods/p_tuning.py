@@ -1,76 +1,43 @@
 """P-tuning: an encoder, shared by the tasks of a run, makes the rows (arXiv:2103.10385).
 
-The encoder reads a learned embedding `[virtual, hidden]` whose first rows are replaced by the
-base's embeddings of the taskname: that is what lets one encoder serve several tasks (NeMo's form).
-After training only the rows it made are kept.
+The encoder reads a learned embedding whose first rows are replaced by the base's embeddings of the
+taskname: that is what lets one encoder serve several tasks (NeMo's form). After training only the
+rows it made are kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pl_compile.config.task import TaskConfig
-from pl_compile.config.train import PTuningConfig, TrainConfig
+from pl_compile.config.train import TrainConfig
 from pl_compile.errors import ConfigError
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.methods.encoders import ENCODERS, PromptEncoder
 from pl_compile.training.methods.prompt_method import PromptMethod
+from pl_compile.training.prompt import Prompt
 
 
 class PTuning(PromptMethod):
     """A shared encoder conditioned on the taskname.
 
     Args:
-        virtual: rows per task, equal for all tasks.
-        encoder: maps float32 `[1, virtual, hidden]` to the same shape.
+        encoder: makes the rows.
         names: float32 `[tokens, hidden]` for each task: the base's embeddings of its name.
     """
 
-    def __init__(self, virtual: int, encoder: nn.Module, names: Sequence[Tensor]) -> None:
+    def __init__(self, encoder: PromptEncoder, names: Sequence[Tensor]) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(virtual, names[0].shape[-1]))
         self.encoder = encoder
         # Each name replaces exactly as many rows as it has tokens. (NeMo pads the names of a batch
         # to one length, so padding replaced rows in training that the export then kept.)
-        self._names = [name[:virtual] for name in names]
+        self._names = [name[: encoder.virtual] for name in names]
 
-    def rows(self, task: int) -> Tensor:
+    def prompt(self, task: int) -> Prompt:
         """The encoder's output for the task."""
-        name = self._names[task]
-        inputs = torch.cat([name, self.embedding[len(name) :]])
-        rows: Tensor = self.encoder(inputs[None])[0]
-        return rows
-
-
-class LstmEncoder(nn.Module):
-    """A bidirectional LSTM and two linear layers.
-
-    Args:
-        hidden: width in and out.
-        inner: width per direction.
-        layers: LSTM layers.
-        dropout: between them.
-    """
-
-    def __init__(self, hidden: int, inner: int, layers: int, dropout: float) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(
-            hidden,
-            inner,
-            num_layers=layers,
-            dropout=dropout if layers > 1 else 0.0,
-            bidirectional=True,
-            batch_first=True,
-        )
-        self.head = nn.Sequential(
-            nn.Linear(2 * inner, 2 * inner), nn.ReLU(), nn.Linear(2 * inner, hidden)
-        )
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """float32 `[1, virtual, hidden]` to the same shape."""
-        rows: Tensor = self.head(self.lstm(inputs)[0])
-        return rows
+        return Prompt(rows=self.encoder(self._names[task]))
 
 
 def build_p_tuning(
@@ -105,27 +72,6 @@ def build_p_tuning(
                     expected="names that differ there: they are what tells the tasks apart",
                     fix="Rename one, or give more virtual tokens.",
                 )
-    encoder = _ENCODERS[config.p_tuning.encoder_type](config.p_tuning, base.hidden)
-    return PTuning(virtual, encoder, names)
-
-
-def _mlp(config: PTuningConfig, hidden: int) -> nn.Module:
-    if config.num_layers < 2:
-        raise ConfigError(
-            "building the p-tuning encoder",
-            found=f"num_layers {config.num_layers}",
-            expected="at least 2 for 'mlp' (2 is recommended)",
-        )
-    inner = config.encoder_hidden or hidden
-    layers: list[nn.Module] = [nn.Linear(hidden, inner), nn.ReLU()]
-    for _ in range(config.num_layers - 2):
-        layers += [nn.Linear(inner, inner), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(inner, hidden))
-
-
-def _lstm(config: PTuningConfig, hidden: int) -> nn.Module:
-    inner = config.encoder_hidden or hidden // 2
-    return LstmEncoder(hidden, inner, config.num_layers, config.dropout)
-
-
-_ENCODERS: dict[str, Callable[[PTuningConfig, int], nn.Module]] = {"mlp": _mlp, "lstm": _lstm}
+    return PTuning(
+        ENCODERS[config.p_tuning.encoder_type](config.p_tuning, virtual, base.hidden), names
+    )

@@ -2,12 +2,20 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import nn
+
+from pl_compile.training.prompt import Prompt
 
 
 class PromptMethod(nn.Module, ABC):
-    """Trainable parameters that make the virtual tokens of the tasks of a run."""
+    """Trainable parameters that make the prompts of the tasks of a run.
+
+    Attributes:
+        learned_prefix: whether the prompts are keys and values, not rows.
+    """
+
+    learned_prefix = False
 
     @abstractmethod
-    def rows(self, task: int) -> Tensor:
-        """The virtual tokens of task number `task`: float32 `[virtual, hidden]`, differentiable."""
+    def prompt(self, task: int) -> Prompt:
+        """The prompt of task number `task`, differentiable."""

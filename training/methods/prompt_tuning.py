@@ -1,16 +1,17 @@
 """Prompt tuning: the rows themselves are the parameters (Lester et al. 2021, arXiv:2104.08691)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import TrainConfig
-from pl_compile.errors import ConfigError
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.methods.first_tokens import tokens_of_text, tokens_of_vocabulary
 from pl_compile.training.methods.prompt_method import PromptMethod
+from pl_compile.training.prompt import Prompt
 
 
 class PromptTuning(PromptMethod):
@@ -24,10 +25,9 @@ class PromptTuning(PromptMethod):
         super().__init__()
         self.prompts = nn.ParameterList(nn.Parameter(rows.clone()) for rows in initial)
 
-    def rows(self, task: int) -> Tensor:
+    def prompt(self, task: int) -> Prompt:
         """The task's matrix."""
-        rows: Tensor = self.prompts[task]
-        return rows
+        return Prompt(rows=self.prompts[task])
 
 
 def build_prompt_tuning(
@@ -39,44 +39,16 @@ def build_prompt_tuning(
         ConfigError: `init: text` and a task without `init_text`.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    start = _STARTS[config.prompt_tuning.init]
-    return PromptTuning([start(task, base, tokenizer, generator) for task in tasks])
 
+    def first_rows(task: TaskConfig) -> Tensor:
+        match config.prompt_tuning.init:
+            case "text":
+                return base.embeddings_of(tokens_of_text(task, tokenizer))
+            case "vocabulary":
+                ids = tokens_of_vocabulary(task, base.config.vocab, generator)
+                return base.embeddings_of(ids)
+            case "random":
+                rows = torch.empty(task.total_virtual_tokens, base.hidden)
+                return nn.init.xavier_normal_(rows, generator=generator)
 
-def _from_text(
-    task: TaskConfig, base: FrozenBase, tokenizer: Tokenizer, generator: torch.Generator
-) -> Tensor:
-    """Embeddings of the text's tokens, repeated or cut to the number of rows (as NeMo does)."""
-    ids = tokenizer.encode(task.init_text or "", opens=True, markup=False)
-    if not ids:
-        raise ConfigError(
-            f"starting the prompt of task '{task.taskname}' from text",
-            found="no init_text",
-            fix="Give the task an init_text, or choose prompt_tuning.init: vocabulary.",
-        )
-    repeated = (ids * task.total_virtual_tokens)[: task.total_virtual_tokens]
-    return base.embeddings_of(torch.tensor(repeated))
-
-
-def _from_vocabulary(
-    task: TaskConfig, base: FrozenBase, tokenizer: Tokenizer, generator: torch.Generator
-) -> Tensor:
-    """Embeddings of tokens drawn from the commonest 5,000 (the lowest ids of a byte-pair table)."""
-    common = min(5000, base.config.vocab)
-    drawn = torch.randint(common, (task.total_virtual_tokens,), generator=generator)
-    return base.embeddings_of(drawn)
-
-
-def _random(
-    task: TaskConfig, base: FrozenBase, tokenizer: Tokenizer, generator: torch.Generator
-) -> Tensor:
-    """Xavier-normal numbers."""
-    rows = torch.empty(task.total_virtual_tokens, base.hidden)
-    return nn.init.xavier_normal_(rows, generator=generator)
-
-
-_STARTS: dict[str, Callable[[TaskConfig, FrozenBase, Tokenizer, torch.Generator], Tensor]] = {
-    "text": _from_text,
-    "vocabulary": _from_vocabulary,
-    "random": _random,
-}
+    return PromptTuning([first_rows(task) for task in tasks])

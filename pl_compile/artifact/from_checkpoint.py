@@ -1,0 +1,44 @@
+"""The prompts in a training checkpoint, as a prompt table. Needs no torch.
+
+    tensor "table/<taskname>"   the rows or the prefix that the run had learned, as in a table
+    metadata "format"           "plc.training-checkpoint"
+    metadata "entries"          JSON: {taskname: `TaskEntry.record()`}
+    metadata "base"             JSON: `BaseIdentity`
+
+What else the file holds (parameters, the optimiser's moments) is not read.
+"""
+
+from pathlib import Path
+
+from pl_compile.artifact.prompt_table import PromptTable, table_from_records
+from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.errors import ArtifactError
+
+FORMAT = "plc.training-checkpoint"
+
+_PREFIX = "table/"
+
+
+def read_checkpoint_table(path: Path) -> PromptTable:
+    """The table that the run would have left at this checkpoint.
+
+    Raises:
+        ArtifactError: no such file, no checkpoint of ours, one without prompts, or a damaged one.
+    """
+    doing = f"reading the prompts of the checkpoint {path}"
+    file = read_tensor_file(path, doing=doing, prefix=_PREFIX)
+    if file.metadata.get("format") != FORMAT:
+        raise ArtifactError(
+            doing, found=f"format {file.metadata.get('format')!r}", expected=f"{FORMAT!r}"
+        )
+    if not file.tensors:
+        raise ArtifactError(
+            doing,
+            found="no prompts in it",
+            expected=f"tensors {_PREFIX}<taskname>",
+            fix="It was written by an older release: go on with its run, with plc train --resume.",
+        )
+    learned = {name.removeprefix(_PREFIX): tensor for name, tensor in file.tensors.items()}
+    return table_from_records(
+        learned, base=file.metadata.get("base"), tasks=file.metadata.get("entries"), doing=doing
+    )

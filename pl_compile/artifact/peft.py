@@ -1,0 +1,229 @@
+"""One task's prompt as a folder of PEFT's, and PEFT's folders read. Needs neither peft nor torch.
+
+    adapter_config.json          peft_type, task_type, sizes
+    adapter_model.safetensors    tensor "prompt_embeddings"
+        PROMPT_TUNING, P_TUNING  [virtual, hidden]: the rows; of p-tuning what its encoder computed
+        PREFIX_TUNING            [virtual, layers * 2 * kv_heads * head_dim]: of each layer the
+                                 keys, then the values
+
+PEFT puts virtual tokens in front of everything, a BOS included, and nowhere else. It hands a prefix
+to the model as its filled cache: keys are those after rotary positions, as `TaskEntry.prefix_kv`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from pl_compile.artifact.files import folder_written_whole
+from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
+from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import ArtifactError, list_problems
+from pl_compile.text.template import parse_template
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_TENSOR = "prompt_embeddings"
+
+# PEFT's name of a method to ours.
+_METHODS = {
+    "PROMPT_TUNING": "prompt-tuning",
+    "P_TUNING": "p-tuning",
+    "PREFIX_TUNING": "prefix-tuning",
+}
+
+Unpickle: TypeAlias = Callable[[Path], Mapping[str, NDArray[Any]]]
+"""Reads the arrays of a pickle without running what else is in it."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """What a folder of PEFT's holds.
+
+    Attributes:
+        method: our name of the method.
+        base: the base it was trained on, as PEFT's user called it; empty if it does not say.
+        embeddings: float32 `[virtual, width]`, as PEFT stores them.
+    """
+
+    method: str
+    base: str
+    embeddings: NDArray[np.float32]
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens it has."""
+        return len(self.embeddings)
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether it holds keys and values, not rows."""
+        return self.method == "prefix-tuning"
+
+    def learned(self, config: DecoderConfig) -> NDArray[np.float32]:
+        """The rows or the prefix as a `TaskEntry` has them.
+
+        Args:
+            config: the base it is for.
+
+        Returns:
+            float32 `[virtual, hidden]`, or `[layers, 2, kv_heads, virtual, head_dim]`.
+
+        Raises:
+            ArtifactError: the sizes are not those of the base.
+        """
+        cache = (config.layers, 2, config.kv_heads, config.head_dim)
+        expected = int(np.prod(cache)) if self.is_prefix else config.hidden
+        found = self.embeddings.shape[1]
+        if found != expected:
+            raise ArtifactError(
+                "matching the adapter with the base",
+                found=f"{found} numbers for a virtual token",
+                expected=f"{expected}: "
+                + ("layers * 2 * kv_heads * head_dim" if self.is_prefix else "the base's width"),
+                fix="Name the base that the adapter was trained on with --base.",
+            )
+        if not self.is_prefix:
+            return self.embeddings
+        return self.embeddings.reshape(self.virtual, *cache).transpose(1, 2, 3, 0, 4)
+
+
+def write_peft_adapter(
+    table: PromptTable, taskname: str, folder: Path, base_name_or_path: str
+) -> None:
+    """Writes a task as a folder that `peft.PeftModel.from_pretrained` opens.
+
+    Args:
+        table: has the task.
+        taskname: which one.
+        folder: is made, whole or not at all; one that this function wrote is replaced.
+        base_name_or_path: what PEFT's user calls the base.
+
+    Raises:
+        ArtifactError: no such task, one whose sequences do not begin with all of its virtual
+            tokens, or a folder that cannot be written.
+    """
+    entry = table.entry(taskname)
+    _check_prepends(entry)
+    config: dict[str, Any] = {
+        "base_model_name_or_path": base_name_or_path,
+        "inference_mode": True,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": entry.task.total_virtual_tokens,
+        "task_type": "CAUSAL_LM",
+    }
+    if entry.prefix_kv is None:
+        # PEFT takes the other sizes from the base, which a table does not describe.
+        config |= {"peft_type": "PROMPT_TUNING", "token_dim": table.base.hidden}
+        config |= {"num_layers": None, "num_attention_heads": None}
+        embeddings = entry.rows
+    else:
+        layers, _, kv_heads, virtual, head_dim = entry.prefix_kv.shape
+        config |= {"peft_type": "PREFIX_TUNING", "token_dim": kv_heads * head_dim}
+        config |= {"num_layers": layers, "num_attention_heads": kv_heads}
+        config |= {"prefix_projection": False}
+        embeddings = entry.prefix_kv.transpose(3, 0, 1, 2, 4).reshape(virtual, -1)
+    with folder_written_whole(folder, is_ours=_is_ours) as staging:
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (staging / _CONFIG).write_text(text, encoding="utf-8")
+        tensors = {_TENSOR: np.ascontiguousarray(embeddings, np.float32)}
+        (staging / _WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
+
+
+def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> PeftAdapter:
+    """Reads a folder that `save_pretrained` of PEFT wrote.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        unpickle: reads an `adapter_model.bin`; such a file is refused if None.
+
+    Raises:
+        ArtifactError: no such folder, a pickle, a damaged file, or an adapter of another kind.
+    """
+    doing = f"reading the PEFT adapter {folder}"
+    config = _read_config(folder / _CONFIG, doing)
+    weights, pickled = folder / _WEIGHTS, folder / _PICKLE
+    tensors: Mapping[str, NDArray[Any]]
+    if weights.is_file() or not pickled.is_file():
+        with suppress(ImportError):
+            import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
+        tensors = read_tensor_file(weights, doing=doing).tensors
+    elif unpickle is not None:
+        tensors = unpickle(pickled)
+    else:
+        raise ArtifactError(
+            doing,
+            found=f"{_PICKLE}, a pickle",
+            expected=_WEIGHTS,
+            fix="Save the adapter again with safetensors, or give --allow-pickle.",
+        )
+    if set(tensors) != {_TENSOR}:
+        raise ArtifactError(
+            doing,
+            found=f"tensors {', '.join(sorted(tensors)) or 'of no name'}",
+            expected=f"'{_TENSOR}' alone: an adapter that changes the base is not imported",
+        )
+    stored = tensors[_TENSOR]
+    virtual = config.get("num_virtual_tokens")
+    if stored.ndim != 2 or stored.shape[0] != virtual or stored.size == 0:
+        raise ArtifactError(
+            doing,
+            found=f"'{_TENSOR}' of shape {stored.shape}",
+            expected=f"num_virtual_tokens, {virtual}, of any width",
+        )
+    name = config.get("base_model_name_or_path")
+    return PeftAdapter(
+        _METHODS[config["peft_type"]],
+        name if isinstance(name, str) else "",
+        np.ascontiguousarray(stored, np.float32),
+    )
+
+
+def _check_prepends(entry: TaskEntry) -> None:
+    if not parse_template(entry.task).opens_with_all_virtual_tokens:
+        found = "a template that does not open with all of its virtual tokens"
+    elif entry.prefix_kv is None and entry.bos_id is not None:
+        found = "a BOS before the virtual tokens"
+    else:
+        return
+    raise ArtifactError(
+        f"writing task '{entry.task.taskname}' for PEFT",
+        found=found,
+        expected="all of them before everything else: PEFT can put them nowhere else",
+    )
+
+
+def _read_config(path: Path, doing: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            doing, found=f"no {_CONFIG}", expected="a folder that PEFT's save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(doing, found=f"{_CONFIG}: {error}", expected="JSON") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(doing, found=f"{_CONFIG} holds no object")
+    problems = []
+    if config.get("peft_type") not in list(_METHODS):
+        kind, known = config.get("peft_type"), ", ".join(_METHODS)
+        problems.append(f"peft_type is {kind!r}, and only {known} are prompts of one task")
+    if config.get("task_type") != "CAUSAL_LM":
+        problems.append(f"task_type is {config.get('task_type')!r}, and only 'CAUSAL_LM' is a GPT")
+    if config.get("modules_to_save"):
+        problems.append("modules_to_save: the adapter changes the base")
+    if problems:
+        raise ArtifactError(doing, found=list_problems(problems))
+    return config
+
+
+def _is_ours(folder: Path) -> bool:
+    return {path.name for path in folder.iterdir()} <= {_CONFIG, _WEIGHTS}

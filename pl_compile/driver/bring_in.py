@@ -1,0 +1,116 @@
+"""Prompts that others trained, and those of a training checkpoint, into a prompt table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pl_compile.artifact.from_checkpoint import read_checkpoint_table
+from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
+from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, TaskEntry
+from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.task import TaskConfig
+from pl_compile.driver.tasks import merge_into
+from pl_compile.errors import BaseModelError, ConfigError
+from pl_compile.text.template import parse_template
+from pl_compile.weights.bases import find_base
+from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+
+_MARKER = "<|VIRTUAL_PROMPT_0|>"
+
+
+@dataclass(frozen=True)
+class PeftImport:
+    """What to bring in.
+
+    Attributes:
+        adapter: a folder that PEFT's `save_pretrained` wrote.
+        output: the table; made if it is not there, else the task is added to it.
+        taskname: what the task is to be called.
+        template: the text around the fields. The virtual tokens stand in front of it, whether
+            their marker is written or not.
+        choices: the closed set of answers; open if empty.
+        truncate_field: the field that is cut when a request is too long.
+        base: name or folder of the base; the one that the adapter names if None.
+        allow_pickle: whether an `adapter_model.bin` may be read, as weights only.
+    """
+
+    adapter: Path
+    output: Path
+    taskname: str
+    template: str
+    choices: Sequence[str] = ()
+    truncate_field: str | None = None
+    base: str | None = None
+    allow_pickle: bool = False
+
+
+def import_peft(request: PeftImport) -> PromptTable:
+    """Adds an adapter's prompt to a table and returns the table.
+
+    Its answers end with the base's EOS. PEFT puts virtual tokens before a BOS: where the adapter
+    was trained with one, the template has it as text.
+
+    Raises:
+        ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
+            task of that name in the table, or a disk that refuses.
+        BaseModelError: there is no such base.
+        ConfigError: a wrong template, or one that does not open with all virtual tokens.
+        FingerprintError: the table belongs to another base.
+    """
+    unpickle = None
+    if request.allow_pickle:
+        from pl_compile.training.pickled import tensors_of_pickle
+
+        unpickle = tensors_of_pickle
+    adapter = read_peft_adapter(request.adapter, unpickle=unpickle)
+    task = _task(request, adapter.virtual)
+    name = request.base or adapter.base
+    if not name:
+        raise BaseModelError(
+            f"looking for the base of {request.adapter}",
+            found="the adapter names none",
+            fix="Name the base with --base.",
+        )
+    folder = find_base(name)
+    config = read_decoder_config(folder)
+    entry = _entry(adapter, task, config)
+    fingerprint = fingerprint_base(Checkpoint(folder), config)
+    base = BaseIdentity(name, fingerprint, config.hidden, config.vocab)
+    return merge_into(request.output, PromptTable(base, {task.taskname: entry}))
+
+
+def import_checkpoint(checkpoint: Path, output: Path) -> PromptTable:
+    """Adds the prompts that a training checkpoint holds to a table and returns the table.
+
+    Raises:
+        ArtifactError: a checkpoint or a table that cannot be read, one without prompts, a task that
+            both have, or a disk that refuses.
+        FingerprintError: they belong to different bases.
+    """
+    return merge_into(output, read_checkpoint_table(checkpoint))
+
+
+def _task(request: PeftImport, virtual: int) -> TaskConfig:
+    marked = "<|VIRTUAL_PROMPT_" in request.template
+    task = TaskConfig(
+        taskname=request.taskname,
+        prompt_template=request.template if marked else _MARKER + request.template,
+        total_virtual_tokens=virtual,
+        choices=tuple(request.choices),
+        truncate_field=request.truncate_field,
+    )
+    if not parse_template(task).opens_with_all_virtual_tokens:
+        raise ConfigError(
+            f"importing task '{request.taskname}'",
+            found="a template with text before its virtual tokens",
+            expected=f"{_MARKER} at its start: there PEFT had them in training",
+        )
+    return task
+
+
+def _entry(adapter: PeftAdapter, task: TaskConfig, config: DecoderConfig) -> TaskEntry:
+    learned = adapter.learned(config)
+    prefix = learned if adapter.is_prefix else None
+    rows = learned[:0].reshape(0, config.hidden) if adapter.is_prefix else learned
+    method = f"{adapter.method} (PEFT)"
+    return TaskEntry(task, rows, None, config.eos_id, method, prefix)

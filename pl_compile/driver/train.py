@@ -1,0 +1,96 @@
+"""Training with what lies outside its room: answers scored on the way, a bundle for the loggers.
+
+The trainer sees neither runtime nor compiler; here they are handed to it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
+from pl_compile.config.train import TrainConfig
+from pl_compile.driver.evaluate import EvalOptions, evaluate
+from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.session import Session
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.data.load import sequence_rules
+from pl_compile.training.reference import TorchEngine
+from pl_compile.training.run import Helpers, Scores, TrainResult, run_training
+from pl_compile.weights.bases import find_base
+
+
+def train_run(
+    config: TrainConfig, output: Path, *, resume: bool = False, progress: Progress = SILENT
+) -> TrainResult:
+    """Trains as `run_training` does, with scores and bundles where the config asks for them.
+
+    Raises:
+        PlcError: anything that keeps the run from its end.
+    """
+
+    def score(config: TrainConfig, base: FrozenBase, table: PromptTable | None) -> Scores:
+        return score_answers(config, base, table, progress=progress)
+
+    def bundle(table: Path, base: Path, output: Path) -> None:
+        export_bundle(ExportRequest(table, base, output), progress=progress)
+
+    helpers = Helpers(score, bundle)
+    return run_training(config, output, resume=resume, progress=progress, helpers=helpers)
+
+
+def score_answers(
+    config: TrainConfig,
+    base: FrozenBase,
+    table: PromptTable | None,
+    *,
+    progress: Progress = SILENT,
+) -> Scores:
+    """Answers the validation examples with the base as it is loaded, and scores the answers.
+
+    Args:
+        config: `validation` says how many, and by which metric.
+        base: of the run, in its precision.
+        table: the prompts; None for none.
+        progress: who is told.
+    """
+    entries = _without_prompts(config, base) if table is None else table.entries
+    session = Session(Tokenizer.from_folder(find_base(config.base)), entries, TorchEngine(base))
+    wanted = config.validation
+    options = EvalOptions(
+        metric=wanted.metric,
+        prompt=table is not None,
+        baseline=False,
+        max_tokens=wanted.max_tokens,
+        limit=wanted.limit,
+    )
+    scores = evaluate(session, config.data.validation, options, progress=progress)
+    predictions = [
+        {
+            "task": score.task,
+            "prompt": json.dumps(asked, ensure_ascii=False),
+            "answer": answer,
+            "expected": expected,
+        }
+        for score in scores
+        for asked, answer, expected in zip(
+            score.asked, score.predictions, score.expected, strict=True
+        )
+    ]
+    return Scores({score.task: score.with_prompt for score in scores}, predictions)
+
+
+def _without_prompts(config: TrainConfig, base: FrozenBase) -> dict[str, TaskEntry]:
+    rules = sequence_rules(config, base.config)
+    return {
+        task.taskname: TaskEntry(
+            task,
+            np.zeros((task.total_virtual_tokens, base.hidden), np.float32),
+            rules.bos_id,
+            rules.eos_id,
+            "no-prompts",
+        )
+        for task in config.tasks
+    }

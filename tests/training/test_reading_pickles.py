@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pl_compile.errors import ArtifactError
+from pl_compile.training.pickled import tensors_of_pickle
+
+
+class _Hostile:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_tensors_become_float32_arrays(tmp_path: Path) -> None:
+    tensors = {
+        "half": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16),
+        "learned": torch.nn.Parameter(torch.ones(2)),
+    }
+    torch.save(tensors, tmp_path / "file.bin")
+
+    read = tensors_of_pickle(tmp_path / "file.bin")
+
+    assert {name: array.tolist() for name, array in read.items()} == {
+        "half": [[1.5, -2.0]],
+        "learned": [1.0, 1.0],
+    }
+    assert {str(array.dtype) for array in read.values()} == {"float32"}
+
+
+def test_what_a_pickle_would_run_is_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"a": _Hostile(mark)}, tmp_path / "file.bin")
+
+    with pytest.raises(ArtifactError, match="as weights only: "):
+        tensors_of_pickle(tmp_path / "file.bin")
+
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], {"a": 3}, {3: torch.ones(1)}, None])
+def test_other_things_than_tensors_by_name_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "file.bin")
+
+    with pytest.raises(ArtifactError, match="expected tensors by name"):
+        tensors_of_pickle(tmp_path / "file.bin")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04", b"PK\x03\x04" + bytes(99), b"text"])
+def test_a_damaged_file_is_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file.bin").write_bytes(data)
+
+    with pytest.raises(ArtifactError) as error:
+        tensors_of_pickle(tmp_path / "file.bin")
+
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no\.bin"):
+        tensors_of_pickle(tmp_path / "no.bin")

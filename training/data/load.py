@@ -1,0 +1,96 @@
+"""A run's examples, from files to sequences: rendered once, then taken from the cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.train import TrainConfig
+from pl_compile.errors import ConfigError, TrainingError
+from pl_compile.progress import Progress
+from pl_compile.text.examples import read_examples
+from pl_compile.text.render import Renderer, SequenceRules
+from pl_compile.text.template import parse_templates
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.data.cache import cached, dataset_key, datasets_folder
+from pl_compile.training.data.dataset import SkipReport, TrainingSequence, render_examples
+
+
+def sequence_rules(config: TrainConfig, base: DecoderConfig) -> SequenceRules:
+    """What opens and ends the run's sequences.
+
+    Raises:
+        ConfigError: the base has no such token.
+    """
+    for wanted, key, token_id in (
+        (config.data.add_bos, "add_bos", base.bos_id),
+        (config.data.add_eos, "add_eos", base.eos_id),
+    ):
+        if wanted and token_id is None:
+            raise ConfigError(
+                f"reading data.{key}",
+                found=f"true, but the base '{config.base}' names no such token",
+                fix=f"Set data.{key}: false.",
+            )
+    return SequenceRules(
+        base.bos_id if config.data.add_bos else None, base.eos_id if config.data.add_eos else None
+    )
+
+
+def load_sequences(
+    config: TrainConfig,
+    paths: Sequence[Path],
+    base: DecoderConfig,
+    tokenizer: Tokenizer,
+    rules: SequenceRules,
+    progress: Progress,
+) -> list[TrainingSequence]:
+    """The sequences of the examples in `paths`; what is left out is told.
+
+    Args:
+        config: tasks and lengths.
+        paths: example files; no sequences if there are none.
+        base: its longest sequence.
+        tokenizer: the base's.
+        rules: BOS and EOS.
+        progress: who is told.
+
+    Raises:
+        DataError: whatever is wrong with the examples.
+    """
+    if not paths:
+        return []
+    templates = parse_templates(config.tasks)
+    renderers = {name: Renderer(t, tokenizer, rules) for name, t in templates.items()}
+    limit = min(config.data.max_seq_length or base.positions, base.positions)
+
+    def render() -> tuple[list[TrainingSequence], SkipReport]:
+        return render_examples(
+            read_examples(paths, templates),
+            renderers,
+            max_length=limit,
+            min_length=config.data.min_seq_length,
+            progress=progress,
+        )
+
+    if config.data.cache:
+        key = dataset_key(
+            tokenizer, renderers, paths, max_length=limit, min_length=config.data.min_seq_length
+        )
+        sequences, report = cached(key, render, datasets_folder(), progress=progress)
+    else:
+        sequences, report = render()
+    for line in report.lines():
+        progress.say(line)
+    return sequences
+
+
+def check_every_task_occurs(config: TrainConfig, training: Sequence[TrainingSequence]) -> None:
+    """Raises `TrainingError` unless each task has an example to learn from."""
+    for index, task in enumerate(config.tasks):
+        if not any(sequence.task == index for sequence in training):
+            raise TrainingError(
+                f"reading the examples of task '{task.taskname}'",
+                found="none that can be used for training",
+                expected="at least one",
+                fix="Add examples, shorten its prompt, or take the task out of the config.",
+            )

@@ -1,0 +1,54 @@
+"""Memory for what the backward pass needs, taken once and used again by each micro-batch.
+
+Micro-batches differ in length, and what is saved of them is hundreds of megabytes in blocks of as
+many sizes: a heap fragments until it is half as large again. Here it is laid end to end.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_BLOCK = 64 << 20
+_ALIGNMENT = 64
+
+
+class Workspace:
+    """A stack of blocks that is filled by the forward pass and started anew by `reset`.
+
+    Only the main memory of a CPU is managed; tensors of other devices are left to torch's caching
+    allocator. What was taken before `reset` must not be used after it: one micro-batch goes forward
+    and backward before the next.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._block = 0
+        self._used = 0
+
+    def reset(self) -> None:
+        """Frees everything that was taken."""
+        self._block = self._used = 0
+
+    def empty(self, *shape: int, like: Tensor) -> Tensor:
+        """An uninitialised tensor with dtype and device of `like`."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        size = math.prod(shape) * like.element_size()
+        if size > _BLOCK:
+            return like.new_empty(shape)
+        if self._used + size > _BLOCK and self._blocks:
+            self._block, self._used = self._block + 1, 0
+        if self._block == len(self._blocks):
+            self._blocks.append(torch.empty(_BLOCK, dtype=torch.uint8))
+        piece = self._blocks[self._block][self._used : self._used + size]
+        self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        # `.data`: a version counter of its own, or writing one piece would look to autograd like
+        # an overwriting of all others of the block.
+        return piece.view(like.dtype).view(shape).data
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """A copy of `tensor` that lives until `reset`."""
+        if tensor.device.type != "cpu":
+            return tensor
+        return self.empty(*tensor.shape, like=tensor).copy_(tensor)

@@ -1,0 +1,32 @@
+"""Real tokens that a prompt starts from."""
+
+import torch
+from torch import Tensor
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.errors import ConfigError
+from pl_compile.text.tokenizer import Tokenizer
+
+# The lowest ids of a byte-pair table are the commonest tokens.
+_COMMON = 5000
+
+
+def tokens_of_text(task: TaskConfig, tokenizer: Tokenizer) -> Tensor:
+    """The text's tokens, repeated or cut to the number of rows: int64 `[virtual]` (NeMo's rule).
+
+    Raises:
+        ConfigError: the task has no `init_text`.
+    """
+    ids = tokenizer.encode(task.init_text or "", opens=True, markup=False)
+    if not ids:
+        raise ConfigError(
+            f"starting the prompt of task '{task.taskname}' from text",
+            found="no init_text",
+            fix="Give the task an init_text, or choose init: vocabulary.",
+        )
+    return torch.tensor((ids * task.total_virtual_tokens)[: task.total_virtual_tokens])
+
+
+def tokens_of_vocabulary(task: TaskConfig, vocab: int, generator: torch.Generator) -> Tensor:
+    """Tokens drawn from the commonest: int64 `[virtual]`."""
+    return torch.randint(min(_COMMON, vocab), (task.total_virtual_tokens,), generator=generator)

@@ -1,0 +1,69 @@
+"""Prefix tuning: keys and values of every layer are the parameters (arXiv:2101.00190).
+
+They start as what the base itself computes for real tokens, so training starts from a sensible
+place and needs no encoder to be stable. They stand before everything, at positions 0 to
+`virtual - 1`, and are the prefix KV of a bundle as they are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pl_compile.config.task import TaskConfig
+from pl_compile.config.train import TrainConfig
+from pl_compile.errors import ConfigError
+from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.methods.first_tokens import tokens_of_text, tokens_of_vocabulary
+from pl_compile.training.methods.prompt_method import PromptMethod
+from pl_compile.training.prompt import Prompt
+
+
+class PrefixTuning(PromptMethod):
+    """One trainable tensor per task.
+
+    Args:
+        initial: float32 `[layers, 2, kv_heads, virtual, head_dim]` for each task.
+    """
+
+    learned_prefix = True
+
+    def __init__(self, initial: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.prefixes = nn.ParameterList(nn.Parameter(prefix.clone()) for prefix in initial)
+
+    def prompt(self, task: int) -> Prompt:
+        """The task's keys and values."""
+        return Prompt(prefix_kv=self.prefixes[task])
+
+
+def build_prefix_tuning(
+    config: TrainConfig, tasks: Sequence[TaskConfig], base: FrozenBase, tokenizer: Tokenizer
+) -> PrefixTuning:
+    """Prefix tuning started as `config.prefix_tuning.init` says.
+
+    Raises:
+        ConfigError: a template with virtual tokens elsewhere than at its head, or `init: text` and
+            a task without `init_text`.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    initial = []
+    for task in tasks:
+        if not parse_template(task).opens_with_all_virtual_tokens:
+            raise ConfigError(
+                f"starting the prefix of task '{task.taskname}'",
+                found="a template with virtual tokens after its head",
+                expected="one marker, at the very start: a prefix stands before everything",
+                fix="Move the marker to the start, or choose prompt-tuning or p-tuning.",
+            )
+        init = config.prefix_tuning.init
+        if init == "text" or (init == "auto" and task.init_text):
+            ids = tokens_of_text(task, tokenizer)
+        else:
+            ids = tokens_of_vocabulary(task, base.config.vocab, generator)
+        if config.data.add_bos and base.config.bos_id is not None:
+            ids = torch.cat([torch.tensor([base.config.bos_id]), ids[:-1]])
+        initial.append(base.keys_and_values(ids))
+    return PrefixTuning(initial)

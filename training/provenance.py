@@ -1,0 +1,105 @@
+"""Where a run's numbers come from: versions, machine, command line, state of the source.
+
+A run folder's `history.jsonl` has one record for each time that the run was started or resumed.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pl_compile
+from pl_compile.artifact.files import write_atomically
+
+_PACKAGES = ("torch", "transformers", "numpy")
+_GIT_SECONDS = 10  # a large checkout on a slow disk must not hold up a run
+
+
+def describe_run(argv: Sequence[str]) -> dict[str, Any]:
+    """What a run that starts now is made with, as plain data.
+
+    Args:
+        argv: the command line.
+
+    Returns:
+        "started" (UTC, ISO 8601), "argv", "cwd", "versions" by name (None where a package is not
+        installed), "platform", and "git": the state of the current folder's checkout as "commit",
+        "branch" (None where there is none), "dirty" (whether tracked files differ from the commit)
+        and "diff" (how much they do); None outside a checkout or without git.
+    """
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": list(argv),
+        "cwd": os.getcwd(),
+        "versions": {
+            "python": platform.python_version(),
+            "plc": pl_compile.__version__,
+            **{package: _version(package) for package in _PACKAGES},
+        },
+        "platform": platform.platform(),
+        "git": _git_state(),
+    }
+
+
+def record_start(run_folder: Path, argv: Sequence[str], step: int, resumed: bool) -> dict[str, Any]:
+    """Adds a record of this start to `history.jsonl`; earlier ones are kept.
+
+    Args:
+        run_folder: the run's; made if need be.
+        argv: the command line.
+        step: optimiser steps done so far.
+        resumed: whether the run goes on, or is new.
+
+    Returns:
+        The record: "event" ("started" or "resumed"), "step", and what `describe_run` says.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    record = {"event": "resumed" if resumed else "started", "step": step, **describe_run(argv)}
+    path = run_folder / "history.jsonl"
+    earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_atomically(path, (earlier + json.dumps(record, ensure_ascii=False) + "\n").encode())
+    return record
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    if _git("rev-parse", "--is-inside-work-tree") != "true":
+        return None
+    diff = _git("diff", "HEAD", "--shortstat", "--no-ext-diff")
+    return {
+        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "branch": _git("branch", "--show-current") or None,
+        "dirty": None if diff is None else bool(diff),
+        "diff": diff,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command prints, or None if it fails for any reason."""
+    # Without optional locks: a run must not get in the way of a commit made at the same time.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+            env=environment,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

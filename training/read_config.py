@@ -1,0 +1,45 @@
+"""A training config from a file: ours, or one with NeMo's key names."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pl_compile.config.nemo import from_nemo, is_nemo
+from pl_compile.config.read import build, override, read_yaml
+from pl_compile.config.train import TrainConfig
+from pl_compile.progress import SILENT, Progress
+from pl_compile.text.template import parse_templates
+
+
+def read_train_config(
+    path: Path, settings: Sequence[str] = (), *, progress: Progress = SILENT
+) -> TrainConfig:
+    """The config of a file with `--set` overrides.
+
+    Args:
+        path: a YAML file.
+        settings: "dotted.key=value", in the file's own key names.
+        progress: told which of NeMo's keys mean nothing here.
+
+    Raises:
+        ConfigError: whatever is wrong with the file, the overrides or a template.
+    """
+    root = override(read_yaml(path), settings)
+    if is_nemo(root):
+        root, ignored = from_nemo(root)
+        for line in ignored:
+            progress.say(line)
+    config = build(TrainConfig, root, doing=f"reading {path}")
+    parse_templates(config.tasks)  # said before anything heavy is loaded
+    # Absolute from here on: the resolved config must mean the same wherever it is read.
+    data = replace(
+        config.data,
+        train=tuple(file.absolute() for file in config.data.train),
+        validation=tuple(file.absolute() for file in config.data.validation),
+    )
+    existing = config.existing_table and config.existing_table.absolute()
+    base = next(
+        (str(f.absolute()) for f in (Path(config.base), path.parent / config.base) if f.is_dir()),
+        config.base,
+    )
+    return replace(config, base=base, data=data, existing_table=existing)
