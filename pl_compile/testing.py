@@ -6,10 +6,13 @@ Sizes are tiny and odd, no two alike, so that a transposed axis cannot go unseen
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pl_compile.config.train import TrainConfig
 
 FAMILIES = ("llama", "gpt2")
 
@@ -187,6 +190,7 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
         "data": {
             "train": [str(write_jsonl(folder / "train.jsonl", tiny_examples(24)))],
             "validation": [str(write_jsonl(folder / "validation.jsonl", tiny_examples(8, seed=1)))],
+            "cache": False,
         },
         "trainer": {
             "max_steps": 6,
@@ -197,6 +201,44 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
         "optim": {"lr": 0.05},
         **changes,
     }
+
+
+def tiny_run(
+    folder: Path, base: Path, *, rows: Sequence[Any] | None = None, **changes: Any
+) -> "TrainConfig":
+    """The training config of `tiny_train_config`; `folder` is made if it is not there.
+
+    Args:
+        folder: as there.
+        base: as there.
+        rows: the examples to train on; the first eight are those to validate on.
+        changes: keys to replace; of a mapping, only what is named in it.
+    """
+    from pl_compile.config.read import build, node_from_plain
+    from pl_compile.config.train import TrainConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = tiny_train_config(folder, base)
+    for key, value in changes.items():
+        old = plain.get(key)
+        plain[key] = (
+            {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    if rows is not None:
+        write_jsonl(folder / "train.jsonl", rows)
+        write_jsonl(folder / "validation.jsonl", rows[:8])
+    return build(TrainConfig, node_from_plain(plain, "test"), doing="reading the test config")
+
+
+def tone_tasks(*names: str, **changes: Any) -> list[dict[str, Any]]:
+    """The first of `TASKS` under other names."""
+    return [{**TASKS[0], **changes, "taskname": name} for name in names]
+
+
+def tone_examples(*names: str, count: int = 24, seed: int = 0) -> list[dict[str, str]]:
+    """Examples of `tone_tasks`, each task in turn."""
+    rows = tiny_examples(2 * count, seed=seed)[::2]
+    return [{**row, "taskname": names[index % len(names)]} for index, row in enumerate(rows)]
 
 
 def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False) -> Path:

@@ -1,13 +1,19 @@
 """What several rooms' tests share: tiny bases made once, real data where it is, golden files."""
 
+import hashlib
 import json
 import os
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.progress import SILENT, Bar
 from pl_compile.testing import FAMILIES, write_tiny_base
 
 
@@ -65,3 +71,80 @@ def read_jsonl() -> Callable[[Path], list[dict[str, Any]]]:
         return [json.loads(line) for line in lines]
 
     return read
+
+
+# Training runs
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def records() -> Callable[[Path], list[dict[str, Any]]]:
+    """The records of a run folder, without what differs between equal runs: time."""
+
+    def read(run: Path) -> list[dict[str, Any]]:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line, parse_constant=_refuse) for line in lines]
+        return [{key: row[key] for key in row if key != "seconds"} for row in rows]
+
+    return read
+
+
+@pytest.fixture
+def prompt_sums() -> Callable[[Path | None], dict[str, str]]:
+    """The sum of each task's rows or prefix in a table."""
+
+    def sums(table: Path | None) -> dict[str, str]:
+        assert table is not None
+        entries = read_prompt_table(table).entries
+        return {
+            name: hashlib.sha256(entry.learned.tobytes()).hexdigest()
+            for name, entry in entries.items()
+        }
+
+    return sums
+
+
+def _refuse(constant: str) -> float:
+    raise AssertionError(f"{constant} in a record: no JSON")
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a run takes longer than a tiny run: `real_curves` asks for it."""
+    run = sys.modules.get("pl_compile.training.run")
+    if run is not None and "real_curves" not in request.fixturenames:
+        monkeypatch.setattr(run, "draw_curves", lambda *_: b"no picture")
+
+
+@pytest.fixture
+def real_curves() -> None:
+    """For tests that look at `curves.png`."""
+
+
+class Told:
+    """A progress that remembers its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """A line."""
+        self.lines.append(line)
+
+    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
+        """Nothing that is remembered."""
+        return SILENT.bar(label, total)
+
+
+@pytest.fixture
+def told() -> Told:
+    """Who is told of a run."""
+    return Told()

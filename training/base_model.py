@@ -6,10 +6,11 @@ computes logits where a token is to be predicted, and nowhere else.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,18 @@ from pl_compile.training.frozen import attention
 from pl_compile.training.frozen.layers import replace_layers
 from pl_compile.training.frozen.loss import frozen_cross_entropy
 from pl_compile.training.frozen.workspace import Workspace
+from pl_compile.training.parallel import (
+    Sharded,
+    all_heads,
+    dtype_of_files,
+    loader_in_parts,
+    local_part,
+    own_heads,
+)
 from pl_compile.training.prompt import Prompt
+from pl_compile.training.team import ALONE, Team
+
+T = TypeVar("T")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +55,8 @@ class FrozenBase:
         activation_checkpointing: save each layer's input only, and compute the layer again in the
             backward pass.
         compile: let `torch.compile` fuse norms and MLPs.
+        team: its tensor parallel processes hold the base between them.
+        shard: let its data parallel processes keep a part of each weight.
 
     Raises:
         BaseModelError: the folder holds no model that `transformers` can load.
@@ -58,12 +72,22 @@ class FrozenBase:
         as_is: bool = False,
         activation_checkpointing: bool = False,
         compile: bool = False,
+        team: Team = ALONE,
+        shard: bool = False,
     ) -> None:
         self.config: DecoderConfig = read_decoder_config(folder)
         self.device = torch.device(device)
-        model = _load(folder, DTYPES[precision]).to(self.device)
+        dtype = DTYPES[precision]
+        if shard:
+            model = _load(folder, dtype_of_files(folder) or dtype)
+        elif team.tensor_size > 1:
+            model = _load(folder, dtype, *loader_in_parts(folder, team, self.device))
+        else:
+            model = _load(folder, dtype).to(self.device)
         self.model = model.eval().requires_grad_(trainable)
         self.trainable = trainable
+        self.divided = shard or team.tensor_size > 1
+        self._team = team
         # The network below the head: its output is needed at few positions, the head's at fewer.
         self._body = self.model.base_model
         self._embedding = self.model.get_input_embeddings()
@@ -74,8 +98,10 @@ class FrozenBase:
             _compile_layers(self.model)
         elif not (trainable or as_is):
             replace_layers(self.model, self._workspace)
+        layers = _decoder_layers(self.model)
         if activation_checkpointing:
             _checkpoint_layers(self.model)
+        self._sharded = Sharded(model, layers, team, self.device, dtype) if shard else None
 
     @property
     def hidden(self) -> int:
@@ -89,8 +115,8 @@ class FrozenBase:
 
     def embeddings_of(self, token_ids: Tensor) -> Tensor:
         """float32 `[..., hidden]` of int64 `[...]`, detached, on the CPU."""
-        rows: Tensor = self._embedding(token_ids.to(self.device)).detach().float().cpu()
-        return rows
+        rows: Tensor = self.inside(lambda: self._embedding(token_ids.to(self.device)))
+        return rows.detach().float().cpu()
 
     def keys_and_values(self, token_ids: Tensor) -> Tensor:
         """What the attention of each layer sees of a sequence that opens with these tokens.
@@ -101,12 +127,24 @@ class FrozenBase:
         Returns:
             float32 `[layers, 2, kv_heads, seq, head_dim]`, on the CPU.
         """
+        line = token_ids.to(self.device)[None]
         with torch.no_grad():
-            output = self._body(input_ids=token_ids.to(self.device)[None], use_cache=True)
+            output = self.inside(lambda: self._body(input_ids=line, use_cache=True))
         layers = [
             torch.stack([layer.keys[0], layer.values[0]]) for layer in output.past_key_values.layers
         ]
-        return torch.stack(layers).float().cpu()
+        return all_heads(torch.stack(layers), self._team).float().cpu()
+
+    def own_heads(self, prefix_kv: Tensor) -> Tensor:
+        """What of a learned prefix `[layers, 2, kv_heads, prefix, head_dim]` is computed here."""
+        return own_heads(prefix_kv, self._team)
+
+    def inside(self, step: Callable[[], T]) -> T:
+        """Does a step with all weights at hand that modules of the base use outside of layers."""
+        if self._sharded is None:
+            return step()
+        result: T = self._sharded(step)
+        return result
 
     def token_losses(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
         """Cross-entropy of each target, float32 `[targets]`, in the order of the batch.
@@ -117,24 +155,26 @@ class FrozenBase:
             batch: the micro-batch.
             prompts: by task number.
         """
+        return self.inside(lambda: self._token_losses(batch, prompts))
+
+    def _token_losses(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
         if self._workspace is not None:
             self._workspace.reset()
-        plan = attention.plan_attention(
-            batch, {task: prompt.prefix_kv for task, prompt in prompts.items()}, self._workspace
-        )
-        config = self.model.config
-        config._attn_implementation = attention.NAME
-        try:
+        prefixes = {
+            task: None if prompt.prefix_kv is None else self.own_heads(prompt.prefix_kv)
+            for task, prompt in prompts.items()
+        }
+        plan = attention.plan_attention(batch, prefixes, self._workspace)
+        with _packed_attention(self.model.config):
             output = self._body(
                 inputs_embeds=self._embed(batch, prompts)[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
                 plan=plan,
             )
-        finally:
-            config._attn_implementation = _PLAIN
         hidden = output.last_hidden_state[0].index_select(0, batch.loss_at)
-        if not self.trainable and self._head.bias is None:
+        divided_head = self._team.tensor_size > 1
+        if not (self.trainable or divided_head) and self._head.bias is None:
             return frozen_cross_entropy(hidden, self._head.weight, batch.targets)
         logits = self._head(hidden).float()
         return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
@@ -158,28 +198,32 @@ class FrozenBase:
         return embedded.index_copy(0, places, virtual)
 
     def digest(self) -> str:
-        """sha256 over all parameters: equal before and after a run, or the base was not frozen."""
+        """sha256 over all parameters that are here: equal before and after a run, or not frozen."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(name.encode())
-            data = parameter.detach().cpu().contiguous().view(torch.uint8)
+            data = local_part(parameter.detach()).cpu().contiguous().view(torch.uint8)
             digest.update(data.numpy().data)
         return digest.hexdigest()
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
+def _load(
+    folder: Path, dtype: torch.dtype, loader: Any = None, options: Mapping[str, Any] | None = None
+) -> Any:
+    """The model, by transformers' own choice of class or by another `loader` with its options."""
     import transformers
 
     transformers.AttentionInterface.register(attention.NAME, attention.packed_attention)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading = (loader or transformers.AutoModelForCausalLM).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=_PLAIN,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **(options or {}),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseModelError(f"loading the base {folder}", found=str(error)) from error
@@ -199,9 +243,24 @@ def _decoder_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
+@contextmanager
+def _packed_attention(config: Any) -> Iterator[None]:
+    config._attn_implementation = attention.NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = _PLAIN
+
+
 def _checkpoint_layers(model: Any) -> None:
     for layer in _decoder_layers(model):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(
+            checkpoint,
+            layer.forward,
+            use_reentrant=False,
+            # The backward pass computes the layer again long after `token_losses` is left.
+            context_fn=lambda: (nullcontext(), _packed_attention(model.config)),
+        )
 
 
 def _compile_layers(model: Any) -> None:

@@ -112,6 +112,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _differences(stored: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
+        stored, now = dict(enumerate(stored)), dict(enumerate(now))
     if isinstance(stored, dict) and isinstance(now, dict):
         return [
             line

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,14 +102,12 @@ class LoopHooks:
     Attributes:
         log: takes each record.
         score: called at each validation; scores of written answers by taskname, or nothing.
-        improved: called when the validation loss is the lowest so far.
-        save: called with where the run stands; `validated` says whether after a validation.
+        save: called with where the run stands.
     """
 
     log: Callable[[Record], None]
     score: Callable[[RunState], Mapping[str, Mapping[str, float]]]
-    improved: Callable[[RunState], None]
-    save: Callable[[RunState, bool], None]
+    save: Callable[[RunState], None]
 
 
 def train(job: Job, hooks: LoopHooks, state: RunState, progress: Progress) -> RunState:
@@ -124,36 +123,38 @@ def train(job: Job, hooks: LoopHooks, state: RunState, progress: Progress) -> Ru
         while state.step < last_step and not state.ended:
             state = replace(_one_step(job, hooks, state), seconds=time.monotonic() - clock)
             bar.advance(note=f"loss {state.loss:.3f}")
-            if job.team.any(state.seconds >= settings.max_seconds):
+            over = state.seconds >= settings.max_seconds
+            if math.isfinite(settings.max_seconds) and job.team.any(over):
                 state = replace(state, ended="max_time")
             is_last = state.step == last_step or bool(state.ended)
             if state.step % settings.validate_every == 0 or is_last:
                 state = _validate(job, hooks, state)
-                hooks.save(state, True)
+                hooks.save(state)
             elif settings.save_every and state.step % settings.save_every == 0:
-                hooks.save(state, False)
+                hooks.save(state)
     return state
 
 
 def _one_step(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
     started = time.perf_counter()
     step, rate = state.step, job.schedule.rate(state.step - state.skipped)
-    torch.manual_seed((job.settings.seed << 31) + step)  # dropout: a function of the step
     _set_rate(job.optimizer, rate)
     job.method.train()
 
     micro_batches = job.plan.step(step)
     losses = torch.full([len(micro_batches)], 0.0)
-    tokens = 0
+    tokens = torch.zeros(1)
     for number, rows in job.team.share(list(enumerate(micro_batches))):
         batch = pack([job.training[i] for i in rows], learned_prefix=job.method.learned_prefix)
         batch = batch.to(job.base.device)
+        torch.manual_seed(_dropout_seed(job.settings.seed, step, number))
         prompts = {group.task: job.method.prompt(group.task) for group in batch.groups}
-        loss = job.base.token_losses(batch, prompts).mean()
+        of_targets = job.base.token_losses(batch, prompts)
+        loss = of_targets.mean() if len(of_targets) else of_targets.sum()
         job.scaler.scale(loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         losses[number] = loss.item()
         tokens += len(batch.token_ids)
-    job.team.add_up([losses, *_gradients(job.parameters)])
+    job.team.add_up([losses, tokens, *_gradients(job.parameters)])
     job.scaler.unscale_(job.optimizer)
     limit = job.settings.gradient_clip_val or math.inf
     norm = torch.nn.utils.clip_grad_norm_(job.parameters, limit).item()
@@ -177,7 +178,7 @@ def _one_step(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
             "train_loss": loss_of_step,
             "lr": rate,
             "gradient_norm": norm,
-            "tokens": tokens,
+            "tokens": int(tokens.item()),
             "seconds": time.perf_counter() - started,
         }
         hooks.log(record | ({"loss_scale": scale} if job.scaler.is_enabled() else {}))
@@ -214,21 +215,20 @@ def _validate(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
         team=job.team,
     )
     mean = mean_loss(losses)
-    if mean is not None:
-        hooks.log({"step": state.step, "val_loss": mean, "by_task": losses})
-    scores = hooks.score(state)
-    if scores:
-        hooks.log({"step": state.step, "val_metrics": scores})
     if mean is not None and not math.isfinite(mean):
         raise TrainingError(
             f"validating after step {state.step}",
             found=f"a loss of {mean}",
             fix="Lower optim.lr, or train with precision fp32.",
         )
+    if mean is not None:
+        hooks.log({"step": state.step, "val_loss": mean, "by_task": losses})
+    scores = hooks.score(state)
+    if scores:
+        hooks.log({"step": state.step, "val_metrics": scores})
     best = state.best_loss
     if mean is None or best is None or mean < best:
         state = replace(state, best_loss=mean, best_step=state.step)
-        hooks.improved(state)
     reference = state.stop_loss
     if mean is None or reference is None or mean < reference - job.settings.min_delta:
         return replace(state, stop_loss=mean, waited=0)
@@ -252,12 +252,17 @@ def validation_losses(
     sums = torch.zeros(2, tasks, dtype=torch.float64)
     with torch.no_grad():
         prompts = {task: method.prompt(task) for task in range(tasks)}
-        for rows in team.share(for_validation(sequences, batch_size)):
+        batches = for_validation(sequences, batch_size)
+        for start in range(0, len(batches), team.data_size):
+            turn = batches[start : start + team.data_size]
+            # Who has none left does another's again: of a sharded base, all do the same passes.
+            rows = turn[team.data_rank % len(turn)]
             batch = pack(rows, learned_prefix=method.learned_prefix).to(base.device)
             losses = base.token_losses(batch, prompts).double().cpu()
-            sums[0].index_add_(0, batch.target_tasks.cpu(), losses)
-            sums[1].index_add_(0, batch.target_tasks.cpu(), torch.ones_like(losses))
-            advance(len(rows))
+            if team.data_rank < len(turn):
+                sums[0].index_add_(0, batch.target_tasks.cpu(), losses)
+                sums[1].index_add_(0, batch.target_tasks.cpu(), torch.ones_like(losses))
+            advance(sum(map(len, turn)))
     team.add_up([sums])
     # A task whose every target was the first token of a bare prompt has nothing to be measured by.
     return {task: loss / count for task, (loss, count) in enumerate(sums.T.tolist()) if count}
@@ -266,6 +271,11 @@ def validation_losses(
 def mean_loss(losses: Mapping[int, float]) -> float | None:
     """The mean over tasks, so that a task with long answers does not outweigh the others."""
     return sum(losses.values()) / len(losses) if losses else None
+
+
+def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """Of a micro-batch, whichever process computes it."""
+    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1)[0])
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

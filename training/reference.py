@@ -46,6 +46,7 @@ class TorchEngine:
         self, base: FrozenBase | Path, *, capacity: int | None = None, max_batch: int = 16
     ) -> None:
         loaded = FrozenBase(base, as_is=True) if isinstance(base, Path) else base
+        self._base = loaded
         self._model: Any = loaded.model
         self.capacity = capacity or loaded.config.positions
         self.vocab = loaded.config.vocab
@@ -82,7 +83,8 @@ class TorchEngine:
 
         cache = DynamicCache(config=self._model.config)
         if prefix_kv is not None:
-            layers = torch.from_numpy(prefix_kv).to(self._model.device, self._model.dtype)
+            own = self._base.own_heads(torch.from_numpy(prefix_kv))
+            layers = own.to(self._model.device, self._model.dtype)
             for index, (keys, values) in enumerate(layers):
                 cache.update(keys[None], values[None], index)
         return cache
@@ -91,11 +93,13 @@ class TorchEngine:
     def _row(
         self, cache: Any, ids: NDArray[np.int64], rows: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        output = self._model(
-            inputs_embeds=self._embed(torch.from_numpy(ids), torch.from_numpy(rows))[None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        output = self._base.inside(
+            lambda: self._model(
+                inputs_embeds=self._embed(torch.from_numpy(ids), torch.from_numpy(rows))[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         )
         logits: NDArray[np.float32] = output.logits[0, -1].float().cpu().numpy()
         return logits

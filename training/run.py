@@ -3,11 +3,14 @@
 config -> base -> examples -> sequences -> method -> loop -> table
 """
 
-import shutil
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.checkpoint import load_checkpoint, save_checkpoint
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
+from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.load import check_every_task_occurs, load_sequences, sequence_rules
 from pl_compile.training.loggers import Logger, need_loggers, open_loggers
 from pl_compile.training.loop import (
@@ -39,11 +43,19 @@ from pl_compile.training.loop import (
 from pl_compile.training.methods import METHODS
 from pl_compile.training.methods.no_prompts import NoPrompts
 from pl_compile.training.new_base import write_new_base
+from pl_compile.training.parallel import check_parallel
 from pl_compile.training.provenance import record_start
 from pl_compile.training.run_folder import RunFolder, check_free, folder_of_one_process
 from pl_compile.training.run_state import RunState
 from pl_compile.training.schedule import schedule_from_config
 from pl_compile.training.table import existing_tasks, trained_entries
+from pl_compile.training.team import (
+    Team,
+    device_of_this_process,
+    processes,
+    team_of,
+    told_by_the_leader,
+)
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 
@@ -127,6 +139,9 @@ def run_training(
 ) -> TrainResult:
     """Trains the prompts of all tasks of `config` and writes the run folder `output`.
 
+    Of several processes (see `team.py`) the leader alone writes, and tells of what all meet alike:
+    there the others raise `SystemExit`.
+
     Args:
         config: the run.
         output: gets `prompts.safetensors`, `config.yaml`, `metrics.jsonl`, `history.jsonl`,
@@ -138,21 +153,41 @@ def run_training(
     Raises:
         PlcError: anything in config, data, base or disk that keeps the run from its end.
     """
-    need_loggers(config.logging)
-    check_free(output, resume=resume)
-    with folder_of_one_process(output):
-        return _Run(config, output, progress, helpers or Helpers()).go(resume=resume)
+    with told_by_the_leader():
+        need_loggers(config.logging)
+        check_parallel(config, read_decoder_config(find_base(config.base)), processes())
+        device = device_of_this_process()
+    with team_of(config.parallel, device) as team, ExitStack() as folder:
+
+        def take_folder() -> None:
+            check_free(output, resume=resume)
+            folder.enter_context(folder_of_one_process(output))
+
+        team.lead(take_folder)
+        run = _Run(config, output, team, device, progress if team.leads else SILENT, helpers)
+        return run.go(resume=resume)
 
 
 class _Run:
     """A run under way: what it is made of, and what happens at its turns."""
 
     def __init__(
-        self, config: TrainConfig, output: Path, progress: Progress, helpers: Helpers
+        self,
+        config: TrainConfig,
+        output: Path,
+        team: Team,
+        device: str,
+        progress: Progress,
+        helpers: Helpers | None,
     ) -> None:
         self._started = time.perf_counter()
-        self._config, self._progress, self._helpers = config, progress, helpers
-        self._output = output
+        self._config, self._progress, self._helpers = config, progress, helpers or Helpers()
+        self._output, self._team = output, team
+        if team.size > 1:
+            progress.say(
+                f"{team.size} processes: {team.data_size} data parallel, "
+                f"{team.tensor_size} tensor parallel"
+            )
         self._folder = find_base(config.base)
         progress.say(f"loading {self._folder}")
         decoder = read_decoder_config(self._folder)
@@ -163,25 +198,34 @@ class _Run:
 
         rules = sequence_rules(config, decoder)
         sources = (config.data.train, config.data.validation)
-        self._training, self._validation = (
-            load_sequences(config, paths, decoder, tokenizer, rules, progress) for paths in sources
-        )
+
+        def load() -> list[list[TrainingSequence]]:
+            return [
+                load_sequences(config, paths, decoder, tokenizer, rules, progress)
+                for paths in sources
+            ]
+
+        # What the leader has rendered, the others find in the cache.
+        sequences = team.after_leader(load) if config.data.cache else load()
+        self._training, self._validation = sequences
         check_every_task_occurs(config, self._training)
 
         self._base = FrozenBase(
             self._folder,
             config.trainer.precision,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=device,
             trainable=config.lm_finetune,
             activation_checkpointing=config.trainer.activation_checkpointing,
             compile=config.trainer.compile,
+            team=team,
+            shard=config.parallel.shard_base,
         )
         self._method = METHODS[config.virtual_prompt_style].build(
             config, config.tasks, self._base, tokenizer
         )
         # A learned prefix starts as what BOS and text compute: BOS is inside.
         self._rules = replace(rules, bos_id=None) if self._method.learned_prefix else rules
-        self._run = RunFolder(output, config, fingerprint)
+        self._run = RunFolder(output, config, fingerprint, writes=team.leads)
         self._loggers: list[Logger] = []
 
     def go(self, *, resume: bool) -> TrainResult:
@@ -198,26 +242,26 @@ class _Run:
         state = RunState()
         if resume and job is not None:
             state = load_checkpoint(self._run.last, job, self._run.identity)
+            if state.ended == "max_time" and state.seconds < config.trainer.max_seconds:
+                state = replace(state, ended="")  # it was given more time
             progress.say(f"resuming after step {state.step}")
-        self._run.open(state.step)
-        record_start(self._output, sys.argv, state.step, resumed=resume)
-        self._loggers = open_loggers(
-            config.logging,
-            self._output,
-            plain_from_config(config),
-            resumed_at=state.step,
-            say=progress.say,
-        )
+        self._team.check_equal("the beginning", self._digest(state.step, self._run.identity))
+        self._team.after_leader(lambda: self._run.open(state.step))
+        self._loggers = self._team.lead(lambda: self._open_loggers(state, resume)) or []
         try:
             baseline = self._baseline()
             if job is None:
                 self._score(state)
             else:
-                hooks = LoopHooks(self._log, self._score, self._improved(job), self._save(job))
+                if state.step:
+                    self._team.lead(partial(self._follow, job, state))
+                hooks = LoopHooks(self._log, self._score, self._save(job))
                 state = train(job, hooks, state, progress)
             if not config.lm_finetune and self._base.digest() != before:
                 raise AssertionError("the frozen base changed during training")
-            write_atomically(self._run.curves, draw_curves(self._run.records, mean_loss(baseline)))
+            if self._team.leads:
+                curves = draw_curves(self._run.records, mean_loss(baseline))
+                write_atomically(self._run.curves, curves)
             result = self._result(state, baseline, trained)
             self._finish_loggers()
         except BaseException:
@@ -225,6 +269,23 @@ class _Run:
                 logger.abort()
             raise
         return result
+
+    def _open_loggers(self, state: RunState, resumed: bool) -> list[Logger]:
+        record_start(self._output, sys.argv, state.step, resumed=resumed)
+        return open_loggers(
+            self._config.logging,
+            self._output,
+            plain_from_config(self._config),
+            resumed_at=state.step,
+            say=self._progress.say,
+        )
+
+    def _digest(self, *also: Any) -> bytes:
+        """Of the prompts as they are now, and what else all processes must share."""
+        digest = hashlib.sha256(json.dumps(also, sort_keys=True).encode())
+        for tensor in self._method.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.digest()
 
     def _job(self) -> Job:
         config = self._config
@@ -276,6 +337,7 @@ class _Run:
                 patience=stopping.patience if stopping else None,
                 min_delta=stopping.min_delta if stopping else 0.0,
             ),
+            self._team,
         )
 
     def _baseline(self) -> dict[int, float]:
@@ -289,6 +351,7 @@ class _Run:
                 NoPrompts(),
                 bare,
                 batch_size=self._config.trainer.validation_batch_size,
+                team=self._team,
                 advance=bar.advance,
             )
         for task, loss in losses.items():
@@ -312,15 +375,38 @@ class _Run:
             return {}
         trains = any(True for _ in self._method.parameters())
         table = self._new_table() if trains else None
-        scores = self._helpers.score(self._config, self._base, table)
+        score = partial(self._helpers.score, self._config, self._base, table)
+        # A divided base computes nothing alone: then all answer, and the leader's scores count.
+        scores = score() if self._base.divided else self._team.lead(score)
+        if scores is None or not self._team.leads:
+            return {}
         for logger in self._loggers:
             logger.predictions(state.step, scores.predictions)
         if not trains:
             self._log({"step": state.step, "val_metrics": scores.metrics})
         return scores.metrics
 
-    def _improved(self, job: Job) -> Callable[[RunState], None]:
-        def improved(state: RunState) -> None:
+    def _save(self, job: Job) -> Callable[[RunState], None]:
+        def save(state: RunState) -> None:
+            self._team.check_equal("the prompts", self._digest(state.step))
+            self._team.lead(lambda: write(state))
+
+        def write(state: RunState) -> None:
+            table = self._new_table()
+            if self._config.lm_finetune:
+                # Prompts of weights that no folder holds must not pass for prompts of the old ones.
+                table = replace(table, base=replace(table.base, fingerprint=self._base.digest()))
+            save_checkpoint(self._run.last, state, job, table, self._run.identity)
+            self._follow(job, state)
+
+        return save
+
+    def _follow(self, job: Job, state: RunState) -> None:
+        """Writes what follows from the checkpoint of `state`, where that was a validation.
+
+        A resumed run does so again, since a kill may have come between.
+        """
+        if state.best_step == state.step:
             table = self._new_table()
             if self._config.lm_finetune:
                 fingerprint = write_new_base(self._base, self._folder, self._run.new_base)
@@ -331,19 +417,11 @@ class _Run:
                 self._run.table,
             )
             save_checkpoint(self._run.best, state, job, table, self._run.identity)
-
-        return improved
-
-    def _save(self, job: Job) -> Callable[[RunState, bool], None]:
-        def save(state: RunState, validated: bool) -> None:
-            save_checkpoint(self._run.last, state, job, self._new_table(), self._run.identity)
-            most = self._config.checkpoint.save_top_k
-            place = self._run.among_best(state, most) if validated and most > 1 else None
-            if place is not None:
-                shutil.copyfile(self._run.last, place)
-                self._run.drop_worse(most)
-
-        return save
+        most = self._config.checkpoint.save_top_k
+        place = self._run.among_best(state, most) if most > 1 else None
+        if place is not None:
+            write_atomically(place, self._run.last.read_bytes())
+            self._run.drop_worse(most)
 
     def _finish_loggers(self) -> None:
         if not self._loggers:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,13 +20,19 @@ from pl_compile.errors import TrainingError
 from pl_compile.training.loop import Record
 from pl_compile.training.run_state import RunState
 
-# What a resumed run may change: where files lie, who is told, how the work is shared.
+# What a resumed run may change: where files lie, who is told, how the work is shared. How long it
+# may take, and whether token ids are kept, is taken out below.
 _NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "parallel"))
 
 LAST = "last.safetensors"
 
 # A checkpoint among the best, by validation loss and step (NeMo's pattern).
 _AMONG_BEST = re.compile(r"val_loss=(?P<loss>[0-9.]+)-step=(?P<step>\d+)\.safetensors")
+
+_HALF_WRITTEN = re.compile(
+    r"\.(.+\.safetensors|config\.yaml|(metrics|history)\.jsonl|curves\.png|base)"
+    r"\.[0-9a-f]{8}(\.old)?"
+)
 
 
 def check_free(output: Path, *, resume: bool) -> None:
@@ -41,7 +48,7 @@ def check_free(output: Path, *, resume: bool) -> None:
             found="no such file",
             fix="Start the run anew, without --resume.",
         )
-    has_run = (output / "checkpoints").is_dir() or (output / TABLE_NAME).is_file()
+    has_run = last.is_file() or (output / TABLE_NAME).is_file()
     if has_run and not resume:
         raise TrainingError(
             f"starting a run in {output}",
@@ -84,9 +91,12 @@ class RunFolder:
         folder: where they are.
         config: the run.
         fingerprint: of its base.
+        writes: whether this process writes the records, or only remembers them.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, fingerprint: str) -> None:
+    def __init__(
+        self, folder: Path, config: TrainConfig, fingerprint: str, *, writes: bool = True
+    ) -> None:
         self.table = folder / TABLE_NAME
         self.curves = folder / "curves.png"
         self.new_base = folder / "base"
@@ -94,14 +104,16 @@ class RunFolder:
         self.last = self.checkpoints / LAST
         self.best = self.checkpoints / "best.safetensors"
         self.records: list[Record] = []
+        self._writes = writes
         self._metrics = folder / "metrics.jsonl"
         self._config = folder / "config.yaml"
         self._plain = plain_from_config(config)
         existing = config.existing_table
         # What files hold, not where they lie, decides a run.
-        data = {**self._plain["data"], "train": None, "validation": None}
+        data = {**self._plain["data"], "train": None, "validation": None, "cache": None}
+        trainer = {**self._plain["trainer"], "max_time": None}
         self.identity: dict[str, Any] = {
-            "config": {**self._plain, **_NO_PART_OF_A_RUN, "data": data},
+            "config": {**self._plain, **_NO_PART_OF_A_RUN, "data": data, "trainer": trainer},
             "base": fingerprint,
             "train": _sums(config.data.train),
             "validation": _sums(config.data.validation),
@@ -110,21 +122,32 @@ class RunFolder:
 
     def open(self, step: int) -> None:
         """Writes the resolved config and drops records past `step`, which will be made again."""
-        text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
-        write_atomically(self._config, text.encode())
         if step and self._metrics.is_file():
             lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             # A kill or a full disk may have cut the last line; whole lines end in a line feed.
             whole = [json.loads(line) for line in lines if line.endswith("\n")]
             self.records = [record for record in whole if record["step"] <= step]
+        if not self._writes:
+            return
+        self._remove_half_written()
+        text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
+        write_atomically(self._config, text.encode())
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomically(self._metrics, text.encode())
+
+    def _remove_half_written(self) -> None:
+        """What a killed process left beside the names of its files (`write_atomically`)."""
+        for folder in (self.table.parent, self.checkpoints):
+            for left in folder.glob(".*"):
+                if _HALF_WRITTEN.fullmatch(left.name):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def log(self, record: Record) -> None:
         """Appends one record to `metrics.jsonl`."""
         record = json.loads(json.dumps(record))  # what a resumed run would read back
         self.records.append(record)
-        append_line(self._metrics, json.dumps(record))
+        if self._writes:
+            append_line(self._metrics, json.dumps(record))
 
     @property
     def baseline(self) -> dict[int, float] | None:

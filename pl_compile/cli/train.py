@@ -1,5 +1,6 @@
 """`plc train`."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pl_compile.cli.terminal import (
     print_json,
     print_table,
 )
+from pl_compile.progress import SILENT, Progress
 
 
 @click.command(
@@ -38,13 +40,20 @@ def command(
     curves.png and checkpoints.
     """
     need_extra("train", "torch", "transformers", "matplotlib")
+    if "WORLD_SIZE" in os.environ:
+        # Of a process that ends the others tell in a line; torch would add pages of addresses.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pl_compile.driver.train import train_run
     from pl_compile.training.read_config import read_train_config
+    from pl_compile.training.team import leads, told_by_the_leader
 
-    progress = TerminalProgress()
-    resolved = read_train_config(config, settings, progress=progress)
+    progress: Progress = TerminalProgress() if leads() else SILENT
+    with told_by_the_leader():
+        resolved = read_train_config(config, settings, progress=progress)
     folder = output or Path("runs") / config.stem
     result = train_run(resolved, folder, resume=resume, progress=progress)
+    if not leads():
+        return
     if as_json:
         paths = {"table": _text(result.table), "base": _text(result.base)}
         print_json({**asdict(result), **paths})

@@ -152,7 +152,7 @@ class NemoFile:
             elif not any(known.startswith(f"{key}.") for known in KEYS):
                 self._unknown(key, node)
             elif isinstance(node.data, dict):
-                self._groups[key] = node.where
+                self._groups[key] = node.key_where or node.where
                 self._read(node, f"{key}.")
             elif node.data not in (None, MISSING):
                 self.problem(node.where, f"'{key}' is {_shown(plain(node))}, expected a mapping")

@@ -55,7 +55,7 @@ class Read:
 Rule = Moved | Only | Ignored | Read
 
 _PROCESSES = "the processes are those that torchrun starts, on the devices they find"
-_LIGHTNING = "it is about Lightning, which is not used here"
+_LIGHTNING = "Lightning is not used here"
 _FOLDER = "the run folder is --output, and its files have fixed names"
 _RESUME = "a run goes on when 'plc train' is given --resume, and is never overwritten"
 _WRITTEN = "prompts.safetensors is written at each better validation"

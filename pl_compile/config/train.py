@@ -499,9 +499,24 @@ class TrainConfig:
                 found="no data.validation",
                 expected="held-out examples to validate on",
             )
-        if self.lm_finetune and self.existing_table is not None:
-            raise ConfigError(
-                "checking 'lm_finetune'",
-                found="existing_table",
-                expected="none: its prompts do not fit a base whose weights change",
-            )
+        if self.lm_finetune:
+            self._check_lm_finetune()
+
+    def _check_lm_finetune(self) -> None:
+        style, precision = self.virtual_prompt_style, self.trainer.precision
+        for found, expected in (
+            (
+                "existing_table" if self.existing_table is not None else "",
+                "none: its prompts do not fit a base whose weights change",
+            ),
+            (
+                f"virtual_prompt_style {style}" if style == "no-prompts" else "",
+                "a method that trains prompts with the base",
+            ),
+            (
+                f"trainer.precision {precision}" if precision != "fp32" else "",
+                "fp32: what is trained loses small steps in fewer digits",
+            ),
+        ):
+            if found:
+                raise ConfigError("checking 'lm_finetune'", found=found, expected=expected)

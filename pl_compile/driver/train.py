@@ -19,6 +19,7 @@ from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.load import sequence_rules
 from pl_compile.training.reference import TorchEngine
 from pl_compile.training.run import Helpers, Scores, TrainResult, run_training
+from pl_compile.training.team import leads
 from pl_compile.weights.bases import find_base
 
 
@@ -30,6 +31,7 @@ def train_run(
     Raises:
         PlcError: anything that keeps the run from its end.
     """
+    progress = progress if leads() else SILENT  # of several processes, one talks
 
     def score(config: TrainConfig, base: FrozenBase, table: PromptTable | None) -> Scores:
         return score_answers(config, base, table, progress=progress)

@@ -182,7 +182,8 @@ def test_a_word_that_is_no_option_is_refused_with_the_near_one(write: Writer) ->
 
     assert refusal(path) == (
         f"reading train.yaml: train.yaml:{N_LINES + 1}: 'virtual_prompt_style' is 'p-tunning', "
-        "expected one of prompt-tuning, p-tuning. Did you mean 'p-tuning'?"
+        "expected one of prompt-tuning, p-tuning, prefix-tuning, no-prompts. "
+        "Did you mean 'p-tuning'?"
     )
 
 
@@ -191,7 +192,7 @@ def test_a_word_far_from_every_option_lists_them_and_ends_in_one_full_stop(write
 
     assert refusal(path) == (
         f"reading train.yaml: train.yaml:{N_LINES + 1}: 'virtual_prompt_style' is 'xyz', "
-        "expected one of prompt-tuning, p-tuning."
+        "expected one of prompt-tuning, p-tuning, prefix-tuning, no-prompts."
     )
 
 
@@ -201,7 +202,7 @@ def test_a_list_in_place_of_an_option_is_described_in_words(write: Writer) -> No
     text = refusal(path)
 
     assert "'virtual_prompt_style'" in text
-    assert "expected one of prompt-tuning, p-tuning" in text
+    assert "expected one of prompt-tuning, p-tuning, prefix-tuning, no-prompts" in text
     assert "Node(" not in text
 
 
@@ -268,7 +269,7 @@ trainer:
         "  - train.yaml:6: checking a task: taskname 'a task'; expected 1 to 64 letters, digits, "
         "'_' or '-', not opening with '-' or '__'.",
         "  - train.yaml:10: 'data.train' is 'train.jsonl', expected a list",
-        "  - train.yaml:13: 'trainer.precision' is 'fp23', expected one of fp32, bf16. "
+        "  - train.yaml:13: 'trainer.precision' is 'fp23', expected one of fp32, bf16, fp16. "
         "Did you mean 'fp32'?",
     ]
 
@@ -311,7 +312,11 @@ def test_no_task_at_all_is_refused(write: Writer) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (["trainer.max_steps="], "no limit; expected max_epochs or max_steps. Give one."),
+        (
+            ["trainer.max_steps=", "trainer.max_time=01:00"],
+            "no limit; expected max_epochs or max_steps (the rate follows from them; max_time is a "
+            "further limit). Give one.",
+        ),
         (
             ["trainer.global_batch_size=12", "trainer.micro_batch_size=5"],
             "global_batch_size 12; expected a multiple of micro_batch_size 5.",

@@ -14,7 +14,7 @@ from pl_compile.config.read import build, read_yaml
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import TrainConfig
 from pl_compile.text.template import parse_template
-from pl_compile.training.run import read_train_config
+from pl_compile.training.read_config import read_train_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +23,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*/*"))
 
 def commands_in(text: str) -> list[str]:
     """Every `plc …` in backquotes, after "Example: ", or on a line of its own in a script."""
+    text = text.replace("\\\n", "")  # a long line of a script goes on in the next
     quoted = re.findall(r"`(plc [a-z][^`…]+)`", text)
     own_line = re.findall(r"^(?:Example: |# *)?(plc [a-z][^\n]*)$", text, flags=re.MULTILINE)
     return [re.sub(r"\s+\[.*", "", command) for command in quoted + own_line]

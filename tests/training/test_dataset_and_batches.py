@@ -1,5 +1,3 @@
-import random
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from pl_compile.text.examples import Example
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.training.data.batches import BatchPlan, collate, in_length_order
+from pl_compile.training.data.batches import BatchPlan, for_validation
 from pl_compile.training.data.dataset import SkipReport, TrainingSequence, render_examples
 
 BOS, EOS = 0, 1
@@ -140,50 +138,11 @@ def test_a_report_shows_as_many_places_as_asked_for() -> None:
     assert report.lines(most=4) == ["left out 4 of 9: too odd (x:0, x:1, x:2, x:3)"]
 
 
-# Micro-batches
-
-
-def _sequence(ids: list[int], rows: list[int], in_loss: list[bool], task: int) -> TrainingSequence:
-    rendered = Rendered(np.asarray(ids, np.int64), np.asarray(rows, np.int64), 0)
-    return TrainingSequence(task, rendered, np.asarray(in_loss))
-
-
-def test_rows_are_padded_on_the_right_and_targets_are_the_next_tokens() -> None:
-    no, yes = False, True
-    long = _sequence([0, 0, 7, 8, 9], [0, 1, -1, -1, -1], [no, no, no, yes, yes], task=1)
-    short = _sequence([5, 0, 6], [-1, 0, -1], [yes, no, yes], task=0)
-
-    batch = collate([long, short])
-
-    assert batch.token_ids.tolist() == [[0, 0, 7, 8, 9], [5, 0, 6, 0, 0]]
-    assert batch.virtual_rows.tolist() == [[0, 1, -1, -1, -1], [-1, 0, -1, -1, -1]]
-    assert batch.tasks.tolist() == [1, 0]
-    assert batch.targets.tolist() == [[-1, -1, 8, 9, -1], [-1, 6, -1, -1, -1]]
-    assert int((batch.targets >= 0).sum()) == 3
-
-
-def test_a_target_of_id_zero_counts() -> None:
-    batch = collate([_sequence([5, 0], [-1, -1], [True, True], task=0)])
-
-    assert batch.targets.tolist() == [[0, -1]]
-    assert int((batch.targets >= 0).sum()) == 1
-
-
-def test_validation_goes_from_short_to_long_and_leaves_nothing_out() -> None:
-    lengths = [5, 2, 9, 2, 7]
-    sequences = [_sequence([3] * n, [-1] * n, [True] * n, task=0) for n in lengths]
-
-    batches = in_length_order(sequences, 2)
-
-    assert [[len(row) for row in batch] for batch in batches] == [[2, 2], [5, 7], [9]]
-
-
 # The order of a run
 
 
-def _plan(n: int = 131, *, seed: int = 3) -> BatchPlan:
-    lengths = random.Random(9).choices(range(1, 500), k=n)
-    return BatchPlan(tuple(lengths), global_batch_size=12, micro_batch_size=4, seed=seed)
+def _plan(n: int = 131, *, seed: int = 3, shuffle: bool = True) -> BatchPlan:
+    return BatchPlan(n, global_batch_size=12, micro_batch_size=4, seed=seed, shuffle=shuffle)
 
 
 def _epoch(plan: BatchPlan, epoch: int) -> list[list[int]]:
@@ -192,7 +151,7 @@ def _epoch(plan: BatchPlan, epoch: int) -> list[list[int]]:
 
 
 def test_1811_examples_in_eights_make_226_steps_an_epoch() -> None:
-    plan = BatchPlan((5,) * 1811, global_batch_size=8, micro_batch_size=8, seed=0)
+    plan = BatchPlan(1811, global_batch_size=8, micro_batch_size=8, seed=0)
 
     assert plan.steps_per_epoch == 226
     assert 3 * plan.steps_per_epoch == 678
@@ -223,6 +182,13 @@ def test_another_epoch_has_another_order_and_leaves_out_others() -> None:
     assert {i for micro in first for i in micro} != {i for micro in second for i in micro}
 
 
+def test_without_shuffling_every_epoch_has_the_order_of_the_files() -> None:
+    plan = _plan(shuffle=False)
+
+    for epoch in range(2):
+        assert [index for micro in _epoch(plan, epoch) for index in micro] == list(range(120))
+
+
 def test_a_resumed_run_finds_its_place_from_the_step_alone() -> None:
     from_the_start = _plan()
     order = [from_the_start.step(step) for step in range(25)]
@@ -234,27 +200,21 @@ def test_another_seed_is_another_order() -> None:
     assert _plan(seed=3).step(0) != _plan(seed=4).step(0)
 
 
-def test_rows_of_a_micro_batch_are_nearly_equally_long() -> None:
-    plan = BatchPlan(
-        tuple(random.Random(9).choices(range(1, 500), k=640)),
-        global_batch_size=8,
-        micro_batch_size=4,
-        seed=1,
-    )
+# Validation
 
-    padding = [
-        sum(max(plan.lengths[i] for i in micro) - plan.lengths[i] for i in micro)
-        for micro in _epoch(plan, 0)
+
+def test_validation_takes_every_example_once_and_neighbours_are_alike() -> None:
+    def of_length(length: int, task: int) -> TrainingSequence:
+        ids = np.full(length, 3, np.int64)
+        return TrainingSequence(task, Rendered(ids, ids - 4, 0), ids > 0)
+
+    sequences = [of_length(*pair) for pair in ((5, 1), (2, 0), (9, 0), (2, 1), (7, 1))]
+
+    batches = for_validation(sequences, 2)
+
+    assert [[(each.task, len(each)) for each in batch] for batch in batches] == [
+        [(0, 2), (0, 9)],
+        [(1, 2), (1, 5)],
+        [(1, 7)],
     ]
-
-    # Four of 64 neighbours in length: about 8 of 250 tokens apart; unsorted it would be about 150.
-    assert np.mean(padding) / 4 < 15
-
-
-def test_sorting_does_not_make_the_lengths_of_an_epoch_run_one_way() -> None:
-    plan = BatchPlan(tuple(range(1, 641)), global_batch_size=4, micro_batch_size=4, seed=1)
-
-    first = [plan.lengths[micro[0]] for micro in _epoch(plan, 0)]
-
-    rising = sum(a < b for a, b in pairwise(first))
-    assert 0.3 < rising / len(first) < 0.7
+    assert for_validation([], 2) == []

@@ -82,7 +82,41 @@ def test_steps_of_warm_up_go_before_a_share() -> None:
     assert schedule_from_config(config, 1e-3, 20) == CosineSchedule(1e-3, 1e-5, 0, 3, 20)
 
 
+def test_a_tail_may_be_a_share_of_the_run() -> None:
+    config = ScheduleConfig(warmup_steps=0, min_lr=1e-5, constant_ratio=0.1)
+
+    assert schedule_from_config(config, 1e-4, 1000) == CosineSchedule(1e-4, 1e-5, 0, 100, 1000)
+    assert schedule_from_config(ScheduleConfig(), 1e-4, 1000).constant_steps == 0
+
+
+def test_steps_of_a_tail_go_before_a_share() -> None:
+    none = ScheduleConfig(warmup_steps=50, constant_steps=0, constant_ratio=0.5)
+    some = ScheduleConfig(warmup_steps=50, constant_steps=7, constant_ratio=0.5)
+
+    assert schedule_from_config(none, 1e-4, 1000) == CosineSchedule(1e-4, 0.0, 50, 0, 1000)
+    assert schedule_from_config(some, 1e-4, 1000) == CosineSchedule(1e-4, 0.0, 50, 7, 1000)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.0), (25, 5e-5), (50, 1e-4), (475, 5.5e-5), (900, 1e-5), (999, 1e-5)]
+)
+def test_a_share_gives_the_rates_of_as_many_steps(step: int, rate: float) -> None:
+    config = ScheduleConfig(warmup_ratio=0.05, min_lr=1e-5, constant_ratio=0.1)
+
+    assert schedule_from_config(config, 1e-4, 1000).rate(step) == exactly(rate)
+
+
 # Refusals
+
+
+def test_shares_that_are_more_than_the_run_are_refused_in_steps() -> None:
+    with pytest.raises(ConfigError) as error:
+        schedule_from_config(ScheduleConfig(warmup_ratio=0.6, constant_ratio=0.5), 0.25, 10)
+
+    assert str(error.value) == (
+        "checking 'optim.sched': 6 warm-up and 5 constant steps; "
+        "expected together at most the run's 10 steps."
+    )
 
 
 def test_a_lowest_rate_above_the_highest_is_refused_with_both() -> None:
@@ -108,6 +142,8 @@ def test_phases_longer_than_the_run_are_refused_with_all_three_numbers() -> None
         ("warmup_steps", -5),
         ("constant_steps", -5),
         ("warmup_ratio", -0.5),
+        ("constant_ratio", -0.5),
+        ("constant_ratio", 1.5),
         ("min_lr", -1e-5),
     ],
 )

@@ -1,9 +1,8 @@
-"""Whole runs on tiny bases: what they leave, that they learn, resume and refuse."""
+"""Whole runs on tiny bases: what they leave, that they learn, what they refuse."""
 
-import dataclasses
-import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import pytest
 import torch
 import yaml
 
+from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.prompt_table import read_prompt_table
-from pl_compile.config.read import build, node_from_plain
-from pl_compile.config.train import TrainConfig
+from pl_compile.cli.main import main
+from pl_compile.driver.train import train_run
 from pl_compile.errors import (
     ArtifactError,
     BaseModelError,
@@ -22,40 +22,51 @@ from pl_compile.errors import (
     FingerprintError,
     TrainingError,
 )
-from pl_compile.testing import TASKS, tiny_examples, tiny_train_config, write_jsonl
-from pl_compile.training.checkpoint import save_checkpoint
-from pl_compile.training.run import read_train_config, run_training
+from pl_compile.testing import (
+    FAMILIES,
+    PREFIX_TASK,
+    TASKS,
+    assert_close,
+    tiny_examples,
+    tiny_run,
+    tiny_train_config,
+    tone_examples,
+    tone_tasks,
+    write_jsonl,
+)
+from pl_compile.text.render import Rendered
+from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.data.dataset import TrainingSequence
+from pl_compile.training.data.packing import pack
+from pl_compile.training.prompt import Prompt
+from pl_compile.training.read_config import read_train_config
+from pl_compile.training.run import run_training
+
+Records = Callable[[Path], list[dict[str, Any]]]
+Sums = Callable[[Path | None], dict[str, str]]
 
 
-def make_config(folder: Path, base: Path, **changes: Any) -> TrainConfig:
-    plain = tiny_train_config(folder, base, **changes)
-    return build(TrainConfig, node_from_plain(plain, "test"), doing="reading the test config")
+# What a run leaves
 
 
-def records(run_folder: Path) -> list[dict[str, Any]]:
-    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def tensor_bytes(table: Path) -> dict[str, str]:
-    entries = read_prompt_table(table).entries
-    return {name: hashlib.sha256(e.rows.tobytes()).hexdigest() for name, e in entries.items()}
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_run_leaves_table_metrics_curves_and_checkpoints(
+@pytest.mark.usefixtures("real_curves")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_leaves_table_records_curves_and_checkpoints(
     tiny_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
-    result = run_training(make_config(tmp_path, tiny_bases[family]), tmp_path / "run")
+    result = run_training(tiny_run(tmp_path / "data", tiny_bases[family]), tmp_path / "run")
 
     assert result.table == tmp_path / "run/prompts.safetensors"
     assert set(read_prompt_table(result.table).entries) == {"tone", "ask"}
+    assert (result.steps, result.skipped, result.ended) == (6, 0, "")
     assert result.trained == (3 + 5) * 24
+    assert result.base is None
     names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*.*")}
     assert names == {
         "prompts.safetensors",
         "config.yaml",
         "metrics.jsonl",
+        "history.jsonl",
         "curves.png",
         "checkpoints/last.safetensors",
         "checkpoints/best.safetensors",
@@ -63,14 +74,41 @@ def test_a_run_leaves_table_metrics_curves_and_checkpoints(
     assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_lowers_the_loss_below_the_no_prompt_baseline(
+def test_a_record_tells_of_each_step_and_each_validation(
+    tiny_bases: dict[str, Path], tmp_path: Path, records: Records
+) -> None:
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], trainer={"log_every_n_steps": 2})
+
+    run_training(config, tmp_path / "run")
+
+    found = records(tmp_path / "run")
+    assert [(record["step"], *sorted(record)[:2]) for record in found] == [
+        (0, "baseline", "baseline_by_task"),
+        (2, "gradient_norm", "lr"),
+        (3, "by_task", "step"),
+        (4, "gradient_norm", "lr"),
+        (6, "gradient_norm", "lr"),
+        (6, "by_task", "step"),
+    ]
+    steps = [record for record in found if "train_loss" in record]
+    assert all(
+        set(record) == {"step", "train_loss", "lr", "gradient_norm", "tokens"} for record in steps
+    )
+    for record in found:
+        if "val_loss" in record:
+            assert record["val_loss"] == pytest.approx(np.mean(list(record["by_task"].values())))
+
+
+def test_training_lowers_the_loss_below_that_of_the_base_alone(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    trainer = {"max_steps": 60, "global_batch_size": 8, "micro_batch_size": 8}
-    config = make_config(tmp_path, tiny_bases["llama"], trainer=trainer, tasks=[TASKS[0]])
-    rows = [row for row in tiny_examples(48) if row["taskname"] == "tone"]
-    write_jsonl(config.data.train[0], rows)
-    write_jsonl(config.data.validation[0], rows)
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        tasks=tone_tasks("tone"),
+        rows=tone_examples("tone", count=24),
+        trainer={"max_steps": 60, "val_check_interval": 60, "micro_batch_size": 8},
+    )
 
     (task,) = run_training(config, tmp_path / "run").tasks
 
@@ -79,241 +117,503 @@ def test_training_lowers_the_loss_below_the_no_prompt_baseline(
     assert task.loss_with_prompt < 0.8 * task.loss_without_prompt
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"prompt_tuning": {"init": "vocabulary"}},
-        {"prompt_tuning": {"init": "random"}},
-        {
-            "prompt_tuning": {"init": "text"},
-            "tasks": [{**task, "init_text": "was it good?"} for task in TASKS],
-        },
-        {
-            "virtual_prompt_style": "p-tuning",
-            "p_tuning": {"encoder_type": "mlp", "encoder_hidden": 20, "num_layers": 3},
-            "tasks": [TASKS[0], {**TASKS[0], "taskname": "a_much_longer_name"}],
-        },
-        {
-            "virtual_prompt_style": "p-tuning",
-            "p_tuning": {"encoder_type": "lstm", "dropout": 0.3},
-            "tasks": [TASKS[0]],
-        },
-    ],
-    ids=["vocabulary", "random", "text", "mlp", "lstm"],
-)
-def test_a_run_that_is_resumed_ends_like_one_that_was_not(
-    tiny_bases: dict[str, Path], tmp_path: Path, changes: dict[str, Any], monkeypatch: Any
-) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"], **changes)
-    tasknames = [task.taskname for task in config.tasks if task.taskname != "ask"]
-    rows = tiny_examples(24) + [
-        {**row, "taskname": name}
-        for row in tiny_examples(24)
-        for name in tasknames
-        if row["taskname"] == "tone"
-    ]
-    rows = [row for row in rows if row["taskname"] in {task.taskname for task in config.tasks}]
-    write_jsonl(config.data.train[0], rows)
-    write_jsonl(config.data.validation[0], rows[:6])
-    whole = run_training(config, tmp_path / "whole")
-
-    def killed_after_the_first_save(path: Path, state: Any, *rest: Any) -> None:
-        save_checkpoint(path, state, *rest)
-        if path.name == "last.safetensors":
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pl_compile.training.run.save_checkpoint", killed_after_the_first_save)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(config, tmp_path / "parts")
-    parts = run_training(config, tmp_path / "parts", resume=True)
-
-    assert tensor_bytes(parts.table) == tensor_bytes(whole.table)
-    losses = [
-        [(r["step"], r.get("train_loss"), r.get("val_loss")) for r in records(tmp_path / name)]
-        for name in ("whole", "parts")
-    ]
-    assert losses[0] == losses[1]
-
-
 def test_the_base_is_the_same_afterwards(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
     base = tiny_bases["gpt2"]
     before = {path.name: path.read_bytes() for path in base.iterdir()}
 
-    run_training(make_config(tmp_path, base), tmp_path / "run")
+    run_training(tiny_run(tmp_path / "data", base), tmp_path / "run")
 
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
 
 
-def test_bf16_trains_prompts_that_stay_float32(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    trainer = {
-        "max_steps": 2,
-        "global_batch_size": 4,
-        "micro_batch_size": 4,
-        "precision": "bf16",
-    }
-
-    result = run_training(
-        make_config(tmp_path, tiny_bases["llama"], trainer=trainer), tmp_path / "run"
+def test_the_table_holds_the_prompts_of_the_best_validation(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([5.0, 3.0, 4.0, 3.5])
+    monkeypatch.setattr(
+        "pl_compile.training.loop.validation_losses", lambda *_, **__: {0: next(told), 1: 1.0}
+    )
+    config = tiny_run(
+        tmp_path / "data", tiny_bases["llama"], trainer={"max_steps": 8, "val_check_interval": 2}
     )
 
-    assert read_prompt_table(result.table).entry("tone").rows.dtype == np.float32
+    result = run_training(config, tmp_path / "run")
+
+    assert result.best_step == 4
+    assert [task.loss_with_prompt for task in result.tasks] == [3.0, 1.0]
+    folder = tmp_path / "run/checkpoints"
+    of_best, of_last = (
+        read_checkpoint_table(folder / f"{name}.safetensors").entries for name in ("best", "last")
+    )
+    table = read_prompt_table(tmp_path / "run/prompts.safetensors").entries
+    for name in ("tone", "ask"):
+        assert np.array_equal(table[name].rows, of_best[name].rows)
+        assert not np.array_equal(table[name].rows, of_last[name].rows)
 
 
-def test_adding_a_task_leaves_the_bytes_of_the_others(
+def test_a_table_is_written_at_every_improvement(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: Records
+) -> None:
+    from pl_compile.training import run
+
+    written = []
+    monkeypatch.setattr(
+        run, "write_prompt_table", lambda table, path: written.append((path, table.entries))
+    )
+    config = tiny_run(
+        tmp_path / "data", tiny_bases["llama"], trainer={"max_steps": 8, "val_check_interval": 1}
+    )
+
+    run_training(config, tmp_path / "run")
+
+    losses = [record["val_loss"] for record in records(tmp_path / "run") if "val_loss" in record]
+    improvements = sum(
+        loss < min(losses[:index], default=np.inf) for index, loss in enumerate(losses)
+    )
+    assert len(written) == improvements > 2
+    assert {path for path, _ in written} == {tmp_path / "run/prompts.safetensors"}
+
+
+def test_a_table_gives_the_loss_that_was_validated(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    base = tiny_bases["llama"]
-    first = run_training(make_config(tmp_path, base), tmp_path / "first")
-    (tmp_path / "more").mkdir()
-    added = {**TASKS[0], "taskname": "mood", "total_virtual_tokens": 4}
-    config = make_config(
-        tmp_path / "more",
-        base,
-        tasks=[added],
-        existing_table=str(first.table),
-        virtual_prompt_style="p-tuning",
+    from pl_compile.training.data.load import load_sequences, sequence_rules
+
+    config = tiny_run(tmp_path / "data", tiny_bases["gpt2"])
+    result = run_training(config, tmp_path / "run")
+    base = FrozenBase(tiny_bases["gpt2"])
+    rules = sequence_rules(config, base.config)
+    from pl_compile.progress import SILENT
+    from pl_compile.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(tiny_bases["gpt2"])
+    rows = load_sequences(config, config.data.validation, base.config, tokenizer, rules, SILENT)
+    entries = read_prompt_table(tmp_path / "run/prompts.safetensors").entries
+    for index, task in enumerate(result.tasks):
+        prompt = Prompt(rows=torch.from_numpy(entries[task.taskname].rows))
+        batch = pack([row for row in rows if row.task == index])
+        with torch.no_grad():
+            loss = base.token_losses(batch, {index: prompt}).mean()
+
+        assert float(loss) == pytest.approx(task.loss_with_prompt, rel=1e-5)
+
+
+def test_the_checkpoint_of_a_step_becomes_a_table(
+    tiny_bases: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prompt_sums: Sums,
+) -> None:
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"])
+    whole = run_training(config, tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/best.safetensors"
+    arguments = ["plc", "import", "checkpoint", str(checkpoint), "--output", "table.safetensors"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", arguments)
+
+    main()
+
+    assert capsys.readouterr().out == "wrote table.safetensors: tone, ask\n"
+    assert prompt_sums(tmp_path / "table.safetensors") == prompt_sums(whole.table)
+    found, expected = (
+        read_prompt_table(path)
+        for path in (tmp_path / "table.safetensors", tmp_path / "run/prompts.safetensors")
     )
-    rows = [{**r, "taskname": "mood"} for r in tiny_examples(24) if r["taskname"] == "tone"]
+    assert found.base == expected.base
+    for name, entry in expected.entries.items():
+        assert found.entries[name].record() == entry.record()
+
+
+def test_the_resolved_config_trains_again_from_another_folder(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt_sums: Sums
+) -> None:
+    plain = tiny_train_config(tmp_path, Path("base"))
+    plain["data"] = {"train": ["train.jsonl"], "validation": ["validation.jsonl"], "cache": False}
+    (tmp_path / "base").symlink_to(tiny_bases["llama"])
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(plain))
+    monkeypatch.chdir(tmp_path)
+    first = run_training(read_train_config(Path("train.yaml")), Path("run"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    second = run_training(read_train_config(Path("../run/config.yaml")), Path("again"))
+
+    assert first.table is not None
+    assert prompt_sums(second.table) == prompt_sums(tmp_path / first.table)
+
+
+# Data
+
+
+def test_token_ids_are_kept_for_the_next_run(
+    tiny_bases: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt_sums: Sums,
+) -> None:
+    monkeypatch.setenv("PLC_CACHE", str(tmp_path / "cache"))
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], data={"cache": True})
+    first = run_training(config, tmp_path / "first")
+    assert len(list((tmp_path / "cache/datasets").iterdir())) == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pl_compile.training.data.load.render_examples", None)
+        second = run_training(config, tmp_path / "second")
+    without = run_training(
+        tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "without a cache"
+    )
+
+    assert prompt_sums(first.table) == prompt_sums(second.table) == prompt_sums(without.table)
+
+
+def test_without_shuffling_the_order_of_the_files_is_the_order_of_the_run(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def packed(rows: list[TrainingSequence], **options: Any) -> Any:
+        seen.append([row.where for row in rows])
+        return pack(rows, **options)
+
+    monkeypatch.setattr("pl_compile.training.loop.pack", packed)
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        data={"validation": [], "shuffle": False},
+        trainer={"max_steps": 4},
+    )
+
+    run_training(config, tmp_path / "run")
+
+    lines = [int(where.rpartition(":")[2]) for rows in seen for where in rows]
+    assert lines == [*range(1, 25), *range(1, 9)]
+
+
+def test_what_cannot_be_used_is_told_with_its_places(
+    tiny_bases: dict[str, Path], tmp_path: Path, told: Any
+) -> None:
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        tasks=tone_tasks("tone", choices=[]),
+        rows=tone_examples("tone"),
+        data={"add_eos": False},
+        trainer={"max_steps": 1},
+    )
+    rows = [*tone_examples("tone"), {"taskname": "tone", "sentence": "cold", "label": ""}]
+    rows.append({"taskname": "tone", "sentence": "cold " * 99, "label": "neutral"})
     write_jsonl(config.data.train[0], rows)
-    write_jsonl(config.data.validation[0], rows[:4])
 
-    second = run_training(config, tmp_path / "second")
+    (task,) = run_training(config, tmp_path / "run", progress=told).tasks
 
-    before, after = tensor_bytes(first.table), tensor_bytes(second.table)
-    assert {name: after[name] for name in before} == before
-    entry = read_prompt_table(second.table).entry("mood")
-    assert (entry.method, entry.rows.shape) == ("p-tuning", (4, 24))
+    assert task.train_examples == 24
+    assert [line for line in told.lines if line.startswith("left out")] == [
+        f"left out 1 of 26: no token to learn from ({config.data.train[0]}:25)",
+        "left out 1 of 26: longer than 96 tokens even after truncation "
+        f"({config.data.train[0]}:26)",
+    ]
 
 
-def test_a_task_that_is_in_the_existing_table_is_refused_before_training(
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_prompts_that_stay_float32(
+    tiny_bases: dict[str, Path], tmp_path: Path, precision: str
+) -> None:
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        trainer={"max_steps": 2, "global_batch_size": 4, "precision": precision},
+    )
+
+    run_training(config, tmp_path / "run")
+
+    rows = read_prompt_table(tmp_path / "run/prompts.safetensors").entry("tone").rows
+    assert rows.dtype == np.float32
+    assert len(np.unique(rows)) == rows.size
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_with_a_bos_inside_is_trained_and_stands_before_everything(
+    tiny_bases: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    rows = [
+        {"taskname": "order", "request": row["sentence"], "order": row["label"]}
+        for row in tone_examples("order", count=8)
+    ]
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases[family],
+        tasks=[{**PREFIX_TASK, "init_text": "what is it?"}],
+        virtual_prompt_style="prefix-tuning",
+        data={"add_bos": True},
+        rows=rows,
+        trainer={"max_steps": 4, "val_check_interval": 2},
+    )
+
+    (task,) = run_training(config, tmp_path / "run").tasks
+
+    entry = read_prompt_table(tmp_path / "run/prompts.safetensors").entry("order")
+    assert entry.prefix_kv is not None
+    assert (entry.bos_id, entry.eos_id) == (None, 1)
+    # The baseline is the base after its BOS.
+    base = FrozenBase(tiny_bases[family])
+    from pl_compile.text.render import Renderer, SequenceRules
+    from pl_compile.text.template import parse_template
+    from pl_compile.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(tiny_bases[family])
+    renderer = Renderer(parse_template(config.tasks[0]), tokenizer, SequenceRules(0, 1))
+    losses = []
+    for row in rows[:8]:
+        bare = renderer.example({key: row[key] for key in ("request", "order")}).without_virtual()
+        assert bare.token_ids[0] == 0
+        sequence = TrainingSequence(0, bare, np.arange(len(bare)) >= bare.answer_start)
+        with torch.no_grad():
+            losses.append(base.token_losses(pack([sequence]), {0: Prompt()}))
+    assert float(torch.cat(losses).mean()) == pytest.approx(task.loss_without_prompt, rel=1e-5)
+
+
+def test_a_micro_batch_without_a_target_changes_nothing_and_stops_nothing(
+    tiny_bases: dict[str, Path], tmp_path: Path, records: Records
+) -> None:
+    # Right after a prefix, and of one token: nothing predicts the answer of every other row.
+    task = {
+        "taskname": "next",
+        "prompt_template": "<|VIRTUAL_PROMPT_0|>{answer}",
+        "total_virtual_tokens": 2,
+    }
+    rows = [{"taskname": "next", "answer": text} for text in ("#", "#&%") * 4]
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        tasks=[task],
+        rows=rows,
+        virtual_prompt_style="prefix-tuning",
+        data={"add_eos": False, "shuffle": False},
+        trainer={"max_steps": 4, "global_batch_size": 2, "micro_batch_size": 1},
+    )
+
+    result = run_training(config, tmp_path / "run")
+
+    assert result.skipped == 0
+    assert all(record["train_loss"] > 0 for record in records(tmp_path / "run") if "lr" in record)
+
+
+# The base alone
+
+
+def test_no_prompts_measure_the_base_and_leave_no_table(
+    tiny_bases: dict[str, Path], tmp_path: Path, records: Records
+) -> None:
+    with_prompts = run_training(
+        tiny_run(tmp_path / "data", tiny_bases["llama"], trainer={"max_steps": 1}),
+        tmp_path / "prompts",
+    )
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        virtual_prompt_style="no-prompts",
+        validation={"generate": True, "limit": 2, "max_tokens": 3},
+    )
+
+    result = train_run(config, tmp_path / "run")
+
+    assert (result.table, result.trained, result.steps) == (None, 0, 0)
+    assert [task.loss_without_prompt for task in result.tasks] == [
+        task.loss_without_prompt for task in with_prompts.tasks
+    ]
+    assert [task.loss_with_prompt for task in result.tasks] == [None, None]
+    assert {task.taskname: set(task.metrics) for task in result.tasks} == {
+        "tone": {"accuracy", "total"},
+        "ask": {"exact_match", "f1", "total"},
+    }
+    baseline, scores = records(tmp_path / "run")
+    assert set(baseline) == {"step", "baseline_by_task", "baseline"}
+    assert set(scores) == {"step", "val_metrics"}
+    assert not (tmp_path / "run/prompts.safetensors").exists()
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_prompt_that_does_not_beat_the_base_alone_is_told_of(
+    tiny_bases: dict[str, Path], tmp_path: Path, told: Any
+) -> None:
+    config = tiny_run(
+        tmp_path / "data", tiny_bases["llama"], trainer={"max_steps": 1}, optim={"lr": 1e-9}
+    )
+
+    result = run_training(config, tmp_path / "run", progress=told)
+
+    warned = [line for line in told.lines if line.startswith("warning: ")]
+    worse = [
+        task
+        for task in result.tasks
+        if task.loss_with_prompt is not None
+        and task.loss_without_prompt is not None
+        and task.loss_with_prompt >= task.loss_without_prompt
+    ]
+    assert len(warned) == len(worse) >= 1
+    for line, task in zip(warned, worse, strict=True):
+        assert line == (
+            f"warning: the prompt of '{task.taskname}' does not beat the base without it: "
+            f"loss {task.loss_with_prompt:.3f} against {task.loss_without_prompt:.3f}. "
+            "Train longer, or change optim.lr or the initial text."
+        )
+
+
+# Validation
+
+
+def test_answers_are_written_and_scored_at_each_validation(
+    tiny_bases: dict[str, Path], tmp_path: Path, records: Records, prompt_sums: Sums
+) -> None:
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        validation={"generate": True, "limit": 2, "max_tokens": 3},
+    )
+    silent = tiny_run(tmp_path / "data", tiny_bases["llama"])
+
+    result = train_run(config, tmp_path / "run")
+    without = train_run(silent, tmp_path / "silent")
+
+    scores = {r["step"]: r["val_metrics"] for r in records(tmp_path / "run") if "val_metrics" in r}
+    assert list(scores) == [3, 6]
+    for of_tasks in scores.values():
+        assert set(of_tasks["tone"]) == {"accuracy", "total"}
+        assert of_tasks["tone"]["total"] == of_tasks["ask"]["total"] == 2
+    assert {task.taskname: task.metrics for task in result.tasks} == scores[result.best_step]
+    # Writing answers on the way changes nothing of the training.
+    assert prompt_sums(result.table) == prompt_sums(without.table)
+
+
+def test_validation_sees_the_prompts_without_dropout(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def record(base: Any, method: Any, *rest: Any, **options: Any) -> dict[int, float]:
+        modes.append(method.training)
+        return {0: 1.0}
+
+    monkeypatch.setattr("pl_compile.training.loop.validation_losses", record)
+
+    run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
+
+    assert modes == [False, False]
+
+
+def test_without_validation_data_the_last_prompts_are_the_best(
+    tiny_bases: dict[str, Path], tmp_path: Path, records: Records
+) -> None:
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], data={"validation": []})
+
+    result = run_training(config, tmp_path / "run")
+
+    assert result.best_step == 6
+    table = read_prompt_table(tmp_path / "run/prompts.safetensors")
+    last = read_checkpoint_table(tmp_path / "run/checkpoints/last.safetensors")
+    for name, entry in last.entries.items():
+        assert np.array_equal(table.entry(name).rows, entry.rows)
+    assert [task.loss_with_prompt for task in result.tasks] == [None, None]
+    assert not any("val_loss" in record for record in records(tmp_path / "run"))
+
+
+def test_activation_checkpointing_ends_at_the_same_prompts(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    base = tiny_bases["llama"]
-    first = run_training(make_config(tmp_path, base), tmp_path / "first")
+    usual = tiny_run(tmp_path / "data", tiny_bases["llama"])
+    saving = tiny_run(
+        tmp_path / "data", tiny_bases["llama"], trainer={"activation_checkpointing": True}
+    )
 
-    with pytest.raises(ArtifactError, match="task 'ask' is in it already"):
-        run_training(
-            make_config(tmp_path, base, existing_table=str(first.table)), tmp_path / "again"
-        )
+    run_training(usual, tmp_path / "usual")
+    run_training(saving, tmp_path / "saving")
+
+    one, other = (
+        read_prompt_table(tmp_path / name / "prompts.safetensors").entries
+        for name in ("usual", "saving")
+    )
+    for name in one:
+        assert_close(other[name].rows, one[name].rows, relative=1e-4)
+
+
+# What cannot start
 
 
 def test_a_table_of_another_base_is_refused_with_both_fingerprints(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    first = run_training(make_config(tmp_path, tiny_bases["llama"]), tmp_path / "first")
+    first = run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "first")
+    assert first.table is not None
     fingerprint = read_prompt_table(first.table).base.fingerprint
-    config = make_config(tmp_path, tiny_bases["gpt2"], existing_table=str(first.table))
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["gpt2"],
+        tasks=tone_tasks("mood"),
+        existing_table=str(first.table),
+    )
 
     with pytest.raises(FingerprintError) as caught:
         run_training(config, tmp_path / "second")
 
     assert fingerprint in str(caught.value)
     assert len({word for word in str(caught.value).split() if len(word.strip(",;")) == 64}) == 2
+    assert not (tmp_path / "second").exists()
 
 
-def test_resuming_another_run_names_what_differs(
+def test_a_task_that_is_in_the_existing_table_is_refused_before_training(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"])
-    run_training(config, tmp_path / "run")
-    write_jsonl(config.data.train[0], tiny_examples(24, seed=9))
+    first = run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "first")
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], existing_table=str(first.table))
 
-    with pytest.raises(TrainingError) as caught:
-        run_training(dataclasses.replace(config, seed=7), tmp_path / "run", resume=True)
-
-    assert "'config.seed' was 1234, now 7" in str(caught.value)
-    assert "'train.0.train.jsonl' was" in str(caught.value)
-
-
-def test_resuming_nothing_says_so(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"])
-
-    with pytest.raises(TrainingError, match=r"resuming from .*last\.safetensors.*without --resume"):
-        run_training(config, tmp_path / "run", resume=True)
+    with pytest.raises(ArtifactError, match="task 'ask' is in it already"):
+        run_training(config, tmp_path / "again")
 
 
 def test_a_run_is_not_overwritten(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"])
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"])
     run_training(config, tmp_path / "run")
 
-    with pytest.raises(TrainingError, match=r"a run is there already.*--resume"):
+    with pytest.raises(TrainingError) as caught:
         run_training(config, tmp_path / "run")
 
-
-def test_fewer_examples_than_a_batch_is_refused(
-    tiny_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    trainer = {"max_steps": 1, "global_batch_size": 64, "micro_batch_size": 8}
-
-    with pytest.raises(TrainingError, match=r"24 usable training examples; expected .* of 64"):
-        run_training(make_config(tmp_path, tiny_bases["llama"], trainer=trainer), tmp_path / "run")
-
-
-def test_a_diverging_run_stops_and_says_what_to_do(
-    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "pl_compile.training.base_model.FrozenBase.loss",
-        lambda self, batch, rows: rows.sum() * torch.nan,
+    assert str(caught.value) == (
+        f"starting a run in {tmp_path / 'run'}: a run is there already. "
+        "Add --resume to go on with it, or choose another --output."
     )
 
-    with pytest.raises(TrainingError, match=r"training step 1: a loss of nan.*Lower optim\.lr"):
-        run_training(make_config(tmp_path, tiny_bases["llama"]), tmp_path / "run")
 
-
-def test_p_tuning_needs_equal_counts(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"], virtual_prompt_style="p-tuning")
-
-    with pytest.raises(ConfigError, match=r"\{'tone': 3, 'ask': 5\}; expected one number"):
-        run_training(config, tmp_path / "run")
-
-
-def test_text_init_needs_a_text(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"], prompt_tuning={"init": "text"})
-
-    with pytest.raises(ConfigError, match="task 'tone' from text: no init_text"):
-        run_training(config, tmp_path / "run")
-
-
-def test_validation_runs_without_dropout(
-    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_table_in_the_folder_is_not_overwritten(
+    tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    modes = []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/prompts.safetensors").write_bytes(b"somebody's")
 
-    def record(base: Any, rows_of: Any, *rest: Any, **options: Any) -> dict[int, float]:
-        modes.append([cell.cell_contents for cell in rows_of.__closure__ or ()])
-        return {0: 1.0}
+    with pytest.raises(TrainingError, match="a run is there already"):
+        run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
 
-    monkeypatch.setattr("pl_compile.training.loop.validation_losses", record)
-    run_training(make_config(tmp_path, tiny_bases["llama"]), tmp_path / "run")
 
-    methods = [cell for cells in modes for cell in cells if hasattr(cell, "rows")]
-    assert len(methods) == 2  # after steps 3 and 6
-    assert not any(method.training for method in methods)
+def test_fewer_examples_than_a_batch_are_refused(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], trainer={"global_batch_size": 64})
+
+    with pytest.raises(TrainingError) as caught:
+        run_training(config, tmp_path / "run")
+
+    assert str(caught.value) == (
+        "planning the batches: 24 usable training examples; "
+        "expected at least one global batch of 64. "
+        "Lower trainer.global_batch_size (and micro_batch_size), or add examples."
+    )
 
 
 def test_a_task_without_examples_is_refused(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"])
-    rows = [row for row in tiny_examples(48) if row["taskname"] == "tone"]
-    write_jsonl(config.data.train[0], rows)
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], rows=tone_examples("tone"))
 
     with pytest.raises(TrainingError, match="task 'ask': none that can be used for training"):
         run_training(config, tmp_path / "run")
-
-
-def test_a_gradient_that_is_no_number_stops_before_a_checkpoint(
-    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "pl_compile.training.base_model.FrozenBase.loss",
-        lambda self, batch, rows: (rows * 0).sqrt().sum(),
-    )
-
-    with pytest.raises(TrainingError, match="training step 1: a gradient norm of"):
-        run_training(make_config(tmp_path, tiny_bases["llama"]), tmp_path / "run")
-
-    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_a_base_with_missing_tensors_is_refused(
@@ -328,50 +628,124 @@ def test_a_base_with_missing_tensors_is_refused(
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(BaseModelError, match=r"1 missing tensors: model\.layers\.1\.mlp\.up_proj"):
-        run_training(make_config(tmp_path, base), tmp_path / "run")
+        run_training(tiny_run(tmp_path / "data", base), tmp_path / "run")
 
 
-def test_a_torn_last_record_does_not_keep_a_run_from_resuming(
+def test_a_rate_that_ends_above_where_it_starts_is_refused(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = make_config(tmp_path, tiny_bases["llama"])
-    run_training(config, tmp_path / "run")
-    with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "train_lo')
+    config = tiny_run(
+        tmp_path / "data", tiny_bases["llama"], optim={"lr": 0.1, "sched": {"min_lr": 0.2}}
+    )
 
+    with pytest.raises(ConfigError, match=r"min_lr 0\.2; expected at most lr 0\.1"):
+        run_training(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"existing_tasks": ["tone"]},
+            "checking 'existing_tasks': ['tone'] without a table to take them from; "
+            "expected existing_table.",
+        ),
+        (
+            {"data": {"validation": []}, "early_stopping": {}},
+            "checking 'early_stopping': no data.validation; "
+            "expected held-out examples to validate on.",
+        ),
+        (
+            {"data": {"validation": []}, "validation": {"generate": True}},
+            "checking 'validation.generate': no data.validation; "
+            "expected held-out examples to validate on.",
+        ),
+        (
+            {"lm_finetune": True, "existing_table": "prompts.safetensors"},
+            "checking 'lm_finetune': existing_table; "
+            "expected none: its prompts do not fit a base whose weights change.",
+        ),
+        (
+            {"lm_finetune": True, "virtual_prompt_style": "no-prompts"},
+            "checking 'lm_finetune': virtual_prompt_style no-prompts; "
+            "expected a method that trains prompts with the base.",
+        ),
+        (
+            {"lm_finetune": True, "trainer": {"precision": "fp16"}},
+            "checking 'lm_finetune': trainer.precision fp16; "
+            "expected fp32: what is trained loses small steps in fewer digits.",
+        ),
+        (
+            {"parallel": {"shard_base": True, "tensor_parallel_size": 2}},
+            "checking 'parallel': shard_base with a tensor_parallel_size above 1, "
+            "expected one of the two.",
+        ),
+        (
+            {"trainer": {"max_time": "1h"}},
+            "checking 'trainer': max_time '1h', expected '[[DD:]HH:]MM:SS'.",
+        ),
+        (
+            {"checkpoint": {"every_n_steps": 0, "save_top_k": 0}},
+            "checking 'checkpoint': 2 problems:\n  - every_n_steps 0, expected at least 1\n"
+            "  - save_top_k 0, expected at least 1.",
+        ),
+        (
+            {"early_stopping": {"patience": 0, "min_delta": -1.0}},
+            "checking 'early_stopping': 2 problems:\n  - patience 0, expected at least 1\n"
+            "  - min_delta -1.0, expected 0 or more.",
+        ),
+        (
+            {"validation": {"limit": 0}},
+            "checking 'validation': limit 0, expected at least 1.",
+        ),
+        (
+            {"seed": -1},
+            "checking 'seed': -1, expected 0 to 2**32 - 1.",
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_refused_when_the_config_is_read(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny_run(tmp_path, Path("base"), **changes)
+
+    assert message in str(caught.value)
+
+
+def test_a_first_token_that_is_a_target_has_a_predictor_only_behind_a_prompt() -> None:
+    ids = np.asarray([0, 7, 8], np.int64)
+    whole = TrainingSequence(
+        0, Rendered(ids, np.asarray([0, -1, -1]), 1), np.asarray([0, 1, 1]) > 0
+    )
+
+    assert pack([whole]).targets.tolist() == [7, 8]
+    assert pack([whole], learned_prefix=True).targets.tolist() == [8]
+    assert pack([whole.without_virtual()]).targets.tolist() == [8]
+
+
+def test_a_run_records_how_it_was_started(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"], trainer={"max_steps": 1})
+
+    run_training(config, tmp_path / "run")
     run_training(config, tmp_path / "run", resume=True)
 
-    assert [record["step"] for record in records(tmp_path / "run")][-1] == 6
+    lines = (tmp_path / "run/history.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [(event["event"], event["step"]) for event in events] == [("started", 0), ("resumed", 1)]
 
 
-def test_the_resolved_config_trains_again_from_another_folder(
-    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = tiny_train_config(tmp_path, Path("base"))
-    plain["data"] = {"train": ["train.jsonl"], "validation": ["validation.jsonl"]}
-    (tmp_path / "base").symlink_to(tiny_bases["llama"])
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(plain))
-    monkeypatch.chdir(tmp_path)
-    first = run_training(read_train_config(Path("train.yaml")), Path("run"))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-
-    second = run_training(read_train_config(Path("../run/config.yaml")), Path("again"))
-
-    assert tensor_bytes(second.table) == tensor_bytes(tmp_path / first.table)
-
-
-def test_names_that_p_tuning_cannot_tell_apart_are_refused(
-    tiny_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    tasks = [{**TASKS[0], "taskname": f"the_very_same_start_{end}"} for end in "ab"]
-    config = make_config(
-        tmp_path, tiny_bases["llama"], tasks=tasks, virtual_prompt_style="p-tuning"
+def test_the_examples_of_the_tasks_are_counted(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        rows=[*tiny_examples(24), *tone_examples("tone", count=6)],
+        trainer={"max_steps": 1},
     )
-    rows = [{**r, "taskname": tasks[0]["taskname"]} for r in tiny_examples(48)[::2]]
-    rows += [{**r, "taskname": tasks[1]["taskname"]} for r in tiny_examples(48)[::2]]
-    write_jsonl(config.data.train[0], rows)
-    write_jsonl(config.data.validation[0], rows[:2])
 
-    with pytest.raises(ConfigError, match="have names with the same first 3 tokens"):
-        run_training(config, tmp_path / "run")
+    result = run_training(config, tmp_path / "run")
+
+    assert [(task.taskname, task.virtual_tokens, task.train_examples) for task in result.tasks] == [
+        (TASKS[0]["taskname"], 3, 18),
+        (TASKS[1]["taskname"], 5, 12),
+    ]

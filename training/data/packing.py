@@ -98,10 +98,12 @@ class _Row:
 
     def __init__(self, sequence: TrainingSequence, learned_prefix: bool) -> None:
         virtual = sequence.rendered.virtual_rows
-        self.first = int(np.count_nonzero(virtual >= 0)) if learned_prefix else 0
-        self.ids = sequence.rendered.token_ids[self.first :]
-        self.virtual = virtual[self.first :]
-        self.in_loss = sequence.in_loss[self.first :]
+        learned = np.flatnonzero((virtual >= 0) & learned_prefix)
+        self.first = len(learned)  # position
+        start = int(learned[-1]) + 1 if self.first else 0  # a BOS before the prefix is inside of it
+        self.ids = sequence.rendered.token_ids[start:]
+        self.virtual = virtual[start:]
+        self.in_loss = sequence.in_loss[start:]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pl_compile.training.frozen.workspace import Workspace
 
@@ -18,14 +19,16 @@ def replace_layers(model: nn.Module, workspace: Workspace | None) -> int:
     """Replaces what can be and returns how many modules that were.
 
     Args:
-        model: of transformers; none of its weights may need a gradient.
+        model: of transformers; none of its weights may need a gradient. Modules whose weights are
+            divided among processes keep their own `forward`.
         workspace: keeps what the backward pass needs; None leaves that to torch.
     """
     replaced = 0
     for module in model.modules():
         forward = _FORWARDS.get(type(module).__name__)
         biased = any(name.endswith("bias") for name, _ in module.named_parameters())
-        if forward is not None and not biased:
+        divided = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+        if forward is not None and not (biased or divided):
             module.forward = partial(forward, module, workspace)
             replaced += 1
     return replaced
@@ -64,7 +67,10 @@ class _RmsNorm(torch.autograd.Function):
         wide = x.float()
         inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(workspace.keep(x) if workspace else x, weight, inverse)
+            keep = workspace.keep if workspace else (lambda tensor: tensor)
+            # Even the small one: a small block that stays is where a large one was, and the next
+            # large one no longer fits there.
+            ctx.save_for_backward(keep(x), weight, keep(inverse))
         return (wide * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
@@ -86,27 +92,37 @@ class _SwiGlu(torch.autograd.Function):
     ) -> Tensor:
         flat = x.flatten(0, -2)
         shape = (len(flat), len(gate))
-        if workspace is not None and ctx.needs_input_grad[0]:
-            gated, raised = (workspace.empty(*shape, like=x) for _ in range(2))
-        else:
-            gated, raised = (x.new_empty(shape) for _ in range(2))
-        torch.mm(flat, gate.T, out=gated)
-        torch.mm(flat, up.T, out=raised)
-        if ctx.needs_input_grad[0]:
+        needs_grad = ctx.needs_input_grad[0]
+        kept = workspace if needs_grad else None
+        gated = torch.mm(flat, gate.T, out=_kept(kept, shape, x))
+        raised = torch.mm(flat, up.T, out=_kept(kept, shape, x))
+        if needs_grad:
             ctx.save_for_backward(gated, raised, gate, up, down)
-        return (nn.functional.silu(gated).mul_(raised) @ down.T).view(x.shape)
+            ctx.workspace = workspace
+        product = torch.ops.aten.silu.out(gated, out=_scratch(workspace, "product", gated))
+        return (product.mul_(raised) @ down.T).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         gated, raised, gate, up, down = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        d_product = flat @ down
-        d_raised = nn.functional.silu(gated).mul_(d_product)
-        d_gated = torch.ops.aten.silu_backward(d_product.mul_(raised), gated)
-        return (
-            torch.addmm(d_gated @ gate, d_raised, up).view(grad.shape),
-            None,
-            None,
-            None,
-            None,
+        d_product = torch.mm(flat, down, out=_scratch(ctx.workspace, "d_product", gated))
+        d_raised = torch.ops.aten.silu.out(gated, out=_scratch(ctx.workspace, "product", gated))
+        d_raised.mul_(d_product)
+        d_gated = torch.ops.aten.silu_backward.grad_input(
+            d_product.mul_(raised), gated, grad_input=_scratch(ctx.workspace, "d_gated", gated)
         )
+        d_input = torch.addmm(d_gated @ gate, d_raised, up).view(grad.shape)
+        return d_input, None, None, None, None
+
+
+def _kept(workspace: Workspace | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Memory for a result: the backward pass's if there is a workspace."""
+    return like.new_empty(shape) if workspace is None else workspace.empty(*shape, like=like)
+
+
+def _scratch(workspace: Workspace | None, name: str, like: Tensor) -> Tensor:
+    """Memory for something between, of the shape of `like`."""
+    if workspace is None:
+        return torch.empty_like(like)
+    return workspace.scratch(name, *like.shape, like=like)

@@ -25,6 +25,7 @@ class Workspace:
         self._blocks: list[Tensor] = []
         self._block = 0
         self._used = 0
+        self._scratch: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def reset(self) -> None:
         """Frees everything that was taken."""
@@ -46,6 +47,17 @@ class Workspace:
         # `.data`: a version counter of its own, or writing one piece would look to autograd like
         # an overwriting of all others of the block.
         return piece.view(like.dtype).view(shape).data
+
+    def scratch(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """An uninitialised tensor whose memory is used again by the next `scratch` of that name."""
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        size = math.prod(shape)
+        held = self._scratch.get((name, like.dtype))
+        if held is None or held.numel() < size:
+            # Some more than is asked for: the next micro-batch may be a little longer.
+            held = self._scratch[name, like.dtype] = like.new_empty(size + size // 8)
+        return held[:size].view(shape)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A copy of `tensor` that lives until `reset`."""

@@ -37,6 +37,6 @@ class Method:
 METHODS = {
     "prompt-tuning": Method(build_prompt_tuning, default_lr=1e-2),
     "p-tuning": Method(build_p_tuning, default_lr=1e-3),
-    "prefix-tuning": Method(build_prefix_tuning, default_lr=1e-2),
+    "prefix-tuning": Method(build_prefix_tuning, default_lr=2e-2),
     "no-prompts": Method(build_no_prompts, default_lr=1e-2),
 }

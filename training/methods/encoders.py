@@ -29,7 +29,7 @@ class PromptEncoder(nn.Module, ABC):
 
     def forward(self, name: Tensor) -> Tensor:
         """float32 `[tokens, hidden]`, at most `virtual` tokens, to `[virtual, hidden]`."""
-        name = self.narrowed(name)
+        name = self.narrowed(name.to(self.embedding.device))
         return self.body(torch.cat([name, self.embedding[len(name) :]]))
 
     def narrowed(self, name: Tensor) -> Tensor:
