@@ -8,6 +8,7 @@ One process leads: it talks, logs and writes. Of an error that all meet alike on
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,8 +28,11 @@ T = TypeVar("T")
 # What is added up at once: one message for prompts, several where a whole base is trained.
 _BYTES_AT_ONCE = 256 << 20
 
-# How long a process that fails waits to hear whether the leader fails too.
+# How long a process that fails waits to hear whether the leader fails too ...
 _SECONDS_TO_HEAR = 10
+
+# ... and then for the leader to tell: torchrun stops all as soon as one has ended.
+_SECONDS_TO_TELL = 20
 
 # While the leader writes answers, the others wait for as long as it lives.
 _PATIENCE = timedelta(days=30)
@@ -115,7 +119,7 @@ class Team:
         if failure is not None:
             raise failure
         if code.item():
-            raise SystemExit(int(code.item()))
+            raise _LeaderTells(int(code.item()))
         return result
 
     def after_leader(self, step: Callable[[], T]) -> T:
@@ -152,6 +156,10 @@ class Team:
 ALONE = Team()
 
 
+class _LeaderTells(SystemExit):
+    """The leader has failed and says why."""
+
+
 def leads() -> bool:
     """Whether this process talks, as far as its environment says: before there is a team."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
@@ -162,13 +170,14 @@ def told_by_the_leader() -> Iterator[None]:
     """Of an error that every process meets alike, lets only the leader's through.
 
     Raises:
-        SystemExit: in the others, with the error's exit code.
+        SystemExit: in the others, with the error's exit code, some time after the leader.
     """
     try:
         yield
     except PlcError as error:
         if leads():
             raise
+        time.sleep(_SECONDS_TO_TELL)
         raise SystemExit(error.exit_code) from None
 
 
@@ -281,11 +290,15 @@ def _join(rank: int, size: int, device: str, timeout: timedelta) -> Any:
 def _one_voice(team: Team, store: Any, config: ParallelConfig) -> Iterator[None]:
     try:
         yield
+    except _LeaderTells as left:
+        _let_it_tell(store)
+        raise SystemExit(left.code) from None
     except PlcError as error:
         if team.leads:
             with suppress(RuntimeError):
                 store.set(_FAILED, "")
         elif _leader_fails_too(store):
+            _let_it_tell(store)
             raise SystemExit(error.exit_code) from None
         raise
     except RuntimeError as error:
@@ -294,6 +307,7 @@ def _one_voice(team: Team, store: Any, config: ParallelConfig) -> Iterator[None]
         if not isinstance(error, distributed.DistError) and "gloo" not in text:
             raise
         if not team.leads and _told(store):
+            _let_it_tell(store)
             raise SystemExit(1) from None
         timed_out = "Timed out" in text
         found = f"no answer from another process within {config.timeout_seconds} s"
@@ -311,6 +325,15 @@ def _told(store: Any) -> bool:
         return bool(store.check([_FAILED]))
     except RuntimeError:
         return False  # it was killed, and the store with it
+
+
+def _let_it_tell(store: Any) -> None:
+    """Waits until torchrun ends this process, or the leader has ended, with its store."""
+    deadline = time.monotonic() + _SECONDS_TO_TELL
+    with suppress(RuntimeError):
+        while time.monotonic() < deadline:
+            store.check([_FAILED])
+            time.sleep(0.1)
 
 
 def _leader_fails_too(store: Any) -> bool:

@@ -37,14 +37,9 @@ cp "$here/session1.yaml" "$here/session2.yaml" "$out/"
 
 train() { # SESSION
     rm -rf "${out:?}/$1"
-    set -- "$1" "$out/$1.yaml" --output "$out/$1"
-    session=$1
-    shift
-    if [ -n "${STEPS:-}" ]; then
-        set -- "$@" --set trainer.max_steps="$STEPS" --set trainer.val_check_interval="$STEPS"
-    fi
-    plc train "$@"
-    plc inspect "$out/$session/prompts.safetensors"
+    plc train "$out/$1.yaml" --output "$out/$1" \
+        ${STEPS:+--set trainer.max_steps="$STEPS" --set trainer.val_check_interval="$STEPS"}
+    plc tasks ls "$out/$1/prompts.safetensors"
 }
 
 echo "3. Session 1: sentiment and intent_and_slot together, by p-tuning"

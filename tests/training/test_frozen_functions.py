@@ -341,9 +341,30 @@ def test_writing_one_piece_does_not_spoil_the_saved_one_of_another() -> None:
     assert weight.grad.tolist() == [0, 1, 2, 3]
 
 
+def test_scratch_memory_is_used_again_under_its_name_and_by_no_other() -> None:
+    workspace, like = Workspace(), torch.empty(0)
+    kept = workspace.empty(3, like=like).fill_(5)
+    first = workspace.scratch("a", 4, 5, like=like).fill_(1)
+    other = workspace.scratch("b", 4, 5, like=like).fill_(2)
+    half = workspace.scratch("a", 4, 5, like=like.bfloat16()).fill_(3)
+
+    smaller = workspace.scratch("a", 2, 3, like=like)
+    larger = workspace.scratch("a", 40, 5, like=like).fill_(4)
+
+    assert smaller.data_ptr() == first.data_ptr() != larger.data_ptr()
+    assert [{*tensor.flatten().tolist()} for tensor in (kept, first, other, half, larger)] == [
+        {5},
+        {1},
+        {2},
+        {3},
+        {4},
+    ]
+
+
 def test_tensors_of_other_devices_are_left_alone() -> None:
     workspace = Workspace()
     other = torch.empty(3, device="meta")
 
     assert workspace.keep(other) is other
     assert workspace.empty(2, like=other).device.type == "meta"
+    assert workspace.scratch("a", 2, like=other).device.type == "meta"

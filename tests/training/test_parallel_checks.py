@@ -132,6 +132,7 @@ def test_of_an_error_that_all_meet_only_rank_0_tells(
     tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tmp_path, tiny_bases["llama"])
+    monkeypatch.setattr("pl_compile.training.team._SECONDS_TO_TELL", 0)
     started = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     for name, value in started.items():
         monkeypatch.setenv(name, value)
@@ -147,6 +148,7 @@ def test_of_an_error_that_all_meet_only_rank_0_tells(
 
 
 def test_the_others_leave_with_the_exit_code_of_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pl_compile.training.team._SECONDS_TO_TELL", 0)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
 

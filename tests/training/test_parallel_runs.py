@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pl_compile.artifact.prompt_table import read_prompt_table
@@ -104,10 +105,12 @@ SCENARIOS = {
 @pytest.fixture(scope="module")
 def runs(
     tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, Path]]:
+) -> Iterator[Callable[[str], tuple[Path, Path]]]:
     """Gives the folders of a scenario's two runs: of one process, and of several."""
     root = tmp_path_factory.mktemp("parallel")
     done: dict[int, int] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers have: how a sum is divided shows in its last bit
 
     def of(name: str) -> tuple[Path, Path]:
         processes = SCENARIOS[name].processes
@@ -118,7 +121,8 @@ def runs(
         assert done[processes] == 0
         return root / name / "one", root / name / "several"
 
-    return of
+    yield of
+    torch.set_num_threads(threads)
 
 
 def run_all(root: Path, bases: dict[str, Path], names: Sequence[str], processes: int) -> int:
@@ -254,15 +258,104 @@ def test_several_processes_leave_the_files_of_one(
     assert several == one
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("data parallel", 1, 1),
+        ("tensor parallel", 0.5, 0.52),  # norms are whole everywhere
+        ("sharded", 0.49, 0.51),
+        ("sharded gpt2", 0.49, 0.51),
+    ],
+)
+def test_a_process_keeps_its_part_of_the_base(
+    runs: Callable[[str], tuple[Path, Path]], name: str, least: float, most: float
+) -> None:
+    folder = runs(name)[1].parent
+
+    parts = [float((folder / f"part-{rank}").read_text()) for rank in range(2)]
+
+    assert all(least <= part <= most for part in parts), parts
+    assert sum(parts) >= 1
+
+
+TEAMWORK = """
+import json, os, sys
+import torch
+from pl_compile.config.train import ParallelConfig
+from pl_compile.errors import ArtifactError
+from pl_compile.training import team as module
+from pl_compile.training.team import team_of
+
+module._SECONDS_TO_TELL = 0  # the leader does not end here
+ports, seen = iter(sys.argv[1:]), {}
+
+def team(tensor_size=1):
+    os.environ["MASTER_PORT"] = next(ports)
+    return team_of(ParallelConfig(tensor_size), "cpu")
+
+def numbers(rank):
+    return [torch.full([2], rank + 1.0), torch.tensor(rank + 0.5).double(), torch.zeros(0)]
+
+def fail():
+    raise ArtifactError("writing", found="a full disk")
+
+with team() as each:
+    tensors = numbers(each.rank)
+    each.add_up(tensors)
+    seen["sums"] = [tensor.tolist() for tensor in tensors]
+    seen["any"] = [each.any(each.rank == 1), each.any(False)]
+    seen["led"] = each.lead(lambda: "by rank " + str(each.rank))
+    seen["each"] = each.after_leader(lambda: each.rank)
+    each.check_equal("the prompts", b"equal")
+with team(tensor_size=2) as each:
+    tensors = numbers(each.rank)
+    each.add_up(tensors)
+    seen["one copy"] = [tensor.tolist() for tensor in tensors]
+for what in ("unequal", "failed"):
+    try:
+        with team() as each:
+            each.check_equal("the prompts", bytes([each.rank])) if what == "unequal" else None
+            each.lead(fail)
+    except BaseException as error:
+        seen[what] = type(error).__name__ + ": " + str(error)
+print(json.dumps(seen))
+"""
+
+
+def test_a_team_adds_up_and_has_one_voice() -> None:
+    ports = map(str, free_ports(4))
+
+    with started(["-c", TEAMWORK, *ports], 2, stdout=subprocess.PIPE) as team:
+        leader, other = (json.loads(process.communicate(timeout=100)[0]) for process in team)
+
+    together = {"sums": [[3.0, 3.0], 2.0, []], "any": [True, False]}
+    # Tensor parallel processes compute the same: it counts once.
+    together["one copy"] = [[1.0, 1.0], 0.5, []]
+    assert leader == together | {
+        "led": "by rank 0",
+        "each": 0,
+        "unequal": "TrainingError: comparing the prompts of 2 processes: rank 1 differs from rank "
+        "0. Use the same files, versions and kind of device for every process.",
+        "failed": "ArtifactError: writing: a full disk.",
+    }
+    assert other == together | {
+        "led": None,
+        "each": 1,
+        "unequal": "SystemExit: 1",
+        "failed": "SystemExit: 1",
+    }
+
+
 def test_torchrun_starts_them_and_one_talks(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_bases["llama"], {"trainer": {"max_steps": 1}})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "pl_compile.cli", "train", str(config), "--output", "run", "--json"]
+    command += ["--set", "data.cache=true"]
 
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PLC_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         timeout=120,
@@ -272,6 +365,7 @@ def test_torchrun_starts_them_and_one_talks(tiny_bases: dict[str, Path], tmp_pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 1  # one object: one process printed it
     assert done.stderr.count("2 processes: 2 data parallel, 1 tensor parallel") == 1
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2  # training and validation
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -99,7 +99,7 @@ class _SwiGlu(torch.autograd.Function):
         if needs_grad:
             ctx.save_for_backward(gated, raised, gate, up, down)
             ctx.workspace = workspace
-        product = torch.ops.aten.silu.out(gated, out=_scratch(workspace, "product", gated))
+        product: Tensor = torch.ops.aten.silu.out(gated, out=_scratch(workspace, "product", gated))
         return (product.mul_(raised) @ down.T).view(x.shape)
 
     @staticmethod
