@@ -1,23 +1,26 @@
 """What each method reaches on each task within a fixed time: the table of docs/quality.md.
 
     plc prepare phrasebank --input … --output DATA/phrasebank      (and assistant, squad)
-    python benchmarks/quality.py DATA --minutes 30 --output results.jsonl [--only squad:prefix …]
+    python benchmarks/quality.py DATA --minutes 6 --output results.jsonl [--only squad:prefix …]
     python benchmarks/quality.py DATA --output results.jsonl --table
 
-Every run has the same wall time for its training steps: the step is timed first, and the number of
-steps follows. All methods start from the same text, see the same examples and have 20 virtual
-tokens; plc uses its own defaults. PEFT gets the same rate, schedule, batch and first rows, in the
-HF Trainer under bf16 autocast. Every table is compiled and scored by the same runtime in float32.
-A result that is in the file is not made again.
+Every run has the same time for its training steps: first, each task and method is timed alone on
+all cores, and the number of steps follows. After that it no longer matters how long the steps take,
+so several runs may share the machine (`--workers`). All methods start from the same text, see the
+same examples and have 20 virtual tokens; plc uses its own defaults. PEFT gets the same rate,
+schedule, batch and first rows, in the HF Trainer under bf16 autocast. Every table is compiled and
+scored by the same runtime in float32. A result that is in the file is not made again.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -97,27 +100,19 @@ def config_of(task: str, method: str, seed: int, data: Path, folder: Path) -> di
     }
 
 
-def train_plc(config: dict[str, Any], minutes: float, folder: Path) -> dict[str, Any]:
-    """Trains with `plc train` for about `minutes` and returns what it took."""
+def train_plc(config: dict[str, Any], steps: int, folder: Path) -> tuple[Path, list[float]]:
+    """Trains with `plc train` and returns the table and the seconds of each step."""
     import yaml
 
-    path = folder / "train.yaml"
+    path, output = folder / "train.yaml", folder / "run"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-
-    def train(steps: int, output: Path) -> list[dict[str, Any]]:
-        settings = ["--set", f"trainer.max_steps={steps}", "--output", str(output)]
-        plc("train", str(path), *settings)
-        lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [record for record in map(json.loads, lines) if "train_loss" in record]
-
-    timed = train(TIMED_STEPS, folder / "timed")
-    steps = steps_for(minutes, [record["seconds"] for record in timed])
-    records = train(steps, folder / "run")
-    seconds = sum(record["seconds"] for record in records)
-    return {"steps": steps, "minutes": seconds / 60, "table": folder / "run/prompts.safetensors"}
+    plc("train", str(path), "--set", f"trainer.max_steps={steps}", "--output", str(output))
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if "train_loss" in record]
+    return output / "prompts.safetensors", [record["seconds"] for record in records]
 
 
-def train_peft(config: dict[str, Any], minutes: float, folder: Path) -> dict[str, Any]:
+def train_peft(config: dict[str, Any], steps: int, folder: Path) -> tuple[Path, list[float]]:
     """Trains PEFT prompt tuning in the HF Trainer on the same ids, and imports its adapter."""
     import torch
     from peft import PromptTuningConfig, get_peft_model
@@ -155,52 +150,47 @@ def train_peft(config: dict[str, Any], minutes: float, folder: Path) -> dict[str
             for key, value in fill.items()
         }
 
-    def train(steps: int) -> tuple[Any, list[float]]:
-        torch.manual_seed(config["seed"])
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        model.config.use_cache = False
-        first = model.get_input_embeddings().weight[tokens_of_text(read.tasks[0], tokenizer)]
-        tuned = get_peft_model(
-            model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)
-        )
-        tuned.prompt_encoder["default"].embedding.weight.data.copy_(first.detach())
-        seconds: list[float] = []
+    torch.manual_seed(config["seed"])
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.config.use_cache = False
+    first = model.get_input_embeddings().weight[tokens_of_text(read.tasks[0], tokenizer)]
+    tuned: Any = get_peft_model(
+        model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)
+    )
+    tuned.prompt_encoder["default"].embedding.weight.data.copy_(first.detach())
+    seconds: list[float] = []
 
-        class Clock(TrainerCallback):  # type: ignore[misc]
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                self.started = perf_counter()
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.started = perf_counter()
 
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                seconds.append(perf_counter() - self.started)
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(perf_counter() - self.started)
 
-        arguments = TrainingArguments(
-            output_dir=str(folder / "trainer"),
-            per_device_train_batch_size=config["trainer"]["global_batch_size"],
-            max_steps=steps,
-            learning_rate=PLC_METHODS["prompt-tuning"].default_lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(0.05 * steps),
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            max_grad_norm=1.0,
-            seed=config["seed"],
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            bf16=True,
-            disable_tqdm=True,
-        )
-        Trainer(
-            model=tuned,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=padded,
-            callbacks=[Clock()],
-        ).train()
-        return tuned, seconds
-
-    steps = steps_for(minutes, train(TIMED_STEPS)[1])
-    tuned, seconds = train(steps)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=config["trainer"]["global_batch_size"],
+        max_steps=steps,
+        learning_rate=PLC_METHODS["prompt-tuning"].default_lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(0.05 * steps),
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        seed=config["seed"],
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=True,
+        disable_tqdm=True,
+    )
+    Trainer(
+        model=tuned,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=padded,
+        callbacks=[Clock()],
+    ).train()
     tuned.save_pretrained(folder / "adapter")
     spec, table = read.tasks[0], folder / "prompts.safetensors"
     import_peft(
@@ -214,12 +204,7 @@ def train_peft(config: dict[str, Any], minutes: float, folder: Path) -> dict[str
             BASE,
         )
     )
-    return {"steps": steps, "minutes": sum(seconds) / 60, "table": table}
-
-
-def steps_for(minutes: float, seconds: list[float]) -> int:
-    """How many steps fit, by the median of the timed ones after the first two."""
-    return max(TIMED_STEPS, math.floor(minutes * 60 / statistics.median(seconds[2:])))
+    return table, seconds
 
 
 def score(task: str, table: Path, data: Path, folder: Path, *, prompt: bool) -> dict[str, float]:
@@ -244,20 +229,33 @@ def plc(*arguments: str) -> str:
     return done.stdout
 
 
-def one_run(task: str, method: str, seed: int, minutes: float, data: Path) -> dict[str, Any]:
-    """Trains and scores."""
+def one_run(task: str, method: str, seed: int, steps: int, data: Path) -> dict[str, Any]:
+    """Trains and scores, or of a few steps says how long one takes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = config_of(task, method, seed, data, folder)
+        if steps == TIMED_STEPS:
+            config["data"]["validation"] = []
         if method == "none":  # any table: its prompt is left out
             config.update(METHODS["prompt"])
-            made = train_plc(config, 0.0, folder)
-            made.update(steps=0, minutes=0.0)
-        else:
-            train = train_peft if method == "peft" else train_plc
-            made = train(config, minutes, folder)
-        scores = score(task, made.pop("table"), data, folder, prompt=method != "none")
-    return {"task": task, "method": method, "seed": seed, "budget": minutes, **made, **scores}
+        table, seconds = (train_peft if method == "peft" else train_plc)(config, steps, folder)
+        made = {"task": task, "method": method, "step_seconds": statistics.median(seconds[2:])}
+        if steps == TIMED_STEPS and method != "none":
+            return made
+        scores = score(task, table, data, folder, prompt=method != "none")
+    steps = 0 if method == "none" else steps
+    return {"task": task, "method": method, "seed": seed, "steps": steps, **scores}
+
+
+def in_a_process(arguments: list[str], threads: int) -> dict[str, Any]:
+    """`one_run` in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -265,10 +263,12 @@ def print_table(results: list[dict[str, Any]]) -> None:
     shown = {"sentiment": ["accuracy"], "squad": ["exact_match", "f1"]}
     shown["intent_and_slot"] = ["intent_accuracy", "joint_accuracy"]
     for task in TASKS:
-        print(f"\n| {task} | " + " | ".join(shown[task]) + " | steps | minutes | seeds |")
+        print(f"\n| {task} | " + " | ".join(shown[task]) + " | seconds a step | steps | seeds |")
         print("|---" * (len(shown[task]) + 4) + "|")
         for method in METHODS:
-            runs = [r for r in results if (r["task"], r["method"]) == (task, method)]
+            runs = [
+                r for r in results if "seed" in r and (r["task"], r["method"]) == (task, method)
+            ]
             if not runs:
                 continue
             cells = [method]
@@ -276,38 +276,78 @@ def print_table(results: list[dict[str, Any]]) -> None:
                 values = [run[key] for run in runs]
                 spread = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.1f}{spread}")
-            cells += [str(round(statistics.mean(run["steps"] for run in runs)))]
-            cells += [f"{statistics.mean(run['minutes'] for run in runs):.1f}"]
+            pace = [r["step_seconds"] for r in results if is_pace(r, task, method)]
+            cells += [f"{pace[0]:.2f}" if pace else "", str(runs[0]["steps"])]
             cells += [", ".join(str(run["seed"]) for run in runs)]
             print("| " + " | ".join(cells) + " |")
 
 
+def is_pace(result: dict[str, Any], task: str, method: str) -> bool:
+    """Whether a line of the results is the timing of a task and method."""
+    return "seed" not in result and (result["task"], result["method"]) == (task, method)
+
+
 def main() -> None:
     """Makes the runs that are missing, or prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the prepared data sets")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of training steps, a run")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training steps, a run")
     parser.add_argument("--output", type=Path, default=Path("quality.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--only", nargs="+", metavar="TASK:METHOD", help="these runs only")
+    parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="print what the file holds")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    results = []
+    if options.one:
+        task, method, seed, steps = options.one
+        print(json.dumps(one_run(task, method, int(seed), int(steps), options.data)))
+        return
+    results: list[dict[str, Any]] = []
     if options.output.is_file():
         results = [json.loads(line) for line in options.output.read_text().splitlines()]
     if options.table:
         print_table(results)
         return
-    pairs = options.only or [f"{task}:{method}" for task in TASKS for method in METHODS]
-    for seed in options.seeds:
-        for pair in pairs:
-            task, method = pair.split(":")
-            if any((r["task"], r["method"], r["seed"]) == (task, method, seed) for r in results):
-                continue
-            result = one_run(task, method, seed, options.minutes, options.data.absolute())
-            print(json.dumps(result), file=sys.stderr)
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
+    data = str(options.data.absolute())
+    cores = os.cpu_count() or 1
+    pairs = [
+        tuple(pair.split(":"))
+        for pair in options.only or [f"{task}:{method}" for task in TASKS for method in METHODS]
+    ]
+
+    def add(arguments: list[Any], threads: int) -> None:
+        result = in_a_process([data, "--one", *map(str, arguments)], threads)
+        print(json.dumps(result), file=sys.stderr)
+        results.append(result)
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+
+    for task, method in pairs:
+        if method != "none" and not any(is_pace(r, task, method) for r in results):
+            add([task, method, 1, TIMED_STEPS], cores)
+    paces = {(r["task"], r["method"]): r["step_seconds"] for r in results if "seed" not in r}
+    done = {(r["task"], r["method"], r["seed"]) for r in results if "seed" in r}
+    with ThreadPoolExecutor(options.workers) as pool:
+        runs = [
+            pool.submit(
+                add,
+                [
+                    task,
+                    method,
+                    seed,
+                    math.floor(options.minutes * 60 / paces[task, method])
+                    if method != "none"
+                    else TIMED_STEPS,
+                ],
+                max(1, cores // options.workers),
+            )
+            for seed in options.seeds
+            for task, method in pairs
+            if (task, method, seed) not in done
+        ]
+        for run in runs:
+            run.result()
 
 
 if __name__ == "__main__":

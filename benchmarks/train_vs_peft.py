@@ -94,7 +94,7 @@ def run_plc(base: Path, dtype: str, steps: int) -> tuple[list[float], list[float
         settings,
     )
     records: list[dict[str, Any]] = []
-    hooks = LoopHooks(records.append, lambda s: {}, lambda s: None, lambda s, validated: None)
+    hooks = LoopHooks(records.append, lambda s: {}, lambda s: None)
     train(job, hooks, RunState(), SILENT)
     return [r["seconds"] for r in records], [r["train_loss"] for r in records]
 
@@ -105,10 +105,10 @@ def peft_model(base: Path) -> Any:
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.config.use_cache = False
     first = model.get_input_embeddings().weight[:VIRTUAL].detach().clone()
-    tuned = get_peft_model(
+    tuned: Any = get_peft_model(
         model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)
     )
     tuned.prompt_encoder["default"].embedding.weight.data.copy_(first)
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--sample", nargs=2, metavar=("SYSTEM", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sample:
-        one_sample(*options.sample, options.steps)
+        one_sample(options.sample[0], options.sample[1], options.steps)
         return
 
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -265,7 +265,8 @@ def main() -> None:
                 )
 
     def median(system: str, dtype: str, key: str) -> float:
-        return statistics.median(result[key] for result in samples[system, dtype])
+        values: list[float] = [result[key] for result in samples[system, dtype]]
+        return statistics.median(values)
 
     summary: dict[str, Any] = {}
     for dtype in DTYPES:
