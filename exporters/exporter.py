@@ -1,17 +1,23 @@
 """The face of a target: what the driver asks of every exporter.
 
 check       can this base be built for the target? (cheap; raises with the reason)
-build       main graph -> files in a folder
+passes      the literal list of passes that bring the main graph into the target's form
+build       the graph in that form -> files in a folder
 describe    the versions that made them
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
 
+from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.quantize_weights import WeightError
+from pl_compile.quantize.gptq import Moments
 
 
 class Exporter(Protocol):
@@ -19,8 +25,27 @@ class Exporter(Protocol):
 
     target: str
 
-    def check(self, config: DecoderConfig, contract: GraphContract) -> None:
-        """Raises `ExportError` if the target cannot hold this base."""
+    def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
+        """Raises `ExportError` if the target cannot hold this base as asked."""
+
+    def passes(
+        self,
+        contract: GraphContract,
+        options: BuildOptions,
+        moments: Moments | None,
+        errors: list[WeightError],
+    ) -> Sequence[GraphPass]:
+        """The passes, in their order.
+
+        Args:
+            contract: what the graph will take and give.
+            options: how it is built.
+            moments: of the calibration's activations, by weight as `prepare_passes` leaves them.
+            errors: gets what quantisation did to each weight.
+        """
+
+    def prepare_passes(self) -> Sequence[GraphPass]:
+        """Those of `passes` that change which weights there are: what a calibration looks at."""
 
     def build(self, model: ir.Model, folder: Path) -> None:
         """Writes the target's files into `folder`."""

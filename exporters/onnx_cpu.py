@@ -12,6 +12,7 @@ the longest live row. `nonpad_kv_seqlen` with `is_causal` is right here and sile
 TensorRT, which therefore gets a library of its own.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +20,18 @@ import numpy as np
 import onnx_ir as ir
 
 from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.exporters.quantized import quantize_pass
 from pl_compile.graph.builder import OPSET, PLC_DOMAIN
+from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.merge_products import MergeProducts
+from pl_compile.passes.quantize_weights import WeightError
+from pl_compile.passes.sample_in_graph import SampleInGraph
+from pl_compile.passes.use_block_kernels import UseBlockKernels
+from pl_compile.quantize.gptq import Moments
 
 DATA_NAME = f"{MODEL_NAME}.data"
 
@@ -30,17 +40,35 @@ _EXTERNAL_FROM_BYTES = 1024
 
 
 class OnnxCpuExporter:
-    """ONNX Runtime on CPU, float32."""
+    """ONNX Runtime on CPU."""
 
     target = "onnx-cpu"
 
-    def check(self, config: DecoderConfig, contract: GraphContract) -> None:
-        """Every supported base can be built."""
+    def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
+        """Every supported base can be built; blocks are checked by the passes."""
+
+    def passes(
+        self,
+        contract: GraphContract,
+        options: BuildOptions,
+        moments: Moments | None,
+        errors: list[WeightError],
+    ) -> Sequence[GraphPass]:
+        """See `Exporter.passes`."""
+        quantized = options.quantize != "none"
+        return [
+            *self.prepare_passes(),
+            *([quantize_pass(options, moments, errors), UseBlockKernels()] if quantized else []),
+            *([SampleInGraph(contract.candidates)] if contract.candidates else []),
+            LinkFunctions([cached_attention_function()]),
+        ]
+
+    def prepare_passes(self) -> Sequence[GraphPass]:
+        """See `Exporter.prepare_passes`."""
+        return [MergeProducts()]
 
     def build(self, model: ir.Model, folder: Path) -> None:
         """Writes `model.onnx` and `model.onnx.data`."""
-        function = cached_attention_function()
-        model.functions[function.identifier()] = function
         ir.save(
             model,
             folder / MODEL_NAME,

@@ -89,3 +89,18 @@ class Event:
     index: int
     text: str
     result: Result | None = None
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """How likely a label of a closed set is.
+
+    Attributes:
+        label: the answer, without blanks at its ends.
+        probability: among the labels of its task; they sum to 1.
+        log_probability: natural logarithm of the probability that the base writes just this.
+    """
+
+    label: str
+    probability: float
+    log_probability: float

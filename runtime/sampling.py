@@ -52,6 +52,46 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One row's draw as a graph with `--sampling graph` takes it.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: only as many of the likeliest tokens, at least 1.
+        top_p: as in `Sampling`.
+        noise: float32 `[top_k]`: Gumbel noise of the likeliest token, the next one, …
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    noise: Float32
+
+
+GREEDY = Draw(0.0, 1, 1.0, np.zeros(1, np.float32))
+
+
+def draw_in_graph(
+    sampling: Sampling, generator: np.random.Generator, candidates: int
+) -> Draw | None:
+    """What a graph needs to choose as `next_token` would; None where it cannot.
+
+    Args:
+        sampling: how to choose.
+        generator: the row's own source of noise; as far along afterwards as after `next_token`.
+        candidates: the likeliest tokens that the graph looks at.
+    """
+    if sampling.repetition_penalty != 1.0:
+        return None
+    if sampling.temperature == 0.0:
+        return GREEDY
+    if not 0 < sampling.top_k <= candidates:
+        return None
+    noise = _gumbel(generator, sampling.top_k).astype(np.float32)
+    return Draw(sampling.temperature, sampling.top_k, sampling.top_p, noise)
+
+
 def next_token(
     logits: Float32,
     sampling: Sampling,
@@ -95,9 +135,15 @@ def _choose(scores: Float32, sampling: Sampling, generator: np.random.Generator)
     probabilities /= probabilities.sum()
     # A token stays if those before it have not reached top_p yet: the first always does.
     stays = np.cumsum(probabilities) - probabilities < sampling.top_p
-    uniform = np.clip(generator.random(len(ranked)), 1e-12, 1 - 1e-12)
-    noisy = np.where(stays, scaled - np.log(-np.log(uniform)), -np.inf)
+    noisy = np.where(stays, scaled + _gumbel(generator, len(ranked)), -np.inf)
     return int(ranked[np.argmax(noisy)])
+
+
+def _gumbel(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """The largest of logits plus this noise is a draw from their softmax (arXiv:1611.00712)."""
+    uniform = np.clip(generator.random(count), 1e-12, 1 - 1e-12)
+    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
 
 
 def _ranked(scores: Float32, top_k: int) -> NDArray[np.int64]:

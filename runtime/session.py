@@ -6,6 +6,7 @@ rendered, rows are stepped together, and a row leaves when it is finished. The e
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
-from pl_compile.runtime.choices import Choices
-from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
+from pl_compile.runtime.engines.engine import Engine, Float32, Int64
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.requests import Event, FinishReason, Request, Result
-from pl_compile.runtime.sampling import next_token
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
+from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
+from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
+from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -33,31 +34,31 @@ class Session:
 
     Args:
         tokenizer: the base's.
-        entries: the tasks by name.
+        prompts: the tasks by name.
         engine: runs the steps.
-        baked_tasks: names that `task_id` 0, 1, … stand for, where prompts are baked.
-
-    Raises:
-        ConfigError: a template that cannot be parsed.
-        ArtifactError: a learned prefix that its template does not open with.
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        entries: Mapping[str, TaskEntry],
-        engine: Engine,
-        baked_tasks: Sequence[str] = (),
+        self, tokenizer: Tokenizer, prompts: Mapping[str, TaskPrompt], engine: Engine
     ) -> None:
         self.tokenizer = tokenizer
+        self.prompts = dict(prompts)
         self.engine = engine
         self._streaming = False
-        self.prompts = {
-            name: TaskPrompt.of(
-                entry, tokenizer, baked_tasks.index(name) if name in baked_tasks else 0
-            )
-            for name, entry in entries.items()
-        }
+
+    @classmethod
+    def of_entries(
+        cls, tokenizer: Tokenizer, entries: Mapping[str, TaskEntry], engine: Engine
+    ) -> "Session":
+        """A session on tasks as they were learned, nothing of them folded.
+
+        Raises:
+            ConfigError: a template that cannot be parsed.
+            ArtifactError: a learned prefix that its template does not open with.
+        """
+        tasks = enumerate(entries.items())
+        prompts = {name: TaskPrompt.of(entry, tokenizer, i) for i, (name, entry) in tasks}
+        return cls(tokenizer, prompts, engine)
 
     @classmethod
     def open(
@@ -77,8 +78,8 @@ class Session:
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
         Raises:
-            ArtifactError: the bundle is damaged, was marked as failed, or was built for a target
-                this runtime does not run.
+            ArtifactError: the bundle is damaged, was marked as failed, was built for a target this
+                runtime does not run, or holds a folded prefix of something else.
             RequestError: `max_batch` is below 1.
         """
         if max_batch < 1:
@@ -100,14 +101,15 @@ class Session:
                 found="its numbers differ from the reference (parity failed)",
                 fix="See plc verify and the bundle's report.json; export it again.",
             )
+        tokenizer = Tokenizer.from_folder(checked.folder)
+        prompts = prompts_of_bundle(checked, tokenizer)
         engine = OnnxRuntimeEngine(
             checked.base_folder / MODEL_NAME,
             manifest.graph,
             max_batch=max_batch,
             threads=threads,
         )
-        tokenizer = Tokenizer.from_folder(checked.folder)
-        return cls(tokenizer, checked.entries, engine, manifest.graph.baked_tasks)
+        return cls(tokenizer, prompts, engine)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """The answers to `requests`, in their order.
@@ -128,6 +130,84 @@ class Session:
         """
         rows = [self._row(index, request) for index, request in enumerate(requests)]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
+        with self._using_the_cache():
+            parts = parts_that_fit(
+                [len(row.input_ids) for row in rows],
+                [row.held for row in rows],
+                capacity=self.engine.capacity,
+                max_batch=self.engine.max_batch,
+            )
+            for part in parts:
+                yield from self._run(rows[part])
+
+    def score(self, requests: Sequence[Request]) -> list[tuple[LabelScore, ...]]:
+        """The probability of every label of each request's task, in the order of its `choices`.
+
+        Exact: the product of the probabilities of a label's tokens, EOS included. The prompt is run
+        once; then all that the labels share and where they part is one batch behind it.
+
+        Raises:
+            RequestError: one cannot be served, its task has no choices, or a label does not fit.
+        """
+        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        tries = [self._trie_of(index, row) for index, row in enumerate(rows)]
+        with self._using_the_cache():
+            return [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
+
+    def _trie_of(self, index: int, row: "_Row") -> LabelTrie:
+        trie = row.prompt.trie_behind(row.request.fields)
+        doing = f"scoring request {index}"
+        if trie is None:
+            raise RequestError(
+                doing,
+                found=f"task '{row.request.task}' has no choices",
+                expected="a task with a closed set of answers",
+            )
+        longest = max(len(trie.path(node)) for node in trie.ends)
+        if row.prompt_tokens + longest > self.engine.capacity:
+            raise RequestError(
+                doing,
+                found=f"{row.prompt_tokens} tokens, and a label of {longest}",
+                expected=f"at most {self.engine.capacity}",
+            )
+        return trie
+
+    def _scored(self, row: "_Row", trie: LabelTrie) -> tuple[LabelScore, ...]:
+        prompts = [row.prompt]
+        self.engine.start(prompts)
+        past, last = np.asarray([row.held]), np.asarray([len(row.input_ids) - 1])
+        logits = self.engine.step(row.input_ids[None], past, last, prompts)
+        reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
+
+        def spread(node: int, after: Float32) -> None:
+            wide = after.astype(np.float64)
+            total = wide.max() + np.log(np.exp(wide - wide.max()).sum())
+            for token, child in trie.children[node].items():
+                reached[child] = wide[token] - total  # of the step; summed up below
+
+        spread(0, logits[0])
+        nodes = trie.inner_nodes
+        past = past + last + 1
+        for start in range(0, len(nodes), self.engine.max_batch):
+            part = nodes[start : start + self.engine.max_batch]
+            ids, lengths = pad_right([np.asarray(trie.path(node)) for node in part])
+            # Row 0 holds the prompt still: only what stands behind it was written over.
+            self.engine.keep([0] * len(part), int(past[0]))
+            logits = self.engine.step(ids, past.repeat(len(part)), lengths - 1, prompts * len(part))
+            for node, after in zip(part, logits, strict=True):
+                spread(node, after)
+        for node, parent in enumerate(trie.parents):
+            reached[node] += reached[parent] if node else 0.0
+        log = reached[list(trie.ends)]
+        shares = np.exp(log - log.max())
+        shares /= shares.sum()
+        return tuple(
+            LabelScore(label.strip(), float(share), float(of_all))
+            for label, share, of_all in zip(trie.labels, shares, log, strict=True)
+        )
+
+    @contextmanager
+    def _using_the_cache(self) -> Iterator[None]:
         if self._streaming:
             raise RequestError(
                 "starting a stream",
@@ -136,14 +216,7 @@ class Session:
             )
         self._streaming = True
         try:
-            parts = parts_that_fit(
-                [len(row.input_ids) for row in rows],
-                [prefix_length(row.prompt) for row in rows],
-                capacity=self.engine.capacity,
-                max_batch=self.engine.max_batch,
-            )
-            for part in parts:
-                yield from self._run(rows[part])
+            yield
         finally:
             self._streaming = False
 
@@ -160,8 +233,8 @@ class Session:
         choices = None
         try:
             rendered, cut_tokens = self._rendered(request, prompt)
-            if request.constrain and prompt.choices:
-                choices = Choices(prompt.renderer.answers(request.fields, prompt.choices))
+            trie = prompt.trie_behind(request.fields) if request.constrain else None
+            choices = TrieWalk(trie) if trie else None
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
         if not request.use_prompt:
@@ -177,6 +250,7 @@ class Session:
             request=request,
             prompt=prompt,
             input_ids=fed.input_ids(self.engine.vocab),
+            held=len(rendered) - len(fed),
             prompt_tokens=len(rendered),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
             limit=min(request.max_tokens, room) if choices is None else room,
@@ -199,20 +273,33 @@ class Session:
     def _run(self, rows: list["_Row"]) -> Iterator[Event]:
         """Steps rows together until all are finished."""
         input_ids, lengths = pad_right([row.input_ids for row in rows])
-        past = self.engine.start([row.prompt for row in rows])
+        self.engine.start([row.prompt for row in rows])
+        past = np.asarray([row.held for row in rows], np.int64)
         last = lengths - 1
         while rows:
-            prompts = [row.prompt for row in rows]
-            logits = self.engine.step(input_ids, past, last, prompts)
+            logits, drawn = self._step(input_ids, past, last, rows)
             past = past + last + 1
             for index, row in enumerate(rows):
-                yield row.advance(logits[index])
+                yield row.advance(logits[index], drawn[index])
             live = [index for index, row in enumerate(rows) if row.finished is None]
             if len(live) < len(rows):
-                self.engine.keep(live)
+                self.engine.keep(live, int(past.max()))
                 rows, past = [rows[index] for index in live], past[live]
             input_ids = np.asarray([[row.token_ids[-1]] for row in rows], np.int64)
             last = np.zeros(len(rows), np.int64)
+
+    def _step(
+        self, input_ids: Int64, past: Int64, last: Int64, rows: Sequence["_Row"]
+    ) -> tuple[Float32, list[int | None]]:
+        """Logits of each row, and its token where the graph has chosen it."""
+        prompts = [row.prompt for row in rows]
+        draws = [row.draw(self.engine.candidates) for row in rows]
+        if not any(draws):
+            return self.engine.step(input_ids, past, last, prompts), [None] * len(rows)
+        given = [draw or GREEDY for draw in draws]
+        logits, tokens = self.engine.step_and_draw(input_ids, past, last, prompts, given)
+        pairs = zip(draws, tokens.tolist(), strict=True)
+        return logits, [token if draw else None for draw, token in pairs]
 
 
 class _Row:
@@ -225,20 +312,22 @@ class _Row:
         request: Request,
         prompt: TaskPrompt,
         input_ids: NDArray[np.int64],
+        held: int,
         prompt_tokens: int,
         seen: list[int],
         limit: int,
         cut_tokens: int,
-        choices: Choices | None,
+        choices: TrieWalk | None,
         text: AnswerText,
     ) -> None:
+        self.request = request
         self.prompt = prompt
         self.input_ids = input_ids
+        self.held = held
+        self.prompt_tokens = prompt_tokens
         self.token_ids: list[int] = []
         self.finished: FinishReason | None = None
         self._index = index
-        self._request = request
-        self._prompt_tokens = prompt_tokens
         self._seen = seen
         self._limit = limit
         self._cut_tokens = cut_tokens
@@ -246,17 +335,26 @@ class _Row:
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
 
-    def advance(self, logits: Float32) -> Event:
-        """Chooses a token from the row's logits and tells what it added."""
+    def draw(self, candidates: int) -> Draw | None:
+        """What the graph needs to choose the next token; None where it is chosen here."""
+        waits = len(self.token_ids) < self.request.min_tokens
+        if not candidates or self._choices is not None or waits:
+            return None
+        return draw_in_graph(self.request.sampling, self._generator, candidates)
+
+    def advance(self, logits: Float32, drawn: int | None) -> Event:
+        """Chooses a token from the row's logits, unless it is drawn, and tells what it added."""
         eos_id = self.prompt.renderer.rules.eos_id
-        token_id = next_token(
-            logits,
-            self._request.sampling,
-            self._generator,
-            seen=self._seen,
-            blocked=eos_id if len(self.token_ids) < self._request.min_tokens else None,
-            allowed=self._choices.allowed() if self._choices else None,
-        )
+        token_id = drawn
+        if token_id is None:
+            token_id = next_token(
+                logits,
+                self.request.sampling,
+                self._generator,
+                seen=self._seen,
+                blocked=eos_id if len(self.token_ids) < self.request.min_tokens else None,
+                allowed=self._choices.allowed() if self._choices else None,
+            )
         self.token_ids.append(token_id)
         self._seen.append(token_id)
         if token_id == eos_id:
@@ -277,11 +375,11 @@ class _Row:
         if self.finished is None:
             return Event(self._index, piece)
         result = Result(
-            self._request.task,
+            self.request.task,
             self._text.text,
             tuple(self.token_ids),
             self.finished,
-            self._prompt_tokens,
+            self.prompt_tokens,
             self._cut_tokens,
         )
         return Event(self._index, piece, result)

@@ -1,13 +1,22 @@
 """A task of an artifact as a session needs it: how to render it, and what the engine is given."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pl_compile.artifact.bundle import Bundle, Precision
+from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, sum_of_array
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError
-from pl_compile.runtime.engines.engine import Float32
+from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
+from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
+
+# Virtual and real tokens alike take positions 0, 1, 2 … from the row's start.
+POSITIONS = "from 0, virtual tokens included"
 
 
 @dataclass(frozen=True)
@@ -16,21 +25,28 @@ class TaskPrompt:
 
     Attributes:
         renderer: fields to token ids.
-        rows: float32 `[virtual, hidden]`; none where the task has a prefix.
-        prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`; None where it has rows.
+        rows: float32 `[virtual, hidden]`; none where prefix tuning learned the task.
+        prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]` of the first positions, where
+            the task has a learned or a folded prefix; else None.
         task_id: its number in a graph with baked prompts.
-        choices: its closed set of answers, if any.
+        trie: its closed set of answers as a tree of tokens, if it has one.
     """
 
     renderer: Renderer
     rows: Float32
     prefix_kv: Float32 | None
     task_id: int
-    choices: tuple[str, ...]
+    trie: LabelTrie | None
 
     @classmethod
-    def of(cls, entry: TaskEntry, tokenizer: Tokenizer, task_id: int = 0) -> "TaskPrompt":
-        """The prompt of an entry.
+    def of(
+        cls,
+        entry: TaskEntry,
+        tokenizer: Tokenizer,
+        task_id: int = 0,
+        trie: LabelTrie | None = None,
+    ) -> "TaskPrompt":
+        """The prompt of an entry, as it was learned; with the tree of its choices if that is known.
 
         Raises:
             ConfigError: a template that cannot be parsed.
@@ -45,12 +61,101 @@ class TaskPrompt:
                 fix="Move the marker to the start and train the task again.",
             )
         renderer = Renderer(template, tokenizer, SequenceRules(entry.bos_id, entry.eos_id))
-        return cls(renderer, entry.rows, entry.prefix_kv, task_id, entry.task.choices)
+        if trie is None and entry.task.choices:
+            trie = renderer.label_trie()
+        return cls(renderer, entry.rows, entry.prefix_kv, task_id, trie)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The closed set of answers; empty where it is open."""
+        return self.trie.labels if self.trie else ()
+
+    def trie_behind(self, fields: Mapping[str, object]) -> LabelTrie | None:
+        """The tree of answers to a prompt with these fields."""
+        if self.trie is None or self.trie.fixed:
+            return self.trie
+        return self.renderer.label_trie(fields)
 
     def without_prefix(self) -> "TaskPrompt":
         """The same without its prefix, for a row that is answered by the base alone."""
         return self if self.prefix_kv is None else replace(self, prefix_kv=None)
 
+    def folded(self, engine: Engine) -> "TaskPrompt":
+        """The same with its constant head as a prefix, computed by an engine."""
+        head = self.renderer.head()
+        given = self.fed(head)
+        if not len(given):
+            return self  # nothing stands between a learned prefix and the first field
+        past = engine.start([self])
+        ids = given.input_ids(engine.vocab)[None]
+        engine.step(ids, past, past * 0 + len(given) - 1, [self])
+        return replace(self, prefix_kv=engine.cached(len(head)))
+
     def fed(self, rendered: Rendered) -> Rendered:
-        """What of a rendered prompt is given as ids: not what the cache holds already."""
-        return rendered if self.prefix_kv is None else rendered.without_virtual()
+        """What of a rendered prompt is given as ids: not what the cache holds already.
+
+        At least its last token is given, since there are no logits without one; unless that is a
+        virtual token of a learned prefix, which has no row to be given.
+        """
+        most = len(rendered) - 1
+        if not len(self.rows):
+            most = max(most, int((rendered.virtual_rows >= 0).sum()))
+        return rendered.behind(max(0, min(prefix_length(self), most)))
+
+
+def identity_of(
+    entry: TaskEntry, prompt: TaskPrompt, *, base: str, graph: str, precision: Precision
+) -> PrefixIdentity:
+    """What a folded prefix of a task is computed from.
+
+    Args:
+        entry: the task.
+        prompt: the same, for its renderer.
+        base: fingerprint of the base.
+        graph: sum over the target's files (`Bundle.base_sum`).
+        precision: of the compiled base.
+    """
+    head = prompt.renderer.head()
+    layout = json.dumps([head.token_ids.tolist(), head.virtual_rows.tolist()])
+    return PrefixIdentity(
+        base=base,
+        graph=graph,
+        prompt=sum_of_array(entry.learned),
+        layout=hashlib.sha256(layout.encode()).hexdigest(),
+        positions=POSITIONS,
+        dtype=precision.dtype,
+        quantization=precision.quantization,
+    )
+
+
+def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPrompt]:
+    """All tasks of a bundle, each with its folded prefix where it has one.
+
+    Raises:
+        ConfigError: a template that cannot be parsed.
+        ArtifactError: a prefix that was computed from something else than this bundle holds.
+    """
+    prompts = {}
+    # Manifests list baked tasks in the order of the tasks: the reader checks it.
+    for task_id, (name, entry) in enumerate(bundle.entries.items()):
+        prompt = TaskPrompt.of(entry, tokenizer, task_id, bundle.labels(name))
+        prefix = bundle.folded(name)
+        if prefix is not None:
+            manifest = bundle.manifest
+            expected = identity_of(
+                entry,
+                prompt,
+                base=manifest.base.fingerprint,
+                graph=bundle.base_sum,
+                precision=manifest.precision,
+            )
+            doing = f"reading the folded prefix of task '{name}' in {bundle.folder}"
+            check_identity(prefix.identity, expected, doing)
+            head = len(prompt.renderer.head())
+            if prefix.kv.shape[3] != head:
+                raise ArtifactError(
+                    doing, found=f"{prefix.kv.shape[3]} positions", expected=f"{head}"
+                )
+            prompt = replace(prompt, prefix_kv=prefix.kv)
+        prompts[name] = prompt
+    return prompts

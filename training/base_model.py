@@ -87,7 +87,7 @@ class FrozenBase:
         self.model = model.eval().requires_grad_(trainable)
         self.trainable = trainable
         self.divided = shard or team.tensor_size > 1
-        self._team = team
+        self.team = team
         # The network below the head: its output is needed at few positions, the head's at fewer.
         self._body = self.model.base_model
         self._embedding = self.model.get_input_embeddings()
@@ -131,13 +131,13 @@ class FrozenBase:
         with torch.no_grad():
             output = self.inside(lambda: self._body(input_ids=line, use_cache=True))
         layers = [
-            torch.stack([layer.keys[0], layer.values[0]]) for layer in output.past_key_values.layers
+            torch.stack([layer.keys[0], layer.values[0]]) for layer in output.cache.layers
         ]
-        return all_heads(torch.stack(layers), self._team).float().cpu()
+        return all_heads(torch.stack(layers), self.team).float().cpu()
 
     def own_heads(self, prefix_kv: Tensor) -> Tensor:
         """What of a learned prefix `[layers, 2, kv_heads, prefix, head_dim]` is computed here."""
-        return own_heads(prefix_kv, self._team)
+        return own_heads(prefix_kv, self.team)
 
     def inside(self, step: Callable[[], T]) -> T:
         """Does a step with all weights at hand that modules of the base use outside of layers."""
@@ -173,7 +173,7 @@ class FrozenBase:
                 plan=plan,
             )
         hidden = output.last_hidden_state[0].index_select(0, batch.loss_at)
-        divided_head = self._team.tensor_size > 1
+        divided_head = self.team.tensor_size > 1
         if not (self.trainable or divided_head) and self._head.bias is None:
             return frozen_cross_entropy(hidden, self._head.weight, batch.targets)
         logits = self._head(hidden).float()

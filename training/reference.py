@@ -4,6 +4,7 @@ Each row has a cache of its own and is never padded, so what comes out is the ro
 compiled bundle is compared with. Slow on purpose.
 """
 
+import copy
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.parallel import all_heads
 
 
 def reference_name() -> str:
@@ -51,6 +53,7 @@ class TorchEngine:
         self.capacity = capacity or loaded.config.positions
         self.vocab = loaded.config.vocab
         self.max_batch = max_batch
+        self.candidates = 0
         self._caches: list[Any] = []
 
     def start(self, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
@@ -73,9 +76,23 @@ class TorchEngine:
         ]
         return np.stack(rows)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def step_and_draw(self, *_: object) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Nothing samples here: `candidates` is 0."""
+        raise NotImplementedError
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
         """Drops the caches of all other rows; see `Engine.keep`."""
-        self._caches = [self._caches[row] for row in rows]
+        self._caches = [
+            copy.deepcopy(self._caches[row]) if row in rows[:place] else self._caches[row]
+            for place, row in enumerate(rows)
+        ]
+
+    def cached(self, length: int) -> NDArray[np.float32]:
+        """Reads the head of row 0; see `Engine.cached`."""
+        layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in self._caches[0].layers]
+        held = torch.stack(layers)[:, :, :, :length]
+        entries: NDArray[np.float32] = all_heads(held, self._base.team).float().cpu().numpy()
+        return entries
 
     def _cache(self, prefix_kv: NDArray[np.float32] | None) -> Any:
         """A cache that grows in place, holding the prefix if there is one."""
@@ -96,7 +113,7 @@ class TorchEngine:
         output = self._base.inside(
             lambda: self._model(
                 inputs_embeds=self._embed(torch.from_numpy(ids), torch.from_numpy(rows))[None],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )

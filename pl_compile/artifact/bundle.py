@@ -7,9 +7,12 @@
     tasks/<taskname>/prompt.safetensors    tensor "prompt", float32 [virtual, hidden]; or
     tasks/<taskname>/prefix_kv.safetensors tensor "prefix_kv", float32 [layers, 2, kv_heads,
                                            virtual, head_dim]
+    tasks/<taskname>/folded_kv.safetensors the prefix that was computed from the task's constant
+                                           head (`folded_prefix.py`), where it was folded
+    tasks/<taskname>/labels.json           the task's choices as token ids, where it has some
     tasks/<taskname>/parity.json           how the task's numbers compare with the reference
     tasks/<taskname>/selftest.safetensors  vectors that any runtime can check itself with
-    report.json                 parity and cost of the whole export
+    report.json, report.html    parity, cost and times of the export: for people, not in the sums
 
 `docs/artifact-format.md` is the full description. Nothing is trusted before its sum is checked, no
 path may leave the folder, and nothing is ever unpickled.
@@ -17,31 +20,42 @@ path may leave the folder, and nothing is ever unpickled.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.folded_prefix import (
+    FOLDED_NAME,
+    FoldedPrefix,
+    read_folded,
+    sum_of_files,
+)
 from pl_compile.artifact.prompt_table import (
     BaseIdentity,
     TaskEntry,
     check_prefix,
     entry_from_record,
 )
-from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
+from pl_compile.text.label_trie import LabelTrie
 
 FORMAT = "plc.bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 MODEL_NAME = "model.onnx"  # in base/, for targets that run on ONNX Runtime
+LABELS_NAME = "labels.json"
 REPORT = "report.json"
+REPORT_PAGE = "report.html"
+
+# They hold times, so equal exports differ in them; no runtime reads them.
+_NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
 
 # What a task learned: a tensor in a file of its own name, and how many axes it has.
 _LEARNED_AXES = {"prompt": 2, "prefix_kv": 5}
@@ -56,6 +70,23 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """How the numbers of a compiled base are stored.
+
+    Attributes:
+        dtype: of activations and caches.
+        quantization: of the weights: "none", "int8" or "int4".
+        block: weights that share a scale; None where nothing is quantised.
+        method: how the weights were rounded; None where nothing is quantised.
+    """
+
+    dtype: str = "float32"
+    quantization: str = "none"
+    block: int | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` says, besides the sums.
 
@@ -66,6 +97,7 @@ class Manifest:
         tasks: names of the tasks, in the order they were exported in.
         toolchain: package name to version.
         parity: "passed", "failed" or "not measured".
+        precision: how the base's numbers are stored.
     """
 
     base: BaseIdentity
@@ -74,6 +106,7 @@ class Manifest:
     tasks: tuple[str, ...]
     toolchain: Mapping[str, str]
     parity: str
+    precision: Precision = Precision()
 
 
 @dataclass(frozen=True)
@@ -108,6 +141,56 @@ class Bundle:
             raise ArtifactError(f"looking into the bundle {self.folder}", found=found, fix=fix)
         return self.entries[taskname]
 
+    @property
+    def base_sum(self) -> str:
+        """sha256 over the names and sums of the target's files."""
+        sums = {name: record.sha256 for name, record in self.files.items()}
+        return sum_of_files({n: s for n, s in sums.items() if n.startswith("base/")})
+
+    def folded(self, taskname: str) -> FoldedPrefix | None:
+        """The prefix that was computed for a task, not yet matched with anything; or None.
+
+        Raises:
+            ArtifactError: it is damaged, or does not fit the layers of the base.
+        """
+        path = task_folder(self.folder, taskname) / FOLDED_NAME
+        if not path.is_file():
+            return None
+        prefix, graph = read_folded(path), self.manifest.graph
+        layers, two, kv_heads, _, head_dim = prefix.kv.shape
+        if (layers, two, kv_heads, head_dim) != (graph.layers, 2, graph.kv_heads, graph.head_dim):
+            raise ArtifactError(
+                f"reading {path}",
+                found=f"float32 {prefix.kv.shape}",
+                expected=f"float32 ({graph.layers}, 2, {graph.kv_heads}, head, {graph.head_dim})",
+            )
+        return prefix
+
+    def labels(self, taskname: str) -> LabelTrie | None:
+        """The tree of a task's choices; None where its answers are open.
+
+        Raises:
+            ArtifactError: it is missing, damaged, or of other choices than the task's.
+        """
+        choices = self.entry(taskname).task.choices
+        path = task_folder(self.folder, taskname) / LABELS_NAME
+        doing = f"reading {path}"
+        if not path.is_file():
+            if choices:
+                raise ArtifactError(doing, found="no such file", fix="Export the bundle again.")
+            return None
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            trie = build(LabelTrie, node_from_plain(plain, LABELS_NAME), doing=doing)
+            trie.check()
+        except (OSError, ValueError, RecursionError, ConfigError) as error:
+            raise ArtifactError(
+                doing, found=f"damaged ({getattr(error, 'found', error)})"
+            ) from error
+        if trie.labels != choices:
+            raise ArtifactError(doing, found=f"labels {trie.labels}", expected=f"{choices}")
+        return trie
+
     def selftest(self, taskname: str) -> dict[str, NDArray[Any]]:
         """The arrays of a task's self-test; empty where the export made none."""
         path = task_folder(self.folder, taskname) / "selftest.safetensors"
@@ -134,8 +217,15 @@ def write_task(bundle: Path, entry: TaskEntry) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "task.json", entry.record())
     name = "prompt" if entry.prefix_kv is None else "prefix_kv"
-    learned = np.ascontiguousarray(entry.learned)
-    (folder / f"{name}.safetensors").write_bytes(save({name: learned}))
+    (folder / f"{name}.safetensors").write_bytes(tensor_bytes({name: entry.learned}))
+
+
+def write_labels(bundle: Path, taskname: str, trie: LabelTrie | None) -> None:
+    """Writes `labels.json` of a task whose answers are a closed set."""
+    if trie is not None:
+        path = task_folder(bundle, taskname) / LABELS_NAME
+        text = json.dumps(plain_from_config(trie), ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -145,7 +235,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` over all other files of the folder: the last thing an export does."""
+    """Writes `manifest.json` over all files that a runtime reads: the last thing an export does."""
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     records = {
         path.relative_to(bundle).as_posix(): {
@@ -153,7 +243,7 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
             "size_bytes": path.stat().st_size,
         }
         for path in files
-        if path != bundle / MANIFEST
+        if path.relative_to(bundle).as_posix() not in _NOT_SUMMED
     }
     content = {"format": FORMAT, "version": VERSION, **plain_from_config(manifest)}
     write_json(bundle / MANIFEST, {**content, "files": records})
@@ -218,12 +308,12 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
 class _StoredManifest(Manifest):
     """The manifest as it is stored: with the sums."""
 
-    files: Mapping[str, FileRecord]
+    files: Mapping[str, FileRecord] = field(kw_only=True)
 
 
 def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> None:
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    needed = {"tokenizer.json", *(present - {MANIFEST})}
+    needed = {"tokenizer.json", *(present - _NOT_SUMMED)}
     problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
     for name, record in files.items():
         inside = PurePosixPath(name)

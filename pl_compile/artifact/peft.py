@@ -19,11 +19,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
-from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ArtifactError, list_problems
 from pl_compile.text.template import parse_template
@@ -134,8 +133,8 @@ def write_peft_adapter(
     with folder_written_whole(folder, is_ours=_is_ours) as staging:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (staging / _CONFIG).write_text(text, encoding="utf-8")
-        tensors = {_TENSOR: np.ascontiguousarray(embeddings, np.float32)}
-        (staging / _WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))
+        tensors = {_TENSOR: np.asarray(embeddings, np.float32)}
+        (staging / _WEIGHTS).write_bytes(tensor_bytes(tensors, {"format": "pt"}))
 
 
 def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> PeftAdapter:

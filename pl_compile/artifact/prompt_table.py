@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from pl_compile.artifact.files import write_atomically
-from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.read import build, node_from_plain, plain_from_config
@@ -228,7 +227,7 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
         name: np.ascontiguousarray(entry.learned, np.float32)
         for name, entry in table.entries.items()
     }
-    write_atomically(path, save(rows, metadata))
+    write_atomically(path, tensor_bytes(rows, metadata))
 
 
 def read_prompt_table(path: Path) -> PromptTable:

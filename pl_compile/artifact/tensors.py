@@ -1,11 +1,15 @@
-"""Reading a safetensors file whole: its arrays and its metadata, or one clear error."""
+"""Safetensors files: read whole, or one clear error; written with the same bytes every time."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from pl_compile.errors import ArtifactError
 
@@ -43,3 +47,22 @@ def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
         # The last two: a number format that numpy does not know.
         raise ArtifactError(doing, found=str(error), expected="a safetensors file") from error
     return TensorFile(tensors, metadata)
+
+
+def tensor_bytes(
+    tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes of a safetensors file; equal content gives equal bytes.
+
+    The library orders tensors by itself, and writes metadata in an order that differs from process
+    to process: the header is written again with its keys sorted
+    (https://github.com/huggingface/safetensors#format).
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    whole = save(arrays, None if metadata is None else dict(metadata))
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    encoded = text.encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data begins at a multiple of 8
+    return len(encoded).to_bytes(8, "little") + encoded + whole[8 + length :]

@@ -6,7 +6,12 @@ last_index       int64 [batch]          last real token of the row; only its log
 prompt_table     float [batch, rows, hidden]    prompts "input": each row's own prompt
 task_id          int64 [batch]                  prompts "baked": each row's task
 past_key.{i}     float [batch, kv_heads, capacity, head_dim]    and past_value.{i}
+temperature      float [batch]                  sampling "graph": 0 takes the likeliest token
+top_k            int64 [batch]                  1 to `candidates`
+top_p            float [batch]                  above 0, at most 1
+noise            float [batch, candidates]      Gumbel noise of the likeliest token, the next, …
 logits           float [batch, vocab]
+next_token       int64 [batch]                  sampling "graph"
 present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
 """
 
@@ -16,13 +21,19 @@ from typing import Literal
 from pl_compile.errors import ConfigError, check_all
 
 PromptsMode = Literal["input", "baked"]
+SamplingMode = Literal["host", "graph"]
 
 INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"
 LAST_INDEX = "last_index"
 PROMPT_TABLE = "prompt_table"
 TASK_ID = "task_id"
+TEMPERATURE = "temperature"
+TOP_K = "top_k"
+TOP_P = "top_p"
+NOISE = "noise"
 LOGITS = "logits"
+NEXT_TOKEN = "next_token"
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class GraphContract:
         capacity: longest sequence a cache holds, virtual tokens included.
         prompts: how prompts enter.
         baked_tasks: the tasks that `task_id` 0, 1, … stand for, where prompts are baked.
+        candidates: the likeliest tokens among which the graph chooses the next one; 0 where it does
+            not, and the host samples from the logits.
     """
 
     layers: int
@@ -48,6 +61,7 @@ class GraphContract:
     capacity: int
     prompts: PromptsMode
     baked_tasks: tuple[str, ...] = ()
+    candidates: int = 0
 
     def __post_init__(self) -> None:
         """Refuses sizes that no graph could have."""
@@ -56,6 +70,8 @@ class GraphContract:
             f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
             for name in sizes
         }
+        among = f"candidates {self.candidates}, expected 0 to the vocabulary's {self.vocab}"
+        checks[among] = 0 <= self.candidates <= self.vocab
         check_all(ConfigError, "reading the graph's sizes", checks)
 
     @property

@@ -87,7 +87,7 @@ def session_on_table(path: Path, base: Path) -> Session:
     table.check_base(fingerprint_base(Checkpoint(base), config), str(base))
     for entry in table.entries.values():
         check_prefix(entry, config, f"reading the prompt table {path}")
-    return Session(Tokenizer.from_folder(base), table.entries, TorchEngine(base))
+    return Session.of_entries(Tokenizer.from_folder(base), table.entries, TorchEngine(base))
 
 
 def session_on_reference(bundle: Path, base: Path) -> Session:
@@ -101,7 +101,7 @@ def session_on_reference(bundle: Path, base: Path) -> Session:
     checked = read_bundle(bundle)
     check_reference(checked, base)
     engine = TorchEngine(base, capacity=checked.manifest.graph.capacity)
-    return Session(Tokenizer.from_folder(bundle), checked.entries, engine)
+    return Session.of_entries(Tokenizer.from_folder(bundle), checked.entries, engine)
 
 
 def evaluate(

@@ -1,51 +1,73 @@
 """From prompt table and base to bundle: the page that reads like the flow.
 
-table -> base -> contract -> weights -> main graph -> target's files -> tasks -> parity -> manifest
+table -> base -> contract -> plan -> weights -> main graph -> passes -> target's files -> tasks ->
+folded prefixes -> checks -> report -> manifest
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
     MODEL_NAME,
     REPORT,
+    REPORT_PAGE,
     Manifest,
+    Precision,
     is_bundle,
     task_folder,
     write_json,
+    write_labels,
     write_manifest,
     write_task,
 )
-from pl_compile.artifact.files import check_replaceable, folder_written_whole
+from pl_compile.artifact.files import check_replaceable, folder_written_whole, sha256_of
+from pl_compile.artifact.folded_prefix import (
+    FOLDED_NAME,
+    FoldedPrefix,
+    sum_of_files,
+    write_folded,
+)
 from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
+from pl_compile.artifact.tensors import tensor_bytes
+from pl_compile.config.build import DEFAULT_BLOCK, DEFAULT_CANDIDATES, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
-from pl_compile.driver.parity import (
-    Parity,
-    compare,
-    probe_rows,
-    selftest_arrays,
-    trace,
-)
-from pl_compile.errors import ExportError
+from pl_compile.driver.calibrate import calibration_prompts, measure_moments
+from pl_compile.driver.checks import Checks, check_bundle
+from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
+from pl_compile.driver.evaluate import EvalOptions, evaluate
+from pl_compile.driver.lint import lint_tasks
+from pl_compile.driver.parity import Parity
+from pl_compile.driver.report_page import report_page
+from pl_compile.driver.room import check_room
+from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters import exporter_for
+from pl_compile.exporters.exporter import Exporter
 from pl_compile.graph.decoder import build_decoder
+from pl_compile.passes.pipeline import PassRecord, run_passes
+from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
+from pl_compile.quantize.gptq import Moments
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.session import Session
+from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.names import Weights, load_weights
 
 DEFAULT_CAPACITY = 1024
+
+# What making a bundle takes beside its files: the runtime's libraries, and room for a step.
+_MEMORY_BESIDE = 400 << 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,11 @@ class ExportRequest:
         prompts: "input" (tasks can be added later) or "baked" (constants of the graph).
         capacity: longest sequence a row can hold, virtual tokens and answer included; 1,024, or
             what the base was made for if that is less, if None.
+        options: how weights are stored and tokens are chosen.
+        fold: whether the constant heads of templates become prefixes.
+        calibrate: data files whose examples say which errors of weights matter.
+        evaluate: data files to score quantised weights on, beside the floats they came from.
+        dump_passes: a folder that gets the graph as text after each pass.
         measure_parity: whether the bundle is compared with torch, where torch is installed.
     """
 
@@ -71,7 +98,45 @@ class ExportRequest:
     target: str = "onnx-cpu"
     prompts: PromptsMode = "input"
     capacity: int | None = None
+    options: BuildOptions = field(default_factory=BuildOptions)
+    fold: FoldMode = "auto"
+    calibrate: tuple[Path, ...] = ()
+    evaluate: tuple[Path, ...] = ()
+    dump_passes: Path | None = None
     measure_parity: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses options that contradict each other."""
+        quantized = self.options.quantize != "none"
+        for name, paths in (("calibrate", self.calibrate), ("evaluate", self.evaluate)):
+            if paths and not quantized:
+                raise ConfigError(
+                    "reading the build options",
+                    found=f"data to {name} on, and nothing is quantised",
+                    fix="Add --quantize int4 or int8, or leave it out.",
+                )
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What will be compiled, worked out before a weight is read.
+
+    Attributes:
+        target: of the export.
+        passes: names of the target's passes, in order.
+        base: cost of the base.
+        tasks: cost of each task, and whether it is folded.
+    """
+
+    target: str
+    passes: tuple[str, ...]
+    base: BaseCost
+    tasks: tuple[TaskCost, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """About what the bundle will take."""
+        return self.base.weight_bytes + sum(t.folded_bytes + t.prompt_bytes for t in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -81,18 +146,46 @@ class ExportResult:
     Attributes:
         bundle: its folder.
         tasks: in order.
-        parity: one comparison per task; empty where it was not measured.
+        plan: what it costs, and what was folded.
+        parity: one comparison with torch per task; empty where it was not measured.
         passed: "passed", "failed" or "not measured".
+        failures: what was beyond its limit, as sentences.
         size_bytes: of the whole bundle.
         seconds: wall time by step.
     """
 
     bundle: Path
     tasks: tuple[str, ...]
+    plan: ExportPlan
     parity: tuple[Parity, ...]
     passed: str
+    failures: tuple[str, ...]
     size_bytes: int
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What an export starts from."""
+
+    exporter: Exporter
+    identity: Any
+    entries: tuple[TaskEntry, ...]
+    config: DecoderConfig
+    contract: GraphContract
+    tokenizer: Tokenizer
+    prompts: Mapping[str, TaskPrompt]
+    plan: ExportPlan
+    check_base: Any
+
+
+def plan_export(request: ExportRequest) -> ExportPlan:
+    """What an export would make and cost; nothing is written, and no weight is read.
+
+    Raises:
+        PlcError: as for `export_bundle`, but for what only the weights can show.
+    """
+    return _read(request).plan
 
 
 def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
@@ -104,74 +197,139 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         ArtifactError: the table cannot be read or has no such task, a prefix does not fit base and
             template, or the disk refuses.
         ConfigError: a template that cannot be parsed.
+        DataError: data for calibration or evaluation that cannot be read.
         FingerprintError: the table was trained on another base.
         BaseModelError: the base cannot be read.
-        ExportError: the target or the capacity cannot hold it.
+        ExportError: the target, the capacity, the disk or the memory cannot hold it.
     """
     check_replaceable(request.output, is_bundle)
     clock = _Clock()
-    exporter = exporter_for(request.target)
-    table = read_prompt_table(request.table)
-    names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
-    entries = [table.entry(name) for name in names]
-    config = read_decoder_config(request.base)
-    contract = _contract(request, config, entries)
-    exporter.check(config, contract)
-
+    source = _read(request)
+    _check_room(request, source.plan)
     progress.say(f"reading {request.base}")
     checkpoint = Checkpoint(request.base)
-    table.check_base(fingerprint_base(checkpoint, config), str(request.base))
-    weights = load_weights(checkpoint, config)
-    tokenizer = Tokenizer.from_folder(request.base)
-    for entry in entries:
-        check_prefix(entry, config, f"exporting task '{entry.task.taskname}'")
-        TaskPrompt.of(entry, tokenizer)  # what a session could not render is not written
+    source.check_base(fingerprint_base(checkpoint, source.config), str(request.base))
+    weights = load_weights(checkpoint, source.config)
     clock.lap("read")
 
-    progress.say(f"building the graph for {request.target}, prompts {request.prompts}")
-    baked = _baked_rows(entries) if request.prompts == "baked" else None
-    model = build_decoder(config, contract, weights, baked)
-    clock.lap("graph")
-
+    moments = _calibrate(request, source, weights, progress)
+    clock.lap("calibrate")
+    errors: list[WeightError] = []
     with folder_written_whole(request.output, is_ours=is_bundle) as staging:
+        progress.say(f"building the graph for {request.target}, prompts {request.prompts}")
         (staging / "base").mkdir()
-        exporter.build(model, staging / "base")
-        del model, weights
-        (staging / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
-        for entry in entries:
+        passes = _build(request, source, weights, moments, errors, staging / "base")
+        clock.lap("graph")
+        lint = lint_tasks(
+            source.entries,
+            source.prompts,
+            source.config,
+            source.contract,
+            weights["embedding.weight"],
+        )
+        precision = _precision(request.options, moments)
+        (staging / "tokenizer.json").write_text(source.tokenizer.text, encoding="utf-8")
+        for entry in source.entries:
             write_task(staging, entry)
+            write_labels(staging, entry.task.taskname, source.prompts[entry.task.taskname].trie)
+        engine = OnnxRuntimeEngine(staging / "base" / MODEL_NAME, source.contract)
+        served = _fold(staging, source, engine, precision)
         clock.lap("write")
 
-        parity = _measure(request, staging, contract, entries, tokenizer, progress)
-        for result in parity:
-            write_json(task_folder(staging, result.task) / "parity.json", asdict(result))
-        clock.lap("parity")
-
-        passed = "not measured"
-        if parity:
-            passed = "passed" if all(result.passed for result in parity) else "failed"
-        seconds = clock.laps
-        write_json(
-            staging / REPORT,
-            {
-                "parity": passed,
-                "tasks": {result.task: asdict(result) for result in parity},
-                "prompt_bytes": {e.task.taskname: e.learned.nbytes for e in entries},
-                "seconds": seconds,
-            },
+        effect = _evaluate(request, source, engine, weights, progress)
+        clock.lap("evaluate")
+        del weights
+        checks = check_bundle(
+            engine,
+            source.prompts,
+            served,
+            source.tokenizer,
+            quantization=precision.quantization,
+            base=request.base if _has_reference(request, progress) else None,
+            progress=progress,
         )
+        _write_selftests(staging, checks)
+        clock.lap("checks")
+
+        report = {
+            "parity": checks.passed,
+            "failures": list(checks.failures),
+            "target": request.target,
+            "base": asdict(source.identity),
+            "precision": asdict(precision),
+            "prompts": request.prompts,
+            "sampling": request.options.sampling,
+            "checks": checks.record(),
+            "lint": [asdict(finding) for finding in lint],
+            "cost": asdict(source.plan.base),
+            "tasks": [asdict(cost) for cost in source.plan.tasks],
+            "passes": [asdict(record) for record in passes],
+            "weight_errors": [asdict(error) for error in errors],
+            "effect": effect,
+            "seconds": clock.laps,
+        }
+        write_json(staging / REPORT, report)
+        (staging / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
         manifest = Manifest(
-            base=table.base,
+            base=source.identity,
             target=request.target,
-            graph=contract,
-            tasks=tuple(entry.task.taskname for entry in entries),
-            toolchain={"plc": __version__, **exporter.describe()},
-            parity=passed,
+            graph=source.contract,
+            tasks=tuple(source.prompts),
+            toolchain={"plc": __version__, **source.exporter.describe()},
+            parity=checks.passed,
+            precision=precision,
         )
         progress.say("summing up")
         write_manifest(staging, manifest)
     size = sum(path.stat().st_size for path in request.output.rglob("*") if path.is_file())
-    return ExportResult(request.output, manifest.tasks, tuple(parity), passed, size, seconds)
+    return ExportResult(
+        request.output,
+        manifest.tasks,
+        source.plan,
+        checks.torch,
+        checks.passed,
+        checks.failures,
+        size,
+        clock.laps,
+    )
+
+
+def _read(request: ExportRequest) -> _Source:
+    """All that is small, checked."""
+    exporter = exporter_for(request.target)
+    table = read_prompt_table(request.table)
+    names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
+    entries = tuple(table.entry(name) for name in names)
+    config = read_decoder_config(request.base)
+    contract = _contract(request, config, entries)
+    exporter.check(config, contract, request.options)
+    tokenizer = Tokenizer.from_folder(request.base)
+    prompts = {}
+    for number, entry in enumerate(entries):
+        name = entry.task.taskname
+        check_prefix(entry, config, f"exporting task '{name}'")
+        # What a session could not render is not written.
+        prompts[name] = TaskPrompt.of(entry, tokenizer, number)
+    base = base_cost(config, contract, request.options)
+    plan = ExportPlan(
+        request.target,
+        tuple(each.name for each in exporter.passes(contract, request.options, None, [])),
+        base,
+        tuple(task_costs(base, entries, prompts, contract, request.fold)),
+    )
+    return _Source(
+        exporter, table.base, entries, config, contract, tokenizer, prompts, plan, table.check_base
+    )
+
+
+def _check_room(request: ExportRequest, plan: ExportPlan) -> None:
+    floats = 4 * plan.base.parameters
+    twice = bool(request.calibrate or request.evaluate)
+    check_room(
+        request.output,
+        disk_bytes=int(1.05 * plan.disk_bytes) + (floats if twice else 0),
+        memory_bytes=2 * floats + plan.base.weight_bytes + _MEMORY_BESIDE,
+    )
 
 
 def _contract(
@@ -189,6 +347,9 @@ def _contract(
             "(positions of the base)",
             fix="Choose another --capacity.",
         )
+    candidates = 0
+    if request.options.sampling == "graph":
+        candidates = min(request.options.candidates or DEFAULT_CANDIDATES, config.vocab)
     return GraphContract(
         layers=config.layers,
         kv_heads=config.kv_heads,
@@ -198,7 +359,40 @@ def _contract(
         capacity=capacity,
         prompts=request.prompts,
         baked_tasks=tuple(e.task.taskname for e in entries) if request.prompts == "baked" else (),
+        candidates=candidates,
     )
+
+
+def _calibrate(
+    request: ExportRequest, source: _Source, weights: Weights, progress: Progress
+) -> Moments | None:
+    if not request.calibrate:
+        return None
+    capacity = min(source.contract.capacity, 512)
+    contract = replace(source.contract, capacity=capacity)
+    rows = calibration_prompts(
+        request.calibrate, source.prompts, capacity=capacity, vocab=source.config.vocab
+    )
+    return measure_moments(
+        source.exporter, source.config, contract, weights, rows, progress=progress
+    )
+
+
+def _build(
+    request: ExportRequest,
+    source: _Source,
+    weights: Weights,
+    moments: Moments | None,
+    errors: list[WeightError],
+    folder: Path,
+) -> list[PassRecord]:
+    """Main graph, passes, files."""
+    baked = _baked_rows(source.entries) if request.prompts == "baked" else None
+    model = build_decoder(source.config, source.contract, weights, baked)
+    passes = source.exporter.passes(source.contract, request.options, moments, errors)
+    records = run_passes(model, passes, dump_to=request.dump_passes)
+    source.exporter.build(model, folder)
+    return records
 
 
 def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
@@ -208,32 +402,99 @@ def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
     return np.stack([np.pad(e.rows, ((0, rows - len(e.rows)), (0, 0))) for e in entries])
 
 
-def _measure(
+def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
+    if options.quantize == "none":
+        return Precision()
+    return Precision(
+        quantization=options.quantize,
+        block=DEFAULT_BLOCK if options.block is None else options.block,
+        method="round to nearest" if moments is None else f"GPTQ, {moments.tokens} tokens",
+    )
+
+
+def _fold(
+    staging: Path, source: _Source, engine: OnnxRuntimeEngine, precision: Precision
+) -> dict[str, TaskPrompt]:
+    """The tasks as they are served: heads computed by the very files that will serve them."""
+    sums = {f"base/{path.name}": sha256_of(path) for path in (staging / "base").iterdir()}
+    served = dict(source.prompts)
+    for entry, cost in zip(source.entries, source.plan.tasks, strict=True):
+        if not cost.folded:
+            continue
+        name = entry.task.taskname
+        prompt = source.prompts[name]
+        served[name] = prompt.folded(engine)
+        kv = served[name].prefix_kv
+        assert kv is not None
+        identity = identity_of(
+            entry,
+            prompt,
+            base=source.identity.fingerprint,
+            graph=sum_of_files(sums),
+            precision=precision,
+        )
+        write_folded(task_folder(staging, name) / FOLDED_NAME, FoldedPrefix(kv, identity))
+    return served
+
+
+def _evaluate(
     request: ExportRequest,
-    staging: Path,
-    contract: GraphContract,
-    entries: Sequence[TaskEntry],
-    tokenizer: Tokenizer,
+    source: _Source,
+    engine: OnnxRuntimeEngine,
+    weights: Weights,
     progress: Progress,
-) -> list[Parity]:
-    """Compares the built files with torch and leaves self-test vectors in each task's folder."""
-    if not request.measure_parity:
+) -> list[dict[str, Any]]:
+    """Scores with the quantised weights and with the floats they came from."""
+    if not request.evaluate:
         return []
+    options = EvalOptions(baseline=False)
+    with TemporaryDirectory(prefix="plc-floats-") as folder:
+        floats = replace(
+            request, options=replace(BuildOptions(), sampling="host"), dump_passes=None
+        )
+        plain = replace(source, contract=replace(source.contract, candidates=0))
+        _build(floats, plain, weights, None, [], Path(folder))
+        exact = OnnxRuntimeEngine(Path(folder) / MODEL_NAME, plain.contract)
+        before, after = (
+            evaluate(
+                Session(source.tokenizer, source.prompts, each),
+                request.evaluate,
+                options,
+                progress=progress,
+            )
+            for each in (exact, engine)
+        )
+    return [
+        {
+            "task": old.task,
+            "metric": old.metric,
+            "examples": old.examples,
+            "float32": old.with_prompt,
+            request.options.quantize: new.with_prompt,
+            "same_answers": 100.0
+            * float(
+                np.mean([a == b for a, b in zip(old.predictions, new.predictions, strict=True)])
+            ),
+        }
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def _has_reference(request: ExportRequest, progress: Progress) -> bool:
+    if not request.measure_parity:
+        return False
     if find_spec("torch") is None or find_spec("transformers") is None:
         progress.say("parity is not measured: torch and transformers are not installed")
-        return []
-    from pl_compile.training.reference import TorchEngine, reference_name
+        return False
+    return True
 
-    rows = probe_rows(entries, tokenizer, vocab=contract.vocab, capacity=contract.capacity)
-    reference = TorchEngine(request.base, capacity=contract.capacity)
-    expected = trace(reference, rows, label="reference (torch)", progress=progress)
-    engine = OnnxRuntimeEngine(staging / "base" / MODEL_NAME, contract, max_batch=len(rows))
-    actual = trace(engine, rows, follow=expected.tokens, label=request.target, progress=progress)
-    for entry in entries:
-        name = entry.task.taskname
-        arrays = selftest_arrays(rows, expected, name)
-        (task_folder(staging, name) / "selftest.safetensors").write_bytes(save(arrays))
-    return compare(rows, expected, actual, reference_name())
+
+def _write_selftests(staging: Path, checks: Checks) -> None:
+    for name, arrays in checks.selftests.items():
+        path = task_folder(staging, name) / "selftest.safetensors"
+        path.write_bytes(tensor_bytes(arrays))
+    for result in checks.torch:
+        write_json(task_folder(staging, result.task) / "parity.json", asdict(result))
 
 
 class _Clock:

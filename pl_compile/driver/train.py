@@ -59,7 +59,9 @@ def score_answers(
         progress: who is told.
     """
     entries = _without_prompts(config, base) if table is None else table.entries
-    session = Session(Tokenizer.from_folder(find_base(config.base)), entries, TorchEngine(base))
+    session = Session.of_entries(
+        Tokenizer.from_folder(find_base(config.base)), entries, TorchEngine(base)
+    )
     wanted = config.validation
     options = EvalOptions(
         metric=wanted.metric,

@@ -4,16 +4,25 @@ Sums of all files, the self-test vectors of every task, and, where the base is g
 against torch in one mixed batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
 from pl_compile.config.decoder import read_decoder_config
-from pl_compile.driver.parity import Parity, compare, probe_rows, run_selftest, trace
+from pl_compile.driver.parity import (
+    LIMITS,
+    SELF_LIMITS,
+    Parity,
+    compare,
+    probe_rows,
+    run_selftest,
+    trace,
+)
 from pl_compile.errors import FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 
@@ -48,8 +57,8 @@ def verify_bundle(
         progress: who is told.
 
     Raises:
-        ArtifactError: a file is missing, altered or unreadable, or a prefix does not fit its
-            template.
+        ArtifactError: a file is missing, altered or unreadable, a prefix does not fit its template,
+            or one was folded from something else.
         FingerprintError: `reference` is another base.
     """
     progress.say(f"checking the files of {folder}")
@@ -57,20 +66,25 @@ def verify_bundle(
     if reference is not None:
         check_reference(bundle, reference)
     contract = bundle.manifest.graph
-    engine = OnnxRuntimeEngine(bundle.base_folder / MODEL_NAME, contract)
     tokenizer = Tokenizer.from_folder(bundle.folder)
+    served = prompts_of_bundle(bundle, tokenizer)  # a session must be able to render them
+    learned = {
+        name: TaskPrompt.of(entry, tokenizer, number)
+        for number, (name, entry) in enumerate(bundle.entries.items())
+    }
+    engine = OnnxRuntimeEngine(bundle.base_folder / MODEL_NAME, contract)
+    limit = SELF_LIMITS[bundle.manifest.precision.quantization]
     selftests = []
-    with progress.bar("self-tests", len(bundle.entries)) as bar:
-        # Manifests list baked tasks in the order of the tasks: the reader checks it.
-        for task_id, (name, entry) in enumerate(bundle.entries.items()):
-            TaskPrompt.of(entry, tokenizer, task_id)  # a session must be able to render it
+    with progress.bar("self-tests", len(served)) as bar:
+        for name in served:
             arrays = bundle.selftest(name)
             if arrays:
-                selftests.append(run_selftest(engine, arrays, entry, task_id))
+                prompts = learned[name], served[name]
+                selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
             bar.advance(note=name)
     parity: list[Parity] = []
     if reference is not None:
-        parity = _with_torch(bundle, engine, tokenizer, reference, progress)
+        parity = _with_torch(bundle, engine, learned, served, tokenizer, reference, progress)
     return VerifyResult(
         folder,
         len(bundle.files),
@@ -96,6 +110,8 @@ def check_reference(bundle: Bundle, reference: Path) -> None:
 def _with_torch(
     bundle: Bundle,
     engine: OnnxRuntimeEngine,
+    learned: Mapping[str, TaskPrompt],
+    served: Mapping[str, TaskPrompt],
     tokenizer: Tokenizer,
     reference: Path,
     progress: Progress,
@@ -104,13 +120,15 @@ def _with_torch(
 
     contract = bundle.manifest.graph
     rows = probe_rows(
-        list(bundle.entries.values()),
+        learned,
         tokenizer,
         vocab=contract.vocab,
         capacity=contract.capacity,
+        served=served,
         seed=1,  # other words than the export's, which the self-tests hold
     )
     torch_engine = TorchEngine(reference, capacity=contract.capacity)
-    expected = trace(torch_engine, rows, label="reference (torch)", progress=progress)
+    expected = trace(torch_engine, rows, folded=False, label="reference (torch)", progress=progress)
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
-    return compare(rows, expected, actual, reference_name())
+    limit = LIMITS[bundle.manifest.precision.quantization]
+    return compare(rows, expected, actual, reference_name(), limit)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.errors import DataError, did_you_mean, list_problems
+from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -74,6 +75,11 @@ class Rendered:
         start = int(np.count_nonzero(real[: self.answer_start]))
         return Rendered(self.token_ids[real], self.virtual_rows[real], start)
 
+    def behind(self, count: int) -> "Rendered":
+        """The same sequence without its first `count` tokens."""
+        start = max(0, self.answer_start - count)
+        return Rendered(self.token_ids[count:], self.virtual_rows[count:], start)
+
 
 class Renderer:
     """Renders the examples of one task.
@@ -118,6 +124,43 @@ class Renderer:
         """
         values = self._values(fields, self.template.fields)
         return self._fitted(values, max_length, answered=True)
+
+    def head(self) -> Rendered:
+        """What every prompt of the task opens with: all that stands before the first field.
+
+        Segments are tokenised one by one, so no value of a field can change a token of it. Blanks
+        that end its text wait for the field, and are no part of it.
+        """
+        sequence = self._opened()
+        for index in range(self._answer_index):
+            if isinstance(self.template.segments[index], Field):
+                break
+            self._append(sequence, index, {})
+        return sequence.rendered(len(sequence.ids))
+
+    @property
+    def has_fixed_answers(self) -> bool:
+        """Whether an answer is the same tokens whatever the fields hold.
+
+        So it is behind text of the template. Behind a field, blanks at its end move into the
+        answer.
+        """
+        before = self.template.segments[self._answer_index - 1 : self._answer_index]
+        return bool(before) and isinstance(before[0], Text) and bool(before[0].text.strip())
+
+    def label_trie(self, fields: Mapping[str, object] | None = None) -> LabelTrie:
+        """The task's choices as a tree of tokens.
+
+        Args:
+            fields: what the answer follows; needed only where answers are not fixed.
+
+        Raises:
+            DataError: as for `prompt`.
+        """
+        labels = self.template.task.choices
+        fields = fields or dict.fromkeys(self.template.input_fields, "")
+        sequences = self.answers(fields, labels)
+        return LabelTrie.of(labels, sequences, fixed=self.has_fixed_answers)
 
     def answers(self, fields: Mapping[str, object], texts: Sequence[str]) -> list[list[int]]:
         """The ids of several answers after one prompt, EOS included: what `example` ends in.
@@ -189,16 +232,20 @@ class Renderer:
                 self._append(sequence, index, values)
             if self.rules.eos_id is not None:
                 sequence.add([self.rules.eos_id])
-        ids, rows = np.asarray(sequence.ids, np.int64), np.asarray(sequence.rows, np.int64)
-        return Rendered(ids, rows, answer_start)
+        return sequence.rendered(answer_start)
 
     def _sequence(self, values: Mapping[str, str]) -> "_Sequence":
         """All that stands before the answer."""
+        sequence = self._opened()
+        for index in range(self._answer_index):
+            self._append(sequence, index, values)
+        return sequence
+
+    def _opened(self) -> "_Sequence":
+        """A sequence that holds nothing but its BOS, if it has one."""
         sequence = _Sequence(self._tokenizer)
         if self.rules.bos_id is not None:
             sequence.add([self.rules.bos_id])
-        for index in range(self._answer_index):
-            self._append(sequence, index, values)
         return sequence
 
     def _append(self, sequence: "_Sequence", index: int, values: Mapping[str, str]) -> None:
@@ -235,6 +282,10 @@ class _Sequence:
         self.opens = True
         self.empty = True
         self._tokenizer = tokenizer
+
+    def rendered(self, answer_start: int) -> Rendered:
+        ids, rows = np.asarray(self.ids, np.int64), np.asarray(self.rows, np.int64)
+        return Rendered(ids, rows, answer_start)
 
     def add(self, ids: list[int]) -> None:
         self.ids += ids

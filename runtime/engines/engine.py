@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.runtime.sampling import Draw
+
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
@@ -21,11 +23,14 @@ class Engine(Protocol):
         capacity: cache entries of a row: virtual and real tokens, given and generated.
         vocab: ids the base knows; `vocab + r` stands for row `r` of a prompt.
         max_batch: rows that can step together.
+        candidates: the likeliest tokens among which `step_and_draw` chooses; 0 where the graph does
+            not sample.
     """
 
     capacity: int
     vocab: int
     max_batch: int
+    candidates: int
 
     def start(self, prompts: Sequence["Prompt"]) -> Int64:
         """Begins a batch: places each row's prefix at the head of its cache.
@@ -60,11 +65,36 @@ class Engine(Protocol):
             step.
         """
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def step_and_draw(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence["Prompt"],
+        draws: Sequence[Draw],
+    ) -> tuple[Float32, Int64]:
+        """As `step`, and each row's next token, int64 `[batch]`, chosen by the graph.
+
+        Args:
+            input_ids: as in `step`.
+            past_lengths: as in `step`.
+            last_index: as in `step`.
+            prompts: as in `step`.
+            draws: of each row, with at most `candidates` as its `top_k`.
+        """
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
         """Makes row `rows[i]` of the cache row `i`; the other rows are free afterwards.
 
         Args:
-            rows: strictly increasing.
+            rows: in ascending order; one that stands there more than once is copied.
+            entries: no row holds more of them than this.
+        """
+
+    def cached(self, length: int) -> Float32:
+        """The first `length` entries of row 0: float32 `[layers, 2, kv_heads, length, head_dim]`.
+
+        As a prompt's `prefix_kv` takes them.
         """
 
 
@@ -72,10 +102,10 @@ class Prompt(Protocol):
     """The prompt of a task, as an engine needs it.
 
     Attributes:
-        rows: float32 `[virtual, hidden]`; none where the task has a prefix.
-        prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`, the keys (as the attention
-            uses them: rotated where the base rotates) and values of the positions before the row's
-            first token; None where the task has rows.
+        rows: float32 `[virtual, hidden]`; none where prefix tuning learned the task.
+        prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]`, the keys (as the attention
+            uses them: rotated where the base rotates) and values of the row's first positions,
+            learned or folded; None where there are none.
         task_id: its number where prompts are baked into the graph, else 0.
     """
 
@@ -85,7 +115,7 @@ class Prompt(Protocol):
 
     @property
     def prefix_kv(self) -> Float32 | None:
-        """float32 `[layers, 2, kv_heads, virtual, head_dim]`, or None."""
+        """float32 `[layers, 2, kv_heads, prefix, head_dim]`, or None."""
 
     @property
     def task_id(self) -> int:
@@ -93,5 +123,5 @@ class Prompt(Protocol):
 
 
 def prefix_length(prompt: Prompt) -> int:
-    """Cache entries that a row holds before its first token."""
+    """Cache entries that `Engine.start` fills for a row."""
     return 0 if prompt.prefix_kv is None else prompt.prefix_kv.shape[3]

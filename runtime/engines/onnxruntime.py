@@ -15,13 +15,19 @@ from pl_compile.config.contract import (
     INPUT_IDS,
     LAST_INDEX,
     LOGITS,
+    NEXT_TOKEN,
+    NOISE,
     PAST_LENGTHS,
     PROMPT_TABLE,
     TASK_ID,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
     GraphContract,
 )
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.sampling import GREEDY, Draw
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
 # library loads, and its documents name both variables.
@@ -47,6 +53,7 @@ class OnnxRuntimeEngine:
         contract: what the graph takes and gives.
         max_batch: rows of the cache. Memory is taken as rows are used.
         threads: intra-op threads; all cores if None.
+        watched: further outputs of the graph, for those who study it: float, of any shape.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model.
@@ -59,6 +66,7 @@ class OnnxRuntimeEngine:
         *,
         max_batch: int = 16,
         threads: int | None = None,
+        watched: Sequence[str] = (),
     ) -> None:
         import onnxruntime
 
@@ -77,18 +85,21 @@ class OnnxRuntimeEngine:
                 found=str(error).splitlines()[0],
                 fix="Export the bundle again with this version of onnxruntime.",
             ) from error
-        _check_graph(self._session, contract, model)
+        _check_graph(self._session, contract, model, watched)
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.max_batch = max_batch
+        self.candidates = contract.candidates
         self._contract = contract
         shape = (max_batch, contract.kv_heads, contract.capacity, contract.head_dim)
         # Zeroed memory is mapped lazily: rows and entries that are never used cost nothing.
         self._caches = [np.zeros(shape, np.float32) for _ in contract.cache_names]
         self._binding: Any = self._session.io_binding()
+        self._watched = tuple(watched)
         self._bound_rows = 0
         self._inputs: dict[str, Any] = {}
         self._logits = np.empty((max_batch, contract.vocab), np.float32)
+        self._next_token = np.empty(max_batch, np.int64)
 
     def start(self, prompts: Sequence[Prompt]) -> Int64:
         """Copies the prefixes into the cache; see `Engine.start`."""
@@ -111,6 +122,18 @@ class OnnxRuntimeEngine:
         prompts: Sequence[Prompt],
     ) -> Float32:
         """One step; see `Engine.step`."""
+        draws = [GREEDY] * len(input_ids)
+        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
+
+    def step_and_draw(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Draw],
+    ) -> tuple[Float32, Int64]:
+        """One step with the choice of tokens; see `Engine.step_and_draw`."""
         batch, seq = input_ids.shape
         assert batch <= self.max_batch
         assert int(past_lengths.max()) + seq <= self.capacity
@@ -118,16 +141,35 @@ class OnnxRuntimeEngine:
         self._bind_input(PAST_LENGTHS, past_lengths)
         self._bind_input(LAST_INDEX, last_index)
         self._bind_prompts(prompts)
+        if self.candidates:
+            self._bind_draws(draws)
         self._bind_caches(batch)
+        for name in self._watched:
+            self._binding.bind_output(name)  # anew: its shape follows the step's
         self._session.run_with_iobinding(self._binding)
-        return self._logits[:batch]
+        return self._logits[:batch], self._next_token[:batch]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Moves the kept rows to the front; see `Engine.keep`."""
-        for new, old in enumerate(rows):
-            if new != old:
-                for cache in self._caches:
-                    cache[new] = cache[old]
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """Moves and copies rows; see `Engine.keep`."""
+        # Copies go to higher places, from the last one down, and what moves up to a lower place
+        # comes after them: since rows ascend, nothing is overwritten before it is read.
+        copies = [(new, old) for new, old in enumerate(rows) if new > old]
+        moves = [(new, old) for new, old in enumerate(rows) if new < old]
+        for new, old in [*reversed(copies), *moves]:
+            for cache in self._caches:
+                cache[new, :, :entries] = cache[old, :, :entries]
+
+    def cached(self, length: int) -> Float32:
+        """Reads the head of row 0; see `Engine.cached`."""
+        c = self._contract
+        parts = np.stack([cache[0, :, :length] for cache in self._caches])
+        return parts.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
+
+    def watched(self) -> list[tuple[str, Float32]]:
+        """The watched outputs of the last step, by name."""
+        # They are bound behind all others.
+        found = self._binding.get_outputs()[-len(self._watched) :] if self._watched else []
+        return [(name, value.numpy()) for name, value in zip(self._watched, found, strict=True)]
 
     def _bind_prompts(self, prompts: Sequence[Prompt]) -> None:
         if self._contract.prompts == "baked":
@@ -140,6 +182,15 @@ class OnnxRuntimeEngine:
         for index, prompt in enumerate(prompts):
             table[index, : len(prompt.rows)] = prompt.rows
         self._bind_input(PROMPT_TABLE, table)
+
+    def _bind_draws(self, draws: Sequence[Draw]) -> None:
+        noise = np.zeros((len(draws), self.candidates), np.float32)
+        for row, draw in zip(noise, draws, strict=True):
+            row[: len(draw.noise)] = draw.noise
+        self._bind_input(NOISE, noise)
+        self._bind_input(TEMPERATURE, np.asarray([d.temperature for d in draws], np.float32))
+        self._bind_input(TOP_K, np.asarray([d.top_k for d in draws], np.int64))
+        self._bind_input(TOP_P, np.asarray([d.top_p for d in draws], np.float32))
 
     def _bind_input(self, name: str, array: Any) -> None:
         array = np.ascontiguousarray(array)
@@ -158,9 +209,14 @@ class OnnxRuntimeEngine:
         self._binding.bind_output(
             LOGITS, *_CPU, np.float32, (batch, logits.shape[1]), logits.ctypes.data
         )
+        if self.candidates:
+            tokens = self._next_token.ctypes.data
+            self._binding.bind_output(NEXT_TOKEN, *_CPU, np.int64, (batch,), tokens)
 
 
-def _check_graph(session: Any, contract: GraphContract, model: Path) -> None:
+def _check_graph(
+    session: Any, contract: GraphContract, model: Path, watched: Sequence[str]
+) -> None:
     """Raises `ArtifactError` unless the graph has the inputs and outputs that the contract says."""
     cache: list[int | str] = ["batch", contract.kv_heads, contract.capacity, contract.head_dim]
     expected: dict[str, list[int | str]] = {
@@ -170,12 +226,16 @@ def _check_graph(session: Any, contract: GraphContract, model: Path) -> None:
         LOGITS: ["batch", contract.vocab],
         **{name: cache for pair in contract.cache_names for name in pair},
     }
+    if contract.candidates:
+        rows = (TEMPERATURE, TOP_K, TOP_P, NEXT_TOKEN)
+        expected |= {name: ["batch"] for name in rows}
+        expected[NOISE] = ["batch", contract.candidates]
     if contract.prompts == "baked":
         expected[TASK_ID] = ["batch"]
     else:
         expected[PROMPT_TABLE] = ["batch", "rows", contract.hidden]
     values = [*session.get_inputs(), *session.get_outputs()]
-    found = {value.name: list(value.shape) for value in values}
+    found = {value.name: list(value.shape) for value in values if value.name not in watched}
     if found != expected:
         differing = sorted(
             name for name in {*found, *expected} if found.get(name) != expected.get(name)

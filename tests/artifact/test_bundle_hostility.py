@@ -55,6 +55,7 @@ def _write(folder: Path) -> Path:
     (task_folder(folder, "mood") / "selftest.safetensors").write_bytes(
         save({"input_ids": np.arange(4)})
     )
+    (task_folder(folder, "mood") / "parity.json").write_text("{}", encoding="utf-8")
     write_manifest(folder, MANIFEST)
     return folder
 
@@ -107,8 +108,8 @@ def test_every_file_but_the_manifest_is_in_it_with_sum_and_size(bundle: Path) ->
 
     assert set(files) == {
         "base/model.onnx",
-        "report.json",
         "tokenizer.json",
+        "tasks/mood/parity.json",
         "tasks/mood/task.json",
         "tasks/mood/prompt.safetensors",
         "tasks/mood/selftest.safetensors",
@@ -167,23 +168,32 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
 
 def test_all_damaged_files_stand_in_one_message(bundle: Path) -> None:
     (bundle / "tokenizer.json").unlink()
-    (bundle / "report.json").write_text("{ }")
+    (bundle / "tasks/mood/parity.json").write_text("{ }")
     (bundle / "base" / "model.onnx").write_bytes(bytes(len(MODEL)))
 
     assert refusal(bundle).splitlines() == [
         f"opening the bundle {bundle}: 3 problems:",
         f"  - base/model.onnx has sha256 {_sum(bytes(len(MODEL)))}, expected {_sum(MODEL)}",
-        "  - report.json has 3 bytes, expected 2",
+        "  - tasks/mood/parity.json has 3 bytes, expected 2",
         "  - tokenizer.json is missing.",
         COPY_AGAIN,
     ]
 
 
 def test_a_folder_in_place_of_a_file_is_found(bundle: Path) -> None:
-    (bundle / "report.json").unlink()
-    (bundle / "report.json").mkdir()
+    (bundle / "tasks/mood/parity.json").unlink()
+    (bundle / "tasks/mood/parity.json").mkdir()
 
-    assert "report.json is missing" in refusal(bundle)
+    assert "tasks/mood/parity.json is missing" in refusal(bundle)
+
+
+def test_a_report_may_be_altered_or_gone_since_no_runtime_reads_it(bundle: Path) -> None:
+    (bundle / "report.json").write_text("{ }")
+    (bundle / "report.html").write_text("more")
+
+    read_bundle(bundle)
+    (bundle / "report.json").unlink()
+    read_bundle(bundle)
 
 
 # Ways out of the folder
@@ -311,8 +321,8 @@ def test_an_unknown_key_of_the_manifest_is_refused_with_the_near_one(
         (lambda m: m.update(files=[]), "'files' is a list of 0, expected a mapping"),
         (lambda m: m["files"].update(x=3), "'files.x' is 3, expected a mapping"),
         (
-            lambda m: m["files"]["report.json"].update(size_bytes="2"),
-            "'files.report.json.size_bytes' is '2', expected a whole number",
+            lambda m: m["files"]["tokenizer.json"].update(size_bytes="2"),
+            "'files.tokenizer.json.size_bytes' is '2', expected a whole number",
         ),
     ],
 )

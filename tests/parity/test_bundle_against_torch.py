@@ -13,11 +13,11 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.contract import PromptsMode
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.driver.parity import ProbeRow
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import FingerprintError
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import assert_close, random_table, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
@@ -112,7 +112,7 @@ def test_a_bundle_of_prefixes_alone_agrees_with_torch(
     assert result.passed == "passed"
     assert [parity.task for parity in result.parity] == ["order"]
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
-    assert report["prompt_bytes"] == {"order": 2 * 2 * 2 * 4 * 8 * 4}
+    assert [task["prompt_bytes"] for task in report["tasks"]] == [2 * 2 * 2 * 4 * 8 * 4]
 
 
 def test_a_prefix_at_the_wrong_place_fails_the_comparison(
@@ -122,7 +122,7 @@ def test_a_prefix_at_the_wrong_place_fails_the_comparison(
     table = random_table(base, tmp_path / "table.safetensors", prefix=True)
     start = OnnxRuntimeEngine.start
 
-    def turned(self: OnnxRuntimeEngine, prompts: Sequence[ProbeRow]) -> np.ndarray:
+    def turned(self: OnnxRuntimeEngine, prompts: Sequence[TaskPrompt]) -> np.ndarray:
         return start(
             self,
             [
@@ -152,7 +152,7 @@ def test_a_prefix_that_tokens_would_make_acts_like_these_tokens(
     order = Session.open(tmp_path / "bundle").prompts["order"]
     ids = np.random.default_rng(0).integers(0, 390, (1, 13))
     with torch.no_grad():
-        layers = base.model(torch.from_numpy(ids[:, :4]), use_cache=True).past_key_values.layers
+        layers = base.model(torch.from_numpy(ids[:, :4]), use_cache=True).cache.layers
     made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
 
     for each in (engine, TorchEngine(base)):
@@ -193,7 +193,7 @@ def test_a_base_that_is_loaded_already_can_answer(
     base = tiny_bases["llama"]
     table = read_prompt_table(random_table(base, tmp_path / "table.safetensors", prefix=True))
     engine = TorchEngine(FrozenBase(base, precision))
-    session = Session(Tokenizer.from_folder(base), table.entries, engine)
+    session = Session.of_entries(Tokenizer.from_folder(base), table.entries, engine)
     requests = [
         Request("order", {"request": "lights off"}, max_tokens=6),
         Request("tone", {"sentence": "cold"}),
@@ -217,7 +217,7 @@ def test_a_mixed_batch_answers_like_torch_one_by_one(
     export_bundle(ExportRequest(table, base, tmp_path / "bundle", measure_parity=False))
     session = Session.open(tmp_path / "bundle")
     entries = read_bundle(tmp_path / "bundle").entries
-    alone = Session(Tokenizer.from_folder(base), entries, TorchEngine(base, capacity=96))
+    alone = Session.of_entries(Tokenizer.from_folder(base), entries, TorchEngine(base, capacity=96))
     requests = [
         Request("ask", {"question": "who was there at all?", "place": "a café"}, max_tokens=9),
         Request("tone", {"sentence": "the year was cold"}, max_tokens=12, constrain=False),

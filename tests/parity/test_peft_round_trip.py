@@ -19,8 +19,11 @@ from pl_compile.config.task import TaskConfig
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.testing import FAMILIES, assert_close, random_table
 
-# PEFT's own use of a name that transformers will drop; nothing of ours.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+# PEFT's own use of names that transformers will drop; nothing of ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning"),
+]
 
 # Two rows of different lengths, padded on the right.
 IDS = torch.tensor([[7, 31, 5, 99, 12, 64, 3], [44, 8, 150, 2, 0, 0, 0]])
@@ -50,7 +53,7 @@ def entry_logits(base: Path, entry: TaskEntry) -> list[Tensor]:
                 cache = DynamicCache()
                 for layer, (keys, values) in enumerate(torch.from_numpy(entry.prefix_kv.copy())):
                     cache.update(keys[None], values[None], layer)
-                logits.append(model(tokens, past_key_values=cache).logits[0])
+                logits.append(model(tokens, cache=cache).logits[0])
     return logits
 
 

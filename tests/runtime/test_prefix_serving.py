@@ -154,7 +154,7 @@ def test_a_template_that_does_not_open_with_its_prefix_is_refused_before_and_aft
     with pytest.raises(ArtifactError) as exporting:
         export_bundle(ExportRequest(path, base, tmp_path / "bundle", measure_parity=False))
     with pytest.raises(ArtifactError) as serving:
-        Session(session.tokenizer, {"order": entry}, session.engine)
+        Session.of_entries(session.tokenizer, {"order": entry}, session.engine)
 
     assert str(exporting.value) == str(serving.value) == expected
     assert not (tmp_path / "bundle").exists()
@@ -203,7 +203,7 @@ def test_a_prefix_needs_a_token_after_it(
     write_prompt_table(replace(table, entries={"order": entry}), path)
 
     with pytest.raises(RequestError, match="empty prompt; expected at least one token after the"):
-        Session(session.tokenizer, {"order": entry}, session.engine).generate(
+        Session.of_entries(session.tokenizer, {"order": entry}, session.engine).generate(
             [Request("order", {})]
         )
     with pytest.raises(ExportError) as caught:

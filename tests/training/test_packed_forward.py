@@ -179,7 +179,7 @@ def losses_row_by_row(
         if not prefix:
             chosen = learned[each.task][virtual.clamp(min=0)]
         inputs = torch.where(virtual[:, None] >= 0, chosen, embedded)
-        logits = model(inputs_embeds=inputs[None], past_key_values=cache).logits[0, :-1]
+        logits = model(inputs_embeds=inputs[None], cache=cache).logits[0, :-1]
         wanted = in_loss[1:]
         losses.append(
             torch.nn.functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="none")

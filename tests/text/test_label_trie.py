@@ -2,12 +2,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pl_compile.runtime.choices import Choices
+from pl_compile.text.label_trie import LabelTrie, TrieWalk
 
 EOS = 1
 
 
-def _written(choices: Choices, prefer: list[int]) -> list[int]:
+def choices_of(sequences: list[list[int]]) -> TrieWalk:
+    labels = [str(index) for index in range(len(sequences))]
+    return TrieWalk(LabelTrie.of(labels, sequences, fixed=True))
+
+
+def _written(choices: TrieWalk, prefer: list[int]) -> list[int]:
     """The answer of a row that writes what it prefers wherever it may."""
     answer: list[int] = []
     while allowed := choices.allowed():
@@ -18,11 +23,11 @@ def _written(choices: Choices, prefer: list[int]) -> list[int]:
 
 
 def test_the_first_tokens_of_all_answers_may_come_first() -> None:
-    assert Choices([[7, 3, EOS], [5, EOS], [7, 4, EOS]]).allowed() == [5, 7]
+    assert choices_of([[7, 3, EOS], [5, EOS], [7, 4, EOS]]).allowed() == [5, 7]
 
 
 def test_each_token_leaves_the_answers_that_go_on_with_it() -> None:
-    choices = Choices([[7, 3, EOS], [5, EOS], [7, 4, EOS]])
+    choices = choices_of([[7, 3, EOS], [5, EOS], [7, 4, EOS]])
 
     choices.push(7)
     after_7 = choices.allowed()
@@ -34,7 +39,7 @@ def test_each_token_leaves_the_answers_that_go_on_with_it() -> None:
 
 
 def test_a_token_further_on_in_another_answer_may_not_come() -> None:
-    choices = Choices([[7, 3, EOS], [5, 4, EOS]])
+    choices = choices_of([[7, 3, EOS], [5, 4, EOS]])
 
     choices.push(7)
 
@@ -42,7 +47,7 @@ def test_a_token_further_on_in_another_answer_may_not_come() -> None:
 
 
 def test_a_complete_answer_allows_nothing_more() -> None:
-    choices = Choices([[7, EOS], [5]])
+    choices = choices_of([[7, EOS], [5]])
 
     choices.push(5)
 
@@ -50,7 +55,7 @@ def test_a_complete_answer_allows_nothing_more() -> None:
 
 
 def test_with_eos_an_answer_may_end_where_another_goes_on() -> None:
-    choices = Choices([[7, EOS], [7, 3, EOS]])
+    choices = choices_of([[7, EOS], [7, 3, EOS]])
 
     choices.push(7)
 
@@ -58,7 +63,7 @@ def test_with_eos_an_answer_may_end_where_another_goes_on() -> None:
 
 
 def test_without_eos_an_answer_is_complete_even_where_another_goes_on() -> None:
-    choices = Choices([[7], [7, 3]])
+    choices = choices_of([[7], [7, 3]])
 
     choices.push(7)
 
@@ -66,14 +71,14 @@ def test_without_eos_an_answer_is_complete_even_where_another_goes_on() -> None:
 
 
 def test_equal_answers_are_one() -> None:
-    choices = Choices([[7, EOS], [7, EOS]])
+    choices = choices_of([[7, EOS], [7, EOS]])
 
     assert _written(choices, [7, EOS]) == [7, EOS]
 
 
 @pytest.mark.parametrize("sequences", [[], [[]]])
 def test_without_tokens_nothing_is_allowed(sequences: list[list[int]]) -> None:
-    assert Choices(sequences).allowed() == []
+    assert choices_of(sequences).allowed() == []
 
 
 @settings(derandomize=True, deadline=None, max_examples=150, database=None)
@@ -86,6 +91,6 @@ def test_with_eos_what_is_written_is_always_an_answer_and_each_answer_can_be_wri
 ) -> None:
     ended = [[*answer, EOS] for answer in answers]
 
-    assert _written(Choices(ended), prefer) in ended
+    assert _written(choices_of(ended), prefer) in ended
     for answer in ended:
-        assert _written(Choices(ended), answer) == answer
+        assert _written(choices_of(ended), answer) == answer

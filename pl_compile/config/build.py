@@ -1,0 +1,53 @@
+"""What an export may choose: how weights are stored, how tokens are chosen, what is folded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pl_compile.config.contract import SamplingMode
+from pl_compile.errors import ConfigError, list_problems
+
+Quantization = Literal["none", "int8", "int4"]
+FoldMode = Literal["auto", "always", "never"]
+
+# As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
+# takes 3,840 at most.
+DEFAULT_CANDIDATES = 256
+DEFAULT_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a base is compiled.
+
+    Attributes:
+        quantize: how the weights of the layers are stored.
+        block: inputs that share a scale; 0 for one scale a channel; `DEFAULT_BLOCK` if None.
+        table_bits: of embedding and head where weights are quantised: 4, 8, or 0 to leave them
+            floats; 8 if None.
+        sampling: who chooses the next token.
+        candidates: the likeliest tokens that the graph looks at; `DEFAULT_CANDIDATES` if None.
+    """
+
+    quantize: Quantization = "none"
+    block: int | None = None
+    table_bits: int | None = None
+    sampling: SamplingMode = "host"
+    candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses options that contradict each other."""
+        problems = []
+        if self.quantize == "none":
+            for name, value in (("block", self.block), ("table_bits", self.table_bits)):
+                if value is not None:
+                    problems.append(f"{name} {value}, and nothing is quantised")
+        if self.block is not None and self.block < 0:
+            problems.append(f"block {self.block}, expected 0 or more")
+        if self.table_bits not in (None, 0, 4, 8):
+            problems.append(f"table_bits {self.table_bits}, expected 0, 4 or 8")
+        if self.candidates is not None and self.sampling == "host":
+            problems.append(f"candidates {self.candidates}, and the host samples")
+        if self.candidates is not None and self.candidates < 1:
+            problems.append(f"candidates {self.candidates}, expected 1 or more")
+        if problems:
+            raise ConfigError("reading the build options", found=list_problems(problems))

@@ -1,0 +1,131 @@
+"""What the base's weights meet: second moments of activations, from examples of the tasks.
+
+In: the main graph as floats, and examples. Out: `Moments` for GPTQ. The graph itself is run on ONNX
+Runtime, with the inputs of its products as further outputs: so calibration needs no torch, and sees
+virtual tokens where they stand.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.exporters.exporter import Exporter
+from pl_compile.graph.decoder import build_decoder
+from pl_compile.passes.edit import is_op
+from pl_compile.passes.pipeline import run_passes
+from pl_compile.progress import SILENT, Progress
+from pl_compile.quantize.gptq import Moments
+from pl_compile.runtime.engines.engine import Int64
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.examples import Example, read_examples
+
+# Enough for stable moments of a small base, and a minute's work.
+MOST_EXAMPLES = 128
+
+_OUTPUT = "calibration."
+
+
+def calibration_prompts(
+    paths: Sequence[Path], learned: Mapping[str, TaskPrompt], *, capacity: int, vocab: int
+) -> list[tuple[TaskPrompt, Int64]]:
+    """The examples as sequences of ids, right answers included where the data gives them.
+
+    Args:
+        paths: data files; of their examples as many as `MOST_EXAMPLES`, spread evenly.
+        learned: the tasks by name.
+        capacity: longest sequence; fields that may be cut are.
+        vocab: ids the base knows.
+
+    Raises:
+        DataError: the data cannot be read, or a prompt is too long.
+    """
+    templates = {name: prompt.renderer.template for name, prompt in learned.items()}
+    examples = read_examples(paths, templates, answers=False)
+    step = max(1, len(examples) // MOST_EXAMPLES)
+    rows = []
+    for example in examples[::step][:MOST_EXAMPLES]:
+        prompt = learned[example.taskname]
+        rendered = (
+            prompt.renderer.example if _is_answered(example, prompt) else prompt.renderer.prompt
+        )
+        fields = {name: v[0] if isinstance(v, list) else v for name, v in example.fields.items()}
+        given = prompt.fed(rendered(fields, max_length=capacity))
+        rows.append((prompt, given.input_ids(vocab)))
+    return rows
+
+
+def _is_answered(example: Example, prompt: TaskPrompt) -> bool:
+    return prompt.renderer.template.answer_field in example.fields
+
+
+def measure_moments(
+    exporter: Exporter,
+    config: DecoderConfig,
+    contract: GraphContract,
+    weights: Mapping[str, NDArray[np.float32]],
+    rows: Sequence[tuple[TaskPrompt, Int64]],
+    *,
+    progress: Progress = SILENT,
+) -> Moments:
+    """Second moments of what enters each product of the layers.
+
+    Args:
+        exporter: of the target; its first passes decide which products there are.
+        config: the base.
+        contract: of the graph that will be built; rows fit into its capacity.
+        weights: float32 arrays by our names.
+        rows: prompts and ids, as `calibration_prompts` makes them.
+        progress: who is told.
+    """
+    contract = replace(contract, prompts="input", baked_tasks=(), candidates=0)
+    model = build_decoder(config, contract, weights)
+    run_passes(model, exporter.prepare_passes())
+    watched = _watch(model)
+    rest = exporter.passes(contract, BuildOptions(), None, [])[len(exporter.prepare_passes()) :]
+    run_passes(model, rest)
+    with TemporaryDirectory(prefix="plc-calibration-") as folder:
+        exporter.build(model, Path(folder))
+        del model
+        engine = OnnxRuntimeEngine(
+            Path(folder) / MODEL_NAME, contract, max_batch=1, watched=tuple(watched)
+        )
+        sums: dict[str, NDArray[np.float64]] = {}
+        tokens = 0
+        with progress.bar("calibrating", len(rows)) as bar:
+            for prompt, ids in rows:
+                past = engine.start([prompt])
+                engine.step(ids[None], past, past * 0 + len(ids) - 1, [prompt])
+                tokens += len(ids)
+                for output, seen in engine.watched():
+                    flat = seen.reshape(-1, seen.shape[-1])
+                    moment = (flat.T @ flat).astype(np.float64)
+                    sums[output] = sums[output] + moment if output in sums else moment
+                bar.advance()
+    return Moments({watched[output]: moment for output, moment in sums.items()}, tokens)
+
+
+def _watch(model: ir.Model) -> dict[str, str]:
+    """Makes the input of each product an output; by its name, the weight that it meets."""
+    watched = {}
+    for node in list(model.graph):
+        weight = node.inputs[1] if is_op(node, "MatMul") else None
+        if weight is None or not weight.is_initializer():
+            continue
+        name = f"{_OUTPUT}{weight.name}"
+        seen = ir.val(name, ir.DataType.FLOAT, ["batch", "seq", None])
+        model.graph.append(
+            ir.node("Identity", [node.inputs[0]], name=f"{name}.seen", outputs=[seen])
+        )
+        model.graph.outputs.append(seen)
+        watched[name] = str(weight.name)
+    return watched

@@ -1,0 +1,130 @@
+"""All comparisons of a new bundle: with torch, and with itself.
+
+In: the compiled base, and the tasks as they were learned and as they are served. Out: `Checks`, for
+the report, with a verdict, and the self-test vectors that the bundle carries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pl_compile.driver.live import Liveness, liveness
+from pl_compile.driver.parity import (
+    LIMITS,
+    SELF_LIMITS,
+    Parity,
+    compare,
+    probe_rows,
+    selftest_arrays,
+    trace,
+)
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was compared.
+
+    Attributes:
+        torch: the bundle as it is served, with torch in float32; empty where that was left out.
+        folded: served behind folded prefixes, with all of each prompt computed.
+        alone: in mixed batches, with each row alone.
+        live: whether each prompt matters.
+        selftests: vectors of each task.
+        passed: "passed", "failed", or "not measured" where torch was left out.
+        failures: what was beyond its limit, as sentences.
+    """
+
+    torch: tuple[Parity, ...]
+    folded: tuple[Parity, ...]
+    alone: tuple[Parity, ...]
+    live: tuple[Liveness, ...]
+    selftests: Mapping[str, Mapping[str, NDArray[Any]]]
+    passed: str
+    failures: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As plain data for the report."""
+        return {
+            kind: [asdict(result) for result in getattr(self, kind)]
+            for kind in ("torch", "folded", "alone", "live")
+        }
+
+
+def check_bundle(
+    engine: Engine,
+    learned: Mapping[str, TaskPrompt],
+    served: Mapping[str, TaskPrompt],
+    tokenizer: Tokenizer,
+    *,
+    quantization: str,
+    base: Path | None,
+    progress: Progress = SILENT,
+) -> Checks:
+    """Compares.
+
+    Args:
+        engine: the compiled base.
+        learned: the tasks as they were learned.
+        served: the tasks as the bundle serves them.
+        tokenizer: the base's.
+        quantization: of its weights; decides what still counts as the same.
+        base: the Hugging Face folder for torch; None leaves all comparisons out.
+        progress: who is told.
+
+    Raises:
+        ExportError: a template that leaves no room for a comparison.
+        BaseModelError: torch cannot load the base.
+    """
+    if base is None:
+        return Checks((), (), (), (), {}, "not measured", ())
+    from pl_compile.training.reference import TorchEngine, reference_name
+
+    rows = probe_rows(
+        learned, tokenizer, vocab=engine.vocab, capacity=engine.capacity, served=served
+    )
+    reference = TorchEngine(base, capacity=engine.capacity)
+    expected = trace(reference, rows, folded=False, label="reference (torch)", progress=progress)
+    del reference
+    follow = expected.tokens
+    mixed = trace(engine, rows, follow=follow, label="bundle", progress=progress)
+    whole = trace(
+        engine, rows, follow=follow, folded=False, label="bundle, not folded", progress=progress
+    )
+    alone = trace(
+        engine, rows, follow=follow, alone=True, label="bundle, row by row", progress=progress
+    )
+    itself = SELF_LIMITS[quantization]
+    with_torch = compare(rows, expected, mixed, reference_name(), LIMITS[quantization])
+    folded = compare(rows, whole, mixed, "the same, not folded", itself)
+    by_row = compare(rows, alone, mixed, "the same, row by row", itself)
+    live = liveness(engine, rows, learned)
+    failures = [
+        f"task '{result.task}' differs from {result.reference} by "
+        f"{result.relative_difference:.1e} of the largest logit, and {result.equal_tokens} of "
+        f"{result.rows * result.steps} tokens agree"
+        for result in [*with_torch, *folded, *by_row]
+        if not result.passed
+    ]
+    failures += [
+        f"the prompt of task '{result.task}' changes nothing"
+        for result in live
+        if not result.is_live
+    ]
+    # Any machine can repeat what float32 computes; of rounded weights only what this bundle does.
+    kept = expected if quantization == "none" else mixed
+    return Checks(
+        tuple(with_torch),
+        tuple(folded),
+        tuple(by_row),
+        tuple(live),
+        {name: selftest_arrays(rows, kept, name) for name in learned},
+        "failed" if failures else "passed",
+        tuple(failures),
+    )

@@ -1,0 +1,125 @@
+"""What looks wrong with a task before anybody is asked anything.
+
+In: tasks and the base's sizes. Out: findings, as sentences for the report. None of them stops an
+export: what cannot work at all is refused where it is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.artifact.prompt_table import TaskEntry
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.runtime.task_prompt import TaskPrompt
+
+# Rows this many times longer or shorter than embeddings are nothing that training usually leaves.
+_UNUSUAL = 50.0
+_ROOM_AT_LEAST = 16
+
+
+@dataclass(frozen=True)
+class TaskLint:
+    """What was looked at, and what was found.
+
+    Attributes:
+        task: its name.
+        smallest_norm: of a virtual token's row, or of its keys and values.
+        largest_norm: likewise.
+        embedding_norm: median of the base's embeddings; None beside a learned prefix.
+        bos: whether its sequences open with BOS.
+        head_tokens: tokens before its first field.
+        room: tokens that are left in the cache for fields and answer.
+        findings: what looks wrong, as sentences.
+    """
+
+    task: str
+    smallest_norm: float
+    largest_norm: float
+    embedding_norm: float | None
+    bos: bool
+    head_tokens: int
+    room: int
+    findings: tuple[str, ...]
+
+
+def lint_tasks(
+    entries: Sequence[TaskEntry],
+    prompts: Mapping[str, TaskPrompt],
+    config: DecoderConfig,
+    contract: GraphContract,
+    embedding: NDArray[np.float32],
+) -> list[TaskLint]:
+    """Looks at every task.
+
+    Args:
+        entries: the tasks.
+        prompts: the same, for their renderers.
+        config: the base.
+        contract: the graph that they are compiled into.
+        embedding: float32 `[vocab, hidden]`.
+    """
+    median = float(np.median(np.linalg.norm(embedding, axis=1)))
+    with_bos = [entry.task.taskname for entry in entries if entry.bos_id is not None]
+    return [
+        _lint(entry, prompts[entry.task.taskname], config, contract, median, len(with_bos))
+        for entry in entries
+    ]
+
+
+def _lint(
+    entry: TaskEntry,
+    prompt: TaskPrompt,
+    config: DecoderConfig,
+    contract: GraphContract,
+    median: float,
+    with_bos: int,
+) -> TaskLint:
+    # A row of a prefix is what one virtual token has in all layers.
+    by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
+    norms = np.linalg.norm(by_token.reshape(len(by_token), -1), axis=1)
+    findings = []
+    if not norms.min() > 0:
+        findings.append("a virtual token is all zeros: nothing was learned there")
+    if entry.prefix_kv is None and norms.max() > _UNUSUAL * median:
+        findings.append(
+            f"a virtual token is {norms.max() / median:.0f} times as long as the base's "
+            "embeddings: was the learning rate too high?"
+        )
+    if entry.prefix_kv is None and 0 < norms.min() < median / _UNUSUAL:
+        findings.append(
+            f"a virtual token is {median / norms.min():.0f} times shorter than embeddings are"
+        )
+    if entry.bos_id is None and with_bos:
+        findings.append("other tasks of this bundle open with BOS, this one does not")
+    if entry.bos_id is not None and entry.bos_id != config.bos_id:
+        findings.append(f"it opens with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
+    if entry.eos_id is None:
+        findings.append("no EOS ends its answers: they end by length, stop text or choice only")
+    head = len(prompt.renderer.head())
+    room = contract.capacity - len(prompt.renderer.prompt(dict.fromkeys(_fields(prompt), "")))
+    if room < _ROOM_AT_LEAST:
+        findings.append(f"{room} tokens are left for fields and answer: raise --capacity")
+    if prompt.trie is not None:
+        findings += prompt.trie.problems()
+        if not prompt.trie.fixed:
+            findings.append(
+                "its answer stands right behind a field, so blanks at the field's end change how "
+                "choices are tokenised: put text between them"
+            )
+    return TaskLint(
+        entry.task.taskname,
+        float(norms.min()),
+        float(norms.max()),
+        median if entry.prefix_kv is None else None,
+        entry.bos_id is not None,
+        head,
+        room,
+        tuple(findings),
+    )
+
+
+def _fields(prompt: TaskPrompt) -> tuple[str, ...]:
+    return prompt.renderer.template.input_fields

@@ -1,0 +1,85 @@
+"""Is the prompt alive? Its virtual tokens must matter, and must be this task's.
+
+A prompt that is dropped or taken from another task on the way into an engine still gives fluent
+answers. So the compiled base is asked three times: with the task's prompt, without it, and with
+that of another task in its place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pl_compile.driver.parity import ProbeRow
+from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
+from pl_compile.runtime.task_prompt import TaskPrompt
+
+# A logit that moves by less than this part of the largest one has not moved.
+_MOVES = 1e-4
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """How much a prompt moves the logits after it.
+
+    Attributes:
+        task: its name.
+        without: largest difference to the logits without the prompt, as a part of the largest.
+        other: the same to those with another task's prompt; None where no other is of its kind.
+        is_live: both move.
+    """
+
+    task: str
+    without: float
+    other: float | None
+    is_live: bool
+
+
+def liveness(
+    engine: Engine, rows: list[ProbeRow], learned: Mapping[str, TaskPrompt]
+) -> list[Liveness]:
+    """Asks about each task with the first of its probe rows.
+
+    Args:
+        engine: the compiled base.
+        rows: probe rows.
+        learned: all tasks as they were learned.
+    """
+    first = {row.task: row for row in reversed(rows)}
+    return [_ask(engine, first[name], learned) for name in learned]
+
+
+def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, TaskPrompt]) -> Liveness:
+    prompt = row.learned
+    own = _logits(engine, row.input_ids, prompt)
+    real = row.input_ids[row.input_ids < engine.vocab]
+    without = _logits(engine, real, prompt.without_prefix()) if len(real) else np.zeros_like(own)
+    largest = float(np.abs(own).max())
+    moved = float(np.abs(own - without).max()) / largest
+    stranger = next((p for n, p in learned.items() if n != row.task and _alike(p, prompt)), None)
+    other = None
+    if stranger is not None:
+        changed = _logits(engine, row.input_ids, _in_place_of(prompt, stranger))
+        other = float(np.abs(own - changed).max()) / largest
+    return Liveness(row.task, moved, other, moved > _MOVES and (other is None or other > _MOVES))
+
+
+def _alike(one: TaskPrompt, other: TaskPrompt) -> bool:
+    return (one.prefix_kv is None) == (other.prefix_kv is None)
+
+
+def _in_place_of(prompt: TaskPrompt, stranger: TaskPrompt) -> TaskPrompt:
+    """The stranger's prompt with as many virtual tokens as this one: repeated, or cut."""
+    if prompt.prefix_kv is None or stranger.prefix_kv is None:
+        count = np.arange(len(prompt.rows)) % len(stranger.rows)
+        return replace(prompt, rows=stranger.rows[count], task_id=stranger.task_id)
+    count = np.arange(prompt.prefix_kv.shape[3]) % stranger.prefix_kv.shape[3]
+    return replace(prompt, prefix_kv=stranger.prefix_kv[:, :, :, count])
+
+
+def _logits(engine: Engine, ids: np.ndarray, prompt: TaskPrompt) -> Float32:
+    engine.start([prompt])
+    past = np.asarray([prefix_length(prompt)], np.int64)
+    logits = engine.step(ids[None], past, past * 0 + len(ids) - 1, [prompt])
+    after: Float32 = logits[0].copy()
+    return after

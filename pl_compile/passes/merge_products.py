@@ -1,0 +1,83 @@
+"""Products of one input become one product: fewer and larger kernels.
+
+before:  q = MatMul(x, wq)    k = MatMul(x, wk)    v = MatMul(x, wv)
+after:   q, k, v = Split(MatMul(x, [wq | wk | wv]))
+
+Biases that are added to all of them are merged alike.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from pl_compile.passes.edit import Edit, array_of, is_op
+from pl_compile.passes.graph_pass import GraphPass
+
+
+@dataclass(frozen=True)
+class MergeProducts(GraphPass):
+    """Merges the products that share an input."""
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        edit = Edit(model)
+        merged = False
+        for value in [v for node in model.graph for v in node.outputs]:
+            products = [node for node, index in value.uses() if index == 0 and _is_product(node)]
+            if len(products) > 1:
+                _merge(edit, value, products)
+                merged = True
+        edit.drop_unused()
+        return merged
+
+    def ensures(self, model: ir.Model) -> None:
+        """No two products share an input."""
+        inputs = [node.inputs[0] for node in model.graph if _is_product(node)]
+        assert len(inputs) == len(set(inputs))
+
+
+def _is_product(node: ir.Node) -> bool:
+    return is_op(node, "MatMul") and node.inputs[1] is not None and node.inputs[1].is_initializer()
+
+
+def _merge(edit: Edit, value: ir.Value, products: list[ir.Node]) -> None:
+    arrays = [array_of(node.inputs[1]) for node in products]
+    weights = [array for array in arrays if array is not None]
+    name = _merged_name([str(node.name) for node in products])
+    weight = edit.initializer(f"{name}.weight", np.concatenate(weights, 1))
+    last: list[ir.Node] = [_biased(node) or node for node in products]
+    # The first one stands where everything is known that the merged product takes.
+    (result,) = edit.insert(products[0], "MatMul", [value, weight], name)
+    if all(_biased(node) for node in products):
+        biases = [array_of(_bias_of(_biased(node))) for node in products]
+        bias = edit.initializer(
+            f"{name}.bias", np.concatenate([b for b in biases if b is not None])
+        )
+        (result,) = edit.insert(products[0], "Add", [result, bias], f"{name}.add_bias")
+    else:
+        last = products
+    sizes = edit.initializer(f"{name}.sizes", np.asarray([w.shape[1] for w in weights], np.int64))
+    parts = edit.insert(
+        products[0], "Split", [result, sizes], f"{name}.split", outputs=len(products), axis=-1
+    )
+    for node, part in zip(last, parts, strict=True):
+        edit.replace(node, [part])
+
+
+def _biased(node: ir.Node) -> ir.Node | None:
+    """The node that adds a bias to a product, where that is all that uses it."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    if len(users) == 1 and is_op(users[0], "Add") and array_of(_bias_of(users[0])) is not None:
+        return users[0]
+    return None
+
+
+def _bias_of(add: ir.Node | None) -> ir.Value | None:
+    return None if add is None else add.inputs[1]
+
+
+def _merged_name(names: list[str]) -> str:
+    """`a.q`, `a.k`, `a.v` is `a.q_k_v`."""
+    stem = names[0].rpartition(".")[0]
+    return f"{stem}.{'_'.join(name.rpartition('.')[2] for name in names)}"

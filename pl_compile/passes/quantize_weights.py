@@ -1,0 +1,150 @@
+"""Weights become integers with scales; a node makes floats of them where they are used.
+
+before:  y = MatMul(x, w)                       w float32 [inputs, outputs]
+after:   y = MatMul(x, DequantizeLinear(codes, scales))
+
+codes are int8 or int4 [inputs, outputs], scales float32 [inputs / block, outputs], without zero
+points: what ONNX Runtime and TensorRT both take. Tables of the vocabulary, [vocab, hidden], are
+quantised along hidden, for the embedding and for the head alike.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pl_compile.passes.edit import Edit, array_of, is_op
+from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.quantize.gptq import Moments, gptq
+from pl_compile.quantize.scheme import Quantized, Scheme, round_to_nearest
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """What rounding did to a weight.
+
+    Attributes:
+        weight: its name.
+        bits: that it is stored in.
+        relative_error: of the weight: the norm of the difference over the norm.
+        relative_output_error: of its products with the calibration's activations; None without.
+        bytes: of codes and scales.
+    """
+
+    weight: str
+    bits: int
+    relative_error: float
+    relative_output_error: float | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(GraphPass):
+    """Quantises every product's weight, and the tables of the vocabulary.
+
+    Attributes:
+        products: for the layers' weights.
+        tables: for embedding and head; None leaves them as they are.
+        moments: of the activations; GPTQ is used where they are given, else the nearest codes.
+        errors: gets a record for each weight.
+    """
+
+    products: Scheme
+    tables: Scheme | None
+    moments: Moments | None = None
+    errors: list[WeightError] = field(default_factory=list, compare=False)
+
+    def requires(self, model: ir.Model) -> None:
+        """Blocks divide the inputs of each weight."""
+        for node in model.graph:
+            for value, scheme, along in self._weights_of(node):
+                self._check(value, scheme, along)
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        edit = Edit(model)
+        done: dict[str, ir.Value] = {}
+        for node in list(model.graph):
+            for value, scheme, along in self._weights_of(node):
+                name = str(value.name)
+                if name not in done:
+                    done[name] = self._quantize(edit, node, value, scheme, along)
+                for index, taken in enumerate(node.inputs):
+                    if taken is value:
+                        node.replace_input_with(index, done[name])
+        edit.drop_unused()
+        return bool(done)
+
+    def _weights_of(self, node: ir.Node) -> list[tuple[ir.Value, Scheme, int]]:
+        """Weights that a node takes, each with its scheme and the axis of its inputs."""
+        scheme: Scheme | None
+        if is_op(node, "MatMul"):
+            index, scheme, along = 1, self.products, 0
+        elif is_op(node, "Gemm"):
+            index, scheme, along = 1, self.tables, 1
+        elif is_op(node, "Gather"):
+            index, scheme, along = 0, self.tables, 1
+        else:
+            return []
+        value = node.inputs[index]
+        if scheme is None or value is None or not value.is_initializer():
+            return []
+        # Prompts and learned positions are small, and what was trained: they stay as they are.
+        if is_op(node, "Gather") and value.name != "embedding.weight":
+            return []
+        return [(value, scheme, along)]
+
+    def _check(self, value: ir.Value, scheme: Scheme, along: int) -> None:
+        assert value.const_value is not None
+        scheme.check(str(value.name), value.const_value.shape.numpy()[along])
+
+    def _quantize(
+        self, edit: Edit, node: ir.Node, value: ir.Value, scheme: Scheme, along: int
+    ) -> ir.Value:
+        name = str(value.name)
+        array = array_of(value)
+        assert array is not None
+        weight = array if along == 0 else array.T
+        moment = None if self.moments is None else self.moments.by_weight.get(name)
+        if moment is None:
+            quantized = round_to_nearest(weight, scheme)
+        else:
+            quantized = gptq(weight, scheme, moment)
+        self.errors.append(_error(name, weight, quantized, moment))
+        codes, scales = quantized.codes, quantized.scales
+        if along == 1:
+            codes, scales = codes.T, scales.T
+        kind = np.int8 if scheme.bits == 8 else ml_dtypes.int4
+        stored = edit.initializer(f"{name}.codes", np.ascontiguousarray(codes).astype(kind))
+        attributes: dict[str, Any] = {"axis": along, "block_size": scheme.block}
+        if len(quantized.scales) == 1:
+            attributes = {"axis": 1 - along}
+            scales = quantized.scales[0]
+        given = edit.initializer(f"{name}.scales", np.ascontiguousarray(scales))
+        (result,) = edit.insert(
+            node, "DequantizeLinear", [stored, given], f"{name}.dequantized", **attributes
+        )
+        return result
+
+
+def _error(
+    name: str, weight: NDArray[np.float32], quantized: Quantized, moment: NDArray[np.float64] | None
+) -> WeightError:
+    difference = quantized.dequantized() - weight
+    of_output = None
+    if moment is not None:
+        # The squared norm of X W is the trace of W' (X' X) W.
+        wrong = np.einsum("io,io->", difference, moment.astype(np.float32) @ difference)
+        whole = np.einsum("io,io->", weight, moment.astype(np.float32) @ weight)
+        of_output = float(np.sqrt(max(0.0, float(wrong)) / max(1e-12, float(whole))))
+    bits = quantized.scheme.bits
+    return WeightError(
+        name,
+        bits,
+        float(np.linalg.norm(difference) / max(1e-12, float(np.linalg.norm(weight)))),
+        of_output,
+        quantized.codes.size * bits // 8 + quantized.scales.nbytes,
+    )

@@ -1,0 +1,90 @@
+"""The next token is chosen in the graph, from noise that the host draws.
+
+before:  logits
+after:   logits, and next_token from logits, temperature, top_k, top_p and noise
+
+    values, ids = TopK(logits, candidates)                      likeliest first
+    scaled      = (values - values[0]) / temperature            of rank >= top_k: minus infinity
+    stays       = CumSum(Softmax(scaled), exclusive) < top_p    the first always does
+    next_token  = ids[ArgMax(Where(stays, scaled + noise, minus infinity))]
+
+The largest of logits plus Gumbel noise is a draw from their softmax (arXiv:1611.00712), and with
+temperature 0 the noise is zero: the likeliest token. `runtime/sampling.py` does the same steps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from pl_compile.config.contract import LOGITS, NEXT_TOKEN, NOISE, TEMPERATURE, TOP_K, TOP_P
+from pl_compile.passes.edit import Edit
+from pl_compile.passes.graph_pass import GraphPass
+
+
+@dataclass(frozen=True)
+class SampleInGraph(GraphPass):
+    """Adds the choice of the next token.
+
+    Attributes:
+        candidates: the likeliest tokens that it looks at.
+    """
+
+    candidates: int
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        graph = model.graph
+        edit = Edit(model)
+        logits = next(value for value in graph.outputs if value.name == LOGITS)
+        temperature = ir.val(TEMPERATURE, ir.DataType.FLOAT, ["batch"])
+        top_k = ir.val(TOP_K, ir.DataType.INT64, ["batch"])
+        top_p = ir.val(TOP_P, ir.DataType.FLOAT, ["batch"])
+        noise = ir.val(NOISE, ir.DataType.FLOAT, ["batch", self.candidates])
+        graph.inputs.extend([temperature, top_k, top_p, noise])
+
+        def op(op_type: str, *inputs: ir.Value, name: str, **attributes: int) -> ir.Value:
+            output = ir.val(f"sample.{name}/out")
+            node = ir.node(op_type, inputs, attributes, name=f"sample.{name}", outputs=[output])
+            graph.append(node)
+            return node.outputs[0]
+
+        def constant(name: str, array: object, kind: type[np.generic]) -> ir.Value:
+            return edit.initializer(f"sample.{name}", np.asarray(array, kind))
+
+        zero, one = constant("0", 0.0, np.float32), constant("1", 1.0, np.float32)
+        lowest = constant("lowest", -np.inf, np.float32)
+        last = constant("last_axis", [-1], np.int64)
+        node = ir.node(
+            "TopK",
+            [logits, constant("candidates", [self.candidates], np.int64)],
+            {"axis": -1, "largest": 1, "sorted": 1},
+            name="sample.candidates",
+            outputs=[ir.val("sample.values/out"), ir.val("sample.ids/out")],
+        )
+        graph.append(node)
+        values, ids = node.outputs
+
+        def column(value: ir.Value, name: str) -> ir.Value:
+            return op("Unsqueeze", value, last, name=name)
+
+        is_greedy = op("Equal", temperature, zero, name="is_greedy")
+        divisor = op("Where", is_greedy, one, temperature, name="divisor")
+        first = op("ReduceMax", values, last, name="first", keepdims=1)
+        scaled = op("Sub", values, first, name="from_first")
+        scaled = op("Div", scaled, column(divisor, "divisor.column"), name="scaled")
+        ranks = constant("ranks", np.arange(self.candidates), np.int64)
+        within = op("Less", ranks, column(top_k, "top_k.column"), name="within_top_k")
+        scaled = op("Where", within, scaled, lowest, name="top_k")
+        shares = op("Softmax", scaled, name="shares", axis=-1)
+        axis = constant("axis", 1, np.int64)
+        before = op("CumSum", shares, axis, name="before", exclusive=1)
+        stays = op("Less", before, column(top_p, "top_p.column"), name="within_top_p")
+        noisy = op("Add", scaled, noise, name="noisy")
+        noisy = op("Where", stays, noisy, lowest, name="top_p")
+        chosen = op("ArgMax", noisy, name="chosen", axis=-1, keepdims=1)
+        token = op("GatherElements", ids, chosen, name="token", axis=-1)
+        token = op("Squeeze", token, last, name="next_token")
+        token.name, token.dtype, token.shape = NEXT_TOKEN, ir.DataType.INT64, ir.Shape(["batch"])
+        graph.outputs.insert(1, token)
+        return True

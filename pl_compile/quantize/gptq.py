@@ -1,0 +1,76 @@
+"""GPTQ (arXiv:2210.17323): each input's rounding error is made good by the inputs not yet rounded.
+
+In: a weight, and the second moment of the activations that meet it. Out: codes whose products with
+such activations are closer to the weight's than those of the nearest codes, at the same size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.quantize.scheme import Quantized, Scheme, best_scales, codes_of
+
+Float32 = NDArray[np.float32]
+
+# Part of the mean diagonal that is added to the moments, so that they can be inverted.
+_DAMPING = 0.01
+
+# Inputs whose errors are spread at once over all that follow: only the order of the sums changes.
+_LAZY = 128
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of the activations that enter weights.
+
+    Attributes:
+        by_weight: name of a weight → float64 `[inputs, inputs]`, the sum of `x x^T` over tokens.
+        tokens: how many tokens were seen.
+    """
+
+    by_weight: Mapping[str, NDArray[np.float64]]
+    tokens: int
+
+
+def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quantized:
+    """Codes and scales of a weight that are good for the activations it meets.
+
+    Args:
+        weight: float32 `[inputs, outputs]`.
+        scheme: what to store it in; its blocks divide the inputs.
+        moment: float64 `[inputs, inputs]`.
+    """
+    inputs, outputs = weight.shape
+    block = scheme.block_of(inputs)
+    lazy = max(block, _LAZY // block * block)
+    work = weight.astype(np.float32, copy=True)
+    spread = _spreading(moment)
+    importance = np.diagonal(moment).astype(np.float32)
+    codes = np.empty((inputs, outputs), np.int8)
+    scales = np.empty((inputs // block, outputs), np.float32)
+    for start in range(0, inputs, lazy):
+        end = min(start + lazy, inputs)
+        errors = np.empty((end - start, outputs), np.float32)
+        for k in range(start, end):
+            if k % block == 0:
+                part = slice(k, k + block)
+                scales[k // block] = best_scales(work[None, part], scheme, importance[None, part])[
+                    0
+                ]
+            scale = scales[k // block]
+            codes[k] = codes_of(work[k], scale, scheme)
+            error = (work[k] - codes[k] * scale) / spread[k, k]
+            work[k + 1 : end] -= np.outer(spread[k, k + 1 : end], error)
+            errors[k - start] = error
+        work[end:] -= spread[start:end, end:].T @ errors
+    return Quantized(codes, scales, scheme)
+
+
+def _spreading(moment: NDArray[np.float64]) -> Float32:
+    """Upper Cholesky factor of the inverse moment: row `k` says where the error of `k` goes."""
+    damped = moment + np.eye(len(moment)) * max(_DAMPING * np.diagonal(moment).mean(), 1e-12)
+    inverse = np.linalg.inv(damped)
+    factor: Float32 = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    return factor

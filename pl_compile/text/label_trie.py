@@ -1,0 +1,130 @@
+"""A closed set of answers as a tree of tokens.
+
+Node 0 is the root, where nothing is written yet; every other node is reached from its parent by one
+token. A label ends at its node. Stored as `labels.json` of a task in a bundle:
+
+    labels     the answers, as they stand in the data
+    parents    for each node, its parent; -1 of the root. A parent stands before its children
+    tokens     for each node, the token that leads to it; -1 of the root
+    ends       for each label, its node
+    fixed      whether the tokens are the same after every prompt of the task; where they are not,
+               blanks at the end of a field move into the answer, and the tree is made anew
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class LabelTrie:
+    """The tree of a task's choices; the attributes are described above."""
+
+    labels: tuple[str, ...]
+    parents: tuple[int, ...]
+    tokens: tuple[int, ...]
+    ends: tuple[int, ...]
+    fixed: bool
+
+    @classmethod
+    def of(
+        cls, labels: Sequence[str], sequences: Sequence[Sequence[int]], *, fixed: bool
+    ) -> "LabelTrie":
+        """The tree of labels whose token ids are known, EOS included where the task has one."""
+        parents, tokens, ends = [-1], [-1], []
+        children: dict[tuple[int, int], int] = {}
+        for sequence in sequences:
+            node = 0
+            for token in sequence:
+                if (node, token) not in children:
+                    children[node, token] = len(parents)
+                    parents.append(node)
+                    tokens.append(token)
+                node = children[node, token]
+            ends.append(node)
+        return cls(tuple(labels), tuple(parents), tuple(tokens), tuple(ends), fixed)
+
+    def check(self) -> None:
+        """Raises `ValueError` unless this is a tree whose labels all end in it."""
+        nodes = len(self.parents)
+        sound = (
+            nodes == len(self.tokens) > 0
+            and (self.parents[0], self.tokens[0]) == (-1, -1)
+            and all(0 <= parent < node for node, parent in enumerate(self.parents) if node)
+            and all(token >= 0 for token in self.tokens[1:])
+            and len(set(zip(self.parents, self.tokens, strict=True))) == nodes
+            and len(self.ends) == len(self.labels)
+            and all(0 <= end < nodes for end in self.ends)
+        )
+        if not sound:
+            raise ValueError("not a tree of labels")
+
+    @cached_property
+    def children(self) -> tuple[dict[int, int], ...]:
+        """For each node, the node that each token leads to."""
+        found: tuple[dict[int, int], ...] = tuple({} for _ in self.parents)
+        for node, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True)):
+            if node:
+                found[parent][token] = node
+        return found
+
+    def path(self, node: int) -> list[int]:
+        """The tokens that lead to a node."""
+        path: list[int] = []
+        while node:
+            path.append(self.tokens[node])
+            node = self.parents[node]
+        return path[::-1]
+
+    @property
+    def inner_nodes(self) -> list[int]:
+        """The nodes, but the root, after which a token of some label follows."""
+        return [node for node, children in enumerate(self.children) if node and children]
+
+    def problems(self) -> list[str]:
+        """What keeps labels apart badly, as sentences; none of a sound set."""
+        problems = []
+        for index, node in enumerate(self.ends):
+            first = self.ends.index(node)
+            if first < index:
+                pair = f"'{self.labels[first]}' and '{self.labels[index]}'"
+                problems.append(f"{pair} are the same tokens: the second is never answered")
+            elif self.children[node]:
+                longer = [
+                    self.labels[i] for i, end in enumerate(self.ends) if self._is_below(end, node)
+                ]
+                problems.append(
+                    f"'{self.labels[index]}' opens '{longer[0]}', and no EOS ends it: the longer "
+                    "one is never answered"
+                )
+        return problems
+
+    def _is_below(self, node: int, other: int) -> bool:
+        while node > other:  # a parent stands before its children
+            node = self.parents[node]
+            if node == other:
+                return True
+        return False
+
+
+class TrieWalk:
+    """One answer that is being written, from the root on."""
+
+    def __init__(self, trie: LabelTrie) -> None:
+        self._trie = trie
+        self._node = 0
+        self._ends = frozenset(trie.ends)
+
+    def allowed(self) -> list[int]:
+        """The tokens that continue an answer, in ascending order; empty once one is complete.
+
+        With EOS in the answers, none is complete while another goes on. Without it the shorter one
+        ends there: nothing else could.
+        """
+        if self._node in self._ends:
+            return []
+        return sorted(self._trie.children[self._node])
+
+    def push(self, token_id: int) -> None:
+        """Goes on with one of the allowed tokens."""
+        self._node = self._trie.children[self._node][token_id]
