@@ -3,13 +3,17 @@
     present_key   = TensorScatter(past_key, key, past_lengths, axis=2)
     present_value = TensorScatter(past_value, value, past_lengths, axis=2)
     lengths       = past_lengths + seq
-    span          = max(lengths)
+    span          = max(lengths), rounded up
     output        = Attention(query, present_key[:, :, :span], present_value[:, :, :span],
                               nonpad_kv_seqlen=lengths, is_causal=1)
 
 ONNX Runtime's Attention works over the whole cache whatever the lengths say; the slice keeps it to
-the longest live row. `nonpad_kv_seqlen` with `is_causal` is right here and silently wrong in
-TensorRT, which therefore gets a library of its own.
+the longest live row. Its sums run in another order where the span is no multiple of what its
+kernels take at once, so the span is one: then a row's numbers do not depend on its neighbours'
+lengths, to the last bit, and activations that are rounded cannot tip over.
+
+`nonpad_kv_seqlen` with `is_causal` is right here and silently wrong in TensorRT, which therefore
+gets a library of its own.
 """
 
 from collections.abc import Sequence
@@ -34,6 +38,9 @@ from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.quantize.gptq import Moments
 
 DATA_NAME = f"{MODEL_NAME}.data"
+
+# Entries that the kernels of Attention take at once, and then some.
+_SPAN = 64
 
 # Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
 _EXTERNAL_FROM_BYTES = 1024
@@ -107,7 +114,10 @@ def cached_attention_function() -> ir.Function:
     present_value = op("TensorScatter", [past_value, value, past_lengths], "present_value", axis=2)
     seq = op("Shape", [query], "seq", start=2, end=3)
     lengths = op("Add", [past_lengths, seq], "lengths")
-    span = op("ReduceMax", [lengths], "span", keepdims=1)
+    longest = op("ReduceMax", [lengths], "longest", keepdims=1)
+    step = integer(_SPAN)
+    up = op("Add", [longest, integer(_SPAN - 1)], "up")
+    span = op("Mul", [op("Div", [up, step], "steps"), step], "span")
     live_key = op("Slice", [present_key, zero, span, cache_axis], "live_key")
     live_value = op("Slice", [present_value, zero, span, cache_axis], "live_value")
     arguments = [query, live_key, live_value, None, None, None, lengths]

@@ -23,7 +23,9 @@ _CORPUS = (
 )
 
 
-def write_tiny_base(folder: Path, family: str, *, seed: int = 0, tied: bool = True) -> Path:
+def write_tiny_base(
+    folder: Path, family: str, *, seed: int = 0, tied: bool = True, blocks: bool = False
+) -> Path:
     """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
 
     Args:
@@ -31,6 +33,7 @@ def write_tiny_base(folder: Path, family: str, *, seed: int = 0, tied: bool = Tr
         family: one of `FAMILIES`.
         seed: of the weights.
         tied: whether head and embedding are one table.
+        blocks: whether all widths are multiples of 16, the smallest block of quantised weights.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -48,26 +51,26 @@ def write_tiny_base(folder: Path, family: str, *, seed: int = 0, tied: bool = Tr
     if family == "llama":
         model = LlamaForCausalLM(
             LlamaConfig(
-                hidden_size=24,
+                hidden_size=48 if blocks else 24,
                 num_hidden_layers=2,
                 num_attention_heads=6,
                 num_key_value_heads=2,
                 head_dim=8,
-                intermediate_size=40,
+                intermediate_size=80 if blocks else 40,
                 max_position_embeddings=96,
-                initializer_range=0.3,
+                initializer_range=0.1 if blocks else 0.3,
                 **common,
             )
         )
     else:
         model = GPT2LMHeadModel(
             GPT2Config(
-                n_embd=24,
+                n_embd=48 if blocks else 24,
                 n_layer=3,
                 n_head=3,
-                n_inner=56,
+                n_inner=80 if blocks else 56,
                 n_positions=96,
-                initializer_range=0.3,
+                initializer_range=0.1 if blocks else 0.3,
                 **common,
             )
         )
@@ -239,6 +242,21 @@ def tone_examples(*names: str, count: int = 24, seed: int = 0) -> list[dict[str,
     """Examples of `tone_tasks`, each task in turn."""
     rows = tiny_examples(2 * count, seed=seed)[::2]
     return [{**row, "taskname": names[index % len(names)]} for index, row in enumerate(rows)]
+
+
+def sign_bundle(bundle: Path) -> None:
+    """Writes the sums of a bundle's files as they are now into its manifest."""
+    from pl_compile.artifact.files import sha256_of
+
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    names = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()}
+    names -= {"manifest.json", "report.json", "report.html"}
+    content["files"] = {
+        name: {"sha256": sha256_of(bundle / name), "size_bytes": (bundle / name).stat().st_size}
+        for name in sorted(names)
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False) -> Path:

@@ -130,9 +130,7 @@ class FrozenBase:
         line = token_ids.to(self.device)[None]
         with torch.no_grad():
             output = self.inside(lambda: self._body(input_ids=line, use_cache=True))
-        layers = [
-            torch.stack([layer.keys[0], layer.values[0]]) for layer in output.cache.layers
-        ]
+        layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in output.cache.layers]
         return all_heads(torch.stack(layers), self.team).float().cpu()
 
     def own_heads(self, prefix_kv: Tensor) -> Tensor:

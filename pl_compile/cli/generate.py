@@ -73,6 +73,11 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
     show_default=True,
     help="Rows that step together.",
 )
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Of a task with choices, the probability of each instead of an answer.",
+)
 @json_option
 def command(
     bundle: Path,
@@ -89,6 +94,7 @@ def command(
     seed: int,
     stop: tuple[str, ...],
     batch: int,
+    probabilities: bool,
     as_json: bool,
 ) -> None:
     """Answer one request (--task, --field), or a mixed file of them (--input, --output)."""
@@ -110,10 +116,15 @@ def command(
         "stop": stop,
         "sampling": Sampling(temperature, top_k, top_p, repetition_penalty, seed),
     }
+    if probabilities and source is not None:
+        raise click.UsageError("--probabilities goes with --task.")
     if source is not None:
         _answer_file(Session.open(bundle, max_batch=batch), source, output, options, as_json)
         return
     request = Request(str(task), _parse_fields(fields), **options)
+    if probabilities:
+        _score(Session.open(bundle, max_batch=batch), request, as_json)
+        return
     session = Session.open(bundle, max_batch=1)
     if as_json:
         result = session.generate([request])[0]
@@ -132,6 +143,20 @@ def command(
         click.echo(event.text, nl=False)
         sys.stdout.flush()
     click.echo()
+
+
+def _score(session: Any, request: Any, as_json: bool) -> None:
+    """Prints the probability of each choice, the likeliest first."""
+    (scores,) = session.score([request])
+    ranked = sorted(scores, key=lambda score: -score.probability)
+    if as_json:
+        print_json({"task": request.task, "labels": [vars(score) for score in ranked]})
+        return
+    print_table(
+        f"Labels of {request.task}",
+        ["label", "probability", "log-probability"],
+        [[s.label, f"{s.probability:.4f}", f"{s.log_probability:.3f}"] for s in ranked],
+    )
 
 
 def _answer_file(

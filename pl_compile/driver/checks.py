@@ -108,7 +108,8 @@ def check_bundle(
     failures = [
         f"task '{result.task}' differs from {result.reference} by "
         f"{result.relative_difference:.1e} of the largest logit, and {result.equal_tokens} of "
-        f"{result.rows * result.steps} tokens agree"
+        f"{result.rows * result.steps} tokens agree; allowed are {result.tolerance:.0e} and "
+        f"{result.tokens_needed:.0%} of the tokens"
         for result in [*with_torch, *folded, *by_row]
         if not result.passed
     ]

@@ -450,7 +450,7 @@ def _evaluate(
     options = EvalOptions(baseline=False)
     with TemporaryDirectory(prefix="plc-floats-") as folder:
         floats = replace(
-            request, options=replace(BuildOptions(), sampling="host"), dump_passes=None
+            request, options=BuildOptions(), calibrate=(), evaluate=(), dump_passes=None
         )
         plain = replace(source, contract=replace(source.contract, candidates=0))
         _build(floats, plain, weights, None, [], Path(folder))

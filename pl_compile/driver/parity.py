@@ -47,8 +47,9 @@ class Limit:
 # per layer; rounded weights by much more, and then what counts is that most tokens agree.
 LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.1, 0.8), "int4": Limit(0.5, 0.5)}
 
-# Of a bundle against itself: folded or not, alone or in a batch. Kernels for rounded weights also
-# round activations, and a last bit more or less can tip that over.
+# Of a bundle against itself: folded or not, alone or in a batch. Where kernels do the same sums for
+# a row whatever stands beside it, there is no difference at all (`exporters/onnx_cpu.py`). On a
+# machine where they do not, a last bit can tip over what kernels for rounded weights round.
 SELF_LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.05, 0.9), "int4": Limit(0.05, 0.9)}
 
 

@@ -23,8 +23,11 @@ class MergeProducts(GraphPass):
         """See the module."""
         edit = Edit(model)
         merged = False
-        for value in [v for node in model.graph for v in node.outputs]:
+        place = {node: index for index, node in enumerate(model.graph)}
+        values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+        for value in values:
             products = [node for node, index in value.uses() if index == 0 and _is_product(node)]
+            products.sort(key=lambda node: place[node])
             if len(products) > 1:
                 _merge(edit, value, products)
                 merged = True
@@ -47,7 +50,7 @@ def _merge(edit: Edit, value: ir.Value, products: list[ir.Node]) -> None:
     name = _merged_name([str(node.name) for node in products])
     weight = edit.initializer(f"{name}.weight", np.concatenate(weights, 1))
     last: list[ir.Node] = [_biased(node) or node for node in products]
-    # The first one stands where everything is known that the merged product takes.
+    # Where the first one stands, the input is known and none of the results is used yet.
     (result,) = edit.insert(products[0], "MatMul", [value, weight], name)
     if all(_biased(node) for node in products):
         biases = [array_of(_bias_of(_biased(node))) for node in products]

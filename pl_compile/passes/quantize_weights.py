@@ -120,7 +120,7 @@ class QuantizeWeights(GraphPass):
         kind = np.int8 if scheme.bits == 8 else ml_dtypes.int4
         stored = edit.initializer(f"{name}.codes", np.ascontiguousarray(codes).astype(kind))
         attributes: dict[str, Any] = {"axis": along, "block_size": scheme.block}
-        if len(quantized.scales) == 1:
+        if not scheme.block:
             attributes = {"axis": 1 - along}
             scales = quantized.scales[0]
         given = edit.initializer(f"{name}.scales", np.ascontiguousarray(scales))

@@ -10,8 +10,8 @@ after:   y = com.microsoft::MatMulNBits(x, packed, scales, bits=4, block_size=32
 
 ONNX Runtime makes the first form of the pairs by itself when it loads a file: having it made here
 saves that time. It never does so for the table, which it would hold as floats. Embedding and head
-read one table: `packed` is uint8 [outputs, inputs / block, block * bits / 8], lower half first, codes
-counted from their least.
+read one table. `packed` is uint8 [outputs, inputs / block, block * bits / 8], the lower half first,
+and codes are counted from their least.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pl_compile.cli.main import COMMANDS, main
+from pl_compile.driver import parity
 from pl_compile.testing import random_table, tiny_train_config
 
 
@@ -147,7 +148,7 @@ def test_misuse_is_exit_code_2(plc: Any) -> None:
 def test_failed_parity_is_exit_code_3_and_leaves_a_marked_bundle(
     plc: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pl_compile.driver.parity.TOLERANCE", 1e-12)
+    monkeypatch.setitem(parity.LIMITS, "none", parity.Limit(1e-12, 1.0))
 
     code, out, err = plc(
         "export",
@@ -156,7 +157,8 @@ def test_failed_parity_is_exit_code_3_and_leaves_a_marked_bundle(
 
     assert code == 3
     assert "FAILED" in out
-    assert "expected at most 1e-12 and all tokens" in err
+    assert "allowed are 1e-12 and 100% of the tokens" in err
+    assert "The bundle is marked as failed; report.html says more." in err
     assert json.loads((tmp_path / "b/manifest.json").read_text())["parity"] == "failed"
 
 
@@ -306,7 +308,7 @@ def test_every_command_has_help_with_an_example(plc: Any, command: str) -> None:
 def test_a_failed_verification_does_not_claim_to_have_marked_the_bundle(
     plc: Any, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pl_compile.driver.parity.TOLERANCE", 1e-12)
+    monkeypatch.setitem(parity.SELF_LIMITS, "none", parity.Limit(1e-12, 1.0))
 
     code, _, err = plc("verify", work / "bundle")
 
@@ -376,3 +378,72 @@ def test_two_processes_do_not_train_in_one_folder(
 
     assert code == 1
     assert "another process that trains there" in err
+
+
+# What an export may choose
+
+
+def export(plc: Any, work: Path, *options: str) -> tuple[int, str, str]:
+    tables = ("--prompts", work / "table.safetensors", "--base", work / "base", "--output", "b")
+    result: tuple[int, str, str] = plc("export", *tables, *options)
+    return result
+
+
+def test_a_dry_run_says_what_it_would_make_and_writes_nothing(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    code, out, _ = export(plc, work, "--dry-run", "--fold", "never", "--sampling", "graph")
+
+    assert code == 0
+    assert "passes: merge-products, sample-in-graph, link-functions" in out
+    assert "--fold never" in out
+    assert "nothing was written" in out
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_as_json_is_the_plan(plc: Any, work: Path) -> None:
+    code, out, _ = export(plc, work, "--dry-run", "--json")
+
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["target"] == "onnx-cpu"
+    assert plan["disk_bytes"] > plan["base"]["weight_bytes"] > 0
+    assert [task["task"] for task in plan["tasks"]][:2] == ["tone", "ask"]
+
+
+def test_options_that_contradict_each_other_are_one_line(plc: Any, work: Path) -> None:
+    code, _, err = export(plc, work, "--block", "16")
+
+    assert code == 1
+    assert err.strip().endswith("block 16, and nothing is quantised.")
+
+
+def test_weights_by_channel_and_tokens_from_the_graph(plc: Any, work: Path, tmp_path: Path) -> None:
+    code, _, _ = export(
+        plc,
+        work,
+        *("--quantize", "int8", "--block", "0", "--sampling", "graph", "--candidates", "20"),
+        *("--dump-passes", "passes", "--no-parity"),
+    )
+
+    assert code == 0
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["precision"]["quantization"] == "int8"
+    assert manifest["graph"]["candidates"] == 20
+    assert len(list((tmp_path / "passes").glob("*.txt"))) == 6
+
+
+def test_probabilities_of_choices(plc: Any, work: Path) -> None:
+    request = ("generate", work / "bundle", "--task", "tone", "--field", "sentence=cold")
+
+    code, out, _ = plc(*request, "--probabilities", "--json")
+
+    labels = json.loads(out)["labels"]
+    assert code == 0
+    assert {label["label"] for label in labels} == {"positive", "negative", "neutral"}
+    assert sum(label["probability"] for label in labels) == pytest.approx(1)
+    assert [label["probability"] for label in labels] == sorted(
+        (label["probability"] for label in labels), reverse=True
+    )
+    assert "log-probability" in plc(*request, "--probabilities")[1]
+    assert plc("generate", work / "bundle", "--input", "a", "--probabilities")[0] == 2

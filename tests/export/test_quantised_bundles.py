@@ -1,0 +1,306 @@
+"""Bundles with rounded weights: right kernels, stated errors, batches that are bit-equal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pl_compile.artifact.bundle import read_bundle
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.errors import ConfigError, DataError, ExportError
+from pl_compile.graph.decoder import build_decoder
+from pl_compile.passes.pipeline import run_passes
+from pl_compile.passes.quantize_weights import QuantizeWeights
+from pl_compile.quantize.scheme import Scheme, round_to_nearest
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.session import Session
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.names import load_weights
+
+Exported = Callable[..., ExportResult]
+
+
+@pytest.fixture(scope="module")
+def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("block-bases")
+    return {f: write_tiny_base(root / f, f, blocks=True) for f in ("llama", "gpt2")}
+
+
+@pytest.fixture
+def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
+    def export(family: str = "llama", **changes: Any) -> ExportResult:
+        base = block_bases[family]
+        table = tmp_path / f"{family}.safetensors"
+        if not table.exists():
+            random_table(base, table, prefix=True)
+        return export_bundle(ExportRequest(table, base, tmp_path / "bundle", **changes))
+
+    return export
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_weight_is_rounded_and_its_error_is_stated(
+    exported: Exported, family: str, quantize: Any
+) -> None:
+    result = exported(family, options=BuildOptions(quantize, block=16))
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    errors = {error["weight"]: error for error in report["weight_errors"]}
+    layers = 2 if family == "llama" else 3
+    assert len(errors) == 1 + 4 * layers
+    assert errors["embedding.weight"]["bits"] == 8
+    bits = {error["bits"] for name, error in errors.items() if name != "embedding.weight"}
+    assert bits == {8 if quantize == "int8" else 4}
+    largest = max(error["relative_error"] for error in errors.values())
+    assert 0 < largest < (0.01 if quantize == "int8" else 0.12)
+    assert report["precision"]["quantization"] == quantize
+    # The file holds integers: a quarter or an eighth of the floats, and the scales.
+    floats = 4 * report["cost"]["parameters"]
+    assert (result.bundle / "base" / "model.onnx.data").stat().st_size < 0.6 * floats
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_eight_bits_stay_near_torch(exported: Exported, family: str) -> None:
+    result = exported(family, options=BuildOptions("int8", block=16))
+
+    assert result.passed == "passed"
+    assert max(parity.relative_difference for parity in result.parity) < 0.06
+
+
+@pytest.mark.parametrize("options", [BuildOptions("int4", block=16), BuildOptions("int8", 16)])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_mixed_batch_is_bit_equal_to_each_row_alone(
+    exported: Exported, family: str, options: BuildOptions
+) -> None:
+    result = exported(family, options=options)
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    assert [row["max_abs_difference"] for row in report["checks"]["alone"]] == [0.0, 0.0, 0.0]
+    assert [row["max_abs_difference"] for row in report["checks"]["folded"]] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_kernels_compute_what_the_codes_stand_for(
+    exported: Exported, block_bases: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    """Beside the same graph with the dequantised weights as floats: activations are rounded."""
+    from pl_compile.config.decoder import read_decoder_config
+    from pl_compile.exporters import exporter_for
+
+    result = exported(family, options=BuildOptions("int4", block=16))
+    bundle = read_bundle(result.bundle)
+    config = read_decoder_config(block_bases[family])
+    weights = load_weights(Checkpoint(block_bases[family]), config)
+    four, eight = Scheme(4, 16), Scheme(8, 16)
+    for name, array in weights.items():
+        if name == "embedding.weight":
+            weights[name] = round_to_nearest(array.T, eight).dequantized().T.copy()
+        elif array.ndim == 2 and name.startswith("layers."):
+            weights[name] = round_to_nearest(array, four).dequantized()
+    exporter = exporter_for("onnx-cpu")
+    model = build_decoder(config, bundle.manifest.graph, weights)
+    run_passes(model, exporter.passes(bundle.manifest.graph, BuildOptions(), None, []))
+    exporter.build(model, tmp_path)
+    tokenizer = Tokenizer.from_folder(result.bundle)
+    prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
+    ids = np.random.default_rng(0).integers(0, 390, (1, 24))
+    logits = []
+    for path in (result.bundle / "base" / "model.onnx", tmp_path / "model.onnx"):
+        engine = OnnxRuntimeEngine(path, bundle.manifest.graph)
+        zero = np.zeros(1, np.int64)
+        logits.append(engine.step(ids, zero, zero + 23, [prompt]).copy())
+
+    assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
+
+
+def test_tables_can_stay_floats_or_take_four_bits(exported: Exported) -> None:
+    sizes = {}
+    for bits in (0, 8, 4):
+        result = exported(options=BuildOptions("int4", block=16, table_bits=bits))
+        report = json.loads((result.bundle / "report.json").read_text())
+        named = [e["bits"] for e in report["weight_errors"] if e["weight"] == "embedding.weight"]
+        assert named == ([] if bits == 0 else [bits])
+        sizes[bits] = (result.bundle / "base" / "model.onnx.data").stat().st_size
+    assert sizes[0] > sizes[8] > sizes[4]
+
+
+def test_a_scale_for_each_channel_is_stored_as_dequantizelinear(exported: Exported) -> None:
+    result = exported(options=BuildOptions("int8", block=0))
+
+    assert result.passed == "passed"
+    report = json.loads((result.bundle / "report.json").read_text())
+    assert report["precision"]["block"] == 0
+
+
+# Calibration
+
+
+def test_gptq_moves_products_less_than_the_nearest_codes_do(
+    exported: Exported, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(40))
+    options = BuildOptions("int4", block=16)
+
+    exported(options=options, calibrate=(data,), tasks=("tone", "ask"))
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+
+    assert report["precision"]["method"].startswith("GPTQ, ")
+    measured = [e for e in report["weight_errors"] if e["relative_output_error"] is not None]
+    assert len(measured) == 8
+    better = [e for e in measured if e["relative_output_error"] < e["relative_error"]]
+    assert len(better) >= 7
+
+
+def test_moments_are_those_of_what_enters_each_product(
+    block_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    from pl_compile.artifact.prompt_table import read_prompt_table
+    from pl_compile.config.contract import GraphContract
+    from pl_compile.config.decoder import read_decoder_config
+    from pl_compile.driver.calibrate import measure_moments
+    from pl_compile.exporters import exporter_for
+    from pl_compile.training.base_model import FrozenBase
+
+    base = block_bases["llama"]
+    config = read_decoder_config(base)
+    sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
+    contract = GraphContract(**sizes, capacity=40, prompts="input")
+    table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
+    prompt = TaskPrompt.of(table.entry("ask"), Tokenizer.from_folder(base))
+    ids = np.random.default_rng(0).integers(0, 390, 17)
+    seen: list[Any] = []
+    torch_base = FrozenBase(base, as_is=True)
+    layer = torch_base.model.model.layers[1].mlp.down_proj
+    layer.register_forward_hook(lambda _, given, __: seen.append(given[0].detach().numpy()[0]))
+    import torch
+
+    with torch.no_grad():
+        torch_base.model(torch.from_numpy(ids)[None])
+
+    moments = measure_moments(
+        exporter_for("onnx-cpu"),
+        config,
+        contract,
+        load_weights(Checkpoint(base), config),
+        [(prompt, ids)],
+    )
+
+    assert moments.tokens == 17
+    assert set(moments.by_weight) == {
+        f"layers.{i}.{part}.weight"
+        for i in (0, 1)
+        for part in ("attention.q_k_v", "attention.o", "mlp.gate_up", "mlp.down")
+    }
+    expected = seen[0].T @ seen[0]
+    found = moments.by_weight["layers.1.mlp.down.weight"]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_calibration_data_of_unknown_tasks_is_refused(exported: Exported, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "examples.jsonl", [{"taskname": "tune", "sentence": "a"}])
+
+    with pytest.raises(DataError, match="Did you mean 'tone'"):
+        exported(options=BuildOptions("int4", block=16), calibrate=(data,))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_effect_on_the_task_is_in_the_report(exported: Exported, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(12))
+
+    result = exported(options=BuildOptions("int4", block=16), evaluate=(data,))
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    assert [effect["task"] for effect in report["effect"]] == ["tone", "ask"]
+    for effect in report["effect"]:
+        assert effect["examples"] == 6
+        assert set(effect["float32"]) == set(effect["int4"])
+        assert 0 <= effect["same_answers"] <= 100
+    assert "Effect of quantisation" in (result.bundle / "report.html").read_text()
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"block": 16}, "block 16, and nothing is quantised"),
+        ({"table_bits": 4}, "table_bits 4, and nothing is quantised"),
+        ({"quantize": "int4", "block": -1}, "block -1, expected 0 or more"),
+        ({"quantize": "int4", "table_bits": 5}, "table_bits 5, expected 0, 4 or 8"),
+        ({"candidates": 9}, "candidates 9, and the host samples"),
+        ({"sampling": "graph", "candidates": 0}, "candidates 0, expected 1 or more"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        BuildOptions(**options)
+
+    assert str(error.value) == f"reading the build options: {found}."
+
+
+def test_data_without_quantisation_is_refused(tmp_path: Path) -> None:
+    for name in ("calibrate", "evaluate"):
+        with pytest.raises(ConfigError, match=f"data to {name} on, and nothing is quantised"):
+            ExportRequest(tmp_path, tmp_path, tmp_path, **{name: (tmp_path / "d.jsonl",)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (32, "48 inputs, blocks of 32; expected a block that divides the inputs"),
+        (24, "80 inputs, blocks of 24; expected a block that divides the inputs"),
+        (8, "blocks of 8; expected a power of 2, at least 16"),
+    ],
+)
+def test_blocks_that_do_not_fit_leave_nothing_behind(
+    exported: Exported, tmp_path: Path, block: int, said: str
+) -> None:
+    with pytest.raises(ExportError) as error:
+        exported(options=BuildOptions("int4", block=block))
+
+    assert said in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["llama.safetensors"]
+
+
+def test_only_products_and_tables_are_rounded(block_bases: dict[str, Path]) -> None:
+    from pl_compile.config.contract import GraphContract
+    from pl_compile.config.decoder import read_decoder_config
+
+    base = block_bases["gpt2"]
+    config = read_decoder_config(base)
+    sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
+    contract = GraphContract(**sizes, capacity=40, prompts="baked", baked_tasks=("a",))
+    weights = load_weights(Checkpoint(base), config)
+    model = build_decoder(config, contract, weights, np.ones((1, 3, config.hidden), np.float32))
+
+    run_passes(model, [QuantizeWeights(Scheme(4, 16), Scheme(8, 16))])
+
+    floats = {
+        name: value.const_value.shape.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype == 1
+    }
+    assert floats["prompts.baked"] == (3, config.hidden)
+    assert floats["positions.weight"] == (config.positions, config.hidden)
+    assert not [name for name, shape in floats.items() if name.endswith("up.weight")]
+
+
+def test_a_session_serves_rounded_weights(exported: Exported) -> None:
+    from pl_compile.runtime import Request
+
+    result = exported(options=BuildOptions("int4", block=16))
+
+    answer = Session.open(result.bundle).generate([Request("tone", {"sentence": "cold"})])[0]
+
+    assert answer.text in ("positive", "negative", "neutral")

@@ -1,0 +1,299 @@
+"""What an export says: the plan before it, the report after it, and what stops it early."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pl_compile.artifact.bundle import read_bundle
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver import export as export_page
+from pl_compile.driver import room
+from pl_compile.driver.costs import base_cost
+from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
+from pl_compile.errors import ExportError
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.testing import random_table, write_tiny_base
+from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.names import load_weights
+
+
+@pytest.fixture
+def request_(tiny_bases: dict[str, Path], tmp_path: Path) -> ExportRequest:
+    base = tiny_bases["llama"]
+    table = random_table(base, tmp_path / "table.safetensors", prefix=True)
+    return ExportRequest(table, base, tmp_path / "bundle")
+
+
+# Reproducible
+
+
+@pytest.mark.parametrize("options", [BuildOptions(), BuildOptions("int4", block=16)])
+def test_equal_inputs_give_equal_bytes(tmp_path: Path, options: BuildOptions) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    table = random_table(base, tmp_path / "table.safetensors", prefix=True)
+
+    files = []
+    for name in ("one", "other"):
+        request = ExportRequest(
+            table, base, tmp_path / name, tasks=("tone", "ask"), fold="always", options=options
+        )
+        bundle = export_bundle(request).bundle
+        paths = sorted(path for path in bundle.rglob("*") if path.is_file())
+        files.append({p.relative_to(bundle).as_posix(): p.read_bytes() for p in paths})
+
+    one, other = files
+    assert set(one) == set(other)
+    assert {name for name in one if one[name] != other[name]} <= {"report.json", "report.html"}
+    assert "tasks/tone/folded_kv.safetensors" in one
+    assert "tasks/tone/selftest.safetensors" in one
+
+
+# The plan
+
+
+def test_a_plan_writes_nothing_and_says_what_it_would_cost(request_: ExportRequest) -> None:
+    plan = plan_export(request_)
+
+    assert plan.passes == ("merge-products", "link-functions")
+    assert not request_.output.exists()
+    assert [task.task for task in plan.tasks] == ["tone", "ask", "order"]
+    assert [task.virtual_tokens for task in plan.tasks] == [3, 5, 4]
+    assert [task.prompt_bytes for task in plan.tasks] == [3 * 24 * 4, 5 * 24 * 4, 1024]
+    result = export_bundle(request_)
+    assert result.plan == plan
+
+
+def test_the_plans_passes_are_those_that_run(request_: ExportRequest, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    options = BuildOptions(sampling="graph", candidates=9)
+    result = export_bundle(replace(request_, options=options, dump_passes=tmp_path / "dump"))
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    names = [record["name"] for record in report["passes"]]
+    assert names == list(result.plan.passes)
+    assert names == ["merge-products", "sample-in-graph", "link-functions"]
+    dumped = sorted(path.name for path in (tmp_path / "dump").glob("*.txt"))
+    assert dumped == [
+        "00-main-graph.onnx.txt",
+        "01-merge-products.onnx.txt",
+        "02-sample-in-graph.onnx.txt",
+        "03-link-functions.onnx.txt",
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("options", [BuildOptions(), BuildOptions("int8", block=16)])
+def test_the_plans_bytes_are_nearly_those_of_the_file(
+    tmp_path: Path, family: str, options: BuildOptions
+) -> None:
+    base = write_tiny_base(tmp_path / "base", family, blocks=True)
+    table = random_table(base, tmp_path / "table.safetensors")
+    request = ExportRequest(table, base, tmp_path / "bundle", options=options, measure_parity=False)
+
+    plan = export_bundle(request).plan
+
+    stored = (tmp_path / "bundle" / "base" / "model.onnx.data").stat().st_size
+    assert plan.base.weight_bytes == pytest.approx(stored, rel=0.25)
+    weights = load_weights(Checkpoint(base), read_decoder_config(base))
+    assert plan.base.parameters == sum(array.size for array in weights.values())
+
+
+def test_costs_of_a_known_base() -> None:
+    from pl_compile.config.contract import GraphContract
+    from pl_compile.config.decoder import DecoderConfig
+
+    smollm2 = DecoderConfig(
+        family="llama",
+        layers=30,
+        hidden=576,
+        heads=9,
+        kv_heads=3,
+        head_dim=64,
+        ffn=1536,
+        vocab=49152,
+        positions=8192,
+        norm_eps=1e-5,
+        tied=True,
+        rope_theta=1e5,
+    )
+    contract = GraphContract(30, 3, 64, 576, 49152, 1024, "input")
+
+    floats = base_cost(smollm2, contract, BuildOptions())
+    four = base_cost(smollm2, contract, BuildOptions("int4"))
+
+    assert floats.parameters == 134_515_008
+    assert floats.weight_bytes == 4 * 134_515_008
+    assert floats.operations_per_token == 2 * 106_168_320
+    assert floats.kv_bytes_per_token == 2 * 30 * 3 * 64 * 4
+    assert four.weight_bytes == pytest.approx(98.3e6, rel=0.01)
+
+
+# The report
+
+
+class _Text(HTMLParser):
+    """Collects what a page would load, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in ("meta", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect", "line"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_has_every_comparison_and_the_page_needs_no_network(
+    request_: ExportRequest,
+) -> None:
+    result = export_bundle(request_)
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    for kind in ("torch", "folded", "alone", "live"):
+        assert [row["task"] for row in report["checks"][kind]] == ["tone", "ask", "order"]
+    assert all(row["first_divergence"] is None for row in report["checks"]["torch"])
+    assert all(row["is_live"] for row in report["checks"]["live"])
+    assert {"read", "graph", "write", "checks"} <= set(report["seconds"])
+    assert report["parity"] == "passed"
+    page = (result.bundle / "report.html").read_text(encoding="utf-8")
+    parser = _Text()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.loads == []
+    assert "http" not in page
+    for words in ("Against torch", "What it costs", "Task lint", "Is the prompt alive?", "Passes"):
+        assert words in parser.text
+    assert page.count("<svg") == 5
+
+
+def test_names_from_outside_cannot_write_into_the_page() -> None:
+    from pl_compile.driver.report_page import _bars, _table
+
+    page = _table(["<b>"], [["<script>"]]) + _bars([("<script>", 1.0, "<i>")])
+
+    assert "<script>" not in page
+    assert "<i>" not in page
+
+
+def test_a_prompt_that_changes_nothing_fails_the_bundle(
+    request_: ExportRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = OnnxRuntimeEngine.step
+
+    def without_prompts(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: Any) -> np.ndarray:
+        return step(self, np.where(ids >= self.vocab, 0, ids), *rest)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "step", without_prompts)
+
+    result = export_bundle(request_)
+
+    assert result.passed == "failed"
+    assert read_bundle(result.bundle).manifest.parity == "failed"
+    report = json.loads((result.bundle / "report.json").read_text())
+    live = {row["task"]: row["is_live"] for row in report["checks"]["live"]}
+    assert not live["tone"]
+    assert "the prompt of task 'tone' changes nothing" in result.failures
+    assert "changes nothing" in (result.bundle / "report.html").read_text()
+
+
+def test_rows_that_see_their_neighbours_fail_the_bundle(
+    request_: ExportRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = OnnxRuntimeEngine.step
+
+    def leaking(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: Any) -> np.ndarray:
+        logits = step(self, ids, *rest)
+        return logits + 0.5 * (len(ids) - 1)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "step", leaking)
+
+    result = export_bundle(request_)
+
+    assert any("from the same, row by row" in failure for failure in result.failures)
+
+
+def test_lint_finds_what_training_does_not_leave(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+
+    base = tiny_bases["llama"]
+    path = random_table(base, tmp_path / "table.safetensors")
+    table = read_prompt_table(path)
+    rows = table.entry("tone").rows.copy()
+    rows[0], rows[1] = 0.0, 400.0
+    tone = replace(table.entry("tone"), rows=rows, eos_id=None)
+    write_prompt_table(replace(table, entries={**table.entries, "tone": tone}), path)
+
+    result = export_bundle(ExportRequest(path, base, tmp_path / "bundle", measure_parity=False))
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    found = report["lint"][0]["findings"]
+    assert [finding.split(":")[0] for finding in found] == [
+        "a virtual token is all zeros",
+        found[1].split(":")[0],
+        "other tasks of this bundle open with BOS, this one does not",
+        "no EOS ends its answers",
+    ]
+    assert "times as long as the base's embeddings" in found[1]
+
+
+# Room
+
+
+def test_a_full_disk_is_told_before_anything_is_read(
+    request_: ExportRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
+    monkeypatch.setattr(export_page, "load_weights", lambda *_: pytest.fail("weights were read"))
+
+    with pytest.raises(ExportError) as error:
+        export_bundle(request_)
+
+    assert "0 MB free on the disk of" in str(error.value)
+    assert "Make room, or choose another --output." in str(error.value)
+    assert not request_.output.exists()
+
+
+def test_too_little_memory_is_told_before_anything_is_read(
+    request_: ExportRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:      2048 kB\n")
+    monkeypatch.setattr(room, "_MEMINFO", meminfo)
+
+    with pytest.raises(ExportError) as error:
+        export_bundle(request_)
+
+    assert "2 MB of memory available; expected about" in str(error.value)
+    assert not request_.output.exists()
+
+
+def test_where_nobody_says_how_much_memory_there_is_it_is_not_asked(
+    request_: ExportRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
+
+    assert export_bundle(request_).passed == "passed"

@@ -1,0 +1,151 @@
+"""Each pass on a small graph, before and after, as texts that a reviewer can read."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from pl_compile.config.contract import LOGITS
+from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.graph.builder import GraphBuilder
+from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.merge_products import MergeProducts
+from pl_compile.passes.pipeline import model_text, run_passes
+from pl_compile.passes.quantize_weights import QuantizeWeights
+from pl_compile.passes.sample_in_graph import SampleInGraph
+from pl_compile.passes.use_block_kernels import UseBlockKernels
+from pl_compile.quantize.scheme import Scheme
+
+GRAPHS: dict[str, Callable[[], ir.Model]] = {}
+
+
+def graph(build: Callable[[GraphBuilder], None]) -> Callable[[GraphBuilder], None]:
+    """Names a function that fills a graph."""
+
+    def model() -> ir.Model:
+        generator = np.random.default_rng(0)
+        shapes = {
+            "a.q.weight": (16, 16),
+            "a.k.weight": (16, 8),
+            "a.v.weight": (16, 8),
+            "embedding.weight": (24, 16),
+        }
+        weights = {n: generator.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+        biases = {f"a.{p}.bias": np.ones(16 if p == "q" else 8, np.float32) for p in "qkv"}
+        g = GraphBuilder({**weights, **biases})
+        build(g)
+        return g.model(build.__name__)
+
+    GRAPHS[build.__name__] = model
+    return build
+
+
+def products_of(g: GraphBuilder, *, biased: bool) -> None:
+    x = g.input("x", ir.DataType.FLOAT, ["batch", "seq", 16])
+    for part, width in (("q", 16), ("k", 8), ("v", 8)):
+        y = g.op("MatMul", [x, g.weight(f"a.{part}.weight")], f"a.{part}")
+        if biased:
+            y = g.op("Add", [y, g.weight(f"a.{part}.bias")], f"a.{part}.add_bias")
+        g.output(y, part, ir.DataType.FLOAT, ["batch", "seq", width])
+
+
+@graph
+def products(g: GraphBuilder) -> None:
+    products_of(g, biased=False)
+
+
+@graph
+def biased_products(g: GraphBuilder) -> None:
+    products_of(g, biased=True)
+
+
+@graph
+def one_product(g: GraphBuilder) -> None:
+    x = g.input("x", ir.DataType.FLOAT, ["batch", "seq", 16])
+    y = g.op("MatMul", [x, g.weight("a.q.weight")], "a.q")
+    g.output(y, "y", ir.DataType.FLOAT, ["batch", "seq", 16])
+
+
+@graph
+def tied_table(g: GraphBuilder) -> None:
+    ids = g.input("ids", ir.DataType.INT64, ["batch", "seq"])
+    x = g.input("x", ir.DataType.FLOAT, ["batch", 16])
+    table = g.weight("embedding.weight")
+    g.output(g.op("Gather", [table, ids], "embedding"), "rows", ir.DataType.FLOAT, [])
+    logits = g.op("Gemm", [x, table], "head", transB=1)
+    g.output(logits, LOGITS, ir.DataType.FLOAT, ["batch", 24])
+
+
+@graph
+def logits_alone(g: GraphBuilder) -> None:
+    x = g.input("x", ir.DataType.FLOAT, ["batch", 24])
+    logits = g.op("Identity", [x], "head")
+    g.output(logits, LOGITS, ir.DataType.FLOAT, ["batch", 24])
+
+
+@graph
+def attention(g: GraphBuilder) -> None:
+    heads = [
+        g.input(name, ir.DataType.FLOAT, ["batch", 2, size, 8])
+        for name, size in (("q", "seq"), ("k", "seq"), ("v", "seq"), ("pk", 80), ("pv", 80))
+    ]
+    past = g.input("past_lengths", ir.DataType.INT64, ["batch"])
+    outputs = g.ops("CachedAttention", [*heads, past], "cached", domain="plc", outputs=3)
+    for value, name in zip(outputs, ("y", "present_k", "present_v"), strict=True):
+        g.output(value, name, ir.DataType.FLOAT, [])
+
+
+INT4, INT8 = Scheme(4, 16), Scheme(8, 16)
+QUANTIZED = [QuantizeWeights(INT4, INT8)]
+CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
+    ("merge_products", "products", [], MergeProducts()),
+    ("merge_biased_products", "biased_products", [], MergeProducts()),
+    ("quantize_weights", "one_product", [], QuantizeWeights(INT4, INT8)),
+    ("quantize_by_channel", "one_product", [], QuantizeWeights(Scheme(8, 0), None)),
+    ("quantize_tables", "tied_table", [], QuantizeWeights(INT4, INT8)),
+    ("use_block_kernels", "one_product", [*QUANTIZED], UseBlockKernels()),
+    ("use_block_kernels_for_tables", "tied_table", [*QUANTIZED], UseBlockKernels()),
+    ("sample_in_graph", "logits_alone", [], SampleInGraph(20)),
+    ("link_functions", "attention", [], LinkFunctions([cached_attention_function()])),
+]
+
+
+@pytest.mark.parametrize(("name", "graph", "before", "tested"), CASES, ids=[c[0] for c in CASES])
+def test_a_pass_turns_one_text_into_the_other(
+    name: str,
+    graph: str,
+    before: list[GraphPass],
+    tested: GraphPass,
+    golden: Callable[[str, str], None],
+) -> None:
+    model = GRAPHS[graph]()
+    run_passes(model, before)
+    golden(f"passes/{name}.before.onnx.txt", model_text(model))
+
+    (record,) = run_passes(model, [tested])
+
+    golden(f"passes/{name}.after.onnx.txt", model_text(model))
+    assert record.modified
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+
+
+def test_every_pass_has_a_text() -> None:
+    tested = {type(case[3]) for case in CASES}
+
+    ours = {c for c in GraphPass.__subclasses__() if c.__module__.startswith("pl_compile.")}
+    assert tested == ours
+
+
+@pytest.mark.parametrize("each", [MergeProducts(), QuantizeWeights(INT4, INT8), UseBlockKernels()])
+def test_a_pass_that_finds_nothing_changes_nothing(each: GraphPass) -> None:
+    model = GRAPHS["logits_alone"]()
+    before = model_text(model)
+
+    (record,) = run_passes(model, [each])
+
+    assert not record.modified
+    assert model_text(model) == before

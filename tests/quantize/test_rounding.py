@@ -1,0 +1,106 @@
+"""Weights in a few bits: how near the codes come, and what GPTQ gains over the nearest ones."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pl_compile.errors import ExportError
+from pl_compile.quantize.gptq import gptq
+from pl_compile.quantize.scheme import Scheme, round_to_nearest
+
+
+def weight(inputs: int = 64, outputs: int = 24, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8, 16), Scheme(4, 16), Scheme(8, 0), Scheme(4, 0)])
+def test_codes_and_scales_have_the_shapes_of_the_scheme(scheme: Scheme) -> None:
+    quantized = round_to_nearest(weight(), scheme)
+
+    blocks = 64 // (scheme.block or 64)
+    assert quantized.codes.shape == (64, 24)
+    assert quantized.scales.shape == (blocks, 24)
+    assert quantized.codes.dtype == np.int8
+    assert quantized.scales.dtype == np.float32
+    assert np.abs(quantized.codes.astype(int)).max() <= scheme.largest + 1
+
+
+def test_eight_bits_are_within_half_a_step_everywhere() -> None:
+    w = weight()
+
+    quantized = round_to_nearest(w, Scheme(8, 32))
+
+    step = np.repeat(quantized.scales, 32, axis=0)
+    assert (np.abs(quantized.dequantized() - w) <= 0.5 * step + 1e-7).all()
+
+
+def test_the_scale_with_the_least_error_is_better_than_the_one_that_reaches_everything() -> None:
+    w = weight()
+    blocks = w.reshape(2, 32, 24)
+    scales = np.abs(blocks).max(1, keepdims=True) / 7
+    reaching = np.clip(np.rint(blocks / scales), -8, 7) * scales
+
+    found = round_to_nearest(w, Scheme(4, 32)).dequantized().reshape(blocks.shape)
+
+    assert ((found - blocks) ** 2).sum() < 0.95 * ((reaching - blocks) ** 2).sum()
+
+
+@settings(derandomize=True, deadline=None, max_examples=60, database=None)
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.floats(1e-6, 1e4),
+    bits=st.sampled_from([4, 8]),
+    zeros=st.booleans(),
+)
+def test_what_codes_already_is_stays_as_it_is(
+    seed: int, scale: float, bits: int, zeros: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    scheme = Scheme(bits, 16)  # type: ignore[arg-type]
+    codes = generator.integers(-scheme.largest, scheme.largest + 1, (32, 5))
+    codes[0], codes[16] = scheme.largest, -scheme.largest  # the block's reach is used
+    if zeros:
+        codes[:16, 2] = 0
+    w = (codes * np.float32(scale)).astype(np.float32)
+
+    again = round_to_nearest(w, scheme)
+
+    np.testing.assert_allclose(again.dequantized(), w, rtol=1e-5, atol=1e-9)
+
+
+def test_blocks_that_do_not_divide_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ExportError) as error:
+        Scheme(4, 32).check("layers.0.mlp.down.weight", 40)
+
+    assert str(error.value) == (
+        "quantising layers.0.mlp.down.weight to int4: 40 inputs, blocks of 32; expected a block "
+        "that divides the inputs. Choose another --block, or 0 for one scale a channel."
+    )
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 16), Scheme(4, 32), Scheme(4, 0)])
+def test_gptq_gives_products_closer_to_the_floats_on_activations_it_has_not_seen(
+    scheme: Scheme,
+) -> None:
+    w = weight()
+    # Correlated, with directions that are much larger than others: as those of a decoder are.
+    mixing = np.random.default_rng(3).normal(size=(64, 64)) * np.geomspace(8, 0.1, 64)
+    seen = np.random.default_rng(4).normal(size=(400, 64)) @ mixing
+    unseen = np.random.default_rng(5).normal(size=(100, 64)) @ mixing
+
+    nearest = round_to_nearest(w, scheme).dequantized()
+    careful = gptq(w, scheme, seen.T @ seen).dequantized()
+
+    def error(of: np.ndarray) -> float:
+        return float(((unseen @ of - unseen @ w) ** 2).sum())
+
+    assert error(careful) < 0.6 * error(nearest)
+
+
+def test_gptq_with_nothing_seen_is_the_nearest_codes() -> None:
+    w = weight()
+
+    assert (
+        gptq(w, Scheme(4, 16), np.eye(64)).codes == round_to_nearest(w, Scheme(4, 16)).codes
+    ).all()
