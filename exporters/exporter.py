@@ -30,6 +30,7 @@ class Exporter(Protocol):
 
     def passes(
         self,
+        config: DecoderConfig,
         contract: GraphContract,
         options: BuildOptions,
         moments: Moments | None,
@@ -38,6 +39,7 @@ class Exporter(Protocol):
         """The passes, in their order.
 
         Args:
+            config: the base.
             contract: what the graph will take and give.
             options: how it is built.
             moments: of the calibration's activations, by weight as `prepare_passes` leaves them.

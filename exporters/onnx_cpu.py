@@ -1,4 +1,7 @@
-"""Target `onnx-cpu`: the main graph with ONNX Runtime's CPU form of `plc::CachedAttention`.
+"""Target `onnx-cpu`: ONNX Runtime on CPU.
+
+Attention is its kernel `GroupQueryAttention`, which computes each row over the entries it has.
+Where the kernel does not take the base's heads, `plc::CachedAttention` gets this body:
 
     present_key   = TensorScatter(past_key, key, past_lengths, axis=2)
     present_value = TensorScatter(past_value, value, past_lengths, axis=2)
@@ -19,9 +22,11 @@ gets a library of its own.
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import BuildOptions
@@ -29,18 +34,24 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.exporters.quantized import quantize_pass
 from pl_compile.graph.builder import OPSET, PLC_DOMAIN
+from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
+from pl_compile.passes.use_grouped_attention import UseGroupedAttention
+from pl_compile.passes.use_integer_products import UseIntegerProducts
 from pl_compile.quantize.gptq import Moments
 
 DATA_NAME = f"{MODEL_NAME}.data"
 
 # Entries that the kernels of Attention take at once, and then some.
 _SPAN = 64
+
+# GroupQueryAttention rotates heads of multiples of this width only.
+_ROTARY_HEADS = 16
 
 # Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
 _EXTERNAL_FROM_BYTES = 1024
@@ -56,18 +67,30 @@ class OnnxCpuExporter:
 
     def passes(
         self,
+        config: DecoderConfig,
         contract: GraphContract,
         options: BuildOptions,
         moments: Moments | None,
         errors: list[WeightError],
     ) -> Sequence[GraphPass]:
         """See `Exporter.passes`."""
-        quantized = options.quantize != "none"
+        integers = options.activations == "int8"
+        rounded: list[GraphPass] = []
+        if options.quantize != "none":
+            rounded = [
+                quantize_pass(options, moments, errors),
+                UseIntegerProducts() if integers else UseBlockKernels(),
+            ]
+        grouped = not config.rope_theta or config.head_dim % _ROTARY_HEADS == 0
+        library = [] if grouped else [cached_attention_function()]
+        library += [integer_product_function()] if integers else []
         return [
             *self.prepare_passes(),
-            *([quantize_pass(options, moments, errors), UseBlockKernels()] if quantized else []),
+            *([UseGroupedAttention(config.heads, config.kv_heads)] if grouped else []),
+            FuseResidualNorms(),
+            *rounded,
             *([SampleInGraph(contract.candidates)] if contract.candidates else []),
-            LinkFunctions([cached_attention_function()]),
+            *([LinkFunctions(library)] if library else []),
         ]
 
     def prepare_passes(self) -> Sequence[GraphPass]:
@@ -88,42 +111,97 @@ class OnnxCpuExporter:
         return {name: version(name) for name in ("onnx", "onnx-ir")} | {"opset": str(OPSET)}
 
 
+class _Body:
+    """The nodes of a function under construction."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+
+    def op(
+        self,
+        op_type: str,
+        arguments: Sequence[ir.Value | None],
+        name: str,
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
+        """A node that gives the value `name`."""
+        output = ir.val(name)
+        node = ir.node(op_type, arguments, attributes, domain=domain, name=name, outputs=[output])
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A constant."""
+        return self.op("Constant", [], name, value=ir.tensor(array, name=name))
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """A constant int64 vector."""
+        name = "int64_" + "_".join(str(number).replace("-", "minus") for number in numbers)
+        return self.constant(name, np.asarray(numbers, np.int64))
+
+    def function(
+        self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+    ) -> ir.Function:
+        """The function of the `plc` domain."""
+        domains = {"": OPSET, "com.microsoft": 1}
+        used = {domain: domains[domain] for domain in sorted({node.domain for node in self.nodes})}
+        graph = ir.Graph(inputs, outputs, nodes=self.nodes, opset_imports=used)
+        return ir.Function(PLC_DOMAIN, name, graph=graph, attributes=[])
+
+
 def cached_attention_function() -> ir.Function:
     """`plc::CachedAttention` for ONNX Runtime's CPU kernels."""
     names = ("query", "key", "value", "past_key", "past_value", "past_lengths")
     query, key, value, past_key, past_value, past_lengths = inputs = [ir.val(n) for n in names]
-    nodes: list[ir.Node] = []
-
-    def op(
-        op_type: str, arguments: list[ir.Value | None], name: str, **attributes: int
-    ) -> ir.Value:
-        node = ir.node(op_type, arguments, attributes, name=name, outputs=[ir.val(name)])
-        nodes.append(node)
-        return node.outputs[0]
-
-    def integer(number: int) -> ir.Value:
-        tensor = ir.tensor(np.asarray([number], np.int64), name=f"int64_{number}")
-        node = ir.node(
-            "Constant", [], {"value": tensor}, name=tensor.name, outputs=[ir.val(tensor.name)]
-        )
-        nodes.append(node)
-        return node.outputs[0]
-
-    zero, cache_axis = integer(0), integer(2)
+    body = _Body()
+    op = body.op
+    zero, cache_axis = body.integers(0), body.integers(2)
     present_key = op("TensorScatter", [past_key, key, past_lengths], "present_key", axis=2)
     present_value = op("TensorScatter", [past_value, value, past_lengths], "present_value", axis=2)
     seq = op("Shape", [query], "seq", start=2, end=3)
     lengths = op("Add", [past_lengths, seq], "lengths")
     longest = op("ReduceMax", [lengths], "longest", keepdims=1)
-    step = integer(_SPAN)
-    up = op("Add", [longest, integer(_SPAN - 1)], "up")
+    step = body.integers(_SPAN)
+    up = op("Add", [longest, body.integers(_SPAN - 1)], "up")
     span = op("Mul", [op("Div", [up, step], "steps"), step], "span")
     live_key = op("Slice", [present_key, zero, span, cache_axis], "live_key")
     live_value = op("Slice", [present_value, zero, span, cache_axis], "live_value")
     arguments = [query, live_key, live_value, None, None, None, lengths]
     output = op("Attention", arguments, "output", is_causal=1)
+    return body.function("CachedAttention", inputs, [output, present_key, present_value])
 
-    graph = ir.Graph(
-        inputs, [output, present_key, present_value], nodes=nodes, opset_imports={"": OPSET}
-    )
-    return ir.Function(PLC_DOMAIN, "CachedAttention", graph=graph, attributes=[])
+
+def integer_product_function() -> ir.Function:
+    """`plc::IntegerProduct(x, codes, scales)` for ONNX Runtime's CPU kernels.
+
+        reach = max(|row|) / 127                            of each row of x
+        y     = (round(x / reach) + 128 - 128) @ codes * scales * reach
+
+    Rows are rounded to unsigned integers around 128: only of unsigned with signed ones does ONNX
+    Runtime have products that use the CPU's matrix instructions (VNNI, AMX).
+    """
+    x, codes, scales = inputs = [ir.val(name) for name in ("x", "codes", "scales")]
+    body = _Body()
+    op = body.op
+    rank_free = op("Shape", [codes], "inputs", start=0, end=1)
+    flat = op("Concat", [body.integers(-1), rank_free], "flat", axis=0)
+    rows = op("Reshape", [x, flat], "rows")
+    across = body.integers(1)
+    high = op("ReduceMax", [rows, across], "high", keepdims=0)
+    low = op("ReduceMin", [rows, across], "low", keepdims=0)
+    least = body.constant("least", np.asarray(1e-9, np.float32))
+    widest = op("Max", [high, op("Neg", [low], "minus_low"), least], "widest")
+    reach = op("Mul", [widest, body.constant("per_step", np.asarray(1 / 127, np.float32))], "reach")
+    middle = body.constant("middle", np.asarray(128, np.uint8))
+    middles = op("Expand", [middle, op("Shape", [reach], "count")], "middles")
+    rounded = op("QuantizeLinear", [rows, reach, middles], "rounded", axis=0)
+    one = body.constant("one", np.asarray(1, np.float32))
+    arguments = [rounded, codes, one, scales, middle]
+    product = op("MatMulIntegerToFloat", arguments, "product", domain="com.microsoft")
+    scaled = op("Mul", [product, op("Unsqueeze", [reach, across], "reaches")], "scaled")
+    before = op("Shape", [x], "before", start=0, end=-1)
+    outputs = op("Shape", [codes], "outputs", start=1, end=2)
+    shape = op("Concat", [before, outputs], "shape", axis=0)
+    return body.function("IntegerProduct", inputs, [op("Reshape", [scaled, shape], "y")])

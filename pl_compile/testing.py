@@ -55,7 +55,7 @@ def write_tiny_base(
                 num_hidden_layers=2,
                 num_attention_heads=6,
                 num_key_value_heads=2,
-                head_dim=8,
+                head_dim=16 if blocks else 8,
                 intermediate_size=80 if blocks else 40,
                 max_position_embeddings=96,
                 initializer_range=0.1 if blocks else 0.3,

@@ -76,12 +76,14 @@ class Precision:
     Attributes:
         dtype: of activations and caches.
         quantization: of the weights: "none", "int8" or "int4".
-        block: weights that share a scale; None where nothing is quantised.
+        activations: "int8" where products round their activations too, else "float".
+        block: weights that share a scale, 0 for a channel; None where nothing is quantised.
         method: how the weights were rounded; None where nothing is quantised.
     """
 
     dtype: str = "float32"
     quantization: str = "none"
+    activations: str = "float"
     block: int | None = None
     method: str | None = None
 

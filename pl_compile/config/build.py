@@ -7,6 +7,7 @@ from pl_compile.config.contract import SamplingMode
 from pl_compile.errors import ConfigError, list_problems
 
 Quantization = Literal["none", "int8", "int4"]
+Activations = Literal["float", "int8"]
 FoldMode = Literal["auto", "always", "never"]
 
 # As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
@@ -21,6 +22,8 @@ class BuildOptions:
 
     Attributes:
         quantize: how the weights of the layers are stored.
+        activations: whether products round their activations too, where weights are int8 ("int8":
+            products of integers, one scale a channel), or take them as floats.
         block: inputs that share a scale; 0 for one scale a channel; `DEFAULT_BLOCK` if None.
         table_bits: of embedding and head where weights are quantised: 4, 8, or 0 to leave them
             floats; 8 if None.
@@ -29,6 +32,7 @@ class BuildOptions:
     """
 
     quantize: Quantization = "none"
+    activations: Activations = "float"
     block: int | None = None
     table_bits: int | None = None
     sampling: SamplingMode = "host"
@@ -41,6 +45,13 @@ class BuildOptions:
             for name, value in (("block", self.block), ("table_bits", self.table_bits)):
                 if value is not None:
                     problems.append(f"{name} {value}, and nothing is quantised")
+        if self.activations == "int8":
+            if self.quantize != "int8":
+                problems.append(f"activations int8, and weights {self.quantize}: expected int8")
+            if self.block:
+                problems.append(
+                    f"activations int8 and block {self.block}: expected 0, or none given"
+                )
         if self.block is not None and self.block < 0:
             problems.append(f"block {self.block}, expected 0 or more")
         if self.table_bits not in (None, 0, 4, 8):
@@ -51,3 +62,10 @@ class BuildOptions:
             problems.append(f"candidates {self.candidates}, expected 1 or more")
         if problems:
             raise ConfigError("reading the build options", found=list_problems(problems))
+
+    @property
+    def scale_block(self) -> int:
+        """Inputs that share a scale; 0 for all of a channel."""
+        if self.activations == "int8":
+            return 0
+        return DEFAULT_BLOCK if self.block is None else self.block

@@ -25,7 +25,7 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.gptq import Moments
 from pl_compile.runtime.engines.engine import Int64
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime import PIECE, OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.examples import Example, read_examples
 
@@ -33,6 +33,9 @@ from pl_compile.text.examples import Example, read_examples
 MOST_EXAMPLES = 128
 
 _OUTPUT = "calibration."
+
+# Tokens whose activations are summed up together.
+_AT_ONCE = 1024
 
 
 def calibration_prompts(
@@ -91,7 +94,9 @@ def measure_moments(
     model = build_decoder(config, contract, weights)
     run_passes(model, exporter.prepare_passes())
     watched = _watch(model)
-    rest = exporter.passes(contract, BuildOptions(), None, [])[len(exporter.prepare_passes()) :]
+    rest = exporter.passes(config, contract, BuildOptions(), None, [])[
+        len(exporter.prepare_passes()) :
+    ]
     run_passes(model, rest)
     with TemporaryDirectory(prefix="plc-calibration-") as folder:
         exporter.build(model, Path(folder))
@@ -99,19 +104,49 @@ def measure_moments(
         engine = OnnxRuntimeEngine(
             Path(folder) / MODEL_NAME, contract, max_batch=1, watched=tuple(watched)
         )
-        sums: dict[str, NDArray[np.float64]] = {}
-        tokens = 0
+        sums = _Sums()
         with progress.bar("calibrating", len(rows)) as bar:
             for prompt, ids in rows:
                 past = engine.start([prompt])
-                engine.step(ids[None], past, past * 0 + len(ids) - 1, [prompt])
-                tokens += len(ids)
-                for output, seen in engine.watched():
-                    flat = seen.reshape(-1, seen.shape[-1])
-                    moment = (flat.T @ flat).astype(np.float64)
-                    sums[output] = sums[output] + moment if output in sums else moment
+                for start in range(0, len(ids), PIECE):
+                    piece = ids[None, start : start + PIECE]
+                    engine.step(piece, past + start, past * 0 + piece.shape[1] - 1, [prompt])
+                    for output, seen in engine.watched():
+                        sums.add(watched[output], seen[0])
                 bar.advance()
-    return Moments({watched[output]: moment for output, moment in sums.items()}, tokens)
+    return Moments(sums.moments(), sum(len(ids) for _, ids in rows))
+
+
+class _Sums:
+    """Sums of `x x^T`, many tokens at a time: the sums are larger than what is added to them."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[NDArray[np.float32]]] = {}
+        self._sums: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, weight: str, seen: NDArray[np.float32]) -> None:
+        """Adds the activations `[tokens, inputs]` that met a weight."""
+        waiting = self._waiting.setdefault(weight, [])
+        waiting.append(seen)
+        if sum(map(len, waiting)) >= _AT_ONCE:
+            self._flush(weight)
+
+    def moments(self) -> dict[str, NDArray[np.float64]]:
+        """The sums by weight."""
+        for weight in self._waiting:
+            self._flush(weight)
+        return self._sums
+
+    def _flush(self, weight: str) -> None:
+        waiting = self._waiting[weight]
+        if waiting:
+            rows = np.concatenate(waiting)
+            moment = (rows.T @ rows).astype(np.float64)
+            if weight in self._sums:
+                self._sums[weight] += moment
+            else:
+                self._sums[weight] = moment
+            waiting.clear()
 
 
 def _watch(model: ir.Model) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.config.build import DEFAULT_BLOCK, BuildOptions, FoldMode
+from pl_compile.config.build import BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
@@ -96,11 +96,12 @@ def base_cost(config: DecoderConfig, contract: GraphContract, options: BuildOpti
     rest = parameters - products - tables
     bits = {"none": None, "int8": 8, "int4": 4}[options.quantize]
     table_bits = None if bits is None or options.table_bits == 0 else (options.table_bits or 8)
-    block = DEFAULT_BLOCK if options.block is None else options.block
+    block = options.scale_block
+    twice = options.activations == "int8" and config.tied and table_bits is not None
     per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * 4
     return BaseCost(
         parameters,
-        _bytes(products, bits, block) + _bytes(tables, table_bits, block) + 4 * rest,
+        _bytes(products, bits, block) + (1 + twice) * _bytes(tables, table_bits, block) + 4 * rest,
         operations,
         per_token,
         per_token * contract.capacity,

@@ -38,7 +38,7 @@ from pl_compile.artifact.folded_prefix import (
 )
 from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
 from pl_compile.artifact.tensors import tensor_bytes
-from pl_compile.config.build import DEFAULT_BLOCK, DEFAULT_CANDIDATES, BuildOptions, FoldMode
+from pl_compile.config.build import DEFAULT_CANDIDATES, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
@@ -313,7 +313,7 @@ def _read(request: ExportRequest) -> _Source:
     base = base_cost(config, contract, request.options)
     plan = ExportPlan(
         request.target,
-        tuple(each.name for each in exporter.passes(contract, request.options, None, [])),
+        tuple(each.name for each in exporter.passes(config, contract, request.options, None, [])),
         base,
         tuple(task_costs(base, entries, prompts, contract, request.fold)),
     )
@@ -389,7 +389,9 @@ def _build(
     """Main graph, passes, files."""
     baked = _baked_rows(source.entries) if request.prompts == "baked" else None
     model = build_decoder(source.config, source.contract, weights, baked)
-    passes = source.exporter.passes(source.contract, request.options, moments, errors)
+    passes = source.exporter.passes(
+        source.config, source.contract, request.options, moments, errors
+    )
     records = run_passes(model, passes, dump_to=request.dump_passes)
     source.exporter.build(model, folder)
     return records
@@ -407,7 +409,8 @@ def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
         return Precision()
     return Precision(
         quantization=options.quantize,
-        block=DEFAULT_BLOCK if options.block is None else options.block,
+        block=options.scale_block,
+        activations=options.activations,
         method="round to nearest" if moments is None else f"GPTQ, {moments.tokens} tokens",
     )
 

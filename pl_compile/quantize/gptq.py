@@ -17,9 +17,6 @@ Float32 = NDArray[np.float32]
 # Part of the mean diagonal that is added to the moments, so that they can be inverted.
 _DAMPING = 0.01
 
-# Inputs whose errors are spread at once over all that follow: only the order of the sums changes.
-_LAZY = 128
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -44,22 +41,19 @@ def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quanti
     """
     inputs, outputs = weight.shape
     block = scheme.block_of(inputs)
-    lazy = max(block, _LAZY // block * block)
     work = weight.astype(np.float32, copy=True)
     spread = _spreading(moment)
     importance = np.diagonal(moment).astype(np.float32)
     codes = np.empty((inputs, outputs), np.int8)
     scales = np.empty((inputs // block, outputs), np.float32)
-    for start in range(0, inputs, lazy):
-        end = min(start + lazy, inputs)
-        errors = np.empty((end - start, outputs), np.float32)
+    for number, start in enumerate(range(0, inputs, block)):
+        end = start + block
+        part = slice(start, end)
+        (scale,) = best_scales(work[None, part], scheme, importance[None, part])
+        scales[number] = scale
+        # Inside the block errors are spread one by one, over all that follow it at its end.
+        errors = np.empty((block, outputs), np.float32)
         for k in range(start, end):
-            if k % block == 0:
-                part = slice(k, k + block)
-                scales[k // block] = best_scales(work[None, part], scheme, importance[None, part])[
-                    0
-                ]
-            scale = scales[k // block]
             codes[k] = codes_of(work[k], scale, scheme)
             error = (work[k] - codes[k] * scale) / spread[k, k]
             work[k + 1 : end] -= np.outer(spread[k, k + 1 : end], error)

@@ -36,6 +36,9 @@ os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 _CPU = ("cpu", 0)
 
+# Tokens of a row that are computed together: enough for its products to run at their full rate.
+PIECE = 256
+
 
 def available_providers() -> list[str]:
     """The execution providers of the installed ONNX Runtime."""
@@ -96,7 +99,7 @@ class OnnxRuntimeEngine:
         self._caches = [np.zeros(shape, np.float32) for _ in contract.cache_names]
         self._binding: Any = self._session.io_binding()
         self._watched = tuple(watched)
-        self._bound_rows = 0
+        self._bound = (0, 0)
         self._inputs: dict[str, Any] = {}
         self._logits = np.empty((max_batch, contract.vocab), np.float32)
         self._next_token = np.empty(max_batch, np.int64)
@@ -137,17 +140,54 @@ class OnnxRuntimeEngine:
         batch, seq = input_ids.shape
         assert batch <= self.max_batch
         assert int(past_lengths.max()) + seq <= self.capacity
+        if seq == 1:
+            self._run(0, input_ids, past_lengths, last_index, prompts, draws)
+        else:
+            for row in range(batch):
+                one = slice(row, row + 1)
+                ids = input_ids[one, : last_index[row] + 1]
+                self._prefill(row, ids, past_lengths[one], prompts[one], draws[one])
+        return self._logits[:batch], self._next_token[:batch]
+
+    def _prefill(
+        self,
+        row: int,
+        input_ids: Int64,
+        past_lengths: Int64,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Draw],
+    ) -> None:
+        """Several tokens of one row.
+
+        Alone, since attention takes several tokens behind a filled cache for one row at a time
+        only; so no padding is computed. And in pieces: a token attends to nothing behind its piece,
+        which is not computed for it then. Neither changes a bit of the result.
+        """
+        for start in range(0, input_ids.shape[1], PIECE):
+            ids = input_ids[:, start : start + PIECE]
+            last = np.asarray([ids.shape[1] - 1])
+            self._run(row, ids, past_lengths + start, last, prompts, draws)
+
+    def _run(
+        self,
+        start: int,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Draw],
+    ) -> None:
+        """One run over rows of the cache from `start` on."""
         self._bind_input(INPUT_IDS, input_ids)
         self._bind_input(PAST_LENGTHS, past_lengths)
         self._bind_input(LAST_INDEX, last_index)
         self._bind_prompts(prompts)
         if self.candidates:
             self._bind_draws(draws)
-        self._bind_caches(batch)
+        self._bind_rows(start, len(input_ids))
         for name in self._watched:
             self._binding.bind_output(name)  # anew: its shape follows the step's
         self._session.run_with_iobinding(self._binding)
-        return self._logits[:batch], self._next_token[:batch]
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
@@ -197,21 +237,23 @@ class OnnxRuntimeEngine:
         self._inputs[name] = array  # the binding holds an address, not the array
         self._binding.bind_input(name, *_CPU, array.dtype, array.shape, array.ctypes.data)
 
-    def _bind_caches(self, batch: int) -> None:
-        if batch == self._bound_rows:
+    def _bind_rows(self, start: int, count: int) -> None:
+        """Binds the memory of some rows: caches, logits, tokens."""
+        if (start, count) == self._bound:
             return
-        self._bound_rows = batch
+        self._bound = (start, count)
+
+        def bind_output(name: str, memory: Any) -> None:
+            rows = memory[start : start + count]
+            self._binding.bind_output(name, *_CPU, rows.dtype, rows.shape, rows.ctypes.data)
+
         for (past, present), cache in zip(self._contract.cache_names, self._caches, strict=True):
-            where = (*_CPU, np.float32, (batch, *cache.shape[1:]), cache.ctypes.data)
-            self._binding.bind_input(past, *where)
-            self._binding.bind_output(present, *where)
-        logits = self._logits
-        self._binding.bind_output(
-            LOGITS, *_CPU, np.float32, (batch, logits.shape[1]), logits.ctypes.data
-        )
+            rows = cache[start : start + count]
+            self._binding.bind_input(past, *_CPU, np.float32, rows.shape, rows.ctypes.data)
+            bind_output(present, cache)
+        bind_output(LOGITS, self._logits)
         if self.candidates:
-            tokens = self._next_token.ctypes.data
-            self._binding.bind_output(NEXT_TOKEN, *_CPU, np.int64, (batch,), tokens)
+            bind_output(NEXT_TOKEN, self._next_token)
 
 
 def _check_graph(

@@ -395,7 +395,8 @@ def test_a_dry_run_says_what_it_would_make_and_writes_nothing(
     code, out, _ = export(plc, work, "--dry-run", "--fold", "never", "--sampling", "graph")
 
     assert code == 0
-    assert "passes: merge-products, sample-in-graph, link-functions" in out
+    passes = "merge-products, fuse-residual-norms, sample-in-graph, link-functions"
+    assert f"passes: {passes}" in out
     assert "--fold never" in out
     assert "nothing was written" in out
     assert not (tmp_path / "b").exists()
@@ -430,7 +431,7 @@ def test_weights_by_channel_and_tokens_from_the_graph(plc: Any, work: Path, tmp_
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["precision"]["quantization"] == "int8"
     assert manifest["graph"]["candidates"] == 20
-    assert len(list((tmp_path / "passes").glob("*.txt"))) == 6
+    assert len(list((tmp_path / "passes").glob("*.txt"))) == 7
 
 
 def test_probabilities_of_choices(plc: Any, work: Path) -> None:

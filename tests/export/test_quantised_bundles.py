@@ -75,7 +75,9 @@ def test_eight_bits_stay_near_torch(exported: Exported, family: str) -> None:
     assert max(parity.relative_difference for parity in result.parity) < 0.06
 
 
-@pytest.mark.parametrize("options", [BuildOptions("int4", block=16), BuildOptions("int8", 16)])
+@pytest.mark.parametrize(
+    "options", [BuildOptions("int4", block=16), BuildOptions("int8", block=16)]
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_mixed_batch_is_bit_equal_to_each_row_alone(
     exported: Exported, family: str, options: BuildOptions
@@ -107,7 +109,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
             weights[name] = round_to_nearest(array, four).dequantized()
     exporter = exporter_for("onnx-cpu")
     model = build_decoder(config, bundle.manifest.graph, weights)
-    run_passes(model, exporter.passes(bundle.manifest.graph, BuildOptions(), None, []))
+    run_passes(model, exporter.passes(config, bundle.manifest.graph, BuildOptions(), None, []))
     exporter.build(model, tmp_path)
     tokenizer = Tokenizer.from_folder(result.bundle)
     prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
@@ -119,6 +121,16 @@ def test_the_kernels_compute_what_the_codes_stand_for(
         logits.append(engine.step(ids, zero, zero + 23, [prompt]).copy())
 
     assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_products_of_integers_stay_near_torch(exported: Exported, family: str) -> None:
+    result = exported(family, options=BuildOptions("int8", activations="int8"))
+
+    assert result.passed == "passed"
+    assert max(parity.relative_difference for parity in result.parity) < 0.09
+    precision = read_bundle(result.bundle).manifest.precision
+    assert (precision.quantization, precision.activations, precision.block) == ("int8", "int8", 0)
 
 
 def test_tables_can_stay_floats_or_take_four_bits(exported: Exported) -> None:
@@ -236,6 +248,15 @@ def test_the_effect_on_the_task_is_in_the_report(exported: Exported, tmp_path: P
         ({"table_bits": 4}, "table_bits 4, and nothing is quantised"),
         ({"quantize": "int4", "block": -1}, "block -1, expected 0 or more"),
         ({"quantize": "int4", "table_bits": 5}, "table_bits 5, expected 0, 4 or 8"),
+        ({"activations": "int8"}, "activations int8, and weights none: expected int8"),
+        (
+            {"quantize": "int4", "activations": "int8"},
+            "activations int8, and weights int4: expected int8",
+        ),
+        (
+            {"quantize": "int8", "activations": "int8", "block": 32},
+            "activations int8 and block 32: expected 0, or none given",
+        ),
         ({"candidates": 9}, "candidates 9, and the host samples"),
         ({"sampling": "graph", "candidates": 0}, "candidates 0, expected 1 or more"),
     ],

@@ -60,7 +60,7 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, options: BuildOptions) ->
 def test_a_plan_writes_nothing_and_says_what_it_would_cost(request_: ExportRequest) -> None:
     plan = plan_export(request_)
 
-    assert plan.passes == ("merge-products", "link-functions")
+    assert plan.passes == ("merge-products", "fuse-residual-norms", "link-functions")
     assert not request_.output.exists()
     assert [task.task for task in plan.tasks] == ["tone", "ask", "order"]
     assert [task.virtual_tokens for task in plan.tasks] == [3, 5, 4]
@@ -78,13 +78,15 @@ def test_the_plans_passes_are_those_that_run(request_: ExportRequest, tmp_path: 
     report = json.loads((result.bundle / "report.json").read_text())
     names = [record["name"] for record in report["passes"]]
     assert names == list(result.plan.passes)
-    assert names == ["merge-products", "sample-in-graph", "link-functions"]
+    expected = ["merge-products", "fuse-residual-norms", "sample-in-graph", "link-functions"]
+    assert names == expected
     dumped = sorted(path.name for path in (tmp_path / "dump").glob("*.txt"))
     assert dumped == [
         "00-main-graph.onnx.txt",
         "01-merge-products.onnx.txt",
-        "02-sample-in-graph.onnx.txt",
-        "03-link-functions.onnx.txt",
+        "02-fuse-residual-norms.onnx.txt",
+        "03-sample-in-graph.onnx.txt",
+        "04-link-functions.onnx.txt",
     ]
 
 

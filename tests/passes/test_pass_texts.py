@@ -9,7 +9,9 @@ import pytest
 
 from pl_compile.config.contract import LOGITS
 from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.graph.blocks import split_heads
 from pl_compile.graph.builder import GraphBuilder
+from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
@@ -17,6 +19,8 @@ from pl_compile.passes.pipeline import model_text, run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
+from pl_compile.passes.use_grouped_attention import UseGroupedAttention
+from pl_compile.passes.use_integer_products import UseIntegerProducts
 from pl_compile.quantize.scheme import Scheme
 
 GRAPHS: dict[str, Callable[[], ir.Model]] = {}
@@ -98,8 +102,60 @@ def attention(g: GraphBuilder) -> None:
         g.output(value, name, ir.DataType.FLOAT, [])
 
 
+@graph
+def rotary_attention(g: GraphBuilder) -> None:
+    attention_of(g, rotary=True)
+
+
+@graph
+def plain_attention(g: GraphBuilder) -> None:
+    attention_of(g, rotary=False)
+
+
+def attention_of(g: GraphBuilder, *, rotary: bool) -> None:
+    ids = g.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
+    past = g.input("past_lengths", ir.DataType.INT64, ["batch"])
+    positions = g.input("positions", ir.DataType.INT64, ["batch", "seq"])
+    caches = [g.input(n, ir.DataType.FLOAT, ["batch", 1, 80, 16]) for n in ("pk", "pv")]
+    x = g.op("Cast", [ids], "x", to=ir.DataType.FLOAT)
+    x = g.op("Unsqueeze", [x, g.integers(-1)], "x.column")
+    x = g.op("Expand", [x, g.integers(1, 1, 64)], "wide")
+    sizes = g.initializer("sizes", np.asarray([32, 16, 16], np.int64))
+    parts = g.ops("Split", [x, sizes], "qkv", outputs=3, axis=-1)
+    heads = []
+    for part, count, value in zip("qkv", (2, 1, 1), parts, strict=True):
+        value = split_heads(g, value, count, 16, part)
+        if rotary and part != "v":
+            table = g.initializer("rotary", np.ones((80, 8), np.float32))
+            inputs = [value, table, table, positions]
+            value = g.op("RotaryEmbedding", inputs, f"{part}.rotary")
+        heads.append(value)
+    y, pk, pv = g.ops(
+        "CachedAttention", [*heads, *caches, past], "a.cached", domain="plc", outputs=3
+    )
+    y = g.op("Transpose", [y], "seq_first", perm=[0, 2, 1, 3])
+    y = g.op("Reshape", [y, g.integers(0, 0, 32)], "join_heads")
+    if not rotary:
+        y = g.op("Add", [y, g.op("Cast", [positions], "used", to=1)], "uses_positions")
+    for value, name in ((y, "y"), (pk, "present_k"), (pv, "present_v")):
+        g.output(value, name, ir.DataType.FLOAT, [])
+
+
+@graph
+def residual_norms(g: GraphBuilder) -> None:
+    x, y = (g.input(name, ir.DataType.FLOAT, ["batch", "seq", 8]) for name in "xy")
+    scale = g.initializer("scale", np.ones(8, np.float32))
+    first = g.op("Add", [x, y], "first")
+    normed = g.op("RMSNormalization", [first, scale], "rms", axis=-1, epsilon=1e-5)
+    second = g.op("Add", [first, normed], "second")
+    normed = g.op("LayerNormalization", [second, scale, scale], "layer", axis=-1, epsilon=1e-5)
+    g.output(normed, "normed", ir.DataType.FLOAT, [])
+    g.output(second, "stream", ir.DataType.FLOAT, [])
+
+
 INT4, INT8 = Scheme(4, 16), Scheme(8, 16)
 QUANTIZED = [QuantizeWeights(INT4, INT8)]
+BY_CHANNEL = [QuantizeWeights(Scheme(8, 0), Scheme(8, 0))]
 CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("merge_products", "products", [], MergeProducts()),
     ("merge_biased_products", "biased_products", [], MergeProducts()),
@@ -108,6 +164,11 @@ CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("quantize_tables", "tied_table", [], QuantizeWeights(INT4, INT8)),
     ("use_block_kernels", "one_product", [*QUANTIZED], UseBlockKernels()),
     ("use_block_kernels_for_tables", "tied_table", [*QUANTIZED], UseBlockKernels()),
+    ("use_integer_products", "one_product", [*BY_CHANNEL], UseIntegerProducts()),
+    ("use_integer_products_for_tables", "tied_table", [*BY_CHANNEL], UseIntegerProducts()),
+    ("use_grouped_attention", "rotary_attention", [], UseGroupedAttention(2, 1)),
+    ("use_grouped_attention_without_rotary", "plain_attention", [], UseGroupedAttention(2, 1)),
+    ("fuse_residual_norms", "residual_norms", [], FuseResidualNorms()),
     ("sample_in_graph", "logits_alone", [], SampleInGraph(20)),
     ("link_functions", "attention", [], LinkFunctions([cached_attention_function()])),
 ]
@@ -129,8 +190,7 @@ def test_a_pass_turns_one_text_into_the_other(
 
     golden(f"passes/{name}.after.onnx.txt", model_text(model))
     assert record.modified
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto)
+    onnx.checker.check_model(ir.to_proto(model))
 
 
 def test_every_pass_has_a_text() -> None:
@@ -140,7 +200,17 @@ def test_every_pass_has_a_text() -> None:
     assert tested == ours
 
 
-@pytest.mark.parametrize("each", [MergeProducts(), QuantizeWeights(INT4, INT8), UseBlockKernels()])
+@pytest.mark.parametrize(
+    "each",
+    [
+        MergeProducts(),
+        UseGroupedAttention(2, 1),
+        FuseResidualNorms(),
+        QuantizeWeights(INT4, INT8),
+        UseBlockKernels(),
+        UseIntegerProducts(),
+    ],
+)
 def test_a_pass_that_finds_nothing_changes_nothing(each: GraphPass) -> None:
     model = GRAPHS["logits_alone"]()
     before = model_text(model)
