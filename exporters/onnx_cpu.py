@@ -32,8 +32,10 @@ from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.exporters.quantized import quantize_pass
+from pl_compile.errors import ExportError
+from pl_compile.exporters.options import quantize_passes, when
 from pl_compile.graph.builder import OPSET, PLC_DOMAIN
+from pl_compile.passes.flatten_tokens import FlattenTokens
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
@@ -63,7 +65,14 @@ class OnnxCpuExporter:
     target = "onnx-cpu"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
-        """Every supported base can be built; blocks are checked by the passes."""
+        """See `Exporter.check`; blocks are checked by the passes."""
+        if options.activations == "int8" and not _is_grouped(config):
+            raise ExportError(
+                "choosing ONNX Runtime's kernels",
+                found=f"activations int8, and heads of {config.head_dim} with rotary positions",
+                expected=f"heads of a multiple of {_ROTARY_HEADS}",
+                fix="Leave the activations floats.",
+            )
 
     def passes(
         self,
@@ -74,23 +83,23 @@ class OnnxCpuExporter:
         errors: list[WeightError],
     ) -> Sequence[GraphPass]:
         """See `Exporter.passes`."""
-        integers = options.activations == "int8"
-        rounded: list[GraphPass] = []
-        if options.quantize != "none":
-            rounded = [
-                quantize_pass(options, moments, errors),
-                UseIntegerProducts() if integers else UseBlockKernels(),
-            ]
-        grouped = not config.rope_theta or config.head_dim % _ROTARY_HEADS == 0
-        library = [] if grouped else [cached_attention_function()]
-        library += [integer_product_function()] if integers else []
+        grouped, integers = _is_grouped(config), options.activations == "int8"
+        blocks = options.quantize != "none" and not integers
+        packed = (config.heads + 2 * config.kv_heads) * config.head_dim
+        library = [
+            *when(not grouped, cached_attention_function()),
+            *when(integers, integer_product_function()),
+        ]
         return [
             *self.prepare_passes(),
-            *([UseGroupedAttention(config.heads, config.kv_heads)] if grouped else []),
+            *when(grouped, UseGroupedAttention(config.heads, config.kv_heads)),
+            *when(integers, FlattenTokens(config.hidden, packed)),
             FuseResidualNorms(),
-            *rounded,
-            *([SampleInGraph(contract.candidates)] if contract.candidates else []),
-            *([LinkFunctions(library)] if library else []),
+            *quantize_passes(options, moments, errors),
+            *when(blocks, UseBlockKernels()),
+            *when(integers, UseIntegerProducts()),
+            *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
+            *when(len(library) > 0, LinkFunctions(library)),
         ]
 
     def prepare_passes(self) -> Sequence[GraphPass]:
@@ -109,6 +118,11 @@ class OnnxCpuExporter:
     def describe(self) -> dict[str, str]:
         """The ONNX packages."""
         return {name: version(name) for name in ("onnx", "onnx-ir")} | {"opset": str(OPSET)}
+
+
+def _is_grouped(config: DecoderConfig) -> bool:
+    """Whether ONNX Runtime's `GroupQueryAttention` takes the base's heads."""
+    return not config.rope_theta or config.head_dim % _ROTARY_HEADS == 0
 
 
 class _Body:
@@ -176,7 +190,7 @@ def cached_attention_function() -> ir.Function:
 def integer_product_function() -> ir.Function:
     """`plc::IntegerProduct(x, codes, scales)` for ONNX Runtime's CPU kernels.
 
-        reach = max(|row|) / 127                            of each row of x
+        reach = max(|row|) / 127                            of each row of x, [rows, inputs]
         y     = (round(x / reach) + 128 - 128) @ codes * scales * reach
 
     Rows are rounded to unsigned integers around 128: only of unsigned with signed ones does ONNX
@@ -185,23 +199,16 @@ def integer_product_function() -> ir.Function:
     x, codes, scales = inputs = [ir.val(name) for name in ("x", "codes", "scales")]
     body = _Body()
     op = body.op
-    rank_free = op("Shape", [codes], "inputs", start=0, end=1)
-    flat = op("Concat", [body.integers(-1), rank_free], "flat", axis=0)
-    rows = op("Reshape", [x, flat], "rows")
     across = body.integers(1)
-    high = op("ReduceMax", [rows, across], "high", keepdims=0)
-    low = op("ReduceMin", [rows, across], "low", keepdims=0)
-    least = body.constant("least", np.asarray(1e-9, np.float32))
-    widest = op("Max", [high, op("Neg", [low], "minus_low"), least], "widest")
-    reach = op("Mul", [widest, body.constant("per_step", np.asarray(1 / 127, np.float32))], "reach")
+    widest = op("ReduceMax", [op("Abs", [x], "sizes"), across], "widest", keepdims=0)
+    per_step = body.constant("per_step", np.asarray(1 / 127, np.float32))
+    least = body.constant("least", np.asarray(1e-9, np.float32))  # a row of zeros stays one
+    reach = op("Max", [op("Mul", [widest, per_step], "step"), least], "reach")
     middle = body.constant("middle", np.asarray(128, np.uint8))
-    middles = op("Expand", [middle, op("Shape", [reach], "count")], "middles")
-    rounded = op("QuantizeLinear", [rows, reach, middles], "rounded", axis=0)
+    middles = op("Expand", [middle, op("Shape", [x], "count", start=0, end=1)], "middles")
+    rounded = op("QuantizeLinear", [x, reach, middles], "rounded", axis=0)
     one = body.constant("one", np.asarray(1, np.float32))
     arguments = [rounded, codes, one, scales, middle]
     product = op("MatMulIntegerToFloat", arguments, "product", domain="com.microsoft")
-    scaled = op("Mul", [product, op("Unsqueeze", [reach, across], "reaches")], "scaled")
-    before = op("Shape", [x], "before", start=0, end=-1)
-    outputs = op("Shape", [codes], "outputs", start=1, end=2)
-    shape = op("Concat", [before, outputs], "shape", axis=0)
-    return body.function("IntegerProduct", inputs, [op("Reshape", [scaled, shape], "y")])
+    y = op("Mul", [product, op("Unsqueeze", [reach, across], "reaches")], "y")
+    return body.function("IntegerProduct", inputs, [y])
