@@ -17,7 +17,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import WeightError
-from pl_compile.quantize.gptq import Moments
+from pl_compile.quantize.moments import Moments
 
 
 class Exporter(Protocol):

@@ -45,7 +45,7 @@ from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
 from pl_compile.passes.use_integer_products import UseIntegerProducts
-from pl_compile.quantize.gptq import Moments
+from pl_compile.quantize.moments import Moments
 
 DATA_NAME = f"{MODEL_NAME}.data"
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 from pl_compile.config.build import BuildOptions
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
-from pl_compile.quantize.gptq import Moments
+from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import Scheme
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
-from pl_compile.quantize.gptq import Moments
+from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.engines.onnxruntime import PIECE, OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt
@@ -114,7 +114,7 @@ def measure_moments(
                     for output, seen in engine.watched():
                         sums.add(watched[output], seen[0])
                 bar.advance()
-    return Moments(sums.moments(), sum(len(ids) for _, ids in rows))
+    return Moments(sums.moments(), sums.reaches, sum(len(ids) for _, ids in rows))
 
 
 class _Sums:
@@ -123,11 +123,14 @@ class _Sums:
     def __init__(self) -> None:
         self._waiting: dict[str, list[NDArray[np.float32]]] = {}
         self._sums: dict[str, NDArray[np.float64]] = {}
+        self.reaches: dict[str, NDArray[np.float32]] = {}
 
     def add(self, weight: str, seen: NDArray[np.float32]) -> None:
         """Adds the activations `[tokens, inputs]` that met a weight."""
         waiting = self._waiting.setdefault(weight, [])
         waiting.append(seen)
+        reach = np.abs(seen).max(0)
+        self.reaches[weight] = np.maximum(self.reaches.get(weight, reach), reach)
         if sum(map(len, waiting)) >= _AT_ONCE:
             self._flush(weight)
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
-from pl_compile.quantize.gptq import Moments, gptq
+from pl_compile.quantize.gptq import gptq
+from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import Quantized, Scheme, round_to_nearest
 
 

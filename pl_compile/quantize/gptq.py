@@ -4,9 +4,6 @@ In: a weight, and the second moment of the activations that meet it. Out: codes 
 such activations are closer to the weight's than those of the nearest codes, at the same size.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,19 +13,6 @@ Float32 = NDArray[np.float32]
 
 # Part of the mean diagonal that is added to the moments, so that they can be inverted.
 _DAMPING = 0.01
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of the activations that enter weights.
-
-    Attributes:
-        by_weight: name of a weight → float64 `[inputs, inputs]`, the sum of `x x^T` over tokens.
-        tokens: how many tokens were seen.
-    """
-
-    by_weight: Mapping[str, NDArray[np.float64]]
-    tokens: int
 
 
 def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quantized:

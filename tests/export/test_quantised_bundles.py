@@ -164,11 +164,42 @@ def test_gptq_moves_products_less_than_the_nearest_codes_do(
     exported(options=options, calibrate=(data,), tasks=("tone", "ask"))
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
 
-    assert report["precision"]["method"].startswith("GPTQ, ")
+    assert report["precision"]["method"].startswith("GPTQ on ")
     measured = [e for e in report["weight_errors"] if e["relative_output_error"] is not None]
     assert len(measured) == 8
     better = [e for e in measured if e["relative_output_error"] < e["relative_error"]]
     assert len(better) >= 7
+
+
+def test_products_of_integers_are_smoothed_where_there_is_data(
+    exported: Exported, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(40))
+    options = BuildOptions("int8", activations="int8")
+
+    result = exported(options=options, calibrate=(data,), tasks=("tone", "ask"))
+
+    method = read_bundle(result.bundle).manifest.precision.method
+    assert method is not None
+    assert method.startswith("smoothed on ")
+    assert method.endswith(" tokens, round to nearest")
+    assert max(parity.relative_difference for parity in result.parity) < 0.09
+
+
+def test_heads_that_the_kernel_does_not_rotate_keep_float_activations(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tiny_bases["llama"]
+    table = random_table(base, tmp_path / "table.safetensors")
+    options = BuildOptions("int8", activations="int8")
+
+    with pytest.raises(ExportError) as error:
+        export_bundle(ExportRequest(table, base, tmp_path / "bundle", options=options))
+
+    assert str(error.value) == (
+        "choosing ONNX Runtime's kernels: activations int8, and heads of 8 with rotary positions; "
+        "expected heads of a multiple of 16. Leave the activations floats."
+    )
 
 
 def test_moments_are_those_of_what_enters_each_product(
@@ -211,6 +242,8 @@ def test_moments_are_those_of_what_enters_each_product(
         for i in (0, 1)
         for part in ("attention.q_k_v", "attention.o", "mlp.gate_up", "mlp.down")
     }
+    reach = moments.reaches["layers.1.mlp.down.weight"]
+    np.testing.assert_allclose(reach, np.abs(seen[0]).max(0), rtol=1e-3, atol=1e-5)
     expected = seen[0].T @ seen[0]
     found = moments.by_weight["layers.1.mlp.down.weight"]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
