@@ -413,16 +413,17 @@ def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
 
 def _reaches(moments: Moments, config: DecoderConfig) -> dict[str, NDArray[np.float32]]:
     """The reach of each product's input by the name of its first weight: products were merged."""
-    found = {}
-    for i in range(config.layers):
-        layer = f"layers.{i}"
-        for name in ("attention.q", "mlp.gate", "mlp.up", "mlp.down"):
-            stem = f"{layer}.{name}"
-            known = [
-                n for n in moments.reaches if n == f"{stem}.weight" or n.startswith(f"{stem}_")
-            ]
-            found.update({stem: moments.reaches[n] for n in known})
-    return found
+    stems = [
+        f"layers.{i}.{name}"
+        for i in range(config.layers)
+        for name in ("attention.q", "mlp.gate", "mlp.up", "mlp.down")
+    ]
+    return {
+        stem: reach
+        for stem in stems
+        for name, reach in moments.reaches.items()
+        if name == f"{stem}.weight" or name.startswith(f"{stem}_")
+    }
 
 
 def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
