@@ -46,14 +46,19 @@ from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
 from pl_compile.passes.use_integer_products import UseIntegerProducts
 from pl_compile.quantize.moments import Moments
+from pl_compile.quantize.scheme import Scheme
+from pl_compile.weights.names import weight_shapes
 
 DATA_NAME = f"{MODEL_NAME}.data"
 
 # Entries that the kernels of Attention take at once, and then some.
 _SPAN = 64
 
-# GroupQueryAttention rotates heads of multiples of this width only.
-_ROTARY_HEADS = 16
+# GroupQueryAttention takes heads of multiples of these widths, with rotary positions and without.
+_ROTARY_HEADS, _PLAIN_HEADS = 16, 8
+
+# MatMulNBits takes blocks of powers of 2 from here on.
+_SMALLEST_BLOCK = 16
 
 # Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
 _EXTERNAL_FROM_BYTES = 1024
@@ -65,7 +70,7 @@ class OnnxCpuExporter:
     target = "onnx-cpu"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
-        """See `Exporter.check`; blocks are checked by the passes."""
+        """See `Exporter.check`."""
         if options.activations == "int8" and not _is_grouped(config):
             raise ExportError(
                 "choosing ONNX Runtime's kernels",
@@ -73,6 +78,9 @@ class OnnxCpuExporter:
                 expected=f"heads of a multiple of {_ROTARY_HEADS}",
                 fix="Leave the activations floats.",
             )
+
+        if options.quantize != "none" and options.scale_block:
+            _check_blocks(config, options)
 
     def passes(
         self,
@@ -120,9 +128,27 @@ class OnnxCpuExporter:
         return {name: version(name) for name in ("onnx", "onnx-ir")} | {"opset": str(OPSET)}
 
 
+def _check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
+    """Raises `ExportError` unless blocks are a kernel's and divide the inputs of every weight."""
+    block = options.scale_block
+    if block < _SMALLEST_BLOCK or block & (block - 1):
+        raise ExportError(
+            "choosing ONNX Runtime's kernels",
+            found=f"blocks of {block}",
+            expected=f"a power of 2, at least {_SMALLEST_BLOCK}",
+            fix="Choose another --block.",
+        )
+    scheme = Scheme(8 if options.quantize == "int8" else 4, block)
+    for name, shape in weight_shapes(config).items():
+        if len(shape) == 2 and name.startswith("layers."):
+            scheme.check(name, shape[0])
+        elif name in ("embedding.weight", "head.weight") and options.table_bits != 0:
+            scheme.check(name, shape[1])
+
+
 def _is_grouped(config: DecoderConfig) -> bool:
     """Whether ONNX Runtime's `GroupQueryAttention` takes the base's heads."""
-    return not config.rope_theta or config.head_dim % _ROTARY_HEADS == 0
+    return config.head_dim % (_ROTARY_HEADS if config.rope_theta else _PLAIN_HEADS) == 0
 
 
 class _Body:

@@ -81,11 +81,14 @@ class TorchEngine:
         raise NotImplementedError
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
-        """Drops the caches of all other rows; see `Engine.keep`."""
+        """Keeps and copies caches, and drops the others; see `Engine.keep`."""
         self._caches = [
             copy.deepcopy(self._caches[row]) if row in rows[:place] else self._caches[row]
             for place, row in enumerate(rows)
         ]
+        for cache in self._caches:
+            if cache.get_seq_length() > entries:
+                cache.crop(entries - cache.get_seq_length())  # takes how many go, negative
 
     def cached(self, length: int) -> NDArray[np.float32]:
         """Reads the head of row 0; see `Engine.cached`."""

@@ -22,7 +22,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ from pl_compile.artifact.prompt_table import (
     entry_from_record,
 )
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
+from pl_compile.config.build import Activations, Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
@@ -81,9 +82,9 @@ class Precision:
         method: how the weights were rounded; None where nothing is quantised.
     """
 
-    dtype: str = "float32"
-    quantization: str = "none"
-    activations: str = "float"
+    dtype: Literal["float32"] = "float32"
+    quantization: Quantization = "none"
+    activations: Activations = "float"
     block: int | None = None
     method: str | None = None
 
@@ -185,6 +186,8 @@ class Bundle:
             plain = json.loads(path.read_text(encoding="utf-8"))
             trie = build(LabelTrie, node_from_plain(plain, LABELS_NAME), doing=doing)
             trie.check()
+            if max(trie.tokens) >= self.manifest.base.vocab:
+                raise ValueError(f"token {max(trie.tokens)}, and {self.manifest.base.vocab} ids")
         except (OSError, ValueError, RecursionError, ConfigError) as error:
             raise ArtifactError(
                 doing, found=f"damaged ({getattr(error, 'found', error)})"

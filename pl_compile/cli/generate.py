@@ -116,8 +116,8 @@ def command(
         "stop": stop,
         "sampling": Sampling(temperature, top_k, top_p, repetition_penalty, seed),
     }
-    if probabilities and source is not None:
-        raise click.UsageError("--probabilities goes with --task.")
+    if probabilities:
+        _refuse_others(source)
     if source is not None:
         _answer_file(Session.open(bundle, max_batch=batch), source, output, options, as_json)
         return
@@ -143,6 +143,17 @@ def command(
         click.echo(event.text, nl=False)
         sys.stdout.flush()
     click.echo()
+
+
+def _refuse_others(source: Path | None) -> None:
+    """Nothing is written or drawn where probabilities are asked for."""
+    if source is not None:
+        raise click.UsageError("--probabilities goes with --task.")
+    context = click.get_current_context()
+    taken = {"bundle", "task", "fields", "batch", "probabilities", "as_json"}
+    for name in set(context.params) - taken:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} does not go with --probabilities.")
 
 
 def _score(session: Any, request: Any, as_json: bool) -> None:

@@ -48,6 +48,8 @@ class BuildOptions:
         if self.activations == "int8":
             if self.quantize != "int8":
                 problems.append(f"activations int8, and weights {self.quantize}: expected int8")
+            if self.table_bits == 4:
+                problems.append("activations int8 and table_bits 4: expected 0 or 8")
             if self.block:
                 problems.append(
                     f"activations int8 and block {self.block}: expected 0, or none given"

@@ -18,6 +18,7 @@ from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import DataError
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
@@ -54,21 +55,30 @@ def calibration_prompts(
     """
     templates = {name: prompt.renderer.template for name, prompt in learned.items()}
     examples = read_examples(paths, templates, answers=False)
-    step = max(1, len(examples) // MOST_EXAMPLES)
+    count = min(len(examples), MOST_EXAMPLES)
     rows = []
-    for example in examples[::step][:MOST_EXAMPLES]:
+    for number in np.linspace(0, len(examples) - 1, count).astype(int):
+        example = examples[number]
         prompt = learned[example.taskname]
         rendered = (
             prompt.renderer.example if _is_answered(example, prompt) else prompt.renderer.prompt
         )
-        fields = {name: v[0] if isinstance(v, list) else v for name, v in example.fields.items()}
-        given = prompt.fed(rendered(fields, max_length=capacity))
+        # Of several right answers the first; a question without one has an empty list.
+        fields = {
+            name: value[0] if isinstance(value, list) else value
+            for name, value in example.fields.items()
+            if value != []
+        }
+        try:
+            given = prompt.fed(rendered(fields, max_length=capacity))
+        except DataError as error:
+            raise DataError(f"calibrating on {example.where}", found=str(error)) from error
         rows.append((prompt, given.input_ids(vocab)))
     return rows
 
 
 def _is_answered(example: Example, prompt: TaskPrompt) -> bool:
-    return prompt.renderer.template.answer_field in example.fields
+    return example.fields.get(prompt.renderer.template.answer_field or "") not in (None, [])
 
 
 def measure_moments(
@@ -78,9 +88,10 @@ def measure_moments(
     weights: Mapping[str, NDArray[np.float32]],
     rows: Sequence[tuple[TaskPrompt, Int64]],
     *,
+    products: bool = True,
     progress: Progress = SILENT,
 ) -> Moments:
-    """Second moments of what enters each product of the layers.
+    """Reaches and second moments of what enters each product of the layers.
 
     Args:
         exporter: of the target; its first passes decide which products there are.
@@ -88,6 +99,7 @@ def measure_moments(
         contract: of the graph that will be built; rows fit into its capacity.
         weights: float32 arrays by our names.
         rows: prompts and ids, as `calibration_prompts` makes them.
+        products: whether second moments are wanted too, which take memory and time.
         progress: who is told.
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0)
@@ -104,7 +116,7 @@ def measure_moments(
         engine = OnnxRuntimeEngine(
             Path(folder) / MODEL_NAME, contract, max_batch=1, watched=tuple(watched)
         )
-        sums = _Sums()
+        sums = _Sums(products)
         with progress.bar("calibrating", len(rows)) as bar:
             for prompt, ids in rows:
                 past = engine.start([prompt])
@@ -120,17 +132,20 @@ def measure_moments(
 class _Sums:
     """Sums of `x x^T`, many tokens at a time: the sums are larger than what is added to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: bool) -> None:
+        self._products = products
         self._waiting: dict[str, list[NDArray[np.float32]]] = {}
         self._sums: dict[str, NDArray[np.float64]] = {}
         self.reaches: dict[str, NDArray[np.float32]] = {}
 
     def add(self, weight: str, seen: NDArray[np.float32]) -> None:
         """Adds the activations `[tokens, inputs]` that met a weight."""
-        waiting = self._waiting.setdefault(weight, [])
-        waiting.append(seen)
         reach = np.abs(seen).max(0)
         self.reaches[weight] = np.maximum(self.reaches.get(weight, reach), reach)
+        if not self._products:
+            return
+        waiting = self._waiting.setdefault(weight, [])
+        waiting.append(seen)
         if sum(map(len, waiting)) >= _AT_ONCE:
             self._flush(weight)
 

@@ -118,8 +118,9 @@ def check_bundle(
         for result in live
         if not result.is_live
     ]
-    # Any machine can repeat what float32 computes; of rounded weights only what this bundle does.
-    kept = expected if quantization == "none" else mixed
+    # Any machine can repeat what float32 computes; of rounded weights only what this bundle does,
+    # behind its own tokens.
+    kept = expected if quantization == "none" else trace(engine, rows)
     return Checks(
         tuple(with_torch),
         tuple(folded),

@@ -76,10 +76,6 @@ class TaskCost:
     folded: bool
     reason: str
 
-    def saved_part(self, own_tokens: int) -> float:
-        """The part of the prefill that folding saves a request with so many tokens of its own."""
-        return self.saved_tokens / max(1, self.saved_tokens + own_tokens)
-
 
 def base_cost(config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> BaseCost:
     """The cost of a base as it is to be compiled."""

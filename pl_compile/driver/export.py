@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ from pl_compile.quantize.smooth import smooth
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
+from pl_compile.text.examples import read_examples
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
@@ -317,6 +318,7 @@ def _read(request: ExportRequest) -> _Source:
         check_prefix(entry, config, f"exporting task '{name}'")
         # What a session could not render is not written.
         prompts[name] = TaskPrompt.of(entry, tokenizer, number)
+    _check_files(request, prompts)
     base = base_cost(config, contract, request.options)
     plan = ExportPlan(
         request.target,
@@ -329,14 +331,33 @@ def _read(request: ExportRequest) -> _Source:
     )
 
 
+def _check_files(request: ExportRequest, prompts: Mapping[str, TaskPrompt]) -> None:
+    """Raises if data cannot be read, or dumps cannot be written, before anything long begins."""
+    templates = {name: prompt.renderer.template for name, prompt in prompts.items()}
+    for paths in (request.calibrate, request.evaluate):
+        if paths:
+            read_examples(paths, templates, answers=False)
+    dumps = request.dump_passes
+    if dumps is None:
+        return
+    if dumps.exists() and not dumps.is_dir():
+        found = "a file of that name"
+    elif dumps.absolute().is_relative_to(request.output.absolute()):
+        found = f"a folder inside of the bundle {request.output}"
+    else:
+        return
+    raise ConfigError(
+        f"dumping passes to {dumps}", found=found, fix="Choose another --dump-passes."
+    )
+
+
 def _check_room(request: ExportRequest, plan: ExportPlan) -> None:
     floats = 4 * plan.base.parameters
-    twice = bool(request.calibrate or request.evaluate)
-    check_room(
-        request.output,
-        disk_bytes=int(1.05 * plan.disk_bytes) + (floats if twice else 0),
-        memory_bytes=2 * floats + plan.base.weight_bytes + _MEMORY_BESIDE,
-    )
+    memory = 2 * floats + plan.base.weight_bytes + _MEMORY_BESIDE
+    check_room(request.output, disk_bytes=int(1.05 * plan.disk_bytes), memory_bytes=memory)
+    if request.calibrate or request.evaluate:  # the floats are built too, for that time
+        beside = Path(gettempdir()) / "plc"
+        check_room(beside, disk_bytes=int(1.05 * floats), memory_bytes=memory + floats)
 
 
 def _contract(
@@ -375,13 +396,20 @@ def _calibrate(
 ) -> Moments | None:
     if not request.calibrate:
         return None
-    capacity = min(source.contract.capacity, 512)
-    contract = replace(source.contract, capacity=capacity)
     rows = calibration_prompts(
-        request.calibrate, source.prompts, capacity=capacity, vocab=source.config.vocab
+        request.calibrate,
+        source.prompts,
+        capacity=source.contract.capacity,
+        vocab=source.config.vocab,
     )
     return measure_moments(
-        source.exporter, source.config, contract, weights, rows, progress=progress
+        source.exporter,
+        source.config,
+        source.contract,
+        weights,
+        rows,
+        products=request.options.activations == "float",
+        progress=progress,
     )
 
 

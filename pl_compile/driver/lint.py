@@ -92,7 +92,7 @@ def _lint(
         findings.append(
             f"a virtual token is {median / norms.min():.0f} times shorter than embeddings are"
         )
-    if entry.bos_id is None and with_bos:
+    if entry.bos_id is None and entry.prefix_kv is None and with_bos:
         findings.append("other tasks of this bundle open with BOS, this one does not")
     if entry.bos_id is not None and entry.bos_id != config.bos_id:
         findings.append(f"it opens with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
@@ -106,8 +106,8 @@ def _lint(
         findings += prompt.trie.problems()
         if not prompt.trie.fixed:
             findings.append(
-                "its answer stands right behind a field, so blanks at the field's end change how "
-                "choices are tokenised: put text between them"
+                "nothing but a field stands before its answer, so blanks at the field's end change "
+                "how choices are tokenised: put text between them"
             )
     return TaskLint(
         entry.task.taskname,

@@ -25,7 +25,8 @@ class Liveness:
     Attributes:
         task: its name.
         without: largest difference to the logits without the prompt, as a part of the largest.
-        other: the same to those with another task's prompt; None where no other is of its kind.
+        other: the same to those with another task's prompt; None where no other is of its kind, or
+            all others are the same prompt.
         is_live: both move.
     """
 
@@ -56,10 +57,11 @@ def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, TaskPrompt]) -> Li
     without = _logits(engine, real, prompt.without_prefix()) if len(real) else np.zeros_like(own)
     largest = float(np.abs(own).max())
     moved = float(np.abs(own - without).max()) / largest
-    stranger = next((p for n, p in learned.items() if n != row.task and _alike(p, prompt)), None)
+    strangers = [_in_place_of(prompt, p) for p in learned.values() if _alike(p, prompt)]
+    stranger = next((p for p in strangers if not _same(p, prompt)), None)
     other = None
     if stranger is not None:
-        changed = _logits(engine, row.input_ids, _in_place_of(prompt, stranger))
+        changed = _logits(engine, row.input_ids, stranger)
         other = float(np.abs(own - changed).max()) / largest
     return Liveness(row.task, moved, other, moved > _MOVES and (other is None or other > _MOVES))
 
@@ -68,8 +70,17 @@ def _alike(one: TaskPrompt, other: TaskPrompt) -> bool:
     return (one.prefix_kv is None) == (other.prefix_kv is None)
 
 
+def _same(one: TaskPrompt, other: TaskPrompt) -> bool:
+    if one.prefix_kv is None or other.prefix_kv is None:
+        return np.array_equal(one.rows, other.rows)
+    return np.array_equal(one.prefix_kv, other.prefix_kv)
+
+
 def _in_place_of(prompt: TaskPrompt, stranger: TaskPrompt) -> TaskPrompt:
-    """The stranger's prompt with as many virtual tokens as this one: repeated, or cut."""
+    """The stranger's prompt with as many virtual tokens as this one: repeated, or cut.
+
+    Where prompts are baked, the graph has the stranger's own rows, and zeros behind them.
+    """
     if prompt.prefix_kv is None or stranger.prefix_kv is None:
         count = np.arange(len(prompt.rows)) % len(stranger.rows)
         return replace(prompt, rows=stranger.rows[count], task_id=stranger.task_id)

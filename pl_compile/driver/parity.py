@@ -162,22 +162,27 @@ def probe_rows(
                 found=f"capacity {capacity}",
                 expected=f"at least {capacity - room + _WORDS_AT_LEAST} for its template, a few "
                 f"words and {DECODE_STEPS} steps",
-                fix="Raise --capacity, or export with --no-parity.",
+                fix="Export with a larger --capacity, or without the comparison: export with "
+                "--no-parity, verify without --reference.",
             )
         for index in range(rows_per_task):
             words = min(3 + 11 * index + 5 * number, room // 2)
-            fields = {
-                field: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
-                for field in names
-            }
-            given = prompt.fed(prompt.renderer.prompt(fields))
+            rendered = None
+            while rendered is None or len(rendered) > longest:  # words may take several tokens
+                fields = {
+                    field: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
+                    for field in names
+                }
+                rendered = prompt.renderer.prompt(fields)
+                words //= 2
+            given = prompt.fed(rendered)
             if not len(given):
                 raise ExportError(
                     f"comparing task '{name}' with the reference",
                     found="a template that gives no token after the prefix",
                     expected="text or a field before the answer",
                 )
-            ids = given.input_ids(vocab)[: longest - prefix_length(prompt)]
+            ids = given.input_ids(vocab)
             rows.append(ProbeRow(name, ids, prompt, prompt if served is None else served[name]))
     return rows
 

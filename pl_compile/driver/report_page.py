@@ -35,7 +35,8 @@ def report_page(report: dict[str, Any]) -> str:
     if stored == "none":
         stored = precision["dtype"]
     else:
-        stored += f", blocks of {precision['block']}, {precision['method']}"
+        shared = f"blocks of {precision['block']}" if precision["block"] else "one scale a channel"
+        stored += f", {shared}, {precision['method']}; activations: {precision['activations']}"
     verdict = {"passed": "good", "failed": "bad"}.get(report["parity"], "note")
     parts = [
         f"<h1>{escape(report['base']['name'])} for {escape(report['target'])}</h1>",

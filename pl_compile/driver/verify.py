@@ -19,7 +19,7 @@ from pl_compile.driver.parity import (
     run_selftest,
     trace,
 )
-from pl_compile.errors import FingerprintError
+from pl_compile.errors import ArtifactError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
@@ -77,6 +77,12 @@ def verify_bundle(
     selftests = []
     with progress.bar("self-tests", len(served)) as bar:
         for name in served:
+            if learned[name].trie != served[name].trie:
+                raise ArtifactError(
+                    f"checking the labels of task '{name}' in {folder}",
+                    found="another tree than its template and tokenizer make",
+                    fix="Export the bundle again.",
+                )
             arrays = bundle.selftest(name)
             if arrays:
                 prompts = learned[name], served[name]

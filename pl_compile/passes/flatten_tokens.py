@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pl_compile.config.contract import INPUT_IDS
+from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
@@ -36,7 +37,8 @@ class FlattenTokens(GraphPass):
     packed: int
 
     def requires(self, model: ir.Model) -> None:
-        """Every attention takes one packed product."""
+        """Every attention is a kernel that takes one packed product."""
+        assert not any(is_op(node, "CachedAttention", PLC_DOMAIN) for node in model.graph)
         for node in _attentions(model):
             assert node.inputs[1] is None
 

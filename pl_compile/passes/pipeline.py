@@ -16,6 +16,7 @@ import onnx_ir as ir
 from pl_compile.errors import PlcError
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.verify import verify_model
+from pl_compile.quantize.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def run_passes(
     verify_model(model)
     if dump_to is not None:
         dump_to.mkdir(parents=True, exist_ok=True)
+        for old in dump_to.glob("[0-9][0-9]-*.onnx.txt"):
+            old.unlink()
         _dump(model, dump_to / "00-main-graph.onnx.txt")
     records: list[PassRecord] = []
     for number, each in enumerate(passes, 1):
@@ -102,7 +105,11 @@ def _dump(model: ir.Model, path: Path) -> None:
 
 def _options(each: GraphPass) -> dict[str, Any]:
     values = {field.name: getattr(each, field.name) for field in fields(each)}
-    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+    return {
+        name: str(value) if isinstance(value, Scheme) else value
+        for name, value in values.items()
+        if isinstance(value, int | float | str | Scheme)
+    }
 
 
 def _bytes(value: ir.Value) -> int:

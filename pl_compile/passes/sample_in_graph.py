@@ -8,8 +8,9 @@ after:   logits, and next_token from logits, temperature, top_k, top_p and noise
     stays       = CumSum(Softmax(scaled), exclusive) < top_p    the first always does
     next_token  = ids[ArgMax(Where(stays, scaled + noise, minus infinity))]
 
-The largest of logits plus Gumbel noise is a draw from their softmax (arXiv:1611.00712), and with
-temperature 0 the noise is zero: the likeliest token. `runtime/sampling.py` does the same steps.
+The largest of logits plus Gumbel noise is a draw from their softmax (arXiv:1611.00712); with
+temperature 0 there is no noise, and it is the likeliest token. `runtime/sampling.py` does the
+same steps.
 """
 
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class SampleInGraph(GraphPass):
         axis = constant("axis", 1, np.int64)
         before = op("CumSum", shares, axis, name="before", exclusive=1)
         stays = op("Less", before, column(top_p, "top_p.column"), name="within_top_p")
-        noisy = op("Add", scaled, noise, name="noisy")
+        quiet = op("Where", column(is_greedy, "is_greedy.column"), zero, noise, name="noise")
+        noisy = op("Add", scaled, quiet, name="noisy")
         noisy = op("Where", stays, noisy, lowest, name="top_p")
         chosen = op("ArgMax", noisy, name="chosen", axis=-1, keepdims=1)
         token = op("GatherElements", ids, chosen, name="token", axis=-1)

@@ -20,13 +20,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.errors import ExportError
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
 # ONNX Runtime computes with 8-bit activations at this level, the fastest.
 _ACCURACY_LEVEL = 4
-_SMALLEST_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class UseBlockKernels(GraphPass):
         changed = False
         for node in list(model.graph):
             if is_op(node, "DequantizeLinear") and "block_size" in node.attributes:
-                changed = _lower(edit, node) or changed
+                _lower(edit, node)
+                changed = True
         edit.drop_unused()
         return changed
 
@@ -49,7 +48,7 @@ class UseBlockKernels(GraphPass):
         assert not any("block_size" in node.attributes for node in left)
 
 
-def _lower(edit: Edit, dequantize: ir.Node) -> bool:
+def _lower(edit: Edit, dequantize: ir.Node) -> None:
     stored, given = dequantize.inputs[:2]
     codes, scales = array_of(stored), array_of(given)
     assert stored is not None
@@ -60,13 +59,6 @@ def _lower(edit: Edit, dequantize: ir.Node) -> bool:
     )
     along = dequantize.attributes["axis"].as_int()
     block = dequantize.attributes["block_size"].as_int()
-    if block < _SMALLEST_BLOCK or block & (block - 1):
-        raise ExportError(
-            "choosing ONNX Runtime's kernels",
-            found=f"blocks of {block}",
-            expected=f"a power of 2, at least {_SMALLEST_BLOCK}",
-            fix="Choose another --block.",
-        )
     if along == 0:
         codes, scales = codes.T, scales.T
     outputs, inputs = codes.shape
@@ -91,7 +83,6 @@ def _lower(edit: Edit, dequantize: ir.Node) -> bool:
             )
         edit.replace(node, [taken])
     edit.graph.opset_imports["com.microsoft"] = 1
-    return True
 
 
 def _gather(

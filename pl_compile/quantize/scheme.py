@@ -36,6 +36,9 @@ class Scheme:
         """As the command line writes it."""
         return f"int{self.bits}"
 
+    def __str__(self) -> str:
+        return f"{self.name}, {f'blocks of {self.block}' if self.block else 'by channel'}"
+
     @property
     def largest(self) -> int:
         """Codes reach from one less than minus this to this."""

@@ -54,7 +54,8 @@ class LabelTrie:
             and all(token >= 0 for token in self.tokens[1:])
             and len(set(zip(self.parents, self.tokens, strict=True))) == nodes
             and len(self.ends) == len(self.labels)
-            and all(0 <= end < nodes for end in self.ends)
+            and all(0 < end < nodes for end in self.ends)
+            and set(range(nodes)) - set(self.parents) <= set(self.ends)  # each leaf ends a label
         )
         if not sound:
             raise ValueError("not a tree of labels")

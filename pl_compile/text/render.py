@@ -142,11 +142,12 @@ class Renderer:
     def has_fixed_answers(self) -> bool:
         """Whether an answer is the same tokens whatever the fields hold.
 
-        So it is behind text of the template. Behind a field, blanks at its end move into the
-        answer.
+        Behind a field, blanks at its end move into the answer; and where there is no text before,
+        empty fields make it the first.
         """
-        before = self.template.segments[self._answer_index - 1 : self._answer_index]
-        return bool(before) and isinstance(before[0], Text) and bool(before[0].text.strip())
+        before = self.template.segments[: self._answer_index]
+        texts = [isinstance(s, Text) and bool(s.text.strip(" ")) for s in before]
+        return any(texts) and (texts[-1] or isinstance(before[-1], Virtual))
 
     def label_trie(self, fields: Mapping[str, object] | None = None) -> LabelTrie:
         """The task's choices as a tree of tokens.

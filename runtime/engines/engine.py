@@ -88,7 +88,7 @@ class Engine(Protocol):
 
         Args:
             rows: in ascending order; one that stands there more than once is copied.
-            entries: no row holds more of them than this.
+            entries: how many of each row's are kept; what stands behind them is dropped.
         """
 
     def cached(self, length: int) -> Float32:

@@ -448,3 +448,6 @@ def test_probabilities_of_choices(plc: Any, work: Path) -> None:
     )
     assert "log-probability" in plc(*request, "--probabilities")[1]
     assert plc("generate", work / "bundle", "--input", "a", "--probabilities")[0] == 2
+    code, _, err = plc(*request, "--probabilities", "--max-tokens", "3")
+    assert code == 2
+    assert "--max-tokens does not go with --probabilities" in err

@@ -132,7 +132,9 @@ def _other_layout(bundle: Path) -> None:
 
 
 def _other_dtype(bundle: Path) -> None:
-    _change_manifest(bundle, lambda m: m["precision"].update(dtype="float16"))
+    path = task_folder(bundle, "tone") / FOLDED_NAME
+    prefix = read_folded(path)
+    write_folded(path, replace(prefix, identity=replace(prefix.identity, dtype="float16")))
 
 
 def _other_quantization(bundle: Path) -> None:

@@ -95,6 +95,22 @@ def test_the_batch_does_not_change_scores(bundle: Path) -> None:
         )
 
 
+def test_scores_on_torch_are_those_of_the_bundle(bundle: Path, tiny_bases: dict[str, Path]) -> None:
+    from pl_compile.text.tokenizer import Tokenizer
+    from pl_compile.training.reference import TorchEngine
+
+    engine = TorchEngine(tiny_bases["llama"], capacity=60, max_batch=3)
+    entries = read_bundle(bundle).entries
+    torch = Session.of_entries(Tokenizer.from_folder(bundle), entries, engine)
+    requests = [Request("tone", {"sentence": "cold"})]
+
+    (one,), (other,) = Session.open(bundle).score(requests), torch.score(requests)
+
+    np.testing.assert_allclose(
+        [s.log_probability for s in one], [s.log_probability for s in other], rtol=1e-4
+    )
+
+
 def test_a_session_goes_on_after_scoring(session: Session) -> None:
     requests = [Request("tone", {"sentence": "cold"}), Request("order", {"request": "off"})]
     before = session.generate(requests)
@@ -135,6 +151,8 @@ def test_a_label_that_the_cache_cannot_hold_is_refused(session: Session) -> None
         (lambda c: c.update(ends=[999, *c["ends"][1:]]), "damaged (not a tree of labels)"),
         (lambda c: c.update(tokens=c["tokens"][:-1]), "damaged (not a tree of labels)"),
         (lambda c: c.update(labels=["good", *c["labels"][1:]]), "labels ('good', 'negative'"),
+        (lambda c: c.update(ends=[0, *c["ends"][1:]]), "damaged (not a tree of labels)"),
+        (lambda c: c.update(tokens=[-1, 999, *c["tokens"][2:]]), "damaged (token 999, and 397 ids"),
         (lambda c: c.pop("ends"), "damaged ("),
     ],
 )
@@ -200,4 +218,4 @@ def test_answers_behind_a_field_are_not_fixed_and_are_made_anew(
         (scores,) = session.score([Request("tone", {"sentence": text})])
         assert sum(score.probability for score in scores) == pytest.approx(1.0)
     report = json.loads((bundle / "report.json").read_text())
-    assert "its answer stands right behind a field" in report["lint"][0]["findings"][-1]
+    assert "nothing but a field stands before its answer" in report["lint"][0]["findings"][-1]

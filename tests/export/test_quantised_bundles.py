@@ -281,6 +281,10 @@ def test_the_effect_on_the_task_is_in_the_report(exported: Exported, tmp_path: P
         ({"table_bits": 4}, "table_bits 4, and nothing is quantised"),
         ({"quantize": "int4", "block": -1}, "block -1, expected 0 or more"),
         ({"quantize": "int4", "table_bits": 5}, "table_bits 5, expected 0, 4 or 8"),
+        (
+            {"quantize": "int8", "activations": "int8", "table_bits": 4},
+            "activations int8 and table_bits 4: expected 0 or 8",
+        ),
         ({"activations": "int8"}, "activations int8, and weights none: expected int8"),
         (
             {"quantize": "int4", "activations": "int8"},
@@ -313,7 +317,7 @@ def test_data_without_quantisation_is_refused(tmp_path: Path) -> None:
     ("block", "said"),
     [
         (32, "48 inputs, blocks of 32; expected a block that divides the inputs"),
-        (24, "80 inputs, blocks of 24; expected a block that divides the inputs"),
+        (24, "blocks of 24; expected a power of 2, at least 16"),
         (8, "blocks of 8; expected a power of 2, at least 16"),
     ],
 )
@@ -358,3 +362,58 @@ def test_a_session_serves_rounded_weights(exported: Exported) -> None:
     answer = Session.open(result.bundle).generate([Request("tone", {"sentence": "cold"})])[0]
 
     assert answer.text in ("positive", "negative", "neutral")
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_a_bundle_that_disagrees_with_torch_within_its_limit_verifies(
+    exported: Exported, quantize: Any
+) -> None:
+    from pl_compile.driver.verify import verify_bundle
+
+    result = exported(options=BuildOptions(quantize, block=16))
+    assert result.passed == "passed"
+    if quantize == "int4":
+        assert any(parity.equal_tokens < parity.rows * parity.steps for parity in result.parity)
+
+    verified = verify_bundle(result.bundle)
+
+    assert verified.passed
+    assert [test.max_abs_difference for test in verified.selftests] == [0.0, 0.0, 0.0]
+
+
+def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answer(
+    block_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    from pl_compile.artifact.prompt_table import read_prompt_table
+    from pl_compile.driver.calibrate import MOST_EXAMPLES, calibration_prompts
+
+    base = block_bases["llama"]
+    table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
+    tokenizer = Tokenizer.from_folder(base)
+    learned = {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
+    tone = [{"taskname": "tone", "sentence": "a", "label": "positive"}] * MOST_EXAMPLES
+    ask: list[dict[str, Any]] = [
+        {"taskname": "ask", "question": "why?", "place": "b", "answer": answer}
+        for answer in ([], ["cold", "a bill"], "cold")
+    ]
+    paths = [write_jsonl(tmp_path / "tone.jsonl", tone), write_jsonl(tmp_path / "ask.jsonl", ask)]
+
+    rows = calibration_prompts(paths, learned, capacity=90, vocab=397)
+
+    asked = [ids for prompt, ids in rows if prompt is learned["ask"]]
+    assert len(rows) == MOST_EXAMPLES
+    assert len(asked) >= 2
+    short, long = (
+        calibration_prompts(paths[1:], learned, capacity=90, vocab=397)[n][1] for n in (0, 1)
+    )
+    assert len(short) < len(long)
+
+
+def test_calibration_names_the_example_that_does_not_fit(
+    exported: Exported, tmp_path: Path
+) -> None:
+    rows = [{"taskname": "tone", "sentence": "cold " * 90, "label": "positive"}]
+    data = write_jsonl(tmp_path / "examples.jsonl", rows)
+
+    with pytest.raises(DataError, match=r"calibrating on .*examples\.jsonl:1"):
+        exported(options=BuildOptions("int4", block=16), calibrate=(data,))

@@ -299,3 +299,51 @@ def test_where_nobody_says_how_much_memory_there_is_it_is_not_asked(
     monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
 
     assert export_bundle(request_).passed == "passed"
+
+
+def test_equal_prompts_under_two_names_are_alive(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+
+    base = tiny_bases["llama"]
+    path = random_table(base, tmp_path / "table.safetensors")
+    table = read_prompt_table(path)
+    tone = table.entry("tone")
+    twin = replace(tone, task=replace(tone.task, taskname="twin"))
+    write_prompt_table(replace(table, entries={"tone": tone, "twin": twin}), path)
+
+    result = export_bundle(ExportRequest(path, base, tmp_path / "bundle"))
+
+    assert result.passed == "passed"
+    report = json.loads((result.bundle / "report.json").read_text())
+    assert [row["other"] for row in report["checks"]["live"]] == [None, None]
+
+
+@pytest.mark.parametrize(("where", "found"), [("taken", "a file of that"), ("bundle/in", "inside")])
+def test_dumps_that_cannot_be_kept_are_refused_first(
+    request_: ExportRequest, tmp_path: Path, where: str, found: str
+) -> None:
+    from dataclasses import replace
+
+    from pl_compile.errors import ConfigError
+
+    (tmp_path / "taken").write_text("")
+
+    with pytest.raises(ConfigError, match=found):
+        export_bundle(replace(request_, dump_passes=tmp_path / where))
+
+
+def test_data_that_cannot_be_read_is_told_by_a_dry_run(
+    request_: ExportRequest, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from pl_compile.errors import DataError
+
+    options = BuildOptions("int8", block=0)
+
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        plan_export(replace(request_, options=options, evaluate=(tmp_path / "none.jsonl",)))

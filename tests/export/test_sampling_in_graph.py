@@ -8,7 +8,7 @@ import pytest
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.runtime.sampling import draw_in_graph, next_token
+from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
 from pl_compile.testing import random_table
 
 CANDIDATES = 50
@@ -95,6 +95,19 @@ def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> N
         ]
         different += int((tokens != np.asarray(expected)).sum())
     assert different == 0
+
+
+def test_a_temperature_of_zero_is_greedy_whatever_the_noise(
+    sessions: tuple[Session, Session],
+) -> None:
+    graph, _ = sessions
+    prompt = graph.prompts["tone"]
+    ids, zero = np.asarray([[5, 9, 7]]), np.zeros(1, np.int64)
+    loud = Draw(0.0, CANDIDATES, 1.0, np.linspace(0, 99, CANDIDATES).astype(np.float32))
+
+    logits, tokens = graph.engine.step_and_draw(ids, zero, zero + 2, [prompt], [loud])
+
+    assert tokens.tolist() == logits.argmax(-1).tolist()
 
 
 def test_the_hosts_noise_is_as_far_along_afterwards() -> None:
