@@ -17,7 +17,7 @@ from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
-from pl_compile.runtime.engines.engine import Engine, Float32, Int64
+from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
@@ -293,11 +293,13 @@ class Session:
     ) -> tuple[Float32, list[int | None]]:
         """Logits of each row, and its token where the graph has chosen it."""
         prompts = [row.prompt for row in rows]
-        draws = [row.draw(self.engine.candidates) for row in rows]
-        if not any(draws):
-            return self.engine.step(input_ids, past, last, prompts), [None] * len(rows)
+        engine = self.engine
+        candidates = engine.candidates if isinstance(engine, DrawingEngine) else 0
+        draws = [row.draw(candidates) for row in rows]
+        if not isinstance(engine, DrawingEngine) or not any(draws):
+            return engine.step(input_ids, past, last, prompts), [None] * len(rows)
         given = [draw or GREEDY for draw in draws]
-        logits, tokens = self.engine.step_and_draw(input_ids, past, last, prompts, given)
+        logits, tokens = engine.step_and_draw(input_ids, past, last, prompts, given)
         pairs = zip(draws, tokens.tolist(), strict=True)
         return logits, [token if draw else None for draw, token in pairs]
 

@@ -53,7 +53,6 @@ class TorchEngine:
         self.capacity = capacity or loaded.config.positions
         self.vocab = loaded.config.vocab
         self.max_batch = max_batch
-        self.candidates = 0
         self._caches: list[Any] = []
 
     def start(self, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
@@ -75,10 +74,6 @@ class TorchEngine:
             for index, (cache, prompt) in enumerate(zip(self._caches, prompts, strict=True))
         ]
         return np.stack(rows)
-
-    def step_and_draw(self, *_: object) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Nothing samples here: `candidates` is 0."""
-        raise NotImplementedError
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Keeps and copies caches, and drops the others; see `Engine.keep`."""

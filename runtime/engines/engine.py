@@ -5,7 +5,7 @@ to `max_batch` rows and stays where it is: bound once, written in place.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,11 @@ class Engine(Protocol):
         capacity: cache entries of a row: virtual and real tokens, given and generated.
         vocab: ids the base knows; `vocab + r` stands for row `r` of a prompt.
         max_batch: rows that can step together.
-        candidates: the likeliest tokens among which `step_and_draw` chooses; 0 where the graph does
-            not sample.
     """
 
     capacity: int
     vocab: int
     max_batch: int
-    candidates: int
 
     def start(self, prompts: Sequence["Prompt"]) -> Int64:
         """Begins a batch: places each row's prefix at the head of its cache.
@@ -65,6 +62,31 @@ class Engine(Protocol):
             step.
         """
 
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """Makes row `rows[i]` of the cache row `i`; the other rows are free afterwards.
+
+        Args:
+            rows: in ascending order; one that stands there more than once is copied.
+            entries: how many of each row's are kept; what stands behind them is dropped.
+        """
+
+    def cached(self, length: int) -> Float32:
+        """The first `length` entries of row 0: float32 `[layers, 2, kv_heads, length, head_dim]`.
+
+        As a prompt's `prefix_kv` takes them.
+        """
+
+
+@runtime_checkable
+class DrawingEngine(Engine, Protocol):
+    """An engine whose graph may choose the next token too.
+
+    Attributes:
+        candidates: the likeliest tokens among which it chooses; 0 where its graph does not sample.
+    """
+
+    candidates: int
+
     def step_and_draw(
         self,
         input_ids: Int64,
@@ -81,20 +103,6 @@ class Engine(Protocol):
             last_index: as in `step`.
             prompts: as in `step`.
             draws: of each row, with at most `candidates` as its `top_k`.
-        """
-
-    def keep(self, rows: Sequence[int], entries: int) -> None:
-        """Makes row `rows[i]` of the cache row `i`; the other rows are free afterwards.
-
-        Args:
-            rows: in ascending order; one that stands there more than once is copied.
-            entries: how many of each row's are kept; what stands behind them is dropped.
-        """
-
-    def cached(self, length: int) -> Float32:
-        """The first `length` entries of row 0: float32 `[layers, 2, kv_heads, length, head_dim]`.
-
-        As a prompt's `prefix_kv` takes them.
         """
 
 
