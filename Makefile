@@ -35,7 +35,7 @@ install: $(INSTALLED)
 # another build, TORCH= overrides the pin.
 TORCH ?= torch==2.13.0
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard runtime/kernels/*.cc runtime/kernels/*.h runtime/kernels/*.inc)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"

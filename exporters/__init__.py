@@ -2,9 +2,12 @@
 
 from pl_compile.errors import ExportError, unknown_name
 from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.native_cpu import NativeCpuExporter
 from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
 
-EXPORTERS: dict[str, Exporter] = {"onnx-cpu": OnnxCpuExporter()}
+EXPORTERS: dict[str, Exporter] = {
+    exporter.target: exporter for exporter in (OnnxCpuExporter(), NativeCpuExporter())
+}
 
 
 def exporter_for(target: str) -> Exporter:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import Scheme
+from pl_compile.weights.names import weight_shapes
 
 T = TypeVar("T")
 
@@ -20,12 +22,35 @@ def when(condition: bool, *items: T) -> Sequence[T]:
 
 
 def quantize_passes(
-    options: BuildOptions, moments: Moments | None, errors: list[WeightError]
+    options: BuildOptions,
+    moments: Moments | None,
+    errors: list[WeightError],
+    *,
+    native: bool = False,
 ) -> Sequence[GraphPass]:
-    """What rounds the weights as `options` ask for; nothing where they do not."""
+    """What rounds the weights as `options` ask for; nothing where they do not.
+
+    Args:
+        options: of the export.
+        moments: of the calibration's activations.
+        errors: gets what rounding did to each weight.
+        native: whether this project's kernels read them, which take float16 scales, and offsets.
+    """
     if options.quantize == "none":
         return ()
-    bits: Literal[4, 8] = 4 if options.table_bits == 4 else 8
-    tables = None if options.table_bits == 0 else Scheme(bits, options.scale_block)
-    products = Scheme(_BITS[options.quantize], options.scale_block)
-    return (QuantizeWeights(products, tables, moments, errors),)
+
+    def scheme(bits: Literal[4, 8]) -> Scheme:
+        return Scheme(bits, options.scale_block, offset=native and bits == 4, half=native)
+
+    tables = None if options.table_bits == 0 else scheme(4 if options.table_bits == 4 else 8)
+    return (QuantizeWeights(scheme(_BITS[options.quantize]), tables, moments, errors),)
+
+
+def check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
+    """Raises `ExportError` unless blocks divide the inputs of every weight."""
+    scheme = Scheme(_BITS[options.quantize], options.scale_block)
+    for name, shape in weight_shapes(config).items():
+        if len(shape) == 2 and name.startswith("layers."):
+            scheme.check(name, shape[0])
+        elif name in ("embedding.weight", "head.weight") and options.table_bits != 0:
+            scheme.check(name, shape[1])

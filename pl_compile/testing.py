@@ -33,7 +33,8 @@ def write_tiny_base(
         family: one of `FAMILIES`.
         seed: of the weights.
         tied: whether head and embedding are one table.
-        blocks: whether all widths are multiples of 16, the smallest block of quantised weights.
+        blocks: whether all widths are multiples of 32, and heads of 16: what quantised weights and
+            their kernels take.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -51,12 +52,12 @@ def write_tiny_base(
     if family == "llama":
         model = LlamaForCausalLM(
             LlamaConfig(
-                hidden_size=48 if blocks else 24,
+                hidden_size=96 if blocks else 24,
                 num_hidden_layers=2,
                 num_attention_heads=6,
                 num_key_value_heads=2,
                 head_dim=16 if blocks else 8,
-                intermediate_size=80 if blocks else 40,
+                intermediate_size=160 if blocks else 40,
                 max_position_embeddings=96,
                 initializer_range=0.1 if blocks else 0.3,
                 **common,
@@ -65,10 +66,10 @@ def write_tiny_base(
     else:
         model = GPT2LMHeadModel(
             GPT2Config(
-                n_embd=48 if blocks else 24,
+                n_embd=96 if blocks else 24,
                 n_layer=3,
                 n_head=3,
-                n_inner=80 if blocks else 56,
+                n_inner=160 if blocks else 56,
                 n_positions=96,
                 initializer_range=0.1 if blocks else 0.3,
                 **common,

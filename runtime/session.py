@@ -18,7 +18,7 @@ from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_na
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime import TARGETS, OnnxRuntimeEngine
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
@@ -88,12 +88,12 @@ class Session:
             )
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
-        if manifest.target != "onnx-cpu":
+        if manifest.target not in TARGETS:
             raise ArtifactError(
                 f"opening the bundle {bundle}",
                 found=f"target '{manifest.target}'",
-                expected="'onnx-cpu'",
-                fix="Export it again with --target onnx-cpu.",
+                expected=" or ".join(f"'{target}'" for target in TARGETS),
+                fix="Export it again with one of these as --target.",
             )
         if manifest.parity == "failed" and not allow_failed_parity:
             raise ArtifactError(

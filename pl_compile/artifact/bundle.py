@@ -41,7 +41,7 @@ from pl_compile.artifact.prompt_table import (
     entry_from_record,
 )
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.build import Activations, Quantization
+from pl_compile.config.build import Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
@@ -77,14 +77,12 @@ class Precision:
     Attributes:
         dtype: of activations and caches.
         quantization: of the weights: "none", "int8" or "int4".
-        activations: "int8" where products round their activations too, else "float".
         block: weights that share a scale, 0 for a channel; None where nothing is quantised.
         method: how the weights were rounded; None where nothing is quantised.
     """
 
     dtype: Literal["float32"] = "float32"
     quantization: Quantization = "none"
-    activations: Activations = "float"
     block: int | None = None
     method: str | None = None
 

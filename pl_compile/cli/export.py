@@ -53,13 +53,6 @@ from pl_compile.errors import ParityError, list_problems
     help="How weights are stored.",
 )
 @click.option(
-    "--activations",
-    type=click.Choice(["float", "int8"]),
-    default="float",
-    show_default=True,
-    help="Whether products of int8 weights round their activations too: the fastest.",
-)
-@click.option(
     "--block", type=int, help="Inputs that share a scale; 0 for one scale a channel. [default: 32]"
 )
 @click.option(
@@ -114,7 +107,6 @@ def command(
     prompts_mode: Any,
     capacity: int | None,
     quantize: Any,
-    activations: Any,
     block: int | None,
     table_bits: str | None,
     calibrate: tuple[Path, ...],
@@ -148,7 +140,6 @@ def command(
         capacity=capacity,
         options=BuildOptions(
             quantize=quantize,
-            activations=activations,
             block=block,
             table_bits=None if table_bits is None else int(table_bits),
             sampling=sampling,

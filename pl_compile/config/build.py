@@ -7,7 +7,6 @@ from pl_compile.config.contract import SamplingMode
 from pl_compile.errors import ConfigError, list_problems
 
 Quantization = Literal["none", "int8", "int4"]
-Activations = Literal["float", "int8"]
 FoldMode = Literal["auto", "always", "never"]
 
 # As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
@@ -22,8 +21,6 @@ class BuildOptions:
 
     Attributes:
         quantize: how the weights of the layers are stored.
-        activations: whether products round their activations too, where weights are int8 ("int8":
-            products of integers, one scale a channel), or take them as floats.
         block: inputs that share a scale; 0 for one scale a channel; `DEFAULT_BLOCK` if None.
         table_bits: of embedding and head where weights are quantised: 4, 8, or 0 to leave them
             floats; 8 if None.
@@ -32,7 +29,6 @@ class BuildOptions:
     """
 
     quantize: Quantization = "none"
-    activations: Activations = "float"
     block: int | None = None
     table_bits: int | None = None
     sampling: SamplingMode = "host"
@@ -45,15 +41,6 @@ class BuildOptions:
             for name, value in (("block", self.block), ("table_bits", self.table_bits)):
                 if value is not None:
                     problems.append(f"{name} {value}, and nothing is quantised")
-        if self.activations == "int8":
-            if self.quantize != "int8":
-                problems.append(f"activations int8, and weights {self.quantize}: expected int8")
-            if self.table_bits == 4:
-                problems.append("activations int8 and table_bits 4: expected 0 or 8")
-            if self.block:
-                problems.append(
-                    f"activations int8 and block {self.block}: expected 0, or none given"
-                )
         if self.block is not None and self.block < 0:
             problems.append(f"block {self.block}, expected 0 or more")
         if self.table_bits not in (None, 0, 4, 8):
@@ -68,6 +55,4 @@ class BuildOptions:
     @property
     def scale_block(self) -> int:
         """Inputs that share a scale; 0 for all of a channel."""
-        if self.activations == "int8":
-            return 0
         return DEFAULT_BLOCK if self.block is None else self.block

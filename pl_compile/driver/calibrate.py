@@ -88,10 +88,9 @@ def measure_moments(
     weights: Mapping[str, NDArray[np.float32]],
     rows: Sequence[tuple[TaskPrompt, Int64]],
     *,
-    products: bool = True,
     progress: Progress = SILENT,
 ) -> Moments:
-    """Reaches and second moments of what enters each product of the layers.
+    """Second moments of what enters each product of the layers.
 
     Args:
         exporter: of the target; its first passes decide which products there are.
@@ -99,7 +98,6 @@ def measure_moments(
         contract: of the graph that will be built; rows fit into its capacity.
         weights: float32 arrays by our names.
         rows: prompts and ids, as `calibration_prompts` makes them.
-        products: whether second moments are wanted too, which take memory and time.
         progress: who is told.
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0)
@@ -116,7 +114,7 @@ def measure_moments(
         engine = OnnxRuntimeEngine(
             Path(folder) / MODEL_NAME, contract, max_batch=1, watched=tuple(watched)
         )
-        sums = _Sums(products)
+        sums = _Sums()
         with progress.bar("calibrating", len(rows)) as bar:
             for prompt, ids in rows:
                 past = engine.start([prompt])
@@ -126,24 +124,18 @@ def measure_moments(
                     for output, seen in engine.watched():
                         sums.add(watched[output], seen[0])
                 bar.advance()
-    return Moments(sums.moments(), sums.reaches, sum(len(ids) for _, ids in rows))
+    return Moments(sums.moments(), sum(len(ids) for _, ids in rows))
 
 
 class _Sums:
     """Sums of `x x^T`, many tokens at a time: the sums are larger than what is added to them."""
 
-    def __init__(self, products: bool) -> None:
-        self._products = products
+    def __init__(self) -> None:
         self._waiting: dict[str, list[NDArray[np.float32]]] = {}
         self._sums: dict[str, NDArray[np.float64]] = {}
-        self.reaches: dict[str, NDArray[np.float32]] = {}
 
     def add(self, weight: str, seen: NDArray[np.float32]) -> None:
         """Adds the activations `[tokens, inputs]` that met a weight."""
-        reach = np.abs(seen).max(0)
-        self.reaches[weight] = np.maximum(self.reaches.get(weight, reach), reach)
-        if not self._products:
-            return
         waiting = self._waiting.setdefault(weight, [])
         waiting.append(seen)
         if sum(map(len, waiting)) >= _AT_ONCE:

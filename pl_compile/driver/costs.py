@@ -93,11 +93,10 @@ def base_cost(config: DecoderConfig, contract: GraphContract, options: BuildOpti
     bits = {"none": None, "int8": 8, "int4": 4}[options.quantize]
     table_bits = None if bits is None or options.table_bits == 0 else (options.table_bits or 8)
     block = options.scale_block
-    twice = options.activations == "int8" and config.tied and table_bits is not None
     per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * 4
     return BaseCost(
         parameters,
-        _bytes(products, bits, block) + (1 + twice) * _bytes(tables, table_bits, block) + 4 * rest,
+        _bytes(products, bits, block) + _bytes(tables, table_bits, block) + 4 * rest,
         operations,
         per_token,
         per_token * contract.capacity,

@@ -57,7 +57,6 @@ from pl_compile.passes.pipeline import PassRecord, run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
-from pl_compile.quantize.smooth import smooth
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
@@ -215,18 +214,12 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     clock.lap("read")
 
     moments = _calibrate(request, source, weights, progress)
-    smoothed = moments is not None and request.options.activations == "int8"
-    if moments is not None and smoothed:
-        progress.say("smoothing the activations")
-        weights = smooth(weights, _reaches(moments, source.config), source.config)
     clock.lap("calibrate")
     errors: list[WeightError] = []
     with folder_written_whole(request.output, is_ours=is_bundle) as staging:
         progress.say(f"building the graph for {request.target}, prompts {request.prompts}")
         (staging / "base").mkdir()
-        # What was smoothed has other activations than those that were measured.
-        rounding = None if smoothed else moments
-        passes = _build(request, source, weights, rounding, errors, staging / "base")
+        passes = _build(request, source, weights, moments, errors, staging / "base")
         clock.lap("graph")
         lint = lint_tasks(
             source.entries,
@@ -408,7 +401,6 @@ def _calibrate(
         source.contract,
         weights,
         rows,
-        products=request.options.activations == "float",
         progress=progress,
     )
 
@@ -439,34 +431,16 @@ def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
     return np.stack([np.pad(e.rows, ((0, rows - len(e.rows)), (0, 0))) for e in entries])
 
 
-def _reaches(moments: Moments, config: DecoderConfig) -> dict[str, NDArray[np.float32]]:
-    """The reach of each product's input by the name of its first weight: products were merged."""
-    stems = [
-        f"layers.{i}.{name}"
-        for i in range(config.layers)
-        for name in ("attention.q", "mlp.gate", "mlp.up", "mlp.down")
-    ]
-    return {
-        stem: reach
-        for stem in stems
-        for name, reach in moments.reaches.items()
-        if name == f"{stem}.weight" or name.startswith(f"{stem}_")
-    }
-
-
 def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
     if options.quantize == "none":
         return Precision()
     if moments is None:
         method = "round to nearest"
-    elif options.activations == "int8":
-        method = f"smoothed on {moments.tokens} tokens, round to nearest"
     else:
         method = f"GPTQ on {moments.tokens} tokens"
     return Precision(
         quantization=options.quantize,
         block=options.scale_block,
-        activations=options.activations,
         method=method,
     )
 

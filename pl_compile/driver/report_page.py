@@ -36,7 +36,7 @@ def report_page(report: dict[str, Any]) -> str:
         stored = precision["dtype"]
     else:
         shared = f"blocks of {precision['block']}" if precision["block"] else "one scale a channel"
-        stored += f", {shared}, {precision['method']}; activations: {precision['activations']}"
+        stored += f", {shared}, {precision['method']}"
     verdict = {"passed": "good", "failed": "bad"}.get(report["parity"], "note")
     parts = [
         f"<h1>{escape(report['base']['name'])} for {escape(report['target'])}</h1>",

@@ -30,13 +30,22 @@ class Edit:
         name: str,
         *,
         domain: str = "",
+        overload: str = "",
         outputs: int = 1,
         **attributes: Any,
     ) -> tuple[ir.Value, ...]:
         """Puts a node before another one and returns its outputs."""
         names = [f"{name}/out"] if outputs == 1 else [f"{name}.{i}/out" for i in range(outputs)]
         values = [ir.val(output) for output in names]
-        node = ir.node(op_type, inputs, attributes, domain=domain, name=name, outputs=values)
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            domain=domain,
+            overload=overload,
+            name=name,
+            outputs=values,
+        )
         self.graph.insert_before(before, node)
         return tuple(node.outputs)
 

@@ -4,8 +4,12 @@ before:  y = MatMul(x, w)                       w float32 [inputs, outputs]
 after:   y = MatMul(x, DequantizeLinear(codes, scales))
 
 codes are int8 or int4 [inputs, outputs], scales float32 [inputs / block, outputs], without zero
-points: what ONNX Runtime and TensorRT both take. Tables of the vocabulary, [vocab, hidden], are
-quantised along hidden, for the embedding and for the head alike.
+points: what ONNX Runtime and TensorRT both take. With offsets, which neither has a node for:
+
+after:   y = MatMul(x, plc::DequantizeBlocks(codes, scales, lows))
+
+Tables of the vocabulary, [vocab, hidden], are quantised along hidden, for the embedding and for the
+head alike.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.quantize.gptq import gptq
@@ -32,7 +37,7 @@ class WeightError:
         bits: that it is stored in.
         relative_error: of the weight: the norm of the difference over the norm.
         relative_output_error: of its products with the calibration's activations; None without.
-        bytes: of codes and scales.
+        bytes: of codes, scales and offsets.
     """
 
     weight: str
@@ -115,18 +120,28 @@ class QuantizeWeights(GraphPass):
         else:
             quantized = gptq(weight, scheme, moment)
         self.errors.append(_error(name, weight, quantized, moment))
-        codes, scales = quantized.codes, quantized.scales
+        codes, grid = quantized.codes, [quantized.grid.scales]
+        if quantized.grid.lows is not None:
+            grid.append(quantized.grid.lows)
         if along == 1:
-            codes, scales = codes.T, scales.T
+            codes, grid = codes.T, [numbers.T for numbers in grid]
         kind = np.int8 if scheme.bits == 8 else ml_dtypes.int4
         stored = edit.initializer(f"{name}.codes", np.ascontiguousarray(codes).astype(kind))
         attributes: dict[str, Any] = {"axis": along, "block_size": scheme.block}
         if not scheme.block:
             attributes = {"axis": 1 - along}
-            scales = quantized.scales[0]
-        given = edit.initializer(f"{name}.scales", np.ascontiguousarray(scales))
+            grid = [numbers.reshape(-1) for numbers in grid]
+        given = [
+            edit.initializer(f"{name}.{what}", np.ascontiguousarray(numbers))
+            for what, numbers in zip(("scales", "lows"), grid, strict=False)
+        ]
         (result,) = edit.insert(
-            node, "DequantizeLinear", [stored, given], f"{name}.dequantized", **attributes
+            node,
+            "DequantizeBlocks" if scheme.offset else "DequantizeLinear",
+            [stored, *given],
+            f"{name}.dequantized",
+            domain=PLC_DOMAIN if scheme.offset else "",
+            **attributes,
         )
         return result
 
@@ -141,11 +156,12 @@ def _error(
         wrong = np.einsum("io,io->", difference, moment.astype(np.float32) @ difference)
         whole = np.einsum("io,io->", weight, moment.astype(np.float32) @ weight)
         of_output = float(np.sqrt(max(0.0, float(wrong)) / max(1e-12, float(whole))))
-    bits = quantized.scheme.bits
+    scheme, grid = quantized.scheme, quantized.grid
+    numbers = grid.scales.size + (0 if grid.lows is None else grid.lows.size)
     return WeightError(
         name,
-        bits,
+        scheme.bits,
         float(np.linalg.norm(difference) / max(1e-12, float(np.linalg.norm(weight)))),
         of_output,
-        quantized.codes.size * bits // 8 + quantized.scales.nbytes,
+        quantized.codes.size * scheme.bits // 8 + numbers * (2 if scheme.half else 4),
     )

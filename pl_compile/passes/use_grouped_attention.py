@@ -22,6 +22,7 @@ from pl_compile.config.contract import INPUT_IDS, PAST_LENGTHS
 from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, is_op
 from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.heads import before_heads, behind_heads, common_product
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class UseGroupedAttention(GraphPass):
 
     def _replace(self, edit: Edit, node: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> None:
         query, key, value, past_key, past_value, _ = node.inputs
-        flat, tables = zip(*(_before_heads(v) for v in (query, key, value)), strict=True)
-        packed = _packed(flat)
+        flat, tables = zip(*(before_heads(v) for v in (query, key, value)), strict=True)
+        packed = common_product(flat)
         given = [packed, None, None] if packed is not None else list(flat)
         rotary = tables[0]
         z, present_key, present_value = edit.insert(
@@ -70,8 +71,7 @@ class UseGroupedAttention(GraphPass):
             kv_num_heads=self.kv_heads,
             do_rotary=int(bool(rotary)),
         )
-        turned = _only_user(node.outputs[0], "Transpose")
-        joined = _only_user(turned.outputs[0], "Reshape")
+        turned, joined = behind_heads(node.outputs[0])
         edit.replace(joined, [z])
         edit.graph.remove(turned, safe=True)
         edit.replace(node, [node.outputs[0], present_key, present_value])
@@ -90,38 +90,3 @@ def _lengths(edit: Edit, model: ir.Model) -> tuple[ir.Value, ir.Value]:
     (last,) = edit.insert(first, "Cast", [last], "grouped.last_entry.int32", to=kind)
     (longest,) = edit.insert(first, "Cast", [longest], "grouped.longest.int32", to=kind)
     return last, longest
-
-
-def _before_heads(value: ir.Value | None) -> tuple[ir.Value, list[ir.Value | None]]:
-    """What was split into heads, and the tables of its rotary positions, if it has some."""
-    assert value is not None
-    node = value.producer()
-    tables: list[ir.Value | None] = []
-    if is_op(node, "RotaryEmbedding"):
-        assert node is not None
-        tables = list(node.inputs[1:3])
-        assert node.inputs[0] is not None
-        node = node.inputs[0].producer()
-    assert is_op(node, "Transpose")
-    assert node is not None
-    assert node.inputs[0] is not None
-    split = node.inputs[0].producer()
-    assert is_op(split, "Reshape")
-    assert split is not None
-    assert split.inputs[0] is not None
-    return split.inputs[0], tables
-
-
-def _packed(parts: tuple[ir.Value, ...]) -> ir.Value | None:
-    """The product that q, k and v are parts of, in this order; None if there is none."""
-    producers = {value.producer() for value in parts}
-    node = producers.pop()
-    if producers or node is None or not is_op(node, "Split") or tuple(node.outputs) != parts:
-        return None
-    return node.inputs[0]
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node:
-    (user,) = [user for user, _ in value.uses()]
-    assert is_op(user, op_type)
-    return user

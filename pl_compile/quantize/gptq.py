@@ -7,7 +7,7 @@ such activations are closer to the weight's than those of the nearest codes, at 
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.quantize.scheme import Quantized, Scheme, best_scales, codes_of
+from pl_compile.quantize.scheme import Grid, Quantized, Scheme, best_grid
 
 Float32 = NDArray[np.float32]
 
@@ -16,7 +16,7 @@ _DAMPING = 0.01
 
 
 def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quantized:
-    """Codes and scales of a weight that are good for the activations it meets.
+    """Codes and grids of a weight that are good for the activations it meets.
 
     Args:
         weight: float32 `[inputs, outputs]`.
@@ -29,21 +29,22 @@ def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quanti
     spread = _spreading(moment)
     importance = np.diagonal(moment).astype(np.float32)
     codes = np.empty((inputs, outputs), np.int8)
-    scales = np.empty((inputs // block, outputs), np.float32)
-    for number, start in enumerate(range(0, inputs, block)):
+    grids = []
+    for start in range(0, inputs, block):
         end = start + block
         part = slice(start, end)
-        (scale,) = best_scales(work[None, part], scheme, importance[None, part])
-        scales[number] = scale
+        grid = best_grid(work[None, part], scheme, importance[None, part])
+        grids.append(grid)
         # Inside the block errors are spread one by one, over all that follow it at its end.
         errors = np.empty((block, outputs), np.float32)
         for k in range(start, end):
-            codes[k] = codes_of(work[k], scale, scheme)
-            error = (work[k] - codes[k] * scale) / spread[k, k]
+            codes[k] = grid.codes(work[k], 0, scheme)
+            error = (work[k] - grid.values(codes[k], 0)) / spread[k, k]
             work[k + 1 : end] -= np.outer(spread[k, k + 1 : end], error)
             errors[k - start] = error
         work[end:] -= spread[start:end, end:].T @ errors
-    return Quantized(codes, scales, scheme)
+    lows = np.concatenate([g.lows for g in grids if g.lows is not None]) if scheme.offset else None
+    return Quantized(codes, Grid(np.concatenate([g.scales for g in grids]), lows), scheme)
 
 
 def _spreading(moment: NDArray[np.float64]) -> Float32:

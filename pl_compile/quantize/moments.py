@@ -13,10 +13,8 @@ class Moments:
 
     Attributes:
         by_weight: name of a weight → float64 `[inputs, inputs]`, the sum of `x x^T`.
-        reaches: name of a weight → float32 `[inputs]`, the largest absolute value of each input.
         tokens: how many tokens were seen.
     """
 
     by_weight: Mapping[str, NDArray[np.float64]]
-    reaches: Mapping[str, NDArray[np.float32]]
     tokens: int

@@ -1,7 +1,9 @@
-"""How weights become a few bits: symmetric integers that share a scale by blocks of inputs.
+"""How weights become a few bits: signed integers that share a scale by blocks of inputs.
 
 A weight is `[inputs, outputs]`. `codes * scale` stands for it, without a zero point, as TensorRT
-wants it and as ONNX's DequantizeLinear computes it.
+wants it and as ONNX's DequantizeLinear computes it; or `codes * scale + low`, where a scheme has
+offsets: then a block of weights that lie on a line of 16 steps (llama.cpp's Q4_1, which many small
+bases were published in) is kept as it is.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,10 @@ from pl_compile.errors import ExportError
 
 Float32 = NDArray[np.float32]
 
-# The scale of a block is tried at these parts of the one that reaches its largest weight: with few
+# The smallest number above 0 that float16 has.
+_LEAST_HALF = 6e-8
+
+# The grid of a block is tried at these parts of the one that reaches its largest weight: with few
 # codes, a little less than everything in reach is a smaller error for the many that are smaller.
 _TRIED = {4: np.linspace(0.7, 1.0, 7, dtype=np.float32), 8: np.ones(1, np.float32)}
 
@@ -26,10 +31,14 @@ class Scheme:
     Attributes:
         bits: 4 or 8, of a signed code.
         block: how many inputs share a scale, for each output; 0 for all of them (by channel).
+        offset: whether each block has an offset too.
+        half: whether scales and offsets are rounded to float16.
     """
 
     bits: Literal[4, 8]
     block: int
+    offset: bool = False
+    half: bool = False
 
     @property
     def name(self) -> str:
@@ -37,7 +46,8 @@ class Scheme:
         return f"int{self.bits}"
 
     def __str__(self) -> str:
-        return f"{self.name}, {f'blocks of {self.block}' if self.block else 'by channel'}"
+        blocks = f"blocks of {self.block}" if self.block else "by channel"
+        return f"{self.name}, {blocks}{' with offsets' if self.offset else ''}"
 
     @property
     def largest(self) -> int:
@@ -60,28 +70,63 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What the codes of some blocks stand for.
+
+    Attributes:
+        scales: float32 `[blocks, outputs]`, above 0.
+        lows: offsets, float32 `[blocks, outputs]`; None where a scheme has none.
+    """
+
+    scales: Float32
+    lows: Float32 | None
+
+    def codes(self, weight: Float32, block: int, scheme: Scheme) -> NDArray[np.int8]:
+        """The codes nearest to a block's weights.
+
+        Args:
+            weight: float32 `[..., outputs]`, all of one block.
+            block: which.
+            scheme: what to store them in.
+        """
+        centred = weight if self.lows is None else weight - self.lows[block]
+        nearest = np.rint(centred / self.scales[block])
+        within = np.clip(nearest, -scheme.largest - 1, scheme.largest)
+        codes: NDArray[np.int8] = within.astype(np.int8)
+        return codes
+
+    def values(self, codes: NDArray[np.int8], block: int) -> Float32:
+        """float32 of the shape of `codes`, all of one block: what they stand for."""
+        values: Float32 = codes * self.scales[block]
+        return values if self.lows is None else values + self.lows[block]
+
+
+@dataclass(frozen=True)
 class Quantized:
     """A weight in a few bits.
 
     Attributes:
         codes: int8 `[inputs, outputs]`, in the reach of `scheme`.
-        scales: float32 `[inputs / block, outputs]`, above 0.
+        grid: scales and offsets of its blocks.
         scheme: what it is stored in.
     """
 
     codes: NDArray[np.int8]
-    scales: Float32
+    grid: Grid
     scheme: Scheme
 
     def dequantized(self) -> Float32:
         """float32 `[inputs, outputs]`: what the codes stand for."""
         inputs, outputs = self.codes.shape
-        blocks = self.codes.reshape(len(self.scales), -1, outputs)
-        return (blocks * self.scales[:, None]).reshape(inputs, outputs).astype(np.float32)
+        blocks = self.codes.reshape(len(self.grid.scales), -1, outputs)
+        values = blocks * self.grid.scales[:, None]
+        if self.grid.lows is not None:
+            values = values + self.grid.lows[:, None]
+        return values.reshape(inputs, outputs).astype(np.float32)
 
 
 def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
-    """The codes nearest to a weight, with the scale of each block that gives the least error.
+    """The codes nearest to a weight, on the grid of each block that gives the least error.
 
     Args:
         weight: float32 `[inputs, outputs]`.
@@ -89,37 +134,53 @@ def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
     """
     inputs, outputs = weight.shape
     blocks = weight.reshape(-1, scheme.block_of(inputs), outputs)
-    scales = best_scales(blocks, scheme)
-    codes = codes_of(blocks, scales[:, None], scheme)
-    return Quantized(codes.reshape(inputs, outputs), scales, scheme)
+    grid = best_grid(blocks, scheme)
+    codes = np.stack([grid.codes(block, number, scheme) for number, block in enumerate(blocks)])
+    return Quantized(codes.reshape(inputs, outputs), grid, scheme)
 
 
-def best_scales(blocks: Float32, scheme: Scheme, importance: Float32 | None = None) -> Float32:
-    """The scale of each block with the smallest squared error.
+def best_grid(blocks: Float32, scheme: Scheme, importance: Float32 | None = None) -> Grid:
+    """The grid of each block with the smallest squared error.
 
     Args:
         blocks: float32 `[blocks, block, outputs]`.
         scheme: what to store them in.
         importance: float32 `[blocks, block]`: how much an error of each input counts; alike if
             None.
-
-    Returns:
-        float32 `[blocks, outputs]`.
     """
-    reach = np.maximum(np.abs(blocks).max(1), 1e-12) / scheme.largest
-    best, least = reach, np.full(reach.shape, np.inf, np.float32)
-    for part in _TRIED[scheme.bits]:
-        scales = reach * part
-        error = (codes_of(blocks, scales[:, None], scheme) * scales[:, None] - blocks) ** 2
-        total = error.sum(1) if importance is None else np.einsum("bko,bk->bo", error, importance)
-        better = total < least
-        best, least = np.where(better, scales, best), np.where(better, total, least)
-    scaled: Float32 = best.astype(np.float32)
-    return scaled
+    tried = _TRIED[scheme.bits]
+    best = _grid(blocks, scheme, tried[-1])
+    least = np.full(best.scales.shape, np.inf, np.float32)
+    scales, lows = best.scales.copy(), None if best.lows is None else best.lows.copy()
+    for part in tried:
+        grid = _grid(blocks, scheme, part)
+        for number, block in enumerate(blocks):
+            off = grid.values(grid.codes(block, number, scheme), number) - block
+            weighed = 1.0 if importance is None else importance[number][:, None]
+            total = (off**2 * weighed).sum(0)
+            better = total < least[number]
+            least[number][better] = total[better]
+            scales[number][better] = grid.scales[number][better]
+            if lows is not None and grid.lows is not None:
+                lows[number][better] = grid.lows[number][better]
+    return Grid(scales, lows)
 
 
-def codes_of(weight: Float32, scales: Float32, scheme: Scheme) -> NDArray[np.int8]:
-    """The nearest codes, int8, in the shape of `weight`; `scales` is broadcast to it."""
-    nearest = np.rint(weight / scales)
-    codes: NDArray[np.int8] = np.clip(nearest, -scheme.largest - 1, scheme.largest).astype(np.int8)
-    return codes
+def _grid(blocks: Float32, scheme: Scheme, part: float) -> Grid:
+    """The grid that reaches a part of each block's range."""
+    lows = None
+    if scheme.offset:
+        least, most = blocks.min(1), blocks.max(1)
+        scales = part * (most - least) / (2 * scheme.largest + 1)
+    else:
+        scales = part * np.abs(blocks).max(1) / scheme.largest
+    scales = _stored(np.maximum(scales, _LEAST_HALF if scheme.half else 1e-12), scheme)
+    if scheme.offset:
+        # The middle of the codes' reach, which is half a step below 0, is put on the range's.
+        lows = _stored((least + most) / 2 + scales / 2, scheme)
+    return Grid(scales, lows)
+
+
+def _stored(values: Float32, scheme: Scheme) -> Float32:
+    stored = values.astype(np.float16) if scheme.half else values
+    return stored.astype(np.float32)

@@ -7,6 +7,8 @@
 """
 
 import json
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +31,19 @@ class Tokenizer:
 
     def __init__(self, text: str, *, name: str = "tokenizer.json") -> None:
         self.text = text
+        # Whether special tokens are parsed is a switch of the library's object. One object is
+        # switched: each takes some 30 MiB and most of a runtime's time to start.
+        self._switching = threading.Lock()
         try:
-            self._markup = HfTokenizer.from_str(text)
-            self._plain_opening = HfTokenizer.from_str(text)
-            self._plain_continuing = HfTokenizer.from_str(_without_prefix(text))
-            self._markup_continuing = HfTokenizer.from_str(_without_prefix(text))
+            self._opening = HfTokenizer.from_str(text)
+            self._continuing = (
+                HfTokenizer.from_str(_without_prefix(text)) if _may_prefix(text) else self._opening
+            )
         except Exception as error:  # the library raises bare Exception
             raise ArtifactError(
                 f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
             ) from error
-        for tokenizer in (self._plain_opening, self._plain_continuing):
-            tokenizer.encode_special_tokens = True
-        for tokenizer in (
-            self._markup,
-            self._markup_continuing,
-            self._plain_opening,
-            self._plain_continuing,
-        ):
+        for tokenizer in (self._opening, self._continuing):
             # Settings of whoever saved the file; lengths are the renderer's business.
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -71,30 +69,32 @@ class Tokenizer:
             opens: whether it is the first text of its sequence.
             markup: whether special tokens in it are parsed (templates) or are characters (data).
         """
-        if markup:
-            tokenizer = self._markup if opens else self._markup_continuing
-        else:
-            tokenizer = self._plain_opening if opens else self._plain_continuing
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encoding(text, opens=opens, markup=markup).ids
         return ids
 
     def head(self, text: str, keep: int) -> str:
         """The start of a data text that its first `keep` tokens cover, in whole characters."""
-        offsets = self._plain_continuing.encode(text, add_special_tokens=False).offsets
+        offsets = self._encoding(text, opens=False, markup=False).offsets
         return text if keep >= len(offsets) else text[: offsets[keep][0]]
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids, special tokens left out."""
-        text: str = self._markup.decode(ids, skip_special_tokens=True)
+        text: str = self._opening.decode(ids, skip_special_tokens=True)
         return text
 
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
-        return str(self._markup.id_to_token(token_id))
+        return str(self._opening.id_to_token(token_id))
 
     def stream(self) -> "TextStream":
         """A decoder for ids that arrive one by one."""
-        return TextStream(self._markup)
+        return TextStream(self._opening)
+
+    def _encoding(self, text: str, *, opens: bool, markup: bool) -> Any:
+        tokenizer = self._opening if opens else self._continuing
+        with self._switching:
+            tokenizer.encode_special_tokens = not markup
+            return tokenizer.encode(text, add_special_tokens=False)
 
 
 class TextStream:
@@ -107,6 +107,20 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is unfinished."""
         return self._stream.step(self._tokenizer, token_id) or ""
+
+
+def _may_prefix(text: str) -> bool:
+    """Whether anything in the file can put a blank before a text.
+
+    Looks at the two parts that can. Reading all of a file of megabytes takes longer than a step.
+    """
+    parts = []
+    for key in ("normalizer", "pre_tokenizer"):
+        # Inside a text of the file the quotes would be escaped: this is the key.
+        found = re.search(rf'"{key}"\s*:\s*', text)
+        if found is not None:
+            parts.append(json.dumps(json.JSONDecoder().raw_decode(text, found.end())[0]))
+    return re.search(r'"(Prepend|Metaspace)"|"add_prefix_space": true', "".join(parts)) is not None
 
 
 def _without_prefix(text: str) -> str:

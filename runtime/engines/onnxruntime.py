@@ -27,12 +27,16 @@ from pl_compile.config.contract import (
 )
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.kernels import library_path
 from pl_compile.runtime.sampling import GREEDY, Draw
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
 # library loads, and its documents name both variables.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
+
+# What this engine runs of the compiler's targets.
+TARGETS = ("onnx-cpu", "native-cpu")
 
 _CPU = ("cpu", 0)
 
@@ -78,6 +82,9 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        kernels = library_path()
+        if kernels is not None:
+            options.register_custom_ops_library(str(kernels))
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]

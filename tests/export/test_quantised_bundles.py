@@ -123,16 +123,6 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_products_of_integers_stay_near_torch(exported: Exported, family: str) -> None:
-    result = exported(family, options=BuildOptions("int8", activations="int8"))
-
-    assert result.passed == "passed"
-    assert max(parity.relative_difference for parity in result.parity) < 0.09
-    precision = read_bundle(result.bundle).manifest.precision
-    assert (precision.quantization, precision.activations, precision.block) == ("int8", "int8", 0)
-
-
 def test_tables_can_stay_floats_or_take_four_bits(exported: Exported) -> None:
     sizes = {}
     for bits in (0, 8, 4):
@@ -169,37 +159,6 @@ def test_gptq_moves_products_less_than_the_nearest_codes_do(
     assert len(measured) == 8
     better = [e for e in measured if e["relative_output_error"] < e["relative_error"]]
     assert len(better) >= 7
-
-
-def test_products_of_integers_are_smoothed_where_there_is_data(
-    exported: Exported, tmp_path: Path
-) -> None:
-    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(40))
-    options = BuildOptions("int8", activations="int8")
-
-    result = exported(options=options, calibrate=(data,), tasks=("tone", "ask"))
-
-    method = read_bundle(result.bundle).manifest.precision.method
-    assert method is not None
-    assert method.startswith("smoothed on ")
-    assert method.endswith(" tokens, round to nearest")
-    assert max(parity.relative_difference for parity in result.parity) < 0.09
-
-
-def test_heads_that_the_kernel_does_not_rotate_keep_float_activations(
-    tiny_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    base = tiny_bases["llama"]
-    table = random_table(base, tmp_path / "table.safetensors")
-    options = BuildOptions("int8", activations="int8")
-
-    with pytest.raises(ExportError) as error:
-        export_bundle(ExportRequest(table, base, tmp_path / "bundle", options=options))
-
-    assert str(error.value) == (
-        "choosing ONNX Runtime's kernels: activations int8, and heads of 8 with rotary positions; "
-        "expected heads of a multiple of 16. Leave the activations floats."
-    )
 
 
 def test_moments_are_those_of_what_enters_each_product(
@@ -242,8 +201,6 @@ def test_moments_are_those_of_what_enters_each_product(
         for i in (0, 1)
         for part in ("attention.q_k_v", "attention.o", "mlp.gate_up", "mlp.down")
     }
-    reach = moments.reaches["layers.1.mlp.down.weight"]
-    np.testing.assert_allclose(reach, np.abs(seen[0]).max(0), rtol=1e-3, atol=1e-5)
     expected = seen[0].T @ seen[0]
     found = moments.by_weight["layers.1.mlp.down.weight"]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
@@ -281,19 +238,6 @@ def test_the_effect_on_the_task_is_in_the_report(exported: Exported, tmp_path: P
         ({"table_bits": 4}, "table_bits 4, and nothing is quantised"),
         ({"quantize": "int4", "block": -1}, "block -1, expected 0 or more"),
         ({"quantize": "int4", "table_bits": 5}, "table_bits 5, expected 0, 4 or 8"),
-        (
-            {"quantize": "int8", "activations": "int8", "table_bits": 4},
-            "activations int8 and table_bits 4: expected 0 or 8",
-        ),
-        ({"activations": "int8"}, "activations int8, and weights none: expected int8"),
-        (
-            {"quantize": "int4", "activations": "int8"},
-            "activations int8, and weights int4: expected int8",
-        ),
-        (
-            {"quantize": "int8", "activations": "int8", "block": 32},
-            "activations int8 and block 32: expected 0, or none given",
-        ),
         ({"candidates": 9}, "candidates 9, and the host samples"),
         ({"sampling": "graph", "candidates": 0}, "candidates 0, expected 1 or more"),
     ],
@@ -316,7 +260,7 @@ def test_data_without_quantisation_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "said"),
     [
-        (32, "48 inputs, blocks of 32; expected a block that divides the inputs"),
+        (64, "96 inputs, blocks of 64; expected a block that divides the inputs"),
         (24, "blocks of 24; expected a power of 2, at least 16"),
         (8, "blocks of 8; expected a power of 2, at least 16"),
     ],

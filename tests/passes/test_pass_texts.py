@@ -11,7 +11,6 @@ from pl_compile.config.contract import LOGITS
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.graph.blocks import split_heads
 from pl_compile.graph.builder import GraphBuilder
-from pl_compile.passes.flatten_tokens import FlattenTokens
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
@@ -20,8 +19,9 @@ from pl_compile.passes.pipeline import model_text, run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
+from pl_compile.passes.use_block_products import UseBlockProducts
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
-from pl_compile.passes.use_integer_products import UseIntegerProducts
+from pl_compile.passes.use_packed_attention import UsePackedAttention
 from pl_compile.quantize.scheme import Scheme
 
 GRAPHS: dict[str, Callable[[], ir.Model]] = {}
@@ -143,29 +143,12 @@ def attention_of(g: GraphBuilder, *, rotary: bool) -> None:
 
 
 @graph
-def a_layer(g: GraphBuilder) -> None:
-    """What `FlattenTokens` looks for: an entry, one attention, an exit."""
-    ids = g.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
-    last = g.input("last", ir.DataType.INT64, ["batch", 1])
-    more = [g.input(name, ir.DataType.FLOAT, ["batch", 1, 80, 16]) for name in ("pk", "pv")]
-    more += [g.input(name, ir.DataType.INT32, ["batch"]) for name in ("last_entry", "longest")]
-    x = g.op("Gather", [g.weight("embedding.weight"), ids], "prompt.join")
-    w = g.initializer("wide", np.ones((16, 64), np.float32))
-    qkv = g.op("MatMul", [x, w], "qkv")
-    y, pk, pv = g.ops(
-        "GroupQueryAttention",
-        [qkv, None, None, *more],
-        "a.grouped",
-        domain="com.microsoft",
-        outputs=3,
-        num_heads=2,
-        kv_num_heads=1,
-    )
-    narrow = g.initializer("narrow", np.ones((32, 16), np.float32))
-    x = g.op("Add", [x, g.op("MatMul", [y, narrow], "o")], "residual")
-    x = g.op("GatherND", [x, last], "last_token", batch_dims=1)
-    for value, name in ((x, "y"), (pk, "present_k"), (pv, "present_v")):
-        g.output(value, name, ir.DataType.FLOAT, [])
+def swiglu(g: GraphBuilder) -> None:
+    x = g.input("x", ir.DataType.FLOAT, ["batch", "seq", 16])
+    gate, up = (g.op("MatMul", [x, g.weight("a.q.weight")], f"a.{name}") for name in ("gate", "up"))
+    gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], "a.sigmoid")], "a.silu")
+    y = g.op("Mul", [gate, up], "a.product")
+    g.output(y, "y", ir.DataType.FLOAT, ["batch", "seq", 16])
 
 
 @graph
@@ -182,7 +165,9 @@ def residual_norms(g: GraphBuilder) -> None:
 
 INT4, INT8 = Scheme(4, 16), Scheme(8, 16)
 QUANTIZED = [QuantizeWeights(INT4, INT8)]
-BY_CHANNEL = [QuantizeWeights(Scheme(8, 0), Scheme(8, 0))]
+NATIVE = [
+    QuantizeWeights(Scheme(4, 16, offset=True, half=True), Scheme(8, 16, half=True)),
+]
 CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("merge_products", "products", [], MergeProducts()),
     ("merge_biased_products", "biased_products", [], MergeProducts()),
@@ -191,9 +176,12 @@ CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("quantize_tables", "tied_table", [], QuantizeWeights(INT4, INT8)),
     ("use_block_kernels", "one_product", [*QUANTIZED], UseBlockKernels()),
     ("use_block_kernels_for_tables", "tied_table", [*QUANTIZED], UseBlockKernels()),
-    ("flatten_tokens", "a_layer", [], FlattenTokens(16, 64)),
-    ("use_integer_products", "one_product", [*BY_CHANNEL], UseIntegerProducts()),
-    ("use_integer_products_for_tables", "tied_table", [*BY_CHANNEL], UseIntegerProducts()),
+    ("quantize_with_offsets", "one_product", [], *NATIVE),
+    ("use_block_products", "one_product", [*NATIVE], UseBlockProducts()),
+    ("use_block_products_for_tables", "tied_table", [*NATIVE], UseBlockProducts()),
+    ("use_gated_block_products", "swiglu", [MergeProducts(), *NATIVE], UseBlockProducts()),
+    ("use_packed_attention", "rotary_attention", [], UsePackedAttention(2, 1)),
+    ("use_packed_attention_without_rotary", "plain_attention", [], UsePackedAttention(2, 1)),
     ("use_grouped_attention", "rotary_attention", [], UseGroupedAttention(2, 1)),
     ("use_grouped_attention_without_rotary", "plain_attention", [], UseGroupedAttention(2, 1)),
     ("fuse_residual_norms", "residual_norms", [], FuseResidualNorms()),
@@ -211,8 +199,6 @@ def test_a_pass_turns_one_text_into_the_other(
     golden: Callable[[str, str], None],
 ) -> None:
     model = GRAPHS[graph]()
-    if graph == "a_layer":
-        model.graph.opset_imports["com.microsoft"] = 1
     run_passes(model, before)
     golden(f"passes/{name}.before.onnx.txt", model_text(model))
 
@@ -236,10 +222,10 @@ def test_every_pass_has_a_text() -> None:
         MergeProducts(),
         UseGroupedAttention(2, 1),
         FuseResidualNorms(),
-        FlattenTokens(16, 64),
+        UseBlockProducts(),
+        UsePackedAttention(2, 1),
         QuantizeWeights(INT4, INT8),
         UseBlockKernels(),
-        UseIntegerProducts(),
     ],
 )
 def test_a_pass_that_finds_nothing_changes_nothing(each: GraphPass) -> None:

@@ -20,9 +20,9 @@ def test_codes_and_scales_have_the_shapes_of_the_scheme(scheme: Scheme) -> None:
 
     blocks = 64 // (scheme.block or 64)
     assert quantized.codes.shape == (64, 24)
-    assert quantized.scales.shape == (blocks, 24)
+    assert quantized.grid.scales.shape == (blocks, 24)
     assert quantized.codes.dtype == np.int8
-    assert quantized.scales.dtype == np.float32
+    assert quantized.grid.scales.dtype == np.float32
     assert np.abs(quantized.codes.astype(int)).max() <= scheme.largest + 1
 
 
@@ -31,7 +31,7 @@ def test_eight_bits_are_within_half_a_step_everywhere() -> None:
 
     quantized = round_to_nearest(w, Scheme(8, 32))
 
-    step = np.repeat(quantized.scales, 32, axis=0)
+    step = np.repeat(quantized.grid.scales, 32, axis=0)
     assert (np.abs(quantized.dequantized() - w) <= 0.5 * step + 1e-7).all()
 
 
@@ -104,3 +104,36 @@ def test_gptq_with_nothing_seen_is_the_nearest_codes() -> None:
     assert (
         gptq(w, Scheme(4, 16), np.eye(64)).codes == round_to_nearest(w, Scheme(4, 16)).codes
     ).all()
+
+
+@pytest.mark.parametrize("block", [32, 64])
+def test_offsets_keep_what_lies_on_a_line_of_sixteen_steps(block: int) -> None:
+    """As llama.cpp's Q4_1 stores it: a float16 scale and a float16 minimum for 32 weights."""
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 16, (2, 32, 24))
+    codes[:, 0], codes[:, 1] = 0, 15  # both ends of the line are in use
+    scales = generator.uniform(0.001, 0.02, (2, 1, 24)).astype(np.float16).astype(np.float32)
+    lowest = generator.normal(scale=0.1, size=(2, 1, 24)).astype(np.float16).astype(np.float32)
+    w = (codes * scales + lowest).reshape(64, 24).astype(np.float32)
+
+    with_offsets, without = (
+        round_to_nearest(w, Scheme(4, block, offset=offset, half=True)).dequantized()
+        for offset in (True, False)
+    )
+
+    kept = np.abs(with_offsets - w).max() / np.abs(w).max()
+    lost = np.abs(without - w).max() / np.abs(w).max()
+    assert kept < (1e-3 if block == 32 else 0.1)
+    assert lost > 0.02
+
+
+def test_gptq_keeps_what_its_codes_can_hold() -> None:
+    generator = np.random.default_rng(1)
+    codes = generator.integers(0, 16, (64, 24))
+    codes[0::32], codes[1::32] = 0, 15
+    w = (codes * np.float32(0.0078125) - np.float32(0.03125)).astype(np.float32)
+    x = generator.normal(size=(200, 64))
+
+    found = gptq(w, Scheme(4, 32, offset=True, half=True), x.T @ x)
+
+    assert np.abs(found.dequantized() - w).max() < 1e-4

@@ -1,0 +1,29 @@
+"""The files of targets that are ONNX: `model.onnx`, and `model.onnx.data` beside it."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.graph.builder import OPSET
+
+DATA_NAME = f"{MODEL_NAME}.data"
+
+# Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
+_EXTERNAL_FROM_BYTES = 1024
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Writes both files into `folder`."""
+    ir.save(
+        model,
+        folder / MODEL_NAME,
+        external_data=DATA_NAME,
+        size_threshold_bytes=_EXTERNAL_FROM_BYTES,
+    )
+
+
+def onnx_versions() -> dict[str, str]:
+    """The packages that wrote them, by name."""
+    return {name: version(name) for name in ("onnx", "onnx-ir")} | {"opset": str(OPSET)}

@@ -1,0 +1,201 @@
+"""Blocks of integers go to this project's own kernels (runtime/kernels), laid out as they read them.
+
+before:  y = MatMul(x, plc::DequantizeBlocks(codes, scales, lows, axis=0, block_size=32))
+after:   y = plc::BlockProduct(x, packed, steps, lows', bits=4, block=32, columns=..., gated=0)
+
+before:  y = Gemm(x, DequantizeLinear(table, scales, axis=1, block_size=32), transB=1)
+         e = Gather(DequantizeLinear(table, scales, axis=1, block_size=32), ids)
+after:   y = plc::BlockProduct(x, packed, steps, bits=8, block=32, columns=..., gated=0)
+         e = plc::BlockLookup(packed, steps, ids, bits=8, block=32, columns=...)
+
+before:  gate, up = Split(BlockProduct(x, [wg | wu]))
+         y = Mul(Mul(gate, Sigmoid(gate)), up)
+after:   y = plc::BlockProduct(x, [wg0 | wu0 | wg1 | wu1 ...], gated=1)     in tiles of 16
+
+Embedding and head read one table. A call names its variant in `overload`, by which a model finds
+the body in standard operators that stands for it where the kernels are not (`exporters/`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pl_compile.graph.builder import PLC_DOMAIN
+from pl_compile.passes.edit import Edit, array_of, is_op
+from pl_compile.passes.graph_pass import GraphPass
+
+# Outputs that the kernels compute together.
+TILE = 16
+
+
+@dataclass(frozen=True)
+class UseBlockProducts(GraphPass):
+    """Lowers blocked weights for this project's kernels; weights by channel are refused earlier."""
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        edit = Edit(model)
+        changed = False
+        for node in list(model.graph):
+            if _is_dequantizing(node):
+                _lower(edit, node)
+                changed = True
+        edit.drop_unused()
+        return changed
+
+    def ensures(self, model: ir.Model) -> None:
+        """No weight is made floats again."""
+        assert not any(_is_dequantizing(node) for node in model.graph)
+
+
+def _is_dequantizing(node: ir.Node) -> bool:
+    return is_op(node, "DequantizeLinear") or is_op(node, "DequantizeBlocks", PLC_DOMAIN)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """Codes `[inputs, columns]` around 0; scales and lows `[blocks, columns]`."""
+
+    name: str
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    lows: NDArray[np.float32] | None
+    bits: int
+    block: int
+
+    def in_order(self, columns: NDArray[np.int64]) -> "_Weight":
+        lows = None if self.lows is None else self.lows[:, columns]
+        return _Weight(
+            self.name,
+            self.codes[:, columns],
+            self.scales[:, columns],
+            lows,
+            self.bits,
+            self.block,
+        )
+
+
+def _lower(edit: Edit, dequantize: ir.Node) -> None:
+    weight = _read(dequantize)
+    for user in [user for user, _ in dequantize.outputs[0].uses()]:
+        if is_op(user, "Gather"):
+            inputs = _stored(edit, weight)
+            inputs.insert(2, user.inputs[1])
+            _replace(edit, user, user, "BlockLookup", weight, inputs)
+            continue
+        product = _gated_product(user)
+        if product is None:
+            inputs = [user.inputs[0], *_stored(edit, weight)]
+            _replace(edit, user, user, "BlockProduct", weight, inputs, gated=0)
+        else:
+            halves = np.arange(weight.codes.shape[1]).reshape(2, -1, TILE)
+            turned = weight.in_order(halves.transpose(1, 0, 2).reshape(-1))
+            inputs = [user.inputs[0], *_stored(edit, turned)]
+            _replace(edit, user, product, "BlockProduct", turned, inputs, gated=1)
+
+
+def _read(dequantize: ir.Node) -> _Weight:
+    stored = dequantize.inputs[0]
+    codes, scales, lows = (array_of(value) for value in (*dequantize.inputs[:3], None)[:3])
+    assert stored is not None
+    assert stored.const_value is not None
+    assert codes is not None
+    assert scales is not None
+    if dequantize.attributes["axis"].as_int() == 1:
+        codes, scales, lows = codes.T, scales.T, None if lows is None else lows.T
+    return _Weight(
+        str(stored.name).removesuffix(".codes"),
+        codes.astype(np.int8),
+        scales,
+        lows,
+        4 if stored.const_value.dtype == ir.DataType.INT4 else 8,
+        dequantize.attributes["block_size"].as_int(),
+    )
+
+
+def _stored(edit: Edit, weight: _Weight) -> list[ir.Value | None]:
+    """Codes, steps and, if there are some, lows, as initializers."""
+    packed: list[ir.Value | None] = [
+        edit.initializer(f"{weight.name}.packed", packed_codes(weight.codes, weight.bits)),
+        edit.initializer(f"{weight.name}.steps", packed_grid(weight.scales)),
+    ]
+    if weight.lows is not None:
+        packed.append(edit.initializer(f"{weight.name}.packed_lows", packed_grid(weight.lows)))
+    return packed
+
+
+def _replace(
+    edit: Edit,
+    first: ir.Node,
+    last: ir.Node,
+    op_type: str,
+    weight: _Weight,
+    inputs: list[ir.Value | None],
+    **attributes: int,
+) -> None:
+    """Puts a kernel where `first` stands, in place of what `last` gives."""
+    (result,) = edit.insert(
+        first,
+        op_type,
+        inputs,
+        f"{first.name}.blocks",
+        domain=PLC_DOMAIN,
+        overload=variant(weight.bits, weight.lows is not None, bool(attributes.get("gated"))),
+        bits=weight.bits,
+        block=weight.block,
+        columns=weight.codes.shape[1],
+        **attributes,
+    )
+    edit.replace(last, [result])
+
+
+def _gated_product(product: ir.Node) -> ir.Node | None:
+    """The last node of a SwiGLU whose gate and value a product computes; None elsewhere."""
+    users = [user for user, _ in product.outputs[0].uses()]
+    if len(users) != 1 or not is_op(users[0], "Split") or len(users[0].outputs) != 2:
+        return None
+    (split,) = users
+    sizes = array_of(split.inputs[1])
+    if sizes is None or sizes[0] != sizes[1] or sizes[0] % TILE:
+        return None
+    gate, up = split.outputs
+    users = [user for user, _ in up.uses()]
+    if len(users) != 1 or not is_op(users[0], "Mul") or users[0].inputs[1] is not up:
+        return None
+    (last,) = users
+    silu = last.inputs[0].producer() if last.inputs[0] is not None else None
+    if silu is None or not is_op(silu, "Mul") or silu.inputs[0] is not gate:
+        return None
+    sigmoid = silu.inputs[1].producer() if silu.inputs[1] is not None else None
+    if not is_op(sigmoid, "Sigmoid") or sigmoid is None or sigmoid.inputs[0] is not gate:
+        return None
+    return last
+
+
+def variant(bits: int, lows: bool, gated: bool) -> str:
+    """The overload of a call: which body stands for it."""
+    return f"bits_{bits}{'_lows' if lows else ''}{'_gated' if gated else ''}"
+
+
+def packed_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """int8 `[inputs, columns]` around 0 to uint8 as `runtime/kernels/kernels.h` lays it out."""
+    inputs, columns = codes.shape
+    tiles = -(-columns // TILE)
+    counted = np.pad(codes.astype(np.int16), ((0, 0), (0, tiles * TILE - columns)))
+    counted = (counted + 2 ** (bits - 1)).astype(np.uint8)
+    if bits == 8:
+        four = counted.reshape(inputs // 4, 4, tiles, TILE)
+        return np.ascontiguousarray(four.transpose(2, 0, 3, 1))
+    eight = counted.reshape(inputs // 8, 2, 4, tiles, TILE)
+    both: NDArray[np.uint8] = eight[:, 0] | (eight[:, 1] << 4)
+    return np.ascontiguousarray(both.transpose(2, 0, 3, 1))
+
+
+def packed_grid(numbers: NDArray[np.float32]) -> NDArray[np.float16]:
+    """float32 `[blocks, columns]` to float16 `[columns / 16, blocks, 16]`."""
+    blocks, columns = numbers.shape
+    tiles = -(-columns // TILE)
+    padded = np.pad(numbers, ((0, 0), (0, tiles * TILE - columns))).astype(np.float16)
+    return np.ascontiguousarray(padded.reshape(blocks, tiles, TILE).transpose(1, 0, 2))

@@ -1,0 +1,102 @@
+// What the operators compute, as plain structures; each instruction set has its own functions.
+//
+// Weights are few-bit codes in blocks along their inputs. With c a code, b its block and m the
+// middle of the codes (8 of 4 bits, 128 of 8):
+//
+//     weight[k][n] = (c[k][n] - m) * steps[b][n] + lows[b][n]
+//
+// They lie as the integer instructions read them, 16 outputs (a tile) at a time:
+//
+//     codes  8 bits  [outputs / 16][inputs / 4][16][4]    4 inputs of an output side by side
+//            4 bits  [outputs / 16][inputs / 8][16][4]    low half: inputs 0-3 of 8, high: 4-7
+//     steps, lows    float16 [outputs / 16][inputs / block][16]
+//
+// Activations are rounded to 8 bits in the same blocks, each with a scale of its own. Sums within a
+// block are exact integers and blocks are added in their order, so a row's result does not depend
+// on how many rows there are, nor on which of the functions below computed it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace plc {
+
+constexpr size_t kTile = 16;
+
+struct Weight {
+  const uint8_t* codes;
+  const uint16_t* steps;
+  const uint16_t* lows;  // null where all are 0
+  size_t inputs, outputs, bits, block;
+
+  size_t tiles() const { return (outputs + kTile - 1) / kTile; }
+  size_t blocks() const { return inputs / block; }
+  size_t tile_bytes() const { return inputs * kTile * bits / 8; }
+};
+
+// Rows in groups of 16; of each group, block by block, 16 numbers: [rows / 16][blocks][16].
+struct Activations {
+  std::vector<int8_t> codes;    // [rows / 16][blocks][16][block]
+  std::vector<float> scales;    // of a code
+  std::vector<float> sums;      // of the block's values
+  std::vector<int32_t> shifts;  // -middle times the sum of the block's codes
+
+  void resize(size_t rows, const Weight& w);
+};
+
+// y[rows][outputs] = x[rows][inputs] @ weight. Gated: tiles of the weight are gates and values in
+// turn, and y[rows][outputs / 2] = silu(gate) * value.
+struct Product {
+  Weight weight;
+  const float* x;
+  float* y;
+  size_t rows;
+  bool gated;
+};
+
+// Rows of the weight, taken as a table [outputs][inputs], by id.
+struct Lookup {
+  Weight weight;
+  const int64_t* ids;
+  float* y;
+};
+
+// Causal attention behind a filled cache. A row of qkv is heads * dim queries, then kv_heads * dim
+// keys, then as many values; cos and sin are [capacity][dim / 2], or null.
+struct Attention {
+  const float* qkv;       // [batch][seq][(heads + 2 kv_heads) * dim]
+  float* keys;            // [batch][kv_heads][capacity][dim]
+  float* values;          // as keys
+  const int64_t* past;    // [batch], entries before this step
+  const float* cos;
+  const float* sin;
+  float* y;               // [batch][seq][heads * dim]
+  size_t batch, seq, heads, kv_heads, dim, capacity;
+
+  size_t width() const { return (heads + 2 * kv_heads) * dim; }
+  size_t query_blocks() const;
+};
+
+// Queries of one head that are computed together, and keys that are.
+constexpr size_t kQueries = 32;
+constexpr size_t kKeys = 64;
+
+struct Functions {
+  const char* name;
+  void (*round)(const Product&, Activations&, size_t first_row, size_t last_row);
+  void (*multiply)(const Product&, const Activations&, size_t first_tile, size_t last_tile);
+  void (*look_up)(const Lookup&, size_t first_id, size_t last_id);
+  void (*write_cache)(const Attention&, size_t batch, size_t kv_head);
+  void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
+};
+
+// The best that this processor has; PLC_KERNELS names another one.
+const Functions& functions();
+
+extern const Functions kPortable;
+#if defined(__x86_64__)
+extern const Functions kAvx2, kAvx512, kAmx;
+#endif
+
+}  // namespace plc

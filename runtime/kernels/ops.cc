@@ -1,0 +1,352 @@
+// The operators of the `plc` domain for ONNX Runtime on CPU, and their registration.
+//
+//   BlockProduct(x, codes, steps, lows?) -> y          attributes bits, block, columns, gated
+//   BlockLookup(codes, steps, ids, lows?) -> rows      attributes bits, block, columns
+//   PackedAttention(qkv, past_key, past_value, past_lengths, cos?, sin?)
+//       -> y, present_key, present_value               attributes heads, kv_heads
+//
+// Layouts: kernels.h. Bundles hold a body in standard operators for each of them, which ONNX Runtime
+// runs where this library is not registered.
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "onnxruntime_abi.h"
+
+namespace plc {
+namespace {
+
+ort::Api api = nullptr;
+
+template <class F>
+F slot(ort::Slot index) {
+  return reinterpret_cast<F>(const_cast<void*>(api[index]));
+}
+
+ort::Status* failed(const char* message) {
+  constexpr int kInvalidArgument = 2;
+  return slot<ort::Status* (*)(int, const char*)>(ort::kCreateStatus)(kInvalidArgument, message);
+}
+
+void check(ort::Status* status) {
+  if (!status) return;
+  slot<void (*)(ort::Status*)>(ort::kReleaseStatus)(status);
+  throw std::runtime_error("ONNX Runtime refused a call of its C interface");
+}
+
+void expect(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+size_t attribute(const ort::KernelInfo* info, const char* name) {
+  int64_t value = 0;
+  check(slot<ort::Status* (*)(const ort::KernelInfo*, const char*, int64_t*)>(ort::kAttributeInt)(
+      info, name, &value));
+  expect(value >= 0, "a negative attribute");
+  return size_t(value);
+}
+
+struct Tensor {
+  void* data = nullptr;
+  std::vector<int64_t> shape;
+
+  template <class T>
+  T* as() const { return static_cast<T*>(data); }
+  size_t size() const {
+    size_t count = 1;
+    for (const int64_t d : shape) count *= size_t(d);
+    return count;
+  }
+};
+
+void* data_of(const ort::Value* value) {
+  void* data = nullptr;
+  check(slot<ort::Status* (*)(const ort::Value*, void**)>(ort::kTensorData)(value, &data));
+  return data;
+}
+
+// An input; without data where an optional one is left out.
+Tensor input(ort::KernelContext* context, size_t index) {
+  size_t count = 0;
+  check(slot<ort::Status* (*)(const ort::KernelContext*, size_t*)>(ort::kInputCount)(context, &count));
+  if (index >= count) return {};
+  const ort::Value* value = nullptr;
+  check(slot<ort::Status* (*)(const ort::KernelContext*, size_t, const ort::Value**)>(ort::kGetInput)(
+      context, index, &value));
+  if (!value) return {};
+  ort::ShapeInfo* info = nullptr;
+  check(slot<ort::Status* (*)(const ort::Value*, ort::ShapeInfo**)>(ort::kTensorShape)(value, &info));
+  size_t axes = 0;
+  check(slot<ort::Status* (*)(const ort::ShapeInfo*, size_t*)>(ort::kDimensionsCount)(info, &axes));
+  Tensor tensor;
+  tensor.shape.resize(axes);
+  check(slot<ort::Status* (*)(const ort::ShapeInfo*, int64_t*, size_t)>(ort::kDimensions)(
+      info, tensor.shape.data(), axes));
+  slot<void (*)(ort::ShapeInfo*)>(ort::kReleaseShape)(info);
+  tensor.data = data_of(value);
+  return tensor;
+}
+
+void* output(ort::KernelContext* context, size_t index, const std::vector<int64_t>& shape) {
+  ort::Value* value = nullptr;
+  check(slot<ort::Status* (*)(ort::KernelContext*, size_t, const int64_t*, size_t, ort::Value**)>(
+      ort::kGetOutput)(context, index, shape.data(), shape.size(), &value));
+  return data_of(value);
+}
+
+// Calls body(0) to body(count - 1) on ONNX Runtime's own threads.
+template <class Body>
+void parallel(ort::KernelContext* context, size_t count, const Body& body) {
+  if (count == 1) return body(size_t{0});
+  const auto call = [](void* data, size_t index) { (*static_cast<const Body*>(data))(index); };
+  using Call = void (*)(void*, size_t);
+  check(slot<ort::Status* (*)(const ort::KernelContext*, Call, size_t, size_t, void*)>(
+      ort::kParallelFor)(context, call, count, 0, const_cast<Body*>(&body)));
+}
+
+// Cuts `count` items into parts of at least `least`, `most` of them at most.
+struct Parts {
+  size_t each, number;
+  Parts(size_t count, size_t least, size_t most) {
+    each = std::max(least, (count + most - 1) / most);
+    number = (count + each - 1) / each;
+  }
+};
+
+Weight weight_of(const Tensor& codes, const Tensor& steps, const Tensor& lows, size_t inputs,
+                 size_t outputs, size_t bits, size_t block) {
+  Weight w{codes.as<uint8_t>(), steps.as<uint16_t>(), lows.as<uint16_t>(), inputs, outputs, bits, block};
+  expect(inputs % block == 0, "the block does not divide the inputs");
+  expect(codes.size() == w.tiles() * w.tile_bytes(), "codes of another size than the weight");
+  expect(steps.size() == w.tiles() * w.blocks() * kTile, "steps of another size than the weight");
+  expect(!lows.data || lows.size() == steps.size(), "lows of another size than steps");
+  return w;
+}
+
+struct WeightAttributes {
+  size_t bits, block, outputs;
+
+  explicit WeightAttributes(const ort::KernelInfo* info)
+      : bits(attribute(info, "bits")), block(attribute(info, "block")), outputs(attribute(info, "columns")) {
+    expect(bits == 4 || bits == 8, "bits must be 4 or 8");
+    expect(block == 32 || block == 64, "block must be 32 or 64");
+  }
+};
+
+struct BlockProduct {
+  static constexpr const char* kName = "BlockProduct";
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kUint8, ort::kFloat16, ort::kFloat16};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNeeded = 3;
+
+  WeightAttributes attributes;
+  bool gated;
+
+  explicit BlockProduct(const ort::KernelInfo* info) : attributes(info), gated(attribute(info, "gated")) {
+    expect(!gated || attributes.outputs % (2 * kTile) == 0, "gated outputs must be a multiple of 32");
+  }
+
+  void compute(ort::KernelContext* context) const {
+    const Tensor x = input(context, 0);
+    expect(!x.shape.empty(), "x without an axis");
+    const size_t inputs = size_t(x.shape.back()), rows = inputs ? x.size() / inputs : 0;
+    Product p{};
+    p.weight = weight_of(input(context, 1), input(context, 2), input(context, 3), inputs,
+                         attributes.outputs, attributes.bits, attributes.block);
+    p.x = x.as<float>();
+    p.rows = rows;
+    p.gated = gated;
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = int64_t(gated ? attributes.outputs / 2 : attributes.outputs);
+    p.y = static_cast<float*>(output(context, 0, shape));
+    if (!rows) return;
+
+    static thread_local Activations scratch;
+    Activations& a = scratch;
+    a.resize(rows, p.weight);
+    const Functions& f = functions();
+    // Rounding a few rows takes less time than waking a thread.
+    const Parts by_row(rows, 16, 8);
+    parallel(context, by_row.number, [&](size_t part) {
+      f.round(p, a, part * by_row.each, std::min(rows, (part + 1) * by_row.each));
+    });
+    const size_t pair = gated ? 2 : 1, tiles = p.weight.tiles();
+    const Parts by_tile(tiles / pair, 1, 16);
+    parallel(context, by_tile.number, [&](size_t part) {
+      f.multiply(p, a, part * by_tile.each * pair, std::min(tiles, (part + 1) * by_tile.each * pair));
+    });
+  }
+};
+
+struct BlockLookup {
+  static constexpr const char* kName = "BlockLookup";
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat16, ort::kInt64, ort::kFloat16};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
+  static constexpr size_t kNeeded = 3;
+
+  WeightAttributes attributes;
+
+  explicit BlockLookup(const ort::KernelInfo* info) : attributes(info) {}
+
+  void compute(ort::KernelContext* context) const {
+    const Tensor codes = input(context, 0), steps = input(context, 1), ids = input(context, 2);
+    const size_t tiles = (attributes.outputs + kTile - 1) / kTile;
+    const size_t inputs = steps.size() / (tiles * kTile) * attributes.block;
+    Lookup l{};
+    l.weight = weight_of(codes, steps, input(context, 3), inputs, attributes.outputs,
+                         attributes.bits, attributes.block);
+    l.ids = ids.as<int64_t>();
+    const size_t count = ids.size();
+    for (size_t i = 0; i < count; ++i)
+      expect(l.ids[i] >= 0 && size_t(l.ids[i]) < attributes.outputs, "an id outside the table");
+    std::vector<int64_t> shape = ids.shape;
+    shape.push_back(int64_t(inputs));
+    l.y = static_cast<float*>(output(context, 0, shape));
+    if (!count) return;
+    const Functions& f = functions();
+    const Parts parts(count, 16, 8);
+    parallel(context, parts.number, [&](size_t part) {
+      f.look_up(l, part * parts.each, std::min(count, (part + 1) * parts.each));
+    });
+  }
+};
+
+struct PackedAttention {
+  static constexpr const char* kName = "PackedAttention";
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat,
+                                                 ort::kInt64, ort::kFloat, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNeeded = 4;
+
+  size_t heads, kv_heads;
+
+  explicit PackedAttention(const ort::KernelInfo* info)
+      : heads(attribute(info, "heads")), kv_heads(attribute(info, "kv_heads")) {
+    expect(kv_heads && heads % kv_heads == 0, "kv_heads must divide heads");
+  }
+
+  void compute(ort::KernelContext* context) const {
+    const Tensor qkv = input(context, 0), past_key = input(context, 1), past_value = input(context, 2);
+    const Tensor past = input(context, 3), cos = input(context, 4), sin = input(context, 5);
+    expect(qkv.shape.size() == 3 && past_key.shape.size() == 4, "qkv must have 3 axes, caches 4");
+    Attention t{};
+    t.batch = size_t(qkv.shape[0]);
+    t.seq = size_t(qkv.shape[1]);
+    t.heads = heads;
+    t.kv_heads = kv_heads;
+    t.capacity = size_t(past_key.shape[2]);
+    t.dim = size_t(past_key.shape[3]);
+    expect(t.dim % 16 == 0, "heads must be a multiple of 16 wide");
+    expect(t.width() == size_t(qkv.shape[2]), "qkv of another width than the heads");
+    expect(past_key.shape == past_value.shape && size_t(past_key.shape[0]) == t.batch &&
+               size_t(past_key.shape[1]) == kv_heads && past.size() == t.batch,
+           "caches of another shape than qkv");
+    t.qkv = qkv.as<float>();
+    t.past = past.as<int64_t>();
+    t.cos = cos.as<float>();
+    t.sin = sin.as<float>();
+    for (size_t b = 0; b < t.batch; ++b)
+      expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends behind its cache");
+    expect(!cos.data || cos.size() >= t.capacity * t.dim / 2, "fewer rotary positions than entries");
+    t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(heads * t.dim)}));
+    t.keys = present(context, 1, past_key);
+    t.values = present(context, 2, past_value);
+    if (!t.batch || !t.seq) return;
+
+    const Functions& f = functions();
+    const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
+    if (blocks == 1) {
+      parallel(context, pairs, [&](size_t i) {
+        f.write_cache(t, i / kv_heads, i % kv_heads);
+        f.attend(t, i / kv_heads, i % kv_heads, 0);
+      });
+      return;
+    }
+    parallel(context, pairs, [&](size_t i) { f.write_cache(t, i / kv_heads, i % kv_heads); });
+    parallel(context, pairs * blocks, [&](size_t i) {
+      // The longest first: later blocks of queries see more keys.
+      const size_t pair = i % pairs, block = blocks - 1 - i / pairs;
+      f.attend(t, pair / kv_heads, pair % kv_heads, block);
+    });
+  }
+
+  // The cache after the step: the same memory where the caller bound it so, else a copy.
+  static float* present(ort::KernelContext* context, size_t index, const Tensor& past) {
+    float* memory = static_cast<float*>(output(context, index, past.shape));
+    if (memory != past.data) std::memcpy(memory, past.data, past.size() * sizeof(float));
+    return memory;
+  }
+};
+
+// ONNX Runtime's table of callbacks for an operator.
+template <class Op>
+struct Definition : ort::CustomOp {
+  Definition() : ort::CustomOp{} {
+    version = ort::kApiVersion;
+    name = [](const CustomOp*) { return Op::kName; };
+    provider = [](const CustomOp*) -> const char* { return nullptr; };
+    input_count = [](const CustomOp*) { return std::size(Op::kInputs); };
+    input_type = [](const CustomOp*, size_t i) { return Op::kInputs[i]; };
+    output_count = [](const CustomOp*) { return std::size(Op::kOutputs); };
+    output_type = [](const CustomOp*, size_t i) { return Op::kOutputs[i]; };
+    input_characteristic = [](const CustomOp*, size_t i) {
+      return i < Op::kNeeded ? ort::kRequired : ort::kOptional;
+    };
+    output_characteristic = [](const CustomOp*, size_t) { return ort::kRequired; };
+    input_memory = [](const CustomOp*, size_t) { return 0; };
+    variadic_input_min = variadic_input_same = [](const CustomOp*) { return 0; };
+    variadic_output_min = variadic_output_same = [](const CustomOp*) { return 0; };
+    start_version = [](const CustomOp*) { return 1; };
+    end_version = [](const CustomOp*) { return 1; };
+    destroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+    create_kernel_v2 = [](const CustomOp*, ort::Api, const ort::KernelInfo* info,
+                          void** kernel) -> ort::Status* {
+      try {
+        *kernel = new Op(info);
+        return nullptr;
+      } catch (const std::exception& error) {
+        return failed((std::string(Op::kName) + ": " + error.what()).c_str());
+      }
+    };
+    compute_v2 = [](void* kernel, ort::KernelContext* context) -> ort::Status* {
+      try {
+        static_cast<const Op*>(kernel)->compute(context);
+        return nullptr;
+      } catch (const std::exception& error) {
+        return failed((std::string(Op::kName) + ": " + error.what()).c_str());
+      }
+    };
+  }
+};
+
+}  // namespace
+}  // namespace plc
+
+#define PLC_EXPORT extern "C" __attribute__((visibility("default")))
+
+PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options,
+                                               const plc::ort::ApiBase* base) {
+  using namespace plc;
+  api = base->get_api(ort::kApiVersion);
+  static Definition<BlockProduct> product;
+  static Definition<BlockLookup> lookup;
+  static Definition<PackedAttention> attention;
+  static ort::Domain* domain = nullptr;
+  if (!domain) {
+    if (auto* status = slot<ort::Status* (*)(const char*, ort::Domain**)>(ort::kCreateDomain)("plc", &domain))
+      return status;
+    const auto add = slot<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(ort::kDomainAdd);
+    for (const ort::CustomOp* op : {static_cast<const ort::CustomOp*>(&product),
+                                    static_cast<const ort::CustomOp*>(&lookup),
+                                    static_cast<const ort::CustomOp*>(&attention)})
+      if (auto* status = add(domain, op)) return status;
+  }
+  return slot<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(ort::kAddDomain)(options, domain);
+}
+
+// The name of the instruction set in use.
+PLC_EXPORT const char* plc_kernels_name() { return plc::functions().name; }

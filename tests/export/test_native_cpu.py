@@ -1,0 +1,151 @@
+"""Target `native-cpu`: near torch, bit-equal in batches and prefixes, and the same without kernels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pl_compile.artifact.bundle import read_bundle
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.verify import verify_bundle
+from pl_compile.errors import ExportError
+from pl_compile.quantize.scheme import Scheme, round_to_nearest
+from pl_compile.runtime.engines import onnxruntime as engines
+from pl_compile.runtime.session import Session
+from pl_compile.testing import random_table, write_tiny_base
+from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
+from pl_compile.weights.checkpoint import Checkpoint
+
+Exported = Callable[..., ExportResult]
+OPTIONS = [BuildOptions(), BuildOptions("int8"), BuildOptions("int4"), BuildOptions("int4", 32, 4)]
+
+
+@pytest.fixture(scope="module")
+def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("native-bases")
+    return {f: write_tiny_base(root / f, f, seed=1, blocks=True) for f in ("llama", "gpt2")}
+
+
+@pytest.fixture
+def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
+    def export(family: str = "llama", name: str = "bundle", **changes: Any) -> ExportResult:
+        base = block_bases[family]
+        table = tmp_path / f"{family}.safetensors"
+        if not table.exists():
+            random_table(base, table, prefix=True)
+        request = ExportRequest(table, base, tmp_path / name, target="native-cpu", **changes)
+        return export_bundle(request)
+
+    return export
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["none", "int8", "int4", "int4-table"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_bundles_are_near_torch_and_rows_are_themselves_to_the_last_bit(
+    exported: Exported, family: str, options: BuildOptions
+) -> None:
+    result = exported(family, options=options)
+
+    assert result.passed == "passed"
+    limit = {"none": 1e-4, "int8": 0.05, "int4": 0.5}[options.quantize]
+    assert max(parity.relative_difference for parity in result.parity) < limit
+    report = json.loads((result.bundle / "report.json").read_text())
+    for kind in ("alone", "folded"):
+        assert [row["max_abs_difference"] for row in report["checks"][kind]] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("prompts", ["input", "baked"])
+def test_a_bundle_answers_the_same_where_the_kernels_are_missing(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, prompts: Any
+) -> None:
+    """With float weights nothing is rounded, so that the bodies' answers are the kernels'."""
+    bundle = exported(prompts=prompts).bundle
+    request = {"sentence": "who was there at all?"}
+    with_kernels = Session.open(bundle)
+    from pl_compile.runtime.requests import Request
+
+    (first,) = with_kernels.generate([Request("tone", request)])
+    monkeypatch.setattr(engines, "library_path", lambda: None)
+
+    (second,) = Session.open(bundle).generate([Request("tone", request)])
+
+    assert second == first
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_bodies_stay_near_the_kernels(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, family: str, quantize: Any
+) -> None:
+    """Kernels round activations to 8 bits, bodies do not: the self-tests allow for that."""
+    bundle = exported(family, options=BuildOptions(quantize)).bundle
+    monkeypatch.setattr(engines, "library_path", lambda: None)
+
+    verified = verify_bundle(bundle)
+
+    assert verified.passed
+    assert max(test.relative_difference for test in verified.selftests) < 0.05
+
+
+def test_equal_inputs_give_equal_bytes(exported: Exported) -> None:
+    options = BuildOptions("int4")
+    first, second = (exported(name=name, options=options).bundle for name in ("a", "b"))
+
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (first / "base" / name).read_bytes() == (second / "base" / name).read_bytes()
+
+
+def test_sampling_in_the_graph_and_labels_work_alike(exported: Exported) -> None:
+    options = BuildOptions("int4", sampling="graph", candidates=20)
+
+    result = exported(options=options)
+
+    assert result.passed == "passed"
+    assert read_bundle(result.bundle).manifest.graph.candidates == 20
+
+
+def test_heads_that_the_kernels_do_not_take_are_refused(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tiny_bases["llama"]
+    table = random_table(base, tmp_path / "table.safetensors")
+
+    with pytest.raises(ExportError) as error:
+        export_bundle(ExportRequest(table, base, tmp_path / "bundle", target="native-cpu"))
+
+    assert str(error.value) == (
+        "choosing this project's kernels: heads of 8; expected a multiple of 16. "
+        "Use --target onnx-cpu."
+    )
+
+
+@pytest.mark.parametrize("block", [0, 16, 128])
+def test_blocks_that_the_kernels_do_not_take_are_refused(exported: Exported, block: int) -> None:
+    with pytest.raises(ExportError) as error:
+        exported(options=BuildOptions("int4", block))
+
+    assert str(error.value) == (
+        f"choosing this project's kernels: blocks of {block}; expected 32 or 64. "
+        "Choose another --block, or --target onnx-cpu."
+    )
+
+
+@pytest.mark.real
+def test_the_default_base_loses_nothing_in_four_bits() -> None:
+    """It was published as Q4_1: 16 steps between the ends of each block of 32."""
+    base = cached_base_folder(DEFAULT_BASE)
+    if not (base / "config.json").is_file():
+        pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")
+    weight = Checkpoint(base).tensor("model.layers.3.mlp.up_proj.weight").T
+    weight = np.ascontiguousarray(weight, np.float32)
+
+    kept = round_to_nearest(weight, Scheme(4, 32, offset=True, half=True)).dequantized()
+    lost = round_to_nearest(weight, Scheme(4, 32)).dequantized()
+
+    whole = float(np.linalg.norm(weight))
+    assert np.linalg.norm(kept - weight) < 1e-3 * whole
+    assert np.linalg.norm(lost - weight) > 0.05 * whole

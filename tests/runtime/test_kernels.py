@@ -1,0 +1,359 @@
+"""The C++ kernels: each instruction set beside numpy, and beside the bodies in standard operators.
+
+Where no compiler was there when the package was installed, the kernels are missing and these tests
+are skipped; `test_bodies_compute_the_same` and tests/export/test_native_cpu.py still check what the
+calls mean.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from pl_compile.exporters.native_cpu import block_functions, packed_attention_function
+from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
+from pl_compile.passes.use_block_products import packed_codes, packed_grid, variant
+from pl_compile.runtime.kernels import instruction_set, library_path
+
+Arrays = dict[str, np.ndarray]
+PROBE = Path(__file__).with_name("kernel_probe.py")
+SETS = ("amx", "avx512", "avx2", "portable")
+built = pytest.mark.skipif(library_path() is None, reason="the kernels were not built: no compiler")
+
+INPUTS, COLUMNS, ROWS = 192, 96, 37
+VARIANTS = [(4, True, False), (4, True, True), (4, False, False), (8, False, False), (8, False, True)]
+
+
+def run_on(kind: str, model: Path, inputs: Arrays, folder: Path) -> list[np.ndarray]:
+    """The outputs that an instruction set computes; skips where the processor lacks it."""
+    given, result = folder / "inputs.npz", folder / f"{kind}.npz"
+    np.savez(given, **inputs)  # type: ignore[arg-type]
+    done = subprocess.run(
+        [sys.executable, str(PROBE), str(model), str(given), str(result)],
+        env={**os.environ, "PLC_KERNELS": kind},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr
+    if done.stdout.strip() != kind:
+        pytest.skip(f"this processor has no {kind}")
+    arrays = np.load(result)
+    return [arrays[f"out{index}"] for index in range(len(arrays))]
+
+
+def run_body(model: Path, inputs: Arrays) -> list[np.ndarray]:
+    """The outputs that ONNX Runtime computes without the kernels."""
+    found: list[np.ndarray] = onnxruntime.InferenceSession(str(model)).run(None, inputs)
+    return found
+
+
+class Weight:
+    """Random codes and what they stand for."""
+
+    def __init__(self, bits: int, block: int, *, lows: bool, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self.bits, self.block = bits, block
+        half = 2 ** (bits - 1)
+        self.codes = generator.integers(-half, half, (INPUTS, COLUMNS)).astype(np.int8)
+        shape = (INPUTS // block, COLUMNS)
+        self.scales = generator.uniform(0.01, 0.02, shape).astype(np.float16).astype(np.float32)
+        self.lows = None
+        if lows:
+            given = generator.normal(scale=0.02, size=shape)
+            self.lows = given.astype(np.float16).astype(np.float32)
+
+    def floats(self) -> np.ndarray:
+        values = self.codes * np.repeat(self.scales, self.block, 0)
+        return values if self.lows is None else values + np.repeat(self.lows, self.block, 0)
+
+    def stored(self, g: GraphBuilder) -> list[ir.Value | None]:
+        arrays = [packed_codes(self.codes, self.bits), packed_grid(self.scales)]
+        if self.lows is not None:
+            arrays.append(packed_grid(self.lows))
+        names = ("codes", "steps", "lows")
+        return [g.initializer(n, a) for n, a in zip(names, arrays, strict=False)]
+
+    def attributes(self, *, gated: bool = False) -> dict[str, Any]:
+        overload = variant(self.bits, self.lows is not None, gated)
+        sizes = {"bits": self.bits, "block": self.block, "columns": COLUMNS}
+        return {"overload": overload, **sizes}
+
+
+def write(folder: Path, build: Callable[[GraphBuilder], None]) -> Path:
+    """A model with the bodies of all calls."""
+    g = GraphBuilder({})
+    build(g)
+    model = g.model("probe")
+    for node in model.graph:  # the builder, which makes main graphs, has no calls with variants
+        node.overload = node.attributes.pop("overload").as_string()
+    library = [
+        *block_functions(),
+        packed_attention_function("rotary"),
+        packed_attention_function("plain"),
+        cached_attention_function(),
+    ]
+    for function in library:
+        model.functions[function.identifier()] = function
+    path = folder / "model.onnx"
+    ir.save(model, path)
+    return path
+
+
+def product_model(folder: Path, weight: Weight, *, gated: bool) -> Path:
+    def build(g: GraphBuilder) -> None:
+        x = g.input("x", ir.DataType.FLOAT, ["rows", INPUTS])
+        y = g.op(
+            "BlockProduct",
+            [x, *weight.stored(g)],
+            "product",
+            domain=PLC_DOMAIN,
+            gated=int(gated),
+            **weight.attributes(gated=gated),
+        )
+        g.output(y, "y", ir.DataType.FLOAT, ["rows", COLUMNS // (1 + gated)])
+
+    return write(folder, build)
+
+
+def expected_product(x: np.ndarray, weight: Weight, *, gated: bool, rounded: bool) -> np.ndarray:
+    if rounded:  # to 8 bits, each block of a row by its own scale
+        blocks = x.reshape(len(x), -1, weight.block)
+        scales = np.abs(blocks).max(-1, keepdims=True) / 127
+        x = (np.rint(blocks / np.maximum(scales, 1e-30)) * scales).reshape(x.shape)
+    y = x @ weight.floats()
+    if not gated:
+        return y
+    tiles = y.reshape(len(y), -1, 2, 16)
+    gate, up = (tiles[:, :, part].reshape(len(y), -1) for part in (0, 1))
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def activations(rows: int = ROWS) -> np.ndarray:
+    x = np.random.default_rng(3).normal(size=(rows, INPUTS)).astype(np.float32)
+    x[1] = 0  # a row without a scale
+    return x
+
+
+@built
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize(("bits", "lows", "gated"), VARIANTS)
+@pytest.mark.parametrize("kind", SETS)
+def test_products_are_those_of_rounded_activations(
+    kind: str, bits: int, lows: bool, gated: bool, block: int, tmp_path: Path
+) -> None:
+    weight, x = Weight(bits, block, lows=lows), activations()
+    model = product_model(tmp_path, weight, gated=gated)
+
+    (y,) = run_on(kind, model, {"x": x}, tmp_path)
+
+    expected = expected_product(x, weight, gated=gated, rounded=True)
+    assert np.abs(y - expected).max() < 3e-6 * np.abs(expected).max()
+
+
+@built
+@pytest.mark.parametrize(("bits", "lows", "gated"), VARIANTS)
+@pytest.mark.parametrize("kind", SETS)
+def test_a_row_does_not_depend_on_how_many_there_are(
+    kind: str, bits: int, lows: bool, gated: bool, tmp_path: Path
+) -> None:
+    x = activations()
+    model = product_model(tmp_path, Weight(bits, 32, lows=lows), gated=gated)
+    (together,) = run_on(kind, model, {"x": x}, tmp_path)
+
+    for first, last in ((0, 1), (5, 7), (0, 4), (20, 29), (3, 20)):
+        (alone,) = run_on(kind, model, {"x": x[first:last]}, tmp_path)
+        assert np.array_equal(alone, together[first:last])
+
+
+@built
+def test_the_matrix_unit_adds_up_to_the_same_bits_as_the_vector_unit(tmp_path: Path) -> None:
+    x = activations()
+    for bits, lows, gated in VARIANTS:
+        model = product_model(tmp_path, Weight(bits, 32, lows=lows), gated=gated)
+        (by_vector,) = run_on("avx512", model, {"x": x}, tmp_path)
+        (by_matrix,) = run_on("amx", model, {"x": x}, tmp_path)
+        assert np.array_equal(by_matrix, by_vector)
+
+
+@pytest.mark.parametrize(("bits", "lows", "gated"), VARIANTS)
+def test_bodies_compute_the_same(bits: int, lows: bool, gated: bool, tmp_path: Path) -> None:
+    weight, x = Weight(bits, 32, lows=lows), activations()
+
+    (y,) = run_body(product_model(tmp_path, weight, gated=gated), {"x": x})
+
+    expected = expected_product(x, weight, gated=gated, rounded=False)
+    assert np.abs(y - expected).max() < 3e-6 * np.abs(expected).max()
+
+
+def lookup_model(folder: Path, weight: Weight) -> Path:
+    def build(g: GraphBuilder) -> None:
+        ids = g.input("ids", ir.DataType.INT64, ["batch", "seq"])
+        inputs = weight.stored(g)
+        inputs.insert(2, ids)
+        rows = g.op("BlockLookup", inputs, "lookup", domain=PLC_DOMAIN, **weight.attributes())
+        g.output(rows, "rows", ir.DataType.FLOAT, ["batch", "seq", INPUTS])
+
+    return write(folder, build)
+
+
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=built) for kind in SETS), "body"])
+def test_rows_of_a_table_are_what_its_codes_stand_for(kind: str, tmp_path: Path) -> None:
+    ids = np.asarray([[0, 95, 17], [31, 16, 15]])
+    for bits, lows in ((4, True), (8, False)):
+        weight = Weight(bits, 32, lows=lows)
+        model, inputs = lookup_model(tmp_path, weight), {"ids": ids}
+
+        (rows,) = (
+            run_body(model, inputs) if kind == "body" else run_on(kind, model, inputs, tmp_path)
+        )
+
+        np.testing.assert_allclose(rows, weight.floats().T[ids], rtol=1e-6, atol=1e-7)
+
+
+HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 48, 160
+
+
+def attention_model(folder: Path, *, rotary: bool) -> Path:
+    width = (HEADS + 2 * KV_HEADS) * DIM
+    angles = np.outer(np.arange(CAPACITY), 10000.0 ** -(np.arange(0, DIM, 2) / DIM))
+
+    def build(g: GraphBuilder) -> None:
+        qkv = g.input("qkv", ir.DataType.FLOAT, ["batch", "seq", width])
+        shape: list[int | str] = ["batch", KV_HEADS, CAPACITY, DIM]
+        caches = [g.input(name, ir.DataType.FLOAT, shape) for name in ("past_key", "past_value")]
+        past = g.input("past_lengths", ir.DataType.INT64, ["batch"])
+        tables = [
+            g.initializer("cos", np.cos(angles).astype(np.float32)),
+            g.initializer("sin", np.sin(angles).astype(np.float32)),
+        ]
+        outputs = g.ops(
+            "PackedAttention",
+            [qkv, *caches, past, *(tables if rotary else [])],
+            "attention",
+            domain=PLC_DOMAIN,
+            overload="rotary" if rotary else "plain",
+            outputs=3,
+            heads=HEADS,
+            kv_heads=KV_HEADS,
+        )
+        g.output(outputs[0], "y", ir.DataType.FLOAT, ["batch", "seq", HEADS * DIM])
+        for value, name in zip(outputs[1:], ("present_key", "present_value"), strict=True):
+            g.output(value, name, ir.DataType.FLOAT, shape)
+
+    return write(folder, build)
+
+
+def attention_inputs(seq: int) -> Arrays:
+    generator = np.random.default_rng(seq)
+    past = np.asarray([0, 61, 90])
+    cache = generator.normal(size=(2, 3, KV_HEADS, CAPACITY, DIM)).astype(np.float32)
+    qkv = generator.normal(size=(3, seq, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
+    return {"qkv": qkv, "past_key": cache[0], "past_value": cache[1], "past_lengths": past}
+
+
+@built
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("seq", [1, 5, 70])
+@pytest.mark.parametrize("kind", SETS)
+def test_attention_is_that_of_standard_operators(
+    kind: str, seq: int, rotary: bool, tmp_path: Path
+) -> None:
+    model, inputs = attention_model(tmp_path, rotary=rotary), attention_inputs(seq)
+
+    found = run_on(kind, model, inputs, tmp_path)
+
+    for ours, theirs in zip(found, run_body(model, inputs), strict=True):
+        assert np.abs(ours - theirs).max() < 2e-6 * np.abs(theirs).max()
+
+
+@built
+@pytest.mark.parametrize("kind", SETS)
+def test_attention_of_a_row_is_the_same_alone_and_in_pieces(kind: str, tmp_path: Path) -> None:
+    model, inputs = attention_model(tmp_path, rotary=True), attention_inputs(70)
+    y, key, _ = run_on(kind, model, inputs, tmp_path)
+
+    row = {name: array[1:2] for name, array in inputs.items()}
+    (alone, *_) = run_on(kind, model, row, tmp_path)
+    pieces = []
+    for first, last in ((0, 37), (37, 38), (38, 70)):
+        piece = {**row, "qkv": row["qkv"][:, first:last], "past_lengths": row["past_lengths"] + first}
+        part, row["past_key"], row["past_value"] = run_on(kind, model, piece, tmp_path)
+        pieces.append(part)
+
+    assert np.array_equal(alone, y[1:2])
+    assert np.array_equal(np.concatenate(pieces, 1), y[1:2])
+    assert np.array_equal(row["past_key"], key[1:2])
+
+
+@built
+def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library_path()))
+
+    def session(path: Path) -> Any:
+        return onnxruntime.InferenceSession(str(path), options)
+
+    table = session(lookup_model(tmp_path, Weight(8, 32, lows=False)))
+    with pytest.raises(Exception, match="BlockLookup: an id outside the table"):
+        table.run(None, {"ids": np.asarray([[96]])})
+    attention = session(attention_model(tmp_path, rotary=True))
+    late = attention_inputs(5) | {"past_lengths": np.asarray([0, 156, 1])}
+    with pytest.raises(Exception, match="PackedAttention: a row that ends behind its cache"):
+        attention.run(None, late)
+
+
+def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
+    """The functions of ONNX Runtime's C interface that the kernels call by their places."""
+    folder = os.environ.get("ORT_INCLUDE_DIR")
+    if folder is None or shutil.which("g++") is None:
+        pytest.skip("needs g++, and ONNX Runtime's header in ORT_INCLUDE_DIR")
+    names = {
+        "kCreateStatus": "CreateStatus",
+        "kCreateDomain": "CreateCustomOpDomain",
+        "kDomainAdd": "CustomOpDomain_Add",
+        "kAddDomain": "AddCustomOpDomain",
+        "kTensorData": "GetTensorMutableData",
+        "kDimensionsCount": "GetDimensionsCount",
+        "kDimensions": "GetDimensions",
+        "kTensorShape": "GetTensorTypeAndShape",
+        "kAttributeInt": "KernelInfoGetAttribute_int64",
+        "kInputCount": "KernelContext_GetInputCount",
+        "kGetInput": "KernelContext_GetInput",
+        "kGetOutput": "KernelContext_GetOutput",
+        "kReleaseStatus": "ReleaseStatus",
+        "kReleaseShape": "ReleaseTensorTypeAndShapeInfo",
+        "kParallelFor": "KernelContext_ParallelFor",
+    }
+    checks = "".join(
+        f"static_assert(offsetof(OrtApi, {theirs}) == plc::ort::{ours} * sizeof(void*));\n"
+        for ours, theirs in names.items()
+    )
+    fields = {"name": "GetName", "compute_v2": "KernelComputeV2", "end_version": "GetEndVersion"}
+    checks += "".join(
+        f"static_assert(offsetof(OrtCustomOp, {theirs}) == offsetof(plc::ort::CustomOp, {ours}));\n"
+        for ours, theirs in fields.items()
+    )
+    source = tmp_path / "slots.cc"
+    source.write_text(
+        '#include <cstddef>\n#include "onnxruntime_c_api.h"\n#include "onnxruntime_abi.h"\n' + checks
+    )
+    ours = Path(__file__).parents[2] / "runtime" / "kernels"
+    command = ["g++", "-std=c++17", "-w", "-fsyntax-only", f"-I{folder}", f"-I{ours}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+
+
+@built
+def test_the_instruction_set_has_a_name() -> None:
+    assert instruction_set() in SETS
