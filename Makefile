@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types contract unit format install clean
+.PHONY: quickstart test lint types contract unit format install clean bench
 
 quickstart: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart/run.sh quickstart
@@ -24,6 +24,13 @@ contract: $(INSTALLED)
 
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# PEERS="genai:int4=FOLDER --python genai=VENV/bin/python" puts others beside: benchmarks/inference.py.
+bench: $(INSTALLED)
+	$(BIN)/plc fetch smollm2-135m
+	$(BIN)/python benchmarks/make_bundles.py build/bench
+	$(BIN)/python benchmarks/inference.py plc:int4=build/bench/int4 plc:int8=build/bench/int8 \
+		plc:float=build/bench/none $(PEERS) --json
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -1,22 +1,29 @@
 """Decode, prefill, first token, memory and cold start: our bundles beside other systems.
 
-    python benchmarks/inference.py plc:int8=BUNDLE genai:int4=FOLDER openvino:int8=FOLDER … [--json]
+    python benchmarks/make_bundles.py BUNDLES
+    python benchmarks/inference.py plc:int4=BUNDLES/int4 genai:int4=FOLDER openvino:int8=FOLDER \\
+        llama:q4_0=FILE.gguf --python genai=VENV/bin/python openvino=VENV/bin/python [--json]
 
 Each system is KIND:NAME=PATH; kinds are `plc` (a bundle), `genai` (onnxruntime-genai), `openvino`
-(OpenVINO GenAI) and `ctranslate2`, each where it is installed. Every scenario of every system is a
-process of its own; systems take turns, `--repeats` times; printed are medians, and the ratio of
-each system to the first one. All get the same token ids and threads; EOS stops none of them.
+(OpenVINO GenAI), `ctranslate2`, each run by the interpreter that `--python` names for its kind, and
+`llama` (llama.cpp's own tools, in the folder that LLAMA_BIN names). Every scenario of every system
+is a process of its own; systems take turns, `--repeats` times; printed are medians, and the ratio
+of each system to the first one. All get the same token ids and threads; EOS stops none of them.
 
     decode_1, decode_4, decode_16    tokens a second, 48 steps behind 40 tokens a row
     prefill_512                      tokens a second of a prompt of 512
     task_ttft                        seconds to the first token of a request with 30 tokens of its
                                      own behind a constant head of 100: folded where the system is
                                      ours, its own prompt cache elsewhere
+    whole_ttft                       the same request with its head computed too
     cold                             seconds from the start of a process to its first token
-    peak_mib                         resident memory of a process that decodes one row, at its peak
+    peak_mib                         resident memory of a process that decodes one row, at its peak,
+                                     weights that are mapped included
 """
 
 import argparse
+import atexit
+import functools
 import json
 import os
 import resource
@@ -25,13 +32,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-SCENARIOS = ("decode_1", "decode_4", "decode_16", "prefill_512", "task_ttft", "cold")
+SCENARIOS = ("decode_1", "decode_4", "decode_16", "prefill_512", "task_ttft", "whole_ttft", "cold")
 PROMPT, STEPS, HEAD, OWN = 40, 48, 100, 30
-PACKAGES = ("onnxruntime", "onnxruntime-genai", "openvino-genai", "ctranslate2", "numpy")
+PACKAGES = ("pl-compile", "onnxruntime", "onnxruntime-genai", "openvino-genai", "ctranslate2", "numpy")
 
 
 class System(Protocol):
@@ -54,24 +61,29 @@ def ids_of(rows: int, tokens: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(1000, 40000, (rows, tokens))
 
 
+@dataclass(frozen=True)
+class IdsAlone:
+    """What an engine asks of a prompt, for requests that are token ids already."""
+
+    rows: Any
+    prefix_kv: Any = None
+    task_id: int = 0
+
+
 class Plc:
     """A bundle, by the runtime's own engine."""
 
     def __init__(self, path: Path, rows: int) -> None:
-        from dataclasses import replace
+        import numpy as np
 
         from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
         from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-        from pl_compile.runtime.task_prompt import prompts_of_bundle
-        from pl_compile.text.tokenizer import Tokenizer
 
         bundle = read_bundle(path)
         self.engine = OnnxRuntimeEngine(
             bundle.base_folder / MODEL_NAME, bundle.manifest.graph, max_batch=rows
         )
-        prompts = prompts_of_bundle(bundle, Tokenizer.from_folder(path))
-        self.bare = next(iter(prompts.values())).without_prefix()
-        self._with_prefix: Callable[[Any], Any] = lambda kv: replace(self.bare, prefix_kv=kv)
+        self.bare = IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
 
     def decode(self, rows: int) -> float:
         import numpy as np
@@ -100,7 +112,7 @@ class Plc:
 
         zero = np.zeros(1, np.int64)
         self.engine.step(ids_of(1, HEAD), zero, zero + HEAD - 1, [self.bare])
-        prompt = self._with_prefix(self.engine.cached(HEAD))
+        prompt = replace(self.bare, prefix_kv=self.engine.cached(HEAD).copy())
 
         def first_token() -> float:
             started = time.perf_counter()
@@ -261,11 +273,104 @@ class CTranslate2:
         return lambda: self._generate(ids_of(1, OWN, seed=1), 1, head)
 
 
+class Llama:
+    """llama.cpp's own tools; a task is its server's prompt cache.
+
+    Behind a cached head its flash attention is the slower way for short requests, so that is off
+    there and as it comes (on) elsewhere.
+    """
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self._bin, self._model = Path(os.environ["LLAMA_BIN"]), str(path)
+        threads = str(os.cpu_count())
+        self._common = ["-m", self._model, "-t", threads, "-tb", threads]
+
+    def _run(self, tool: str, *options: str) -> str:
+        command = [str(self._bin / tool), *self._common, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def decode(self, rows: int) -> float:
+        sizes = ["-npp", str(PROMPT), "-ntg", str(STEPS), "-npl", str(rows)]
+        # The cache is taken at once: a larger one than needed would count as its memory.
+        cells = str(max(256, rows * (PROMPT + STEPS)))
+        out = self._run("llama-batched-bench", *sizes, "-c", cells, "--output-format", "jsonl")
+        (line,) = [line for line in out.splitlines() if line.startswith("{")]
+        return float(json.loads(line)["speed_tg"])
+
+    def prefill(self, tokens: int) -> float:
+        command = [str(self._bin / "llama-bench"), *self._common[:4], "-r", "3", "-o", "json"]
+        command += ["-p", str(tokens), "-n", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return min(json.loads(done)[0]["samples_ns"]) / 1e9
+
+    def task(self) -> Callable[[], float]:
+        return self._server(cached=True)
+
+    def whole(self) -> Callable[[], float]:
+        """As `task`, with the head computed each time."""
+        return self._server(cached=False)
+
+    def _server(self, *, cached: bool) -> Callable[[], float]:
+        import http.client
+        import socket
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        options = ["-np", "1", "-c", "1024", "-cram", "0", "-fit", "off", "--port", str(port)]
+        flash = ["-fa", "off"] if cached else []
+        command = [str(self._bin / "llama-server"), *self._common, *options, *flash]
+        quiet = subprocess.DEVNULL
+        server = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+        atexit.register(server.kill)
+        head = ids_of(1, HEAD)[0].tolist()
+        turn = iter(range(1, 1000))
+
+        def ask() -> float:
+            # Other own tokens each time: it would find the whole prompt otherwise.
+            ids = head + ids_of(1, OWN, seed=next(turn))[0].tolist()
+            wanted = {"prompt": ids, "n_predict": 1, "temperature": 0, "ignore_eos": True}
+            body = json.dumps({**wanted, "cache_prompt": cached})
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.connect()
+            started = time.perf_counter()
+            connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+            took = time.perf_counter() - started
+            assert "timings" in answer, answer
+            return took
+
+        for _ in range(600):
+            try:
+                ask()
+                return ask
+            except (OSError, AssertionError, http.client.HTTPException):
+                time.sleep(0.1)
+        sys.exit("llama-server did not start")
+
+    def cold(self) -> float:
+        """Seconds from the start of its command line tool to the first byte that it prints."""
+        options = ["-c", "512", "-n", "2", "--ignore-eos", "-no-cnv", "--no-display-prompt"]
+        options += ["--no-warmup", "-fit", "off", "-p", "word " * PROMPT]
+        command = [str(self._bin / "llama-completion"), *self._common, *options]
+        started = time.perf_counter()
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(
+            command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, bufsize=0
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            took = time.perf_counter() - started
+            process.stdout.read()
+        return took
+
+
 KINDS: dict[str, Callable[[Path, int], System]] = {
     "plc": Plc,
     "genai": Genai,
     "openvino": OpenVino,
     "ctranslate2": CTranslate2,
+    "llama": Llama,
 }
 
 
@@ -280,22 +385,30 @@ def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str
     elif name == "prefill":
         system.prefill(int(size))
         value = int(size) / min(system.prefill(int(size)) for _ in range(3))
-    elif name == "task":
-        ask = system.task()
+    elif name in ("task", "whole"):
+        if name == "task":
+            ask = system.task()
+        elif isinstance(system, Llama):
+            ask = system.whole()
+        else:
+            ask = functools.partial(system.prefill, HEAD + OWN)
         ask()
         value = statistics.median(ask() for _ in range(7))
+    elif isinstance(system, Llama):
+        value = system.cold()
     else:
         system.prefill(PROMPT)
         value = time.time() - began
     found = {scenario: value}
     if scenario == "decode_1":
-        found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        who = resource.RUSAGE_CHILDREN if isinstance(system, Llama) else resource.RUSAGE_SELF
+        found["peak_mib"] = resource.getrusage(who).ru_maxrss / 1024
     return found
 
 
-def sample(kind: str, path: str, scenario: str) -> dict[str, float]:
+def sample(python: str, kind: str, path: str, scenario: str) -> dict[str, float]:
     """One scenario of one system, in a process of its own."""
-    command = [sys.executable, __file__, "--sample", kind, path, scenario, str(time.time())]
+    command = [python, __file__, "--sample", kind, path, scenario, str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{kind} {path} {scenario} failed:\n{done.stderr[-2000:]}")
@@ -303,14 +416,15 @@ def sample(kind: str, path: str, scenario: str) -> dict[str, float]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Of what is installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+def versions(python: str) -> dict[str, str]:
+    """Of what an interpreter has installed."""
+    code = (
+        "import json, importlib.metadata as m\n"
+        "all = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        f"print(json.dumps({{p: all[p] for p in {PACKAGES!r} if p in all}}))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
     return found
 
 
@@ -334,6 +448,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("systems", nargs="*", metavar="KIND:NAME=PATH")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument(
+        "--python", nargs="+", default=[], metavar="KIND=PATH", help="interpreters of other kinds"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--sample", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -350,11 +467,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         systems[f"{kind} {name}"] = (kind, path)
     if not systems:
         parser.error("no system to run")
+    pythons = {kind: sys.executable for kind in KINDS}
+    pythons |= dict(given.split("=", 1) for given in options.python)
     samples: dict[str, dict[str, list[float]]] = {name: {} for name in systems}
     for repeat in range(options.repeats):
         for scenario in options.scenarios:
             for name, (kind, path) in systems.items():
-                for key, value in sample(kind, path, scenario).items():
+                for key, value in sample(pythons[kind], kind, path, scenario).items():
                     samples[name].setdefault(key, []).append(value)
                     print(
                         f"{repeat + 1}/{options.repeats} {name} {key} {value:.4g}", file=sys.stderr
@@ -366,7 +485,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(medians)
     if options.json:
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        record = {"command": command, "versions": versions(), "cores": os.cpu_count()}
+        kinds = {kind for kind, _ in systems.values()}
+        record = {
+            "command": command,
+            "versions": {kind: versions(pythons[kind]) for kind in sorted(kinds)},
+            "cores": os.cpu_count(),
+        }
         print(json.dumps({**record, "medians": medians, "samples": samples}))
 
 

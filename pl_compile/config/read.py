@@ -11,11 +11,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
-
-import yaml
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
+
+if TYPE_CHECKING:
+    import yaml
 
 T = TypeVar("T")
 
@@ -112,6 +113,8 @@ def build(kind: type[T], node: Node, *, doing: str) -> T:
 
 
 def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
+    import yaml  # a runtime reads JSON alone
+
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -133,22 +136,24 @@ def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
 
 @dataclass(frozen=True)
 class _NodeReader:
-    loader: yaml.SafeLoader
+    loader: "yaml.SafeLoader"
     name: str
     folder: Path
     doing: str
 
-    def read(self, node: yaml.Node) -> Node:
+    def read(self, node: "yaml.Node") -> Node:
+        from yaml import nodes as yaml_nodes
+
         where = f"{self.name}:{node.start_mark.line + 1}"
         if node.tag not in self.loader.yaml_constructors:
             raise ConfigError(self.doing, found=f"{where}: the tag {node.tag}", expected="no tag")
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml_nodes.MappingNode):
             return Node(self._entries(node), where, self.folder)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml_nodes.SequenceNode):
             return Node([self.read(item) for item in node.value], where, self.folder)
         return Node(self.loader.construct_object(node), where, self.folder)
 
-    def _entries(self, node: yaml.MappingNode) -> dict[str, Node]:
+    def _entries(self, node: "yaml.MappingNode") -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
             key = self.loader.construct_object(key_node)

@@ -10,12 +10,12 @@ import json
 import re
 import threading
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer as HfTokenizer
-from tokenizers.decoders import DecodeStream
+from typing import TYPE_CHECKING, Any
 
 from pl_compile.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HfTokenizer
 
 
 class Tokenizer:
@@ -30,6 +30,8 @@ class Tokenizer:
     """
 
     def __init__(self, text: str, *, name: str = "tokenizer.json") -> None:
+        from tokenizers import Tokenizer as HfTokenizer  # some MiB: only where there is text
+
         self.text = text
         # Whether special tokens are parsed is a switch of the library's object. One object is
         # switched: each takes some 30 MiB and most of a runtime's time to start.
@@ -100,7 +102,9 @@ class Tokenizer:
 class TextStream:
     """Ids in, text out, each character once it is complete."""
 
-    def __init__(self, tokenizer: HfTokenizer) -> None:
+    def __init__(self, tokenizer: "HfTokenizer") -> None:
+        from tokenizers.decoders import DecodeStream
+
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
 

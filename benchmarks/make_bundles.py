@@ -1,0 +1,49 @@
+"""Bundles of the default base for `benchmarks/inference.py`, with prompts of random numbers.
+
+    plc fetch smollm2-135m
+    python benchmarks/make_bundles.py FOLDER
+
+What a prompt's numbers are changes no speed. Writes FOLDER/none, int8, int4 and int4-table4: target
+`native-cpu`, one task with 100 virtual tokens.
+"""
+
+import sys
+from pathlib import Path
+
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.testing import random_table
+from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
+
+OPTIONS = {
+    "none": BuildOptions(),
+    "int8": BuildOptions("int8"),
+    "int4": BuildOptions("int4"),
+    "int4-table4": BuildOptions("int4", table_bits=4),
+}
+
+
+def main(folder: Path) -> None:
+    """Writes the bundles that are not there yet."""
+    base = cached_base_folder(DEFAULT_BASE)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "prompts.safetensors"
+    if not table.exists():
+        random_table(base, table)
+    for name, options in OPTIONS.items():
+        if not (folder / name).exists():
+            export_bundle(
+                ExportRequest(
+                    table,
+                    base,
+                    folder / name,
+                    target="native-cpu",
+                    options=options,
+                    measure_parity=False,
+                )
+            )
+            print(f"wrote {folder / name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
