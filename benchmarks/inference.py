@@ -21,14 +21,10 @@ of each system to the first one. All get the same token ids and threads; EOS sto
                                      weights that are mapped included
 """
 
-import argparse
-import atexit
-import functools
 import json
 import os
+import random
 import resource
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,9 +32,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+# What this file imports counts as a system's memory, so little is imported up here.
+
 SCENARIOS = ("decode_1", "decode_4", "decode_16", "prefill_512", "task_ttft", "whole_ttft", "cold")
 PROMPT, STEPS, HEAD, OWN = 40, 48, 100, 30
-PACKAGES = ("pl-compile", "onnxruntime", "onnxruntime-genai", "openvino-genai", "ctranslate2", "numpy")
+PACKAGES = (
+    "pl-compile",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "openvino-genai",
+    "ctranslate2",
+    "numpy",
+)
 
 
 class System(Protocol):
@@ -58,7 +63,10 @@ def ids_of(rows: int, tokens: int, seed: int = 0) -> Any:
     """The same random ids for every system: int64 `[rows, tokens]`."""
     import numpy as np
 
-    return np.random.default_rng(seed).integers(1000, 40000, (rows, tokens))
+    generator = random.Random(seed)  # numpy's own would count as a system's memory
+    return np.asarray(
+        [[generator.randrange(1000, 40000) for _ in range(tokens)] for _ in range(rows)]
+    )
 
 
 @dataclass(frozen=True)
@@ -286,6 +294,8 @@ class Llama:
         self._common = ["-m", self._model, "-t", threads, "-tb", threads]
 
     def _run(self, tool: str, *options: str) -> str:
+        import subprocess
+
         command = [str(self._bin / tool), *self._common, *options]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -295,13 +305,17 @@ class Llama:
         cells = str(max(256, rows * (PROMPT + STEPS)))
         out = self._run("llama-batched-bench", *sizes, "-c", cells, "--output-format", "jsonl")
         (line,) = [line for line in out.splitlines() if line.startswith("{")]
-        return float(json.loads(line)["speed_tg"])
+        speed: float = json.loads(line)["speed_tg"]
+        return speed
 
     def prefill(self, tokens: int) -> float:
+        import subprocess
+
         command = [str(self._bin / "llama-bench"), *self._common[:4], "-r", "3", "-o", "json"]
         command += ["-p", str(tokens), "-n", "0"]
         done = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return min(json.loads(done)[0]["samples_ns"]) / 1e9
+        nanoseconds: list[float] = json.loads(done)[0]["samples_ns"]
+        return min(nanoseconds) / 1e9
 
     def task(self) -> Callable[[], float]:
         return self._server(cached=True)
@@ -311,8 +325,10 @@ class Llama:
         return self._server(cached=False)
 
     def _server(self, *, cached: bool) -> Callable[[], float]:
+        import atexit
         import http.client
         import socket
+        import subprocess
 
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -350,6 +366,8 @@ class Llama:
 
     def cold(self) -> float:
         """Seconds from the start of its command line tool to the first byte that it prints."""
+        import subprocess
+
         options = ["-c", "512", "-n", "2", "--ignore-eos", "-no-cnv", "--no-display-prompt"]
         options += ["--no-warmup", "-fit", "off", "-p", "word " * PROMPT]
         command = [str(self._bin / "llama-completion"), *self._common, *options]
@@ -391,9 +409,9 @@ def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str
         elif isinstance(system, Llama):
             ask = system.whole()
         else:
-            ask = functools.partial(system.prefill, HEAD + OWN)
+            ask = lambda: system.prefill(HEAD + OWN)  # noqa: E731
         ask()
-        value = statistics.median(ask() for _ in range(7))
+        value = sorted(ask() for _ in range(7))[3]
     elif isinstance(system, Llama):
         value = system.cold()
     else:
@@ -408,6 +426,8 @@ def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str
 
 def sample(python: str, kind: str, path: str, scenario: str) -> dict[str, float]:
     """One scenario of one system, in a process of its own."""
+    import subprocess
+
     command = [python, __file__, "--sample", kind, path, scenario, str(time.time())]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -418,6 +438,8 @@ def sample(python: str, kind: str, path: str, scenario: str) -> dict[str, float]
 
 def versions(python: str) -> dict[str, str]:
     """Of what an interpreter has installed."""
+    import subprocess
+
     code = (
         "import json, importlib.metadata as m\n"
         "all = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
@@ -444,6 +466,14 @@ def show(medians: dict[str, dict[str, float]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all samples in turn and prints medians."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["--sample"]:
+        kind, path, scenario, began = arguments[1:]
+        print(json.dumps(run_scenario(kind, Path(path), scenario, float(began))))
+        return
+    import argparse
+    import statistics
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("systems", nargs="*", metavar="KIND:NAME=PATH")
     parser.add_argument("--repeats", type=int, default=5)
@@ -452,12 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--python", nargs="+", default=[], metavar="KIND=PATH", help="interpreters of other kinds"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--sample", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.sample:
-        kind, path, scenario, began = options.sample
-        print(json.dumps(run_scenario(kind, Path(path), scenario, float(began))))
-        return
     systems = {}
     for given in options.systems:
         kind, _, rest = given.partition(":")
@@ -467,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         systems[f"{kind} {name}"] = (kind, path)
     if not systems:
         parser.error("no system to run")
-    pythons = {kind: sys.executable for kind in KINDS}
+    pythons = dict.fromkeys(KINDS, sys.executable)
     pythons |= dict(given.split("=", 1) for given in options.python)
     samples: dict[str, dict[str, list[float]]] = {name: {} for name in systems}
     for repeat in range(options.repeats):

@@ -148,7 +148,7 @@ def _stored(lows: bool) -> list[ir.Value]:
 
 
 def _weight(body: FunctionBody, bits: int, stored: Sequence[ir.Value]) -> ir.Value:
-    """float `[inputs, tiles * 16]`, out of the layout of `runtime/kernels/kernels.h`."""
+    """Floats `[inputs, tiles * 16]`, out of the layout of `runtime/kernels/kernels.h`."""
     op = body.op
     codes, steps = stored[:2]
     if bits == 4:
@@ -203,9 +203,7 @@ def packed_attention_function(kind: str) -> ir.Function:
     of_keys = op("Mul", [kv_heads, dim], "width.k")
     sizes = op("Concat", [of_queries, of_keys, of_keys], "widths", axis=0)
     parts = [ir.val(name) for name in ("q", "k", "v")]
-    body.nodes.append(
-        ir.node("Split", [qkv, sizes], {"axis": 2}, name="split", outputs=parts)
-    )
+    body.nodes.append(ir.node("Split", [qkv, sizes], {"axis": 2}, name="split", outputs=parts))
     positions = None
     if kind == ROTARY:
         seq = op("Squeeze", [op("Shape", [qkv], "seq", start=1, end=2)], "seq.scalar")

@@ -17,7 +17,6 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 `AssertionError` or whatever Python raises: it never ends in a polite message.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -104,6 +103,8 @@ class ParityError(PlcError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question that proposes the known name nearest to `name`, or an empty string."""
+    import difflib
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"Did you mean '{near[0]}'?" if near else ""
 

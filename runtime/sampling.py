@@ -73,7 +73,7 @@ GREEDY = Draw(0.0, 1, 1.0, np.zeros(1, np.float32))
 
 
 def draw_in_graph(
-    sampling: Sampling, generator: np.random.Generator, candidates: int
+    sampling: Sampling, generator: "np.random.Generator", candidates: int
 ) -> Draw | None:
     """What a graph needs to choose as `next_token` would; None where it cannot.
 
@@ -95,7 +95,7 @@ def draw_in_graph(
 def next_token(
     logits: Float32,
     sampling: Sampling,
-    generator: np.random.Generator,
+    generator: "np.random.Generator",
     *,
     seen: Sequence[int] = (),
     blocked: int | None = None,
@@ -124,7 +124,7 @@ def next_token(
     return _choose(scores, sampling, generator)
 
 
-def _choose(scores: Float32, sampling: Sampling, generator: np.random.Generator) -> int:
+def _choose(scores: Float32, sampling: Sampling, generator: "np.random.Generator") -> int:
     if sampling.temperature == 0.0:
         return int(np.argmax(scores))
     ranked = _ranked(scores, sampling.top_k)
@@ -139,7 +139,7 @@ def _choose(scores: Float32, sampling: Sampling, generator: np.random.Generator)
     return int(ranked[np.argmax(noisy)])
 
 
-def _gumbel(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
+def _gumbel(generator: "np.random.Generator", count: int) -> NDArray[np.float64]:
     """The largest of logits plus this noise is a draw from their softmax (arXiv:1611.00712)."""
     uniform = np.clip(generator.random(count), 1e-12, 1 - 1e-12)
     noise: NDArray[np.float64] = -np.log(-np.log(uniform))

@@ -6,15 +6,13 @@ full disk or a killed process never meets half of it. Knows nothing of what the 
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pl_compile.errors import ArtifactError
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 17
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -83,7 +81,7 @@ def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iter
             _sync(staging)
             _replace_folder(staging, path)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove_tree(staging)
             raise
 
 
@@ -114,7 +112,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}")
 
 
 def _replace_folder(staging: Path, path: Path) -> None:
@@ -129,7 +127,7 @@ def _replace_folder(staging: Path, path: Path) -> None:
         if had_one:
             os.rename(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_tree(old)
     _sync_rename(path)
 
 
@@ -157,3 +155,9 @@ def _reporting(path: Path) -> Iterator[None]:
             found=error.strerror or str(error),
             fix="Nothing was left under that name that was not there before.",
         ) from error
+
+
+def _remove_tree(folder: Path) -> None:
+    import shutil  # brings compressors along, which a reader of bundles has no use for
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from pl_compile.errors import ArtifactError
 
@@ -38,6 +36,8 @@ def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
     Raises:
         ArtifactError: there is no such file, or it is damaged.
     """
+    from safetensors import SafetensorError, safe_open  # where there is a tensor to read
+
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -58,6 +58,8 @@ def tensor_bytes(
     to process: the header is written again with its keys sorted
     (https://github.com/huggingface/safetensors#format).
     """
+    from safetensors.numpy import save
+
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     whole = save(arrays, None if metadata is None else dict(metadata))
     length = int.from_bytes(whole[:8], "little")

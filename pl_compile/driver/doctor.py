@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
     for package in _RUNTIME:
         found = _version(package)
         findings.append(Finding(package, found is not None, found or "pip install pl-compile"))
-    findings.append(_providers())
+    findings += [_providers(), _kernels()]
     for extra, (packages, used_for) in _EXTRAS.items():
         versions = {package: _version(package) for package in packages}
         missing = [package for package, found in versions.items() if found is None]
@@ -74,6 +74,19 @@ def _providers() -> Finding:
     except ImportError as error:
         return Finding(name, False, f"onnxruntime does not load: {error}")
     return Finding(name, "CPUExecutionProvider" in providers, ", ".join(providers))
+
+
+def _kernels() -> Finding:
+    name = "kernels of target native-cpu"
+    from pl_compile.runtime.kernels import instruction_set
+
+    found = instruction_set()
+    if found is None:
+        detail = (
+            "not built: install a C++ compiler (g++), then pl-compile again; bundles run, slower"
+        )
+        return Finding(name, False, detail)
+    return Finding(name, True, found)
 
 
 def _gpu() -> Finding:

@@ -434,10 +434,7 @@ def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
 def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
     if options.quantize == "none":
         return Precision()
-    if moments is None:
-        method = "round to nearest"
-    else:
-        method = f"GPTQ on {moments.tokens} tokens"
+    method = "round to nearest" if moments is None else f"GPTQ on {moments.tokens} tokens"
     return Precision(
         quantization=options.quantize,
         block=options.scale_block,

@@ -1,4 +1,4 @@
-"""Blocks of integers go to this project's own kernels (runtime/kernels), laid out as they read them.
+"""Blocks of integers go to this project's own kernels (runtime/kernels), in their layout.
 
 before:  y = MatMul(x, plc::DequantizeBlocks(codes, scales, lows, axis=0, block_size=32))
 after:   y = plc::BlockProduct(x, packed, steps, lows', bits=4, block=32, columns=..., gated=0)

@@ -1,4 +1,4 @@
-"""Target `native-cpu`: near torch, bit-equal in batches and prefixes, and the same without kernels."""
+"""Target `native-cpu`: near torch, rows bit-equal, and the same where the kernels are missing."""
 
 import json
 from collections.abc import Callable

@@ -165,9 +165,7 @@ def residual_norms(g: GraphBuilder) -> None:
 
 INT4, INT8 = Scheme(4, 16), Scheme(8, 16)
 QUANTIZED = [QuantizeWeights(INT4, INT8)]
-NATIVE = [
-    QuantizeWeights(Scheme(4, 16, offset=True, half=True), Scheme(8, 16, half=True)),
-]
+OFFSETS = QuantizeWeights(Scheme(4, 16, offset=True, half=True), Scheme(8, 16, half=True))
 CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("merge_products", "products", [], MergeProducts()),
     ("merge_biased_products", "biased_products", [], MergeProducts()),
@@ -176,10 +174,10 @@ CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("quantize_tables", "tied_table", [], QuantizeWeights(INT4, INT8)),
     ("use_block_kernels", "one_product", [*QUANTIZED], UseBlockKernels()),
     ("use_block_kernels_for_tables", "tied_table", [*QUANTIZED], UseBlockKernels()),
-    ("quantize_with_offsets", "one_product", [], *NATIVE),
-    ("use_block_products", "one_product", [*NATIVE], UseBlockProducts()),
-    ("use_block_products_for_tables", "tied_table", [*NATIVE], UseBlockProducts()),
-    ("use_gated_block_products", "swiglu", [MergeProducts(), *NATIVE], UseBlockProducts()),
+    ("quantize_with_offsets", "one_product", [], OFFSETS),
+    ("use_block_products", "one_product", [OFFSETS], UseBlockProducts()),
+    ("use_block_products_for_tables", "tied_table", [OFFSETS], UseBlockProducts()),
+    ("use_gated_block_products", "swiglu", [MergeProducts(), OFFSETS], UseBlockProducts()),
     ("use_packed_attention", "rotary_attention", [], UsePackedAttention(2, 1)),
     ("use_packed_attention_without_rotary", "plain_attention", [], UsePackedAttention(2, 1)),
     ("use_grouped_attention", "rotary_attention", [], UseGroupedAttention(2, 1)),

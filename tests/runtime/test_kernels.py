@@ -30,7 +30,13 @@ SETS = ("amx", "avx512", "avx2", "portable")
 built = pytest.mark.skipif(library_path() is None, reason="the kernels were not built: no compiler")
 
 INPUTS, COLUMNS, ROWS = 192, 96, 37
-VARIANTS = [(4, True, False), (4, True, True), (4, False, False), (8, False, False), (8, False, True)]
+VARIANTS = [
+    (4, True, False),
+    (4, True, True),
+    (4, False, False),
+    (8, False, False),
+    (8, False, True),
+]
 
 
 def run_on(kind: str, model: Path, inputs: Arrays, folder: Path) -> list[np.ndarray]:
@@ -77,7 +83,7 @@ class Weight:
         return values if self.lows is None else values + np.repeat(self.lows, self.block, 0)
 
     def stored(self, g: GraphBuilder) -> list[ir.Value | None]:
-        arrays = [packed_codes(self.codes, self.bits), packed_grid(self.scales)]
+        arrays: list[np.ndarray] = [packed_codes(self.codes, self.bits), packed_grid(self.scales)]
         if self.lows is not None:
             arrays.append(packed_grid(self.lows))
         names = ("codes", "steps", "lows")
@@ -130,12 +136,13 @@ def expected_product(x: np.ndarray, weight: Weight, *, gated: bool, rounded: boo
         blocks = x.reshape(len(x), -1, weight.block)
         scales = np.abs(blocks).max(-1, keepdims=True) / 127
         x = (np.rint(blocks / np.maximum(scales, 1e-30)) * scales).reshape(x.shape)
-    y = x @ weight.floats()
+    y: np.ndarray = x @ weight.floats()
     if not gated:
         return y
     tiles = y.reshape(len(y), -1, 2, 16)
     gate, up = (tiles[:, :, part].reshape(len(y), -1) for part in (0, 1))
-    return gate / (1 + np.exp(-gate)) * up
+    product: np.ndarray = gate / (1 + np.exp(-gate)) * up
+    return product
 
 
 def activations(rows: int = ROWS) -> np.ndarray:
@@ -286,7 +293,11 @@ def test_attention_of_a_row_is_the_same_alone_and_in_pieces(kind: str, tmp_path:
     (alone, *_) = run_on(kind, model, row, tmp_path)
     pieces = []
     for first, last in ((0, 37), (37, 38), (38, 70)):
-        piece = {**row, "qkv": row["qkv"][:, first:last], "past_lengths": row["past_lengths"] + first}
+        piece = {
+            **row,
+            "qkv": row["qkv"][:, first:last],
+            "past_lengths": row["past_lengths"] + first,
+        }
         part, row["past_key"], row["past_value"] = run_on(kind, model, piece, tmp_path)
         pieces.append(part)
 
@@ -346,7 +357,8 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
     )
     source = tmp_path / "slots.cc"
     source.write_text(
-        '#include <cstddef>\n#include "onnxruntime_c_api.h"\n#include "onnxruntime_abi.h"\n' + checks
+        '#include <cstddef>\n#include "onnxruntime_c_api.h"\n#include "onnxruntime_abi.h"\n'
+        + checks
     )
     ours = Path(__file__).parents[2] / "runtime" / "kernels"
     command = ["g++", "-std=c++17", "-w", "-fsyntax-only", f"-I{folder}", f"-I{ours}", str(source)]
