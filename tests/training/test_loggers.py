@@ -357,6 +357,9 @@ def read_wandb(offline_run: Path) -> list[Any]:
     The file is a LevelDB log of protocol buffers: after 7 bytes of its own, blocks of 32 KiB, with
     chunks of a sum, a length and a kind (1 whole, 2 first, 3 middle, 4 last).
     """
+    import wandb
+
+    wandb.teardown()  # the service has written what it held back
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     (path,) = offline_run.glob("run-*.wandb")
     data, place, whole, records = path.read_bytes(), 7, b"", []
