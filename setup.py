@@ -10,7 +10,7 @@ KERNELS = Extension(
     sources=sorted(glob("runtime/kernels/*.cc")),
     depends=sorted(glob("runtime/kernels/*.h") + glob("runtime/kernels/*.inc")),
     language="c++",
-    # No contraction: a sum must be rounded alike in every kernel that computes it.
+    # No contraction: a sum must be rounded alike in whichever loop computes it.
     extra_compile_args=[
         "-std=c++17",
         "-O3",

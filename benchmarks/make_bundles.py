@@ -3,8 +3,8 @@
     plc fetch smollm2-135m
     python benchmarks/make_bundles.py FOLDER
 
-What a prompt's numbers are changes no speed. Writes FOLDER/none, int8, int4 and int4-table4: target
-`native-cpu`, one task with 100 virtual tokens.
+What a prompt's numbers are changes no speed, and the harness makes its head of 100 tokens itself.
+Writes FOLDER/none, int8, int4 and int4-table4, target `native-cpu`.
 """
 
 import sys

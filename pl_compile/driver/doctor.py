@@ -80,11 +80,12 @@ def _kernels() -> Finding:
     name = "kernels of target native-cpu"
     from pl_compile.runtime.kernels import instruction_set
 
-    found = instruction_set()
+    try:
+        found = instruction_set()
+    except OSError as error:
+        return Finding(name, False, f"built, and do not load: {error}; install pl-compile again")
     if found is None:
-        detail = (
-            "not built: install a C++ compiler (g++), then pl-compile again; bundles run, slower"
-        )
+        detail = "not built: install g++, then pl-compile again; their bundles run, slower"
         return Finding(name, False, detail)
     return Finding(name, True, found)
 

@@ -34,6 +34,20 @@ TILE = 16
 class UseBlockProducts(GraphPass):
     """Lowers blocked weights for this project's kernels; weights by channel are refused earlier."""
 
+    def requires(self, model: ir.Model) -> None:
+        """Weights in blocks are those of plain products, or tables."""
+        for node in model.graph:
+            if not _is_dequantizing(node):
+                continue
+            assert "block_size" in node.attributes
+            for user, index in node.outputs[0].uses():
+                if is_op(user, "Gather"):
+                    assert index == 0
+                    continue
+                assert index == 1
+                assert len(user.inputs) == 2
+                assert is_op(user, "Gemm") or is_op(user, "MatMul")
+
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
         edit = Edit(model)
@@ -67,14 +81,8 @@ class _Weight:
 
     def in_order(self, columns: NDArray[np.int64]) -> "_Weight":
         lows = None if self.lows is None else self.lows[:, columns]
-        return _Weight(
-            self.name,
-            self.codes[:, columns],
-            self.scales[:, columns],
-            lows,
-            self.bits,
-            self.block,
-        )
+        turned = self.codes[:, columns], self.scales[:, columns], lows
+        return _Weight(f"{self.name}.gated", *turned, self.bits, self.block)
 
 
 def _lower(edit: Edit, dequantize: ir.Node) -> None:

@@ -16,8 +16,8 @@ from pl_compile.errors import ExportError
 
 Float32 = NDArray[np.float32]
 
-# The smallest number above 0 that float16 has.
-_LEAST_HALF = 6e-8
+# The smallest number above 0 that float16 has: no scale is less, since some target rounds them so.
+_LEAST_SCALE = 6e-8
 
 # The grid of a block is tried at these parts of the one that reaches its largest weight: with few
 # codes, a little less than everything in reach is a smaller error for the many that are smaller.
@@ -174,7 +174,7 @@ def _grid(blocks: Float32, scheme: Scheme, part: float) -> Grid:
         scales = part * (most - least) / (2 * scheme.largest + 1)
     else:
         scales = part * np.abs(blocks).max(1) / scheme.largest
-    scales = _stored(np.maximum(scales, _LEAST_HALF if scheme.half else 1e-12), scheme)
+    scales = _stored(np.maximum(scales, _LEAST_SCALE), scheme)
     if scheme.offset:
         # The middle of the codes' reach, which is half a step below 0, is put on the range's.
         lows = _stored((least + most) / 2 + scales / 2, scheme)

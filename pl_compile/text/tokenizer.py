@@ -118,12 +118,10 @@ def _may_prefix(text: str) -> bool:
 
     Looks at the two parts that can. Reading all of a file of megabytes takes longer than a step.
     """
-    parts = []
-    for key in ("normalizer", "pre_tokenizer"):
-        # Inside a text of the file the quotes would be escaped: this is the key.
-        found = re.search(rf'"{key}"\s*:\s*', text)
-        if found is not None:
-            parts.append(json.dumps(json.JSONDecoder().raw_decode(text, found.end())[0]))
+    # A token may be called like one of the keys: that costs a look at its id, no more.
+    keys = re.finditer(r'"(?:normalizer|pre_tokenizer)"\s*:\s*', text)
+    read = json.JSONDecoder().raw_decode
+    parts = [json.dumps(read(text, key.end())[0]) for key in keys]
     return re.search(r'"(Prepend|Metaspace)"|"add_prefix_space": true', "".join(parts)) is not None
 
 

@@ -26,8 +26,8 @@ from pl_compile.config.contract import (
     GraphContract,
 )
 from pl_compile.errors import ArtifactError
+from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
-from pl_compile.runtime.kernels import library_path
 from pl_compile.runtime.sampling import GREEDY, Draw
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
@@ -82,9 +82,7 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        kernels = library_path()
-        if kernels is not None:
-            options.register_custom_ops_library(str(kernels))
+        kernels.register(options)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
@@ -166,9 +164,9 @@ class OnnxRuntimeEngine:
     ) -> None:
         """Several tokens of one row.
 
-        Alone, since attention takes several tokens behind a filled cache for one row at a time
-        only; so no padding is computed. And in pieces: a token attends to nothing behind its piece,
-        which is not computed for it then. Neither changes a bit of the result.
+        Alone, since ONNX Runtime's attention takes several tokens behind a filled cache for one row
+        at a time only; so no padding is computed. And in pieces: a token attends to nothing behind
+        its piece, which is not computed for it then. Neither changes a bit of the result.
         """
         for start in range(0, input_ids.shape[1], PIECE):
             ids = input_ids[:, start : start + PIECE]

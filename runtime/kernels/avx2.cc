@@ -11,7 +11,7 @@
 #include <limits>
 #include <utility>
 
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 #define PLC_AVX2
 
 namespace plc {

@@ -45,22 +45,22 @@ bool has_amx() {
 }
 #endif
 
-const Functions& choose() {
+const Functions* choose() {
   const char* wanted = std::getenv("PLC_KERNELS");
   const auto allowed = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
 #if defined(__x86_64__)
-  if (allowed(kAmx.name) && has_avx512() && has_amx()) return kAmx;
-  if (allowed(kAvx512.name) && has_avx512()) return kAvx512;
+  if (allowed(kAmx.name) && has_avx512() && has_amx()) return &kAmx;
+  if (allowed(kAvx512.name) && has_avx512()) return &kAvx512;
   if (allowed(kAvx2.name) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return kAvx2;
+    return &kAvx2;
 #endif
-  return kPortable;
+  return allowed(kPortable.name) ? &kPortable : nullptr;
 }
 
 }  // namespace
 
-const Functions& functions() {
-  static const Functions& chosen = choose();
+const Functions* functions() {
+  static const Functions* const chosen = choose();
   return chosen;
 }
 

@@ -13,7 +13,8 @@
 //
 // Activations are rounded to 8 bits in the same blocks, each with a scale of its own. Sums within a
 // block are exact integers and blocks are added in their order, so a row's result does not depend
-// on how many rows there are, nor on which of the functions below computed it.
+// on how many rows there are, nor on which of a processor's units computed it. (The portable
+// functions round a sum of a product twice, the others once.)
 #pragma once
 
 #include <cstddef>
@@ -91,8 +92,9 @@ struct Functions {
   void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
 };
 
-// The best that this processor has; PLC_KERNELS names another one.
-const Functions& functions();
+// The best that this processor has, or what the variable PLC_KERNELS names; null where it names
+// something that this processor does not have.
+const Functions* functions();
 
 extern const Functions kPortable;
 #if defined(__x86_64__)

@@ -28,7 +28,7 @@ struct ApiBase {
   const char* (*version)();
 };
 
-// The version whose slots are used: the first with ParallelFor and its two successors' op fields.
+// The version that is asked for: the first that has all of these slots and fields of operators.
 constexpr uint32_t kApiVersion = 18;
 
 enum Slot : size_t {

@@ -8,6 +8,8 @@
 // Layouts: kernels.h. Bundles hold a body in standard operators for each of them, which ONNX Runtime
 // runs where this library is not registered.
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
@@ -102,10 +104,23 @@ void* output(ort::KernelContext* context, size_t index, const std::vector<int64_
 template <class Body>
 void parallel(ort::KernelContext* context, size_t count, const Body& body) {
   if (count == 1) return body(size_t{0});
-  const auto call = [](void* data, size_t index) { (*static_cast<const Body*>(data))(index); };
+  // Nothing may be thrown through ONNX Runtime's threads.
+  struct Work {
+    const Body& body;
+    std::atomic<bool> failed{false};
+  } work{body};
+  const auto call = [](void* data, size_t index) {
+    auto& shared = *static_cast<Work*>(data);
+    try {
+      shared.body(index);
+    } catch (...) {
+      shared.failed = true;
+    }
+  };
   using Call = void (*)(void*, size_t);
   check(slot<ort::Status* (*)(const ort::KernelContext*, Call, size_t, size_t, void*)>(
-      ort::kParallelFor)(context, call, count, 0, const_cast<Body*>(&body)));
+      ort::kParallelFor)(context, call, count, 0, &work));
+  expect(!work.failed, "a part of it failed: out of memory");
 }
 
 // Cuts `count` items into parts of at least `least`, `most` of them at most.
@@ -132,6 +147,7 @@ struct WeightAttributes {
 
   explicit WeightAttributes(const ort::KernelInfo* info)
       : bits(attribute(info, "bits")), block(attribute(info, "block")), outputs(attribute(info, "columns")) {
+    expect(outputs > 0, "columns must be at least 1");
     expect(bits == 4 || bits == 8, "bits must be 4 or 8");
     expect(block == 32 || block == 64, "block must be 32 or 64");
   }
@@ -168,7 +184,7 @@ struct BlockProduct {
     static thread_local Activations scratch;
     Activations& a = scratch;
     a.resize(rows, p.weight);
-    const Functions& f = functions();
+    const Functions& f = *functions();
     // Rounding a few rows takes less time than waking a thread.
     const Parts by_row(rows, 16, 8);
     parallel(context, by_row.number, [&](size_t part) {
@@ -207,7 +223,7 @@ struct BlockLookup {
     shape.push_back(int64_t(inputs));
     l.y = static_cast<float*>(output(context, 0, shape));
     if (!count) return;
-    const Functions& f = functions();
+    const Functions& f = *functions();
     const Parts parts(count, 16, 8);
     parallel(context, parts.number, [&](size_t part) {
       f.look_up(l, part * parts.each, std::min(count, (part + 1) * parts.each));
@@ -251,13 +267,15 @@ struct PackedAttention {
     t.sin = sin.as<float>();
     for (size_t b = 0; b < t.batch; ++b)
       expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends behind its cache");
-    expect(!cos.data || cos.size() >= t.capacity * t.dim / 2, "fewer rotary positions than entries");
+    expect(!cos.data == !sin.data, "cos without sin, or sin without cos");
+    const size_t turns = std::min(cos.size(), sin.size());
+    expect(!cos.data || turns >= t.capacity * t.dim / 2, "fewer rotary positions than entries");
     t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(heads * t.dim)}));
     t.keys = present(context, 1, past_key);
     t.values = present(context, 2, past_value);
     if (!t.batch || !t.seq) return;
 
-    const Functions& f = functions();
+    const Functions& f = *functions();
     const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
     if (blocks == 1) {
       parallel(context, pairs, [&](size_t i) {
@@ -277,6 +295,9 @@ struct PackedAttention {
   // The cache after the step: the same memory where the caller bound it so, else a copy.
   static float* present(ort::KernelContext* context, size_t index, const Tensor& past) {
     float* memory = static_cast<float*>(output(context, index, past.shape));
+    const auto* begin = static_cast<const float*>(past.data);
+    expect(memory == begin || memory + past.size() <= begin || begin + past.size() <= memory,
+           "a cache that overlaps the one before it without being the same");
     if (memory != past.data) std::memcpy(memory, past.data, past.size() * sizeof(float));
     return memory;
   }
@@ -328,25 +349,41 @@ struct Definition : ort::CustomOp {
 
 #define PLC_EXPORT extern "C" __attribute__((visibility("default")))
 
-PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options,
-                                               const plc::ort::ApiBase* base) {
-  using namespace plc;
-  api = base->get_api(ort::kApiVersion);
+namespace plc {
+namespace {
+
+// The domain with all operators, made once; null where ONNX Runtime refused a part of it.
+ort::Domain* make_domain() {
   static Definition<BlockProduct> product;
   static Definition<BlockLookup> lookup;
   static Definition<PackedAttention> attention;
-  static ort::Domain* domain = nullptr;
-  if (!domain) {
-    if (auto* status = slot<ort::Status* (*)(const char*, ort::Domain**)>(ort::kCreateDomain)("plc", &domain))
-      return status;
-    const auto add = slot<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(ort::kDomainAdd);
-    for (const ort::CustomOp* op : {static_cast<const ort::CustomOp*>(&product),
-                                    static_cast<const ort::CustomOp*>(&lookup),
-                                    static_cast<const ort::CustomOp*>(&attention)})
-      if (auto* status = add(domain, op)) return status;
-  }
+  ort::Domain* domain = nullptr;
+  if (slot<ort::Status* (*)(const char*, ort::Domain**)>(ort::kCreateDomain)("plc", &domain))
+    return nullptr;
+  const auto add = slot<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(ort::kDomainAdd);
+  const ort::CustomOp* const ops[] = {&product, &lookup, &attention};
+  for (const ort::CustomOp* op : ops)
+    if (add(domain, op)) return nullptr;
+  return domain;
+}
+
+}  // namespace
+}  // namespace plc
+
+PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options,
+                                               const plc::ort::ApiBase* base) {
+  using namespace plc;
+  static const ort::Api interface = base->get_api(ort::kApiVersion);
+  if (!interface) std::abort();  // older than the oldest that this project installs with
+  api = interface;
+  if (!functions()) return failed("PLC_KERNELS names what this processor does not have");
+  static ort::Domain* const domain = make_domain();
+  if (!domain) return failed("ONNX Runtime refused the operators of the domain plc");
   return slot<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(ort::kAddDomain)(options, domain);
 }
 
 // The name of the instruction set in use.
-PLC_EXPORT const char* plc_kernels_name() { return plc::functions().name; }
+PLC_EXPORT const char* plc_kernels_name() {
+  const plc::Functions* chosen = plc::functions();
+  return chosen ? chosen->name : "";
+}

@@ -14,7 +14,8 @@ from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ExportError
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
-from pl_compile.runtime.engines import onnxruntime as engines
+from pl_compile.runtime import kernels
+from pl_compile.runtime.requests import Request
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table, write_tiny_base
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
@@ -66,10 +67,8 @@ def test_a_bundle_answers_the_same_where_the_kernels_are_missing(
     bundle = exported(prompts=prompts).bundle
     request = {"sentence": "who was there at all?"}
     with_kernels = Session.open(bundle)
-    from pl_compile.runtime.requests import Request
-
     (first,) = with_kernels.generate([Request("tone", request)])
-    monkeypatch.setattr(engines, "library_path", lambda: None)
+    monkeypatch.setattr(kernels, "library_path", lambda: None)
 
     (second,) = Session.open(bundle).generate([Request("tone", request)])
 
@@ -83,7 +82,7 @@ def test_bodies_stay_near_the_kernels(
 ) -> None:
     """Kernels round activations to 8 bits, bodies do not: the self-tests allow for that."""
     bundle = exported(family, options=BuildOptions(quantize)).bundle
-    monkeypatch.setattr(engines, "library_path", lambda: None)
+    monkeypatch.setattr(kernels, "library_path", lambda: None)
 
     verified = verify_bundle(bundle)
 
