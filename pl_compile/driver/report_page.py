@@ -227,11 +227,11 @@ def _weight_errors(errors: Sequence[dict[str, Any]]) -> list[str]:
         (
             error["weight"].removesuffix(".weight"),
             error["relative_error"],
-            f"{error['relative_error']:.4f}"
+            f"{error['relative_error']:.2g}"
             + (
                 ""
                 if error["relative_output_error"] is None
-                else f" ({error['relative_output_error']:.4f})"
+                else f" ({error['relative_output_error']:.2g})"
             ),
         )
         for error in worst[:24]
@@ -239,7 +239,7 @@ def _weight_errors(errors: Sequence[dict[str, Any]]) -> list[str]:
     mean = sum(error["relative_error"] for error in errors) / len(errors)
     return [
         "<h2>What rounding did to the weights</h2>",
-        f"<p class='note'>Norm of the difference over the norm: {mean:.4f} on average over "
+        f"<p class='note'>Norm of the difference over the norm: {mean:.2g} on average over "
         f"{len(errors)} weights; the largest below. In brackets: of their products with the "
         "calibration's activations.</p>",
         _bars(bars),
