@@ -25,7 +25,7 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.exporters.onnx_files import onnx_versions, save
-from pl_compile.exporters.options import check_blocks, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, check_float32, quantize_passes, when
 from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
@@ -48,6 +48,7 @@ class NativeCpuExporter:
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
+        check_float32(self.target, options)
         if config.head_dim % _HEADS:
             raise ExportError(
                 "choosing this project's kernels",

@@ -30,7 +30,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx_files import onnx_versions, save
-from pl_compile.exporters.options import check_blocks, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, check_float32, quantize_passes, when
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
@@ -58,6 +58,7 @@ class OnnxCpuExporter:
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
+        check_float32(self.target, options)
         if options.quantize != "none" and options.scale_block:
             _check_kernels(options)
             check_blocks(config, options)

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import ExportError
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
 from pl_compile.quantize.moments import Moments
@@ -54,3 +55,14 @@ def check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
             scheme.check(name, shape[0])
         elif name in ("embedding.weight", "head.weight") and options.table_bits != 0:
             scheme.check(name, shape[1])
+
+
+def check_float32(target: str, options: BuildOptions) -> None:
+    """Raises `ExportError` if a target that computes in float32 is asked for anything else."""
+    if options.dtype != "float32":
+        raise ExportError(
+            f"building for {target}",
+            found=f"dtype {options.dtype}",
+            expected="float32",
+            fix="Weights can be made smaller with --quantize.",
+        )

@@ -7,6 +7,7 @@ from pl_compile.config.contract import SamplingMode
 from pl_compile.errors import ConfigError, list_problems
 
 Quantization = Literal["none", "int8", "int4"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 FoldMode = Literal["auto", "always", "never"]
 
 # As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
@@ -26,6 +27,8 @@ class BuildOptions:
             floats; 8 if None.
         sampling: who chooses the next token.
         candidates: the likeliest tokens that the graph looks at; `DEFAULT_CANDIDATES` if None.
+        dtype: of activations, caches and weights that are not quantised; CPU targets compute in
+            float32.
     """
 
     quantize: Quantization = "none"
@@ -33,6 +36,7 @@ class BuildOptions:
     table_bits: int | None = None
     sampling: SamplingMode = "host"
     candidates: int | None = None
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""

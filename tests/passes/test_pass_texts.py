@@ -18,6 +18,7 @@ from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.pipeline import model_text, run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.passes.sample_in_graph import SampleInGraph
+from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_block_products import UseBlockProducts
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
@@ -183,6 +184,7 @@ CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("use_grouped_attention", "rotary_attention", [], UseGroupedAttention(2, 1)),
     ("use_grouped_attention_without_rotary", "plain_attention", [], UseGroupedAttention(2, 1)),
     ("fuse_residual_norms", "residual_norms", [], FuseResidualNorms()),
+    ("set_precision", "tied_table", [], SetPrecision("float16")),
     ("sample_in_graph", "logits_alone", [], SampleInGraph(20)),
     ("link_functions", "attention", [], LinkFunctions([cached_attention_function()])),
 ]

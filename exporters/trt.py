@@ -1,0 +1,287 @@
+"""TensorRT behind a few functions: which package there is, parsing, guards, plans.
+
+One code for `tensorrt_rtx` and `tensorrt`, whose Python interfaces are the same but for a few
+names; where they differ, `hasattr` decides. Building needs no GPU with `tensorrt_rtx`; nothing here
+runs a plan, and no plan was ever run by this project.
+
+Two things that the parser accepts are silently compiled to something else: it ignores
+`nonpad_kv_seqlen` of ONNX's Attention, and takes `is_causal` for alignment at the upper left. A
+third, a collective whose number of ranks is missing, becomes one of a single rank. So what was
+parsed is looked at before it is built.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pl_compile.errors import ExportError
+
+# Import names by target, and the extra that brings each.
+_PACKAGES = {
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+}
+
+# TensorRT finds no more than this many largest values.
+MOST_CANDIDATES = 3840
+
+
+def tensorrt_module(target: str) -> Any:
+    """The Python package of a target.
+
+    Raises:
+        ExportError: it is not installed, or does not load.
+    """
+    package, extra = _PACKAGES[target]
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ExportError(
+            f"building for {target}",
+            found=str(error),
+            expected=f"the package {package}",
+            fix=f"pip install 'pl-compile[{extra}]', or use --defer-build and build on the device.",
+        ) from error
+
+
+@dataclass(frozen=True)
+class ParsedNetwork:
+    """What TensorRT made of an ONNX file. Whoever holds the network must hold the others.
+
+    Attributes:
+        trt: the package.
+        network: an `INetworkDefinition`.
+        builder: its builder.
+        parser: its parser.
+        log: what TensorRT said, `(severity, text)`.
+    """
+
+    trt: Any
+    network: Any
+    builder: Any
+    parser: Any
+    log: list[tuple[str, str]]
+
+
+def parse(model: Path, target: str, *, ranks: int = 1) -> ParsedNetwork:
+    """Parses an ONNX file and checks what became of it.
+
+    Args:
+        model: the file; its data lies beside it.
+        target: "tensorrt-rtx" or "tensorrt".
+        ranks: how many ranks its collectives are for.
+
+    Raises:
+        ExportError: the package is missing, the parser refuses the file, or `check_network` does.
+    """
+    trt = tensorrt_module(target)
+    log: list[tuple[str, str]] = []
+    logger = _logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        raise ExportError(
+            f"parsing {model} with TensorRT",
+            found="; ".join(errors)[:1000],
+            expected="operators that it takes",
+            fix="This is a mistake of the exporter: report it.",
+        )
+    parsed = ParsedNetwork(trt, network, builder, parser, log)
+    check_network(parsed, ranks=ranks)
+    return parsed
+
+
+def check_network(parsed: ParsedNetwork, *, ranks: int = 1) -> None:
+    """Marks attentions decomposable, and refuses what would be compiled to something else.
+
+    Raises:
+        ExportError: an attention that is masked by anything but a mask, a cache without a fixed
+            capacity, a collective of another number of ranks, or too many candidates.
+    """
+    trt = parsed.trt
+    for layer in layers_of(parsed):
+        kind = layer.type
+        if kind == trt.LayerType.ATTENTION_INPUT:
+            _check_attention(trt, layer)
+        elif kind == trt.LayerType.KV_CACHE_UPDATE and -1 in tuple(layer.get_input(0).shape)[1:]:
+            shape = tuple(layer.get_input(0).shape)
+            raise _wrong(layer, f"a cache of shape {shape}", "a fixed capacity")
+        elif kind == trt.LayerType.DIST_COLLECTIVE:
+            found = typed(trt, layer).num_ranks
+            if found != ranks:
+                raise _wrong(layer, f"a collective of {found} ranks", f"{ranks}")
+        elif kind == trt.LayerType.TOPK and typed(trt, layer).k > MOST_CANDIDATES:
+            raise _wrong(layer, f"{layer.k} candidates", f"at most {MOST_CANDIDATES}")
+
+
+def _check_attention(trt: Any, layer: Any) -> None:
+    attention = typed(trt, layer).attention
+    # Else only the types and head sizes that have a fused kernel would build.
+    attention.decomposable = True
+    if attention.mask is None or attention.causal_kind != trt.CausalMaskKind.NONE:
+        causal = str(attention.causal_kind).rpartition(".")[2]
+        found = f"an attention with causal kind {causal} and {'a' if attention.mask else 'no'} mask"
+        raise _wrong(layer, found, "a mask alone: TensorRT drops lengths, and aligns elsewhere")
+
+
+def _wrong(layer: Any, found: str, expected: str) -> ExportError:
+    return ExportError(
+        f"checking what TensorRT made of {layer.name}",
+        found=found,
+        expected=expected,
+        fix="It would be compiled to something else: report it, it is a mistake of the exporter.",
+    )
+
+
+def layers_of(parsed: ParsedNetwork) -> Iterator[Any]:
+    """All layers, in the network's order, which is not that of the data."""
+    for index in range(parsed.network.num_layers):
+        yield parsed.network.get_layer(index)
+
+
+def typed(trt: Any, layer: Any) -> Any:
+    """A layer as its own class: `get_layer` gives the common one, which knows no settings."""
+    name = "".join(part.capitalize() for part in layer.type.name.split("_"))
+    names = {"KvCacheUpdate": "KVCacheUpdate", "Softmax": "SoftMax", "Topk": "TopK"}
+    names |= {"Elementwise": "ElementWise"}
+    layer.__class__ = getattr(trt, f"I{names.get(name, name)}Layer", type(layer))
+    return layer
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """How a plan is built.
+
+    Attributes:
+        max_batch: rows of a step at most.
+        capacity: tokens of a step at most.
+        compute_capabilities: such as "8.6"; TensorRT's own choice if empty.
+    """
+
+    max_batch: int
+    capacity: int
+    compute_capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built engine.
+
+    Attributes:
+        data: what TensorRT deserialises.
+        seconds: that building took.
+        layers: of the parsed network.
+        version: of the package.
+    """
+
+    data: bytes
+    seconds: float
+    layers: int
+    version: str
+
+
+def build_plan(
+    parsed: ParsedNetwork, options: PlanOptions, *, said: Callable[[str], None] = lambda _: None
+) -> Plan:
+    """Builds a plan with two profiles, for prompts and for single tokens, that share weights.
+
+    Args:
+        parsed: a checked network.
+        options: sizes and processors.
+        said: gets the names of TensorRT's own phases.
+
+    Raises:
+        ExportError: TensorRT cannot build it here; its own words are in the message.
+    """
+    trt = parsed.trt
+    config = parsed.builder.create_builder_config()
+    _set_capabilities(trt, config, options.compute_capabilities)
+    for seqs in ((1, min(128, options.capacity), options.capacity), (1, 1, 1)):
+        config.add_optimization_profile(_profile(parsed, options.max_batch, seqs))
+    config.progress_monitor = _monitor(trt, said)
+    started = time.perf_counter()
+    data = parsed.builder.build_serialized_network(parsed.network, config)
+    if data is None:
+        errors = [text for severity, text in parsed.log if severity in ("ERROR", "INTERNAL_ERROR")]
+        raise ExportError(
+            "building a TensorRT plan",
+            found="; ".join(errors)[:1000] or "no plan, and no reason",
+            fix="Try another precision, or --defer-build and build on the device.",
+        )
+    seconds = time.perf_counter() - started
+    return Plan(bytes(data), round(seconds, 3), parsed.network.num_layers, trt.__version__)
+
+
+def _profile(parsed: ParsedNetwork, max_batch: int, seqs: tuple[int, int, int]) -> Any:
+    profile = parsed.builder.create_optimization_profile()
+    batches = (1, min(4, max_batch), max_batch)
+    for index in range(parsed.network.num_inputs):
+        tensor = parsed.network.get_input(index)
+        if -1 not in tuple(tensor.shape):
+            continue
+        shapes = [
+            [
+                size if size != -1 else batches[which] if axis == 0 else seqs[which]
+                for axis, size in enumerate(tensor.shape)
+            ]
+            for which in range(3)
+        ]
+        profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:
+    if not wanted:
+        return
+    if not hasattr(trt, "ComputeCapability"):
+        raise ExportError(
+            "choosing compute capabilities",
+            found=f"{', '.join(wanted)}, and a TensorRT that builds for the GPU it runs on",
+            fix="Leave them out, and build on the device.",
+        )
+    known = dict(trt.ComputeCapability.__members__)
+    config.num_compute_capabilities = len(wanted)
+    for index, text in enumerate(wanted):
+        name = f"SM{text.replace('.', '')}"
+        if name not in known:
+            raise ExportError(
+                "choosing compute capabilities",
+                found=f"'{text}'",
+                expected=", ".join(sorted(known)),
+                fix="Write it as 8.6.",
+            )
+        config.set_compute_capability(known[name], index)
+
+
+def _logger(trt: Any, log: list[tuple[str, str]]) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            if int(severity) <= int(trt.ILogger.WARNING):
+                log.append((str(severity).rpartition(".")[2], text))
+
+    return Logger()
+
+
+def _monitor(trt: Any, said: Callable[[str], None]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            said(name)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            return None
+
+    return Monitor()

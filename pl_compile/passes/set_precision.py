@@ -1,0 +1,73 @@
+"""Weights, activations and caches become numbers of 16 bits; logits and given prompts stay float32.
+
+before:  x = Gather(w, ids)                          w, caches float32
+         logits = Gemm(x, w, transB=1)
+after:   x = Gather(w', ids)                         w', caches float16 or bfloat16
+         logits = Cast(Gemm(x, w', transB=1), to=float32)
+
+For targets whose networks are strongly typed: the types of the tensors are the precision.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from pl_compile.config.contract import LOGITS, PROMPT_TABLE
+from pl_compile.passes.edit import Edit
+from pl_compile.passes.graph_pass import GraphPass
+
+_TYPES = {
+    "float16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
+    "bfloat16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+
+
+@dataclass(frozen=True)
+class SetPrecision(GraphPass):
+    """Runs where no node has float32 written into it.
+
+    Attributes:
+        dtype: what float32 becomes.
+    """
+
+    dtype: Literal["float16", "bfloat16"]
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        edit, graph = Edit(model), model.graph
+        kind, numpy_kind = _TYPES[self.dtype]
+        for value in list(graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+                value.const_value = ir.tensor(tensor.numpy().astype(numpy_kind), name=value.name)
+                value.dtype = kind
+        for value in graph.inputs:
+            if value.dtype != ir.DataType.FLOAT:
+                continue
+            if value.name != PROMPT_TABLE:
+                value.dtype = kind
+                continue
+            users = list(value.uses())
+            (cast,) = edit.insert(users[0][0], "Cast", [value], "prompt.cast", to=kind)
+            for user, index in users:
+                user.replace_input_with(index, cast)
+        for value in graph.outputs:
+            if value.name != LOGITS and value.dtype == ir.DataType.FLOAT:
+                value.dtype = kind
+        self._cast_logits(model)
+        return True
+
+    def _cast_logits(self, model: ir.Model) -> None:
+        graph = model.graph
+        for index, value in enumerate(graph.outputs):
+            if value.name != LOGITS:
+                continue
+            wide = ir.val(LOGITS, ir.DataType.FLOAT, value.shape)
+            value.name, value.dtype = "logits.narrow", _TYPES[self.dtype][0]
+            attributes = {"to": ir.DataType.FLOAT}
+            node = ir.node("Cast", [value], attributes, name="logits.cast", outputs=[wide])
+            graph.append(node)
+            graph.outputs[index] = node.outputs[0]

@@ -1,0 +1,202 @@
+"""What TensorRT makes of the graphs, on a machine without a GPU: parsed, interpreted, built.
+
+Skipped by name where `tensorrt_rtx` is not installed; the graphs themselves are those that
+tests/export and tests/parity check on ONNX Runtime.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.errors import ExportError
+from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
+from pl_compile.exporters.tensorrt import TensorRtExporter
+from pl_compile.exporters.trt import PlanOptions, build_plan, parse
+from pl_compile.exporters.trt_oracle import Oracle
+from pl_compile.graph.decoder import build_decoder
+from pl_compile.passes.pipeline import run_passes
+from pl_compile.testing import write_tiny_base
+from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.names import load_weights
+
+pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+
+CAPACITY, SEQ = 40, 7
+KINDS: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+# Of the largest logit: what rounding does to a tiny random base, measured, with room.
+CASES = [
+    (BuildOptions(), 3e-6),
+    (BuildOptions(dtype="float16"), 6e-3),
+    (BuildOptions(dtype="bfloat16"), 5e-2),
+    (BuildOptions("int8", dtype="float16"), 0.1),
+    (BuildOptions("int4", dtype="float16"), 0.5),
+]
+Step = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("trt-bases")
+    return {f: write_tiny_base(root / f, f, blocks=True) for f in ("llama", "gpt2")}
+
+
+def contract_of(config: DecoderConfig) -> GraphContract:
+    sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
+    return GraphContract(**sizes, capacity=CAPACITY, prompts="input")
+
+
+def built(exporter: Exporter, base: Path, folder: Path, options: BuildOptions) -> GraphContract:
+    folder.mkdir()
+    config = read_decoder_config(base)
+    contract = contract_of(config)
+    model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
+    run_passes(model, exporter.passes(config, contract, options, None, []))
+    exporter.build(model, folder)
+    return contract
+
+
+def oracle_of(model: Path) -> Oracle:
+    values = ir.load(model).graph.initializers.values()
+    constants = {str(v.name): v.const_value.numpy() for v in values if v.const_value is not None}
+    return Oracle(parse(model, "tensorrt-rtx"), constants)
+
+
+def generate(step: Step, contract: GraphContract, kind: Any) -> np.ndarray:
+    """Logits of a prompt of two rows and of four tokens after it, given the same tokens."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, contract.vocab, (2, SEQ))
+    ids[0, 2] = contract.vocab + 1  # a virtual token
+    prompts = generator.normal(scale=0.1, size=(2, 3, contract.hidden)).astype(np.float32)
+    shape = (2, contract.kv_heads, CAPACITY, contract.head_dim)
+    caches = {past: np.zeros(shape, kind) for past, _ in contract.cache_names}
+    past, seen = np.zeros(2, np.int64), []
+    last = np.asarray([SEQ - 1, SEQ - 3])
+    for _ in range(5):
+        inputs = {"input_ids": ids, "past_lengths": past, "last_index": last}
+        outputs = step({**inputs, "prompt_table": prompts, **caches})
+        seen.append(outputs["logits"])
+        caches = {a: outputs[b] for a, b in contract.cache_names}
+        past = past + last + 1
+        ids = generator.integers(0, contract.vocab, (2, 1))
+        last = np.zeros(2, np.int64)
+    return np.stack(seen)
+
+
+def by_onnxruntime(model: Path) -> Step:
+    session = onnxruntime.InferenceSession(str(model))
+    names = [output.name for output in session.get_outputs()]
+
+    def step(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = [
+            session.run(None, {name: array[row : row + 1] for name, array in inputs.items()})
+            for row in range(2)
+        ]
+        return {n: np.concatenate(parts) for n, *parts in zip(names, *rows, strict=True)}
+
+    return step
+
+
+@pytest.mark.parametrize(("options", "limit"), CASES, ids=["fp32", "fp16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_was_parsed_computes_what_onnxruntime_does(
+    block_bases: dict[str, Path], tmp_path: Path, family: str, options: BuildOptions, limit: float
+) -> None:
+    base = block_bases[family]
+    contract = built(OnnxCpuExporter(), base, tmp_path / "cpu", BuildOptions())
+    expected = generate(by_onnxruntime(tmp_path / "cpu" / "model.onnx"), contract, np.float32)
+
+    built(TensorRtExporter("tensorrt-rtx"), base, tmp_path / "trt", options)
+
+    oracle = oracle_of(tmp_path / "trt" / "model.onnx")
+    found = generate(oracle.run, contract, KINDS[options.dtype])
+    assert np.abs(found - expected).max() < limit * np.abs(expected).max()
+    assert (tmp_path / "trt" / "model.plan").stat().st_size > 10_000
+
+
+def planted(base: Path, folder: Path, **attributes: Any) -> Path:
+    """The graph for ONNX Runtime's Attention, which TensorRT takes and makes something else of."""
+    from pl_compile.exporters.onnx_cpu import cached_attention_function
+    from pl_compile.exporters.onnx_files import save
+    from pl_compile.passes.link_functions import LinkFunctions
+
+    config = read_decoder_config(base)
+    model = build_decoder(config, contract_of(config), load_weights(Checkpoint(base), config))
+    function = cached_attention_function()
+    for node in function:
+        if node.op_type == "Attention":
+            for name, value in attributes.items():
+                node.attributes[name] = ir.AttrInt64(name, value)
+    run_passes(model, [LinkFunctions([function])])
+    save(model, folder)
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("is_causal", "said"), [(1, "causal kind UPPER_LEFT and no mask"), (0, "NONE and no mask")]
+)
+def test_an_attention_that_would_be_miscompiled_is_refused(
+    block_bases: dict[str, Path], tmp_path: Path, is_causal: int, said: str
+) -> None:
+    model = planted(block_bases["llama"], tmp_path, is_causal=is_causal)
+
+    with pytest.raises(ExportError, match=said):
+        parse(model, "tensorrt-rtx")
+
+
+def test_the_interpreter_sees_the_miscompilation_itself(
+    block_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the guard not there: decode is wrong, and only decode."""
+    base = block_bases["llama"]
+    contract = built(OnnxCpuExporter(), base, tmp_path / "cpu", BuildOptions())
+    expected = generate(by_onnxruntime(tmp_path / "cpu" / "model.onnx"), contract, np.float32)
+    monkeypatch.setattr("pl_compile.exporters.trt.check_network", lambda *_, **__: None)
+
+    oracle = oracle_of(planted(base, tmp_path, is_causal=1))
+
+    found = generate(oracle.run, contract, np.float32)
+    wrong = np.abs(found - expected).max((1, 2)) / np.abs(expected).max()
+    assert wrong[0] < 3e-6
+    assert wrong[1:].min() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"), [("8.6", None), ("3.0", "expected CURRENT, NONE, SM120")]
+)
+def test_plans_are_for_the_processors_that_were_named(
+    block_bases: dict[str, Path], tmp_path: Path, capability: str, said: str | None
+) -> None:
+    built(TensorRtExporter("tensorrt-rtx"), block_bases["llama"], tmp_path / "a", BuildOptions())
+    parsed = parse(tmp_path / "a" / "model.onnx", "tensorrt-rtx")
+    phases: list[str] = []
+    options = PlanOptions(4, CAPACITY, (capability,))
+
+    if said is None:
+        plan = build_plan(parsed, options, said=phases.append)
+        assert len(plan.data) > 10_000
+        assert plan.layers > 100
+        assert phases
+    else:
+        with pytest.raises(ExportError, match=said):
+            build_plan(parsed, options)
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    with pytest.raises(ExportError) as error:
+        parse(Path("model.onnx"), "tensorrt")
+
+    assert "pip install 'pl-compile[tensorrt]'" in str(error.value)
