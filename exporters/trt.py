@@ -149,7 +149,9 @@ def typed(trt: Any, layer: Any) -> Any:
     name = "".join(part.capitalize() for part in layer.type.name.split("_"))
     names = {"KvCacheUpdate": "KVCacheUpdate", "Softmax": "SoftMax", "Topk": "TopK"}
     names |= {"Elementwise": "ElementWise"}
-    layer.__class__ = getattr(trt, f"I{names.get(name, name)}Layer", type(layer))
+    own = getattr(trt, f"I{names.get(name, name)}Layer", None)
+    if own is not None:
+        layer.__class__ = own
     return layer
 
 

@@ -135,7 +135,7 @@ def test_blocks_that_the_kernels_do_not_take_are_refused(exported: Exported, blo
 
 @pytest.mark.real
 def test_the_default_base_loses_nothing_in_four_bits() -> None:
-    """It was published as Q4_1: 16 steps between the ends of each block of 32."""
+    """It was published as Q4_1; tests/quantize checks the same on made weights."""
     base = cached_base_folder(DEFAULT_BASE)
     if not (base / "config.json").is_file():
         pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")

@@ -1,7 +1,7 @@
 """What TensorRT makes of the graphs, on a machine without a GPU: parsed, interpreted, built.
 
-Skipped by name where `tensorrt_rtx` is not installed; the graphs themselves are those that
-tests/export and tests/parity check on ONNX Runtime.
+Skipped by name where `tensorrt_rtx` is not installed; test_tensorrt_guards.py checks guards and
+interpreter there, on layers made by hand.
 """
 
 from collections.abc import Callable
@@ -193,10 +193,3 @@ def test_plans_are_for_the_processors_that_were_named(
     else:
         with pytest.raises(ExportError, match=said):
             build_plan(parsed, options)
-
-
-def test_a_missing_package_names_its_extra() -> None:
-    with pytest.raises(ExportError) as error:
-        parse(Path("model.onnx"), "tensorrt")
-
-    assert "pip install 'pl-compile[tensorrt]'" in str(error.value)

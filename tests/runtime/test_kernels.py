@@ -360,7 +360,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
-    """The functions of ONNX Runtime's C interface that the kernels call by their places."""
+    """The tests above call through every slot; this one says which is wrong, given the header."""
     folder = os.environ.get("ORT_INCLUDE_DIR")
     if folder is None or shutil.which("g++") is None:
         pytest.skip("needs g++, and ONNX Runtime's header in ORT_INCLUDE_DIR")

@@ -1,0 +1,94 @@
+"""Guards and interpreter of TensorRT networks on layers made by hand: needs no TensorRT.
+
+tests/export/test_tensorrt_networks.py checks the same on what TensorRT really parses.
+"""
+
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pl_compile.errors import ExportError
+from pl_compile.exporters.trt import ParsedNetwork, check_network, parse
+from pl_compile.exporters.trt_oracle import _attention, _slice, _squeeze
+
+
+class Kind(Enum):
+    ATTENTION_INPUT = 0
+    KV_CACHE_UPDATE = 1
+    DIST_COLLECTIVE = 2
+    TOPK = 3
+
+
+class Causal(Enum):
+    NONE = 0
+    UPPER_LEFT = 1
+    LOWER_RIGHT = 2
+
+
+TRT = SimpleNamespace(LayerType=Kind, CausalMaskKind=Causal)
+
+
+def network_of(layer: Any) -> ParsedNetwork:
+    network = SimpleNamespace(num_layers=1, get_layer=lambda _: layer)
+    return ParsedNetwork(TRT, network, None, None, [])
+
+
+def attention_layer(causal: Causal, mask: Any) -> Any:
+    attention = SimpleNamespace(causal_kind=causal, mask=mask, decomposable=False)
+    return SimpleNamespace(type=Kind.ATTENTION_INPUT, name="a", attention=attention)
+
+
+def test_a_masked_attention_passes_and_is_made_decomposable() -> None:
+    layer = attention_layer(Causal.NONE, SimpleNamespace(name="mask"))
+
+    check_network(network_of(layer))
+
+    assert layer.attention.decomposable
+
+
+@pytest.mark.parametrize("causal", Causal)
+def test_an_attention_without_a_mask_is_refused(causal: Causal) -> None:
+    with pytest.raises(ExportError, match=f"causal kind {causal.name} and no mask"):
+        check_network(network_of(attention_layer(causal, None)))
+
+
+def test_collectives_of_another_number_of_ranks_are_refused() -> None:
+    layer = SimpleNamespace(type=Kind.DIST_COLLECTIVE, name="sum", num_ranks=1)
+
+    check_network(network_of(layer))
+    with pytest.raises(ExportError, match="a collective of 1 ranks; expected 2"):
+        check_network(network_of(layer), ranks=2)
+
+
+def test_a_mask_sees_what_upper_left_does_not() -> None:
+    """One query behind three entries: the miscompiled form sees the first entry alone."""
+    generator = np.random.default_rng(0)
+    query, key, value = (generator.normal(size=(1, 1, n, 4)) for n in (1, 4, 4))
+    mask = np.asarray([True, True, True, False]).reshape(1, 1, 1, 4)
+    scores = np.exp((query @ key.swapaxes(-1, -2))[..., :3])
+    expected = scores / scores.sum(-1, keepdims=True) @ value[..., :3, :]
+
+    right = attention_layer(Causal.NONE, SimpleNamespace(name="mask"))
+    wrong = attention_layer(Causal.UPPER_LEFT, None)
+
+    np.testing.assert_allclose(_attention(right, [query, key, value], {"mask": mask}), expected)
+    np.testing.assert_allclose(_attention(wrong, [query, key, value], {}), value[..., :1, :])
+
+
+def test_what_the_interpreter_does_not_know_is_an_error() -> None:
+    layer = SimpleNamespace(name="s", mode=SimpleNamespace(name="REFLECT"))
+    with pytest.raises(ExportError, match="a slice of mode REFLECT"):
+        _slice(layer, [np.zeros(2)])
+    with pytest.raises(ExportError, match="a squeeze that names no axes"):
+        _squeeze(layer, [np.zeros(2)])
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    with pytest.raises(ExportError) as error:
+        parse(Path("model.onnx"), "tensorrt")
+
+    assert "pip install 'pl-compile[tensorrt]'" in str(error.value)
