@@ -23,6 +23,7 @@ KERNELS = Extension(
         "-Wno-maybe-uninitialized",
     ],
     extra_link_args=["-Wl,-s"],
+    libraries=["dl"],
     optional=True,
 )
 

@@ -4,9 +4,16 @@ from pl_compile.errors import ExportError, unknown_name
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.native_cpu import NativeCpuExporter
 from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
+from pl_compile.exporters.tensorrt import TensorRtExporter
 
 EXPORTERS: dict[str, Exporter] = {
-    exporter.target: exporter for exporter in (OnnxCpuExporter(), NativeCpuExporter())
+    exporter.target: exporter
+    for exporter in (
+        OnnxCpuExporter(),
+        NativeCpuExporter(),
+        TensorRtExporter("tensorrt-rtx"),
+        TensorRtExporter("tensorrt"),
+    )
 }
 
 

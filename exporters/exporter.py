@@ -13,10 +13,11 @@ from typing import Protocol
 import onnx_ir as ir
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import WeightError
+from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
 
@@ -24,6 +25,7 @@ class Exporter(Protocol):
     """A target."""
 
     target: str
+    prompts: PromptsMode  # how prompts enter if nobody says
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """Raises `ExportError` if the target cannot hold this base as asked."""
@@ -49,8 +51,26 @@ class Exporter(Protocol):
     def prepare_passes(self) -> Sequence[GraphPass]:
         """Those of `passes` that change which weights there are: what a calibration looks at."""
 
-    def build(self, model: ir.Model, folder: Path) -> None:
-        """Writes the target's files into `folder`."""
+    def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
+        """What follows `prepare_passes` where ONNX Runtime runs floats on CPU: to calibrate."""
+
+    def build(
+        self,
+        model: ir.Model,
+        folder: Path,
+        contract: GraphContract,
+        options: BuildOptions,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Writes the target's files into `folder`.
+
+        Args:
+            model: the graph behind all passes; of one rank, where there are several.
+            folder: of the base, or of the rank.
+            contract: of the graph.
+            options: how it is built.
+            progress: who is told.
+        """
 
     def describe(self) -> dict[str, str]:
         """Package name to version, for the manifest."""

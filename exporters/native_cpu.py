@@ -19,13 +19,13 @@ import numpy as np
 import onnx_ir as ir
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.exporters.onnx_files import onnx_versions, save
-from pl_compile.exporters.options import check_blocks, check_float32, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
 from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
@@ -35,6 +35,7 @@ from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_products import TILE, UseBlockProducts, variant
 from pl_compile.passes.use_packed_attention import PLAIN, ROTARY, UsePackedAttention
+from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
 # Heads are a multiple of what a vector holds; blocks are what the matrix unit takes.
@@ -45,10 +46,11 @@ class NativeCpuExporter:
     """ONNX Runtime on CPU with this project's own kernels."""
 
     target = "native-cpu"
+    prompts: PromptsMode = "input"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
-        check_float32(self.target, options)
+        check_cpu(self.target, options)
         if config.head_dim % _HEADS:
             raise ExportError(
                 "choosing this project's kernels",
@@ -92,7 +94,19 @@ class NativeCpuExporter:
         """See `Exporter.prepare_passes`."""
         return [MergeProducts()]
 
-    def build(self, model: ir.Model, folder: Path) -> None:
+    def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
+        """See `Exporter.cpu_passes`."""
+        floats = self.passes(config, contract, BuildOptions(), None, [])
+        return floats[len(self.prepare_passes()) :]
+
+    def build(
+        self,
+        model: ir.Model,
+        folder: Path,
+        contract: GraphContract,
+        options: BuildOptions,
+        progress: Progress = SILENT,
+    ) -> None:
         """Writes `model.onnx` and `model.onnx.data`."""
         save(model, folder)
 

@@ -25,12 +25,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx_files import onnx_versions, save
-from pl_compile.exporters.options import check_blocks, check_float32, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
@@ -39,6 +39,7 @@ from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
+from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
 # Entries that the kernels of Attention take at once, and then some.
@@ -55,10 +56,11 @@ class OnnxCpuExporter:
     """ONNX Runtime on CPU."""
 
     target = "onnx-cpu"
+    prompts: PromptsMode = "input"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
-        check_float32(self.target, options)
+        check_cpu(self.target, options)
         if options.quantize != "none" and options.scale_block:
             _check_kernels(options)
             check_blocks(config, options)
@@ -87,7 +89,19 @@ class OnnxCpuExporter:
         """See `Exporter.prepare_passes`."""
         return [MergeProducts()]
 
-    def build(self, model: ir.Model, folder: Path) -> None:
+    def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
+        """See `Exporter.cpu_passes`."""
+        floats = self.passes(config, contract, BuildOptions(), None, [])
+        return floats[len(self.prepare_passes()) :]
+
+    def build(
+        self,
+        model: ir.Model,
+        folder: Path,
+        contract: GraphContract,
+        options: BuildOptions,
+        progress: Progress = SILENT,
+    ) -> None:
         """Writes `model.onnx` and `model.onnx.data`."""
         save(model, folder)
 

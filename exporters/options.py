@@ -57,12 +57,19 @@ def check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
             scheme.check(name, shape[1])
 
 
-def check_float32(target: str, options: BuildOptions) -> None:
-    """Raises `ExportError` if a target that computes in float32 is asked for anything else."""
+def check_cpu(target: str, options: BuildOptions) -> None:
+    """Raises `ExportError` if a target on CPU is asked for what only others have."""
+    doing = f"building for {target}"
     if options.dtype != "float32":
         raise ExportError(
-            f"building for {target}",
+            doing,
             found=f"dtype {options.dtype}",
             expected="float32",
             fix="Weights can be made smaller with --quantize.",
+        )
+    if options.of_plans:
+        raise ExportError(
+            doing,
+            found=f"{', '.join(options.of_plans)}, and a target that has no plan",
+            fix="Leave them out, or use --target tensorrt-rtx or tensorrt.",
         )

@@ -12,35 +12,50 @@ Attention, and aligns its causal form at the upper left (`trt.py`). `TRT_Attenti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.plan_record import (
+    PLAN_NAME,
+    AttentionForm,
+    PlanRecord,
+    write_plan_record,
+)
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
+from pl_compile.exporters.collectives import UseAllReducePlugin
 from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
+from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.exporters.onnx_files import onnx_versions, save
 from pl_compile.exporters.options import check_blocks, quantize_passes, when
 from pl_compile.exporters.trt import (
     MOST_CANDIDATES,
     PlanOptions,
     build_plan,
+    has_collectives,
     parse,
+    parser_for,
     tensorrt_module,
 )
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.set_precision import SetPrecision
+from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
-PLAN_NAME = "model.plan"
+# What the two profiles of `trt.build_plan` are for, in their order.
+PROFILES = ("prompt", "token")
 
 # Heads that are no multiple of this do not build at all.
 _HEADS = 8
@@ -48,6 +63,8 @@ _HEADS = 8
 
 class TensorRtExporter:
     """TensorRT for RTX, or TensorRT."""
+
+    prompts: PromptsMode = "baked"
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -71,7 +88,8 @@ class TensorRtExporter:
             )
         if options.quantize != "none" and options.scale_block:
             check_blocks(config, options)
-        tensorrt_module(self.target)
+        if not options.defer_build:
+            tensorrt_module(self.target)
 
     def passes(
         self,
@@ -93,31 +111,107 @@ class TensorRtExporter:
         """See `Exporter.prepare_passes`."""
         return []
 
-    def build(self, model: ir.Model, folder: Path) -> None:
-        """Writes `model.onnx`, `model.onnx.data` and `model.plan`."""
+    def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
+        """See `Exporter.cpu_passes`."""
+        return [LinkFunctions([cached_attention_function()])]
+
+    def build(
+        self,
+        model: ir.Model,
+        folder: Path,
+        contract: GraphContract,
+        options: BuildOptions,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Writes `model.onnx`, `model.onnx.data`, and unless deferred `model.plan`, `plan.json`."""
         save(model, folder)
-        shapes = {value.name: value.shape for value in model.graph.inputs}
-        cache = shapes["past_key.0"]
-        assert cache is not None
-        capacity = cache[2]
-        assert isinstance(capacity, int)
-        parsed = parse(folder / MODEL_NAME, self.target)
-        plan = build_plan(parsed, PlanOptions(max_batch=8, capacity=capacity))
-        (folder / PLAN_NAME).write_bytes(plan.data)
+        if not options.defer_build:
+            build_plan_in(folder, self.target, contract, options, progress=progress)
+        elif (flavour := parser_for(self.target)) is not None:
+            parse(folder / MODEL_NAME, flavour, ranks=contract.ranks)  # better refused here
 
     def describe(self) -> dict[str, str]:
-        """The ONNX packages, and TensorRT."""
-        return onnx_versions() | {self.target: tensorrt_module(self.target).__version__}
+        """The ONNX packages, and the TensorRT that is here."""
+        flavour = parser_for(self.target)
+        versions = {} if flavour is None else {flavour: tensorrt_module(flavour).__version__}
+        return onnx_versions() | versions
+
+
+def build_plan_in(
+    folder: Path,
+    target: str,
+    contract: GraphContract,
+    options: BuildOptions,
+    *,
+    attention: AttentionForm = "mask",
+    progress: Progress = SILENT,
+) -> PlanRecord:
+    """Builds the plan of the `model.onnx` in a folder, and writes both its files there.
+
+    Args:
+        folder: of the base, or of one of its ranks.
+        target: whose TensorRT builds.
+        contract: of the graph.
+        options: sizes and processors.
+        attention: "lower_right" builds from a variant of the file that says it so.
+        progress: hears of TensorRT's phases.
+
+    Raises:
+        ExportError: TensorRT is not there, refuses the file, or cannot build it here.
+    """
+    trt = tensorrt_module(target)
+    changes: list[GraphPass] = []
+    if attention == "lower_right":
+        changes.append(LinkFunctions([lower_right_attention_function(contract.head_dim)]))
+    if contract.ranks > 1 and not has_collectives(trt):
+        changes.append(UseAllReducePlugin())
+    with _changed(folder / MODEL_NAME, changes) as model:
+        parsed = parse(model, target, ranks=contract.ranks, attention=attention)
+        batch = options.plan_batch
+        wanted = PlanOptions(batch, contract.capacity, options.compute_capabilities)
+        plan = build_plan(parsed, wanted, said=lambda phase: progress.say(f"TensorRT: {phase}"))
+    (folder / PLAN_NAME).write_bytes(plan.data)
+    record = PlanRecord(
+        flavour=target,
+        version=plan.version,
+        compute_capabilities=options.compute_capabilities,
+        ranks=contract.ranks,
+        max_batch=batch,
+        capacity=contract.capacity,
+        profiles=PROFILES,
+        attention=attention,
+        onnx=sha256_of(folder / MODEL_NAME),
+        seconds=plan.seconds,
+        plan_bytes=len(plan.data),
+        peak_memory_bytes=plan.peak_memory_bytes,
+        layers=plan.layers,
+    )
+    write_plan_record(folder, record)
+    return record
+
+
+@contextmanager
+def _changed(model: Path, changes: Sequence[GraphPass]) -> Iterator[Path]:
+    """A variant of an ONNX file beside it, where its data is; the file itself without changes."""
+    if not changes:
+        yield model
+        return
+    variant = model.with_name("variant.onnx")
+    loaded = ir.load(model)
+    run_passes(loaded, changes)
+    ir.save(loaded, variant)  # its tensors stay where they are
+    try:
+        yield variant
+    finally:
+        variant.unlink()
 
 
 def masked_attention_function(head_dim: int, capacity: int) -> ir.Function:
-    """`plc::CachedAttention` for TensorRT."""
-    names = ("query", "key", "value", "past_key", "past_value", "past_lengths")
-    query, key, value, past_key, past_value, past_lengths = inputs = [ir.val(n) for n in names]
-    body = FunctionBody()
+    """`plc::CachedAttention` for TensorRT, with a mask."""
+    body, inputs = FunctionBody(), _attention_inputs()
+    query, key, value, past_key, past_value, past_lengths = inputs
     op = body.op
-    present_key = op("TensorScatter", [past_key, key, past_lengths], "present_key", axis=2)
-    present_value = op("TensorScatter", [past_value, value, past_lengths], "present_value", axis=2)
+    presents = _presents(body, key, value, past_key, past_value, past_lengths)
     seq = op("Shape", [query], "seq", start=2, end=3)
     seq = op("Squeeze", [seq, body.integers(0)], "seq.scalar")
     zero = body.constant("zero", np.asarray(0, np.int64))
@@ -127,13 +221,63 @@ def masked_attention_function(head_dim: int, capacity: int) -> ir.Function:
     limits = op("Unsqueeze", [op("Add", [past, steps], "limits"), body.integers(1, 3)], "limits.4d")
     entries = body.constant("entries", np.arange(capacity, dtype=np.int64).reshape(1, 1, 1, -1))
     mask = op("LessOrEqual", [entries, limits], "mask")
-    scale = body.constant("scale.float", np.asarray(1 / math.sqrt(head_dim), np.float32))
-    scaled = op("Mul", [query, op("CastLike", [scale, query], "scale")], "query.scaled")
     output = op(
         "TRT_Attention",
-        [scaled, present_key, present_value, mask],
+        [_scaled(body, query, head_dim), *presents, mask],
         "output",
         domain=TRT_DOMAIN,
         TRT_decomposable=1,
     )
-    return body.function("CachedAttention", inputs, [output, present_key, present_value])
+    return body.function("CachedAttention", inputs, [output, *presents])
+
+
+def lower_right_attention_function(head_dim: int) -> ir.Function:
+    """`plc::CachedAttention` for TensorRT, causal from each row's length back.
+
+    What a length means there is not spelled out in TensorRT's documentation; it is used only where
+    a GPU was asked (`driver/build_plans.py`).
+    """
+    body, inputs = FunctionBody(), _attention_inputs()
+    query, key, value, past_key, past_value, past_lengths = inputs
+    op = body.op
+    presents = _presents(body, key, value, past_key, past_value, past_lengths)
+    seq = op("Shape", [query], "seq", start=2, end=3)
+    lengths = op("Add", [past_lengths, seq], "lengths")
+    lengths = op("Cast", [lengths], "lengths.int32", to=ir.DataType.INT32)
+    output = op(
+        "TRT_Attention",
+        [_scaled(body, query, head_dim), *presents, None, None, lengths],
+        "output",
+        domain=TRT_DOMAIN,
+        TRT_decomposable=1,
+        causal_kind="lower_right",
+    )
+    return body.function("CachedAttention", inputs, [output, *presents])
+
+
+def _attention_inputs() -> list[ir.Value]:
+    names = ("query", "key", "value", "past_key", "past_value", "past_lengths")
+    return [ir.val(name) for name in names]
+
+
+def _presents(
+    body: FunctionBody,
+    key: ir.Value,
+    value: ir.Value,
+    past_key: ir.Value,
+    past_value: ir.Value,
+    past_lengths: ir.Value,
+) -> list[ir.Value]:
+    return [
+        body.op("TensorScatter", [past, new, past_lengths], name, axis=2)
+        for past, new, name in (
+            (past_key, key, "present_key"),
+            (past_value, value, "present_value"),
+        )
+    ]
+
+
+def _scaled(body: FunctionBody, query: ir.Value, head_dim: int) -> ir.Value:
+    scale = body.constant("scale.float", np.asarray(1 / math.sqrt(head_dim), np.float32))
+    scale = body.op("CastLike", [scale, query], "scale")
+    return body.op("Mul", [query, scale], "query.scaled")

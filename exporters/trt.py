@@ -11,12 +11,15 @@ parsed is looked at before it is built.
 """
 
 import importlib
+import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pl_compile.artifact.plan_record import AttentionForm
 from pl_compile.errors import ExportError
 
 # Import names by target, and the extra that brings each.
@@ -27,6 +30,22 @@ _PACKAGES = {
 
 # TensorRT finds no more than this many largest values.
 MOST_CANDIDATES = 3840
+
+
+def parser_for(target: str) -> str | None:
+    """The flavour whose parser can stand for a target's here: its own, else the other; or None."""
+    for flavour in (target, *_PACKAGES):
+        try:
+            importlib.import_module(_PACKAGES[flavour][0])
+        except ImportError:
+            continue
+        return flavour
+    return None
+
+
+def has_collectives(trt: Any) -> bool:
+    """Whether this TensorRT has a layer for sums over ranks (from 10.16 on)."""
+    return hasattr(trt.LayerType, "DIST_COLLECTIVE")
 
 
 def tensorrt_module(target: str) -> Any:
@@ -66,13 +85,16 @@ class ParsedNetwork:
     log: list[tuple[str, str]]
 
 
-def parse(model: Path, target: str, *, ranks: int = 1) -> ParsedNetwork:
+def parse(
+    model: Path, target: str, *, ranks: int = 1, attention: AttentionForm = "mask"
+) -> ParsedNetwork:
     """Parses an ONNX file and checks what became of it.
 
     Args:
         model: the file; its data lies beside it.
         target: "tensorrt-rtx" or "tensorrt".
         ranks: how many ranks its collectives are for.
+        attention: how its attentions are told what a token sees.
 
     Raises:
         ExportError: the package is missing, the parser refuses the file, or `check_network` does.
@@ -81,6 +103,12 @@ def parse(model: Path, target: str, *, ranks: int = 1) -> ParsedNetwork:
     log: list[tuple[str, str]] = []
     logger = _logger(trt, log)
     builder = trt.Builder(logger)
+    if builder is None:
+        raise ExportError(
+            f"starting TensorRT's builder for {target}",
+            found="; ".join(text for _, text in log)[:1000] or "no builder, and no reason",
+            fix="It may need a GPU: use --defer-build, and plc build on the device.",
+        )
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
@@ -92,26 +120,34 @@ def parse(model: Path, target: str, *, ranks: int = 1) -> ParsedNetwork:
             fix="This is a mistake of the exporter: report it.",
         )
     parsed = ParsedNetwork(trt, network, builder, parser, log)
-    check_network(parsed, ranks=ranks)
+    check_network(parsed, ranks=ranks, attention=attention)
     return parsed
 
 
-def check_network(parsed: ParsedNetwork, *, ranks: int = 1) -> None:
+def check_network(
+    parsed: ParsedNetwork, *, ranks: int = 1, attention: AttentionForm = "mask"
+) -> None:
     """Marks attentions decomposable, and refuses what would be compiled to something else.
 
     Raises:
-        ExportError: an attention that is masked by anything but a mask, a cache without a fixed
-            capacity, a collective of another number of ranks, or too many candidates.
+        ExportError: an attention of another form than was asked for, a cache without a fixed
+            capacity, a collective of another number of ranks, none where there must be some, or too
+            many candidates.
     """
     trt = parsed.trt
+    kinds = {layer.type for layer in layers_of(parsed)}
+    # A plugin checks its number itself: nothing reads it back.
+    collectives = [getattr(trt.LayerType, n, None) for n in ("DIST_COLLECTIVE", "PLUGIN_V3")]
+    if ranks > 1 and kinds.isdisjoint(collectives):
+        raise _wrong_network(f"no collective, and {ranks} ranks", "sums over all ranks")
     for layer in layers_of(parsed):
         kind = layer.type
         if kind == trt.LayerType.ATTENTION_INPUT:
-            _check_attention(trt, layer)
+            _check_attention(trt, layer, attention)
         elif kind == trt.LayerType.KV_CACHE_UPDATE and -1 in tuple(layer.get_input(0).shape)[1:]:
             shape = tuple(layer.get_input(0).shape)
             raise _wrong(layer, f"a cache of shape {shape}", "a fixed capacity")
-        elif kind == trt.LayerType.DIST_COLLECTIVE:
+        elif kind == getattr(trt.LayerType, "DIST_COLLECTIVE", None):
             found = typed(trt, layer).num_ranks
             if found != ranks:
                 raise _wrong(layer, f"a collective of {found} ranks", f"{ranks}")
@@ -119,19 +155,32 @@ def check_network(parsed: ParsedNetwork, *, ranks: int = 1) -> None:
             raise _wrong(layer, f"{layer.k} candidates", f"at most {MOST_CANDIDATES}")
 
 
-def _check_attention(trt: Any, layer: Any) -> None:
+def _check_attention(trt: Any, layer: Any, form: AttentionForm) -> None:
     attention = typed(trt, layer).attention
     # Else only the types and head sizes that have a fused kernel would build.
     attention.decomposable = True
-    if attention.mask is None or attention.causal_kind != trt.CausalMaskKind.NONE:
-        causal = str(attention.causal_kind).rpartition(".")[2]
-        found = f"an attention with causal kind {causal} and {'a' if attention.mask else 'no'} mask"
-        raise _wrong(layer, found, "a mask alone: TensorRT drops lengths, and aligns elsewhere")
+    masked, causal = attention.mask is not None, attention.causal_kind.name
+    has_lengths = getattr(attention, "key_value_lengths", None) is not None
+    right = {
+        "mask": masked and causal == "NONE" and not has_lengths,
+        "lower_right": not masked and causal == "LOWER_RIGHT" and has_lengths,
+    }[form]
+    if not right:
+        found = f"an attention with causal kind {causal} and {'a' if masked else 'no'} mask"
+        expected = {
+            "mask": "a mask alone: TensorRT drops lengths, and aligns elsewhere",
+            "lower_right": "LOWER_RIGHT with the rows' lengths",
+        }[form]
+        raise _wrong(layer, found, expected)
 
 
 def _wrong(layer: Any, found: str, expected: str) -> ExportError:
+    return _wrong_network(found, expected, of=layer.name)
+
+
+def _wrong_network(found: str, expected: str, *, of: str = "the graph") -> ExportError:
     return ExportError(
-        f"checking what TensorRT made of {layer.name}",
+        f"checking what TensorRT made of {of}",
         found=found,
         expected=expected,
         fix="It would be compiled to something else: report it, it is a mistake of the exporter.",
@@ -177,14 +226,16 @@ class Plan:
     Attributes:
         data: what TensorRT deserialises.
         seconds: that building took.
-        layers: of the parsed network.
+        layers: how many of each kind the parsed network has.
         version: of the package.
+        peak_memory_bytes: of this process, up to the end of the build.
     """
 
     data: bytes
     seconds: float
-    layers: int
+    layers: dict[str, int]
     version: str
+    peak_memory_bytes: int
 
 
 def build_plan(
@@ -216,7 +267,13 @@ def build_plan(
             fix="Try another precision, or --defer-build and build on the device.",
         )
     seconds = time.perf_counter() - started
-    return Plan(bytes(data), round(seconds, 3), parsed.network.num_layers, trt.__version__)
+    return Plan(
+        data=bytes(data),
+        seconds=round(seconds, 3),
+        layers=dict(sorted(Counter(layer.type.name for layer in layers_of(parsed)).items())),
+        version=trt.__version__,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
 
 
 def _profile(parsed: ParsedNetwork, max_batch: int, seqs: tuple[int, int, int]) -> Any:

@@ -43,7 +43,7 @@ class Oracle:
         all_reduce: AllReduce | None = None,
     ) -> None:
         self._parsed = parsed
-        self._types = _numpy_types(parsed.trt)
+        self._types = numpy_types(parsed.trt)
         self._all_reduce = all_reduce
         self._constants: dict[str, Array] = {}
         waiting = []
@@ -56,7 +56,14 @@ class Oracle:
                 self._constants[output.name] = self._constant(layer, constants or {})
             else:
                 waiting.append((kind, layer))
-        self._order = _in_order_of_data(parsed, waiting, set(self._constants))
+        self._order = []
+        for kind, layer in _in_order_of_data(parsed, waiting, set(self._constants)):
+            # What hangs on constants alone is computed once: weights of a few bits, above all.
+            names = [tensor.name for tensor in _inputs_of(layer) if tensor is not None]
+            if names and kind in _LAYERS and all(name in self._constants for name in names):
+                self._run_layer(kind, layer, self._constants)
+            else:
+                self._order.append((kind, layer))
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs, by name.
@@ -66,15 +73,17 @@ class Oracle:
         """
         values: dict[str, Array] = {**self._constants, **inputs}
         for kind, layer in self._order:
-            given = [
-                None if tensor is None else values[tensor.name] for tensor in _inputs_of(layer)
-            ]
-            for index, result in enumerate(self._compute(kind, layer, given, values)):
-                output = layer.get_output(index)
-                values[output.name] = np.asarray(result).astype(self._types[output.dtype])
+            self._run_layer(kind, layer, values)
         network = self._parsed.network
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
         return {output.name: values[output.name] for output in outputs}
+
+    def _run_layer(self, kind: str, layer: Any, values: dict[str, Array]) -> None:
+        given = [None if tensor is None else values[tensor.name] for tensor in _inputs_of(layer)]
+        for index, result in enumerate(self._compute(kind, layer, given, values)):
+            output = layer.get_output(index)
+            rounded = np.asarray(result).astype(self._types[output.dtype], copy=False)
+            values[output.name] = rounded
 
     def _constant(self, layer: Any, given: Mapping[str, Array]) -> Array:
         weights, shape = layer.weights, tuple(layer.shape)
@@ -104,7 +113,8 @@ class Oracle:
         return function(layer, x)
 
 
-def _numpy_types(trt: Any) -> dict[Any, Any]:
+def numpy_types(trt: Any) -> dict[Any, Any]:
+    """Numpy's types of TensorRT's."""
     kinds = trt.DataType
     return {
         kinds.FLOAT: np.float32,
@@ -412,18 +422,18 @@ def _kv_cache_update(layer: Any, x: list[Any]) -> list[Array]:
 def _attention(layer: Any, x: list[Any], values: Mapping[str, Array]) -> Array:
     """Softmax of masked scores, over what the network really says: masks, kinds and lengths."""
     attention = layer.attention
-    query, key, value = (_wide(a) for a in x[:3])
-    group = query.shape[1] // key.shape[1]
-    key, value = np.repeat(key, group, 1), np.repeat(value, group, 1)
-    scores = query @ key.swapaxes(-1, -2)
-    queries, keys = scores.shape[-2:]
+    query, key, value = x[:3]
+    batch, heads, queries, dim = query.shape
+    kv_heads, keys = key.shape[1:3]
+    group = heads // kv_heads
     row, column = np.arange(queries)[:, None], np.arange(keys)[None]
     lengths = np.full(len(query), keys)
     given = getattr(attention, "key_value_lengths", None)
     if given is not None:
         lengths = values[given.name]
     ends = lengths.reshape(-1, 1, 1, 1)
-    seen = np.broadcast_to(column < ends, scores.shape)
+    shape = (batch, heads, queries, keys)
+    seen = np.broadcast_to(column < ends, (batch, 1, queries, keys))
     kind = attention.causal_kind.name
     if kind == "UPPER_LEFT":
         seen = seen & (column <= row)
@@ -431,17 +441,24 @@ def _attention(layer: Any, x: list[Any], values: Mapping[str, Array]) -> Array:
         seen = seen & (column <= row + (ends - queries))
     elif kind != "NONE":
         raise _unknown(layer, f"an attention of causal kind {kind}")
+    bias = np.zeros((1, 1, 1, keys), np.float32)
     if attention.mask is not None:
         mask = values[attention.mask.name]
         if mask.dtype == np.bool_:
             seen = seen & mask
         else:
-            scores = scores + _wide(mask)
-    scores = np.where(seen, scores, -np.inf)
+            bias = np.broadcast_to(_wide(mask), shape)
+    # Entries that no query sees add nothing: most of a cache is empty.
+    live = int(np.flatnonzero(seen.any((0, 1, 2))).max(initial=0)) + 1
+    key, value = (_wide(a[:, :, :live])[:, :, None] for a in (key, value))
+    query = _wide(query).reshape(batch, kv_heads, group, queries, dim)
+    scores = (query @ key.swapaxes(-1, -2)).reshape(*shape[:3], live)
+    scores = np.where(seen[..., :live], scores + bias[..., :live], -np.inf)
     top = scores.max(-1, keepdims=True)
     powers = np.exp(scores - np.where(np.isfinite(top), top, 0))
     total = powers.sum(-1, keepdims=True)
-    result: Array = (powers / np.where(total == 0, 1, total)) @ value
+    shares = (powers / np.where(total == 0, 1, total)).reshape(*query.shape[:4], live)
+    result: Array = (shares @ value).reshape(batch, heads, queries, dim)
     return result
 
 

@@ -9,6 +9,7 @@
     ├── ArtifactError           a prompt table or bundle is missing, damaged or foreign
     │   └── FingerprintError    it belongs to another base
     ├── RequestError            a request to the runtime cannot be served as asked
+    ├── RankError               the processes that share a base cannot start, or one of them ended
     ├── ExportError             a target cannot be built
     ├── MissingExtraError       a package of an optional extra is not installed
     └── ParityError             built, but its numbers differ from the reference: exit code 3
@@ -78,6 +79,10 @@ class FingerprintError(ArtifactError):
 
 class RequestError(PlcError):
     """A request to the runtime cannot be served as asked."""
+
+
+class RankError(PlcError):
+    """The processes that share a base cannot start, or one of them has ended."""
 
 
 class ExportError(PlcError):

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
+from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
-from pl_compile.runtime.engines.onnxruntime import TARGETS, OnnxRuntimeEngine
+from pl_compile.runtime.engines.opening import open_engine
+from pl_compile.runtime.engines.providers import Provider
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
@@ -65,36 +66,33 @@ class Session:
         cls,
         bundle: Path,
         *,
-        max_batch: int = 16,
+        max_batch: int | None = None,
         threads: int | None = None,
+        provider: Provider | None = None,
         allow_failed_parity: bool = False,
     ) -> "Session":
         """A session on a bundle, every file of it checked.
 
         Args:
             bundle: the folder that `plc export` wrote.
-            max_batch: rows that step together at most.
-            threads: of the engine; all cores if None.
+            max_batch: rows that step together at most; 16, or what a plan was built for, if None.
+            threads: of the engine, or of each rank; all cores if None.
+            provider: of ONNX Runtime; that of the bundle's target if None.
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
         Raises:
-            ArtifactError: the bundle is damaged, was marked as failed, was built for a target this
-                runtime does not run, or holds a folded prefix of something else.
+            ArtifactError: the bundle is damaged, was marked as failed, was built for a target or a
+                machine that this is not, or holds a folded prefix of something else.
+            RankError: a rank of a divided base cannot start.
+            MissingExtraError: what runs the target is not installed.
             RequestError: `max_batch` is below 1.
         """
-        if max_batch < 1:
+        if max_batch is not None and max_batch < 1:
             raise RequestError(
                 "opening a session", found=f"max_batch {max_batch}", expected="at least 1"
             )
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
-        if manifest.target not in TARGETS:
-            raise ArtifactError(
-                f"opening the bundle {bundle}",
-                found=f"target '{manifest.target}'",
-                expected=" or ".join(f"'{target}'" for target in TARGETS),
-                fix="Export it again with one of these as --target.",
-            )
         if manifest.parity == "failed" and not allow_failed_parity:
             raise ArtifactError(
                 f"opening the bundle {bundle}",
@@ -103,12 +101,7 @@ class Session:
             )
         tokenizer = Tokenizer.from_folder(checked.folder)
         prompts = prompts_of_bundle(checked, tokenizer)
-        engine = OnnxRuntimeEngine(
-            checked.base_folder / MODEL_NAME,
-            manifest.graph,
-            max_batch=max_batch,
-            threads=threads,
-        )
+        engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
         return cls(tokenizer, prompts, engine)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:

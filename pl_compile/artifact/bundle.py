@@ -2,7 +2,8 @@
 
     manifest.json               base, target, graph, and every other file's sum and size
     tokenizer.json              the base's, byte for byte
-    base/                       the target's files
+    base/                       the target's files; in base/rank0/, base/rank1/, … where the base is
+                                divided among ranks
     tasks/<taskname>/task.json  TaskConfig, BOS and EOS, method
     tasks/<taskname>/prompt.safetensors    tensor "prompt", float32 [virtual, hidden]; or
     tasks/<taskname>/prefix_kv.safetensors tensor "prefix_kv", float32 [layers, 2, kv_heads,
@@ -22,7 +23,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from pl_compile.artifact.folded_prefix import (
     read_folded,
     sum_of_files,
 )
+from pl_compile.artifact.plan_record import PLAN_NAME, PLAN_RECORD
 from pl_compile.artifact.prompt_table import (
     BaseIdentity,
     TaskEntry,
@@ -41,7 +43,7 @@ from pl_compile.artifact.prompt_table import (
     entry_from_record,
 )
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.build import Quantization
+from pl_compile.config.build import Dtype, Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
@@ -81,7 +83,7 @@ class Precision:
         method: how the weights were rounded; None where nothing is quantised.
     """
 
-    dtype: Literal["float32"] = "float32"
+    dtype: Dtype = "float32"
     quantization: Quantization = "none"
     block: int | None = None
     method: str | None = None
@@ -144,9 +146,8 @@ class Bundle:
 
     @property
     def base_sum(self) -> str:
-        """sha256 over the names and sums of the target's files."""
-        sums = {name: record.sha256 for name, record in self.files.items()}
-        return sum_of_files({n: s for n, s in sums.items() if n.startswith("base/")})
+        """sha256 over the names and sums of what the target's files compute: `sum_of_base`."""
+        return sum_of_base({name: record.sha256 for name, record in self.files.items()})
 
     def folded(self, taskname: str) -> FoldedPrefix | None:
         """The prefix that was computed for a task, not yet matched with anything; or None.
@@ -200,6 +201,24 @@ class Bundle:
         return read_tensor_file(path, doing=f"reading {path}").tensors if path.is_file() else {}
 
 
+def sum_of_base(sums: Mapping[str, str]) -> str:
+    """sha256 over names and sums of what a base computes.
+
+    A plan is left out: it computes what its ONNX file says, and equal builds differ in their bytes.
+
+    Args:
+        sums: by path in the bundle.
+    """
+    plans = (PLAN_NAME, PLAN_RECORD)
+    return sum_of_files(
+        {
+            name: found
+            for name, found in sums.items()
+            if name.startswith("base/") and name.rpartition("/")[2] not in plans
+        }
+    )
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether a folder says of itself that it is a bundle, of whatever version."""
     try:
@@ -207,6 +226,11 @@ def is_bundle(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def rank_folder(rank: int) -> str:
+    """The name of a rank's folder in `base/`, where the base is divided among several."""
+    return f"rank{rank}"
 
 
 def task_folder(bundle: Path, taskname: str) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import (
     TerminalProgress,
     json_option,
@@ -43,6 +44,7 @@ from pl_compile.cli.terminal import (
 @click.option(
     "--reference", help="For a bundle: its base; also answer with torch and count agreement."
 )
+@provider_options
 @json_option
 def command(
     path: Path,
@@ -53,6 +55,9 @@ def command(
     max_tokens: int | None,
     base: str | None,
     reference: str | None,
+    provider: str | None,
+    provider_pairs: tuple[str, ...],
+    provider_library: Path | None,
     as_json: bool,
 ) -> None:
     """Score the tasks of PATH, a bundle or a prompt table, with and without their prompts."""
@@ -63,6 +68,9 @@ def command(
 
     if path.is_dir() and base is not None:
         raise click.UsageError("--base goes with a prompt table; a bundle holds its base.")
+    chosen = chosen_provider(provider, provider_pairs, provider_library)
+    if not path.is_dir() and chosen is not None:
+        raise click.UsageError("--provider goes with a bundle; a prompt table runs on torch.")
     if not path.is_dir() and reference is not None:
         raise click.UsageError(
             "--reference goes with a bundle; a prompt table runs on torch anyway."
@@ -70,7 +78,7 @@ def command(
     if metric == "rouge":
         need_extra("eval", "rouge_score")  # said before all the answers are made
     if path.is_dir():
-        session = Session.open(path)
+        session = Session.open(path, provider=chosen)
     else:
         need_extra("train", "torch", "transformers", "ml_dtypes")
         session = evaluate.session_on_table(path, find_base_of(path, base))

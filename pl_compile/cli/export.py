@@ -36,14 +36,40 @@ from pl_compile.errors import ParityError, list_problems
 @click.option(
     "--prompts-mode",
     type=click.Choice(["input", "baked"]),
-    default="input",
-    show_default=True,
-    help="Whether tasks can be added later, or are constants of the graph.",
+    help="Whether tasks can be added later, or are constants of the graph. "
+    "[default: input; baked for TensorRT]",
 )
 @click.option(
     "--capacity",
     type=int,
     help="Longest sequence of a row; 1024, or less where the base is shorter, if left out.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of activations, caches and weights that are not quantised.",
+)
+@click.option(
+    "--tp-size",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Ranks among which the base is divided: processes on CPU, GPUs for TensorRT.",
+)
+@click.option(
+    "--max-batch", type=int, help="Rows of a step that a plan takes at most. [default: 16]"
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="A GPU that plans are built for; TensorRT's usual set if left out.",
+)
+@click.option(
+    "--defer-build", is_flag=True, help="Leave plans to the device that runs them: plc build."
 )
 @click.option(
     "--quantize",
@@ -106,6 +132,11 @@ def command(
     output: Path,
     prompts_mode: Any,
     capacity: int | None,
+    dtype: Any,
+    tp_size: int,
+    max_batch: int | None,
+    compute_capabilities: tuple[str, ...],
+    defer_build: bool,
     quantize: Any,
     block: int | None,
     table_bits: str | None,
@@ -144,6 +175,11 @@ def command(
             table_bits=None if table_bits is None else int(table_bits),
             sampling=sampling,
             candidates=candidates,
+            dtype=dtype,
+            ranks=tp_size,
+            max_batch=max_batch,
+            compute_capabilities=compute_capabilities,
+            defer_build=defer_build,
         ),
         fold=fold,
         calibrate=calibrate,
@@ -165,6 +201,7 @@ def command(
         if result.parity:
             print_parity("Parity with torch", result.parity)
         print_folding(result.plan)
+        print_plans(result.plans)
         click.echo(
             f"wrote {result.bundle}: {', '.join(result.tasks)}; "
             f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
@@ -188,6 +225,27 @@ def print_plan(plan: Any) -> None:
     )
     print_folding(plan)
     click.echo("nothing was written: --dry-run")
+
+
+def print_plans(records: Any) -> None:
+    """A row per TensorRT plan."""
+    if records:
+        print_table(
+            "Plans",
+            ["rank", "built by", "for", "seconds", "MB", "layers", "attention"],
+            [
+                [
+                    str(rank),
+                    f"{record.flavour} {record.version}",
+                    ", ".join(record.compute_capabilities) or "TensorRT's choice",
+                    f"{record.seconds:.1f}",
+                    f"{record.plan_bytes / 1e6:.1f}",
+                    str(sum(record.layers.values())),
+                    record.attention,
+                ]
+                for rank, record in enumerate(records)
+            ],
+        )
 
 
 def print_folding(plan: Any) -> None:

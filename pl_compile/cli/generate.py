@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
 
 
@@ -69,15 +70,14 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
 @click.option(
     "--batch",
     type=click.IntRange(1, 4096),
-    default=16,
-    show_default=True,
-    help="Rows that step together.",
+    help="Rows that step together. [default: 16, or what a plan was built for]",
 )
 @click.option(
     "--probabilities",
     is_flag=True,
     help="Of a task with choices, the probability of each instead of an answer.",
 )
+@provider_options
 @json_option
 def command(
     bundle: Path,
@@ -93,8 +93,11 @@ def command(
     repetition_penalty: float,
     seed: int,
     stop: tuple[str, ...],
-    batch: int,
+    batch: int | None,
     probabilities: bool,
+    provider: str | None,
+    provider_pairs: tuple[str, ...],
+    provider_library: Path | None,
     as_json: bool,
 ) -> None:
     """Answer one request (--task, --field), or a mixed file of them (--input, --output)."""
@@ -110,6 +113,7 @@ def command(
         raise click.UsageError(f"--output {output} is a folder; name a file.")
     from pl_compile.runtime import Request, Sampling, Session
 
+    chosen = chosen_provider(provider, provider_pairs, provider_library)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
@@ -119,13 +123,14 @@ def command(
     if probabilities:
         _refuse_others(source)
     if source is not None:
-        _answer_file(Session.open(bundle, max_batch=batch), source, output, options, as_json)
+        session = Session.open(bundle, max_batch=batch, provider=chosen)
+        _answer_file(session, source, output, options, as_json)
         return
     request = Request(str(task), _parse_fields(fields), **options)
     if probabilities:
-        _score(Session.open(bundle, max_batch=batch), request, as_json)
+        _score(Session.open(bundle, max_batch=batch, provider=chosen), request, as_json)
         return
-    session = Session.open(bundle, max_batch=1)
+    session = Session.open(bundle, max_batch=1, provider=chosen)
     if as_json:
         result = session.generate([request])[0]
         print_json(
@@ -151,6 +156,7 @@ def _refuse_others(source: Path | None) -> None:
         raise click.UsageError("--probabilities goes with --task.")
     context = click.get_current_context()
     taken = {"bundle", "task", "fields", "batch", "probabilities", "as_json"}
+    taken |= {"provider", "provider_pairs", "provider_library"}
     for name in set(context.params) - taken:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')} does not go with --probabilities.")

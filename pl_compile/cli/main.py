@@ -23,6 +23,7 @@ COMMANDS = {
     "import": "Bring prompts of PEFT, or of a checkpoint, into a prompt table.",
     "tasks": "List the tasks of a table or bundle; add, rename or remove a table's.",
     "export": "Compile prompts and base into a bundle.",
+    "build": "Build a bundle's TensorRT plans on the device that will run them.",
     "verify": "Check a bundle: sums, self-tests, parity with torch.",
     "generate": "Answer one request, or a file of them.",
     "eval": "Score tasks with and without their prompts.",

@@ -12,9 +12,15 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, p
 @click.command("verify", epilog="Example: plc verify bundle --reference smollm2-135m")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--reference", help="The base, by name or folder: also compare with torch.")
+@click.option(
+    "--target",
+    help="Of a bundle for TensorRT: whose parser says what it means; its own if left out.",
+)
 @json_option
-def command(bundle: Path, reference: str | None, as_json: bool) -> None:
+def command(bundle: Path, reference: str | None, target: str | None, as_json: bool) -> None:
     """Check BUNDLE: the sums of its files, its self-test vectors, and parity with torch.
+
+    A bundle for TensorRT is checked without a GPU: what TensorRT's parser made of it is computed.
 
     Exit code 3 if a comparison is beyond the tolerance.
     """
@@ -24,7 +30,7 @@ def command(bundle: Path, reference: str | None, as_json: bool) -> None:
     if reference is not None:
         need_extra("train", "torch", "transformers", "ml_dtypes")
     folder = None if reference is None else find_base(reference)
-    result = verify_bundle(bundle, folder, progress=TerminalProgress())
+    result = verify_bundle(bundle, folder, flavour=target, progress=TerminalProgress())
     if as_json:
         print_json({**asdict(result), "bundle": str(result.bundle)})
     else:

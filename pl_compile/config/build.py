@@ -15,6 +15,9 @@ FoldMode = Literal["auto", "always", "never"]
 DEFAULT_CANDIDATES = 256
 DEFAULT_BLOCK = 32
 
+# Rows that step together.
+DEFAULT_BATCH = 16
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -29,6 +32,11 @@ class BuildOptions:
         candidates: the likeliest tokens that the graph looks at; `DEFAULT_CANDIDATES` if None.
         dtype: of activations, caches and weights that are not quantised; CPU targets compute in
             float32.
+        ranks: among how many the base is divided.
+        max_batch: rows of a step that a TensorRT plan takes at most; `DEFAULT_BATCH` if None.
+        compute_capabilities: of the GPUs that a plan is built for, such as "8.6"; TensorRT's choice
+            if empty.
+        defer_build: whether plans are left to the device that runs them (`plc build`).
     """
 
     quantize: Quantization = "none"
@@ -37,6 +45,10 @@ class BuildOptions:
     sampling: SamplingMode = "host"
     candidates: int | None = None
     dtype: Dtype = "float32"
+    ranks: int = 1
+    max_batch: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    defer_build: bool = False
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""
@@ -53,8 +65,29 @@ class BuildOptions:
             problems.append(f"candidates {self.candidates}, and the host samples")
         if self.candidates is not None and self.candidates < 1:
             problems.append(f"candidates {self.candidates}, expected 1 or more")
+        if self.ranks < 1:
+            problems.append(f"tp_size {self.ranks}, expected 1 or more")
+        if self.max_batch is not None and self.max_batch < 1:
+            problems.append(f"max_batch {self.max_batch}, expected 1 or more")
+        if self.compute_capabilities and self.defer_build:
+            problems.append("compute capabilities, and a build that is left to the device")
         if problems:
             raise ConfigError("reading the build options", found=list_problems(problems))
+
+    @property
+    def plan_batch(self) -> int:
+        """Rows of a step that a plan takes at most."""
+        return DEFAULT_BATCH if self.max_batch is None else self.max_batch
+
+    @property
+    def of_plans(self) -> list[str]:
+        """The options given that only mean something to TensorRT."""
+        given = {
+            "max_batch": self.max_batch is not None,
+            "compute_capabilities": bool(self.compute_capabilities),
+            "defer_build": self.defer_build,
+        }
+        return [name for name, there in given.items() if there]
 
     @property
     def scale_block(self) -> int:

@@ -15,9 +15,10 @@ next_token       int64 [batch]                  sampling "graph"
 present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from pl_compile.config.ranks import kv_heads_of_ranks
 from pl_compile.errors import ConfigError, check_all
 
 PromptsMode = Literal["input", "baked"]
@@ -51,6 +52,7 @@ class GraphContract:
         baked_tasks: the tasks that `task_id` 0, 1, … stand for, where prompts are baked.
         candidates: the likeliest tokens among which the graph chooses the next one; 0 where it does
             not, and the host samples from the logits.
+        ranks: over how many graphs the base is divided, each with some of the `kv_heads`.
     """
 
     layers: int
@@ -62,6 +64,7 @@ class GraphContract:
     prompts: PromptsMode
     baked_tasks: tuple[str, ...] = ()
     candidates: int = 0
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         """Refuses sizes that no graph could have."""
@@ -72,7 +75,13 @@ class GraphContract:
         }
         among = f"candidates {self.candidates}, expected 0 to the vocabulary's {self.vocab}"
         checks[among] = 0 <= self.candidates <= self.vocab
+        checks[f"ranks {self.ranks}, expected at least 1"] = self.ranks >= 1
         check_all(ConfigError, "reading the graph's sizes", checks)
+
+    def of_rank(self, rank: int) -> "GraphContract":
+        """What the graph of one rank takes and gives."""
+        heads = kv_heads_of_ranks(self.kv_heads, self.ranks)[rank]
+        return replace(self, kv_heads=len(heads))
 
     @property
     def cache_names(self) -> tuple[tuple[str, str], ...]:

@@ -15,11 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import MODEL_NAME
-from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import DataError
 from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.onnx_files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
 from pl_compile.passes.pipeline import run_passes
@@ -100,16 +100,13 @@ def measure_moments(
         rows: prompts and ids, as `calibration_prompts` makes them.
         progress: who is told.
     """
-    contract = replace(contract, prompts="input", baked_tasks=(), candidates=0)
+    contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
     model = build_decoder(config, contract, weights)
     run_passes(model, exporter.prepare_passes())
     watched = _watch(model)
-    rest = exporter.passes(config, contract, BuildOptions(), None, [])[
-        len(exporter.prepare_passes()) :
-    ]
-    run_passes(model, rest)
+    run_passes(model, exporter.cpu_passes(config, contract))
     with TemporaryDirectory(prefix="plc-calibration-") as folder:
-        exporter.build(model, Path(folder))
+        save(model, Path(folder))
         del model
         engine = OnnxRuntimeEngine(
             Path(folder) / MODEL_NAME, contract, max_batch=1, watched=tuple(watched)

@@ -11,13 +11,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from pl_compile.artifact.bundle import Precision
 from pl_compile.driver.live import Liveness, liveness
 from pl_compile.driver.parity import (
-    LIMITS,
-    SELF_LIMITS,
     Parity,
     compare,
+    limit_of,
     probe_rows,
+    self_limit_of,
     selftest_arrays,
     trace,
 )
@@ -58,23 +59,23 @@ class Checks:
 
 
 def check_bundle(
-    engine: Engine,
+    engine: Engine | None,
     learned: Mapping[str, TaskPrompt],
     served: Mapping[str, TaskPrompt],
     tokenizer: Tokenizer,
     *,
-    quantization: str,
+    precision: Precision,
     base: Path | None,
     progress: Progress = SILENT,
 ) -> Checks:
     """Compares.
 
     Args:
-        engine: the compiled base.
+        engine: the compiled base; None where nothing here can run it, and no base is given.
         learned: the tasks as they were learned.
         served: the tasks as the bundle serves them.
         tokenizer: the base's.
-        quantization: of its weights; decides what still counts as the same.
+        precision: of its numbers; decides what still counts as the same.
         base: the Hugging Face folder for torch; None leaves all comparisons out.
         progress: who is told.
 
@@ -82,7 +83,7 @@ def check_bundle(
         ExportError: a template that leaves no room for a comparison.
         BaseModelError: torch cannot load the base.
     """
-    if base is None:
+    if base is None or engine is None:
         return Checks((), (), (), (), {}, "not measured", ())
     from pl_compile.training.reference import TorchEngine, reference_name
 
@@ -100,8 +101,8 @@ def check_bundle(
     alone = trace(
         engine, rows, follow=follow, alone=True, label="bundle, row by row", progress=progress
     )
-    itself = SELF_LIMITS[quantization]
-    with_torch = compare(rows, expected, mixed, reference_name(), LIMITS[quantization])
+    itself = self_limit_of(precision)
+    with_torch = compare(rows, expected, mixed, reference_name(), limit_of(precision))
     folded = compare(rows, whole, mixed, "the same, not folded", itself)
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
     live = liveness(engine, rows, learned)
@@ -118,9 +119,10 @@ def check_bundle(
         for result in live
         if not result.is_live
     ]
-    # Any machine can repeat what float32 computes; of rounded weights only what this bundle does,
+    # Any machine can repeat what float32 computes; of rounded numbers only what this bundle does,
     # behind its own tokens.
-    kept = expected if quantization == "none" else trace(engine, rows)
+    exact = (precision.quantization, precision.dtype) == ("none", "float32")
+    kept = expected if exact else trace(engine, rows)
     return Checks(
         tuple(with_torch),
         tuple(folded),

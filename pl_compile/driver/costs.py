@@ -35,7 +35,8 @@ class BaseCost:
 
     Attributes:
         parameters: numbers of the base; a tied head counts once.
-        weight_bytes: of the compiled weights, scales included.
+        weight_bytes: of the compiled weights, scales included; of all ranks.
+        file_bytes: of the target's files: a plan holds the weights once more.
         operations_per_token: multiplications and additions of a token in the layers.
         kv_bytes_per_token: of a cache entry in all layers.
         cache_bytes_per_row: of a row's whole cache.
@@ -43,6 +44,7 @@ class BaseCost:
 
     parameters: int
     weight_bytes: int
+    file_bytes: int
     operations_per_token: int
     kv_bytes_per_token: int
     cache_bytes_per_row: int
@@ -77,8 +79,14 @@ class TaskCost:
     reason: str
 
 
-def base_cost(config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> BaseCost:
-    """The cost of a base as it is to be compiled."""
+def base_cost(
+    config: DecoderConfig,
+    contract: GraphContract,
+    options: BuildOptions,
+    *,
+    has_plans: bool = False,
+) -> BaseCost:
+    """The cost of a base as it is to be compiled, with TensorRT's plans or without."""
     shapes = weight_shapes(config)
     products = tables = parameters = operations = 0
     for name, shape in shapes.items():
@@ -93,20 +101,25 @@ def base_cost(config: DecoderConfig, contract: GraphContract, options: BuildOpti
     bits = {"none": None, "int8": 8, "int4": 4}[options.quantize]
     table_bits = None if bits is None or options.table_bits == 0 else (options.table_bits or 8)
     block = options.scale_block
-    per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * 4
+    wide = 4 if options.dtype == "float32" else 2
+    per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * wide
+    # What is not divided, every rank has whole.
+    whole = _bytes(tables, table_bits, block, wide) + wide * rest
+    weight_bytes = _bytes(products, bits, block, wide) + contract.ranks * whole
     return BaseCost(
         parameters,
-        _bytes(products, bits, block) + _bytes(tables, table_bits, block) + 4 * rest,
+        weight_bytes,
+        weight_bytes * (2 if has_plans else 1),
         operations,
         per_token,
         per_token * contract.capacity,
     )
 
 
-def _bytes(count: int, bits: int | None, block: int) -> int:
+def _bytes(count: int, bits: int | None, block: int, wide: int) -> int:
     if bits is None:
-        return 4 * count
-    return count * bits // 8 + (4 * count // block if block else 0)
+        return wide * count
+    return count * bits // 8 + (wide * count // block if block else 0)
 
 
 def task_costs(

@@ -5,7 +5,8 @@ folded prefixes -> checks -> report -> manifest
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,8 @@ from pl_compile.artifact.bundle import (
     Manifest,
     Precision,
     is_bundle,
+    rank_folder,
+    sum_of_base,
     task_folder,
     write_json,
     write_labels,
@@ -33,17 +36,19 @@ from pl_compile.artifact.files import check_replaceable, folder_written_whole, s
 from pl_compile.artifact.folded_prefix import (
     FOLDED_NAME,
     FoldedPrefix,
-    sum_of_files,
     write_folded,
 )
+from pl_compile.artifact.plan_record import PLAN_RECORD, PlanRecord, read_plan_record
 from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import DEFAULT_CANDIDATES, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.ranks import Shard, shards
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
+from pl_compile.driver.engines import can_check, checking_engine
 from pl_compile.driver.evaluate import EvalOptions, evaluate
 from pl_compile.driver.lint import lint_tasks
 from pl_compile.driver.parity import Parity
@@ -52,18 +57,22 @@ from pl_compile.driver.room import check_room
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters import exporter_for
 from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.onnx_files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import PassRecord, run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
 from pl_compile.text.examples import read_examples
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.shard import rows_of, shard_weights
 
 DEFAULT_CAPACITY = 1024
 
@@ -81,7 +90,8 @@ class ExportRequest:
         output: the bundle; one that is there is replaced at the end.
         tasks: which tasks of the table; all if empty.
         target: a key of `exporters.EXPORTERS`.
-        prompts: "input" (tasks can be added later) or "baked" (constants of the graph).
+        prompts: "input" (tasks can be added later) or "baked" (constants of the graph); what suits
+            the target if None.
         capacity: longest sequence a row can hold, virtual tokens and answer included; 1,024, or
             what the base was made for if that is less, if None.
         options: how weights are stored and tokens are chosen.
@@ -97,7 +107,7 @@ class ExportRequest:
     output: Path
     tasks: tuple[str, ...] = ()
     target: str = "onnx-cpu"
-    prompts: PromptsMode = "input"
+    prompts: PromptsMode | None = None
     capacity: int | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
     fold: FoldMode = "auto"
@@ -137,7 +147,7 @@ class ExportPlan:
     @property
     def disk_bytes(self) -> int:
         """About what the bundle will take."""
-        return self.base.weight_bytes + sum(t.folded_bytes + t.prompt_bytes for t in self.tasks)
+        return self.base.file_bytes + sum(t.folded_bytes + t.prompt_bytes for t in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,7 @@ class ExportResult:
         failures: what was beyond its limit, as sentences.
         size_bytes: of the whole bundle.
         seconds: wall time by step.
+        plans: one record for each TensorRT plan.
     """
 
     bundle: Path
@@ -163,6 +174,7 @@ class ExportResult:
     failures: tuple[str, ...]
     size_bytes: int
     seconds: dict[str, float]
+    plans: tuple[PlanRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,7 @@ class _Source:
     tokenizer: Tokenizer
     prompts: Mapping[str, TaskPrompt]
     plan: ExportPlan
+    shards: tuple[Shard, ...]
     check_base: Any
 
 
@@ -217,9 +230,14 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     clock.lap("calibrate")
     errors: list[WeightError] = []
     with folder_written_whole(request.output, is_ours=is_bundle) as staging:
-        progress.say(f"building the graph for {request.target}, prompts {request.prompts}")
+        prompts = source.contract.prompts
+        progress.say(f"building the graph for {request.target}, prompts {prompts}")
         (staging / "base").mkdir()
-        passes = _build(request, source, weights, moments, errors, staging / "base")
+        passes = _build(request, source, weights, moments, errors, staging / "base", progress)
+        plans = [
+            read_plan_record(path.parent)
+            for path in sorted(staging.rglob(f"base/**/{PLAN_RECORD}"))
+        ]
         clock.lap("graph")
         lint = lint_tasks(
             source.entries,
@@ -233,22 +251,22 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         for entry in source.entries:
             write_task(staging, entry)
             write_labels(staging, entry.task.taskname, source.prompts[entry.task.taskname].trie)
-        engine = OnnxRuntimeEngine(staging / "base" / MODEL_NAME, source.contract)
-        served = _fold(staging, source, engine, precision)
-        clock.lap("write")
+        with _engine(staging, source, precision) as engine:
+            served = _fold(staging, source, engine, precision)
+            clock.lap("write")
 
-        effect = _evaluate(request, source, engine, weights, progress)
-        clock.lap("evaluate")
-        del weights
-        checks = check_bundle(
-            engine,
-            source.prompts,
-            served,
-            source.tokenizer,
-            quantization=precision.quantization,
-            base=request.base if _has_reference(request, progress) else None,
-            progress=progress,
-        )
+            effect = _evaluate(request, source, engine, weights, progress)
+            clock.lap("evaluate")
+            del weights
+            checks = check_bundle(
+                engine,
+                source.prompts,
+                served,
+                source.tokenizer,
+                precision=precision,
+                base=request.base if _has_reference(request, progress) else None,
+                progress=progress,
+            )
         _write_selftests(staging, checks)
         clock.lap("checks")
 
@@ -258,7 +276,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             "target": request.target,
             "base": asdict(source.identity),
             "precision": asdict(precision),
-            "prompts": request.prompts,
+            "prompts": prompts,
+            "ranks": source.contract.ranks,
+            "plans": [asdict(record) for record in plans],
             "sampling": request.options.sampling,
             "checks": checks.record(),
             "lint": [asdict(finding) for finding in lint],
@@ -292,6 +312,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         checks.failures,
         size,
         clock.laps,
+        tuple(plans),
     )
 
 
@@ -302,8 +323,13 @@ def _read(request: ExportRequest) -> _Source:
     names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
     entries = tuple(table.entry(name) for name in names)
     config = read_decoder_config(request.base)
-    contract = _contract(request, config, entries)
-    exporter.check(config, contract, request.options)
+    contract = _contract(request, exporter, config, entries)
+    options = request.options
+    block = options.scale_block if options.quantize != "none" else 0
+    parts = shards(config, options.ranks, block=block)
+    for shard in parts:
+        exporter.check(shard.of(config), contract.of_rank(shard.rank), options)
+    fold, reason = _fold_mode(request)
     tokenizer = Tokenizer.from_folder(request.base)
     prompts = {}
     for number, entry in enumerate(entries):
@@ -312,16 +338,50 @@ def _read(request: ExportRequest) -> _Source:
         # What a session could not render is not written.
         prompts[name] = TaskPrompt.of(entry, tokenizer, number)
     _check_files(request, prompts)
-    base = base_cost(config, contract, request.options)
+    base = base_cost(config, contract, options, has_plans=_has_plans(request))
     plan = ExportPlan(
         request.target,
         tuple(each.name for each in exporter.passes(config, contract, request.options, None, [])),
         base,
-        tuple(task_costs(base, entries, prompts, contract, request.fold)),
+        tuple(
+            replace(cost, reason=reason or cost.reason)
+            for cost in task_costs(base, entries, prompts, contract, fold)
+        ),
     )
     return _Source(
-        exporter, table.base, entries, config, contract, tokenizer, prompts, plan, table.check_base
+        exporter=exporter,
+        identity=table.base,
+        entries=entries,
+        config=config,
+        contract=contract,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        plan=plan,
+        shards=parts,
+        check_base=table.check_base,
     )
+
+
+def _has_plans(request: ExportRequest) -> bool:
+    return request.target in PLAN_TARGETS and not request.options.defer_build
+
+
+def _fold_mode(request: ExportRequest) -> tuple[FoldMode, str]:
+    """Whether heads are folded, and why not where this machine cannot compute them."""
+    if can_check(request.target):
+        return request.fold, ""
+    why = "no TensorRT is installed that could parse the graph and say what it computes"
+    for asked, name in (
+        (request.fold == "always", "--fold always"),
+        (request.evaluate, "--evaluate"),
+    ):
+        if asked:
+            raise ExportError(
+                f"exporting for {request.target} with {name}",
+                found=why,
+                fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
+            )
+    return "never", why
 
 
 def _check_files(request: ExportRequest, prompts: Mapping[str, TaskPrompt]) -> None:
@@ -354,8 +414,12 @@ def _check_room(request: ExportRequest, plan: ExportPlan) -> None:
 
 
 def _contract(
-    request: ExportRequest, config: DecoderConfig, entries: Sequence[TaskEntry]
+    request: ExportRequest,
+    exporter: Exporter,
+    config: DecoderConfig,
+    entries: Sequence[TaskEntry],
 ) -> GraphContract:
+    prompts = request.prompts or exporter.prompts
     capacity = request.capacity
     if capacity is None:
         capacity = min(DEFAULT_CAPACITY, config.positions)
@@ -378,9 +442,10 @@ def _contract(
         hidden=config.hidden,
         vocab=config.vocab,
         capacity=capacity,
-        prompts=request.prompts,
-        baked_tasks=tuple(e.task.taskname for e in entries) if request.prompts == "baked" else (),
+        prompts=prompts,
+        baked_tasks=tuple(e.task.taskname for e in entries) if prompts == "baked" else (),
         candidates=candidates,
+        ranks=request.options.ranks,
     )
 
 
@@ -412,16 +477,53 @@ def _build(
     moments: Moments | None,
     errors: list[WeightError],
     folder: Path,
+    progress: Progress,
 ) -> list[PassRecord]:
-    """Main graph, passes, files."""
-    baked = _baked_rows(source.entries) if request.prompts == "baked" else None
-    model = build_decoder(source.config, source.contract, weights, baked)
-    passes = source.exporter.passes(
-        source.config, source.contract, request.options, moments, errors
-    )
-    records = run_passes(model, passes, dump_to=request.dump_passes)
-    source.exporter.build(model, folder)
-    return records
+    """Main graph, passes, files: of each rank. The records are the first one's."""
+    contract, options, exporter = source.contract, request.options, source.exporter
+    baked = _baked_rows(source.entries) if contract.prompts == "baked" else None
+    all_records = []
+    for shard in source.shards:
+        rank, place, dump = shard.rank, folder, request.dump_passes
+        if shard.ranks > 1:
+            place = folder / rank_folder(rank)
+            place.mkdir()
+            dump = None if dump is None else dump / rank_folder(rank)
+            progress.say(f"rank {rank}: heads {shard.kv_heads}, width {shard.ffn}")
+        config, own = shard.of(source.config), contract.of_rank(rank)
+        found: list[WeightError] = []
+        model = build_decoder(config, own, shard_weights(weights, source.config, shard), baked)
+        seen = _moments_of_rank(moments, source.config, shard)
+        passes = exporter.passes(config, own, options, seen, found)
+        all_records.append(run_passes(model, passes, dump_to=dump))
+        exporter.build(model, place, own, options, progress)
+        ahead = f"{rank_folder(rank)}/" if shard.ranks > 1 else ""
+        errors += [replace(error, weight=f"{ahead}{error.weight}") for error in found]
+    return all_records[0]
+
+
+def _moments_of_rank(
+    moments: Moments | None, config: DecoderConfig, shard: Shard
+) -> Moments | None:
+    """What is known of the activations that enter a rank's weights: its part of their inputs."""
+    if moments is None or shard.ranks == 1:
+        return moments
+    parts = {}
+    for name, moment in moments.by_weight.items():
+        rows = rows_of(name, config, shard)
+        parts[name] = moment[rows, rows]
+    return Moments(parts, moments.tokens)
+
+
+@contextmanager
+def _engine(staging: Path, source: _Source, precision: Precision) -> Iterator[Engine | None]:
+    """What computes heads and is compared; None where nothing on this machine can."""
+    target = source.exporter.target
+    if not can_check(target):
+        yield None
+        return
+    with checking_engine(staging / "base", target, source.contract, precision.dtype) as engine:
+        yield engine
 
 
 def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
@@ -433,9 +535,10 @@ def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
 
 def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
     if options.quantize == "none":
-        return Precision()
+        return Precision(dtype=options.dtype)
     method = "round to nearest" if moments is None else f"GPTQ on {moments.tokens} tokens"
     return Precision(
+        dtype=options.dtype,
         quantization=options.quantize,
         block=options.scale_block,
         method=method,
@@ -443,14 +546,16 @@ def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
 
 
 def _fold(
-    staging: Path, source: _Source, engine: OnnxRuntimeEngine, precision: Precision
+    staging: Path, source: _Source, engine: Engine | None, precision: Precision
 ) -> dict[str, TaskPrompt]:
     """The tasks as they are served: heads computed by the very files that will serve them."""
-    sums = {f"base/{path.name}": sha256_of(path) for path in (staging / "base").iterdir()}
+    files = [path for path in (staging / "base").rglob("*") if path.is_file()]
+    sums = {path.relative_to(staging).as_posix(): sha256_of(path) for path in files}
     served = dict(source.prompts)
     for entry, cost in zip(source.entries, source.plan.tasks, strict=True):
         if not cost.folded:
             continue
+        assert engine is not None
         name = entry.task.taskname
         prompt = source.prompts[name]
         served[name] = prompt.folded(engine)
@@ -460,7 +565,7 @@ def _fold(
             entry,
             prompt,
             base=source.identity.fingerprint,
-            graph=sum_of_files(sums),
+            graph=sum_of_base(sums),
             precision=precision,
         )
         write_folded(task_folder(staging, name) / FOLDED_NAME, FoldedPrefix(kv, identity))
@@ -470,21 +575,17 @@ def _fold(
 def _evaluate(
     request: ExportRequest,
     source: _Source,
-    engine: OnnxRuntimeEngine,
+    engine: Engine | None,
     weights: Weights,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Scores with the quantised weights and with the floats they came from."""
     if not request.evaluate:
         return []
+    assert engine is not None
     options = EvalOptions(baseline=False)
     with TemporaryDirectory(prefix="plc-floats-") as folder:
-        floats = replace(
-            request, options=BuildOptions(), calibrate=(), evaluate=(), dump_passes=None
-        )
-        plain = replace(source, contract=replace(source.contract, candidates=0))
-        _build(floats, plain, weights, None, [], Path(folder))
-        exact = OnnxRuntimeEngine(Path(folder) / MODEL_NAME, plain.contract)
+        exact = _floats(source, weights, Path(folder))
         before, after = (
             evaluate(
                 Session(source.tokenizer, source.prompts, each),
@@ -510,8 +611,22 @@ def _evaluate(
     ]
 
 
+def _floats(source: _Source, weights: Weights, folder: Path) -> OnnxRuntimeEngine:
+    """The base in float32, on ONNX Runtime, whatever it is compiled for."""
+    contract = replace(source.contract, candidates=0, ranks=1)
+    baked = _baked_rows(source.entries) if contract.prompts == "baked" else None
+    model = build_decoder(source.config, contract, weights, baked)
+    exporter = source.exporter
+    run_passes(model, [*exporter.prepare_passes(), *exporter.cpu_passes(source.config, contract)])
+    save(model, folder)
+    return OnnxRuntimeEngine(folder / MODEL_NAME, contract)
+
+
 def _has_reference(request: ExportRequest, progress: Progress) -> bool:
     if not request.measure_parity:
+        return False
+    if not can_check(request.target):
+        progress.say("parity is not measured: no TensorRT is installed that could parse the graph")
         return False
     if find_spec("torch") is None or find_spec("transformers") is None:
         progress.say("parity is not measured: torch and transformers are not installed")

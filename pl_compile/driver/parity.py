@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.artifact.bundle import Precision
 from pl_compile.errors import ExportError
 from pl_compile.progress import SILENT, Bar, Progress
 from pl_compile.runtime.batch import pad_right, parts_that_fit
@@ -47,10 +48,33 @@ class Limit:
 # per layer; rounded weights by much more, and then what counts is that most tokens agree.
 LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.1, 0.8), "int4": Limit(0.5, 0.5)}
 
+# What numbers of 16 bits add to that.
+_NARROW = {"float16": Limit(0.02, 0.9), "bfloat16": Limit(0.1, 0.8)}
+
 # Of a bundle against itself: folded or not, alone or in a batch. Where kernels do the same sums for
 # a row whatever stands beside it, there is no difference at all (`exporters/onnx_cpu.py`). On a
 # machine where they do not, a last bit can tip over what kernels for rounded weights round.
 SELF_LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.05, 0.9), "int4": Limit(0.05, 0.9)}
+
+
+# The same, of numbers of 16 bits: sums in another order round to a neighbour.
+_NARROW_SELF = {"float16": Limit(0.01, 0.95), "bfloat16": Limit(0.05, 0.9)}
+
+
+def limit_of(precision: Precision) -> Limit:
+    """What still counts as the same, against the base in float32."""
+    return _wider(LIMITS[precision.quantization], _NARROW.get(precision.dtype))
+
+
+def self_limit_of(precision: Precision) -> Limit:
+    """What still counts as the same, of a bundle against itself."""
+    return _wider(SELF_LIMITS[precision.quantization], _NARROW_SELF.get(precision.dtype))
+
+
+def _wider(one: Limit, other: Limit | None) -> Limit:
+    if other is None:
+        return one
+    return Limit(max(one.difference, other.difference), min(one.tokens, other.tokens))
 
 
 @dataclass(frozen=True)

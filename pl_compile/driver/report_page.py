@@ -47,6 +47,7 @@ def report_page(report: dict[str, Any]) -> str:
         *_comparisons(checks),
         *_liveness(checks["live"]),
         *_costs(report),
+        *_plans(report["plans"]),
         *_lint(report["lint"]),
         *_effect(report["effect"], precision["quantization"]),
         *_weight_errors(report["weight_errors"]),
@@ -111,6 +112,34 @@ def _comparisons(checks: dict[str, Any]) -> list[str]:
             _limits(bars),
         ]
     return parts
+
+
+def _plans(records: Sequence[dict[str, Any]]) -> list[str]:
+    if not records:
+        return []
+    rows = [
+        [
+            str(rank),
+            f"{record['flavour']} {record['version']}",
+            ", ".join(record["compute_capabilities"]) or "TensorRT's choice",
+            f"{record['seconds']:.1f}",
+            f"{record['plan_bytes'] / 1e6:.1f}",
+            f"{record['peak_memory_bytes'] / 1e6:.0f}",
+            ", ".join(f"{count} {kind}" for kind, count in record["layers"].items()),
+        ]
+        for rank, record in enumerate(records)
+    ]
+    note = "Built, and never run here; what was compared above is what TensorRT's parser made."
+    header = [
+        "rank",
+        "built by",
+        "compute capability",
+        "seconds",
+        "MB",
+        "peak memory, MB",
+        "layers",
+    ]
+    return [f"<h2>Plans</h2><p class='note'>{note}</p>", _table(header, rows)]
 
 
 def _liveness(results: Sequence[dict[str, Any]]) -> list[str]:

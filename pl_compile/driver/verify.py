@@ -8,20 +8,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
+from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver.engines import checking_engine
 from pl_compile.driver.parity import (
-    LIMITS,
-    SELF_LIMITS,
     Parity,
     compare,
+    limit_of,
     probe_rows,
     run_selftest,
+    self_limit_of,
     trace,
 )
-from pl_compile.errors import ArtifactError, FingerprintError
+from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.opening import check_plans
+from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
@@ -47,19 +50,26 @@ class VerifyResult:
 
 
 def verify_bundle(
-    folder: Path, reference: Path | None = None, *, progress: Progress = SILENT
+    folder: Path,
+    reference: Path | None = None,
+    *,
+    flavour: str | None = None,
+    progress: Progress = SILENT,
 ) -> VerifyResult:
     """Checks a bundle.
 
     Args:
         folder: the bundle.
         reference: the Hugging Face folder of its base, to compare with torch.
+        flavour: of a bundle for TensorRT, whose parser says what its graph means: "tensorrt-rtx" or
+            "tensorrt"; its own, or the other where that is not installed, if None.
         progress: who is told.
 
     Raises:
         ArtifactError: a file is missing, altered or unreadable, a prefix does not fit its template,
             or one was folded from something else.
         FingerprintError: `reference` is another base.
+        ExportError: TensorRT is not installed, or refuses the graph of a bundle for it.
     """
     progress.say(f"checking the files of {folder}")
     bundle = read_bundle(folder)
@@ -72,25 +82,31 @@ def verify_bundle(
         name: TaskPrompt.of(entry, tokenizer, number)
         for number, (name, entry) in enumerate(bundle.entries.items())
     }
-    engine = OnnxRuntimeEngine(bundle.base_folder / MODEL_NAME, contract)
-    limit = SELF_LIMITS[bundle.manifest.precision.quantization]
+    target, precision = bundle.manifest.target, bundle.manifest.precision
+    _check_flavour(bundle, flavour)
+    for name in served:
+        if learned[name].trie != served[name].trie:
+            raise ArtifactError(
+                f"checking the labels of task '{name}' in {folder}",
+                found="another tree than its template and tokenizer make",
+                fix="Export the bundle again.",
+            )
+    check_plans(bundle)
+    limit = self_limit_of(precision)
     selftests = []
-    with progress.bar("self-tests", len(served)) as bar:
-        for name in served:
-            if learned[name].trie != served[name].trie:
-                raise ArtifactError(
-                    f"checking the labels of task '{name}' in {folder}",
-                    found="another tree than its template and tokenizer make",
-                    fix="Export the bundle again.",
-                )
-            arrays = bundle.selftest(name)
-            if arrays:
-                prompts = learned[name], served[name]
-                selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
-            bar.advance(note=name)
     parity: list[Parity] = []
-    if reference is not None:
-        parity = _with_torch(bundle, engine, learned, served, tokenizer, reference, progress)
+    with checking_engine(
+        bundle.base_folder, target, contract, precision.dtype, flavour=flavour
+    ) as engine:
+        with progress.bar("self-tests", len(served)) as bar:
+            for name in served:
+                arrays = bundle.selftest(name)
+                if arrays:
+                    prompts = learned[name], served[name]
+                    selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
+                bar.advance(note=name)
+        if reference is not None:
+            parity = _with_torch(bundle, engine, learned, served, tokenizer, reference, progress)
     return VerifyResult(
         folder,
         len(bundle.files),
@@ -98,6 +114,19 @@ def verify_bundle(
         tuple(parity),
         all(result.passed for result in [*selftests, *parity]),
     )
+
+
+def _check_flavour(bundle: Bundle, flavour: str | None) -> None:
+    target = bundle.manifest.target
+    if flavour is None or flavour == target:
+        return
+    if flavour not in PLAN_TARGETS or target not in PLAN_TARGETS:
+        raise ExportError(
+            f"verifying {bundle.folder} as target {flavour}",
+            found=f"a bundle for {target}",
+            expected=target if target not in PLAN_TARGETS else " or ".join(PLAN_TARGETS),
+            fix="Leave --target out.",
+        )
 
 
 def check_reference(bundle: Bundle, reference: Path) -> None:
@@ -115,7 +144,7 @@ def check_reference(bundle: Bundle, reference: Path) -> None:
 
 def _with_torch(
     bundle: Bundle,
-    engine: OnnxRuntimeEngine,
+    engine: Engine,
     learned: Mapping[str, TaskPrompt],
     served: Mapping[str, TaskPrompt],
     tokenizer: Tokenizer,
@@ -136,5 +165,5 @@ def _with_torch(
     torch_engine = TorchEngine(reference, capacity=contract.capacity)
     expected = trace(torch_engine, rows, folded=False, label="reference (torch)", progress=progress)
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
-    limit = LIMITS[bundle.manifest.precision.quantization]
+    limit = limit_of(bundle.manifest.precision)
     return compare(rows, expected, actual, reference_name(), limit)

@@ -7,7 +7,7 @@ Shapes use the words `batch seq hidden heads head_dim ffn`. Activations are floa
 import onnx_ir as ir
 
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
+from pl_compile.graph.builder import DIST_DOMAIN, PLC_DOMAIN, GraphBuilder
 
 # A cache pair of one layer: float [batch, kv_heads, capacity, head_dim] each.
 Cache = tuple[ir.Value, ir.Value]
@@ -16,6 +16,29 @@ Cache = tuple[ir.Value, ir.Value]
 def linear(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
     """`x @ weight + bias`, the bias where the base has one."""
     y = g.op("MatMul", [x, g.weight(f"{name}.weight")], name)
+    if g.has_weight(f"{name}.bias"):
+        y = g.op("Add", [y, g.weight(f"{name}.bias")], f"{name}.add_bias")
+    return y
+
+
+def row_parallel(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Value:
+    """`linear` of a weight whose rows are divided among ranks: a sum over all of them.
+
+    Each rank has its part of `x` and of the weight; the bias is added once, to the sum.
+    """
+    y = g.op("MatMul", [x, g.weight(f"{name}.weight")], name)
+    if ranks > 1:
+        # TensorRT takes a collective of one rank for one that is misspelt: exporters/trt.py.
+        y = g.op(
+            "DistCollective",
+            [y],
+            f"{name}.all_reduce",
+            domain=DIST_DOMAIN,
+            collective_operation="all_reduce",
+            reduce_op="sum",
+            root=-1,
+            nb_rank=ranks,
+        )
     if g.has_weight(f"{name}.bias"):
         y = g.op("Add", [y, g.weight(f"{name}.bias")], f"{name}.add_bias")
     return y
@@ -76,18 +99,18 @@ def cached_attention(
     return y, (present_key, present_value)
 
 
-def gated_mlp(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+def gated_mlp(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Value:
     """`down(silu(gate(x)) * up(x))` (SwiGLU, arXiv:2002.05202)."""
     gate = linear(g, x, f"{name}.gate")
     gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
     product = g.op("Mul", [gate, linear(g, x, f"{name}.up")], f"{name}.product")
-    return linear(g, product, f"{name}.down")
+    return row_parallel(g, product, f"{name}.down", ranks)
 
 
-def gelu_mlp(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+def gelu_mlp(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Value:
     """`down(gelu(up(x)))` with the tanh form of GELU (arXiv:1606.08415)."""
     inner = g.op("Gelu", [linear(g, x, f"{name}.up")], f"{name}.gelu", approximate="tanh")
-    return linear(g, inner, f"{name}.down")
+    return row_parallel(g, inner, f"{name}.down", ranks)
 
 
 def token_positions(g: GraphBuilder, input_ids: ir.Value, past_lengths: ir.Value) -> ir.Value:

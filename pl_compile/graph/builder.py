@@ -18,6 +18,9 @@ IR_VERSION = 11
 # Calls into the library that each target links: see exporters/.
 PLC_DOMAIN = "plc"
 
+# Of collectives. TensorRT looks at the operator's name alone; ONNX Runtime finds ours here.
+DIST_DOMAIN = "plc.dist"
+
 
 class GraphBuilder:
     """Collects inputs, nodes, initializers and outputs.
@@ -114,6 +117,10 @@ class GraphBuilder:
         self._nodes.append(node)
         return tuple(node.outputs)
 
+    def _collectives(self) -> dict[str, int]:
+        divided = any(node.domain == DIST_DOMAIN for node in self._nodes)
+        return {DIST_DOMAIN: 1} if divided else {}
+
     def model(self, name: str) -> ir.Model:
         """The finished model, without the functions of the `plc` domain."""
         graph = ir.Graph(
@@ -121,7 +128,7 @@ class GraphBuilder:
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, PLC_DOMAIN: 1},
+            opset_imports={"": OPSET, PLC_DOMAIN: 1, **self._collectives()},
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="plc")

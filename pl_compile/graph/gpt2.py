@@ -10,6 +10,7 @@ from pl_compile.graph.blocks import (
     gelu_mlp,
     layer_norm,
     linear,
+    row_parallel,
     split_heads,
 )
 from pl_compile.graph.builder import GraphBuilder
@@ -39,9 +40,12 @@ def gpt2_layers(
             for part in "qkv"
         )
         y, present = cached_attention(g, config, query, key, value, cache, past_lengths, name)
-        x = g.op("Add", [x, linear(g, y, f"{name}.o")], f"{name}.residual")
+        y = row_parallel(g, y, f"{name}.o", contract.ranks)
+        x = g.op("Add", [x, y], f"{name}.residual")
         h = layer_norm(g, x, f"{layer}.mlp_norm", config.norm_eps)
-        x = g.op("Add", [x, gelu_mlp(g, h, f"{layer}.mlp")], f"{layer}.mlp.residual")
+        x = g.op(
+            "Add", [x, gelu_mlp(g, h, f"{layer}.mlp", contract.ranks)], f"{layer}.mlp.residual"
+        )
         presents.append(present)
     return x, presents
 

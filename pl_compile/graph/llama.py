@@ -11,6 +11,7 @@ from pl_compile.graph.blocks import (
     gated_mlp,
     linear,
     rms_norm,
+    row_parallel,
     split_heads,
 )
 from pl_compile.graph.builder import GraphBuilder
@@ -33,7 +34,9 @@ def llama_layers(
         y, present = _attention(g, config, contract, h, positions, past_lengths, cache, layer)
         x = g.op("Add", [x, y], f"{layer}.attention.residual")
         h = rms_norm(g, x, f"{layer}.mlp_norm", config.norm_eps)
-        x = g.op("Add", [x, gated_mlp(g, h, f"{layer}.mlp")], f"{layer}.mlp.residual")
+        x = g.op(
+            "Add", [x, gated_mlp(g, h, f"{layer}.mlp", contract.ranks)], f"{layer}.mlp.residual"
+        )
         presents.append(present)
     return x, presents
 
@@ -67,7 +70,7 @@ def _attention(
     key = rotated(heads("k", config.kv_heads), "k")
     value = heads("v", config.kv_heads)
     y, present = cached_attention(g, config, query, key, value, cache, past_lengths, name)
-    return linear(g, y, f"{name}.o"), present
+    return row_parallel(g, y, f"{name}.o", contract.ranks), present
 
 
 def _rotary_tables(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from pl_compile.graph.builder import OPSET
 
 # Domains whose operators ONNX itself does not know: functions of a target, ONNX Runtime's own.
-_OTHER_DOMAINS = {"plc", "com.microsoft"}
+_OTHER_DOMAINS = {"plc", "plc.dist", "com.microsoft"}
 
 
 def verify_model(model: ir.Model) -> None:

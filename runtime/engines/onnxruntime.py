@@ -1,7 +1,8 @@
-"""The engine on ONNX Runtime: caches in numpy memory, bound in place.
+"""The engine on ONNX Runtime: caches where the provider works, bound in place.
 
 Input and output of each cache are the same memory, so a step writes only its own tokens. Bindings
-are made again only when the number of rows or tokens changes.
+are made again only when the number of rows or tokens changes. With a provider for a GPU, caches lie
+in its memory; that was never run by this project.
 """
 
 import os
@@ -27,7 +28,10 @@ from pl_compile.config.contract import (
 )
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.caches import Caches, HostCaches
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.providers import CPU, Provider, check_used, choose
+from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
@@ -35,10 +39,13 @@ from pl_compile.runtime.sampling import GREEDY, Draw
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
-# What this engine runs of the compiler's targets.
-TARGETS = ("onnx-cpu", "native-cpu")
+# What this engine runs of the compiler's targets, and on which provider if nobody says.
+TARGETS = {"onnx-cpu": "cpu", "native-cpu": "cpu"}
 
 _CPU = ("cpu", 0)
+
+# ONNX's numbers of the types of caches: ONNX Runtime takes them for what numpy lacks.
+ELEMENTS = {"float32": 1, "float16": 10, "bfloat16": 16}
 
 # Tokens of a row that are computed together: enough for its products to run at their full rate.
 PIECE = 256
@@ -53,7 +60,7 @@ def available_providers() -> list[str]:
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on CPU.
+    """ONNX Runtime, on CPU or any of its providers.
 
     Args:
         model: the `model.onnx` of a bundle; its data file lies beside it.
@@ -61,9 +68,14 @@ class OnnxRuntimeEngine:
         max_batch: rows of the cache. Memory is taken as rows are used.
         threads: intra-op threads; all cores if None.
         watched: further outputs of the graph, for those who study it: float, of any shape.
+        provider: what runs it.
+        dtype: of the caches: `Precision.dtype`.
+        spin: whether threads that wait for work keep their cores busy; ranks that share cores
+            should not.
 
     Raises:
-        ArtifactError: ONNX Runtime cannot load the model.
+        ArtifactError: ONNX Runtime cannot load the model, or has no such provider.
+        MissingExtraError: a provider for a GPU, and no package to reach its memory.
     """
 
     def __init__(
@@ -74,6 +86,9 @@ class OnnxRuntimeEngine:
         max_batch: int = 16,
         threads: int | None = None,
         watched: Sequence[str] = (),
+        provider: Provider = CPU,
+        dtype: str = "float32",
+        spin: bool = True,
     ) -> None:
         import onnxruntime
 
@@ -82,26 +97,28 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         kernels.register(options)
+        providers = choose(onnxruntime, options, provider)
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
+            self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the library's errors share no base of their own
             raise ArtifactError(
                 f"loading {model}",
                 found=str(error).splitlines()[0],
                 fix="Export the bundle again with this version of onnxruntime.",
             ) from error
+        check_used(self._session, provider, model)
         _check_graph(self._session, contract, model, watched)
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.max_batch = max_batch
         self.candidates = contract.candidates
         self._contract = contract
-        shape = (max_batch, contract.kv_heads, contract.capacity, contract.head_dim)
-        # Zeroed memory is mapped lazily: rows and entries that are never used cost nothing.
-        self._caches = [np.zeros(shape, np.float32) for _ in contract.cache_names]
+        self._place = (provider.device, provider.device_id)
+        self._element = ELEMENTS[dtype]
+        self._caches = _new_caches(provider, contract, max_batch, dtype)
         self._binding: Any = self._session.io_binding()
         self._watched = tuple(watched)
         self._bound = (0, 0)
@@ -116,10 +133,7 @@ class OnnxRuntimeEngine:
         assert int(lengths.max()) < self.capacity
         for row, prompt in enumerate(prompts):
             if prompt.prefix_kv is not None:
-                # The caches are in the order of the prefix: each layer's keys, then its values.
-                parts = prompt.prefix_kv.reshape(-1, *prompt.prefix_kv.shape[2:])
-                for cache, part in zip(self._caches, parts, strict=True):
-                    cache[row, :, : lengths[row]] = part
+                self._caches.place(row, prompt.prefix_kv)
         return lengths
 
     def step(
@@ -183,12 +197,9 @@ class OnnxRuntimeEngine:
         draws: Sequence[Draw],
     ) -> None:
         """One run over rows of the cache from `start` on."""
-        self._bind_input(INPUT_IDS, input_ids)
-        self._bind_input(PAST_LENGTHS, past_lengths)
-        self._bind_input(LAST_INDEX, last_index)
-        self._bind_prompts(prompts)
-        if self.candidates:
-            self._bind_draws(draws)
+        inputs = step_inputs(self._contract, input_ids, past_lengths, last_index, prompts, draws)
+        for name, array in inputs.items():
+            self._bind_input(name, array)
         self._bind_rows(start, len(input_ids))
         for name in self._watched:
             self._binding.bind_output(name)  # anew: its shape follows the step's
@@ -196,19 +207,11 @@ class OnnxRuntimeEngine:
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
-        # Copies go to higher places, from the last one down, and what moves up to a lower place
-        # comes after them: since rows ascend, nothing is overwritten before it is read.
-        copies = [(new, old) for new, old in enumerate(rows) if new > old]
-        moves = [(new, old) for new, old in enumerate(rows) if new < old]
-        for new, old in [*reversed(copies), *moves]:
-            for cache in self._caches:
-                cache[new, :, :entries] = cache[old, :, :entries]
+        self._caches.keep(rows, entries)
 
     def cached(self, length: int) -> Float32:
         """Reads the head of row 0; see `Engine.cached`."""
-        c = self._contract
-        parts = np.stack([cache[0, :, :length] for cache in self._caches])
-        return parts.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
+        return self._caches.head(length)
 
     def watched(self) -> list[tuple[str, Float32]]:
         """The watched outputs of the last step, by name."""
@@ -216,29 +219,7 @@ class OnnxRuntimeEngine:
         found = self._binding.get_outputs()[-len(self._watched) :] if self._watched else []
         return [(name, value.numpy()) for name, value in zip(self._watched, found, strict=True)]
 
-    def _bind_prompts(self, prompts: Sequence[Prompt]) -> None:
-        if self._contract.prompts == "baked":
-            ids = np.asarray([prompt.task_id for prompt in prompts], np.int64)
-            self._bind_input(TASK_ID, ids)
-            return
-        # At least one row: a gather from nothing is an error even where no id asks for it.
-        longest = max([1, *(len(prompt.rows) for prompt in prompts)])
-        table = np.zeros((len(prompts), longest, self._contract.hidden), np.float32)
-        for index, prompt in enumerate(prompts):
-            table[index, : len(prompt.rows)] = prompt.rows
-        self._bind_input(PROMPT_TABLE, table)
-
-    def _bind_draws(self, draws: Sequence[Draw]) -> None:
-        noise = np.zeros((len(draws), self.candidates), np.float32)
-        for row, draw in zip(noise, draws, strict=True):
-            row[: len(draw.noise)] = draw.noise
-        self._bind_input(NOISE, noise)
-        self._bind_input(TEMPERATURE, np.asarray([d.temperature for d in draws], np.float32))
-        self._bind_input(TOP_K, np.asarray([d.top_k for d in draws], np.int64))
-        self._bind_input(TOP_P, np.asarray([d.top_p for d in draws], np.float32))
-
     def _bind_input(self, name: str, array: Any) -> None:
-        array = np.ascontiguousarray(array)
         self._inputs[name] = array  # the binding holds an address, not the array
         self._binding.bind_input(name, *_CPU, array.dtype, array.shape, array.ctypes.data)
 
@@ -252,13 +233,23 @@ class OnnxRuntimeEngine:
             rows = memory[start : start + count]
             self._binding.bind_output(name, *_CPU, rows.dtype, rows.shape, rows.ctypes.data)
 
-        for (past, present), cache in zip(self._contract.cache_names, self._caches, strict=True):
-            rows = cache[start : start + count]
-            self._binding.bind_input(past, *_CPU, np.float32, rows.shape, rows.ctypes.data)
-            bind_output(present, cache)
+        c = self._contract
+        shape = (count, c.kv_heads, c.capacity, c.head_dim)
+        for index, (past, present) in enumerate(c.cache_names):
+            where = (*self._place, self._element, shape, self._caches.address(index, start))
+            self._binding.bind_input(past, *where)
+            self._binding.bind_output(present, *where)
         bind_output(LOGITS, self._logits)
         if self.candidates:
             bind_output(NEXT_TOKEN, self._next_token)
+
+
+def _new_caches(provider: Provider, contract: GraphContract, max_batch: int, dtype: str) -> Caches:
+    if provider.device == "cuda":
+        from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
+
+        return CudaCaches(Cuda(provider.device_id), contract, max_batch, dtype)
+    return HostCaches(contract, max_batch, np.dtype(dtype))
 
 
 def _check_graph(

@@ -41,11 +41,13 @@ enum Slot : size_t {
   kDimensions = 62,
   kTensorShape = 65,
   kAttributeInt = 86,
+  kAttributeText = 87,
   kInputCount = 88,
   kGetInput = 90,
   kGetOutput = 91,
   kReleaseStatus = 93,
   kReleaseShape = 99,
+  kStream = 193,
   kParallelFor = 274,
 };
 

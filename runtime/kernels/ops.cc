@@ -8,120 +8,16 @@
 // Layouts: kernels.h. Bundles hold a body in standard operators for each of them, which ONNX Runtime
 // runs where this library is not registered.
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "collective.h"
+#include "custom_op.h"
 #include "kernels.h"
-#include "onnxruntime_abi.h"
 
 namespace plc {
 namespace {
-
-ort::Api api = nullptr;
-
-template <class F>
-F slot(ort::Slot index) {
-  return reinterpret_cast<F>(const_cast<void*>(api[index]));
-}
-
-ort::Status* failed(const char* message) {
-  constexpr int kInvalidArgument = 2;
-  return slot<ort::Status* (*)(int, const char*)>(ort::kCreateStatus)(kInvalidArgument, message);
-}
-
-void check(ort::Status* status) {
-  if (!status) return;
-  slot<void (*)(ort::Status*)>(ort::kReleaseStatus)(status);
-  throw std::runtime_error("ONNX Runtime refused a call of its C interface");
-}
-
-void expect(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
-}
-
-size_t attribute(const ort::KernelInfo* info, const char* name) {
-  int64_t value = 0;
-  check(slot<ort::Status* (*)(const ort::KernelInfo*, const char*, int64_t*)>(ort::kAttributeInt)(
-      info, name, &value));
-  expect(value >= 0, "a negative attribute");
-  return size_t(value);
-}
-
-struct Tensor {
-  void* data = nullptr;
-  std::vector<int64_t> shape;
-
-  template <class T>
-  T* as() const { return static_cast<T*>(data); }
-  size_t size() const {
-    size_t count = 1;
-    for (const int64_t d : shape) count *= size_t(d);
-    return count;
-  }
-};
-
-void* data_of(const ort::Value* value) {
-  void* data = nullptr;
-  check(slot<ort::Status* (*)(const ort::Value*, void**)>(ort::kTensorData)(value, &data));
-  return data;
-}
-
-// An input; without data where an optional one is left out.
-Tensor input(ort::KernelContext* context, size_t index) {
-  size_t count = 0;
-  check(slot<ort::Status* (*)(const ort::KernelContext*, size_t*)>(ort::kInputCount)(context, &count));
-  if (index >= count) return {};
-  const ort::Value* value = nullptr;
-  check(slot<ort::Status* (*)(const ort::KernelContext*, size_t, const ort::Value**)>(ort::kGetInput)(
-      context, index, &value));
-  if (!value) return {};
-  ort::ShapeInfo* info = nullptr;
-  check(slot<ort::Status* (*)(const ort::Value*, ort::ShapeInfo**)>(ort::kTensorShape)(value, &info));
-  size_t axes = 0;
-  check(slot<ort::Status* (*)(const ort::ShapeInfo*, size_t*)>(ort::kDimensionsCount)(info, &axes));
-  Tensor tensor;
-  tensor.shape.resize(axes);
-  check(slot<ort::Status* (*)(const ort::ShapeInfo*, int64_t*, size_t)>(ort::kDimensions)(
-      info, tensor.shape.data(), axes));
-  slot<void (*)(ort::ShapeInfo*)>(ort::kReleaseShape)(info);
-  tensor.data = data_of(value);
-  return tensor;
-}
-
-void* output(ort::KernelContext* context, size_t index, const std::vector<int64_t>& shape) {
-  ort::Value* value = nullptr;
-  check(slot<ort::Status* (*)(ort::KernelContext*, size_t, const int64_t*, size_t, ort::Value**)>(
-      ort::kGetOutput)(context, index, shape.data(), shape.size(), &value));
-  return data_of(value);
-}
-
-// Calls body(0) to body(count - 1) on ONNX Runtime's own threads.
-template <class Body>
-void parallel(ort::KernelContext* context, size_t count, const Body& body) {
-  if (count == 1) return body(size_t{0});
-  // Nothing may be thrown through ONNX Runtime's threads.
-  struct Work {
-    const Body& body;
-    std::atomic<bool> failed{false};
-  } work{body};
-  const auto call = [](void* data, size_t index) {
-    auto& shared = *static_cast<Work*>(data);
-    try {
-      shared.body(index);
-    } catch (...) {
-      shared.failed = true;
-    }
-  };
-  using Call = void (*)(void*, size_t);
-  check(slot<ort::Status* (*)(const ort::KernelContext*, Call, size_t, size_t, void*)>(
-      ort::kParallelFor)(context, call, count, 0, &work));
-  expect(!work.failed, "a part of it failed: out of memory");
-}
 
 // Cuts `count` items into parts of at least `least`, `most` of them at most.
 struct Parts {
@@ -155,6 +51,7 @@ struct WeightAttributes {
 
 struct BlockProduct {
   static constexpr const char* kName = "BlockProduct";
+  static constexpr const char* kProvider = nullptr;  // CPU
   static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kUint8, ort::kFloat16, ort::kFloat16};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
   static constexpr size_t kNeeded = 3;
@@ -200,6 +97,7 @@ struct BlockProduct {
 
 struct BlockLookup {
   static constexpr const char* kName = "BlockLookup";
+  static constexpr const char* kProvider = nullptr;  // CPU
   static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat16, ort::kInt64, ort::kFloat16};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
   static constexpr size_t kNeeded = 3;
@@ -233,6 +131,7 @@ struct BlockLookup {
 
 struct PackedAttention {
   static constexpr const char* kName = "PackedAttention";
+  static constexpr const char* kProvider = nullptr;  // CPU
   static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat,
                                                  ort::kInt64, ort::kFloat, ort::kFloat};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
@@ -303,68 +202,22 @@ struct PackedAttention {
   }
 };
 
-// ONNX Runtime's table of callbacks for an operator.
-template <class Op>
-struct Definition : ort::CustomOp {
-  Definition() : ort::CustomOp{} {
-    version = ort::kApiVersion;
-    name = [](const CustomOp*) { return Op::kName; };
-    provider = [](const CustomOp*) -> const char* { return nullptr; };
-    input_count = [](const CustomOp*) { return std::size(Op::kInputs); };
-    input_type = [](const CustomOp*, size_t i) { return Op::kInputs[i]; };
-    output_count = [](const CustomOp*) { return std::size(Op::kOutputs); };
-    output_type = [](const CustomOp*, size_t i) { return Op::kOutputs[i]; };
-    input_characteristic = [](const CustomOp*, size_t i) {
-      return i < Op::kNeeded ? ort::kRequired : ort::kOptional;
-    };
-    output_characteristic = [](const CustomOp*, size_t) { return ort::kRequired; };
-    input_memory = [](const CustomOp*, size_t) { return 0; };
-    variadic_input_min = variadic_input_same = [](const CustomOp*) { return 0; };
-    variadic_output_min = variadic_output_same = [](const CustomOp*) { return 0; };
-    start_version = [](const CustomOp*) { return 1; };
-    end_version = [](const CustomOp*) { return 1; };
-    destroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
-    create_kernel_v2 = [](const CustomOp*, ort::Api, const ort::KernelInfo* info,
-                          void** kernel) -> ort::Status* {
-      try {
-        *kernel = new Op(info);
-        return nullptr;
-      } catch (const std::exception& error) {
-        return failed((std::string(Op::kName) + ": " + error.what()).c_str());
-      }
-    };
-    compute_v2 = [](void* kernel, ort::KernelContext* context) -> ort::Status* {
-      try {
-        static_cast<const Op*>(kernel)->compute(context);
-        return nullptr;
-      } catch (const std::exception& error) {
-        return failed((std::string(Op::kName) + ": " + error.what()).c_str());
-      }
-    };
-  }
-};
-
-}  // namespace
-}  // namespace plc
-
-#define PLC_EXPORT extern "C" __attribute__((visibility("default")))
-
-namespace plc {
-namespace {
-
-// The domain with all operators, made once; null where ONNX Runtime refused a part of it.
-ort::Domain* make_domain() {
-  static Definition<BlockProduct> product;
-  static Definition<BlockLookup> lookup;
-  static Definition<PackedAttention> attention;
+// A domain with operators; null where ONNX Runtime refused a part of it.
+ort::Domain* make_domain(const char* name, const std::vector<const ort::CustomOp*>& ops) {
   ort::Domain* domain = nullptr;
-  if (slot<ort::Status* (*)(const char*, ort::Domain**)>(ort::kCreateDomain)("plc", &domain))
+  if (slot<ort::Status* (*)(const char*, ort::Domain**)>(ort::kCreateDomain)(name, &domain))
     return nullptr;
   const auto add = slot<ort::Status* (*)(ort::Domain*, const ort::CustomOp*)>(ort::kDomainAdd);
-  const ort::CustomOp* const ops[] = {&product, &lookup, &attention};
   for (const ort::CustomOp* op : ops)
     if (add(domain, op)) return nullptr;
   return domain;
+}
+
+std::vector<const ort::CustomOp*> computing_ops() {
+  static Definition<BlockProduct> product;
+  static Definition<BlockLookup> lookup;
+  static Definition<PackedAttention> attention;
+  return {&product, &lookup, &attention};
 }
 
 }  // namespace
@@ -377,9 +230,15 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
   if (!interface) std::abort();  // older than the oldest that this project installs with
   api = interface;
   if (!functions()) return failed("PLC_KERNELS names what this processor does not have");
-  static ort::Domain* const domain = make_domain();
-  if (!domain) return failed("ONNX Runtime refused the operators of the domain plc");
-  return slot<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(ort::kAddDomain)(options, domain);
+  // Made once: ONNX Runtime keeps what it was given.
+  static ort::Domain* const domains[] = {make_domain("plc", computing_ops()),
+                                         make_domain("plc.dist", collective_ops())};
+  const auto add = slot<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(ort::kAddDomain);
+  for (ort::Domain* domain : domains) {
+    if (!domain) return failed("ONNX Runtime refused the operators of this project");
+    if (ort::Status* refused = add(options, domain)) return refused;
+  }
+  return nullptr;
 }
 
 // The name of the instruction set in use.

@@ -110,7 +110,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     exporter = exporter_for("onnx-cpu")
     model = build_decoder(config, bundle.manifest.graph, weights)
     run_passes(model, exporter.passes(config, bundle.manifest.graph, BuildOptions(), None, []))
-    exporter.build(model, tmp_path)
+    exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions())
     tokenizer = Tokenizer.from_folder(result.bundle)
     prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
     ids = np.random.default_rng(0).integers(0, 390, (1, 24))

@@ -1,0 +1,50 @@
+"""The options by which commands choose what runs a bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def provider_options(command: F) -> F:
+    """Adds `--provider`, `--provider-option` and `--provider-library` to a command."""
+    options = [
+        click.option(
+            "--provider",
+            help="Execution provider of ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx, or its "
+            "full name. [default: that of the bundle's target]",
+        ),
+        click.option(
+            "--provider-option",
+            "provider_pairs",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Its own.",
+        ),
+        click.option(
+            "--provider-library",
+            type=click.Path(path_type=Path),
+            help="Of a plug-in provider.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def chosen_provider(name: str | None, pairs: tuple[str, ...], library: Path | None) -> Any:
+    """The `Provider` of these options; None where none was chosen.
+
+    Raises:
+        UsageError: options of a provider, and no provider.
+    """
+    if name is None:
+        if pairs or library is not None:
+            raise click.UsageError("--provider-option and --provider-library go with --provider.")
+        return None
+    from pl_compile.runtime.engines.providers import provider_of
+
+    return provider_of(name, pairs, library)

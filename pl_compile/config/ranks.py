@@ -1,0 +1,79 @@
+"""How a base is cut for several ranks: whole groups of heads, and parts of the feed-forward width.
+
+Products whose columns are cut (q, k, v, gate, up) need nothing of other ranks; those whose rows are
+cut (o, down) give each rank a part of a sum over all (Megatron, arXiv:1909.08053). Parts need not
+be equal: of 3 groups of heads, 2 ranks get 2 and 1.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import ExportError
+
+# Kernels work on this many columns at once.
+_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one rank holds; the rest of the base it holds whole.
+
+    Attributes:
+        rank: which.
+        ranks: of how many.
+        kv_heads: its key and value heads; with each go the query heads that use it.
+        ffn: its part of the feed-forward width.
+    """
+
+    rank: int
+    ranks: int
+    kv_heads: range
+    ffn: range
+
+    def of(self, config: DecoderConfig) -> DecoderConfig:
+        """The config of this rank's part."""
+        group = config.heads // config.kv_heads
+        kv_heads = len(self.kv_heads)
+        return replace(config, heads=group * kv_heads, kv_heads=kv_heads, ffn=len(self.ffn))
+
+
+def shards(config: DecoderConfig, ranks: int, *, block: int = 0) -> tuple[Shard, ...]:
+    """The parts of all ranks.
+
+    Args:
+        config: of the whole base.
+        ranks: how many.
+        block: inputs of a weight that share a scale, which stay together; 0 if none do.
+
+    Raises:
+        ExportError: a rank would get no heads, or nothing of the feed-forward width.
+    """
+    unit = math.lcm(block or 1, _COLUMNS)
+    if config.ffn % unit:
+        unit = block if block and config.ffn % block == 0 else 1
+    units = config.ffn // unit
+    most = min(config.kv_heads, units)
+    if not 1 <= ranks <= most:
+        raise ExportError(
+            f"dividing the base among {ranks} ranks",
+            found=f"{config.kv_heads} groups of heads, and a feed-forward width of {units} "
+            f"times {unit}",
+            expected=f"1 to {most} ranks, so that each gets some of both",
+            fix="Choose another --tp-size.",
+        )
+    heads = kv_heads_of_ranks(config.kv_heads, ranks)
+    widths = [range(part.start * unit, part.stop * unit) for part in _parts(units, ranks)]
+    return tuple(Shard(r, ranks, heads[r], widths[r]) for r in range(ranks))
+
+
+def kv_heads_of_ranks(kv_heads: int, ranks: int) -> tuple[range, ...]:
+    """The key and value heads of each rank: what of a prefix goes where."""
+    return _parts(kv_heads, ranks)
+
+
+def _parts(count: int, ranks: int) -> tuple[range, ...]:
+    """Nearly equal parts; the first ones are the longer ones."""
+    ends = [(rank * count + ranks - 1) // ranks for rank in range(ranks + 1)]
+    return tuple(range(a, b) for a, b in itertools.pairwise(ends))

@@ -1,0 +1,65 @@
+"""The engine that checks a base on this machine, whatever it was built for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.config.build import DEFAULT_BATCH
+from pl_compile.config.contract import GraphContract
+from pl_compile.errors import ExportError
+from pl_compile.exporters.trt import parser_for
+from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.ranks import LocalGroup
+
+
+def can_check(target: str) -> bool:
+    """Whether this machine can compute what files of a target mean."""
+    return target in ONNX_TARGETS or parser_for(target) is not None
+
+
+@contextmanager
+def checking_engine(
+    folder: Path,
+    target: str,
+    contract: GraphContract,
+    dtype: str,
+    *,
+    flavour: str | None = None,
+) -> Iterator[Engine]:
+    """ONNX Runtime on CPU, on one process or its ranks; for TensorRT, what its parser made.
+
+    Args:
+        folder: the target's files.
+        target: that they were built for.
+        contract: of the whole base.
+        dtype: of its caches.
+        flavour: whose parser, where the target is TensorRT; its own, or the other where that is not
+            installed, if None.
+
+    Raises:
+        ExportError: no TensorRT is installed to ask, or it refuses the graph.
+        ArtifactError: ONNX Runtime does not load it.
+        RankError: a rank cannot start.
+    """
+    if target not in ONNX_TARGETS:
+        from pl_compile.driver.oracle import oracle_engine
+
+        parser = flavour or parser_for(target)
+        if parser is None:
+            raise ExportError(
+                f"checking files of target {target}",
+                found="no TensorRT is installed to parse them",
+                fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
+            )
+        yield oracle_engine(folder, parser, contract, max_batch=DEFAULT_BATCH, dtype=dtype)
+    elif contract.ranks > 1:
+        group = LocalGroup(folder, target, contract, dtype=dtype)
+        try:
+            yield group
+        finally:
+            group.close()
+    else:
+        yield OnnxRuntimeEngine(folder / MODEL_NAME, contract, dtype=dtype)

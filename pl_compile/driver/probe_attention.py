@@ -1,0 +1,140 @@
+"""Which form of attention a GPU computes right: a mask, or causal from the lower right.
+
+A mask is right without doubt, and is what every plan is built with. The other form reads no mask
+and may be faster, but what a row's length means there is not spelled out in TensorRT's
+documentation. So the GPU is asked, once, before a plan is built on it: both forms of a small
+network, with rows of different lengths, and the form is taken where it computes what the mask does.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pl_compile.artifact.plan_record import AttentionForm
+from pl_compile.errors import PlcError
+from pl_compile.exporters.tensorrt import (
+    lower_right_attention_function,
+    masked_attention_function,
+)
+from pl_compile.exporters.trt import ParsedNetwork, PlanOptions, build_plan, parse
+from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
+from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.pipeline import run_passes
+from pl_compile.runtime.engines.cuda import Cuda
+
+Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[ParsedNetwork, Arrays], Arrays]
+
+_HEADS, _CAPACITY = 2, 24
+# What both forms may differ by: sums in another order, of numbers around 1.
+_TOLERANCE = 1e-4
+# Tokens that are cached before a step, of three rows, and the step's tokens: a prompt, and one.
+_CASES = (((0, 0, 0), 7), ((3, 11, 0), 5), ((4, 17, 9), 1))
+
+
+def choose_attention(target: str, head_dim: int) -> tuple[AttentionForm, str]:
+    """The form for plans that are built on this machine, and why.
+
+    Args:
+        target: whose TensorRT is asked.
+        head_dim: of the base.
+    """
+    try:
+        cuda = Cuda()
+    except PlcError as error:
+        return "mask", f"no GPU to ask ({error.found})"
+    return compare_forms(target, head_dim, lambda parsed, inputs: _on_gpu(cuda, parsed, inputs))
+
+
+def compare_forms(target: str, head_dim: int, run: Run) -> tuple[AttentionForm, str]:
+    """Runs both forms on the same numbers.
+
+    Args:
+        target: whose TensorRT parses them.
+        head_dim: of the base.
+        run: computes a network.
+    """
+    with TemporaryDirectory(prefix="plc-probe-") as folder:
+        masked = _network(Path(folder), target, head_dim, "mask")
+        try:
+            other = _network(Path(folder), target, head_dim, "lower_right")
+        except PlcError as error:
+            return "mask", f"the other form does not parse ({error.found})"
+        worst = 0.0
+        for past, seq in _CASES:
+            inputs = _numbers(head_dim, past, seq)
+            expected = run(masked, inputs)["output"]
+            try:
+                found = run(other, inputs)["output"]
+            except PlcError as error:
+                return "mask", f"the other form does not run ({error.found})"
+            worst = max(worst, float(np.abs(expected - found).max()))
+    if not worst <= _TOLERANCE:
+        return "mask", f"the other form differs by {worst:.1e}"
+    return "lower_right", f"it computes what the mask does, within {worst:.1e}"
+
+
+def _network(folder: Path, target: str, head_dim: int, form: AttentionForm) -> ParsedNetwork:
+    g = GraphBuilder({})
+    cache: list[int | str] = ["batch", _HEADS, _CAPACITY, head_dim]
+    step: list[int | str] = ["batch", _HEADS, "seq", head_dim]
+    floats = [g.input(name, ir.DataType.FLOAT, step) for name in ("query", "key", "value")]
+    pasts = [g.input(name, ir.DataType.FLOAT, cache) for name in ("past_key", "past_value")]
+    lengths = g.input("past_lengths", ir.DataType.INT64, ["batch"])
+    outputs = g.ops(
+        "CachedAttention", [*floats, *pasts, lengths], "cached", domain=PLC_DOMAIN, outputs=3
+    )
+    g.output(outputs[0], "output", ir.DataType.FLOAT, step)
+    for value, name in zip(outputs[1:], ("present_key", "present_value"), strict=True):
+        g.output(value, name, ir.DataType.FLOAT, cache)
+    model = g.model("attention")
+    function = (
+        masked_attention_function(head_dim, _CAPACITY)
+        if form == "mask"
+        else lower_right_attention_function(head_dim)
+    )
+    run_passes(model, [LinkFunctions([function])])
+    path = folder / f"{form}.onnx"
+    ir.save(model, path)
+    return parse(path, target, attention=form)
+
+
+def _numbers(head_dim: int, past: tuple[int, ...], seq: int) -> dict[str, NDArray[Any]]:
+    generator = np.random.default_rng(seq)
+
+    def draw(width: int) -> NDArray[np.float32]:
+        return generator.normal(size=(len(past), _HEADS, width, head_dim)).astype(np.float32)
+
+    caches = {name: draw(_CAPACITY) for name in ("past_key", "past_value")}
+    steps = {name: draw(seq) for name in ("query", "key", "value")}
+    return {**steps, **caches, "past_lengths": np.asarray(past, np.int64)}
+
+
+def _on_gpu(cuda: Cuda, parsed: ParsedNetwork, inputs: Arrays) -> Arrays:
+    """Builds a network and runs it once. Never run by this project, which had no GPU."""
+    trt = parsed.trt
+    plan = build_plan(parsed, PlanOptions(max_batch=4, capacity=_CAPACITY))
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(plan.data)
+    context = engine.create_execution_context()
+    addresses = {}
+    for name, array in inputs.items():
+        addresses[name] = cuda.allocate(array.nbytes)
+        cuda.upload(addresses[name], np.ascontiguousarray(array))
+        context.set_input_shape(name, array.shape)
+    output = np.empty_like(inputs["query"])
+    addresses["output"] = cuda.allocate(output.nbytes)
+    for part in ("key", "value"):
+        addresses[f"present_{part}"] = addresses[f"past_{part}"]
+    for name, address in addresses.items():
+        context.set_tensor_address(name, address)
+    context.execute_async_v3(int(cuda.stream))
+    cuda.download(output, addresses["output"])
+    for address in set(addresses.values()):
+        cuda.free(address)
+    return {"output": output}

@@ -1,0 +1,78 @@
+"""Keys and values of all rows, in the memory that steps read and write in place."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.config.contract import GraphContract
+from pl_compile.runtime.engines.engine import Float32
+
+
+class Caches(Protocol):
+    """One block `[max_batch, kv_heads, capacity, head_dim]` for each name of the contract."""
+
+    def place(self, row: int, prefix_kv: Float32) -> None:
+        """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the head of a row."""
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """Moves and copies rows; see `Engine.keep`."""
+
+    def head(self, length: int) -> Float32:
+        """The first entries of row 0; see `Engine.cached`."""
+
+    def address(self, index: int, row: int) -> int:
+        """Where a row of a block begins, in the device's memory."""
+
+
+class HostCaches:
+    """In numpy's memory.
+
+    Args:
+        contract: of the graph, or of the rank's.
+        max_batch: rows. Memory is taken as rows are used.
+        dtype: of keys and values.
+    """
+
+    def __init__(self, contract: GraphContract, max_batch: int, dtype: Any = np.float32) -> None:
+        self._contract = contract
+        shape = (max_batch, contract.kv_heads, contract.capacity, contract.head_dim)
+        # Zeroed memory is mapped lazily: rows and entries that are never used cost nothing.
+        self.blocks: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in contract.cache_names]
+
+    def place(self, row: int, prefix_kv: Float32) -> None:
+        """See `Caches.place`."""
+        # The blocks are in the order of the prefix: each layer's keys, then its values.
+        parts = prefix_kv.reshape(-1, *prefix_kv.shape[2:])
+        for block, part in zip(self.blocks, parts, strict=True):
+            block[row, :, : part.shape[1]] = part
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """See `Caches.keep`."""
+        for new, old in moves(rows):
+            for block in self.blocks:
+                block[new, :, :entries] = block[old, :, :entries]
+
+    def head(self, length: int) -> Float32:
+        """See `Caches.head`."""
+        c = self._contract
+        parts = np.stack([block[0, :, :length].astype(np.float32) for block in self.blocks])
+        return parts.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
+
+    def address(self, index: int, row: int) -> int:
+        """See `Caches.address`."""
+        found: int = self.blocks[index][row:].ctypes.data
+        return found
+
+
+def moves(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """`(new, old)` places, in an order in which nothing is overwritten before it is read.
+
+    Args:
+        rows: as `Engine.keep` takes them, ascending.
+    """
+    # Copies go to higher places, from the last one down, and what moves up to a lower place comes
+    # after them.
+    copies = [(new, old) for new, old in enumerate(rows) if new > old]
+    return [*reversed(copies), *((new, old) for new, old in enumerate(rows) if new < old)]

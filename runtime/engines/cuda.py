@@ -1,0 +1,181 @@
+"""Memory, streams and graphs of a GPU, by NVIDIA's `cuda-bindings`.
+
+Written to CUDA's documented interface and never run by this project, which had no GPU; a test
+compares the names that are used here with those of the package.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.config.contract import GraphContract
+from pl_compile.errors import ArtifactError, MissingExtraError
+from pl_compile.runtime.engines.caches import moves
+from pl_compile.runtime.engines.engine import Float32
+
+# Bytes of a number in a cache, by the words of `Precision.dtype`.
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Cuda:
+    """A GPU: calls that raise where CUDA's return an error.
+
+    Args:
+        device: its number.
+
+    Raises:
+        MissingExtraError: `cuda-bindings` is not installed.
+        ArtifactError: there is no driver, or no such GPU.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        try:
+            self.api: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise MissingExtraError("using a GPU", package="cuda-bindings", extra="gpu") from error
+        self.device = device
+        self.call("cudaSetDevice", device)
+        self.stream = self.call("cudaStreamCreate")
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """A function of CUDA's runtime; its result without the error code.
+
+        Raises:
+            ArtifactError: CUDA says that it failed.
+        """
+        try:
+            error, *results = getattr(self.api, name)(*arguments)
+        except RuntimeError as missing:  # the bindings cannot find CUDA's library
+            raise ArtifactError(
+                f"calling {name}", found=str(missing), fix="Install NVIDIA's driver and CUDA."
+            ) from missing
+        if int(error) != 0:
+            _, text = self.api.cudaGetErrorString(error)
+            text = text.decode() if isinstance(text, bytes) else str(text)
+            raise ArtifactError(
+                f"calling {name}", found=text, fix="See plc doctor, and nvidia-smi."
+            )
+        return results[0] if results else None
+
+    @property
+    def compute_capability(self) -> str:
+        """Of the GPU, such as "8.9"."""
+        kinds = self.api.cudaDeviceAttr
+        parts = [
+            self.call("cudaDeviceGetAttribute", kind, self.device)
+            for kind in (
+                kinds.cudaDevAttrComputeCapabilityMajor,
+                kinds.cudaDevAttrComputeCapabilityMinor,
+            )
+        ]
+        return ".".join(str(int(part)) for part in parts)
+
+    def allocate(self, size: int) -> int:
+        """Zeroed memory; its address."""
+        address = int(self.call("cudaMalloc", size))
+        self.call("cudaMemsetAsync", address, 0, size, self.stream)
+        return address
+
+    def free(self, address: int) -> None:
+        """Gives memory back."""
+        self.call("cudaFree", address)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copies a contiguous array to the GPU; it may change afterwards."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Copies from the GPU into a contiguous array, and waits for it."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+        self.wait()
+
+    def copy_rows(
+        self, to: int, pitch: int, source: int, source_pitch: int, width: int, count: int, kind: Any
+    ) -> None:
+        """Copies `count` pieces of `width` bytes, each a pitch behind the one before."""
+        self.call(
+            "cudaMemcpy2DAsync", to, pitch, source, source_pitch, width, count, kind, self.stream
+        )
+
+    def wait(self) -> None:
+        """Waits for all that was begun."""
+        self.call("cudaStreamSynchronize", self.stream)
+
+
+class CudaCaches:
+    """`Caches` in a GPU's memory.
+
+    Args:
+        cuda: the GPU.
+        contract: of the graph, or of the rank's.
+        max_batch: rows.
+        dtype: "float32", "float16" or "bfloat16".
+    """
+
+    def __init__(self, cuda: Cuda, contract: GraphContract, max_batch: int, dtype: str) -> None:
+        self._cuda, self._contract, self._dtype = cuda, contract, dtype
+        self._entry = contract.head_dim * SIZES[dtype]
+        self._head = contract.capacity * self._entry
+        self._row = contract.kv_heads * self._head
+        self.addresses = [cuda.allocate(max_batch * self._row) for _ in contract.cache_names]
+
+    def place(self, row: int, prefix_kv: Float32) -> None:
+        """See `Caches.place`."""
+        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        parts = stored(prefix_kv.reshape(-1, *prefix_kv.shape[2:]), self._dtype)
+        width = parts.shape[2] * self._entry
+        for index, part in enumerate(parts):
+            to = self.address(index, row)
+            self._cuda.copy_rows(
+                to, self._head, part.ctypes.data, width, width, self._contract.kv_heads, kind
+            )
+        self._cuda.wait()  # the arrays are gone after this
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """See `Caches.keep`."""
+        kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        heads, width = self._contract.kv_heads, entries * self._entry
+        for new, old in moves(rows):
+            for index in range(len(self.addresses)):
+                to, source = self.address(index, new), self.address(index, old)
+                self._cuda.copy_rows(to, self._head, source, self._head, width, heads, kind)
+
+    def head(self, length: int) -> Float32:
+        """See `Caches.head`."""
+        c, kind = self._contract, self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        shape = (len(self.addresses), c.kv_heads, length, c.head_dim)
+        parts = np.empty(shape, stored(np.zeros(1, np.float32), self._dtype).dtype)
+        width = length * self._entry
+        for index, part in enumerate(parts):
+            source = self.address(index, 0)
+            self._cuda.copy_rows(
+                part.ctypes.data, width, source, self._head, width, c.kv_heads, kind
+            )
+        self._cuda.wait()
+        wide = widened(parts, self._dtype)
+        return wide.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
+
+    def address(self, index: int, row: int) -> int:
+        """See `Caches.address`."""
+        return self.addresses[index] + row * self._row
+
+
+def stored(array: Float32, dtype: str) -> NDArray[Any]:
+    """float32 as a cache stores it; bfloat16, which numpy lacks, as its bits in uint16."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(array).view(np.uint32)
+        # To the nearest, ties to even.
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(array.astype(dtype))
+
+
+def widened(array: NDArray[Any], dtype: str) -> Float32:
+    """What `stored` made, as float32."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)

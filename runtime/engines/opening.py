@@ -1,0 +1,119 @@
+"""Which engine runs what a bundle holds."""
+
+from typing import Any
+
+from pl_compile.artifact.bundle import MODEL_NAME, Bundle
+from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record
+from pl_compile.config.build import DEFAULT_BATCH
+from pl_compile.errors import ArtifactError, RequestError
+from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.nccl import capsule_of, communicator_of
+from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.providers import Provider
+from pl_compile.runtime.engines.ranks import LocalGroup, RankOptions
+from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
+from pl_compile.runtime.engines.tensorrt import open_plan
+
+# Communicators must outlive all contexts; a rank's process has one for its whole life.
+_held: list[Any] = []
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    max_batch: int | None = None,
+    threads: int | None = None,
+    provider: Provider | None = None,
+) -> Engine:
+    """The engine that runs a bundle.
+
+    Args:
+        bundle: whose files have been checked.
+        max_batch: rows that step together at most; `DEFAULT_BATCH`, or what a plan was built for,
+            if None.
+        threads: of the engine, or of each rank; all cores if None.
+        provider: of ONNX Runtime; that of the target if None.
+
+    Raises:
+        ArtifactError: the bundle was built for a target this runtime does not run, or does not
+            load.
+        RankError: a rank cannot start.
+        RequestError: a provider for what does not run on one.
+    """
+    manifest = bundle.manifest
+    target, contract, dtype = manifest.target, manifest.graph, manifest.precision.dtype
+    if target not in ONNX_TARGETS and target not in PLAN_TARGETS:
+        raise ArtifactError(
+            f"opening the bundle {bundle.folder}",
+            found=f"target '{target}'",
+            expected=" or ".join(f"'{known}'" for known in (*ONNX_TARGETS, *PLAN_TARGETS)),
+            fix="Export it again with one of these as --target.",
+        )
+    check_plans(bundle)
+    if provider is not None and (target in PLAN_TARGETS or contract.ranks > 1):
+        raise RequestError(
+            f"opening the bundle {bundle.folder}",
+            found=f"the provider {provider.name}, and a bundle that does not run on one",
+            fix="Leave it out.",
+        )
+    if contract.ranks > 1:
+        return LocalGroup(
+            bundle.base_folder,
+            target,
+            contract,
+            max_batch=max_batch or DEFAULT_BATCH,
+            threads=threads,
+            dtype=dtype,
+        )
+    if target in PLAN_TARGETS:
+        return open_plan(bundle.base_folder, target, contract, max_batch=max_batch, dtype=dtype)
+    return OnnxRuntimeEngine(
+        bundle.base_folder / MODEL_NAME,
+        contract,
+        max_batch=max_batch or DEFAULT_BATCH,
+        threads=threads,
+        provider=provider or Provider(ONNX_TARGETS[target]),
+        dtype=dtype,
+    )
+
+
+def check_plans(bundle: Bundle) -> None:
+    """Raises `ArtifactError` where a plan was built from another graph than the one beside it."""
+    for name in bundle.files:
+        folder, _, file = name.rpartition("/")
+        if file != PLAN_RECORD:
+            continue
+        found = read_plan_record(bundle.folder / folder).onnx
+        expected = bundle.files.get(f"{folder}/{MODEL_NAME}")
+        if expected is None or found != expected.sha256:
+            raise ArtifactError(
+                f"checking the plan in {bundle.folder / folder}",
+                found="it was built from another model.onnx than the one beside it",
+                fix="Build it again: plc build BUNDLE.",
+            )
+
+
+def open_rank(options: RankOptions) -> Any:
+    """The engine of one rank, in its own process."""
+    if options.target in PLAN_TARGETS:
+        assert options.shared is not None
+        communicator = communicator_of(options.rank, options.contract.ranks, options.shared)
+        _held.append(communicator)
+        return open_plan(
+            options.folder,
+            options.target,
+            options.contract,
+            max_batch=options.max_batch,
+            dtype=options.dtype,
+            rank=options.rank,
+            communicator=capsule_of(communicator),
+        )
+    return OnnxRuntimeEngine(
+        options.folder / MODEL_NAME,
+        options.contract,
+        max_batch=options.max_batch,
+        threads=options.threads,
+        dtype=options.dtype,
+        spin=options.spin,
+    )

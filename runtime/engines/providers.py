@@ -1,0 +1,138 @@
+"""Execution providers of ONNX Runtime by name: which there are, and how a session gets one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pl_compile.errors import ArtifactError, RequestError, unknown_name
+
+# Short names, and the providers whose tensors lie in a GPU's memory.
+NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """What runs a graph.
+
+    Attributes:
+        name: as ONNX Runtime has it, or one of `NAMES`.
+        options: the provider's own, as text.
+        library: of a plug-in provider, which is registered under `name`; None for one that ONNX
+            Runtime was built with.
+    """
+
+    name: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
+    library: Path | None = None
+
+    @property
+    def full_name(self) -> str:
+        """As ONNX Runtime has it."""
+        return NAMES.get(self.name, self.name)
+
+    @property
+    def device(self) -> str:
+        """Where its caches lie, in ONNX Runtime's words."""
+        return "cuda" if self.full_name in _ON_CUDA else "cpu"
+
+    @property
+    def device_id(self) -> int:
+        """Which of the devices; only GPUs are numbered."""
+        return int(self.options.get("device_id", "0")) if self.device == "cuda" else 0
+
+
+CPU = Provider()
+
+
+def provider_of(name: str, pairs: tuple[str, ...] = (), library: Path | None = None) -> Provider:
+    """A provider as the command line names it.
+
+    Args:
+        name: of the provider.
+        pairs: its options, `key=value` each.
+        library: of a plug-in.
+
+    Raises:
+        RequestError: an option that is no pair, or a device that is no number.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RequestError(
+                "reading the provider's options", found=f"'{pair}'", expected="name=value"
+            )
+        options[key] = value
+    if not options.get("device_id", "0").isdigit():
+        raise RequestError(
+            "reading the provider's options",
+            found=f"device_id={options['device_id']}",
+            expected="the number of a GPU",
+        )
+    return Provider(name, options, library)
+
+
+def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
+    """Registers or chooses a provider; returns what `InferenceSession` takes as `providers`.
+
+    Args:
+        onnxruntime: the package.
+        options: of the session; a plug-in's devices are added to them.
+        provider: the choice.
+
+    Raises:
+        ArtifactError: it is not there, or offers no device.
+    """
+    name, doing = provider.full_name, f"choosing the execution provider {provider.full_name}"
+    if provider.library is not None:
+        return _plug_in(onnxruntime, options, provider, doing)
+    available = onnxruntime.get_available_providers()
+    if name not in available:
+        _, known = unknown_name(provider.name, tuple(available), what="provider")
+        raise ArtifactError(
+            doing,
+            found="this ONNX Runtime was built without it",
+            fix=f"{known} Those for NVIDIA's GPUs come with: pip install 'pl-compile[gpu]'",
+        )
+    chosen: list[Any] = [(name, dict(provider.options))] if provider.options else [name]
+    return chosen if name == NAMES["cpu"] else [*chosen, NAMES["cpu"]]
+
+
+def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> list[Any]:
+    name = provider.full_name
+    try:
+        onnxruntime.register_execution_provider_library(name, str(provider.library))
+    except Exception as error:  # the library's errors share no base of their own
+        if "already" not in str(error):
+            raise ArtifactError(
+                doing,
+                found=f"{provider.library} does not load: {str(error).splitlines()[0]}",
+                fix="See plc doctor.",
+            ) from error
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+    if not devices:
+        raise ArtifactError(
+            doing, found="its library offers no device here", expected="a GPU that it supports"
+        )
+    chosen = devices[provider.device_id : provider.device_id + 1]
+    options.add_provider_for_devices(chosen, dict(provider.options))
+    return []  # the options name it
+
+
+def check_used(session: Any, provider: Provider, model: Path) -> None:
+    """Raises `ArtifactError` where ONNX Runtime has quietly gone to the CPU."""
+    used = session.get_providers()
+    if provider.full_name not in used:
+        raise ArtifactError(
+            f"loading {model}",
+            found=f"ONNX Runtime runs it on {', '.join(used)}",
+            expected=provider.full_name,
+            fix="Its libraries, or a driver, are missing: see plc doctor.",
+        )

@@ -1,0 +1,412 @@
+"""One engine made of several: ranks that each hold a part of the base and step together.
+
+A rank may be an engine in this process, or a process of its own (`LocalGroup`, below), as tensor
+parallelism needs it: sums over ranks are made inside of the graphs, while all ranks run. What a
+rank is given differs in one thing: of a prefix, it gets its own heads.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from socket import socketpair
+from typing import Any, Protocol
+
+import numpy as np
+
+from pl_compile.artifact.bundle import rank_folder
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.ranks import kv_heads_of_ranks
+from pl_compile.errors import RankError
+from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.nccl import unique_id
+from pl_compile.runtime.engines.tensorrt import PACKAGES as GPU_TARGETS
+from pl_compile.runtime.sampling import GREEDY, Draw
+
+# Seconds that a rank has to load its part.
+_START_SECONDS = 600.0
+# And to end by itself, before it is killed.
+_END_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """What a rank's process opens.
+
+    Attributes:
+        folder: of the rank's files.
+        target: that they were built for.
+        contract: of the rank.
+        rank: which it is.
+        memory: where ranks on CPU meet; None for others.
+        shared: by which ranks on GPUs find each other; None for others.
+        max_batch: rows of its cache.
+        threads: that it computes with.
+        spin: whether waiting threads keep their cores busy.
+        dtype: of the caches.
+    """
+
+    folder: Path
+    target: str
+    contract: GraphContract
+    rank: int
+    memory: Path | None
+    shared: bytes | None
+    max_batch: int
+    threads: int
+    spin: bool
+    dtype: str
+
+
+@dataclass(frozen=True)
+class RankPrompt:
+    """A prompt as one rank gets it: `Prompt` with its own heads of the prefix."""
+
+    rows: Float32
+    prefix_kv: Float32 | None
+    task_id: int
+
+    @classmethod
+    def of(cls, prompt: Prompt, heads: range) -> "RankPrompt":
+        """The part of a rank that holds these heads."""
+        prefix = prompt.prefix_kv
+        if prefix is not None:
+            prefix = np.ascontiguousarray(prefix[:, :, heads.start : heads.stop])
+        return cls(prompt.rows, prefix, prompt.task_id)
+
+
+class Rank(Protocol):
+    """One rank: calls of a method of its engine, begun on all ranks before any is waited for."""
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        """Begins a call."""
+
+    def result(self) -> Any:
+        """Waits for the call that was begun."""
+
+
+class RankedEngine:
+    """An engine (`DrawingEngine`) on several ranks.
+
+    Args:
+        ranks: in their order.
+        contract: of the whole base, with its number of ranks.
+        max_batch: rows of each rank's cache.
+    """
+
+    def __init__(self, ranks: Sequence[Rank], contract: GraphContract, max_batch: int) -> None:
+        assert len(ranks) == contract.ranks
+        self.capacity = contract.capacity
+        self.vocab = contract.vocab
+        self.candidates = contract.candidates
+        self.max_batch = max_batch
+        self._ranks = list(ranks)
+        self._heads = kv_heads_of_ranks(contract.kv_heads, contract.ranks)
+        self._parts: dict[int, tuple[Prompt, list[RankPrompt]]] = {}
+
+    def start(self, prompts: Sequence[Prompt]) -> Int64:
+        """See `Engine.start`."""
+        self._parts.clear()
+        self._each([("start", part) for part in self._divided(prompts)])
+        return np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
+
+    def step(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+    ) -> Float32:
+        """See `Engine.step`."""
+        draws = [GREEDY] * len(input_ids)
+        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
+
+    def step_and_draw(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Draw],
+    ) -> tuple[Float32, Int64]:
+        """See `DrawingEngine.step_and_draw`; the results of all ranks are the same."""
+        calls = [
+            ("step_and_draw", input_ids, past_lengths, last_index, part, list(draws))
+            for part in self._divided(prompts)
+        ]
+        results = self._each(calls)
+        logits, tokens = results[0]
+        return logits, tokens
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """See `Engine.keep`."""
+        self._each([("keep", list(rows), entries)] * len(self._ranks))
+
+    def cached(self, length: int) -> Float32:
+        """See `Engine.cached`: the heads of all ranks."""
+        parts = self._each([("cached", length)] * len(self._ranks))
+        return np.concatenate(parts, axis=2)
+
+    def step_on_each(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+    ) -> list[Float32]:
+        """As `step`, with the logits of every rank: for those who compare them."""
+        draws = [GREEDY] * len(input_ids)
+        calls = [
+            ("step_and_draw", input_ids, past_lengths, last_index, part, draws)
+            for part in self._divided(prompts)
+        ]
+        return [logits.copy() for logits, _ in self._each(calls)]
+
+    def _divided(self, prompts: Sequence[Prompt]) -> list[list[RankPrompt]]:
+        """Of each rank, its parts of the prompts; made once for each prompt of a batch."""
+        for prompt in prompts:
+            if id(prompt) not in self._parts:
+                parts = [RankPrompt.of(prompt, heads) for heads in self._heads]
+                self._parts[id(prompt)] = (prompt, parts)
+        return [
+            [self._parts[id(prompt)][1][rank] for prompt in prompts]
+            for rank in range(len(self._ranks))
+        ]
+
+    def _each(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        for rank, (method, *arguments) in zip(self._ranks, calls, strict=True):
+            rank.begin(method, *arguments)
+        return [rank.result() for rank in self._ranks]
+
+
+class LocalGroup(RankedEngine):
+    """Ranks as processes on this machine, started and ended with this object.
+
+    When one of them ends or fails, all end, and every call raises. When this process ends, however
+    it does, they end too.
+
+    Args:
+        folder: holds `rank0/`, `rank1/`, … as the compiler wrote them.
+        target: that they were built for.
+        contract: of the whole base, with its number of ranks.
+        max_batch: rows of the cache.
+        threads: of each rank; the machine's cores divided among them if None.
+        dtype: of the caches.
+
+    Raises:
+        RankError: a rank cannot start; it says why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        target: str,
+        contract: GraphContract,
+        *,
+        max_batch: int = 16,
+        threads: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        doing = f"starting {contract.ranks} ranks of {folder}"
+        if threads is None:
+            threads = max(1, len(os.sched_getaffinity(0)) // contract.ranks)
+        self._processes: list[_RankProcess] = []
+        self._ended = weakref.finalize(self, _end, self._processes)
+        self._failed: RankError | None = None
+        on_gpus = target in GPU_TARGETS
+        shared = unique_id() if on_gpus else None
+        with nullcontext() if on_gpus else _meeting_place(contract.ranks, doing) as memory:
+            for rank in range(contract.ranks):
+                self._processes.append(_RankProcess(rank, doing))
+            super().__init__(self._processes, contract, max_batch)
+            spare = contract.ranks * threads <= len(os.sched_getaffinity(0))
+            self._each(
+                [
+                    (
+                        "open",
+                        RankOptions(
+                            folder=folder / rank_folder(rank),
+                            target=target,
+                            contract=contract.of_rank(rank),
+                            rank=rank,
+                            memory=memory,
+                            shared=shared,
+                            max_batch=max_batch,
+                            threads=threads,
+                            spin=spare,
+                            dtype=dtype,
+                        ),
+                    )
+                    for rank in range(contract.ranks)
+                ],
+                seconds=_START_SECONDS,
+            )
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the ranks."""
+        return [process.pid for process in self._processes]
+
+    def close(self) -> None:
+        """Ends all ranks."""
+        self._ended()
+
+    def _each(self, calls: Sequence[tuple[Any, ...]], *, seconds: float | None = None) -> list[Any]:
+        if self._failed is not None:
+            raise self._failed
+        if not self._ended.alive:
+            raise RankError("calling ranks", found="they were closed")
+        try:
+            for process, (method, *arguments) in zip(self._processes, calls, strict=True):
+                process.begin(method, *arguments)
+            waiting = {process.connection: process for process in self._processes}
+            while waiting:
+                # In the order in which they answer: one that ends is seen at once, whatever the
+                # others wait for.
+                ready = wait(list(waiting), seconds)
+                if not ready:
+                    raise RankError("calling ranks", found=f"no answer in {seconds:.0f} seconds")
+                for connection in ready:
+                    assert isinstance(connection, Connection)
+                    waiting.pop(connection).receive()
+        except RankError as error:
+            self._failed = error
+            self._ended()  # the others wait in a sum that is never complete
+            raise
+        return [process.result() for process in self._processes]
+
+
+class _RankProcess:
+    """A rank in a process of its own; see `rank_process.py` for what runs there."""
+
+    def __init__(self, rank: int, doing: str) -> None:
+        self._rank, self._doing = rank, doing
+        ours, theirs = socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "pl_compile.runtime.engines.rank_process"]
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self.connection = Connection(ours.detach())
+        self._sent: dict[int, tuple[RankPrompt, int]] = {}
+        self._answer: Any = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        if method == "start":
+            self._sent.clear()
+        try:
+            self.connection.send((method, tuple(map(self._short, arguments))))
+        except OSError as error:
+            raise self._gone() from error
+
+    def receive(self) -> None:
+        """Takes the answer that has come."""
+        try:
+            self._answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._gone() from error
+        if isinstance(self._answer, Failure):
+            raise RankError(self._doing, found=f"rank {self._rank}: {self._answer.text}")
+
+    def result(self) -> Any:
+        return self._answer
+
+    def end(self) -> None:
+        self.connection.close()  # which it takes as the end
+
+    def kill(self) -> None:
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _short(self, argument: Any) -> Any:
+        """Prompts are sent once in a batch, and named by their number afterwards."""
+        if not (isinstance(argument, list) and argument and isinstance(argument[0], RankPrompt)):
+            return argument
+        new = {}
+        for prompt in argument:
+            if id(prompt) not in self._sent:
+                number = len(self._sent)
+                self._sent[id(prompt)] = (prompt, number)
+                new[number] = prompt
+        return SentPrompts(new, [self._sent[id(prompt)][1] for prompt in argument])
+
+    def _gone(self) -> RankError:
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = f"was ended by signal {-code}" if code and code < 0 else f"ended with code {code}"
+        return RankError(
+            self._doing,
+            found=f"rank {self._rank} (process {self.pid}) {how}",
+            expected="all ranks alive; the others were ended too",
+            fix="Look for its own message above, or for a lack of memory; then open it again.",
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a rank answers where a call raised.
+
+    Attributes:
+        text: of the error.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SentPrompts:
+    """Prompts on their way to a rank.
+
+    Attributes:
+        new: those it has not seen in this batch, by number.
+        numbers: of all rows.
+    """
+
+    new: dict[int, RankPrompt]
+    numbers: list[int]
+
+
+@contextmanager
+def _meeting_place(ranks: int, doing: str) -> Iterator[Path]:
+    """A file in shared memory; the ranks have it open when its name goes."""
+    size = kernels.group_bytes(ranks)
+    handle, name = tempfile.mkstemp(prefix="plc-ranks-", dir="/dev/shm")
+    try:
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            raise RankError(
+                doing,
+                found=f"/dev/shm: {error.strerror}",
+                expected=f"{size >> 20} MiB of shared memory",
+                fix="Give the container more: docker run --shm-size.",
+            ) from error
+        yield Path(name)
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def _end(processes: list[_RankProcess]) -> None:
+    for process in processes:
+        process.end()
+    for process in processes:
+        process.kill()

@@ -1,0 +1,414 @@
+"""The engine on a TensorRT plan: caches bound once and aliased, profiles for prompts and tokens.
+
+`TensorRtEngine` is all but the GPU: it is run and checked on what TensorRT's parser made of the
+graph, interpreted in numpy (`driver/oracle.py`). `GpuPlan` is the GPU: execution contexts, memory,
+CUDA graphs, NCCL; it is written to the documented interface and was never run by this project.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.artifact.plan_record import PLAN_NAME, PlanRecord, read_plan_record
+from pl_compile.config.contract import (
+    INPUT_IDS,
+    LAST_INDEX,
+    LOGITS,
+    NEXT_TOKEN,
+    NOISE,
+    PAST_LENGTHS,
+    PROMPT_TABLE,
+    TASK_ID,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    GraphContract,
+)
+from pl_compile.errors import ArtifactError, MissingExtraError
+from pl_compile.runtime.engines.caches import Caches
+from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.step_inputs import step_inputs
+from pl_compile.runtime.sampling import GREEDY, Draw
+
+# Import names of the flavours.
+PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+
+# Places of the profiles, in the order in which exporters/trt.py builds them.
+PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An input or output of a plan.
+
+    Attributes:
+        shape: -1 where it may differ from step to step.
+        dtype: "float32", "float16", "bfloat16", "int64" …
+        is_input: whether it is one.
+        alias: the input whose memory an output must have; None where there is none.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_input: bool
+    alias: str | None = None
+
+
+class Plan(Protocol):
+    """What runs steps: a plan on a GPU, or something with its face.
+
+    Attributes:
+        bindings: inputs and outputs by name.
+        caches: the memory that every step reads and writes.
+    """
+
+    @property
+    def bindings(self) -> Mapping[str, Binding]:
+        """See the class."""
+
+    @property
+    def caches(self) -> Caches:
+        """See the class."""
+
+    def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
+        """One step over the first rows of the caches.
+
+        Args:
+            inputs: all but the caches, contiguous, `[batch, …]` each.
+            profile: `PROMPT_PROFILE` or `TOKEN_PROFILE`.
+
+        Returns:
+            All outputs but the caches.
+        """
+
+
+class TensorRtEngine:
+    """An engine (`DrawingEngine`) on a plan.
+
+    Args:
+        plan: what runs.
+        contract: what its graph takes and gives.
+        max_batch: rows of its caches.
+        dtype: of the caches.
+
+    Raises:
+        ArtifactError: the plan's inputs and outputs are others than the contract says.
+    """
+
+    def __init__(self, plan: Plan, contract: GraphContract, *, max_batch: int, dtype: str) -> None:
+        check_bindings(plan.bindings, contract, dtype)
+        self.capacity = contract.capacity
+        self.vocab = contract.vocab
+        self.candidates = contract.candidates
+        self.max_batch = max_batch
+        self._contract = contract
+        self._plan = plan
+
+    def start(self, prompts: Sequence[Prompt]) -> Int64:
+        """See `Engine.start`."""
+        assert len(prompts) <= self.max_batch
+        lengths = np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
+        assert int(lengths.max()) < self.capacity
+        for row, prompt in enumerate(prompts):
+            if prompt.prefix_kv is not None:
+                self._plan.caches.place(row, prompt.prefix_kv)
+        return lengths
+
+    def step(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+    ) -> Float32:
+        """See `Engine.step`."""
+        draws = [GREEDY] * len(input_ids)
+        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
+
+    def step_and_draw(
+        self,
+        input_ids: Int64,
+        past_lengths: Int64,
+        last_index: Int64,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Draw],
+    ) -> tuple[Float32, Int64]:
+        """See `DrawingEngine.step_and_draw`."""
+        batch, seq = input_ids.shape
+        assert batch <= self.max_batch
+        # TensorRT would drop what falls behind the capacity, and say nothing.
+        assert int(past_lengths.max()) + seq <= self.capacity
+        inputs = step_inputs(self._contract, input_ids, past_lengths, last_index, prompts, draws)
+        # The profile for tokens holds a prompt table of one row.
+        virtual = (input_ids >= self.vocab).any()
+        outputs = self._plan.run(inputs, TOKEN_PROFILE if seq == 1 and not virtual else 0)
+        tokens = outputs.get(NEXT_TOKEN, np.zeros(batch, np.int64))
+        return outputs[LOGITS], tokens
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """See `Engine.keep`."""
+        self._plan.caches.keep(rows, entries)
+
+    def cached(self, length: int) -> Float32:
+        """See `Engine.cached`."""
+        return self._plan.caches.head(length)
+
+
+def check_bindings(found: Mapping[str, Binding], contract: GraphContract, dtype: str) -> None:
+    """Raises `ArtifactError` unless names, shapes, types and aliases are those of the contract.
+
+    A cache's output must share the memory of its input: else a step would write into nothing.
+    """
+    c = contract
+    cache = (-1, c.kv_heads, c.capacity, c.head_dim)
+    expected = {
+        INPUT_IDS: Binding((-1, -1), "int64", True),
+        PAST_LENGTHS: Binding((-1,), "int64", True),
+        LAST_INDEX: Binding((-1,), "int64", True),
+        LOGITS: Binding((-1, c.vocab), "float32", False),
+    }
+    if c.prompts == "baked":
+        expected[TASK_ID] = Binding((-1,), "int64", True)
+    else:
+        expected[PROMPT_TABLE] = Binding((-1, -1, c.hidden), "float32", True)
+    if c.candidates:
+        expected[NOISE] = Binding((-1, c.candidates), "float32", True)
+        expected[TEMPERATURE] = expected[TOP_P] = Binding((-1,), "float32", True)
+        expected[TOP_K] = Binding((-1,), "int64", True)
+        expected[NEXT_TOKEN] = Binding((-1,), "int64", False)
+    for past, present in c.cache_names:
+        expected[past] = Binding(cache, dtype, True)
+        expected[present] = Binding(cache, dtype, False, alias=past)
+    differing = sorted(
+        name for name in {*found, *expected} if found.get(name) != expected.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise ArtifactError(
+            "matching a plan with the manifest",
+            found=f"'{name}' {found.get(name, 'is not there')}",
+            expected=f"{expected.get(name, 'no such name')}",
+            fix="The bundle was altered, or was built by another version: export it again.",
+        )
+
+
+def check_record(record: PlanRecord, target: str, version: str, capability: str) -> None:
+    """Raises `ArtifactError` where a plan was built for something else than what is here.
+
+    Args:
+        record: of the plan.
+        target: of the bundle.
+        version: of the TensorRT that is installed.
+        capability: of the GPU, such as "8.9".
+    """
+    problems = []
+    if record.flavour != target:
+        problems.append((f"a plan of {record.flavour}", target))
+    if record.version != version:
+        problems.append((f"a plan of {record.flavour} {record.version}", f"{version}, as here"))
+    if record.compute_capabilities and capability not in record.compute_capabilities:
+        listed = ", ".join(record.compute_capabilities)
+        problems.append((f"a plan for compute capability {listed}", f"{capability}, as here"))
+    if problems:
+        found, expected = zip(*problems, strict=True)
+        raise ArtifactError(
+            "checking what a plan was built for",
+            found="; ".join(found),
+            expected="; ".join(expected),
+            fix="Build it on this machine: plc build BUNDLE.",
+        )
+
+
+def open_plan(
+    folder: Path,
+    target: str,
+    contract: GraphContract,
+    *,
+    max_batch: int | None,
+    dtype: str,
+    rank: int = 0,
+    communicator: Any = None,
+) -> TensorRtEngine:
+    """The engine on a bundle's plan. Not run by this project.
+
+    What can be refused from the bundle alone is refused before the GPU is asked for anything.
+
+    Args:
+        folder: holds `model.plan` and `plan.json`.
+        target: "tensorrt-rtx" or "tensorrt".
+        contract: of the graph, or of the rank's.
+        max_batch: rows of its caches; at most what the plan was built for, which is what None
+            means.
+        dtype: of the caches.
+        rank: which GPU.
+        communicator: a capsule of NCCL's, where there are several ranks; who gives it keeps what it
+            holds alive.
+
+    Raises:
+        ArtifactError: there is no plan, or it is one of something else, or does not load.
+        MissingExtraError: TensorRT is not installed.
+    """
+    record = read_plan_record(folder)
+    try:
+        trt = importlib.import_module(PACKAGES[target])
+    except ImportError as error:
+        raise MissingExtraError(
+            f"opening {folder}", package=PACKAGES[target], extra=target
+        ) from error
+    if record.version != trt.__version__ or record.flavour != target:
+        check_record(record, target, trt.__version__, "")
+    max_batch = max_batch or record.max_batch
+    if max_batch > record.max_batch:
+        raise ArtifactError(
+            f"opening {folder}",
+            found=f"max_batch {max_batch}",
+            expected=f"at most {record.max_batch}, which the plan was built for",
+            fix="Export it with a larger --max-batch.",
+        )
+    cuda = Cuda(rank)
+    check_record(record, target, trt.__version__, cuda.compute_capability)
+    caches = CudaCaches(cuda, contract, max_batch, dtype)
+    plan = GpuPlan(trt, cuda, (folder / PLAN_NAME).read_bytes(), contract, caches, communicator)
+    return TensorRtEngine(plan, contract, max_batch=max_batch, dtype=dtype)
+
+
+class GpuPlan:
+    """A deserialised plan with its execution contexts: the `Plan` on a GPU. Never run.
+
+    Args:
+        trt: the package.
+        cuda: the GPU.
+        data: the plan.
+        contract: of its graph.
+        caches: in the GPU's memory.
+        communicator: a capsule named "ncclComm_t", where there are several ranks.
+
+    Raises:
+        ArtifactError: TensorRT does not take the plan.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        cuda: Cuda,
+        data: bytes,
+        contract: GraphContract,
+        caches: CudaCaches,
+        communicator: Any,
+    ) -> None:
+        self.caches = caches
+        self._cuda = cuda
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise ArtifactError(
+                "loading a TensorRT plan",
+                found="TensorRT does not take it",
+                fix="Build it on this machine: plc build BUNDLE.",
+            )
+        self.bindings = _bindings_of(trt, self._engine)
+        self._names = contract.cache_names
+        # One for each profile: switching the profile of a context would wait for the GPU.
+        self._contexts = [self._new_context(index, communicator) for index in (0, 1)]
+        self._memory: dict[str, tuple[int, int]] = {}
+        # CUDA graphs of token steps, by rows: captured at the second step of that many.
+        self._graphs: dict[int, Any] = {}
+        self._seen: set[int] = set()
+
+    def _new_context(self, profile: int, communicator: Any) -> Any:
+        context = self._engine.create_execution_context()
+        context.set_optimization_profile_async(profile, int(self._cuda.stream))
+        self._cuda.wait()
+        if communicator is not None:
+            # All ranks make this call together, or none returns from it.
+            context.set_communicator(communicator)
+        return context
+
+    def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
+        """See `Plan.run`."""
+        batch = len(inputs[INPUT_IDS])
+        outputs: dict[str, Array] = {
+            LOGITS: np.empty((batch, self.bindings[LOGITS].shape[1]), np.float32)
+        }
+        if NEXT_TOKEN in self.bindings:
+            outputs[NEXT_TOKEN] = np.empty(batch, np.int64)
+        for name, array in inputs.items():
+            self._cuda.upload(self._place(name, array.nbytes), array)
+        for name, array in outputs.items():
+            self._place(name, array.nbytes)
+        if profile == TOKEN_PROFILE and batch in self._graphs:
+            self._cuda.call("cudaGraphLaunch", self._graphs[batch], self._cuda.stream)
+        else:
+            self._bind(profile, batch, {name: array.shape for name, array in inputs.items()})
+            self._enqueue(profile)
+            if profile == TOKEN_PROFILE:
+                # TensorRT must have run once with these shapes before it can be captured.
+                if batch in self._seen:
+                    self._graphs[batch] = self._captured(profile)
+                self._seen.add(batch)
+        for name, array in outputs.items():
+            self._cuda.download(array, self._memory[name][0])
+        return outputs
+
+    def _bind(self, profile: int, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        context = self._contexts[profile]
+        for name, (address, _) in self._memory.items():
+            if name in shapes:
+                context.set_input_shape(name, shapes[name])
+            context.set_tensor_address(name, address)
+        for index, (past, present) in enumerate(self._names):
+            context.set_input_shape(past, (batch, *self.bindings[past].shape[1:]))
+            for name in (past, present):
+                context.set_tensor_address(name, self.caches.address(index, 0))
+
+    def _enqueue(self, profile: int) -> None:
+        if not self._contexts[profile].execute_async_v3(int(self._cuda.stream)):
+            raise ArtifactError("running a TensorRT plan", found="TensorRT could not begin a step")
+
+    def _captured(self, profile: int) -> Any:
+        modes = self._cuda.api.cudaStreamCaptureMode
+        mode = modes.cudaStreamCaptureModeThreadLocal
+        self._cuda.call("cudaStreamBeginCapture", self._cuda.stream, mode)
+        self._enqueue(profile)
+        graph = self._cuda.call("cudaStreamEndCapture", self._cuda.stream)
+        return self._cuda.call("cudaGraphInstantiate", graph, 0)
+
+    def _place(self, name: str, size: int) -> int:
+        """Memory for an input or output; where it has to move, captured graphs are void."""
+        address, held = self._memory.get(name, (0, 0))
+        if held < size:
+            self._cuda.wait()
+            if address:
+                self._cuda.free(address)
+            address = self._cuda.allocate(size)
+            self._memory[name] = (address, size)
+            self._graphs.clear()
+            self._seen.clear()
+        return address
+
+
+def _bindings_of(trt: Any, engine: Any) -> dict[str, Binding]:
+    words = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.BF16: "bfloat16",
+        trt.DataType.INT64: "int64",
+        trt.DataType.INT32: "int32",
+        trt.DataType.BOOL: "bool",
+    }
+    bindings = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        alias = None if is_input else engine.get_aliased_input_tensor(name)
+        shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+        bindings[name] = Binding(shape, words[engine.get_tensor_dtype(name)], is_input, alias)
+    return bindings
