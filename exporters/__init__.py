@@ -4,6 +4,7 @@ from pl_compile.errors import ExportError, unknown_name
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.native_cpu import NativeCpuExporter
 from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
+from pl_compile.exporters.onnx_cuda import OnnxCudaExporter
 from pl_compile.exporters.tensorrt import TensorRtExporter
 
 EXPORTERS: dict[str, Exporter] = {
@@ -11,6 +12,7 @@ EXPORTERS: dict[str, Exporter] = {
     for exporter in (
         OnnxCpuExporter(),
         NativeCpuExporter(),
+        OnnxCudaExporter(),
         TensorRtExporter("tensorrt-rtx"),
         TensorRtExporter("tensorrt"),
     )

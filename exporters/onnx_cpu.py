@@ -127,23 +127,29 @@ def _is_grouped(config: DecoderConfig) -> bool:
     return config.head_dim % (_ROTARY_HEADS if config.rope_theta else _PLAIN_HEADS) == 0
 
 
-def cached_attention_function() -> ir.Function:
-    """`plc::CachedAttention` for ONNX Runtime's CPU kernels."""
+def cached_attention_function(*, sliced: bool = True) -> ir.Function:
+    """`plc::CachedAttention` for ONNX Runtime.
+
+    Args:
+        sliced: whether the cache is cut to its longest live row, as kernels for CPU need it.
+    """
     names = ("query", "key", "value", "past_key", "past_value", "past_lengths")
     query, key, value, past_key, past_value, past_lengths = inputs = [ir.val(n) for n in names]
     body = FunctionBody()
     op = body.op
-    zero, cache_axis = body.integers(0), body.integers(2)
     present_key = op("TensorScatter", [past_key, key, past_lengths], "present_key", axis=2)
     present_value = op("TensorScatter", [past_value, value, past_lengths], "present_value", axis=2)
     seq = op("Shape", [query], "seq", start=2, end=3)
     lengths = op("Add", [past_lengths, seq], "lengths")
-    longest = op("ReduceMax", [lengths], "longest", keepdims=1)
-    step = body.integers(_SPAN)
-    up = op("Add", [longest, body.integers(_SPAN - 1)], "up")
-    span = op("Mul", [op("Div", [up, step], "steps"), step], "span")
-    live_key = op("Slice", [present_key, zero, span, cache_axis], "live_key")
-    live_value = op("Slice", [present_value, zero, span, cache_axis], "live_value")
+    live_key, live_value = present_key, present_value
+    if sliced:
+        zero, cache_axis = body.integers(0), body.integers(2)
+        longest = op("ReduceMax", [lengths], "longest", keepdims=1)
+        step = body.integers(_SPAN)
+        up = op("Add", [longest, body.integers(_SPAN - 1)], "up")
+        span = op("Mul", [op("Div", [up, step], "steps"), step], "span")
+        live_key = op("Slice", [present_key, zero, span, cache_axis], "live_key")
+        live_value = op("Slice", [present_value, zero, span, cache_axis], "live_value")
     arguments = [query, live_key, live_value, None, None, None, lengths]
     output = op("Attention", arguments, "output", is_causal=1)
     return body.function("CachedAttention", inputs, [output, present_key, present_value])

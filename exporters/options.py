@@ -67,9 +67,14 @@ def check_cpu(target: str, options: BuildOptions) -> None:
             expected="float32",
             fix="Weights can be made smaller with --quantize.",
         )
+    check_no_plan(target, options)
+
+
+def check_no_plan(target: str, options: BuildOptions) -> None:
+    """Raises `ExportError` if a target without plans is asked for what only plans have."""
     if options.of_plans:
         raise ExportError(
-            doing,
+            f"building for {target}",
             found=f"{', '.join(options.of_plans)}, and a target that has no plan",
             fix="Leave them out, or use --target tensorrt-rtx or tensorrt.",
         )

@@ -12,7 +12,7 @@ Attention, and aligns its causal form at the upper left (`trt.py`). `TRT_Attenti
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.collectives import UseAllReducePlugin
+from pl_compile.exporters.ep_context import write_ep_context
 from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.exporters.onnx_files import onnx_versions, save
@@ -169,7 +170,7 @@ def build_plan_in(
         parsed = parse(model, target, ranks=contract.ranks, attention=attention)
         batch = options.plan_batch
         wanted = PlanOptions(batch, contract.capacity, options.compute_capabilities)
-        plan = build_plan(parsed, wanted, said=lambda phase: progress.say(f"TensorRT: {phase}"))
+        plan = build_plan(parsed, wanted, said=_each_once(progress))
     (folder / PLAN_NAME).write_bytes(plan.data)
     record = PlanRecord(
         flavour=target,
@@ -187,7 +188,21 @@ def build_plan_in(
         layers=plan.layers,
     )
     write_plan_record(folder, record)
+    if options.ep_context:
+        write_ep_context(folder, record)
     return record
+
+
+def _each_once(progress: Progress) -> Callable[[str], None]:
+    """Tells of TensorRT's phases; some of them come back for every layer."""
+    heard: set[str] = set()
+
+    def said(phase: str) -> None:
+        if phase not in heard:
+            heard.add(phase)
+            progress.say(f"TensorRT: {phase}")
+
+    return said
 
 
 @contextmanager

@@ -369,9 +369,11 @@ def _normalization(layer: Any, x: list[Any]) -> list[Array]:
 
 
 def _cumulative(layer: Any, x: list[Any]) -> list[Array]:
-    if layer.exclusive or layer.reverse:
-        raise _unknown(layer, "a sum that is exclusive or runs backwards")
-    return [np.cumsum(_wide(x[0]), int(x[1]))]
+    if layer.reverse:
+        raise _unknown(layer, "a sum that runs backwards")
+    a, axis = _wide(x[0]), int(x[1])
+    sums = np.cumsum(a, axis)
+    return [sums - a if layer.exclusive else sums]
 
 
 def _top_k(layer: Any, x: list[Any]) -> list[Array]:

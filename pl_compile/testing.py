@@ -4,6 +4,7 @@ Sizes are tiny and odd, no two alike, so that a transposed axis cannot go unseen
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,13 @@ _CORPUS = (
 
 
 def write_tiny_base(
-    folder: Path, family: str, *, seed: int = 0, tied: bool = True, blocks: bool = False
+    folder: Path,
+    family: str,
+    *,
+    seed: int = 0,
+    tied: bool = True,
+    blocks: bool = False,
+    kv_heads: int = 2,
 ) -> Path:
     """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
 
@@ -35,6 +42,7 @@ def write_tiny_base(
         tied: whether head and embedding are one table.
         blocks: whether all widths are multiples of 32, and heads of 16: what quantised weights and
             their kernels take.
+        kv_heads: key and value heads of a Llama, each with three query heads.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -52,10 +60,10 @@ def write_tiny_base(
     if family == "llama":
         model = LlamaForCausalLM(
             LlamaConfig(
-                hidden_size=96 if blocks else 24,
+                hidden_size=math.lcm(96 if blocks else 24, 3 * kv_heads),
                 num_hidden_layers=2,
-                num_attention_heads=6,
-                num_key_value_heads=2,
+                num_attention_heads=3 * kv_heads,
+                num_key_value_heads=kv_heads,
                 head_dim=16 if blocks else 8,
                 intermediate_size=160 if blocks else 40,
                 max_position_embeddings=96,

@@ -15,6 +15,7 @@ from pl_compile.errors import ArtifactError, ConfigError
 
 PLAN_NAME = "model.plan"
 PLAN_RECORD = "plan.json"
+EP_CONTEXT_NAME = "model_ctx.onnx"  # an ONNX file around the plan, where it was asked for
 
 AttentionForm = Literal["mask", "lower_right"]
 

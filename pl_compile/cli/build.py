@@ -16,6 +16,11 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, p
     "--max-batch", type=int, help="Rows of a step that a plan takes at most. [default: 16]"
 )
 @click.option(
+    "--ep-context",
+    is_flag=True,
+    help="Put an ONNX file around each plan, for ONNX Runtime's nv-tensorrt-rtx. Untested.",
+)
+@click.option(
     "--compute-capability",
     "compute_capabilities",
     multiple=True,
@@ -33,6 +38,7 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, p
 def command(
     bundle: Path,
     max_batch: int | None,
+    ep_context: bool,
     compute_capabilities: tuple[str, ...],
     attention: str,
     as_json: bool,
@@ -49,6 +55,7 @@ def command(
         bundle,
         max_batch=max_batch,
         compute_capabilities=compute_capabilities,
+        ep_context=ep_context,
         attention=form,
         progress=TerminalProgress(),
     )

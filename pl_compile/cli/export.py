@@ -62,6 +62,11 @@ from pl_compile.errors import ParityError, list_problems
     "--max-batch", type=int, help="Rows of a step that a plan takes at most. [default: 16]"
 )
 @click.option(
+    "--ep-context",
+    is_flag=True,
+    help="Put an ONNX file around each plan, for ONNX Runtime's nv-tensorrt-rtx. Untested.",
+)
+@click.option(
     "--compute-capability",
     "compute_capabilities",
     multiple=True,
@@ -135,6 +140,7 @@ def command(
     dtype: Any,
     tp_size: int,
     max_batch: int | None,
+    ep_context: bool,
     compute_capabilities: tuple[str, ...],
     defer_build: bool,
     quantize: Any,
@@ -180,6 +186,7 @@ def command(
             max_batch=max_batch,
             compute_capabilities=compute_capabilities,
             defer_build=defer_build,
+            ep_context=ep_context,
         ),
         fold=fold,
         calibrate=calibrate,

@@ -37,6 +37,7 @@ class BuildOptions:
         compute_capabilities: of the GPUs that a plan is built for, such as "8.6"; TensorRT's choice
             if empty.
         defer_build: whether plans are left to the device that runs them (`plc build`).
+        ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
     """
 
     quantize: Quantization = "none"
@@ -49,6 +50,7 @@ class BuildOptions:
     max_batch: int | None = None
     compute_capabilities: tuple[str, ...] = ()
     defer_build: bool = False
+    ep_context: bool = False
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""
@@ -86,6 +88,7 @@ class BuildOptions:
             "max_batch": self.max_batch is not None,
             "compute_capabilities": bool(self.compute_capabilities),
             "defer_build": self.defer_build,
+            "ep_context": self.ep_context,
         }
         return [name for name, there in given.items() if there]
 

@@ -16,6 +16,7 @@ from pl_compile.artifact.bundle import (
 )
 from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.plan_record import (
+    EP_CONTEXT_NAME,
     PLAN_NAME,
     PLAN_RECORD,
     AttentionForm,
@@ -51,6 +52,7 @@ def build_bundle(
     max_batch: int | None = None,
     compute_capabilities: tuple[str, ...] = (),
     attention: Literal["auto", "mask", "lower_right"] = "auto",
+    ep_context: bool = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
     """Builds the plans of a bundle, in place of those it has; the bundle is changed whole or not.
@@ -60,6 +62,7 @@ def build_bundle(
         max_batch: rows of a step at most.
         compute_capabilities: of the GPUs to build for.
         attention: how attention is told what a token sees; "auto" asks the GPU, where there is one.
+        ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
         progress: who is told.
 
     Raises:
@@ -80,7 +83,9 @@ def build_bundle(
         form, why = choose_attention(manifest.target, manifest.graph.head_dim)
     else:
         form, why = attention, "asked for"
-    options = BuildOptions(max_batch=max_batch, compute_capabilities=compute_capabilities)
+    options = BuildOptions(
+        max_batch=max_batch, compute_capabilities=compute_capabilities, ep_context=ep_context
+    )
     with folder_written_whole(folder, is_ours=is_bundle) as staging:
         _link_files(bundle, staging)
         records = _build(bundle, staging, options, form, progress)
@@ -121,6 +126,6 @@ def _link_files(bundle: Bundle, staging: Path) -> None:
         place = staging / path.relative_to(bundle.folder)
         if path.is_dir():
             place.mkdir(parents=True, exist_ok=True)
-        elif path.name not in (PLAN_NAME, PLAN_RECORD, MANIFEST):
+        elif path.name not in (PLAN_NAME, PLAN_RECORD, EP_CONTEXT_NAME, MANIFEST):
             place.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, place)

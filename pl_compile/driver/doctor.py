@@ -1,24 +1,34 @@
-"""What this machine can do, and what it cannot and why: versions, providers, extras, base."""
+"""What this machine can do, and what it cannot and why: versions, providers, extras, targets, base.
 
+Nothing here fails: a package that is broken is a finding.
+"""
+
+import importlib
 import os
 import platform
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import Any
 
 from pl_compile import __version__
+from pl_compile.errors import MissingExtraError, PlcError
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
-# What each extra brings, and what a user cannot do without it.
+# What each extra brings, and what a user cannot do without it. Those of TensorRT and NCCL are named
+# by the findings of what needs them.
 _EXTRAS = {
     "train": (("torch", "transformers"), "plc train, parity with torch, plc eval of a table"),
     "export": (("onnx", "onnx-ir"), "plc export"),
     "eval": (("rouge-score",), "plc eval --metric rouge"),
-    "gpu": (("onnxruntime-gpu",), "ONNX Runtime on CUDA"),
+    "gpu": (("onnxruntime-gpu", "cuda-bindings"), "target onnx-cuda, and --provider cuda"),
 }
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "safetensors", "click", "pyyaml", "rich")
+
+_SHARED_MEMORY = "/dev/shm"
+_DEVICE = "/dev/nvidia0"
+_CUDA = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,23 @@ class Finding:
     name: str
     works: bool
     detail: str
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs of this machine.
+
+    Attributes:
+        driver: where a sign of NVIDIA's driver is; None where there is none.
+        count: how many GPUs CUDA knows.
+        capability: compute capability of the first, such as "8.9"; None where CUDA cannot say.
+        why_not: why it cannot, and what to do; empty where it can.
+    """
+
+    driver: str | None
+    count: int = 0
+    capability: str | None = None
+    why_not: str = ""
 
 
 def examine() -> list[Finding]:
@@ -53,8 +80,11 @@ def examine() -> list[Finding]:
         if missing:
             detail = f"needed for {used_for}: pip install 'pl-compile[{extra}]'"
         findings.append(Finding(f"extra [{extra}]", not missing, detail))
-    findings += [_gpu(), _default_base()]
-    return findings
+    gpus = find_gpus()
+    findings += [_gpu(gpus), _onnx_cuda(gpus)]
+    for target in ("tensorrt-rtx", "tensorrt"):
+        findings += tensorrt_findings(target, gpus)
+    return [*findings, ranks_on_cpu(), ranks_on_gpus(gpus), _default_base()]
 
 
 def _version(package: str) -> str | None:
@@ -67,13 +97,17 @@ def _version(package: str) -> str | None:
 def _providers() -> Finding:
     name = "ONNX Runtime providers"
     try:
-        # Through our engine module, which switches telemetry off first.
-        from pl_compile.runtime.engines.onnxruntime import available_providers
-
-        providers = available_providers()
-    except ImportError as error:
-        return Finding(name, False, f"onnxruntime does not load: {error}")
+        providers = _available_providers()
+    except Exception as error:  # whatever a broken package raises
+        return Finding(name, False, f"onnxruntime does not load: {_first_line(error)}")
     return Finding(name, "CPUExecutionProvider" in providers, ", ".join(providers))
+
+
+def _available_providers() -> list[str]:
+    # Through our engine module, which switches telemetry off first.
+    from pl_compile.runtime.engines.onnxruntime import available_providers
+
+    return list(available_providers())
 
 
 def _kernels() -> Finding:
@@ -90,11 +124,167 @@ def _kernels() -> Finding:
     return Finding(name, True, found)
 
 
-def _gpu() -> Finding:
-    driver = shutil.which("nvidia-smi")
-    if driver is None and not Path("/dev/nvidia0").exists():
-        return Finding("NVIDIA GPU", False, "no driver found: targets for a GPU can not run here")
-    return Finding("NVIDIA GPU", True, driver or "/dev/nvidia0")
+def find_gpus() -> Gpus:
+    """What CUDA says of this machine's GPUs."""
+    from pl_compile.runtime.engines.cuda import Cuda
+
+    driver = shutil.which("nvidia-smi") or next(filter(os.path.exists, [_DEVICE]), None)
+    try:
+        cuda = Cuda()
+        return Gpus(driver, int(cuda.call("cudaGetDeviceCount")), cuda.compute_capability)
+    except MissingExtraError as error:
+        if driver is None:
+            return Gpus(None, why_not="no driver found")
+        why = f"{error.found}: pip install 'pl-compile[gpu]'"
+    except PlcError as error:
+        why = f"CUDA says: {_first_line(error.found)}"
+    except Exception as error:  # whatever a broken package raises
+        why = f"cuda-bindings does not work: {_first_line(error)}"
+    return Gpus(driver, why_not=why)
+
+
+def _gpu(gpus: Gpus) -> Finding:
+    name = "NVIDIA GPU"
+    if gpus.capability is not None:
+        many = f"{gpus.count}, the first" if gpus.count > 1 else "one,"
+        return Finding(name, True, f"{many} of compute capability {gpus.capability}")
+    if gpus.driver is None:
+        return Finding(name, False, f"{gpus.why_not}: targets for a GPU can not run here")
+    return Finding(name, False, f"{gpus.driver}, but {gpus.why_not}")
+
+
+def _onnx_cuda(gpus: Gpus) -> Finding:
+    name = "target onnx-cuda: run"
+    try:
+        providers = _available_providers()
+    except Exception as error:  # whatever a broken package raises
+        return Finding(name, False, f"onnxruntime does not load: {_first_line(error)}")
+    if _CUDA not in providers:
+        detail = "this ONNX Runtime was built without CUDA: pip install 'pl-compile[gpu]'"
+        if _version("onnxruntime-gpu") is not None:
+            # Two packages write the same folder; the one installed last is what is loaded.
+            detail = (
+                "onnxruntime lies over onnxruntime-gpu: pip uninstall onnxruntime "
+                "onnxruntime-gpu, then pip install onnxruntime-gpu"
+            )
+        return Finding(name, False, detail)
+    if gpus.capability is None:
+        return Finding(name, False, gpus.why_not)
+    return Finding(name, True, f"{_CUDA}; never run by this project")
+
+
+def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
+    """Whether plans of a target can be built here, and whether they can be run.
+
+    Args:
+        target: "tensorrt-rtx" or "tensorrt".
+        gpus: of this machine.
+    """
+    from pl_compile.runtime.engines.tensorrt import PACKAGES
+
+    package = PACKAGES[target]
+    build, run = f"target {target}: build", f"target {target}: run"
+    try:
+        trt = importlib.import_module(package)
+        found = str(trt.__version__)
+    except Exception as error:  # a package without the driver's libraries raises what it likes
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            why = f"{package} is not installed: pip install 'pl-compile[{target}]'"
+        else:
+            why = f"{package} does not load: {_first_line(error)}"
+        return [Finding(build, False, f"{why}; or use --defer-build"), Finding(run, False, why)]
+    try:
+        problem, detail = _building(trt)
+    except Exception as error:
+        problem, detail = f"its builder does not start: {_first_line(error)}", ""
+    if problem:
+        built = Finding(build, False, f"{found}; {problem}")
+    else:
+        built = Finding(build, True, f"{found}; {detail}")
+    problem = _running(trt, target, gpus)
+    if problem:
+        return [built, Finding(run, False, problem)]
+    detail = f"compute capability {gpus.capability}; no plan was ever run by this project"
+    return [built, Finding(run, True, detail)]
+
+
+def _building(trt: Any) -> tuple[str, str]:
+    """What is wrong with building, and if nothing is, what there is to say of it."""
+    try:
+        from pl_compile.exporters.trt import has_collectives
+    except ImportError as error:
+        return f"what writes its graphs is missing ({error}): pip install 'pl-compile[export]'", ""
+    if not hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
+        return "it has no layer for caches: 10.15 or newer is needed", ""
+    said: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            said.append(text)
+
+    if trt.Builder(Logger()) is None:
+        reason = _first_line(said[-1]) if said else "it does not say why"
+        return f"its builder does not start here ({reason}): --defer-build, and plc build there", ""
+    sums = "a layer of its own" if has_collectives(trt) else "the plugin in runtime/plugins"
+    return "", f"its builder starts here; sums over ranks: {sums}"
+
+
+def _running(trt: Any, target: str, gpus: Gpus) -> str:
+    """Why no plan runs here; empty where nothing speaks against it."""
+    if gpus.capability is None:
+        return gpus.why_not
+    # Only TensorRT for RTX has such a list.
+    served = getattr(getattr(trt, "ComputeCapability", None), "__members__", None)
+    if served is not None and f"SM{gpus.capability.replace('.', '')}" not in served:
+        return (
+            f"compute capability {gpus.capability} is none that {target} serves: "
+            "use --target tensorrt, or onnx-cuda"
+        )
+    return ""
+
+
+def ranks_on_cpu() -> Finding:
+    """Whether a base can be divided among processes of this machine."""
+    name = "ranks on CPU"
+    from pl_compile.runtime import kernels
+
+    if sys.platform != "linux":
+        return Finding(name, False, "they need Linux")
+    try:
+        needed = kernels.group_bytes(2)
+    except PlcError as error:
+        return Finding(name, False, f"{error.found}: install g++, then pl-compile again")
+    except (OSError, AttributeError) as error:  # of another machine, or of another version
+        return Finding(name, False, f"the kernels do not load: {error}; install pl-compile again")
+    try:
+        room = os.statvfs(_SHARED_MEMORY)
+    except OSError as error:
+        return Finding(name, False, f"{_SHARED_MEMORY}: {error.strerror}")
+    free = room.f_bavail * room.f_frsize
+    sizes = f"2 ranks need {needed >> 20} MiB of {_SHARED_MEMORY}, {free >> 20} MiB are free"
+    if free < needed:
+        return Finding(name, False, f"{sizes}: docker run --shm-size gives a container more")
+    return Finding(name, True, sizes)
+
+
+def ranks_on_gpus(gpus: Gpus) -> Finding:
+    """Whether a base can be divided among the GPUs of this machine."""
+    name = "ranks on GPUs"
+    try:
+        importlib.import_module("nccl.core")
+    except ImportError:
+        return Finding(name, False, "nccl4py is not installed: pip install 'pl-compile[nccl]'")
+    except Exception as error:  # whatever a broken package raises
+        return Finding(name, False, f"nccl4py does not load: {_first_line(error)}")
+    if gpus.capability is None:
+        return Finding(name, False, gpus.why_not)
+    if gpus.count < 2:
+        return Finding(name, False, f"{gpus.count} GPU, and each rank needs one of its own")
+    found = _version("nccl4py") or "of unknown version"
+    return Finding(name, True, f"nccl4py {found}, {gpus.count} GPUs; never run by this project")
 
 
 def _default_base() -> Finding:
@@ -102,3 +292,7 @@ def _default_base() -> Finding:
     there = (folder / "config.json").is_file()
     detail = str(folder) if there else f"not in the cache: plc fetch {DEFAULT_BASE}"
     return Finding(f"base {DEFAULT_BASE}", there, detail)
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

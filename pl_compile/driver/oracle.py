@@ -45,7 +45,7 @@ class OraclePlan:
         max_batch: int,
         all_reduce: Callable[[Array], Array] | None = None,
     ) -> None:
-        self._oracle = Oracle(parsed, constants, all_reduce)
+        self.oracle = Oracle(parsed, constants, all_reduce)
         self._names = contract.cache_names
         self.bindings = _bindings_of(parsed)
         kind = self.bindings[self._names[0][0]].dtype
@@ -61,7 +61,7 @@ class OraclePlan:
         rows = len(inputs[INPUT_IDS])
         blocks = zip(self._names, self._caches.blocks, strict=True)
         pasts = {past: block[:rows] for (past, _), block in blocks}
-        outputs = self._oracle.run({**inputs, **pasts})
+        outputs = self.oracle.run({**inputs, **pasts})
         for (_, present), block in zip(self._names, self._caches.blocks, strict=True):
             block[:rows] = outputs.pop(present)  # the same memory, on a GPU
         return outputs

@@ -6,11 +6,12 @@ from pl_compile.artifact.bundle import MODEL_NAME, Bundle
 from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.errors import ArtifactError, RequestError
+from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.nccl import capsule_of, communicator_of
 from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.engines.providers import Provider
+from pl_compile.runtime.engines.providers import CPU, Provider
 from pl_compile.runtime.engines.ranks import LocalGroup, RankOptions
 from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.runtime.engines.tensorrt import open_plan
@@ -65,6 +66,7 @@ def open_engine(
             max_batch=max_batch or DEFAULT_BATCH,
             threads=threads,
             dtype=dtype,
+            on_gpus=ONNX_TARGETS.get(target) != "cpu",
         )
     if target in PLAN_TARGETS:
         return open_plan(bundle.base_folder, target, contract, max_batch=max_batch, dtype=dtype)
@@ -96,10 +98,11 @@ def check_plans(bundle: Bundle) -> None:
 
 def open_rank(options: RankOptions) -> Any:
     """The engine of one rank, in its own process."""
-    if options.target in PLAN_TARGETS:
-        assert options.shared is not None
+    communicator = None
+    if options.shared is not None:
         communicator = communicator_of(options.rank, options.contract.ranks, options.shared)
         _held.append(communicator)
+    if options.target in PLAN_TARGETS:
         return open_plan(
             options.folder,
             options.target,
@@ -109,11 +112,16 @@ def open_rank(options: RankOptions) -> Any:
             rank=options.rank,
             communicator=capsule_of(communicator),
         )
+    provider = CPU
+    if communicator is not None:
+        kernels.use_communicator(int(communicator.ptr))
+        provider = Provider(ONNX_TARGETS[options.target], {"device_id": str(options.rank)})
     return OnnxRuntimeEngine(
         options.folder / MODEL_NAME,
         options.contract,
         max_batch=options.max_batch,
         threads=options.threads,
+        provider=provider,
         dtype=options.dtype,
         spin=options.spin,
     )

@@ -27,7 +27,6 @@ from pl_compile.errors import RankError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
 from pl_compile.runtime.engines.nccl import unique_id
-from pl_compile.runtime.engines.tensorrt import PACKAGES as GPU_TARGETS
 from pl_compile.runtime.sampling import GREEDY, Draw
 
 # Seconds that a rank has to load its part.
@@ -199,6 +198,7 @@ class LocalGroup(RankedEngine):
         max_batch: rows of the cache.
         threads: of each rank; the machine's cores divided among them if None.
         dtype: of the caches.
+        on_gpus: whether each rank has a GPU, and their sums are NCCL's.
 
     Raises:
         RankError: a rank cannot start; it says why.
@@ -213,6 +213,7 @@ class LocalGroup(RankedEngine):
         max_batch: int = 16,
         threads: int | None = None,
         dtype: str = "float32",
+        on_gpus: bool = False,
     ) -> None:
         doing = f"starting {contract.ranks} ranks of {folder}"
         if threads is None:
@@ -220,7 +221,6 @@ class LocalGroup(RankedEngine):
         self._processes: list[_RankProcess] = []
         self._ended = weakref.finalize(self, _end, self._processes)
         self._failed: RankError | None = None
-        on_gpus = target in GPU_TARGETS
         shared = unique_id() if on_gpus else None
         with nullcontext() if on_gpus else _meeting_place(contract.ranks, doing) as memory:
             for rank in range(contract.ranks):

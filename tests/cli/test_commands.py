@@ -11,6 +11,7 @@ import yaml
 
 from pl_compile.cli.main import COMMANDS, main
 from pl_compile.driver import parity
+from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.testing import random_table, tiny_train_config
 
 
@@ -295,6 +296,11 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(plc: Any) -> None:
     assert findings["onnxruntime"]["works"] is True
     assert "CPUExecutionProvider" in findings["ONNX Runtime providers"]["detail"]
     assert set(findings) >= {"extra [train]", "extra [export]", "extra [gpu]", "NVIDIA GPU"}
+    targets = ("onnx-cuda: run", *(f"{t}: {w}" for t in PLAN_TARGETS for w in ("build", "run")))
+    assert set(findings) >= {f"target {target}" for target in targets}
+    assert set(findings) >= {"ranks on CPU", "ranks on GPUs"}
+    for finding in findings.values():
+        assert finding["detail"], finding
 
 
 @pytest.mark.parametrize("command", COMMANDS)

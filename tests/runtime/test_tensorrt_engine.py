@@ -1,0 +1,481 @@
+# ruff: noqa: N802 - CUDA's own names
+"""The engine for TensorRT plans, and all that it asks of a GPU, on a GPU that is host memory.
+
+`HostCuda` and `FakeContext` have the faces that `runtime/engines/cuda.py` and `GpuPlan` use, check
+every address, and compute with what TensorRT's parser made of the graph. They are stricter than a
+GPU: memory that nobody allocated, a cache whose output lies elsewhere than its input, a step that
+is captured before it ever ran: all are errors. What is left for a real GPU to show is TensorRT's
+kernels, and CUDA itself.
+"""
+
+import ast
+import ctypes
+import sys
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pl_compile.artifact.plan_record import PlanRecord
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver.oracle import OraclePlan
+from pl_compile.errors import ArtifactError
+from pl_compile.exporters.tensorrt import TensorRtExporter
+from pl_compile.exporters.trt import parse
+from pl_compile.graph.decoder import build_decoder
+from pl_compile.passes.pipeline import run_passes
+from pl_compile.runtime.engines.caches import HostCaches
+from pl_compile.runtime.engines.cuda import Cuda, CudaCaches, stored, widened
+from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.tensorrt import Binding, GpuPlan, TensorRtEngine, check_record
+from pl_compile.testing import write_tiny_base
+from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.names import load_weights
+
+Array = NDArray[Any]
+
+
+class HostCuda:
+    """`cuda.bindings.runtime` on host memory.
+
+    Attributes:
+        called: names of the functions that were called.
+        captured: steps of the capture that is under way; None outside of one.
+    """
+
+    def __init__(self) -> None:
+        self.called: set[str] = set()
+        self.captured: list[Callable[[], None]] | None = None
+        self._blocks: dict[int, Any] = {}
+        self.cudaMemcpyKind = SimpleNamespace(
+            cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+        )
+        self.cudaDeviceAttr = SimpleNamespace(
+            cudaDevAttrComputeCapabilityMajor=8, cudaDevAttrComputeCapabilityMinor=9
+        )
+        self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(type(self), f"_{name}", None)
+        if function is None:
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.called.add(name)
+            result = function(self, *arguments)
+            return (0,) if result is None else (0, result)
+
+        return call
+
+    def check(self, address: int, size: int) -> None:
+        """Raises unless memory was allocated there."""
+        for start, block in self._blocks.items():
+            if start <= address and address + size <= start + len(block):
+                return
+        raise AssertionError(f"{size} bytes at {address} are nobody's")
+
+    def _cudaSetDevice(self, device: int) -> None:
+        assert device == 0
+
+    def _cudaStreamCreate(self) -> int:
+        return 77
+
+    def _cudaDeviceGetAttribute(self, kind: int, device: int) -> int:
+        return kind  # 8.9
+
+    def _cudaMalloc(self, size: int) -> int:
+        block = ctypes.create_string_buffer(size)
+        ctypes.memset(block, 0xFF, size)  # what nobody has written is no number
+        address = ctypes.addressof(block)
+        self._blocks[address] = block
+        return address
+
+    def _cudaFree(self, address: int) -> None:
+        del self._blocks[address]
+
+    def _cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> None:
+        self.check(address, size)
+        ctypes.memset(address, value, size)
+
+    def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
+        assert stream == 77
+        assert self.captured is None
+        self.check(to if kind == 1 else source, size)
+        ctypes.memmove(to, source, size)
+
+    def _cudaMemcpy2DAsync(
+        self,
+        to: int,
+        pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        height: int,
+        kind: int,
+        stream: int,
+    ) -> None:
+        assert width <= pitch
+        assert width <= source_pitch
+        for row in range(height):
+            self._cudaMemcpyAsync(
+                to + row * pitch, source + row * source_pitch, width, kind, stream
+            )
+
+    def _cudaStreamSynchronize(self, stream: int) -> None:
+        assert self.captured is None
+
+    def _cudaStreamBeginCapture(self, stream: int, mode: int) -> None:
+        assert self.captured is None
+        self.captured = []
+
+    def _cudaStreamEndCapture(self, stream: int) -> list[Callable[[], None]]:
+        assert self.captured
+        steps, self.captured = self.captured, None
+        return steps
+
+    def _cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:
+        return graph
+
+    def _cudaGraphLaunch(self, graph: Any, stream: int) -> None:
+        for step in graph:
+            step()
+
+
+class DataType(Enum):
+    """TensorRT's words."""
+
+    FLOAT = "float32"
+    HALF = "float16"
+    BF16 = "bfloat16"
+    INT64 = "int64"
+    INT32 = "int32"
+    BOOL = "bool"
+
+
+class FakeContext:
+    """An execution context: runs by addresses."""
+
+    def __init__(self, engine: "FakeEngine") -> None:
+        self._engine = engine
+        self.profile: int | None = None
+        self.communicator: Any = None
+        self._addresses: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._ran: set[tuple[tuple[int, ...], ...]] = set()
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return True
+
+    def set_communicator(self, communicator: Any) -> bool:
+        self.communicator = communicator
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        declared = self._engine.plan.bindings[name].shape
+        assert len(shape) == len(declared)
+        assert all(b in (-1, a) for a, b in zip(shape, declared, strict=True))
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert name in self._engine.plan.bindings
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 77
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+        if self._engine.cuda.captured is not None:
+            assert tuple(shapes.values()) in self._ran, "captured before it ran"
+            self._engine.cuda.captured.append(lambda: self._run(addresses, shapes))
+        else:
+            self._ran.add(tuple(shapes.values()))
+            self._run(addresses, shapes)
+        return True
+
+    def _run(self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        plan = self._engine.plan
+        if self.profile == 1:
+            assert shapes["input_ids"][1] == 1
+        given = {
+            name: self._memory(addresses[name], shapes[name], binding)
+            for name, binding in plan.bindings.items()
+            if binding.is_input
+        }
+        for name, result in self._engine.plan.oracle.run(given).items():
+            binding = plan.bindings[name]
+            if binding.alias is not None:
+                assert addresses[name] == addresses[binding.alias]
+            self._memory(addresses[name], result.shape, binding)[...] = result
+
+    def _memory(self, address: int, shape: tuple[int, ...], binding: Binding) -> Array:
+        kind = np.dtype(binding.dtype)
+        size = int(np.prod(shape)) * kind.itemsize
+        self._engine.cuda.check(address, size)
+        block: Any = (ctypes.c_char * size).from_address(address)
+        return np.ndarray(shape, kind, buffer=block)
+
+
+class FakeEngine:
+    """A deserialised engine."""
+
+    def __init__(self, cuda: HostCuda, plan: OraclePlan) -> None:
+        self.cuda, self.plan = cuda, plan
+        self._names = list(plan.bindings)
+        self.num_io_tensors = len(self._names)
+
+    def create_execution_context(self) -> FakeContext:
+        return FakeContext(self)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if self.plan.bindings[name].is_input else "out"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.plan.bindings[name].shape
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType(self.plan.bindings[name].dtype)
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return self.plan.bindings[name].alias
+
+
+def fake_tensorrt(cuda: HostCuda, plan: OraclePlan) -> Any:
+    """The package: whatever bytes it is given, it makes this plan of them."""
+    logger = type("Logger", (), {"WARNING": 1, "__init__": lambda self, level: None})
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: FakeEngine(cuda, plan))
+    return SimpleNamespace(
+        DataType=DataType,
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+        Logger=logger,
+        Runtime=lambda logger: runtime,
+    )
+
+
+CONTRACT = GraphContract(
+    layers=2, kv_heads=3, head_dim=8, hidden=24, vocab=50, capacity=11, prompts="input"
+)
+HOME = Path(__file__).parents[2]
+
+
+def host_cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+    fake = HostCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
+    return fake
+
+
+def prefix(length: int, seed: int = 0) -> np.ndarray:
+    shape = (CONTRACT.layers, 2, CONTRACT.kv_heads, length, CONTRACT.head_dim)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_caches_on_a_gpu_do_what_caches_here_do(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    import ml_dtypes
+
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    host_cuda(monkeypatch)
+    cuda = Cuda()
+    both = CudaCaches(cuda, CONTRACT, 4, dtype), HostCaches(CONTRACT, 4, kind)
+    for caches in both:
+        for row, length in enumerate((3, 7, 1, 9)):
+            caches.place(row, prefix(length, row))
+        caches.keep([1, 1, 3], 6)
+
+    ours, theirs = (caches.head(6) for caches in both)
+
+    np.testing.assert_array_equal(ours, theirs)
+    assert np.abs(ours).max() > 1
+    on_gpu, on_host = both
+    for index in range(4):
+        for row in range(3):
+            offset = on_gpu.address(index, row) - on_gpu.address(index, 0)
+            assert offset == on_host.address(index, row) - on_host.address(index, 0)
+
+
+def test_bfloat16_rounds_as_ml_dtypes_does() -> None:
+    import ml_dtypes
+
+    numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    numbers = np.concatenate([numbers, np.asarray([0.0, -0.0, 1.0, 1.00390625, 3e38], np.float32)])
+
+    bits = stored(numbers, "bfloat16")
+
+    np.testing.assert_array_equal(bits, numbers.astype(ml_dtypes.bfloat16).view(np.uint16))
+    np.testing.assert_array_equal(
+        widened(bits, "bfloat16"), numbers.astype(ml_dtypes.bfloat16).astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: Any
+) -> None:
+    """Prompts, steps with and without a captured graph, rows that leave: addresses and numbers."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+
+    base = write_tiny_base(tmp_path / "base", family, blocks=True)
+    config = read_decoder_config(base)
+    sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
+    contract = GraphContract(**sizes, capacity=32, prompts="input")
+    options = BuildOptions(dtype=dtype, defer_build=True)
+    exporter = TensorRtExporter("tensorrt-rtx")
+    model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
+    run_passes(model, exporter.passes(config, contract, options, None, []))
+    constants = {
+        str(v.name): v.const_value.numpy()
+        for v in model.graph.initializers.values()
+        if v.const_value is not None
+    }
+    exporter.build(model, tmp_path, contract, options)
+
+    def plan() -> OraclePlan:
+        parsed = parse(tmp_path / "model.onnx", "tensorrt-rtx")
+        return OraclePlan(parsed, constants, contract, 4)
+
+    fake = host_cuda(monkeypatch)
+    cuda = Cuda()
+    caches = CudaCaches(cuda, contract, 4, dtype)
+    gpu = GpuPlan(fake_tensorrt(fake, plan()), cuda, b"", contract, caches, "a communicator")
+    engines = [TensorRtEngine(each, contract, max_batch=4, dtype=dtype) for each in (gpu, plan())]
+
+    found, expected = (_steps(engine, contract) for engine in engines)
+
+    np.testing.assert_array_equal(found[1], expected[1])
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert {"cudaStreamBeginCapture", "cudaGraphLaunch", "cudaMemcpy2DAsync"} <= fake.called
+
+
+def _steps(engine: Engine, contract: GraphContract) -> tuple[list[np.ndarray], np.ndarray]:
+    generator = np.random.default_rng(0)
+    shape = (contract.layers, 2, contract.kv_heads, 4, contract.head_dim)
+    prompts = [
+        SimpleNamespace(
+            rows=generator.normal(size=(3, contract.hidden)).astype(np.float32),
+            prefix_kv=None if row else generator.normal(size=shape).astype(np.float32),
+            task_id=0,
+        )
+        for row in range(3)
+    ]
+    past = engine.start(prompts)
+    assert past.tolist() == [4, 0, 0]
+    ids = generator.integers(0, contract.vocab, (3, 6))
+    ids[1, 2] = contract.vocab + 1  # a virtual token
+    last = np.asarray([5, 3, 4])
+    seen = [engine.step(ids, past, last, prompts).copy()]
+    past = past + last + 1
+    for step in range(8):
+        if step == 4:
+            engine.keep([0, 2], int(past.max()))  # row 1 is finished
+            past, prompts = past[[0, 2]], [prompts[0], prompts[2]]
+        ids = generator.integers(0, contract.vocab, (len(prompts), 1))
+        seen.append(engine.step(ids, past, past * 0, prompts).copy())
+        past = past + 1
+    single = np.asarray([[contract.vocab]] * 2)  # a virtual token alone is no token step
+    seen.append(engine.step(single, past, past * 0, prompts).copy())
+    return seen, engine.cached(9)
+
+
+RECORD = PlanRecord(
+    flavour="tensorrt-rtx",
+    version="1.7.1",
+    compute_capabilities=("8.6", "8.9"),
+    ranks=1,
+    max_batch=16,
+    capacity=64,
+    profiles=("prompt", "token"),
+    attention="mask",
+    onnx="",
+    seconds=1.0,
+    plan_bytes=1,
+    peak_memory_bytes=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "capability", "said"),
+    [
+        ("tensorrt-rtx", "1.7.1", "8.9", None),
+        ("tensorrt-rtx", "1.7.1", "12.0", r"for compute capability 8\.6, 8\.9; expected 12\.0"),
+        ("tensorrt-rtx", "1.8.0", "8.9", r"of tensorrt-rtx 1\.7\.1; expected 1\.8\.0"),
+        ("tensorrt", "1.7.1", "8.9", "a plan of tensorrt-rtx; expected tensorrt"),
+    ],
+)
+def test_a_plan_runs_where_it_was_built_for(
+    target: str, version: str, capability: str, said: str | None
+) -> None:
+    if said is None:
+        check_record(RECORD, target, version, capability)
+        return
+    with pytest.raises(ArtifactError, match=f"{said}.*plc build"):
+        check_record(RECORD, target, version, capability)
+
+
+def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
+    """Every name that is called or read, in NVIDIA's own package."""
+    api = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    names: set[str] = set()
+    for file in ("cuda.py", "tensorrt.py"):
+        tree = ast.parse((HOME / "runtime" / "engines" / file).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+    asked = {name for name in names if name.startswith("cuda") and name[4:5].isupper()}
+    assert len(asked) > 15
+    enums = [api.cudaMemcpyKind, api.cudaDeviceAttr, api.cudaStreamCaptureMode]
+    missing = {n for n in asked if not hasattr(api, n) and not any(hasattr(e, n) for e in enums)}
+    assert not missing
+
+
+def test_what_is_asked_of_tensorrt_is_there_under_its_name() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    for owner, names in {
+        trt.Runtime: ["deserialize_cuda_engine"],
+        trt.ICudaEngine: [
+            "create_execution_context",
+            "num_io_tensors",
+            "get_tensor_name",
+            "get_tensor_mode",
+            "get_tensor_shape",
+            "get_tensor_dtype",
+            "get_aliased_input_tensor",
+        ],
+        trt.IExecutionContext: [
+            "set_optimization_profile_async",
+            "set_communicator",
+            "set_input_shape",
+            "set_tensor_address",
+            "execute_async_v3",
+        ],
+    }.items():
+        assert [name for name in names if not hasattr(owner, name)] == []
+
+
+def test_an_error_of_cuda_says_which_call_and_what_cuda_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing = SimpleNamespace(
+        cudaSetDevice=lambda device: (35,),
+        cudaGetErrorString=lambda error: (0, b"CUDA driver version is insufficient"),
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", failing)
+
+    with pytest.raises(ArtifactError, match="calling cudaSetDevice: CUDA driver version is insuff"):
+        Cuda()
