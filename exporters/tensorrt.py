@@ -19,19 +19,20 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from pl_compile.artifact.all_reduce_plugin import load_plugin
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.plan_record import (
     PLAN_NAME,
     AttentionForm,
     PlanRecord,
+    parser_for,
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.collectives import UseAllReducePlugin
 from pl_compile.exporters.ep_context import write_ep_context
 from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
@@ -43,7 +44,6 @@ from pl_compile.exporters.trt import (
     build_plan,
     has_collectives,
     parse,
-    parser_for,
     tensorrt_module,
 )
 from pl_compile.passes.graph_pass import GraphPass
@@ -52,6 +52,7 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.set_precision import SetPrecision
+from pl_compile.passes.use_all_reduce_plugin import UseAllReducePlugin
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
@@ -159,12 +160,14 @@ def build_plan_in(
 
     Raises:
         ExportError: TensorRT is not there, refuses the file, or cannot build it here.
+        RankError: it has no layer for sums over ranks, and the plugin does not load.
     """
     trt = tensorrt_module(target)
     changes: list[GraphPass] = []
     if attention == "lower_right":
         changes.append(LinkFunctions([lower_right_attention_function(contract.head_dim)]))
     if contract.ranks > 1 and not has_collectives(trt):
+        load_plugin(trt)
         changes.append(UseAllReducePlugin())
     with _changed(folder / MODEL_NAME, changes) as model:
         parsed = parse(model, target, ranks=contract.ranks, attention=attention)

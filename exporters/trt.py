@@ -19,28 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pl_compile.artifact.plan_record import AttentionForm
+from pl_compile.artifact.plan_record import PACKAGES, AttentionForm
 from pl_compile.errors import ExportError
-
-# Import names by target, and the extra that brings each.
-_PACKAGES = {
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
-    "tensorrt": ("tensorrt", "tensorrt"),
-}
 
 # TensorRT finds no more than this many largest values.
 MOST_CANDIDATES = 3840
-
-
-def parser_for(target: str) -> str | None:
-    """The flavour whose parser can stand for a target's here: its own, else the other; or None."""
-    for flavour in (target, *_PACKAGES):
-        try:
-            importlib.import_module(_PACKAGES[flavour][0])
-        except ImportError:
-            continue
-        return flavour
-    return None
 
 
 def has_collectives(trt: Any) -> bool:
@@ -54,7 +37,7 @@ def tensorrt_module(target: str) -> Any:
     Raises:
         ExportError: it is not installed, or does not load.
     """
-    package, extra = _PACKAGES[target]
+    package = PACKAGES[target]
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -62,7 +45,7 @@ def tensorrt_module(target: str) -> Any:
             f"building for {target}",
             found=str(error),
             expected=f"the package {package}",
-            fix=f"pip install 'pl-compile[{extra}]', or use --defer-build and build on the device.",
+            fix=f"pip install 'pl-compile[{target}]', or --defer-build and build on the device.",
         ) from error
 
 

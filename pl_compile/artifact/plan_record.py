@@ -4,6 +4,7 @@ A plan says nothing of itself without a driver, and equal builds give different 
 runtime must know before it asks the driver stands here.
 """
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,21 @@ PLAN_NAME = "model.plan"
 PLAN_RECORD = "plan.json"
 EP_CONTEXT_NAME = "model_ctx.onnx"  # an ONNX file around the plan, where it was asked for
 
+# The flavours of TensorRT, which are targets, and the import names of their packages.
+PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+
 AttentionForm = Literal["mask", "lower_right"]
+
+
+def parser_for(target: str) -> str | None:
+    """The flavour whose parser can stand for a target's here: its own, else the other; or None."""
+    for flavour in (target, *PACKAGES):
+        try:
+            importlib.import_module(PACKAGES[flavour])
+        except ImportError:
+            continue
+        return flavour
+    return None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pl_compile.artifact.bundle import (
 from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.plan_record import (
     EP_CONTEXT_NAME,
+    PACKAGES,
     PLAN_NAME,
     PLAN_RECORD,
     AttentionForm,
@@ -28,7 +29,6 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters.tensorrt import build_plan_in
 from pl_compile.exporters.trt import tensorrt_module
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.engines.tensorrt import PACKAGES
 
 
 @dataclass(frozen=True)

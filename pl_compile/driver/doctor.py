@@ -138,6 +138,8 @@ def find_gpus() -> Gpus:
         why = f"{error.found}: pip install 'pl-compile[gpu]'"
     except PlcError as error:
         why = f"CUDA says: {_first_line(error.found)}"
+        if driver is None:
+            why = f"no driver found ({why})"
     except Exception as error:  # whatever a broken package raises
         why = f"cuda-bindings does not work: {_first_line(error)}"
     return Gpus(driver, why_not=why)
@@ -180,7 +182,7 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
         target: "tensorrt-rtx" or "tensorrt".
         gpus: of this machine.
     """
-    from pl_compile.runtime.engines.tensorrt import PACKAGES
+    from pl_compile.artifact.plan_record import PACKAGES
 
     package = PACKAGES[target]
     build, run = f"target {target}: build", f"target {target}: run"

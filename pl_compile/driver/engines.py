@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.artifact.plan_record import parser_for
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ExportError
-from pl_compile.exporters.trt import parser_for
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine

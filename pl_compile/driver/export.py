@@ -38,6 +38,7 @@ from pl_compile.artifact.folded_prefix import (
     FoldedPrefix,
     write_folded,
 )
+from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PLAN_RECORD, PlanRecord, read_plan_record
 from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
 from pl_compile.artifact.tensors import tensor_bytes
@@ -65,7 +66,6 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
 from pl_compile.text.examples import read_examples

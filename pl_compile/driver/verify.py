@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
+from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.engines import checking_engine
 from pl_compile.driver.parity import (
@@ -24,7 +25,6 @@ from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.opening import check_plans
-from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base

@@ -31,12 +31,12 @@ def communicator_of(rank: int, ranks: int, shared: bytes) -> Any:
     return nccl.Communicator.init(nranks=ranks, rank=rank, unique_id=identity)
 
 
-def capsule_of(communicator: Any) -> Any:
-    """What TensorRT's `IExecutionContext.set_communicator` takes."""
+def capsule_of(address: int) -> Any:
+    """What TensorRT's `IExecutionContext.set_communicator` takes, of an `ncclComm_t`."""
     new = ctypes.pythonapi.PyCapsule_New
     new.restype = ctypes.py_object
     new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    return new(int(communicator.ptr), _CAPSULE, None)
+    return new(address, _CAPSULE, None)
 
 
 def _nccl() -> Any:

@@ -3,17 +3,17 @@
 from typing import Any
 
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle
+from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.nccl import capsule_of, communicator_of
+from pl_compile.runtime.engines.nccl import communicator_of
 from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.engines.providers import CPU, Provider
 from pl_compile.runtime.engines.ranks import LocalGroup, RankOptions
-from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.runtime.engines.tensorrt import open_plan
 
 # Communicators must outlive all contexts; a rank's process has one for its whole life.
@@ -110,7 +110,7 @@ def open_rank(options: RankOptions) -> Any:
             max_batch=options.max_batch,
             dtype=options.dtype,
             rank=options.rank,
-            communicator=capsule_of(communicator),
+            communicator=None if communicator is None else int(communicator.ptr),
         )
     provider = CPU
     if communicator is not None:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.plan_record import PLAN_NAME, PlanRecord, read_plan_record
+from pl_compile.artifact.all_reduce_plugin import give_communicator, load_plugin
+from pl_compile.artifact.plan_record import PACKAGES, PLAN_NAME, PlanRecord, read_plan_record
 from pl_compile.config.contract import (
     INPUT_IDS,
     LAST_INDEX,
@@ -33,11 +34,9 @@ from pl_compile.errors import ArtifactError, MissingExtraError
 from pl_compile.runtime.engines.caches import Caches
 from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.nccl import capsule_of
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
-
-# Import names of the flavours.
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
 # Places of the profiles, in the order in which exporters/trt.py builds them.
 PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
@@ -235,7 +234,7 @@ def open_plan(
     max_batch: int | None,
     dtype: str,
     rank: int = 0,
-    communicator: Any = None,
+    communicator: int | None = None,
 ) -> TensorRtEngine:
     """The engine on a bundle's plan. Not run by this project.
 
@@ -249,8 +248,7 @@ def open_plan(
             means.
         dtype: of the caches.
         rank: which GPU.
-        communicator: a capsule of NCCL's, where there are several ranks; who gives it keeps what it
-            holds alive.
+        communicator: address of NCCL's, where there are several ranks; it outlives the engine.
 
     Raises:
         ArtifactError: there is no plan, or it is one of something else, or does not load.
@@ -289,7 +287,7 @@ class GpuPlan:
         data: the plan.
         contract: of its graph.
         caches: in the GPU's memory.
-        communicator: a capsule named "ncclComm_t", where there are several ranks.
+        communicator: address of an `ncclComm_t`, where there are several ranks.
 
     Raises:
         ArtifactError: TensorRT does not take the plan.
@@ -302,10 +300,14 @@ class GpuPlan:
         data: bytes,
         contract: GraphContract,
         caches: CudaCaches,
-        communicator: Any,
+        communicator: int | None,
     ) -> None:
         self.caches = caches
         self._cuda = cuda
+        plugin = None
+        if communicator is not None and not hasattr(trt.IExecutionContext, "set_communicator"):
+            plugin = load_plugin(trt)
+            give_communicator(plugin, communicator)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
@@ -317,19 +319,20 @@ class GpuPlan:
         self.bindings = _bindings_of(trt, self._engine)
         self._names = contract.cache_names
         # One for each profile: switching the profile of a context would wait for the GPU.
-        self._contexts = [self._new_context(index, communicator) for index in (0, 1)]
+        native = None if plugin is not None else communicator
+        self._contexts = [self._new_context(index, native) for index in (0, 1)]
         self._memory: dict[str, tuple[int, int]] = {}
         # CUDA graphs of token steps, by rows: captured at the second step of that many.
         self._graphs: dict[int, Any] = {}
         self._seen: set[int] = set()
 
-    def _new_context(self, profile: int, communicator: Any) -> Any:
+    def _new_context(self, profile: int, communicator: int | None) -> Any:
         context = self._engine.create_execution_context()
         context.set_optimization_profile_async(profile, int(self._cuda.stream))
         self._cuda.wait()
         if communicator is not None:
             # All ranks make this call together, or none returns from it.
-            context.set_communicator(communicator)
+            context.set_communicator(capsule_of(communicator))
         return context
 
     def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:

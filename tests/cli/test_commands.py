@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.cli.main import COMMANDS, main
 from pl_compile.driver import parity
-from pl_compile.runtime.engines.tensorrt import PACKAGES as PLAN_TARGETS
 from pl_compile.testing import random_table, tiny_train_config
 
 

@@ -211,6 +211,25 @@ def test_without_a_driver_nothing_is_to_be_installed(monkeypatch: pytest.MonkeyP
     assert find_gpus() == NO_GPU
 
 
+@pytest.mark.usefixtures("no_driver")
+def test_without_a_driver_what_cuda_says_comes_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(monkeypatch, **{CUDA: cuda(error=35)})
+
+    gpu = by_name(examine())["NVIDIA GPU"]
+
+    assert not gpu.works
+    assert gpu.detail.startswith("no driver found (CUDA says: no CUDA-capable device is detected)")
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_a_gpu_that_cuda_knows_needs_no_other_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Jetson, which may have neither nvidia-smi nor that device file."""
+    put(monkeypatch, **{CUDA: cuda(capability=(8, 7))})
+
+    assert find_gpus() == Gpus(None, 1, "8.7")
+    assert by_name(examine())["NVIDIA GPU"].works
+
+
 @pytest.mark.parametrize(
     ("providers", "installed", "gpus", "works", "said"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 from pl_compile.config.contract import LOGITS
 from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.graph.blocks import split_heads
+from pl_compile.graph.blocks import row_parallel, split_heads
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
@@ -19,6 +19,7 @@ from pl_compile.passes.pipeline import model_text, run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.set_precision import SetPrecision
+from pl_compile.passes.use_all_reduce_plugin import UseAllReducePlugin
 from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_block_products import UseBlockProducts
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
@@ -47,6 +48,12 @@ def graph(build: Callable[[GraphBuilder], None]) -> Callable[[GraphBuilder], Non
 
     GRAPHS[build.__name__] = model
     return build
+
+
+@graph
+def part_of_a_sum(g: GraphBuilder) -> None:
+    x = g.input("x", ir.DataType.FLOAT, ["batch", "seq", 16])
+    g.output(row_parallel(g, x, "a.q", 2), "y", ir.DataType.FLOAT, ["batch", "seq", 16])
 
 
 def products_of(g: GraphBuilder, *, biased: bool) -> None:
@@ -186,6 +193,7 @@ CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("fuse_residual_norms", "residual_norms", [], FuseResidualNorms()),
     ("set_precision", "tied_table", [], SetPrecision("float16")),
     ("sample_in_graph", "logits_alone", [], SampleInGraph(20)),
+    ("use_all_reduce_plugin", "part_of_a_sum", [], UseAllReducePlugin()),
     ("link_functions", "attention", [], LinkFunctions([cached_attention_function()])),
 ]
 

@@ -9,8 +9,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from pl_compile.artifact.all_reduce_plugin import VARIABLE, load_plugin
+from pl_compile.errors import RankError
+from pl_compile.passes.use_all_reduce_plugin import ALL_REDUCE_PLUGIN, RANKS_ATTRIBUTE
 
 SOURCE = Path(__file__).parents[2] / "runtime" / "plugins" / "all_reduce.cc"
 HEADERS = {
@@ -207,9 +212,24 @@ def compiled(source: Path, result: Path, *options: str) -> Path:
 def test_names_are_those_that_engines_are_written_with() -> None:
     assert (constant("kName"), constant("kRanks")) == ("plc_all_reduce", "nb_rank")
     assert (constant("kVersion"), constant("kNamespace")) == ("1", "")
-    collectives = pytest.importorskip("pl_compile.exporters.collectives")
-    assert constant("kName") == collectives.ALL_REDUCE_PLUGIN
-    assert constant("kRanks") == collectives.RANKS_ATTRIBUTE
+    assert constant("kName") == ALL_REDUCE_PLUGIN
+    assert constant("kRanks") == RANKS_ATTRIBUTE
+
+
+def test_where_the_library_is_not_said_the_message_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trt = SimpleNamespace(__version__="10.9.0", get_plugin_registry=lambda: registry)
+    registry = SimpleNamespace(load_library=lambda path: None)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(RankError, match=r"10\.9\.0: PLC_ALL_REDUCE_PLUGIN is not set.*README"):
+        load_plugin(trt)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none.so"))
+    with pytest.raises(RankError, match=r"no file .*none\.so"):
+        load_plugin(trt)
+    (tmp_path / "none.so").write_bytes(b"no library")
+    with pytest.raises(RankError, match="TensorRT does not take"):
+        load_plugin(trt)
 
 
 def test_exported_are_what_the_registry_and_the_runtime_look_for() -> None:

@@ -176,6 +176,7 @@ class FakeContext:
 
     def set_communicator(self, communicator: Any) -> bool:
         self.communicator = communicator
+        assert "ncclComm_t" in repr(communicator)
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -260,6 +261,7 @@ def fake_tensorrt(cuda: HostCuda, plan: OraclePlan) -> Any:
         TensorIOMode=SimpleNamespace(INPUT="in"),
         Logger=logger,
         Runtime=lambda logger: runtime,
+        IExecutionContext=FakeContext,
     )
 
 
@@ -350,7 +352,7 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     fake = host_cuda(monkeypatch)
     cuda = Cuda()
     caches = CudaCaches(cuda, contract, 4, dtype)
-    gpu = GpuPlan(fake_tensorrt(fake, plan()), cuda, b"", contract, caches, "a communicator")
+    gpu = GpuPlan(fake_tensorrt(fake, plan()), cuda, b"", contract, caches, 4096)
     engines = [TensorRtEngine(each, contract, max_batch=4, dtype=dtype) for each in (gpu, plan())]
 
     found, expected = (_steps(engine, contract) for engine in engines)
