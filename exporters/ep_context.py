@@ -19,6 +19,17 @@ _FLAVOUR = "tensorrt-rtx"
 _PROVIDER = "NvTensorRTRTXExecutionProvider"
 
 
+def check_wrappable(flavour: str) -> None:
+    """Raises `ExportError` unless a provider of ONNX Runtime loads a flavour's plans."""
+    if flavour != _FLAVOUR:
+        raise ExportError(
+            "wrapping a plan for ONNX Runtime",
+            found=f"a plan of {flavour}",
+            expected=_FLAVOUR,
+            fix="Leave --ep-context out, or use --target tensorrt-rtx.",
+        )
+
+
 def write_ep_context(folder: Path, record: PlanRecord) -> Path:
     """Writes the file beside a plan, and returns its path.
 
@@ -29,13 +40,7 @@ def write_ep_context(folder: Path, record: PlanRecord) -> Path:
     Raises:
         ExportError: a plan of a flavour that no provider loads.
     """
-    if record.flavour != _FLAVOUR:
-        raise ExportError(
-            "wrapping a plan for ONNX Runtime",
-            found=f"a plan of {record.flavour}",
-            expected=_FLAVOUR,
-            fix="Leave --ep-context out, or use --target tensorrt-rtx.",
-        )
+    check_wrappable(record.flavour)
     graph = ir.load(folder / MODEL_NAME).graph
     inputs, outputs = (
         [ir.val(str(v.name), v.dtype, v.shape) for v in values]

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -25,21 +26,25 @@ from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.plan_record import (
     PLAN_NAME,
     AttentionForm,
+    PlanProfile,
     PlanRecord,
     parser_for,
+    sum_of_onnx,
+    write_plan_profile,
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.ep_context import write_ep_context
+from pl_compile.exporters.ep_context import check_wrappable, write_ep_context
 from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.exporters.onnx_files import onnx_versions, save
+from pl_compile.exporters.onnx_files import DATA_NAME, onnx_versions, save
 from pl_compile.exporters.options import check_blocks, quantize_passes, when
 from pl_compile.exporters.trt import (
     MOST_CANDIDATES,
+    ParsedNetwork,
     PlanOptions,
     build_plan,
     has_collectives,
@@ -90,6 +95,8 @@ class TensorRtExporter:
             )
         if options.quantize != "none" and options.scale_block:
             check_blocks(config, options)
+        if options.ep_context:
+            check_wrappable(self.target)
         if not options.defer_build:
             tensorrt_module(self.target)
 
@@ -125,8 +132,9 @@ class TensorRtExporter:
         options: BuildOptions,
         progress: Progress = SILENT,
     ) -> None:
-        """Writes `model.onnx`, `model.onnx.data`, and unless deferred `model.plan`, `plan.json`."""
+        """Writes the ONNX files, `profile.json`, and unless deferred `model.plan`, `plan.json`."""
         save(model, folder)
+        write_plan_profile(folder, PlanProfile(options.plan_batch))
         if not options.defer_build:
             build_plan_in(folder, self.target, contract, options, progress=progress)
         elif (flavour := parser_for(self.target)) is not None:
@@ -162,18 +170,10 @@ def build_plan_in(
         ExportError: TensorRT is not there, refuses the file, or cannot build it here.
         RankError: it has no layer for sums over ranks, and the plugin does not load.
     """
-    trt = tensorrt_module(target)
-    changes: list[GraphPass] = []
-    if attention == "lower_right":
-        changes.append(LinkFunctions([lower_right_attention_function(contract.head_dim)]))
-    if contract.ranks > 1 and not has_collectives(trt):
-        load_plugin(trt)
-        changes.append(UseAllReducePlugin())
-    with _changed(folder / MODEL_NAME, changes) as model:
-        parsed = parse(model, target, ranks=contract.ranks, attention=attention)
-        batch = options.plan_batch
-        wanted = PlanOptions(batch, contract.capacity, options.compute_capabilities)
-        plan = build_plan(parsed, wanted, said=_each_once(progress))
+    parsed = parse_base(folder, target, contract, attention)
+    batch = options.plan_batch
+    wanted = PlanOptions(batch, contract.capacity, options.compute_capabilities)
+    plan = build_plan(parsed, wanted, said=_each_once(progress))
     (folder / PLAN_NAME).write_bytes(plan.data)
     record = PlanRecord(
         flavour=target,
@@ -184,7 +184,7 @@ def build_plan_in(
         capacity=contract.capacity,
         profiles=PROFILES,
         attention=attention,
-        onnx=sha256_of(folder / MODEL_NAME),
+        onnx=sum_of_onnx({path.name: sha256_of(path) for path in folder.glob(f"{MODEL_NAME}*")}),
         seconds=plan.seconds,
         plan_bytes=len(plan.data),
         peak_memory_bytes=plan.peak_memory_bytes,
@@ -194,6 +194,32 @@ def build_plan_in(
     if options.ep_context:
         write_ep_context(folder, record)
     return record
+
+
+def parse_base(
+    folder: Path, flavour: str, contract: GraphContract, attention: AttentionForm
+) -> ParsedNetwork:
+    """What a flavour's parser makes of the `model.onnx` in a folder.
+
+    Args:
+        folder: of the base, or of one of its ranks.
+        flavour: whose parser.
+        contract: of the graph.
+        attention: "lower_right" parses a variant of the file that says it so.
+
+    Raises:
+        ExportError: TensorRT is not there, or refuses the file, or a guard does.
+        RankError: it has no layer for sums over ranks, and the plugin does not load.
+    """
+    trt = tensorrt_module(flavour)
+    changes: list[GraphPass] = []
+    if attention == "lower_right":
+        changes.append(LinkFunctions([lower_right_attention_function(contract.head_dim)]))
+    if contract.ranks > 1 and not has_collectives(trt):
+        load_plugin(trt)
+        changes.append(UseAllReducePlugin())
+    with _changed(folder / MODEL_NAME, changes) as model:
+        return parse(model, flavour, ranks=contract.ranks, attention=attention)
 
 
 def _each_once(progress: Progress) -> Callable[[str], None]:
@@ -210,18 +236,19 @@ def _each_once(progress: Progress) -> Callable[[str], None]:
 
 @contextmanager
 def _changed(model: Path, changes: Sequence[GraphPass]) -> Iterator[Path]:
-    """A variant of an ONNX file beside it, where its data is; the file itself without changes."""
+    """A variant of an ONNX file, for a while; the file itself without changes."""
     if not changes:
         yield model
         return
-    variant = model.with_name("variant.onnx")
-    loaded = ir.load(model)
-    run_passes(loaded, changes)
-    ir.save(loaded, variant)  # its tensors stay where they are
-    try:
-        yield variant
-    finally:
-        variant.unlink()
+    with TemporaryDirectory(prefix="plc-variant-") as folder:
+        loaded = ir.load(model)
+        run_passes(loaded, changes)
+        # Its data is found beside it.
+        data = model.with_name(DATA_NAME)
+        if data.is_file():
+            (Path(folder) / DATA_NAME).symlink_to(data.resolve())
+        ir.save(loaded, Path(folder) / MODEL_NAME)
+        yield Path(folder) / MODEL_NAME
 
 
 def masked_attention_function(head_dim: int, capacity: int) -> ir.Function:

@@ -40,12 +40,13 @@ def tensorrt_module(target: str) -> Any:
     package = PACKAGES[target]
     try:
         return importlib.import_module(package)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise ExportError(
             f"building for {target}",
             found=str(error),
             expected=f"the package {package}",
-            fix=f"pip install 'pl-compile[{target}]', or --defer-build and build on the device.",
+            fix=f"pip install 'pl-compile[{target}]'; or leave plans to the device that runs them: "
+            "plc export --defer-build.",
         ) from error
 
 
@@ -247,7 +248,7 @@ def build_plan(
         raise ExportError(
             "building a TensorRT plan",
             found="; ".join(errors)[:1000] or "no plan, and no reason",
-            fix="Try another precision, or --defer-build and build on the device.",
+            fix="Try another precision, or other GPUs.",
         )
     seconds = time.perf_counter() - started
     return Plan(
@@ -294,10 +295,14 @@ def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:
             raise ExportError(
                 "choosing compute capabilities",
                 found=f"'{text}'",
-                expected=", ".join(sorted(known)),
-                fix="Write it as 8.6.",
+                expected=", ".join(_as_typed(name) for name in known if name.startswith("SM")),
             )
         config.set_compute_capability(known[name], index)
+
+
+def _as_typed(name: str) -> str:
+    """SM86 as 8.6, SM120 as 12.0."""
+    return f"{name[2:-1]}.{name[-1]}"
 
 
 def _logger(trt: Any, log: list[tuple[str, str]]) -> Any:

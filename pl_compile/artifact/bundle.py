@@ -35,7 +35,7 @@ from pl_compile.artifact.folded_prefix import (
     read_folded,
     sum_of_files,
 )
-from pl_compile.artifact.plan_record import EP_CONTEXT_NAME, PLAN_NAME, PLAN_RECORD
+from pl_compile.artifact.plan_record import EP_CONTEXT_NAME, PLAN_NAME, PLAN_PROFILE, PLAN_RECORD
 from pl_compile.artifact.prompt_table import (
     BaseIdentity,
     TaskEntry,
@@ -209,7 +209,7 @@ def sum_of_base(sums: Mapping[str, str]) -> str:
     Args:
         sums: by path in the bundle.
     """
-    plans = (PLAN_NAME, PLAN_RECORD, EP_CONTEXT_NAME)
+    plans = (PLAN_NAME, PLAN_RECORD, PLAN_PROFILE, EP_CONTEXT_NAME)
     return sum_of_files(
         {
             name: found

@@ -9,14 +9,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from pl_compile.artifact.folded_prefix import sum_of_files
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError
 
 PLAN_NAME = "model.plan"
 PLAN_RECORD = "plan.json"
+PLAN_PROFILE = "profile.json"
 EP_CONTEXT_NAME = "model_ctx.onnx"  # an ONNX file around the plan, where it was asked for
+
+_ONNX_FILES = ("model.onnx", "model.onnx.data")
+
+T = TypeVar("T")
 
 # The flavours of TensorRT, which are targets, and the import names of their packages.
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -29,7 +35,7 @@ def parser_for(target: str) -> str | None:
     for flavour in (target, *PACKAGES):
         try:
             importlib.import_module(PACKAGES[flavour])
-        except ImportError:
+        except (ImportError, OSError):  # of its libraries, where it is there and does not load
             continue
         return flavour
     return None
@@ -50,7 +56,7 @@ class PlanRecord:
         profiles: what each of its profiles is for: "prompt" takes up to `capacity` tokens a row,
             "token" one.
         attention: how attention is told what a token sees.
-        onnx: sha256 of the `model.onnx` it was parsed from; that names the data's own sum nowhere.
+        onnx: `sum_of_onnx` of what it was parsed from.
         seconds: that building took.
         plan_bytes: size of the plan.
         peak_memory_bytes: of the process that built it.
@@ -72,10 +78,44 @@ class PlanRecord:
     layers: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PlanProfile:
+    """The content of `profile.json`: the sizes that a plan is to be built for, wherever that is.
+
+    Attributes:
+        max_batch: rows of a step at most.
+    """
+
+    max_batch: int
+
+
+def sum_of_onnx(sums: Mapping[str, str]) -> str:
+    """sha256 over the names and sums of an ONNX file and its data.
+
+    Args:
+        sums: of all files beside each other, by name; others are left out.
+    """
+    kept = {name: found for name, found in sums.items() if name in _ONNX_FILES}
+    return sum_of_files(kept)
+
+
+def write_plan_profile(folder: Path, profile: PlanProfile) -> None:
+    """Writes `profile.json`."""
+    _write(folder / PLAN_PROFILE, profile)
+
+
+def read_plan_profile(folder: Path) -> PlanProfile:
+    """Reads `profile.json`.
+
+    Raises:
+        ArtifactError: it is missing, or damaged.
+    """
+    return _read(PlanProfile, folder / PLAN_PROFILE, "Export the bundle again.")
+
+
 def write_plan_record(folder: Path, record: PlanRecord) -> None:
     """Writes `plan.json`."""
-    text = json.dumps(plain_from_config(record), indent=2)
-    (folder / PLAN_RECORD).write_text(text + "\n", encoding="utf-8")
+    _write(folder / PLAN_RECORD, record)
 
 
 def read_plan_record(folder: Path) -> PlanRecord:
@@ -85,16 +125,25 @@ def read_plan_record(folder: Path) -> PlanRecord:
         ArtifactError: it is missing (the build was deferred), or damaged.
     """
     path = folder / PLAN_RECORD
+    if not path.is_file():
+        raise ArtifactError(
+            f"reading {path}",
+            found="no plan was built yet",
+            fix="Build it on the device that will run it: plc build BUNDLE.",
+        )
+    return _read(PlanRecord, path, "Build it again: plc build BUNDLE.")
+
+
+def _write(path: Path, record: PlanRecord | PlanProfile) -> None:
+    text = json.dumps(plain_from_config(record), indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read(kind: type[T], path: Path, fix: str) -> T:
     doing = f"reading {path}"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        return build(PlanRecord, node_from_plain(plain, PLAN_RECORD), doing=doing)
-    except FileNotFoundError:
-        raise ArtifactError(
-            doing,
-            found="no plan was built yet",
-            fix="Build it on the device that will run it: plc build BUNDLE.",
-        ) from None
+        return build(kind, node_from_plain(plain, path.name), doing=doing)
     except (OSError, ValueError, RecursionError, ConfigError) as error:
         reason = getattr(error, "found", error)
-        raise ArtifactError(doing, found=f"damaged ({reason})") from error
+        raise ArtifactError(doing, found=f"damaged ({reason})", fix=fix) from error

@@ -56,7 +56,7 @@ from pl_compile.errors import ParityError, list_problems
     type=int,
     default=1,
     show_default=True,
-    help="Ranks among which the base is divided: processes on CPU, GPUs for TensorRT.",
+    help="Ranks among which the base is divided: processes on CPU, or one GPU each.",
 )
 @click.option(
     "--max-batch", type=int, help="Rows of a step that a plan takes at most. [default: 16]"

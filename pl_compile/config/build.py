@@ -73,6 +73,8 @@ class BuildOptions:
             problems.append(f"max_batch {self.max_batch}, expected 1 or more")
         if self.compute_capabilities and self.defer_build:
             problems.append("compute capabilities, and a build that is left to the device")
+        if self.ep_context and self.defer_build:
+            problems.append("a file around the plan, and a build that is left to the device")
         if problems:
             raise ConfigError("reading the build options", found=list_problems(problems))
 

@@ -1,17 +1,23 @@
 """Plans for a bundle whose build was left to the device that will run it: `plc build`."""
 
+import json
 import os
-from dataclasses import dataclass, fields, replace
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from pl_compile.artifact.bundle import (
     MANIFEST,
+    REPORT,
+    REPORT_PAGE,
     Bundle,
     Manifest,
     is_bundle,
     rank_folder,
     read_bundle,
+    write_json,
     write_manifest,
 )
 from pl_compile.artifact.files import folder_written_whole
@@ -19,16 +25,31 @@ from pl_compile.artifact.plan_record import (
     EP_CONTEXT_NAME,
     PACKAGES,
     PLAN_NAME,
+    PLAN_PROFILE,
     PLAN_RECORD,
-    AttentionForm,
+    PlanProfile,
     PlanRecord,
+    read_plan_profile,
+    write_plan_profile,
 )
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.probe_attention import choose_attention
+from pl_compile.driver.report_page import report_page
 from pl_compile.errors import ExportError
+from pl_compile.exporters.ep_context import check_wrappable
 from pl_compile.exporters.tensorrt import build_plan_in
 from pl_compile.exporters.trt import tensorrt_module
 from pl_compile.progress import SILENT, Progress
+
+_MADE_ANEW = (
+    PLAN_NAME,
+    PLAN_RECORD,
+    PLAN_PROFILE,
+    EP_CONTEXT_NAME,
+    MANIFEST,
+    REPORT,
+    REPORT_PAGE,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ def build_bundle(
 
     Args:
         folder: a bundle of target "tensorrt-rtx" or "tensorrt".
-        max_batch: rows of a step at most.
+        max_batch: rows of a step at most; what it was exported or last built for if None.
         compute_capabilities: of the GPUs to build for.
         attention: how attention is told what a token sees; "auto" asks the GPU, where there is one.
         ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
@@ -80,39 +101,49 @@ def build_bundle(
         )
     trt = tensorrt_module(manifest.target)
     if attention == "auto":
-        form, why = choose_attention(manifest.target, manifest.graph.head_dim)
+        form, why = choose_attention(
+            manifest.target, manifest.graph.head_dim, manifest.precision.dtype
+        )
     else:
         form, why = attention, "asked for"
+    ranks = [rank_folder(rank) for rank in range(manifest.graph.ranks)]
+    folders = ranks if len(ranks) > 1 else [""]
     options = BuildOptions(
-        max_batch=max_batch, compute_capabilities=compute_capabilities, ep_context=ep_context
+        max_batch=max_batch or read_plan_profile(bundle.base_folder / folders[0]).max_batch,
+        compute_capabilities=compute_capabilities,
+        ep_context=ep_context,
     )
+    if ep_context:
+        check_wrappable(manifest.target)
     with folder_written_whole(folder, is_ours=is_bundle) as staging:
         _link_files(bundle, staging)
-        records = _build(bundle, staging, options, form, progress)
+        records = []
+        for rank, name in enumerate(folders):
+            base = staging / "base" / name
+            progress.say(f"building the plan of {base.relative_to(staging)}")
+            graph = manifest.graph.of_rank(rank)
+            write_plan_profile(base, PlanProfile(options.plan_batch))
+            records.append(
+                build_plan_in(
+                    base, manifest.target, graph, options, attention=form, progress=progress
+                )
+            )
+        _report(bundle, staging, records)
         progress.say("summing up")
         toolchain = {**manifest.toolchain, manifest.target: trt.__version__}
         write_manifest(staging, replace(_described(bundle), toolchain=toolchain))
-    return BuildResult(folder, f"{form}: {why}", records)
+    return BuildResult(folder, f"{form}: {why}", tuple(records))
 
 
-def _build(
-    bundle: Bundle,
-    staging: Path,
-    options: BuildOptions,
-    form: AttentionForm,
-    progress: Progress,
-) -> tuple[PlanRecord, ...]:
-    graph, target = bundle.manifest.graph, bundle.manifest.target
-    records = []
-    for rank in range(graph.ranks):
-        base = staging / "base" / (rank_folder(rank) if graph.ranks > 1 else "")
-        progress.say(f"building the plan of {base.relative_to(staging)}")
-        records.append(
-            build_plan_in(
-                base, target, graph.of_rank(rank), options, attention=form, progress=progress
-            )
-        )
-    return tuple(records)
+def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> None:
+    """The export's report with the new plans; nothing where it was taken away."""
+    path = bundle.folder / REPORT
+    if not path.is_file():
+        return
+    source = json.loads(path.read_text(encoding="utf-8"))
+    report = {**source, "plans": [asdict(record) for record in records]}
+    write_json(staging / REPORT, report)
+    (staging / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
 
 
 def _described(bundle: Bundle) -> Manifest:
@@ -126,6 +157,9 @@ def _link_files(bundle: Bundle, staging: Path) -> None:
         place = staging / path.relative_to(bundle.folder)
         if path.is_dir():
             place.mkdir(parents=True, exist_ok=True)
-        elif path.name not in (PLAN_NAME, PLAN_RECORD, EP_CONTEXT_NAME, MANIFEST):
+        elif path.name not in _MADE_ANEW:
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, place)
+            try:
+                os.link(path, place)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, place)

@@ -15,8 +15,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import MODEL_NAME, rank_folder
+from pl_compile.artifact.plan_record import PLAN_RECORD, AttentionForm, read_plan_record
 from pl_compile.config.contract import INPUT_IDS, GraphContract
-from pl_compile.exporters.trt import ParsedNetwork, layers_of, parse
+from pl_compile.exporters.tensorrt import parse_base
+from pl_compile.exporters.trt import ParsedNetwork, layers_of
 from pl_compile.exporters.trt_oracle import Oracle, numpy_types
 from pl_compile.runtime.engines.caches import Caches, HostCaches
 from pl_compile.runtime.engines.engine import Engine
@@ -115,7 +117,10 @@ def _engine(
     model = folder / MODEL_NAME
     values = ir.load(model).graph.initializers.values()
     constants = {str(v.name): v.const_value.numpy() for v in values if v.const_value is not None}
-    parsed = parse(model, flavour, ranks=contract.ranks)
+    # A plan that was built from a variant of the graph is asked about in that form.
+    built = (folder / PLAN_RECORD).is_file()
+    form: AttentionForm = read_plan_record(folder).attention if built else "mask"
+    parsed = parse_base(folder, flavour, contract, form)
     plan = OraclePlan(parsed, constants, contract, max_batch, all_reduce)
     return TensorRtEngine(plan, contract, max_batch=max_batch, dtype=dtype)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.artifact.plan_record import AttentionForm
-from pl_compile.errors import PlcError
+from pl_compile.errors import ExportError, PlcError
 from pl_compile.exporters.tensorrt import (
     lower_right_attention_function,
     masked_attention_function,
@@ -32,66 +33,81 @@ Run = Callable[[ParsedNetwork, Arrays], Arrays]
 
 _HEADS, _CAPACITY = 2, 24
 # What both forms may differ by: sums in another order, of numbers around 1.
-_TOLERANCE = 1e-4
+_TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
+_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
 # Tokens that are cached before a step, of three rows, and the step's tokens: a prompt, and one.
 _CASES = (((0, 0, 0), 7), ((3, 11, 0), 5), ((4, 17, 9), 1))
 
 
-def choose_attention(target: str, head_dim: int) -> tuple[AttentionForm, str]:
+def choose_attention(target: str, head_dim: int, dtype: str) -> tuple[AttentionForm, str]:
     """The form for plans that are built on this machine, and why.
 
     Args:
         target: whose TensorRT is asked.
         head_dim: of the base.
+        dtype: that it computes in: each has kernels of its own.
     """
     try:
         cuda = Cuda()
     except PlcError as error:
         return "mask", f"no GPU to ask ({error.found})"
-    return compare_forms(target, head_dim, lambda parsed, inputs: _on_gpu(cuda, parsed, inputs))
+    return compare_forms(
+        target, head_dim, dtype, lambda parsed, inputs: _on_gpu(cuda, parsed, inputs)
+    )
 
 
-def compare_forms(target: str, head_dim: int, run: Run) -> tuple[AttentionForm, str]:
+def compare_forms(target: str, head_dim: int, dtype: str, run: Run) -> tuple[AttentionForm, str]:
     """Runs both forms on the same numbers.
 
     Args:
         target: whose TensorRT parses them.
         head_dim: of the base.
+        dtype: that it computes in.
         run: computes a network.
     """
     with TemporaryDirectory(prefix="plc-probe-") as folder:
-        masked = _network(Path(folder), target, head_dim, "mask")
+        masked = _network(Path(folder), target, head_dim, dtype, "mask")
         try:
-            other = _network(Path(folder), target, head_dim, "lower_right")
+            other = _network(Path(folder), target, head_dim, dtype, "lower_right")
         except PlcError as error:
             return "mask", f"the other form does not parse ({error.found})"
         worst = 0.0
         for past, seq in _CASES:
-            inputs = _numbers(head_dim, past, seq)
+            inputs = _numbers(head_dim, dtype, past, seq)
             expected = run(masked, inputs)["output"]
             try:
                 found = run(other, inputs)["output"]
             except PlcError as error:
                 return "mask", f"the other form does not run ({error.found})"
             worst = max(worst, float(np.abs(expected - found).max()))
-    if not worst <= _TOLERANCE:
+    if not worst <= _TOLERANCES[dtype]:
         return "mask", f"the other form differs by {worst:.1e}"
     return "lower_right", f"it computes what the mask does, within {worst:.1e}"
 
 
-def _network(folder: Path, target: str, head_dim: int, form: AttentionForm) -> ParsedNetwork:
+def _network(
+    folder: Path, target: str, head_dim: int, dtype: str, form: AttentionForm
+) -> ParsedNetwork:
     g = GraphBuilder({})
     cache: list[int | str] = ["batch", _HEADS, _CAPACITY, head_dim]
     step: list[int | str] = ["batch", _HEADS, "seq", head_dim]
-    floats = [g.input(name, ir.DataType.FLOAT, step) for name in ("query", "key", "value")]
-    pasts = [g.input(name, ir.DataType.FLOAT, cache) for name in ("past_key", "past_value")]
+    # Given and taken as float32; caches are of the type itself: they are updated in place.
+    kind = _TYPES[dtype]
+    given = [g.input(name, ir.DataType.FLOAT, step) for name in ("query", "key", "value")]
+    floats = [g.op("Cast", [value], f"{value.name}.narrow", to=kind) for value in given]
+    pasts = [g.input(name, kind, cache) for name in ("past_key", "past_value")]
     lengths = g.input("past_lengths", ir.DataType.INT64, ["batch"])
     outputs = g.ops(
         "CachedAttention", [*floats, *pasts, lengths], "cached", domain=PLC_DOMAIN, outputs=3
     )
-    g.output(outputs[0], "output", ir.DataType.FLOAT, step)
+    wide = g.op("Cast", [outputs[0]], "wide", to=ir.DataType.FLOAT)
+    g.output(wide, "output", ir.DataType.FLOAT, step)
     for value, name in zip(outputs[1:], ("present_key", "present_value"), strict=True):
-        g.output(value, name, ir.DataType.FLOAT, cache)
+        g.output(value, name, kind, cache)
     model = g.model("attention")
     function = (
         masked_attention_function(head_dim, _CAPACITY)
@@ -104,13 +120,14 @@ def _network(folder: Path, target: str, head_dim: int, form: AttentionForm) -> P
     return parse(path, target, attention=form)
 
 
-def _numbers(head_dim: int, past: tuple[int, ...], seq: int) -> dict[str, NDArray[Any]]:
+def _numbers(head_dim: int, dtype: str, past: tuple[int, ...], seq: int) -> dict[str, NDArray[Any]]:
     generator = np.random.default_rng(seq)
 
     def draw(width: int) -> NDArray[np.float32]:
         return generator.normal(size=(len(past), _HEADS, width, head_dim)).astype(np.float32)
 
-    caches = {name: draw(_CAPACITY) for name in ("past_key", "past_value")}
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    caches = {name: draw(_CAPACITY).astype(kind) for name in ("past_key", "past_value")}
     steps = {name: draw(seq) for name in ("query", "key", "value")}
     return {**steps, **caches, "past_lengths": np.asarray(past, np.int64)}
 
@@ -121,6 +138,8 @@ def _on_gpu(cuda: Cuda, parsed: ParsedNetwork, inputs: Arrays) -> Arrays:
     plan = build_plan(parsed, PlanOptions(max_batch=4, capacity=_CAPACITY))
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan.data)
+    if engine is None:
+        raise ExportError("asking the GPU about attention", found="TensorRT does not take the plan")
     context = engine.create_execution_context()
     addresses = {}
     for name, array in inputs.items():
@@ -133,7 +152,8 @@ def _on_gpu(cuda: Cuda, parsed: ParsedNetwork, inputs: Arrays) -> Arrays:
         addresses[f"present_{part}"] = addresses[f"past_{part}"]
     for name, address in addresses.items():
         context.set_tensor_address(name, address)
-    context.execute_async_v3(int(cuda.stream))
+    if not context.execute_async_v3(int(cuda.stream)):
+        raise ExportError("asking the GPU about attention", found="TensorRT could not begin")
     cuda.download(output, addresses["output"])
     for address in set(addresses.values()):
         cuda.free(address)

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from pl_compile.artifact.bundle import MODEL_NAME, Bundle
+from pl_compile.artifact.bundle import MODEL_NAME, Bundle, rank_folder
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
-from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record
+from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_of_onnx
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.cuda import Cuda
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.nccl import communicator_of
 from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
@@ -59,6 +60,8 @@ def open_engine(
             fix="Leave it out.",
         )
     if contract.ranks > 1:
+        if target in PLAN_TARGETS and max_batch is None:
+            max_batch = read_plan_record(bundle.base_folder / rank_folder(0)).max_batch
         return LocalGroup(
             bundle.base_folder,
             target,
@@ -86,12 +89,15 @@ def check_plans(bundle: Bundle) -> None:
         folder, _, file = name.rpartition("/")
         if file != PLAN_RECORD:
             continue
-        found = read_plan_record(bundle.folder / folder).onnx
-        expected = bundle.files.get(f"{folder}/{MODEL_NAME}")
-        if expected is None or found != expected.sha256:
+        sums = {
+            each.rpartition("/")[2]: record.sha256
+            for each, record in bundle.files.items()
+            if each.rpartition("/")[0] == folder
+        }
+        if read_plan_record(bundle.folder / folder).onnx != sum_of_onnx(sums):
             raise ArtifactError(
                 f"checking the plan in {bundle.folder / folder}",
-                found="it was built from another model.onnx than the one beside it",
+                found="it was built from another model.onnx, or its data, than those beside it",
                 fix="Build it again: plc build BUNDLE.",
             )
 
@@ -100,6 +106,7 @@ def open_rank(options: RankOptions) -> Any:
     """The engine of one rank, in its own process."""
     communicator = None
     if options.shared is not None:
+        Cuda(options.rank)  # NCCL takes the GPU that is current
         communicator = communicator_of(options.rank, options.contract.ranks, options.shared)
         _held.append(communicator)
     if options.target in PLAN_TARGETS:

@@ -388,7 +388,10 @@ class SentPrompts:
 def _meeting_place(ranks: int, doing: str) -> Iterator[Path]:
     """A file in shared memory; the ranks have it open when its name goes."""
     size = kernels.group_bytes(ranks)
-    handle, name = tempfile.mkstemp(prefix="plc-ranks-", dir="/dev/shm")
+    try:
+        handle, name = tempfile.mkstemp(prefix="plc-ranks-", dir="/dev/shm")
+    except OSError as error:
+        raise RankError(doing, found=f"/dev/shm: {error.strerror}") from error
     try:
         try:
             os.posix_fallocate(handle, 0, size)

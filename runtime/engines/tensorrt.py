@@ -330,9 +330,11 @@ class GpuPlan:
         context = self._engine.create_execution_context()
         context.set_optimization_profile_async(profile, int(self._cuda.stream))
         self._cuda.wait()
-        if communicator is not None:
-            # All ranks make this call together, or none returns from it.
-            context.set_communicator(capsule_of(communicator))
+        # All ranks make this call together, or none returns from it.
+        if communicator is not None and not context.set_communicator(capsule_of(communicator)):
+            raise ArtifactError(
+                "opening a TensorRT plan", found="TensorRT does not take NCCL's communicator"
+            )
         return context
 
     def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:

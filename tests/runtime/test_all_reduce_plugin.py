@@ -219,8 +219,8 @@ def test_names_are_those_that_engines_are_written_with() -> None:
 def test_where_the_library_is_not_said_the_message_says_how(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    trt = SimpleNamespace(__version__="10.9.0", get_plugin_registry=lambda: registry)
     registry = SimpleNamespace(load_library=lambda path: None)
+    trt = SimpleNamespace(__version__="10.9.0", get_plugin_registry=lambda: registry)
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(RankError, match=r"10\.9\.0: PLC_ALL_REDUCE_PLUGIN is not set.*README"):
         load_plugin(trt)

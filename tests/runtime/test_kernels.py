@@ -374,6 +374,8 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
         "kDimensions": "GetDimensions",
         "kTensorShape": "GetTensorTypeAndShape",
         "kAttributeInt": "KernelInfoGetAttribute_int64",
+        "kAttributeText": "KernelInfoGetAttribute_string",
+        "kStream": "KernelContext_GetGPUComputeStream",
         "kInputCount": "KernelContext_GetInputCount",
         "kGetInput": "KernelContext_GetInput",
         "kGetOutput": "KernelContext_GetOutput",

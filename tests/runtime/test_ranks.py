@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
@@ -23,6 +24,7 @@ from pl_compile.config.ranks import kv_heads_of_ranks, shards
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError
+from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.engines.ranks import LocalGroup
@@ -154,6 +156,55 @@ def test_sampling_in_the_graph_draws_the_same_on_ranks(
         for ranks in (1, 2)
     ]
     assert answers[0] == answers[1]
+
+
+SUM = """
+import sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
+from pl_compile.runtime import kernels
+memory, rank, ranks, model, result = sys.argv[1:]
+kernels.join_group(Path(memory), int(rank), int(ranks))
+options = onnxruntime.SessionOptions()
+kernels.register(options)
+session = onnxruntime.InferenceSession(model, options)
+sums = {}
+for size in (1, 0, 262144, 262145, 700001, 3):
+    x = np.random.default_rng(size + int(rank)).normal(size=size).astype(np.float32)
+    sums[str(size)], = session.run(None, {"x": x})
+np.savez(result, **sums)
+"""
+
+
+@built
+def test_sums_of_any_size_are_those_of_all_ranks(tmp_path: Path) -> None:
+    """Longer ones go through the shared memory in pieces, in turns."""
+    ranks = 3
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(kernels.group_bytes(ranks)))
+    g = GraphBuilder({})
+    x = g.input("x", ir.DataType.FLOAT, ["n"])
+    names: dict[str, Any] = {"collective_operation": "all_reduce", "reduce_op": "sum"}
+    y = g.op("DistCollective", [x], "sum", domain=DIST_DOMAIN, root=-1, nb_rank=ranks, **names)
+    g.output(y, "y", ir.DataType.FLOAT, ["n"])
+    ir.save(g.model("sum"), tmp_path / "model.onnx")
+
+    processes = []
+    for rank in range(ranks):
+        given = [memory, rank, ranks, tmp_path / "model.onnx", tmp_path / f"{rank}.npz"]
+        processes.append(subprocess.Popen([sys.executable, "-c", SUM, *map(str, given)]))
+
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    found = [np.load(tmp_path / f"{rank}.npz") for rank in range(ranks)]
+    for size in map(int, found[0].files):
+        parts = [
+            np.random.default_rng(size + rank).normal(size=size).astype(np.float32)
+            for rank in range(ranks)
+        ]
+        expected = (parts[0] + parts[1]) + parts[2]  # in the order of the ranks, to the last bit
+        for sums in found:
+            np.testing.assert_array_equal(sums[str(size)], expected)
 
 
 def alive(process_ids: list[int]) -> list[int]:

@@ -1,0 +1,157 @@
+"""Target `onnx-cuda`, whose graphs run here on kernels for CPU; and providers by name."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from pl_compile.cli.main import plc
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.verify import verify_bundle
+from pl_compile.errors import ArtifactError, ExportError, RequestError
+from pl_compile.runtime import Provider, Request, Session
+from pl_compile.runtime.engines import providers
+from pl_compile.runtime.engines.providers import provider_of
+from pl_compile.testing import random_table, write_tiny_base
+
+REQUESTS = [
+    Request("tone", {"sentence": "who was there at all?"}, max_tokens=6),
+    Request("order", {"request": "lights off"}, max_tokens=6),
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("cuda-bases")
+    return {f: write_tiny_base(root / f, f, blocks=True) for f in ("llama", "gpt2")}
+
+
+def exported(base: Path, folder: Path, name: str = "bundle", **changes: Any) -> ExportResult:
+    table = folder / "table.safetensors"
+    if not table.exists():
+        random_table(base, table, prefix=True)
+    return export_bundle(
+        ExportRequest(table, base, folder / name, **{"target": "onnx-cuda", **changes})
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        (BuildOptions(), 1e-5),
+        (BuildOptions(dtype="float16"), 0.02),
+        (BuildOptions("int8", dtype="float16"), 0.1),
+        (BuildOptions("int4"), 0.75),
+    ],
+    ids=["fp32", "fp16", "int8-fp16", "int4"],
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_its_graphs_compute_what_torch_does(
+    bases: dict[str, Path], tmp_path: Path, family: str, options: BuildOptions, limit: float
+) -> None:
+    result = exported(bases[family], tmp_path, options=options)
+
+    assert result.passed == "passed", result.failures
+    assert max(parity.relative_difference for parity in result.parity) < limit
+    assert verify_bundle(result.bundle).passed
+    model = onnx.load(result.bundle / "base" / "model.onnx", load_external_data=False)
+    (function,) = model.functions
+    assert "Slice" not in {node.op_type for node in function.node}
+    cache = next(value for value in model.graph.input if value.name == "past_key.0")
+    half = options.dtype == "float16"
+    expected = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    assert cache.type.tensor_type.elem_type == expected
+
+
+def test_it_is_served_on_cuda_unless_somebody_says_otherwise(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    cuda = exported(bases["llama"], tmp_path, measure_parity=False)
+    cpu = exported(bases["llama"], tmp_path, "cpu", target="onnx-cpu", measure_parity=False)
+
+    with pytest.raises(ArtifactError, match=r"CUDAExecutionProvider: .*without it.*\[gpu\]"):
+        Session.open(cuda.bundle)
+
+    here = Session.open(cuda.bundle, provider=Provider("cpu"))
+    assert here.generate(REQUESTS) == Session.open(cpu.bundle).generate(REQUESTS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not os.path.exists("/dev/nvidia0"), reason="needs an NVIDIA GPU: /dev/nvidia0")
+def test_on_a_gpu_it_answers_as_on_cpu(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Never run by this project; its sibling is the test above."""
+    bundle = exported(bases["llama"], tmp_path, measure_parity=False).bundle
+
+    on_cpu = Session.open(bundle, provider=Provider("cpu")).generate(REQUESTS)
+
+    assert Session.open(bundle).generate(REQUESTS) == on_cpu
+
+
+def test_what_onnx_runtime_lacks_on_cuda_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="dtype bfloat16; expected float32 or float16"):
+        exported(bases["llama"], tmp_path, options=BuildOptions(dtype="bfloat16"))
+    with pytest.raises(ExportError, match="max_batch, and a target that has no plan"):
+        exported(bases["llama"], tmp_path, options=BuildOptions(max_batch=4))
+
+
+def test_a_provider_is_read_from_the_command_line() -> None:
+    chosen = provider_of("cuda", ("device_id=1", "arena_extend_strategy=kSameAsRequested"))
+
+    assert (chosen.full_name, chosen.device, chosen.device_id) == (
+        "CUDAExecutionProvider",
+        "cuda",
+        1,
+    )
+    assert provider_of("cpu").device == "cpu"
+    assert provider_of("QNNExecutionProvider").full_name == "QNNExecutionProvider"
+    with pytest.raises(RequestError, match="'fast'; expected name=value"):
+        provider_of("cuda", ("fast",))
+    with pytest.raises(RequestError, match="device_id=first; expected the number of a GPU"):
+        provider_of("cuda", ("device_id=first",))
+
+
+def test_a_plug_in_that_is_missing_or_offers_nothing_is_refused(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = exported(bases["llama"], tmp_path, measure_parity=False).bundle
+    library = tmp_path / "libnone.so"
+
+    with pytest.raises(ArtifactError, match=r"NvTensorRTRTX.*libnone\.so does not load"):
+        Session.open(bundle, provider=Provider("nv-tensorrt-rtx", library=library))
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused() -> None:
+    class Fallen:
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    with pytest.raises(ArtifactError, match="runs it on CPUExecutionProvider; expected CUDAExec"):
+        providers.check_used(Fallen(), Provider("cuda"), Path("model.onnx"))
+
+
+def test_a_provider_for_what_does_not_run_on_one_is_refused(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    options = BuildOptions(ranks=2)
+    bundle = exported(bases["llama"], tmp_path, options=options, measure_parity=False).bundle
+
+    with pytest.raises(RequestError, match="a bundle that does not run on one"):
+        Session.open(bundle, provider=Provider("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "b", "--task", "t", "--provider-option", "a=b"], "go with --provider"),
+        (["eval", "t.safetensors", "--data", "d", "--provider", "cpu"], "goes with a bundle"),
+    ],
+)
+def test_options_of_no_provider_are_misuse(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(plc, arguments)
+
+    assert result.exit_code == 2
+    assert said in result.output
