@@ -1,4 +1,4 @@
-"""What a path holds, as plain data: a bundle, a table, a checkpoint, a run folder or a base."""
+"""What a path holds, as plain data: a bundle, plan, table, checkpoint, run folder or base."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 
 from pl_compile.artifact.bundle import MANIFEST, read_bundle
 from pl_compile.artifact.from_checkpoint import FORMAT as CHECKPOINT
+from pl_compile.artifact.plan_record import PLAN_NAME, read_plan_record
 from pl_compile.artifact.prompt_table import FORMAT, TABLE_NAME, TaskEntry, read_prompt_table
 from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.decoder import read_decoder_config
@@ -38,7 +39,8 @@ def describe(path: Path) -> dict[str, Any]:
     raise ArtifactError(
         f"looking into {path}",
         found="nothing that plc knows" if path.exists() else "no such file or folder",
-        expected="a bundle, a prompt table, a checkpoint, a run folder or a Hugging Face folder",
+        expected="a bundle, a plan, a prompt table, a checkpoint, a run folder or a Hugging Face "
+        "folder",
     )
 
 
@@ -51,12 +53,19 @@ def _bundle(path: Path) -> dict[str, Any]:
         "path": str(path),
         **manifest,
         "tasks": [_task(entry) for entry in bundle.entries.values()],
+        "plans": [_plan(path / name) for name in sorted(files) if name.endswith(f"/{PLAN_NAME}")],
         "files": files,
         "size_bytes": sum(files.values()),
     }
 
 
+def _plan(path: Path) -> dict[str, Any]:
+    return {"kind": "plan", "path": str(path), **asdict(read_plan_record(path.parent))}
+
+
 def _file(path: Path) -> dict[str, Any]:
+    if path.name == PLAN_NAME:
+        return _plan(path)
     file = read_tensor_file(path, doing=f"looking into {path}")
     metadata = file.metadata
     shapes = {name: list(tensor.shape) for name, tensor in file.tensors.items()}

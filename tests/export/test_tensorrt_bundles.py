@@ -18,6 +18,7 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.plan_record import read_plan_record
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.build_plans import build_bundle
+from pl_compile.driver.describe import describe
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle, plan_export
 from pl_compile.driver.oracle import OraclePlan, oracle_engine
 from pl_compile.driver.probe_attention import compare_forms
@@ -350,6 +351,13 @@ def test_a_plan_of_something_else_is_refused_before_the_driver_is_asked(
 
     with pytest.raises(ArtifactError, match=said):
         Session.open(bundle)
+
+
+def test_plc_inspect_says_what_a_plan_was_built_with(plain: Path) -> None:
+    (plan,) = describe(plain)["plans"]
+
+    assert plan == describe(plain / "base" / "model.plan")
+    assert (plan["flavour"], plan["capacity"], plan["profiles"]) == (RTX, 64, ("prompt", "token"))
 
 
 def test_more_rows_than_a_plan_takes_are_refused(plain: Path) -> None:
