@@ -13,7 +13,6 @@ win; elsewhere ONNX Runtime runs the bodies, slower, with the weights as floats 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +23,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.exporters.onnx_files import onnx_versions, save
+from pl_compile.exporters.onnx_files import OnnxFiles
 from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
 from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
@@ -35,14 +34,13 @@ from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_products import TILE, UseBlockProducts, variant
 from pl_compile.passes.use_packed_attention import PLAIN, ROTARY, UsePackedAttention
-from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
 # Heads are a multiple of what a vector holds; blocks are what the matrix unit takes.
 _HEADS, _BLOCKS = 16, (32, 64)
 
 
-class NativeCpuExporter:
+class NativeCpuExporter(OnnxFiles):
     """ONNX Runtime on CPU with this project's own kernels."""
 
     target = "native-cpu"
@@ -98,21 +96,6 @@ class NativeCpuExporter:
         """See `Exporter.cpu_passes`."""
         floats = self.passes(config, contract, BuildOptions(), None, [])
         return floats[len(self.prepare_passes()) :]
-
-    def build(
-        self,
-        model: ir.Model,
-        folder: Path,
-        contract: GraphContract,
-        options: BuildOptions,
-        progress: Progress = SILENT,
-    ) -> None:
-        """Writes `model.onnx` and `model.onnx.data`."""
-        save(model, folder)
-
-    def describe(self) -> dict[str, str]:
-        """The ONNX packages."""
-        return onnx_versions()
 
 
 def block_functions() -> list[ir.Function]:

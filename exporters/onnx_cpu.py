@@ -20,7 +20,6 @@ gets a library of its own.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -29,7 +28,7 @@ from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
-from pl_compile.exporters.onnx_files import onnx_versions, save
+from pl_compile.exporters.onnx_files import OnnxFiles
 from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
@@ -39,7 +38,6 @@ from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
-from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
 # Entries that the kernels of Attention take at once, and then some.
@@ -52,7 +50,7 @@ _ROTARY_HEADS, _PLAIN_HEADS = 16, 8
 _SMALLEST_BLOCK = 16
 
 
-class OnnxCpuExporter:
+class OnnxCpuExporter(OnnxFiles):
     """ONNX Runtime on CPU."""
 
     target = "onnx-cpu"
@@ -93,21 +91,6 @@ class OnnxCpuExporter:
         """See `Exporter.cpu_passes`."""
         floats = self.passes(config, contract, BuildOptions(), None, [])
         return floats[len(self.prepare_passes()) :]
-
-    def build(
-        self,
-        model: ir.Model,
-        folder: Path,
-        contract: GraphContract,
-        options: BuildOptions,
-        progress: Progress = SILENT,
-    ) -> None:
-        """Writes `model.onnx` and `model.onnx.data`."""
-        save(model, folder)
-
-    def describe(self) -> dict[str, str]:
-        """The ONNX packages."""
-        return onnx_versions()
 
 
 def _check_kernels(options: BuildOptions) -> None:

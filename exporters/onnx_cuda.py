@@ -14,27 +14,23 @@ of its own when it loads the file.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import onnx_ir as ir
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.exporters.onnx_files import onnx_versions, save
+from pl_compile.exporters.onnx_files import OnnxFiles
 from pl_compile.exporters.options import check_blocks, check_no_plan, quantize_passes, when
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.set_precision import SetPrecision
-from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 
 
-class OnnxCudaExporter:
+class OnnxCudaExporter(OnnxFiles):
     """ONNX Runtime on CUDA."""
 
     target = "onnx-cuda"
@@ -76,18 +72,3 @@ class OnnxCudaExporter:
     def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
         """See `Exporter.cpu_passes`."""
         return [LinkFunctions([cached_attention_function()])]
-
-    def build(
-        self,
-        model: ir.Model,
-        folder: Path,
-        contract: GraphContract,
-        options: BuildOptions,
-        progress: Progress = SILENT,
-    ) -> None:
-        """Writes `model.onnx` and `model.onnx.data`."""
-        save(model, folder)
-
-    def describe(self) -> dict[str, str]:
-        """The ONNX packages."""
-        return onnx_versions()

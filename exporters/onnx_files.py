@@ -6,12 +6,34 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import GraphContract
 from pl_compile.graph.builder import OPSET
+from pl_compile.progress import SILENT, Progress
 
 DATA_NAME = f"{MODEL_NAME}.data"
 
 # Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
 _EXTERNAL_FROM_BYTES = 1024
+
+
+class OnnxFiles:
+    """What exporters have in common whose files these are: two methods of `Exporter`."""
+
+    def build(
+        self,
+        model: ir.Model,
+        folder: Path,
+        contract: GraphContract,
+        options: BuildOptions,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Writes `model.onnx` and `model.onnx.data`."""
+        save(model, folder)
+
+    def describe(self) -> dict[str, str]:
+        """The ONNX packages."""
+        return onnx_versions()
 
 
 def save(model: ir.Model, folder: Path) -> None:

@@ -6,27 +6,13 @@ from typing import Any
 
 import click
 
-from pl_compile.cli.export import print_plans
+from pl_compile.cli.plan import plan_options, print_plans
 from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
 
 
 @click.command("build", epilog="Example: plc build bundle")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--max-batch", type=int, help="Rows of a step that a plan takes at most. [default: 16]"
-)
-@click.option(
-    "--ep-context",
-    is_flag=True,
-    help="Put an ONNX file around each plan, for ONNX Runtime's nv-tensorrt-rtx. Untested.",
-)
-@click.option(
-    "--compute-capability",
-    "compute_capabilities",
-    multiple=True,
-    metavar="X.Y",
-    help="A GPU that plans are built for; TensorRT's choice if left out.",
-)
+@plan_options
 @click.option(
     "--attention",
     type=click.Choice(["auto", "mask", "lower-right"]),

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from pl_compile.cli.plan import plan_options, print_plans
 from pl_compile.cli.terminal import (
     TerminalProgress,
     json_option,
@@ -58,21 +59,7 @@ from pl_compile.errors import ParityError, list_problems
     show_default=True,
     help="Ranks among which the base is divided: processes on CPU, or one GPU each.",
 )
-@click.option(
-    "--max-batch", type=int, help="Rows of a step that a plan takes at most. [default: 16]"
-)
-@click.option(
-    "--ep-context",
-    is_flag=True,
-    help="Put an ONNX file around each plan, for ONNX Runtime's nv-tensorrt-rtx. Untested.",
-)
-@click.option(
-    "--compute-capability",
-    "compute_capabilities",
-    multiple=True,
-    metavar="X.Y",
-    help="A GPU that plans are built for; TensorRT's usual set if left out.",
-)
+@plan_options
 @click.option(
     "--defer-build", is_flag=True, help="Leave plans to the device that runs them: plc build."
 )
@@ -232,27 +219,6 @@ def print_plan(plan: Any) -> None:
     )
     print_folding(plan)
     click.echo("nothing was written: --dry-run")
-
-
-def print_plans(records: Any) -> None:
-    """A row per TensorRT plan."""
-    if records:
-        print_table(
-            "Plans",
-            ["rank", "built by", "for", "seconds", "MB", "layers", "attention"],
-            [
-                [
-                    str(rank),
-                    f"{record.flavour} {record.version}",
-                    ", ".join(record.compute_capabilities) or "TensorRT's choice",
-                    f"{record.seconds:.1f}",
-                    f"{record.plan_bytes / 1e6:.1f}",
-                    str(sum(record.layers.values())),
-                    record.attention,
-                ]
-                for rank, record in enumerate(records)
-            ],
-        )
 
 
 def print_folding(plan: Any) -> None:

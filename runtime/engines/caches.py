@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.config.contract import GraphContract
-from pl_compile.runtime.engines.engine import Float32
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
 
 
 class Caches(Protocol):
@@ -64,6 +64,16 @@ class HostCaches:
         """See `Caches.address`."""
         found: int = self.blocks[index][row:].ctypes.data
         return found
+
+
+def place_prefixes(caches: Caches, prompts: Sequence[Prompt], capacity: int) -> Int64:
+    """Begins a batch; see `Engine.start`."""
+    lengths = np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
+    assert int(lengths.max()) < capacity
+    for row, prompt in enumerate(prompts):
+        if prompt.prefix_kv is not None:
+            caches.place(row, prompt.prefix_kv)
+    return lengths
 
 
 def moves(rows: Sequence[int]) -> list[tuple[int, int]]:

@@ -28,8 +28,8 @@ from pl_compile.config.contract import (
 )
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.caches import Caches, HostCaches
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefixes
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
 from pl_compile.runtime.engines.providers import CPU, Provider, check_used, choose
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
@@ -129,12 +129,7 @@ class OnnxRuntimeEngine:
     def start(self, prompts: Sequence[Prompt]) -> Int64:
         """Copies the prefixes into the cache; see `Engine.start`."""
         assert len(prompts) <= self.max_batch
-        lengths = np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
-        assert int(lengths.max()) < self.capacity
-        for row, prompt in enumerate(prompts):
-            if prompt.prefix_kv is not None:
-                self._caches.place(row, prompt.prefix_kv)
-        return lengths
+        return place_prefixes(self._caches, prompts, self.capacity)
 
     def step(
         self,

@@ -31,9 +31,9 @@ from pl_compile.config.contract import (
     GraphContract,
 )
 from pl_compile.errors import ArtifactError, MissingExtraError
-from pl_compile.runtime.engines.caches import Caches
+from pl_compile.runtime.engines.caches import Caches, place_prefixes
 from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
 from pl_compile.runtime.engines.nccl import capsule_of
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
@@ -114,12 +114,7 @@ class TensorRtEngine:
     def start(self, prompts: Sequence[Prompt]) -> Int64:
         """See `Engine.start`."""
         assert len(prompts) <= self.max_batch
-        lengths = np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
-        assert int(lengths.max()) < self.capacity
-        for row, prompt in enumerate(prompts):
-            if prompt.prefix_kv is not None:
-                self._plan.caches.place(row, prompt.prefix_kv)
-        return lengths
+        return place_prefixes(self._plan.caches, prompts, self.capacity)
 
     def step(
         self,
