@@ -46,13 +46,14 @@ def write_ep_context(folder: Path, record: PlanRecord) -> Path:
         [ir.val(str(v.name), v.dtype, v.shape) for v in values]
         for values in (graph.inputs, graph.outputs)
     )
-    numbers = [int(part) for part in record.version.split(".")[:3]]
+    numbers = [int(part) for part in (*record.version.split("."), "0", "0")[:3]]
+    one = record.compute_capabilities
     attributes: dict[str, int | str] = {
         "main_context": 0,  # each node has its own plan
         "embed_mode": 0,
         "ep_cache_context": PLAN_NAME,
         "source": _PROVIDER,
-        "hardware_architecture": "+".join(record.compute_capabilities) or "80+",
+        "hardware_architecture": one[0].replace(".", "") if len(one) == 1 else "80+",
         "partition_name": "plc",
         "onnx_model_filename": MODEL_NAME,
         "ep_sdk_version": str(numbers[0] * 10000 + numbers[1] * 100 + numbers[2]),

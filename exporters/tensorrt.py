@@ -28,7 +28,6 @@ from pl_compile.artifact.plan_record import (
     AttentionForm,
     PlanProfile,
     PlanRecord,
-    parser_for,
     sum_of_onnx,
     write_plan_profile,
     write_plan_record,
@@ -47,8 +46,10 @@ from pl_compile.exporters.trt import (
     ParsedNetwork,
     PlanOptions,
     build_plan,
+    check_capabilities,
     has_collectives,
     parse,
+    parser_for,
     tensorrt_module,
 )
 from pl_compile.passes.graph_pass import GraphPass
@@ -98,7 +99,7 @@ class TensorRtExporter:
         if options.ep_context:
             check_wrappable(self.target)
         if not options.defer_build:
-            tensorrt_module(self.target)
+            check_capabilities(tensorrt_module(self.target), options.compute_capabilities)
 
     def passes(
         self,
@@ -134,7 +135,7 @@ class TensorRtExporter:
     ) -> None:
         """Writes the ONNX files, `profile.json`, and unless deferred `model.plan`, `plan.json`."""
         save(model, folder)
-        write_plan_profile(folder, PlanProfile(options.plan_batch))
+        write_plan_profile(folder, profile_of(options))
         if not options.defer_build:
             build_plan_in(folder, self.target, contract, options, progress=progress)
         elif (flavour := parser_for(self.target)) is not None:
@@ -145,6 +146,11 @@ class TensorRtExporter:
         flavour = parser_for(self.target)
         versions = {} if flavour is None else {flavour: tensorrt_module(flavour).__version__}
         return onnx_versions() | versions
+
+
+def profile_of(options: BuildOptions) -> PlanProfile:
+    """What of the options a plan that is built again should have as well."""
+    return PlanProfile(options.plan_batch, options.compute_capabilities, options.ep_context)
 
 
 def build_plan_in(
@@ -211,7 +217,7 @@ def parse_base(
         ExportError: TensorRT is not there, or refuses the file, or a guard does.
         RankError: it has no layer for sums over ranks, and the plugin does not load.
     """
-    trt = tensorrt_module(flavour)
+    trt = tensorrt_module(flavour, f"parsing {folder / MODEL_NAME} with {flavour}")
     changes: list[GraphPass] = []
     if attention == "lower_right":
         changes.append(LinkFunctions([lower_right_attention_function(contract.head_dim)]))

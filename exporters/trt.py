@@ -26,13 +26,32 @@ from pl_compile.errors import ExportError
 MOST_CANDIDATES = 3840
 
 
+def parser_for(target: str) -> str | None:
+    """The flavour whose parser can stand for a target's here: its own, else the other; or None.
+
+    One that is installed and does not start (TensorRT's own, without a GPU) cannot.
+    """
+    for flavour in (target, *PACKAGES):
+        try:
+            trt = importlib.import_module(PACKAGES[flavour])
+            if trt.Builder(_logger(trt, [])) is not None:
+                return flavour
+        except (ImportError, OSError, RuntimeError, TypeError):
+            continue
+    return None
+
+
 def has_collectives(trt: Any) -> bool:
     """Whether this TensorRT has a layer for sums over ranks (from 10.16 on)."""
     return hasattr(trt.LayerType, "DIST_COLLECTIVE")
 
 
-def tensorrt_module(target: str) -> Any:
+def tensorrt_module(target: str, doing: str = "") -> Any:
     """The Python package of a target.
+
+    Args:
+        target: the flavour.
+        doing: for the error; "building for" it if empty.
 
     Raises:
         ExportError: it is not installed, or does not load.
@@ -41,12 +60,12 @@ def tensorrt_module(target: str) -> Any:
     try:
         return importlib.import_module(package)
     except (ImportError, OSError) as error:
+        elsewhere = "" if doing else "; or leave plans to the device: plc export --defer-build"
         raise ExportError(
-            f"building for {target}",
+            doing or f"building for {target}",
             found=str(error),
             expected=f"the package {package}",
-            fix=f"pip install 'pl-compile[{target}]'; or leave plans to the device that runs them: "
-            "plc export --defer-build.",
+            fix=f"pip install 'pl-compile[{target}]'{elsewhere}.",
         ) from error
 
 
@@ -83,10 +102,13 @@ def parse(
     Raises:
         ExportError: the package is missing, the parser refuses the file, or `check_network` does.
     """
-    trt = tensorrt_module(target)
+    trt = tensorrt_module(target, f"parsing {model} with {target}")
     log: list[tuple[str, str]] = []
     logger = _logger(trt, log)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except (RuntimeError, TypeError):  # how bindings say that there is none
+        builder = None
     if builder is None:
         raise ExportError(
             f"starting TensorRT's builder for {target}",
@@ -236,6 +258,7 @@ def build_plan(
         ExportError: TensorRT cannot build it here; its own words are in the message.
     """
     trt = parsed.trt
+    _logger(trt, parsed.log)
     config = parsed.builder.create_builder_config()
     _set_capabilities(trt, config, options.compute_capabilities)
     for seqs in ((1, min(128, options.capacity), options.capacity), (1, 1, 1)):
@@ -278,7 +301,8 @@ def _profile(parsed: ParsedNetwork, max_batch: int, seqs: tuple[int, int, int]) 
     return profile
 
 
-def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:
+def check_capabilities(trt: Any, wanted: Sequence[str]) -> None:
+    """Raises `ExportError` if a TensorRT cannot build for these GPUs without them."""
     if not wanted:
         return
     if not hasattr(trt, "ComputeCapability"):
@@ -287,17 +311,23 @@ def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:
             found=f"{', '.join(wanted)}, and a TensorRT that builds for the GPU it runs on",
             fix="Leave them out, and build on the device.",
         )
-    known = dict(trt.ComputeCapability.__members__)
-    config.num_compute_capabilities = len(wanted)
+    known = [_as_typed(n) for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
+    unknown = [each for each in wanted if each not in known]
+    if unknown:
+        raise ExportError(
+            "choosing compute capabilities",
+            found=f"'{unknown[0]}'",
+            expected=", ".join(known),
+        )
+
+
+def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:
+    check_capabilities(trt, wanted)
+    if wanted:
+        config.num_compute_capabilities = len(wanted)
     for index, text in enumerate(wanted):
         name = f"SM{text.replace('.', '')}"
-        if name not in known:
-            raise ExportError(
-                "choosing compute capabilities",
-                found=f"'{text}'",
-                expected=", ".join(_as_typed(name) for name in known if name.startswith("SM")),
-            )
-        config.set_compute_capability(known[name], index)
+        config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
 
 
 def _as_typed(name: str) -> str:
@@ -305,16 +335,26 @@ def _as_typed(name: str) -> str:
     return f"{name[2:-1]}.{name[-1]}"
 
 
+# TensorRT keeps the first logger of a process for all that follows: it writes into this one's list.
+_loggers: dict[Any, Any] = {}
+
+
 def _logger(trt: Any, log: list[tuple[str, str]]) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+    """The logger of a package, which writes into `log` from here on."""
+    if trt not in _loggers:
 
-        def log(self, severity: Any, text: str) -> None:
-            if int(severity) <= int(trt.ILogger.WARNING):
-                log.append((str(severity).rpartition(".")[2], text))
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+                self.lines: list[tuple[str, str]] = []
 
-    return Logger()
+            def log(self, severity: Any, text: str) -> None:
+                if int(severity) <= int(trt.ILogger.WARNING):
+                    self.lines.append((str(severity).rpartition(".")[2], text))
+
+        _loggers[trt] = Logger()
+    _loggers[trt].lines = log
+    return _loggers[trt]
 
 
 def _monitor(trt: Any, said: Callable[[str], None]) -> Any:

@@ -103,7 +103,8 @@ class Oracle:
     ) -> list[Array]:
         if kind == "ATTENTION_INPUT":
             return [_attention(layer, x, values)]
-        if kind == "DIST_COLLECTIVE":
+        # The one plugin there is sums over ranks: passes/use_all_reduce_plugin.py.
+        if kind in ("DIST_COLLECTIVE", "PLUGIN_V3"):
             if self._all_reduce is None:
                 raise _unknown(layer, "a collective, and nothing that does it")
             return [self._all_reduce(_wide(x[0]))]
@@ -145,7 +146,8 @@ def _in_order_of_data(
         for kind, layer in layers:
             needed = [tensor.name for tensor in _inputs_of(layer) if tensor is not None]
             if kind == "ATTENTION_INPUT":
-                needed += [mask.name for mask in (layer.attention.mask,) if mask is not None]
+                told = (layer.attention.mask, getattr(layer.attention, "key_value_lengths", None))
+                needed += [tensor.name for tensor in told if tensor is not None]
             if all(name in known for name in needed):
                 ordered.append((kind, layer))
                 outputs = [layer.get_output(index) for index in range(layer.num_outputs)]

@@ -4,7 +4,6 @@ A plan says nothing of itself without a driver, and equal builds give different 
 runtime must know before it asks the driver stands here.
 """
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,17 +27,6 @@ T = TypeVar("T")
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
 AttentionForm = Literal["mask", "lower_right"]
-
-
-def parser_for(target: str) -> str | None:
-    """The flavour whose parser can stand for a target's here: its own, else the other; or None."""
-    for flavour in (target, *PACKAGES):
-        try:
-            importlib.import_module(PACKAGES[flavour])
-        except (ImportError, OSError):  # of its libraries, where it is there and does not load
-            continue
-        return flavour
-    return None
 
 
 @dataclass(frozen=True)
@@ -80,13 +68,17 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class PlanProfile:
-    """The content of `profile.json`: the sizes that a plan is to be built for, wherever that is.
+    """The content of `profile.json`: how a plan is to be built, wherever that is.
 
     Attributes:
         max_batch: rows of a step at most.
+        compute_capabilities: of the GPUs to build for; TensorRT's choice if empty.
+        ep_context: whether it gets an ONNX file around it.
     """
 
     max_batch: int
+    compute_capabilities: tuple[str, ...] = ()
+    ep_context: bool = False
 
 
 def sum_of_onnx(sums: Mapping[str, str]) -> str:

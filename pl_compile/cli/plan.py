@@ -16,13 +16,14 @@ def plan_options(command: F) -> F:
         click.option(
             "--max-batch",
             type=int,
-            help="Rows of a step that a plan takes at most. [default: 16, or as it was exported]",
+            help="Rows of a step that a plan takes at most. [default: 16; of plc build, as before]",
         ),
         click.option(
             "--compute-capability",
             "compute_capabilities",
             multiple=True,
             metavar="X.Y",
+            callback=lambda _context, _option, given: tuple(dict.fromkeys(given)),
             help="A GPU that plans are built for; TensorRT's choice if left out.",
         ),
         click.option(

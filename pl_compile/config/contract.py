@@ -38,6 +38,23 @@ NEXT_TOKEN = "next_token"
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+        shape: sizes; a name where the size may differ from step to step.
+        dtype: as numpy names it.
+        is_input: whether it is one.
+        alias: the input whose memory an output has; None where it has its own.
+    """
+
+    shape: tuple[int | str, ...]
+    dtype: str
+    is_input: bool = True
+    alias: str | None = None
+
+
+@dataclass(frozen=True)
 class GraphContract:
     """The sizes in the table above.
 
@@ -82,6 +99,33 @@ class GraphContract:
         """What the graph of one rank takes and gives."""
         heads = kv_heads_of_ranks(self.kv_heads, self.ranks)[rank]
         return replace(self, kv_heads=len(heads))
+
+    def tensors(self, dtype: str) -> dict[str, "Tensor"]:
+        """Every input and output by name: the table above.
+
+        Args:
+            dtype: of the caches.
+        """
+        found = {
+            INPUT_IDS: Tensor(("batch", "seq"), "int64"),
+            PAST_LENGTHS: Tensor(("batch",), "int64"),
+            LAST_INDEX: Tensor(("batch",), "int64"),
+            LOGITS: Tensor(("batch", self.vocab), "float32", is_input=False),
+        }
+        if self.prompts == "baked":
+            found[TASK_ID] = Tensor(("batch",), "int64")
+        else:
+            found[PROMPT_TABLE] = Tensor(("batch", "rows", self.hidden), "float32")
+        if self.candidates:
+            found[NOISE] = Tensor(("batch", self.candidates), "float32")
+            found[TEMPERATURE] = found[TOP_P] = Tensor(("batch",), "float32")
+            found[TOP_K] = Tensor(("batch",), "int64")
+            found[NEXT_TOKEN] = Tensor(("batch",), "int64", is_input=False)
+        cache = ("batch", self.kv_heads, self.capacity, self.head_dim)
+        for past, present in self.cache_names:
+            found[past] = Tensor(cache, dtype)
+            found[present] = Tensor(cache, dtype, is_input=False, alias=past)
+        return found
 
     @property
     def cache_names(self) -> tuple[tuple[str, str], ...]:

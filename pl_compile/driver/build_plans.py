@@ -27,19 +27,20 @@ from pl_compile.artifact.plan_record import (
     PLAN_NAME,
     PLAN_PROFILE,
     PLAN_RECORD,
-    PlanProfile,
     PlanRecord,
     read_plan_profile,
     write_plan_profile,
+    write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.probe_attention import choose_attention
 from pl_compile.driver.report_page import report_page
 from pl_compile.errors import ExportError
 from pl_compile.exporters.ep_context import check_wrappable
-from pl_compile.exporters.tensorrt import build_plan_in
-from pl_compile.exporters.trt import tensorrt_module
+from pl_compile.exporters.tensorrt import build_plan_in, profile_of
+from pl_compile.exporters.trt import check_capabilities, tensorrt_module
 from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.engines.cuda import Cuda
 
 _MADE_ANEW = (
     PLAN_NAME,
@@ -80,8 +81,8 @@ def build_bundle(
 
     Args:
         folder: a bundle of target "tensorrt-rtx" or "tensorrt".
-        max_batch: rows of a step at most; what it was exported or last built for if None.
-        compute_capabilities: of the GPUs to build for.
+        max_batch: rows of a step at most; as it was exported or last built if None.
+        compute_capabilities: of the GPUs to build for; as it was exported or last built if empty.
         attention: how attention is told what a token sees; "auto" asks the GPU, where there is one.
         ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
         progress: who is told.
@@ -100,21 +101,26 @@ def build_bundle(
             fix="It needs no plan: serve it as it is.",
         )
     trt = tensorrt_module(manifest.target)
+    ranks = [rank_folder(rank) for rank in range(manifest.graph.ranks)]
+    folders = ranks if len(ranks) > 1 else [""]
+    profile = read_plan_profile(bundle.base_folder / folders[0])
+    options = BuildOptions(
+        max_batch=profile.max_batch if max_batch is None else max_batch,
+        compute_capabilities=compute_capabilities or profile.compute_capabilities,
+        ep_context=ep_context or profile.ep_context,
+    )
+    check_capabilities(trt, options.compute_capabilities)
+    if options.ep_context:
+        check_wrappable(manifest.target)
     if attention == "auto":
         form, why = choose_attention(
-            manifest.target, manifest.graph.head_dim, manifest.precision.dtype
+            manifest.target,
+            manifest.graph.head_dim,
+            manifest.precision.dtype,
+            options.compute_capabilities,
         )
     else:
         form, why = attention, "asked for"
-    ranks = [rank_folder(rank) for rank in range(manifest.graph.ranks)]
-    folders = ranks if len(ranks) > 1 else [""]
-    options = BuildOptions(
-        max_batch=max_batch or read_plan_profile(bundle.base_folder / folders[0]).max_batch,
-        compute_capabilities=compute_capabilities,
-        ep_context=ep_context,
-    )
-    if ep_context:
-        check_wrappable(manifest.target)
     with folder_written_whole(folder, is_ours=is_bundle) as staging:
         _link_files(bundle, staging)
         records = []
@@ -122,17 +128,25 @@ def build_bundle(
             base = staging / "base" / name
             progress.say(f"building the plan of {base.relative_to(staging)}")
             graph = manifest.graph.of_rank(rank)
-            write_plan_profile(base, PlanProfile(options.plan_batch))
-            records.append(
-                build_plan_in(
-                    base, manifest.target, graph, options, attention=form, progress=progress
-                )
+            write_plan_profile(base, profile_of(options))
+            record = build_plan_in(
+                base, manifest.target, graph, options, attention=form, progress=progress
             )
+            records.append(note_gpu(base, record))
         _report(bundle, staging, records)
         progress.say("summing up")
         toolchain = {**manifest.toolchain, manifest.target: trt.__version__}
         write_manifest(staging, replace(_described(bundle), toolchain=toolchain))
     return BuildResult(folder, f"{form}: {why}", tuple(records))
+
+
+def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
+    """Notes the GPU that a plan was built on, where it runs on no other: TensorRT's own plans."""
+    if record.flavour != "tensorrt" or record.compute_capabilities:
+        return record
+    noted = replace(record, compute_capabilities=(Cuda().compute_capability,))
+    write_plan_record(folder, noted)
+    return noted
 
 
 def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> None:

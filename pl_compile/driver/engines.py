@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME
-from pl_compile.artifact.plan_record import parser_for
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ExportError
@@ -17,7 +16,15 @@ from pl_compile.runtime.engines.ranks import LocalGroup
 
 def can_check(target: str) -> bool:
     """Whether this machine can compute what files of a target mean."""
-    return target in ONNX_TARGETS or parser_for(target) is not None
+    return target in ONNX_TARGETS or _parser_for(target) is not None
+
+
+def _parser_for(target: str) -> str | None:
+    try:
+        from pl_compile.exporters.trt import parser_for
+    except ImportError:  # the extra [export] is not there
+        return None
+    return parser_for(target)
 
 
 @contextmanager
@@ -45,15 +52,15 @@ def checking_engine(
         RankError: a rank cannot start.
     """
     if target not in ONNX_TARGETS:
-        from pl_compile.driver.oracle import oracle_engine
-
-        parser = flavour or parser_for(target)
+        parser = flavour or _parser_for(target)
         if parser is None:
             raise ExportError(
                 f"checking files of target {target}",
                 found="no TensorRT is installed to parse them",
                 fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
             )
+        from pl_compile.driver.oracle import oracle_engine
+
         yield oracle_engine(folder, parser, contract, max_batch=DEFAULT_BATCH, dtype=dtype)
     elif contract.ranks > 1:
         group = LocalGroup(folder, target, contract, dtype=dtype)

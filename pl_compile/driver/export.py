@@ -46,6 +46,7 @@ from pl_compile.config.build import DEFAULT_CANDIDATES, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.config.ranks import Shard, shards
+from pl_compile.driver.build_plans import note_gpu
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
@@ -234,10 +235,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         progress.say(f"building the graph for {request.target}, prompts {prompts}")
         (staging / "base").mkdir()
         passes = _build(request, source, weights, moments, errors, staging / "base", progress)
-        plans = [
-            read_plan_record(path.parent)
-            for path in sorted(staging.rglob(f"base/**/{PLAN_RECORD}"))
-        ]
+        plans = _plans(source, staging / "base")
         clock.lap("graph")
         lint = lint_tasks(
             source.entries,
@@ -500,6 +498,13 @@ def _build(
         ahead = f"{rank_folder(rank)}/" if shard.ranks > 1 else ""
         errors += [replace(error, weight=f"{ahead}{error.weight}") for error in found]
     return all_records[0]
+
+
+def _plans(source: _Source, base: Path) -> list[PlanRecord]:
+    """What is known of the plans, in the order of the ranks; none where none were built."""
+    ranks = [rank_folder(shard.rank) if shard.ranks > 1 else "" for shard in source.shards]
+    folders = [base / rank for rank in ranks if (base / rank / PLAN_RECORD).is_file()]
+    return [note_gpu(folder, read_plan_record(folder)) for folder in folders]
 
 
 def _moments_of_rank(

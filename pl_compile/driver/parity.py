@@ -45,7 +45,8 @@ class Limit:
 
 
 # Against the base in float32. Float sums in another order differ by some 1e-6 of the largest logit
-# per layer; rounded weights by much more, and then what counts is that most tokens agree.
+# per layer; rounded weights by much more, and then what counts is that most tokens agree: 4 bits to
+# the nearest and without offsets differ by 0.63 on the default base, with 71 % of the tokens.
 LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.1, 0.8), "int4": Limit(0.75, 0.5)}
 
 # What numbers of 16 bits add to that.

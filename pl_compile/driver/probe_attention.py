@@ -29,8 +29,9 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.runtime.engines.cuda import Cuda
 
 Arrays = Mapping[str, NDArray[Any]]
-Run = Callable[[ParsedNetwork, Arrays], Arrays]
+Run = Callable[[Arrays], Arrays]
 
+_ASKING = "asking the GPU about attention"
 _HEADS, _CAPACITY = 2, 24
 # What both forms may differ by: sums in another order, of numbers around 1.
 _TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
@@ -43,47 +44,52 @@ _TYPES = {
 _CASES = (((0, 0, 0), 7), ((3, 11, 0), 5), ((4, 17, 9), 1))
 
 
-def choose_attention(target: str, head_dim: int, dtype: str) -> tuple[AttentionForm, str]:
+def choose_attention(
+    target: str, head_dim: int, dtype: str, compute_capabilities: tuple[str, ...]
+) -> tuple[AttentionForm, str]:
     """The form for plans that are built on this machine, and why.
 
     Args:
         target: whose TensorRT is asked.
         head_dim: of the base.
         dtype: that it computes in: each has kernels of its own.
+        compute_capabilities: that the plans will be for. This machine's GPU can only speak for
+            itself: for any other, it is the mask.
     """
     try:
         cuda = Cuda()
     except PlcError as error:
         return "mask", f"no GPU to ask ({error.found})"
-    return compare_forms(
-        target, head_dim, dtype, lambda parsed, inputs: _on_gpu(cuda, parsed, inputs)
-    )
+    here = cuda.compute_capability
+    if compute_capabilities != (here,) and (compute_capabilities or target != "tensorrt"):
+        return "mask", f"the plan is for other GPUs than the one that could be asked ({here})"
+    return compare_forms(target, head_dim, dtype, lambda parsed: _GpuNetwork(cuda, parsed).run)
 
 
-def compare_forms(target: str, head_dim: int, dtype: str, run: Run) -> tuple[AttentionForm, str]:
+def compare_forms(
+    target: str, head_dim: int, dtype: str, runner: Callable[[ParsedNetwork], Run]
+) -> tuple[AttentionForm, str]:
     """Runs both forms on the same numbers.
 
     Args:
         target: whose TensorRT parses them.
         head_dim: of the base.
         dtype: that it computes in.
-        run: computes a network.
+        runner: makes a network something that computes.
     """
-    with TemporaryDirectory(prefix="plc-probe-") as folder:
-        masked = _network(Path(folder), target, head_dim, dtype, "mask")
-        try:
-            other = _network(Path(folder), target, head_dim, dtype, "lower_right")
-        except PlcError as error:
-            return "mask", f"the other form does not parse ({error.found})"
-        worst = 0.0
-        for past, seq in _CASES:
-            inputs = _numbers(head_dim, dtype, past, seq)
-            expected = run(masked, inputs)["output"]
-            try:
-                found = run(other, inputs)["output"]
-            except PlcError as error:
-                return "mask", f"the other form does not run ({error.found})"
-            worst = max(worst, float(np.abs(expected - found).max()))
+    worst = 0.0
+    try:
+        with TemporaryDirectory(prefix="plc-probe-") as folder:
+            masked, other = (
+                runner(_network(Path(folder), target, head_dim, dtype, form))
+                for form in ("mask", "lower_right")
+            )
+            for past, seq in _CASES:
+                inputs = _numbers(head_dim, dtype, past, seq)
+                expected, found = masked(inputs)["output"], other(inputs)["output"]
+                worst = max(worst, float(np.abs(expected - found).max()))
+    except PlcError as error:
+        return "mask", f"the forms could not be compared ({error.found})"
     if not worst <= _TOLERANCES[dtype]:
         return "mask", f"the other form differs by {worst:.1e}"
     return "lower_right", f"it computes what the mask does, within {worst:.1e}"
@@ -132,29 +138,35 @@ def _numbers(head_dim: int, dtype: str, past: tuple[int, ...], seq: int) -> dict
     return {**steps, **caches, "past_lengths": np.asarray(past, np.int64)}
 
 
-def _on_gpu(cuda: Cuda, parsed: ParsedNetwork, inputs: Arrays) -> Arrays:
-    """Builds a network and runs it once. Never run by this project, which had no GPU."""
-    trt = parsed.trt
-    plan = build_plan(parsed, PlanOptions(max_batch=4, capacity=_CAPACITY))
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-    engine = runtime.deserialize_cuda_engine(plan.data)
-    if engine is None:
-        raise ExportError("asking the GPU about attention", found="TensorRT does not take the plan")
-    context = engine.create_execution_context()
-    addresses = {}
-    for name, array in inputs.items():
-        addresses[name] = cuda.allocate(array.nbytes)
-        cuda.upload(addresses[name], np.ascontiguousarray(array))
-        context.set_input_shape(name, array.shape)
-    output = np.empty_like(inputs["query"])
-    addresses["output"] = cuda.allocate(output.nbytes)
-    for part in ("key", "value"):
-        addresses[f"present_{part}"] = addresses[f"past_{part}"]
-    for name, address in addresses.items():
-        context.set_tensor_address(name, address)
-    if not context.execute_async_v3(int(cuda.stream)):
-        raise ExportError("asking the GPU about attention", found="TensorRT could not begin")
-    cuda.download(output, addresses["output"])
-    for address in set(addresses.values()):
-        cuda.free(address)
-    return {"output": output}
+class _GpuNetwork:
+    """A network that was built for the GPU. Never run by this project, which had none."""
+
+    def __init__(self, cuda: Cuda, parsed: ParsedNetwork) -> None:
+        trt = parsed.trt
+        plan = build_plan(parsed, PlanOptions(max_batch=4, capacity=_CAPACITY))
+        self._cuda = cuda
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+        if self._engine is None:
+            raise ExportError(_ASKING, found="TensorRT does not take the plan")
+        self._context = self._engine.create_execution_context()
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """One step; the first profile is for any number of tokens."""
+        output = np.empty_like(inputs["query"])
+        sizes = {name: array.nbytes for name, array in inputs.items()} | {"output": output.nbytes}
+        addresses = {name: self._cuda.allocate(size) for name, size in sizes.items()}
+        try:
+            for name, array in inputs.items():
+                self._cuda.upload(addresses[name], np.ascontiguousarray(array))
+                self._context.set_input_shape(name, array.shape)
+            shared = {f"present_{part}": addresses[f"past_{part}"] for part in ("key", "value")}
+            for name, address in {**addresses, **shared}.items():
+                self._context.set_tensor_address(name, address)
+            if not self._context.execute_async_v3(int(self._cuda.stream)):
+                raise ExportError(_ASKING, found="TensorRT could not begin a step")
+            self._cuda.download(output, addresses["output"])
+        finally:
+            for address in addresses.values():
+                self._cuda.free(address)
+        return {"output": output}

@@ -5,6 +5,7 @@ compares the names that are used here with those of the package.
 """
 
 import importlib
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,9 @@ class Cuda:
         self.device = device
         self.call("cudaSetDevice", device)
         self.stream = self.call("cudaStreamCreate")
+        self._held: set[int] = set()
+        # With this object goes its memory; at the end of the process the driver takes it all.
+        weakref.finalize(self, _release, self.api, self._held).atexit = False
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A function of CUDA's runtime; its result without the error code.
@@ -76,11 +80,13 @@ class Cuda:
     def allocate(self, size: int) -> int:
         """Zeroed memory; its address."""
         address = int(self.call("cudaMalloc", size))
+        self._held.add(address)
         self.call("cudaMemsetAsync", address, 0, size, self.stream)
         return address
 
     def free(self, address: int) -> None:
         """Gives memory back."""
+        self._held.discard(address)
         self.call("cudaFree", address)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
@@ -107,6 +113,11 @@ class Cuda:
         self.call("cudaStreamSynchronize", self.stream)
 
 
+def _release(api: Any, held: set[int]) -> None:
+    for address in held:
+        api.cudaFree(address)
+
+
 class CudaCaches:
     """`Caches` in a GPU's memory.
 
@@ -123,6 +134,7 @@ class CudaCaches:
         self._head = contract.capacity * self._entry
         self._row = contract.kv_heads * self._head
         self.addresses = [cuda.allocate(max_batch * self._row) for _ in contract.cache_names]
+        cuda.wait()  # whoever reads them may do so on a stream of its own
 
     def place(self, row: int, prefix_kv: Float32) -> None:
         """See `Caches.place`."""
@@ -144,6 +156,7 @@ class CudaCaches:
             for index in range(len(self.addresses)):
                 to, source = self.address(index, new), self.address(index, old)
                 self._cuda.copy_rows(to, self._head, source, self._head, width, heads, kind)
+        self._cuda.wait()
 
     def head(self, length: int) -> Float32:
         """See `Caches.head`."""

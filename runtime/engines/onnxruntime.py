@@ -12,20 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pl_compile.config.contract import (
-    INPUT_IDS,
-    LAST_INDEX,
-    LOGITS,
-    NEXT_TOKEN,
-    NOISE,
-    PAST_LENGTHS,
-    PROMPT_TABLE,
-    TASK_ID,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    GraphContract,
-)
+from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefixes
@@ -251,22 +238,7 @@ def _check_graph(
     session: Any, contract: GraphContract, model: Path, watched: Sequence[str]
 ) -> None:
     """Raises `ArtifactError` unless the graph has the inputs and outputs that the contract says."""
-    cache: list[int | str] = ["batch", contract.kv_heads, contract.capacity, contract.head_dim]
-    expected: dict[str, list[int | str]] = {
-        INPUT_IDS: ["batch", "seq"],
-        PAST_LENGTHS: ["batch"],
-        LAST_INDEX: ["batch"],
-        LOGITS: ["batch", contract.vocab],
-        **{name: cache for pair in contract.cache_names for name in pair},
-    }
-    if contract.candidates:
-        rows = (TEMPERATURE, TOP_K, TOP_P, NEXT_TOKEN)
-        expected |= {name: ["batch"] for name in rows}
-        expected[NOISE] = ["batch", contract.candidates]
-    if contract.prompts == "baked":
-        expected[TASK_ID] = ["batch"]
-    else:
-        expected[PROMPT_TABLE] = ["batch", "rows", contract.hidden]
+    expected = {name: list(tensor.shape) for name, tensor in contract.tensors("").items()}
     values = [*session.get_inputs(), *session.get_outputs()]
     found = {value.name: list(value.shape) for value in values if value.name not in watched}
     if found != expected:

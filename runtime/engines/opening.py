@@ -15,7 +15,7 @@ from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.engines.providers import CPU, Provider
 from pl_compile.runtime.engines.ranks import LocalGroup, RankOptions
-from pl_compile.runtime.engines.tensorrt import open_plan
+from pl_compile.runtime.engines.tensorrt import check_package, installed, open_plan
 
 # Communicators must outlive all contexts; a rank's process has one for its whole life.
 _held: list[Any] = []
@@ -53,6 +53,8 @@ def open_engine(
             fix="Export it again with one of these as --target.",
         )
     check_plans(bundle)
+    if target in PLAN_TARGETS:
+        _check_built(bundle)
     if provider is not None and (target in PLAN_TARGETS or contract.ranks > 1):
         raise RequestError(
             f"opening the bundle {bundle.folder}",
@@ -100,6 +102,16 @@ def check_plans(bundle: Bundle) -> None:
                 found="it was built from another model.onnx, or its data, than those beside it",
                 fix="Build it again: plc build BUNDLE.",
             )
+
+
+def _check_built(bundle: Bundle) -> None:
+    """Raises unless the installed TensorRT built the plans: before any process or GPU is asked."""
+    target, ranks = bundle.manifest.target, bundle.manifest.graph.ranks
+    folders = [rank_folder(rank) for rank in range(ranks)] if ranks > 1 else [""]
+    records = [read_plan_record(bundle.base_folder / folder) for folder in folders]
+    version = installed(target, f"opening the bundle {bundle.folder}").__version__
+    for record in records:
+        check_package(record, target, version)
 
 
 def open_rank(options: RankOptions) -> Any:

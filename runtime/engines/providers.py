@@ -121,6 +121,12 @@ def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> 
         raise ArtifactError(
             doing, found="its library offers no device here", expected="a GPU that it supports"
         )
+    if provider.device_id >= len(devices):
+        raise ArtifactError(
+            doing,
+            found=f"device_id {provider.device_id}",
+            expected=f"0 to {len(devices) - 1}: its library offers {len(devices)}",
+        )
     chosen = devices[provider.device_id : provider.device_id + 1]
     options.add_provider_for_devices(chosen, dict(provider.options))
     return []  # the options name it

@@ -2,13 +2,14 @@
 
     python -m pl_compile.runtime.engines.rank_process FILE_DESCRIPTOR
 
-Over the socket come `(method, arguments)`; back goes the result, or the exception. The first call
-is "open". It ends when the leader closes the socket, or is gone.
+Over the socket come `(method, arguments, wanted)`; back goes the result where it is wanted, or what
+failed. The first call is "open". It ends when the leader closes the socket, or is gone.
 """
 
 import os
 import signal
 import sys
+import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,16 +18,24 @@ from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.opening import open_rank
 from pl_compile.runtime.engines.ranks import Failure, RankOptions, RankPrompt, SentPrompts
 
+# How often a rank that has nothing to do looks whether its leader is there.
+_LOOK_SECONDS = 1.0
+
 
 def main() -> None:
-    """Serves until the leader closes the socket."""
+    """Serves until the leader closes the socket, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader's to handle
     connection = Connection(int(sys.argv[1]))
+    leader = os.getppid()
     engine: Any = None
     prompts: dict[int, RankPrompt] = {}
     while True:
         try:
-            method, arguments = connection.recv()
+            # A copy of the leader that was forked keeps the socket open when the leader is gone.
+            while not connection.poll(_LOOK_SECONDS):
+                if os.getppid() != leader:
+                    os._exit(0)
+            method, arguments, wanted = connection.recv()
         except (EOFError, OSError):
             # At once: destructors would wait for threads in a sum that is never complete.
             os._exit(0)
@@ -39,10 +48,13 @@ def main() -> None:
                     prompts.clear()
                 given = [_unpacked(argument, prompts) for argument in arguments]
                 answer = getattr(engine, method)(*given)
+                if not wanted:
+                    answer = None  # the leader takes the first rank's
         except PlcError as error:
             answer = Failure(str(error))
         except Exception as error:  # whatever it is, the leader must hear of it
-            answer = Failure(f"{type(error).__name__}: {error}")
+            traceback.print_exc()
+            answer = Failure(f"{type(error).__name__}: {error}; its traceback is on standard error")
         try:
             connection.send(answer)
         except OSError:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -140,8 +141,7 @@ class RankedEngine:
             ("step_and_draw", input_ids, past_lengths, last_index, part, list(draws))
             for part in self._divided(prompts)
         ]
-        results = self._each(calls)
-        logits, tokens = results[0]
+        logits, tokens = self._each(calls, first_only=True)[0]
         return logits, tokens
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
@@ -179,7 +179,8 @@ class RankedEngine:
             for rank in range(len(self._ranks))
         ]
 
-    def _each(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _each(self, calls: Sequence[tuple[Any, ...]], *, first_only: bool = False) -> list[Any]:
+        """Makes a call on every rank; all results, or the first rank's where only it is asked."""
         for rank, (method, *arguments) in zip(self._ranks, calls, strict=True):
             rank.begin(method, *arguments)
         return [rank.result() for rank in self._ranks]
@@ -220,11 +221,11 @@ class LocalGroup(RankedEngine):
             threads = max(1, len(os.sched_getaffinity(0)) // contract.ranks)
         self._processes: list[_RankProcess] = []
         self._ended = weakref.finalize(self, _end, self._processes)
-        self._failed: RankError | None = None
+        self._failed = ""
         shared = unique_id() if on_gpus else None
         with nullcontext() if on_gpus else _meeting_place(contract.ranks, doing) as memory:
             for rank in range(contract.ranks):
-                self._processes.append(_RankProcess(rank, doing))
+                self._processes.append(_RankProcess(rank))
             super().__init__(self._processes, contract, max_batch)
             spare = contract.ranks * threads <= len(os.sched_getaffinity(0))
             self._each(
@@ -246,6 +247,7 @@ class LocalGroup(RankedEngine):
                     )
                     for rank in range(contract.ranks)
                 ],
+                doing=doing,
                 seconds=_START_SECONDS,
             )
 
@@ -258,13 +260,21 @@ class LocalGroup(RankedEngine):
         """Ends all ranks."""
         self._ended()
 
-    def _each(self, calls: Sequence[tuple[Any, ...]], *, seconds: float | None = None) -> list[Any]:
-        if self._failed is not None:
-            raise self._failed
+    def _each(
+        self,
+        calls: Sequence[tuple[Any, ...]],
+        *,
+        first_only: bool = False,
+        doing: str = "running a step on all ranks",
+        seconds: float | None = None,
+    ) -> list[Any]:
+        if self._failed:
+            raise RankError(doing, found=f"they have ended: {self._failed}", fix="Open it again.")
         if not self._ended.alive:
-            raise RankError("calling ranks", found="they were closed")
+            raise RankError(doing, found="they were closed")
         try:
             for process, (method, *arguments) in zip(self._processes, calls, strict=True):
+                process.doing, process.wanted = doing, process.rank == 0 or not first_only
                 process.begin(method, *arguments)
             waiting = {process.connection: process for process in self._processes}
             while waiting:
@@ -272,13 +282,18 @@ class LocalGroup(RankedEngine):
                 # others wait for.
                 ready = wait(list(waiting), seconds)
                 if not ready:
-                    raise RankError("calling ranks", found=f"no answer in {seconds:.0f} seconds")
+                    raise RankError(doing, found=f"no answer in {seconds:.0f} seconds")
                 for connection in ready:
                     assert isinstance(connection, Connection)
                     waiting.pop(connection).receive()
-        except RankError as error:
-            self._failed = error
-            self._ended()  # the others wait in a sum that is never complete
+        except BaseException as error:
+            # Whatever it is (Ctrl-C among others), answers may be under way that nobody would
+            # expect later, and ranks may wait in a sum that is never complete.
+            found = error.found if isinstance(error, RankError) else "a call was interrupted"
+            self._failed = found
+            for process in self._processes:
+                process.kill()
+            self._ended()
             raise
         return [process.result() for process in self._processes]
 
@@ -286,11 +301,12 @@ class LocalGroup(RankedEngine):
 class _RankProcess:
     """A rank in a process of its own; see `rank_process.py` for what runs there."""
 
-    def __init__(self, rank: int, doing: str) -> None:
-        self._rank, self._doing = rank, doing
+    def __init__(self, rank: int) -> None:
+        self.rank, self.doing, self.wanted = rank, "", True
         ours, theirs = socketpair()
         with theirs:
-            command = [sys.executable, "-m", "pl_compile.runtime.engines.rank_process"]
+            # -P: what lies in the working directory is no package of ours.
+            command = [sys.executable, "-P", "-m", "pl_compile.runtime.engines.rank_process"]
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -308,7 +324,7 @@ class _RankProcess:
         if method == "start":
             self._sent.clear()
         try:
-            self.connection.send((method, tuple(map(self._short, arguments))))
+            self.connection.send((method, tuple(map(self._short, arguments)), self.wanted))
         except OSError as error:
             raise self._gone() from error
 
@@ -319,7 +335,7 @@ class _RankProcess:
         except (EOFError, OSError) as error:
             raise self._gone() from error
         if isinstance(self._answer, Failure):
-            raise RankError(self._doing, found=f"rank {self._rank}: {self._answer.text}")
+            raise RankError(self.doing, found=f"rank {self.rank}: {self._answer.text}")
 
     def result(self) -> Any:
         return self._answer
@@ -328,8 +344,11 @@ class _RankProcess:
         self.connection.close()  # which it takes as the end
 
     def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, seconds: float) -> None:
         try:
-            self._process.wait(_END_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -353,10 +372,11 @@ class _RankProcess:
             code = None
         how = f"was ended by signal {-code}" if code and code < 0 else f"ended with code {code}"
         return RankError(
-            self._doing,
-            found=f"rank {self._rank} (process {self.pid}) {how}",
+            self.doing,
+            found=f"rank {self.rank} (process {self.pid}) {how}",
             expected="all ranks alive; the others were ended too",
-            fix="Look for its own message above, or for a lack of memory; then open it again.",
+            fix="Look for its own words on standard error, or for a lack of memory; then open it "
+            "again.",
         )
 
 
@@ -411,5 +431,6 @@ def _meeting_place(ranks: int, doing: str) -> Iterator[Path]:
 def _end(processes: list[_RankProcess]) -> None:
     for process in processes:
         process.end()
+    deadline = time.monotonic() + _END_SECONDS
     for process in processes:
-        process.kill()
+        process.wait(max(0.0, deadline - time.monotonic()))

@@ -16,20 +16,7 @@ from numpy.typing import NDArray
 
 from pl_compile.artifact.all_reduce_plugin import give_communicator, load_plugin
 from pl_compile.artifact.plan_record import PACKAGES, PLAN_NAME, PlanRecord, read_plan_record
-from pl_compile.config.contract import (
-    INPUT_IDS,
-    LAST_INDEX,
-    LOGITS,
-    NEXT_TOKEN,
-    NOISE,
-    PAST_LENGTHS,
-    PROMPT_TABLE,
-    TASK_ID,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    GraphContract,
-)
+from pl_compile.config.contract import INPUT_IDS, LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError, MissingExtraError
 from pl_compile.runtime.engines.caches import Caches, place_prefixes
 from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
@@ -37,6 +24,10 @@ from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
 from pl_compile.runtime.engines.nccl import capsule_of
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
+
+# What TensorRT for RTX builds for if nobody says (its documentation), and all that are newer.
+_USUAL = {"tensorrt-rtx": ("8.0", "8.6", "8.9")}
+_NEWER = 12
 
 # Places of the profiles, in the order in which exporters/trt.py builds them.
 PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
@@ -143,7 +134,8 @@ class TensorRtEngine:
         inputs = step_inputs(self._contract, input_ids, past_lengths, last_index, prompts, draws)
         # The profile for tokens holds a prompt table of one row.
         virtual = (input_ids >= self.vocab).any()
-        outputs = self._plan.run(inputs, TOKEN_PROFILE if seq == 1 and not virtual else 0)
+        profile = TOKEN_PROFILE if seq == 1 and not virtual else PROMPT_PROFILE
+        outputs = self._plan.run(inputs, profile)
         tokens = outputs.get(NEXT_TOKEN, np.zeros(batch, np.int64))
         return outputs[LOGITS], tokens
 
@@ -161,26 +153,15 @@ def check_bindings(found: Mapping[str, Binding], contract: GraphContract, dtype:
 
     A cache's output must share the memory of its input: else a step would write into nothing.
     """
-    c = contract
-    cache = (-1, c.kv_heads, c.capacity, c.head_dim)
     expected = {
-        INPUT_IDS: Binding((-1, -1), "int64", True),
-        PAST_LENGTHS: Binding((-1,), "int64", True),
-        LAST_INDEX: Binding((-1,), "int64", True),
-        LOGITS: Binding((-1, c.vocab), "float32", False),
+        name: Binding(
+            tuple(-1 if isinstance(size, str) else size for size in tensor.shape),
+            tensor.dtype,
+            tensor.is_input,
+            tensor.alias,
+        )
+        for name, tensor in contract.tensors(dtype).items()
     }
-    if c.prompts == "baked":
-        expected[TASK_ID] = Binding((-1,), "int64", True)
-    else:
-        expected[PROMPT_TABLE] = Binding((-1, -1, c.hidden), "float32", True)
-    if c.candidates:
-        expected[NOISE] = Binding((-1, c.candidates), "float32", True)
-        expected[TEMPERATURE] = expected[TOP_P] = Binding((-1,), "float32", True)
-        expected[TOP_K] = Binding((-1,), "int64", True)
-        expected[NEXT_TOKEN] = Binding((-1,), "int64", False)
-    for past, present in c.cache_names:
-        expected[past] = Binding(cache, dtype, True)
-        expected[present] = Binding(cache, dtype, False, alias=past)
     differing = sorted(
         name for name in {*found, *expected} if found.get(name) != expected.get(name)
     )
@@ -194,29 +175,50 @@ def check_bindings(found: Mapping[str, Binding], contract: GraphContract, dtype:
         )
 
 
-def check_record(record: PlanRecord, target: str, version: str, capability: str) -> None:
-    """Raises `ArtifactError` where a plan was built for something else than what is here.
+def installed(target: str, doing: str) -> Any:
+    """The package of a flavour.
+
+    Raises:
+        MissingExtraError: it is not installed, or does not load.
+    """
+    try:
+        return importlib.import_module(PACKAGES[target])
+    except (ImportError, OSError) as error:
+        raise MissingExtraError(doing, package=PACKAGES[target], extra=target) from error
+
+
+def check_package(record: PlanRecord, target: str, version: str) -> None:
+    """Raises `ArtifactError` where another package than the installed one built a plan.
 
     Args:
         record: of the plan.
         target: of the bundle.
         version: of the TensorRT that is installed.
-        capability: of the GPU, such as "8.9".
     """
-    problems = []
-    if record.flavour != target:
-        problems.append((f"a plan of {record.flavour}", target))
-    if record.version != version:
-        problems.append((f"a plan of {record.flavour} {record.version}", f"{version}, as here"))
-    if record.compute_capabilities and capability not in record.compute_capabilities:
-        listed = ", ".join(record.compute_capabilities)
-        problems.append((f"a plan for compute capability {listed}", f"{capability}, as here"))
-    if problems:
-        found, expected = zip(*problems, strict=True)
+    if (record.flavour, record.version) != (target, version):
         raise ArtifactError(
-            "checking what a plan was built for",
-            found="; ".join(found),
-            expected="; ".join(expected),
+            "checking what built a plan",
+            found=f"{record.flavour} {record.version}",
+            expected=f"{target} {version}, which is installed here",
+            fix="Build it on this machine: plc build BUNDLE.",
+        )
+
+
+def check_gpu(record: PlanRecord, capability: str) -> None:
+    """Raises `ArtifactError` where a plan was built for other GPUs.
+
+    Args:
+        record: of the plan.
+        capability: of the GPU that is here, such as "8.9".
+    """
+    listed = record.compute_capabilities or _USUAL.get(record.flavour, ())
+    major = int(capability.partition(".")[0])
+    newer = not record.compute_capabilities and record.flavour in _USUAL and major >= _NEWER
+    if listed and capability not in listed and not newer:
+        raise ArtifactError(
+            "checking which GPUs a plan was built for",
+            found=f"compute capability {', '.join(listed)}",
+            expected=f"{capability}, which is here",
             fix="Build it on this machine: plc build BUNDLE.",
         )
 
@@ -250,14 +252,8 @@ def open_plan(
         MissingExtraError: TensorRT is not installed.
     """
     record = read_plan_record(folder)
-    try:
-        trt = importlib.import_module(PACKAGES[target])
-    except ImportError as error:
-        raise MissingExtraError(
-            f"opening {folder}", package=PACKAGES[target], extra=target
-        ) from error
-    if record.version != trt.__version__ or record.flavour != target:
-        check_record(record, target, trt.__version__, "")
+    trt = installed(target, f"opening {folder}")
+    check_package(record, target, trt.__version__)
     max_batch = max_batch or record.max_batch
     if max_batch > record.max_batch:
         raise ArtifactError(
@@ -267,7 +263,7 @@ def open_plan(
             fix="Export it with a larger --max-batch.",
         )
     cuda = Cuda(rank)
-    check_record(record, target, trt.__version__, cuda.compute_capability)
+    check_gpu(record, cuda.compute_capability)
     caches = CudaCaches(cuda, contract, max_batch, dtype)
     plan = GpuPlan(trt, cuda, (folder / PLAN_NAME).read_bytes(), contract, caches, communicator)
     return TensorRtEngine(plan, contract, max_batch=max_batch, dtype=dtype)
@@ -313,24 +309,15 @@ class GpuPlan:
             )
         self.bindings = _bindings_of(trt, self._engine)
         self._names = contract.cache_names
-        # One for each profile: switching the profile of a context would wait for the GPU.
-        native = None if plugin is not None else communicator
-        self._contexts = [self._new_context(index, native) for index in (0, 1)]
+        self._communicator = None if plugin is not None else communicator
+        # One for prompts, and one for token steps of each number of rows: a captured graph is void
+        # once its context is given other shapes.
+        self._contexts: dict[int, Any] = {}
         self._memory: dict[str, tuple[int, int]] = {}
-        # CUDA graphs of token steps, by rows: captured at the second step of that many.
+        # Of token steps by rows: a graph, captured at the second step of that many; None where
+        # TensorRT does not let it be captured.
         self._graphs: dict[int, Any] = {}
         self._seen: set[int] = set()
-
-    def _new_context(self, profile: int, communicator: int | None) -> Any:
-        context = self._engine.create_execution_context()
-        context.set_optimization_profile_async(profile, int(self._cuda.stream))
-        self._cuda.wait()
-        # All ranks make this call together, or none returns from it.
-        if communicator is not None and not context.set_communicator(capsule_of(communicator)):
-            raise ArtifactError(
-                "opening a TensorRT plan", found="TensorRT does not take NCCL's communicator"
-            )
-        return context
 
     def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
         """See `Plan.run`."""
@@ -344,42 +331,68 @@ class GpuPlan:
             self._cuda.upload(self._place(name, array.nbytes), array)
         for name, array in outputs.items():
             self._place(name, array.nbytes)
-        if profile == TOKEN_PROFILE and batch in self._graphs:
-            self._cuda.call("cudaGraphLaunch", self._graphs[batch], self._cuda.stream)
+        graph = self._graphs.get(batch) if profile == TOKEN_PROFILE else None
+        if graph is not None:
+            self._cuda.call("cudaGraphLaunch", graph, self._cuda.stream)
         else:
-            self._bind(profile, batch, {name: array.shape for name, array in inputs.items()})
-            self._enqueue(profile)
+            shapes = {name: array.shape for name, array in inputs.items()}
+            context = self._context(profile, batch)
+            self._bind(context, batch, shapes)
+            self._enqueue(context)
+            # TensorRT must have run once with these shapes before it can be captured.
+            if profile == TOKEN_PROFILE and batch in self._seen and batch not in self._graphs:
+                self._graphs[batch] = self._captured(context)
             if profile == TOKEN_PROFILE:
-                # TensorRT must have run once with these shapes before it can be captured.
-                if batch in self._seen:
-                    self._graphs[batch] = self._captured(profile)
                 self._seen.add(batch)
         for name, array in outputs.items():
             self._cuda.download(array, self._memory[name][0])
         return outputs
 
-    def _bind(self, profile: int, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        context = self._contexts[profile]
+    def _context(self, profile: int, batch: int) -> Any:
+        key = batch if profile == TOKEN_PROFILE else 0
+        if key not in self._contexts:
+            context = self._engine.create_execution_context()
+            _must(context is not None, "create an execution context: is there memory for it?")
+            stream = int(self._cuda.stream)
+            _must(context.set_optimization_profile_async(profile, stream), "take a profile")
+            self._cuda.wait()
+            if self._communicator is not None:
+                # All ranks make this call together, or none returns from it: they step together.
+                capsule = capsule_of(self._communicator)
+                _must(context.set_communicator(capsule), "take NCCL's communicator")
+            self._contexts[key] = context
+        return self._contexts[key]
+
+    def _bind(self, context: Any, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, (address, _) in self._memory.items():
             if name in shapes:
-                context.set_input_shape(name, shapes[name])
-            context.set_tensor_address(name, address)
+                _must(context.set_input_shape(name, shapes[name]), f"take the shape of {name}")
+            _must(context.set_tensor_address(name, address), f"take the address of {name}")
         for index, (past, present) in enumerate(self._names):
-            context.set_input_shape(past, (batch, *self.bindings[past].shape[1:]))
+            shape = (batch, *self.bindings[past].shape[1:])
+            _must(context.set_input_shape(past, shape), f"take the shape of {past}")
             for name in (past, present):
-                context.set_tensor_address(name, self.caches.address(index, 0))
+                address = self.caches.address(index, 0)
+                _must(context.set_tensor_address(name, address), f"take the address of {name}")
 
-    def _enqueue(self, profile: int) -> None:
-        if not self._contexts[profile].execute_async_v3(int(self._cuda.stream)):
-            raise ArtifactError("running a TensorRT plan", found="TensorRT could not begin a step")
+    def _enqueue(self, context: Any) -> None:
+        _must(context.execute_async_v3(int(self._cuda.stream)), "begin a step")
 
-    def _captured(self, profile: int) -> Any:
+    def _captured(self, context: Any) -> Any:
+        """A step as a graph; None where it cannot be captured, which costs time alone."""
         modes = self._cuda.api.cudaStreamCaptureMode
         mode = modes.cudaStreamCaptureModeThreadLocal
         self._cuda.call("cudaStreamBeginCapture", self._cuda.stream, mode)
-        self._enqueue(profile)
-        graph = self._cuda.call("cudaStreamEndCapture", self._cuda.stream)
-        return self._cuda.call("cudaGraphInstantiate", graph, 0)
+        try:
+            try:
+                self._enqueue(context)
+            finally:
+                graph = self._cuda.call("cudaStreamEndCapture", self._cuda.stream)
+            captured = self._cuda.call("cudaGraphInstantiate", graph, 0)
+            self._cuda.call("cudaGraphDestroy", graph)
+        except ArtifactError:
+            return None
+        return captured
 
     def _place(self, name: str, size: int) -> int:
         """Memory for an input or output; where it has to move, captured graphs are void."""
@@ -390,9 +403,19 @@ class GpuPlan:
                 self._cuda.free(address)
             address = self._cuda.allocate(size)
             self._memory[name] = (address, size)
+            for graph in self._graphs.values():
+                if graph is not None:
+                    self._cuda.call("cudaGraphExecDestroy", graph)
             self._graphs.clear()
             self._seen.clear()
         return address
+
+
+def _must(done: bool, what: str) -> None:
+    if not done:
+        raise ArtifactError(
+            "running a TensorRT plan", found=f"TensorRT did not {what}", fix="See plc doctor."
+        )
 
 
 def _bindings_of(trt: Any, engine: Any) -> dict[str, Binding]:

@@ -3,6 +3,7 @@
 tests/export/test_tensorrt_networks.py checks the same on what TensorRT really parses.
 """
 
+import sys
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from pl_compile.errors import ExportError
-from pl_compile.exporters.trt import ParsedNetwork, check_network, parse
-from pl_compile.exporters.trt_oracle import _attention, _slice, _squeeze
+from pl_compile.exporters.trt import ParsedNetwork, check_network, parse, parser_for
+from pl_compile.exporters.trt_oracle import Oracle, _attention, _slice, _squeeze
 
 
 class Kind(Enum):
@@ -85,6 +86,72 @@ def test_what_the_interpreter_does_not_know_is_an_error() -> None:
         _slice(layer, [np.zeros(2)])
     with pytest.raises(ExportError, match="a squeeze that names no axes"):
         _squeeze(layer, [np.zeros(2)])
+
+
+def test_the_plugin_for_sums_is_a_collective_to_guards_and_interpreter() -> None:
+    """TensorRT before 10.16 has no layer for them."""
+
+    class Plugin(Enum):
+        PLUGIN_V3 = 4
+
+    tensor = SimpleNamespace(name="y", dtype="float32")
+    layer = SimpleNamespace(
+        type=Plugin.PLUGIN_V3,
+        name="sum",
+        num_inputs=1,
+        num_outputs=1,
+        get_input=lambda _: SimpleNamespace(name="x", dtype="float32"),
+        get_output=lambda _: tensor,
+    )
+    kinds = SimpleNamespace(
+        **{n: n for n in ["FLOAT", "HALF", "BF16", "INT64", "INT32", "INT8", "INT4", "UINT8"]}
+    )
+    kinds.BOOL, kinds.FLOAT = "bool", "float32"
+    trt = SimpleNamespace(LayerType=Plugin, CausalMaskKind=Causal, DataType=kinds)
+    trt.LayerType = SimpleNamespace(PLUGIN_V3=Plugin.PLUGIN_V3, **Kind.__members__)
+    network = SimpleNamespace(
+        num_layers=1,
+        get_layer=lambda _: layer,
+        num_inputs=1,
+        get_input=lambda _: SimpleNamespace(name="x"),
+        num_outputs=1,
+        get_output=lambda _: tensor,
+    )
+    parsed = ParsedNetwork(trt, network, None, None, [])
+
+    check_network(parsed, ranks=2)
+
+    oracle = Oracle(parsed, {}, lambda x: 2 * x)
+    x = np.asarray([1.0, 2.0], np.float32)
+    np.testing.assert_array_equal(oracle.run({"x": x})["y"], 2 * x)
+    with pytest.raises(ExportError, match="a collective, and nothing that does it"):
+        Oracle(parsed, {}).run({"x": x})
+
+
+class _NotStarting:
+    """TensorRT's own package on a machine without a GPU: it imports, and builds nothing."""
+
+    __version__ = "11.4"
+    __hash__ = object.__hash__
+
+    class ILogger:
+        WARNING = 2
+
+        def __init__(self) -> None:
+            pass
+
+    def Builder(self, logger: Any) -> None:  # noqa: N802 - TensorRT's own name
+        logger.log(0, "CUDA initialization failure with error: 35")
+        return
+
+
+def test_a_tensorrt_that_does_not_start_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", _NotStarting())
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+
+    assert parser_for("tensorrt") is None
+    with pytest.raises(ExportError, match=r"CUDA initialization failure.*--defer-build"):
+        parse(Path("model.onnx"), "tensorrt")
 
 
 def test_a_missing_package_names_its_extra() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.engines.ranks import LocalGroup
+from pl_compile.runtime.engines.ranks import LocalGroup, _RankProcess
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
@@ -236,37 +237,86 @@ def test_when_a_rank_is_killed_all_end_and_every_call_says_so(divided: Path, vic
         session.generate([REQUEST])
     assert time.monotonic() - started < 60  # it ends: nobody waits in a sum for ever
     assert alive(processes) == []
-    with pytest.raises(RankError, match="ended by signal 9"):
+    with pytest.raises(
+        RankError, match=r"they have ended: rank .*ended by signal 9.*Open it again"
+    ):
         session.generate([REQUEST])
 
 
 @built
-def test_a_rank_killed_in_the_middle_of_a_sum_ends_the_others(divided: Path) -> None:
+def test_a_rank_killed_in_the_middle_of_a_sum_ends_the_others(
+    divided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The others stand in the barrier when it dies, and never hear of it from the kernels."""
     session = Session.open(divided)
     group = session.engine
     assert isinstance(group, LocalGroup)
     processes = group.process_ids
-    os.kill(processes[2], signal.SIGSTOP)  # the others run into the first sum and wait there
-    pid = os.fork()
-    if not pid:
-        time.sleep(1.5)
-        os.kill(processes[2], signal.SIGKILL)
-        os._exit(0)
+    each = LocalGroup._each
 
-    with pytest.raises(RankError, match="rank 2 "):
+    def stopping(self: LocalGroup, calls: Any, **options: Any) -> Any:
+        """As it begins a step, one rank stands still; it dies when the others wait for it."""
+        if calls[0][0] == "step_and_draw":
+            os.kill(processes[2], signal.SIGSTOP)
+            threading.Timer(1.5, os.kill, (processes[2], signal.SIGKILL)).start()
+        return each(self, calls, **options)
+
+    monkeypatch.setattr(LocalGroup, "_each", stopping)
+    started = time.monotonic()
+
+    with pytest.raises(RankError, match=r"running a step on all ranks: rank 2 .*signal 9"):
         session.generate([REQUEST])
 
-    os.waitpid(pid, 0)
+    assert time.monotonic() - started < 30
     assert alive(processes) == []
+
+
+@built
+@pytest.mark.parametrize("moment", ["begin", "receive"])
+def test_a_call_that_is_interrupted_ends_the_group(
+    divided: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Else its answers would be taken for those of the next call."""
+    session = Session.open(divided)
+    group = session.engine
+    assert isinstance(group, LocalGroup)
+    processes = group.process_ids
+    done = getattr(_RankProcess, moment)
+
+    def interrupted(self: _RankProcess, *arguments: Any) -> None:
+        done(self, *arguments)
+        if self.rank == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_RankProcess, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.generate([REQUEST])
+
+    assert alive(processes) == []
+    with pytest.raises(RankError, match="they have ended: a call was interrupted"):
+        session.generate([REQUEST])
+
+
+@built
+def test_what_lies_in_the_working_directory_is_no_package_of_a_rank(
+    divided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert Session.open(divided).generate([REQUEST])[0].token_ids
 
 
 @built
 def test_ranks_end_with_the_process_that_started_them(divided: Path) -> None:
     program = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from pl_compile.runtime import Session\n"
         "session = Session.open(sys.argv[1])\n"
+        "if not os.fork():\n"
+        "    time.sleep(60)\n"  # a copy that keeps the sockets open
+        "    os._exit(0)\n"
         "print(*session.engine.process_ids, flush=True)\n"
         "time.sleep(600)\n"
     )

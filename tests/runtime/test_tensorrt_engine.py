@@ -10,8 +10,10 @@ kernels, and CUDA itself.
 
 import ast
 import ctypes
+import gc
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +36,13 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.runtime.engines.caches import HostCaches
 from pl_compile.runtime.engines.cuda import Cuda, CudaCaches, stored, widened
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.tensorrt import Binding, GpuPlan, TensorRtEngine, check_record
+from pl_compile.runtime.engines.tensorrt import (
+    Binding,
+    GpuPlan,
+    TensorRtEngine,
+    check_gpu,
+    check_package,
+)
 from pl_compile.testing import write_tiny_base
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
@@ -48,9 +56,11 @@ class HostCuda:
     Attributes:
         called: names of the functions that were called.
         captured: steps of the capture that is under way; None outside of one.
+        refuses_capture: whether no step can be captured.
     """
 
     def __init__(self) -> None:
+        self.refuses_capture = False
         self.called: set[str] = set()
         self.captured: list[Callable[[], None]] | None = None
         self._blocks: dict[int, Any] = {}
@@ -73,6 +83,11 @@ class HostCuda:
             return (0,) if result is None else (0, result)
 
         return call
+
+    @property
+    def allocated(self) -> int:
+        """Blocks that were allocated and not freed."""
+        return len(self._blocks)
 
     def check(self, address: int, size: int) -> None:
         """Raises unless memory was allocated there."""
@@ -136,12 +151,21 @@ class HostCuda:
         self.captured = []
 
     def _cudaStreamEndCapture(self, stream: int) -> list[Callable[[], None]]:
-        assert self.captured
+        assert self.captured is not None
         steps, self.captured = self.captured, None
         return steps
 
     def _cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:
         return graph
+
+    def _cudaGraphDestroy(self, graph: Any) -> None:
+        pass
+
+    def _cudaGraphExecDestroy(self, graph: Any) -> None:
+        pass
+
+    def _cudaGetErrorString(self, error: int) -> bytes:
+        return b"no error"
 
     def _cudaGraphLaunch(self, graph: Any, stream: int) -> None:
         for step in graph:
@@ -169,6 +193,7 @@ class FakeContext:
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._ran: set[tuple[tuple[int, ...], ...]] = set()
+        self._changes = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.profile = index
@@ -183,11 +208,13 @@ class FakeContext:
         declared = self._engine.plan.bindings[name].shape
         assert len(shape) == len(declared)
         assert all(b in (-1, a) for a, b in zip(shape, declared, strict=True))
+        self._changes += self._shapes.get(name) != tuple(shape)
         self._shapes[name] = tuple(shape)
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert name in self._engine.plan.bindings
+        self._changes += self._addresses.get(name) != address
         self._addresses[name] = address
         return True
 
@@ -196,7 +223,15 @@ class FakeContext:
         addresses, shapes = dict(self._addresses), dict(self._shapes)
         if self._engine.cuda.captured is not None:
             assert tuple(shapes.values()) in self._ran, "captured before it ran"
-            self._engine.cuda.captured.append(lambda: self._run(addresses, shapes))
+            if self._engine.cuda.refuses_capture:
+                return False
+            changes = self._changes
+
+            def replay() -> None:
+                assert self._changes == changes, "its context was given other shapes since"
+                self._run(addresses, shapes)
+
+            self._engine.cuda.captured.append(replay)
         else:
             self._ran.add(tuple(shapes.values()))
             self._run(addresses, shapes)
@@ -322,10 +357,18 @@ def test_bfloat16_rounds_as_ml_dtypes_does() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "dtype", "captures"),
+    [
+        ("llama", "float32", True),
+        ("llama", "float16", True),
+        ("llama", "bfloat16", True),
+        ("gpt2", "float16", True),
+        ("gpt2", "float32", False),
+    ],
+)
 def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: Any, captures: bool
 ) -> None:
     """Prompts, steps with and without a captured graph, rows that leave: addresses and numbers."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
@@ -350,6 +393,7 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
         return OraclePlan(parsed, constants, contract, 4)
 
     fake = host_cuda(monkeypatch)
+    fake.refuses_capture = not captures
     cuda = Cuda()
     caches = CudaCaches(cuda, contract, 4, dtype)
     gpu = GpuPlan(fake_tensorrt(fake, plan()), cuda, b"", contract, caches, 4096)
@@ -360,7 +404,12 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     np.testing.assert_array_equal(found[1], expected[1])
     for ours, theirs in zip(found[0], expected[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert {"cudaStreamBeginCapture", "cudaGraphLaunch", "cudaMemcpy2DAsync"} <= fake.called
+    assert {"cudaStreamBeginCapture", "cudaMemcpy2DAsync"} <= fake.called
+    assert ("cudaGraphLaunch" in fake.called) == captures
+    assert fake.allocated
+    del engines, gpu, caches, cuda
+    gc.collect()
+    assert not fake.allocated  # what it held is given back
 
 
 def _steps(engine: Engine, contract: GraphContract) -> tuple[list[np.ndarray], np.ndarray]:
@@ -409,23 +458,31 @@ RECORD = PlanRecord(
 )
 
 
+def test_a_plan_runs_on_what_built_it() -> None:
+    check_package(RECORD, "tensorrt-rtx", "1.7.1")
+    for target, version in (("tensorrt-rtx", "1.8.0"), ("tensorrt", "1.7.1")):
+        said = rf"tensorrt-rtx 1\.7\.1; expected {target} {version}, which.*plc build"
+        with pytest.raises(ArtifactError, match=said):
+            check_package(RECORD, target, version)
+
+
 @pytest.mark.parametrize(
-    ("target", "version", "capability", "said"),
+    ("flavour", "built_for", "runs", "refused"),
     [
-        ("tensorrt-rtx", "1.7.1", "8.9", None),
-        ("tensorrt-rtx", "1.7.1", "12.0", r"for compute capability 8\.6, 8\.9; expected 12\.0"),
-        ("tensorrt-rtx", "1.8.0", "8.9", r"of tensorrt-rtx 1\.7\.1; expected 1\.8\.0"),
-        ("tensorrt", "1.7.1", "8.9", "a plan of tensorrt-rtx; expected tensorrt"),
+        ("tensorrt-rtx", ("8.6", "8.9"), ["8.6", "8.9"], ["12.0", "7.5"]),
+        ("tensorrt-rtx", (), ["8.0", "8.6", "8.9", "12.0", "12.1"], ["7.5", "9.0", "10.0"]),
+        ("tensorrt", ("9.0",), ["9.0"], ["8.9"]),
     ],
 )
-def test_a_plan_runs_where_it_was_built_for(
-    target: str, version: str, capability: str, said: str | None
+def test_a_plan_runs_on_the_gpus_it_was_built_for(
+    flavour: str, built_for: tuple[str, ...], runs: list[str], refused: list[str]
 ) -> None:
-    if said is None:
-        check_record(RECORD, target, version, capability)
-        return
-    with pytest.raises(ArtifactError, match=f"{said}.*plc build"):
-        check_record(RECORD, target, version, capability)
+    record = replace(RECORD, flavour=flavour, compute_capabilities=built_for)
+    for capability in runs:
+        check_gpu(record, capability)
+    for capability in refused:
+        with pytest.raises(ArtifactError, match=f"expected {capability}, which is here.*plc build"):
+            check_gpu(record, capability)
 
 
 def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
