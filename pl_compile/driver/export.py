@@ -14,17 +14,14 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
-    MODEL_NAME,
     REPORT,
     REPORT_PAGE,
     Manifest,
     Precision,
     is_bundle,
-    rank_folder,
     sum_of_base,
     task_folder,
     write_json,
@@ -39,16 +36,16 @@ from pl_compile.artifact.folded_prefix import (
     write_folded,
 )
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
-from pl_compile.artifact.plan_record import PLAN_RECORD, PlanRecord, read_plan_record
+from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import DEFAULT_CANDIDATES, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
-from pl_compile.config.ranks import Shard, shards
-from pl_compile.driver.build_plans import note_gpu
+from pl_compile.config.ranks import shards
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
+from pl_compile.driver.compile_base import BaseRecipe, compile_base, float_engine
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
 from pl_compile.driver.engines import can_check, checking_engine
 from pl_compile.driver.evaluate import EvalOptions, evaluate
@@ -59,21 +56,15 @@ from pl_compile.driver.room import check_room
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters import exporter_for
 from pl_compile.exporters.exporter import Exporter
-from pl_compile.exporters.onnx_files import save
-from pl_compile.graph.decoder import build_decoder
-from pl_compile.passes.pipeline import PassRecord, run_passes
-from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
 from pl_compile.text.examples import read_examples
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
-from pl_compile.weights.shard import rows_of, shard_weights
 
 DEFAULT_CAPACITY = 1024
 
@@ -182,15 +173,12 @@ class ExportResult:
 class _Source:
     """What an export starts from."""
 
-    exporter: Exporter
+    recipe: BaseRecipe
     identity: Any
     entries: tuple[TaskEntry, ...]
-    config: DecoderConfig
-    contract: GraphContract
     tokenizer: Tokenizer
     prompts: Mapping[str, TaskPrompt]
     plan: ExportPlan
-    shards: tuple[Shard, ...]
     check_base: Any
 
 
@@ -223,25 +211,30 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     _check_room(request, source.plan)
     progress.say(f"reading {request.base}")
     checkpoint = Checkpoint(request.base)
-    source.check_base(fingerprint_base(checkpoint, source.config), str(request.base))
-    weights = load_weights(checkpoint, source.config)
+    source.check_base(fingerprint_base(checkpoint, source.recipe.config), str(request.base))
+    weights = load_weights(checkpoint, source.recipe.config)
     clock.lap("read")
 
     moments = _calibrate(request, source, weights, progress)
     clock.lap("calibrate")
-    errors: list[WeightError] = []
     with folder_written_whole(request.output, is_ours=is_bundle) as staging:
-        prompts = source.contract.prompts
+        prompts = source.recipe.contract.prompts
         progress.say(f"building the graph for {request.target}, prompts {prompts}")
         (staging / "base").mkdir()
-        passes = _build(request, source, weights, moments, errors, staging / "base", progress)
-        plans = _plans(source, staging / "base")
+        compiled = compile_base(
+            source.recipe,
+            weights,
+            staging / "base",
+            moments=moments,
+            dump_to=request.dump_passes,
+            progress=progress,
+        )
         clock.lap("graph")
         lint = lint_tasks(
             source.entries,
             source.prompts,
-            source.config,
-            source.contract,
+            source.recipe.config,
+            source.recipe.contract,
             weights["embedding.weight"],
         )
         precision = _precision(request.options, moments)
@@ -275,15 +268,15 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             "base": asdict(source.identity),
             "precision": asdict(precision),
             "prompts": prompts,
-            "ranks": source.contract.ranks,
-            "plans": [asdict(record) for record in plans],
+            "ranks": source.recipe.contract.ranks,
+            "plans": [asdict(record) for record in compiled.plans],
             "sampling": request.options.sampling,
             "checks": checks.record(),
             "lint": [asdict(finding) for finding in lint],
             "cost": asdict(source.plan.base),
             "tasks": [asdict(cost) for cost in source.plan.tasks],
-            "passes": [asdict(record) for record in passes],
-            "weight_errors": [asdict(error) for error in errors],
+            "passes": [asdict(record) for record in compiled.passes],
+            "weight_errors": [asdict(error) for error in compiled.weight_errors],
             "effect": effect,
             "seconds": clock.laps,
         }
@@ -292,9 +285,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         manifest = Manifest(
             base=source.identity,
             target=request.target,
-            graph=source.contract,
+            graph=source.recipe.contract,
             tasks=tuple(source.prompts),
-            toolchain={"plc": __version__, **source.exporter.describe()},
+            toolchain={"plc": __version__, **source.recipe.exporter.describe()},
             parity=checks.passed,
             precision=precision,
         )
@@ -310,7 +303,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         checks.failures,
         size,
         clock.laps,
-        tuple(plans),
+        compiled.plans,
     )
 
 
@@ -347,15 +340,12 @@ def _read(request: ExportRequest) -> _Source:
         ),
     )
     return _Source(
-        exporter=exporter,
+        recipe=BaseRecipe(exporter, config, contract, options, parts, entries),
         identity=table.base,
         entries=entries,
-        config=config,
-        contract=contract,
         tokenizer=tokenizer,
         prompts=prompts,
         plan=plan,
-        shards=parts,
         check_base=table.check_base,
     )
 
@@ -455,87 +445,30 @@ def _calibrate(
     rows = calibration_prompts(
         request.calibrate,
         source.prompts,
-        capacity=source.contract.capacity,
-        vocab=source.config.vocab,
+        capacity=source.recipe.contract.capacity,
+        vocab=source.recipe.config.vocab,
     )
     return measure_moments(
-        source.exporter,
-        source.config,
-        source.contract,
+        source.recipe.exporter,
+        source.recipe.config,
+        source.recipe.contract,
         weights,
         rows,
         progress=progress,
     )
 
 
-def _build(
-    request: ExportRequest,
-    source: _Source,
-    weights: Weights,
-    moments: Moments | None,
-    errors: list[WeightError],
-    folder: Path,
-    progress: Progress,
-) -> list[PassRecord]:
-    """Main graph, passes, files: of each rank. The records are the first one's."""
-    contract, options, exporter = source.contract, request.options, source.exporter
-    baked = _baked_rows(source.entries) if contract.prompts == "baked" else None
-    all_records = []
-    for shard in source.shards:
-        rank, place, dump = shard.rank, folder, request.dump_passes
-        if shard.ranks > 1:
-            place = folder / rank_folder(rank)
-            place.mkdir()
-            dump = None if dump is None else dump / rank_folder(rank)
-            progress.say(f"rank {rank}: heads {shard.kv_heads}, width {shard.ffn}")
-        config, own = shard.of(source.config), contract.of_rank(rank)
-        found: list[WeightError] = []
-        model = build_decoder(config, own, shard_weights(weights, source.config, shard), baked)
-        seen = _moments_of_rank(moments, source.config, shard)
-        passes = exporter.passes(config, own, options, seen, found)
-        all_records.append(run_passes(model, passes, dump_to=dump))
-        exporter.build(model, place, own, options, progress)
-        ahead = f"{rank_folder(rank)}/" if shard.ranks > 1 else ""
-        errors += [replace(error, weight=f"{ahead}{error.weight}") for error in found]
-    return all_records[0]
-
-
-def _plans(source: _Source, base: Path) -> list[PlanRecord]:
-    """What is known of the plans, in the order of the ranks; none where none were built."""
-    ranks = [rank_folder(shard.rank) if shard.ranks > 1 else "" for shard in source.shards]
-    folders = [base / rank for rank in ranks if (base / rank / PLAN_RECORD).is_file()]
-    return [note_gpu(folder, read_plan_record(folder)) for folder in folders]
-
-
-def _moments_of_rank(
-    moments: Moments | None, config: DecoderConfig, shard: Shard
-) -> Moments | None:
-    """What is known of the activations that enter a rank's weights: its part of their inputs."""
-    if moments is None or shard.ranks == 1:
-        return moments
-    parts = {}
-    for name, moment in moments.by_weight.items():
-        rows = rows_of(name, config, shard)
-        parts[name] = moment[rows, rows]
-    return Moments(parts, moments.tokens)
-
-
 @contextmanager
 def _engine(staging: Path, source: _Source, precision: Precision) -> Iterator[Engine | None]:
     """What computes heads and is compared; None where nothing on this machine can."""
-    target = source.exporter.target
+    target = source.recipe.exporter.target
     if not can_check(target):
         yield None
         return
-    with checking_engine(staging / "base", target, source.contract, precision.dtype) as engine:
+    with checking_engine(
+        staging / "base", target, source.recipe.contract, precision.dtype
+    ) as engine:
         yield engine
-
-
-def _baked_rows(entries: Sequence[TaskEntry]) -> NDArray[np.float32]:
-    """float32 `[tasks, rows, hidden]`, zero-padded to the longest prompt."""
-    # At least one row, as where prompts are an input: tasks with a prefix have none.
-    rows = max([1, *(len(entry.rows) for entry in entries)])
-    return np.stack([np.pad(e.rows, ((0, rows - len(e.rows)), (0, 0))) for e in entries])
 
 
 def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
@@ -590,7 +523,7 @@ def _evaluate(
     assert engine is not None
     options = EvalOptions(baseline=False)
     with TemporaryDirectory(prefix="plc-floats-") as folder:
-        exact = _floats(source, weights, Path(folder))
+        exact = float_engine(source.recipe, weights, Path(folder))
         before, after = (
             evaluate(
                 Session(source.tokenizer, source.prompts, each),
@@ -614,17 +547,6 @@ def _evaluate(
         }
         for old, new in zip(before, after, strict=True)
     ]
-
-
-def _floats(source: _Source, weights: Weights, folder: Path) -> OnnxRuntimeEngine:
-    """The base in float32, on ONNX Runtime, whatever it is compiled for."""
-    contract = replace(source.contract, candidates=0, ranks=1)
-    baked = _baked_rows(source.entries) if contract.prompts == "baked" else None
-    model = build_decoder(source.config, contract, weights, baked)
-    exporter = source.exporter
-    run_passes(model, [*exporter.prepare_passes(), *exporter.cpu_passes(source.config, contract)])
-    save(model, folder)
-    return OnnxRuntimeEngine(folder / MODEL_NAME, contract)
 
 
 def _has_reference(request: ExportRequest, progress: Progress) -> bool:

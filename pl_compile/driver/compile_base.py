@@ -1,0 +1,149 @@
+"""A base to its target's files: main graph, passes and export, rank by rank."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.artifact.bundle import MODEL_NAME, rank_folder
+from pl_compile.artifact.plan_record import PLAN_RECORD, PlanRecord, read_plan_record
+from pl_compile.artifact.prompt_table import TaskEntry
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.ranks import Shard
+from pl_compile.driver.build_plans import note_gpu
+from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.onnx_files import save
+from pl_compile.graph.decoder import build_decoder
+from pl_compile.passes.pipeline import PassRecord, run_passes
+from pl_compile.passes.quantize_weights import WeightError
+from pl_compile.progress import SILENT, Progress
+from pl_compile.quantize.moments import Moments
+from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.weights.names import Weights
+from pl_compile.weights.shard import rows_of, shard_weights
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """How a base is compiled: all but its weights.
+
+    Attributes:
+        exporter: of the target.
+        config: the whole base.
+        contract: of the whole base's graph.
+        options: of the export.
+        shards: the parts of all ranks; one part where it is not divided.
+        entries: tasks, whose rows may become constants of the graph.
+    """
+
+    exporter: Exporter
+    config: DecoderConfig
+    contract: GraphContract
+    options: BuildOptions
+    shards: tuple[Shard, ...]
+    entries: tuple[TaskEntry, ...]
+
+    @property
+    def baked(self) -> NDArray[np.float32] | None:
+        """float32 `[tasks, rows, hidden]`, zero-padded to the longest prompt; or None."""
+        if self.contract.prompts != "baked":
+            return None
+        # At least one row, as where prompts are an input: tasks with a prefix have none.
+        rows = max([1, *(len(entry.rows) for entry in self.entries)])
+        padded = [np.pad(e.rows, ((0, rows - len(e.rows)), (0, 0))) for e in self.entries]
+        return np.stack(padded)
+
+
+@dataclass(frozen=True)
+class CompiledBase:
+    """What compiling a base did.
+
+    Attributes:
+        passes: what each pass did; of several ranks, to the first one's graph.
+        weight_errors: what rounding did to each weight; of several ranks, under `rank{r}/`.
+        plans: one record for each TensorRT plan that was built.
+    """
+
+    passes: tuple[PassRecord, ...]
+    weight_errors: tuple[WeightError, ...]
+    plans: tuple[PlanRecord, ...]
+
+
+def compile_base(
+    recipe: BaseRecipe,
+    weights: Weights,
+    folder: Path,
+    *,
+    moments: Moments | None = None,
+    dump_to: Path | None = None,
+    progress: Progress = SILENT,
+) -> CompiledBase:
+    """Writes a target's files into a folder, or into one folder for each rank.
+
+    Args:
+        recipe: how.
+        weights: float32 arrays by our names, of the whole base.
+        folder: is there, and empty.
+        moments: of the calibration's activations, of the whole base.
+        dump_to: a folder that gets the graph as text after each pass.
+        progress: who is told.
+
+    Raises:
+        ExportError: the target's own tools refuse the graph.
+    """
+    exporter, options = recipe.exporter, recipe.options
+    baked = recipe.baked
+    passes, errors, plans = [], [], []
+    for shard in recipe.shards:
+        name = rank_folder(shard.rank) if shard.ranks > 1 else ""
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        if name:
+            heads, width = shard.kv_heads, shard.ffn
+            progress.say(
+                f"rank {shard.rank}: groups of heads {heads.start} to {heads.stop - 1}, "
+                f"feed-forward width {width.start} to {width.stop - 1}"
+            )
+        config, contract = shard.of(recipe.config), recipe.contract.of_rank(shard.rank)
+        part = shard_weights(weights, recipe.config, shard)
+        model = build_decoder(config, contract, part, baked)
+        seen = _moments_of(moments, recipe.config, shard)
+        found: list[WeightError] = []
+        steps = exporter.passes(config, contract, options, seen, found)
+        dump = None if dump_to is None else dump_to / name
+        passes.append(run_passes(model, steps, dump_to=dump))
+        errors += [replace(error, weight=f"{name}/{error.weight}".lstrip("/")) for error in found]
+        exporter.build(model, place, contract, options, progress)
+        if (place / PLAN_RECORD).is_file():
+            plans.append(note_gpu(place, read_plan_record(place)))
+    return CompiledBase(tuple(passes[0]), tuple(errors), tuple(plans))
+
+
+def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRuntimeEngine:
+    """The base in float32 and undivided, on ONNX Runtime, whatever it is compiled for.
+
+    Args:
+        recipe: how it is compiled.
+        weights: float32 arrays by our names.
+        folder: gets its files, and must outlive the engine.
+    """
+    exporter, config = recipe.exporter, recipe.config
+    contract = replace(recipe.contract, candidates=0, ranks=1)
+    model = build_decoder(config, contract, weights, recipe.baked)
+    run_passes(model, [*exporter.prepare_passes(), *exporter.cpu_passes(config, contract)])
+    save(model, folder)
+    return OnnxRuntimeEngine(folder / MODEL_NAME, contract)
+
+
+def _moments_of(moments: Moments | None, config: DecoderConfig, shard: Shard) -> Moments | None:
+    """What is known of the activations that enter a rank's weights: its part of their inputs."""
+    if moments is None or shard.ranks == 1:
+        return moments
+    parts = {}
+    for name, moment in moments.by_weight.items():
+        rows = rows_of(name, config, shard)
+        parts[name] = moment[rows, rows]
+    return Moments(parts, moments.tokens)
