@@ -9,9 +9,9 @@ from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ExportError
 from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.local_group import LocalGroup
 from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.engines.ranks import LocalGroup
 
 
 def can_check(target: str) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 
 from pl_compile.errors import PlcError
 from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.local_group import Failure, RankOptions, SentPrompts
 from pl_compile.runtime.engines.opening import open_rank
-from pl_compile.runtime.engines.ranks import Failure, RankOptions, RankPrompt, SentPrompts
+from pl_compile.runtime.engines.ranks import RankPrompt
 
 # How often a rank that has nothing to do looks whether its leader is there.
 _LOOK_SECONDS = 1.0

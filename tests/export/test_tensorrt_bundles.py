@@ -384,7 +384,7 @@ def test_a_plan_of_something_else_is_refused_before_the_driver_is_asked(
     def asked(*_: Any) -> None:
         raise AssertionError("the driver was asked")
 
-    monkeypatch.setattr("pl_compile.runtime.engines.tensorrt.Cuda", asked)
+    monkeypatch.setattr("pl_compile.runtime.engines.gpu_plan.Cuda", asked)
 
     with pytest.raises(ArtifactError, match=said):
         Session.open(bundle)

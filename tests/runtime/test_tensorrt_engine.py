@@ -36,13 +36,8 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.runtime.engines.caches import HostCaches
 from pl_compile.runtime.engines.cuda import Cuda, CudaCaches, stored, widened
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.tensorrt import (
-    Binding,
-    GpuPlan,
-    TensorRtEngine,
-    check_gpu,
-    check_package,
-)
+from pl_compile.runtime.engines.gpu_plan import GpuPlan, check_gpu, check_package
+from pl_compile.runtime.engines.tensorrt import Binding, TensorRtEngine
 from pl_compile.testing import write_tiny_base
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
@@ -489,7 +484,7 @@ def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
     """Every name that is called or read, in NVIDIA's own package."""
     api = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     names: set[str] = set()
-    for file in ("cuda.py", "tensorrt.py"):
+    for file in ("cuda.py", "gpu_plan.py"):
         tree = ast.parse((HOME / "runtime" / "engines" / file).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -1,0 +1,309 @@
+"""Ranks as processes of this machine: how they start, what they are told, how all of them end.
+
+What runs in each of them is `rank_process.py`.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from socket import socketpair
+from typing import Any
+
+from pl_compile.artifact.bundle import rank_folder
+from pl_compile.config.contract import GraphContract
+from pl_compile.errors import RankError
+from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.nccl import unique_id
+from pl_compile.runtime.engines.ranks import RankedEngine, RankPrompt
+
+# Seconds that a rank has to load its part.
+_START_SECONDS = 600.0
+# And to end by itself, before it is killed.
+_END_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """What a rank's process opens.
+
+    Attributes:
+        folder: of the rank's files.
+        target: that they were built for.
+        contract: of the rank.
+        rank: which it is.
+        memory: where ranks on CPU meet; None for others.
+        shared: by which ranks on GPUs find each other; None for others.
+        max_batch: rows of its cache.
+        threads: that it computes with.
+        spin: whether waiting threads keep their cores busy.
+        dtype: of the caches.
+    """
+
+    folder: Path
+    target: str
+    contract: GraphContract
+    rank: int
+    memory: Path | None
+    shared: bytes | None
+    max_batch: int
+    threads: int
+    spin: bool
+    dtype: str
+
+
+class LocalGroup(RankedEngine):
+    """Ranks as processes on this machine, started and ended with this object.
+
+    When one of them ends or fails, all end, and every call raises. When this process ends, however
+    it does, they end too.
+
+    Args:
+        folder: holds `rank0/`, `rank1/`, … as the compiler wrote them.
+        target: that they were built for.
+        contract: of the whole base, with its number of ranks.
+        max_batch: rows of the cache.
+        threads: of each rank; the machine's cores divided among them if None.
+        dtype: of the caches.
+        on_gpus: whether each rank has a GPU, and their sums are NCCL's.
+
+    Raises:
+        RankError: a rank cannot start; it says why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        target: str,
+        contract: GraphContract,
+        *,
+        max_batch: int = 16,
+        threads: int | None = None,
+        dtype: str = "float32",
+        on_gpus: bool = False,
+    ) -> None:
+        doing = f"starting {contract.ranks} ranks of {folder}"
+        if threads is None:
+            threads = max(1, len(os.sched_getaffinity(0)) // contract.ranks)
+        self._processes: list[_RankProcess] = []
+        self._ended = weakref.finalize(self, _end, self._processes)
+        self._failed = ""
+        shared = unique_id() if on_gpus else None
+        with nullcontext() if on_gpus else _meeting_place(contract.ranks, doing) as memory:
+            for rank in range(contract.ranks):
+                self._processes.append(_RankProcess(rank))
+            super().__init__(self._processes, contract, max_batch)
+            spare = contract.ranks * threads <= len(os.sched_getaffinity(0))
+            self._each(
+                [
+                    (
+                        "open",
+                        RankOptions(
+                            folder=folder / rank_folder(rank),
+                            target=target,
+                            contract=contract.of_rank(rank),
+                            rank=rank,
+                            memory=memory,
+                            shared=shared,
+                            max_batch=max_batch,
+                            threads=threads,
+                            spin=spare,
+                            dtype=dtype,
+                        ),
+                    )
+                    for rank in range(contract.ranks)
+                ],
+                doing=doing,
+                seconds=_START_SECONDS,
+            )
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the ranks."""
+        return [process.pid for process in self._processes]
+
+    def close(self) -> None:
+        """Ends all ranks."""
+        self._ended()
+
+    def _each(
+        self,
+        calls: Sequence[tuple[Any, ...]],
+        *,
+        first_only: bool = False,
+        doing: str = "running a step on all ranks",
+        seconds: float | None = None,
+    ) -> list[Any]:
+        if self._failed:
+            raise RankError(doing, found=f"they have ended: {self._failed}", fix="Open it again.")
+        if not self._ended.alive:
+            raise RankError(doing, found="they were closed")
+        try:
+            for process, (method, *arguments) in zip(self._processes, calls, strict=True):
+                process.doing, process.wanted = doing, process.rank == 0 or not first_only
+                process.begin(method, *arguments)
+            waiting = {process.connection: process for process in self._processes}
+            while waiting:
+                # In the order in which they answer: one that ends is seen at once, whatever the
+                # others wait for.
+                ready = wait(list(waiting), seconds)
+                if not ready:
+                    raise RankError(doing, found=f"no answer in {seconds:.0f} seconds")
+                for connection in ready:
+                    assert isinstance(connection, Connection)
+                    waiting.pop(connection).receive()
+        except BaseException as error:
+            # Whatever it is (Ctrl-C among others), answers may be under way that nobody would
+            # expect later, and ranks may wait in a sum that is never complete.
+            found = error.found if isinstance(error, RankError) else "a call was interrupted"
+            self._failed = found
+            for process in self._processes:
+                process.kill()
+            self._ended()
+            raise
+        return [process.result() for process in self._processes]
+
+
+class _RankProcess:
+    """A rank in a process of its own; see `rank_process.py` for what runs there."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.doing, self.wanted = rank, "", True
+        ours, theirs = socketpair()
+        with theirs:
+            # -P: what lies in the working directory is no package of ours.
+            command = [sys.executable, "-P", "-m", "pl_compile.runtime.engines.rank_process"]
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self.connection = Connection(ours.detach())
+        self._sent: dict[int, tuple[RankPrompt, int]] = {}
+        self._answer: Any = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def begin(self, method: str, *arguments: Any) -> None:
+        if method == "start":
+            self._sent.clear()
+        try:
+            self.connection.send((method, tuple(map(self._short, arguments)), self.wanted))
+        except OSError as error:
+            raise self._gone() from error
+
+    def receive(self) -> None:
+        """Takes the answer that has come."""
+        try:
+            self._answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._gone() from error
+        if isinstance(self._answer, Failure):
+            raise RankError(self.doing, found=f"rank {self.rank}: {self._answer.text}")
+
+    def result(self) -> Any:
+        return self._answer
+
+    def end(self) -> None:
+        self.connection.close()  # which it takes as the end
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, seconds: float) -> None:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _short(self, argument: Any) -> Any:
+        """Prompts are sent once in a batch, and named by their number afterwards."""
+        if not (isinstance(argument, list) and argument and isinstance(argument[0], RankPrompt)):
+            return argument
+        new = {}
+        for prompt in argument:
+            if id(prompt) not in self._sent:
+                number = len(self._sent)
+                self._sent[id(prompt)] = (prompt, number)
+                new[number] = prompt
+        return SentPrompts(new, [self._sent[id(prompt)][1] for prompt in argument])
+
+    def _gone(self) -> RankError:
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = f"was ended by signal {-code}" if code and code < 0 else f"ended with code {code}"
+        return RankError(
+            self.doing,
+            found=f"rank {self.rank} (process {self.pid}) {how}",
+            expected="all ranks alive; the others were ended too",
+            fix="Look for its own words on standard error, or for a lack of memory; then open it "
+            "again.",
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a rank answers where a call raised.
+
+    Attributes:
+        text: of the error.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SentPrompts:
+    """Prompts on their way to a rank.
+
+    Attributes:
+        new: those it has not seen in this batch, by number.
+        numbers: of all rows.
+    """
+
+    new: dict[int, RankPrompt]
+    numbers: list[int]
+
+
+@contextmanager
+def _meeting_place(ranks: int, doing: str) -> Iterator[Path]:
+    """A file in shared memory; the ranks have it open when its name goes."""
+    size = kernels.group_bytes(ranks)
+    try:
+        handle, name = tempfile.mkstemp(prefix="plc-ranks-", dir="/dev/shm")
+    except OSError as error:
+        raise RankError(doing, found=f"/dev/shm: {error.strerror}") from error
+    try:
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            raise RankError(
+                doing,
+                found=f"/dev/shm: {error.strerror}",
+                expected=f"{size >> 20} MiB of shared memory",
+                fix="Give the container more: docker run --shm-size.",
+            ) from error
+        yield Path(name)
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def _end(processes: list[_RankProcess]) -> None:
+    for process in processes:
+        process.end()
+    deadline = time.monotonic() + _END_SECONDS
+    for process in processes:
+        process.wait(max(0.0, deadline - time.monotonic()))
