@@ -34,7 +34,7 @@ def parser_for(target: str) -> str | None:
     for flavour in (target, *PACKAGES):
         try:
             trt = importlib.import_module(PACKAGES[flavour])
-            if trt.Builder(_logger(trt, [])) is not None:
+            if trt.Builder(logger_of(trt, [])) is not None:
                 return flavour
         except (ImportError, OSError, RuntimeError, TypeError):
             continue
@@ -104,7 +104,7 @@ def parse(
     """
     trt = tensorrt_module(target, f"parsing {model} with {target}")
     log: list[tuple[str, str]] = []
-    logger = _logger(trt, log)
+    logger = logger_of(trt, log)
     try:
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError):  # how bindings say that there is none
@@ -258,7 +258,7 @@ def build_plan(
         ExportError: TensorRT cannot build it here; its own words are in the message.
     """
     trt = parsed.trt
-    _logger(trt, parsed.log)
+    logger_of(trt, parsed.log)
     config = parsed.builder.create_builder_config()
     _set_capabilities(trt, config, options.compute_capabilities)
     for seqs in ((1, min(128, options.capacity), options.capacity), (1, 1, 1)):
@@ -318,6 +318,7 @@ def check_capabilities(trt: Any, wanted: Sequence[str]) -> None:
             "choosing compute capabilities",
             found=f"'{unknown[0]}'",
             expected=", ".join(known),
+            fix="Give --compute-capability once for each.",
         )
 
 
@@ -339,9 +340,9 @@ def _as_typed(name: str) -> str:
 _loggers: dict[Any, Any] = {}
 
 
-def _logger(trt: Any, log: list[tuple[str, str]]) -> Any:
+def logger_of(trt: Any, log: list[tuple[str, str]]) -> Any:
     """The logger of a package, which writes into `log` from here on."""
-    if trt not in _loggers:
+    if trt.ILogger not in _loggers:
 
         class Logger(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -352,9 +353,9 @@ def _logger(trt: Any, log: list[tuple[str, str]]) -> Any:
                 if int(severity) <= int(trt.ILogger.WARNING):
                     self.lines.append((str(severity).rpartition(".")[2], text))
 
-        _loggers[trt] = Logger()
-    _loggers[trt].lines = log
-    return _loggers[trt]
+        _loggers[trt.ILogger] = Logger()
+    _loggers[trt.ILogger].lines = log
+    return _loggers[trt.ILogger]
 
 
 def _monitor(trt: Any, said: Callable[[str], None]) -> Any:

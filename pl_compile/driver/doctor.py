@@ -26,7 +26,6 @@ _EXTRAS = {
 }
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "safetensors", "click", "pyyaml", "rich")
 
-_SHARED_MEMORY = "/dev/shm"
 _DEVICE = "/dev/nvidia0"
 _CUDA = "CUDAExecutionProvider"
 
@@ -213,22 +212,14 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
 def _building(trt: Any) -> tuple[str, str]:
     """What is wrong with building, and if nothing is, what there is to say of it."""
     try:
-        from pl_compile.exporters.trt import has_collectives
+        from pl_compile.exporters.trt import has_collectives, logger_of
     except ImportError as error:
         return f"what writes its graphs is missing ({error}): pip install 'pl-compile[export]'", ""
     if not hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
         return "it has no layer for caches: 10.15 or newer is needed", ""
-    said: list[str] = []
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, text: str) -> None:
-            said.append(text)
-
-    if trt.Builder(Logger()) is None:
-        reason = _first_line(said[-1]) if said else "it does not say why"
+    said: list[tuple[str, str]] = []
+    if trt.Builder(logger_of(trt, said)) is None:
+        reason = _first_line(said[-1][1]) if said else "it does not say why"
         return f"its builder does not start here ({reason}): --defer-build, and plc build there", ""
     sums = "a layer of its own" if has_collectives(trt) else "the plugin in runtime/plugins"
     return "", f"its builder starts here; sums over ranks: {sums}"
@@ -261,15 +252,7 @@ def ranks_on_cpu() -> Finding:
         return Finding(name, False, f"{error.found}: install g++, then pl-compile again")
     except (OSError, AttributeError) as error:  # of another machine, or of another version
         return Finding(name, False, f"the kernels do not load: {error}; install pl-compile again")
-    try:
-        room = os.statvfs(_SHARED_MEMORY)
-    except OSError as error:
-        return Finding(name, False, f"{_SHARED_MEMORY}: {error.strerror}")
-    free = room.f_bavail * room.f_frsize
-    sizes = f"2 ranks need {needed >> 20} MiB of {_SHARED_MEMORY}, {free >> 20} MiB are free"
-    if free < needed:
-        return Finding(name, False, f"{sizes}: docker run --shm-size gives a container more")
-    return Finding(name, True, sizes)
+    return Finding(name, True, f"2 ranks share {needed >> 20} MiB")
 
 
 def ranks_on_gpus(gpus: Gpus) -> Finding:

@@ -6,7 +6,6 @@ What runs in each of them is `rank_process.py`.
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ class RankOptions:
         target: that they were built for.
         contract: of the rank.
         rank: which it is.
-        memory: where ranks on CPU meet; None for others.
+        memory: descriptor of the memory in which ranks on CPU meet; None for others.
         shared: by which ranks on GPUs find each other; None for others.
         max_batch: rows of its cache.
         threads: that it computes with.
@@ -51,7 +50,7 @@ class RankOptions:
     target: str
     contract: GraphContract
     rank: int
-    memory: Path | None
+    memory: int | None
     shared: bytes | None
     max_batch: int
     threads: int
@@ -98,7 +97,7 @@ class LocalGroup(RankedEngine):
         shared = unique_id() if on_gpus else None
         with nullcontext() if on_gpus else _meeting_place(contract.ranks, doing) as memory:
             for rank in range(contract.ranks):
-                self._processes.append(_RankProcess(rank))
+                self._processes.append(_RankProcess(rank, memory))
             super().__init__(self._processes, contract, max_batch)
             spare = contract.ranks * threads <= len(os.sched_getaffinity(0))
             self._each(
@@ -174,7 +173,7 @@ class LocalGroup(RankedEngine):
 class _RankProcess:
     """A rank in a process of its own; see `rank_process.py` for what runs there."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, memory: int | None) -> None:
         self.rank, self.doing, self.wanted = rank, "", True
         ours, theirs = socketpair()
         with theirs:
@@ -182,7 +181,7 @@ class _RankProcess:
             command = [sys.executable, "-P", "-m", "pl_compile.runtime.engines.rank_process"]
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *([] if memory is None else [memory])],
                 stdin=subprocess.DEVNULL,
             )
         self.connection = Connection(ours.detach())
@@ -278,27 +277,22 @@ class SentPrompts:
 
 
 @contextmanager
-def _meeting_place(ranks: int, doing: str) -> Iterator[Path]:
-    """A file in shared memory; the ranks have it open when its name goes."""
+def _meeting_place(ranks: int, doing: str) -> Iterator[int]:
+    """Shared memory as a file descriptor. It has no name, so nothing of it can be left behind."""
     size = kernels.group_bytes(ranks)
-    try:
-        handle, name = tempfile.mkstemp(prefix="plc-ranks-", dir="/dev/shm")
-    except OSError as error:
-        raise RankError(doing, found=f"/dev/shm: {error.strerror}") from error
+    handle = os.memfd_create("plc-ranks")
     try:
         try:
             os.posix_fallocate(handle, 0, size)
         except OSError as error:
             raise RankError(
                 doing,
-                found=f"/dev/shm: {error.strerror}",
-                expected=f"{size >> 20} MiB of shared memory",
-                fix="Give the container more: docker run --shm-size.",
+                found=str(error.strerror),
+                expected=f"{size >> 20} MiB of memory that the ranks share",
             ) from error
-        yield Path(name)
+        yield handle
     finally:
         os.close(handle)
-        os.unlink(name)
 
 
 def _end(processes: list[_RankProcess]) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from pl_compile.errors import PlcError
@@ -64,7 +65,9 @@ def main() -> None:
 
 def _open(options: RankOptions) -> Any:
     if options.memory is not None:
-        kernels.join_group(options.memory, options.rank, options.contract.ranks)
+        memory = Path(f"/proc/self/fd/{options.memory}")
+        kernels.join_group(memory, options.rank, options.contract.ranks)
+        os.close(options.memory)
     return open_rank(options)
 
 

@@ -132,7 +132,6 @@ class _NotStarting:
     """TensorRT's own package on a machine without a GPU: it imports, and builds nothing."""
 
     __version__ = "11.4"
-    __hash__ = object.__hash__
 
     class ILogger:
         WARNING = 2

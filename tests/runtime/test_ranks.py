@@ -4,6 +4,7 @@ Their sums are those of the C++ kernels; where these were not built, the tests t
 are skipped, and those of `tests/export/test_tensorrt_bundles.py` check the same rank graphs.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -269,6 +270,19 @@ def test_a_rank_killed_in_the_middle_of_a_sum_ends_the_others(
 
     assert time.monotonic() - started < 30
     assert alive(processes) == []
+
+
+@built
+def test_memory_that_the_machine_does_not_give_is_said(
+    divided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+    with pytest.raises(RankError, match=r"starting 3 ranks.*No space left.*6 MiB of memory"):
+        Session.open(divided)
 
 
 @built
