@@ -12,9 +12,11 @@ parsed is looked at before it is built.
 
 import importlib
 import resource
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,9 +265,17 @@ def build_plan(
     _set_capabilities(trt, config, options.compute_capabilities)
     for seqs in ((1, min(128, options.capacity), options.capacity), (1, 1, 1)):
         config.add_optimization_profile(_profile(parsed, options.max_batch, seqs))
-    config.progress_monitor = _monitor(trt, said)
+    stopped = threading.Event()
+    config.progress_monitor = _monitor(trt, said, stopped)
     started = time.perf_counter()
-    data = parsed.builder.build_serialized_network(parsed.network, config)
+    # In a thread of its own: TensorRT drops what is raised in its callbacks, and with it Ctrl-C.
+    with ThreadPoolExecutor(1) as thread:
+        building = thread.submit(parsed.builder.build_serialized_network, parsed.network, config)
+        try:
+            data = building.result()
+        except BaseException:
+            stopped.set()
+            raise
     if data is None:
         errors = [text for severity, text in parsed.log if severity in ("ERROR", "INTERNAL_ERROR")]
         raise ExportError(
@@ -318,7 +328,8 @@ def check_capabilities(trt: Any, wanted: Sequence[str]) -> None:
             "choosing compute capabilities",
             found=f"'{unknown[0]}'",
             expected=", ".join(known),
-            fix="Give --compute-capability once for each.",
+            fix="Give --compute-capability once for each. Other GPUs need --target tensorrt, built "
+            "on them.",
         )
 
 
@@ -358,7 +369,7 @@ def logger_of(trt: Any, log: list[tuple[str, str]]) -> Any:
     return _loggers[trt.ILogger]
 
 
-def _monitor(trt: Any, said: Callable[[str], None]) -> Any:
+def _monitor(trt: Any, said: Callable[[str], None], stopped: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -367,7 +378,7 @@ def _monitor(trt: Any, said: Callable[[str], None]) -> Any:
             said(name)
 
         def step_complete(self, name: str, step: int) -> bool:
-            return True
+            return not stopped.is_set()  # which ends the build where it is not
 
         def phase_finish(self, name: str) -> None:
             return None

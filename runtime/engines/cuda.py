@@ -38,7 +38,15 @@ class Cuda:
         except ImportError as error:
             raise MissingExtraError("using a GPU", package="cuda-bindings", extra="gpu") from error
         self.device = device
-        self.call("cudaSetDevice", device)
+        try:
+            self.call("cudaSetDevice", device)
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"using NVIDIA's GPU {device}",
+                found=f"none can be used here ({error.found})",
+                expected="a GPU with its driver",
+                fix="See plc doctor. plc verify checks a bundle for TensorRT without a GPU.",
+            ) from error
         self.stream = self.call("cudaStreamCreate")
         self._held: set[int] = set()
         # With this object goes its memory; at the end of the process the driver takes it all.

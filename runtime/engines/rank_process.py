@@ -55,6 +55,8 @@ def main() -> None:
         except PlcError as error:
             answer = Failure(str(error))
         except Exception as error:  # whatever it is, the leader must hear of it
+            if os.getppid() != leader:
+                os._exit(0)  # nobody is there to hear of it
             traceback.print_exc()
             answer = Failure(f"{type(error).__name__}: {error}; its traceback is on standard error")
         try:

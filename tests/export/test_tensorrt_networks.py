@@ -4,6 +4,8 @@ Skipped by name where `tensorrt_rtx` is not installed; test_tensorrt_guards.py c
 interpreter there, on layers made by hand.
 """
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.errors import ExportError
+from pl_compile.exporters import trt as trt_module
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
 from pl_compile.exporters.tensorrt import TensorRtExporter
@@ -156,6 +159,34 @@ def test_an_attention_that_would_be_miscompiled_is_refused(
 
     with pytest.raises(ExportError, match=said):
         parse(model, "tensorrt-rtx")
+
+
+def test_a_build_that_is_stopped_ends(
+    block_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches the main thread alone, and TensorRT's monitor must hear of it."""
+    options = BuildOptions(defer_build=True)
+    built(TensorRtExporter("tensorrt-rtx"), block_bases["llama"], tmp_path / "a", options)
+    parsed = parse(tmp_path / "a" / "model.onnx", "tensorrt-rtx")
+    monitors: list[Any] = []
+    monitor = trt_module._monitor
+
+    def noted(trt: Any, said: Any, stopped: Any) -> Any:
+        monitors.append(stopped)
+        return monitor(trt, said, stopped)
+
+    monkeypatch.setattr(trt_module, "_monitor", noted)
+    phases: list[str] = []
+
+    def interrupting(phase: str) -> None:
+        phases.append(phase)
+        if len(phases) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(parsed, PlanOptions(4, CAPACITY), said=interrupting)
+
+    assert monitors[0].is_set()
 
 
 def changed_model(base: Path, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
