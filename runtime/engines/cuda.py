@@ -42,8 +42,8 @@ class Cuda:
             self.call("cudaSetDevice", device)
         except ArtifactError as error:
             raise ArtifactError(
-                f"using NVIDIA's GPU {device}",
-                found=f"none can be used here ({error.found})",
+                f"looking for NVIDIA's GPU {device}",
+                found=error.found,
                 expected="a GPU with its driver",
                 fix="See plc doctor. plc verify checks a bundle for TensorRT without a GPU.",
             ) from error

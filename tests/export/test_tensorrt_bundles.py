@@ -427,7 +427,7 @@ def test_where_no_plan_was_built_the_command_that_builds_it_is_named(
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here: see the gpu tests")
 def test_without_a_gpu_opening_a_plan_says_what_is_missing(plain: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"GPU 0: none can be used here.*plc verify"):
+    with pytest.raises(ArtifactError, match=r"looking for NVIDIA's GPU 0.*plc verify"):
         Session.open(plain)
 
 
