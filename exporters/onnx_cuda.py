@@ -21,12 +21,17 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.exporters.onnx_files import OnnxFiles
-from pl_compile.exporters.options import check_blocks, check_no_plan, quantize_passes, when
+from pl_compile.exporters.options import (
+    check_blocks,
+    check_no_plan,
+    precision_passes,
+    quantize_passes,
+    when,
+)
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
-from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.quantize.moments import Moments
 
 
@@ -46,8 +51,7 @@ class OnnxCudaExporter(OnnxFiles):
                 expected="float32 or float16: ONNX Runtime has no caches of bfloat16 on every GPU",
                 fix="Choose another --dtype, or --target tensorrt-rtx.",
             )
-        if options.quantize != "none" and options.scale_block:
-            check_blocks(config, options)
+        check_blocks(config, options)
 
     def passes(
         self,
@@ -60,7 +64,7 @@ class OnnxCudaExporter(OnnxFiles):
         """See `Exporter.passes`."""
         return [
             *quantize_passes(options, moments, errors),
-            *(() if options.dtype == "float32" else (SetPrecision(options.dtype),)),
+            *precision_passes(options),
             *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
             LinkFunctions([cached_attention_function(sliced=False)]),
         ]

@@ -8,6 +8,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
+from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import Scheme
 from pl_compile.weights.names import weight_shapes
@@ -47,8 +48,15 @@ def quantize_passes(
     return (QuantizeWeights(scheme(_BITS[options.quantize]), tables, moments, errors),)
 
 
+def precision_passes(options: BuildOptions) -> Sequence[GraphPass]:
+    """What makes numbers those of `options.dtype`; nothing where they are float32 already."""
+    return () if options.dtype == "float32" else (SetPrecision(options.dtype),)
+
+
 def check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
-    """Raises `ExportError` unless blocks divide the inputs of every weight."""
+    """Raises `ExportError` unless blocks, where there are some, divide each weight's inputs."""
+    if options.quantize == "none" or not options.scale_block:
+        return
     scheme = Scheme(_BITS[options.quantize], options.scale_block)
     for name, shape in weight_shapes(config).items():
         if len(shape) == 2 and name.startswith("layers."):

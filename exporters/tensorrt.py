@@ -40,7 +40,7 @@ from pl_compile.exporters.ep_context import check_wrappable, write_ep_context
 from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.exporters.onnx_files import DATA_NAME, onnx_versions, save
-from pl_compile.exporters.options import check_blocks, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, precision_passes, quantize_passes, when
 from pl_compile.exporters.trt import (
     MOST_CANDIDATES,
     ParsedNetwork,
@@ -57,7 +57,6 @@ from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
-from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.passes.use_all_reduce_plugin import UseAllReducePlugin
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
@@ -94,8 +93,7 @@ class TensorRtExporter:
                 expected=f"at most {MOST_CANDIDATES}, which is what TensorRT sorts",
                 fix="Lower --candidates.",
             )
-        if options.quantize != "none" and options.scale_block:
-            check_blocks(config, options)
+        check_blocks(config, options)
         if options.ep_context:
             check_wrappable(self.target)
         if not options.defer_build:
@@ -112,7 +110,7 @@ class TensorRtExporter:
         """See `Exporter.passes`."""
         return [
             *quantize_passes(options, moments, errors),
-            *(() if options.dtype == "float32" else (SetPrecision(options.dtype),)),
+            *precision_passes(options),
             *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
             LinkFunctions([masked_attention_function(config.head_dim, contract.capacity)]),
         ]

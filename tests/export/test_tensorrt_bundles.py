@@ -425,8 +425,11 @@ def test_where_no_plan_was_built_the_command_that_builds_it_is_named(
         Session.open(bundle)
 
 
-@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here: see the gpu tests")
+@pytest.mark.skipif(
+    os.path.exists("/dev/nvidia0"), reason="needs a machine without a GPU: no /dev/nvidia0"
+)
 def test_without_a_gpu_opening_a_plan_says_what_is_missing(plain: Path) -> None:
+    """Its sibling where there is one: test_an_error_of_cuda_says_which_call_and_what_cuda_says."""
     with pytest.raises(ArtifactError, match=r"looking for NVIDIA's GPU 0.*plc verify"):
         Session.open(plain)
 
@@ -436,7 +439,8 @@ def test_without_a_gpu_opening_a_plan_says_what_is_missing(plain: Path) -> None:
 def test_on_a_gpu_a_plan_answers_as_onnx_runtime_does(
     plain: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Never run by this project. Its sibling without a GPU: test_tensorrt_engine.py."""
+    """Never run by this project. Its siblings without a GPU:
+    test_its_answers_are_those_of_onnx_runtime, and tests/runtime/test_tensorrt_engine.py."""
     bundle = shutil.copytree(plain, tmp_path / "bundle")
     build_bundle(bundle)
     onnx_cpu = exported(bases["llama"], tmp_path, "cpu", target="onnx-cpu", capacity=64)

@@ -1,7 +1,13 @@
 """The TensorRT plugin that sums over ranks: its names, and its host code with a stand-in for NCCL.
 
-What needs the headers is skipped without them; nothing here needs TensorRT, NCCL or a GPU, and so
-nothing here shows that TensorRT accepts the plugin or that NCCL sums.
+What needs g++ or the headers is skipped without them. Siblings that run everywhere read the source:
+
+    test_names_are_those_that_engines_are_written_with
+    test_exported_are_what_the_registry_and_the_runtime_look_for
+
+and tests/export/test_tensorrt_guards.py checks what guards and interpreter make of its calls.
+Nothing here needs TensorRT, NCCL or a GPU, and so nothing here shows that TensorRT accepts the
+plugin or that NCCL sums.
 """
 
 import os
