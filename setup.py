@@ -1,8 +1,11 @@
 """What setup.cfg cannot say: the C++ kernels, built where there is a compiler."""
 
+import sys
 from glob import glob
 
 from setuptools import Extension, setup
+
+LINUX = sys.platform == "linux"
 
 # Not a Python module: ONNX Runtime loads the library. Without it everything still works, slower.
 KERNELS = Extension(
@@ -21,9 +24,10 @@ KERNELS = Extension(
         "-Wno-psabi",
         "-Wno-uninitialized",  # of GCC 12's own intrinsics
         "-Wno-maybe-uninitialized",
+        "-Wno-unknown-warning-option",  # Clang's, for those that only GCC knows
     ],
-    extra_link_args=["-Wl,-s"],
-    libraries=["dl"],
+    extra_link_args=["-Wl,-s"] if LINUX else [],
+    libraries=["dl"] if LINUX else [],
     optional=True,
 )
 

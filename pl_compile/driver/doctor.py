@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pl_compile import __version__
-from pl_compile.errors import MissingExtraError, PlcError
+from pl_compile.errors import KernelsError, MissingExtraError, PlcError
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
 # What each extra brings, and what a user cannot do without it. Those of TensorRT and NCCL are named
@@ -111,16 +111,19 @@ def _available_providers() -> list[str]:
 
 def _kernels() -> Finding:
     name = "kernels of target native-cpu"
-    from pl_compile.runtime.kernels import instruction_set
+    from pl_compile.runtime.kernels import instruction_set, instruction_sets
 
     try:
         found = instruction_set()
+    except KernelsError as error:
+        return Finding(name, False, str(error))
     except OSError as error:
         return Finding(name, False, f"built, and do not load: {error}; install pl-compile again")
     if found is None:
         detail = "not built: install g++, then pl-compile again; their bundles run, slower"
         return Finding(name, False, detail)
-    return Finding(name, True, found)
+    others = [name for name in instruction_sets() if name != found]
+    return Finding(name, True, f"{found} (also here: {', '.join(others)})" if others else found)
 
 
 def find_gpus() -> Gpus:

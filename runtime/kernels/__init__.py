@@ -3,18 +3,22 @@
 They are compiled when the package is installed on Linux where GCC is. Bundles of target
 `native-cpu` use them; each of their calls has a body in standard operators too, which ONNX Runtime
 runs where the library is missing. They use the best instruction set of the processor; the
-environment's PLC_KERNELS (amx, avx512, avx2 or portable) names another one, to compare them.
+environment's PLC_KERNELS names another one, to compare them: `instruction_sets` says which there are.
 
 Sums over ranks are theirs too; those have no other body.
 """
 
 import ctypes
+import os
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from pl_compile.errors import RankError
+from pl_compile.errors import KernelsError, RankError
+
+# The interface that this file and the library agree on; `plc_kernels_interface` says the library's.
+_INTERFACE = 2
 
 
 def library_path() -> Path | None:
@@ -27,32 +31,93 @@ def library_path() -> Path | None:
 
 
 def register(options: Any) -> None:
-    """Makes the operators known to a session that these options are for; nothing without them."""
+    """Makes the operators known to a session that these options are for; nothing without them.
+
+    Raises:
+        KernelsError: the library belongs to another version of this package, or PLC_KERNELS names
+            an instruction set that it does not have here.
+    """
     path = library_path()
     if path is None:
         return
     try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        _warn(error)
+        return
+    _check_interface(library, path)
+    _check_wanted(library)
+    try:
         options.register_custom_ops_library(str(path))
-    except Exception as error:  # the library's errors share no base of their own
-        warnings.warn(
-            f"the kernels of target native-cpu do not load, its bundles run slower: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    except Exception as error:  # ONNX Runtime's errors share no base of their own
+        _warn(error)
 
 
 def instruction_set() -> str | None:
-    """What the kernels run on here: "amx", "avx512", "avx2" or "portable"; None without them.
+    """What the kernels run on here: a name of `instruction_sets`; None without them.
 
     Raises:
         OSError: the library is there and does not load.
+        KernelsError: as `register`.
     """
     path = library_path()
     if path is None:
         return None
-    name = ctypes.CDLL(str(path)).plc_kernels_name
-    name.restype = ctypes.c_char_p
-    text: bytes = name()
+    library = ctypes.CDLL(str(path))
+    _check_interface(library, path)
+    _check_wanted(library)
+    return _text(library.plc_kernels_name)
+
+
+def instruction_sets() -> list[str]:
+    """All sets that the library was built with and that this processor has, best first.
+
+    Raises:
+        OSError: the library is there and does not load.
+        KernelsError: it belongs to another version of this package.
+    """
+    path = library_path()
+    if path is None:
+        return []
+    library = ctypes.CDLL(str(path))
+    _check_interface(library, path)
+    return _text(library.plc_kernels_available).split()
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"the kernels of target native-cpu do not load, its bundles run slower: {error}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _check_interface(library: ctypes.CDLL, path: Path) -> None:
+    number = getattr(library, "plc_kernels_interface", None)
+    found = 1 if number is None else number()  # the first one had no number
+    if found != _INTERFACE:
+        raise KernelsError(
+            f"loading the kernels {path}",
+            found=f"they have interface {found}, so another version of pl-compile built them",
+            expected=f"interface {_INTERFACE}",
+            fix="Install pl-compile again. Without the file bundles run too, slower.",
+        )
+
+
+def _check_wanted(library: ctypes.CDLL) -> None:
+    if not _text(library.plc_kernels_name):
+        sets = ", ".join(_text(library.plc_kernels_available).split())
+        raise KernelsError(
+            "choosing kernels for this processor",
+            found=f"PLC_KERNELS={os.environ.get('PLC_KERNELS')}",
+            expected=f"a set that this processor has and the library was built with: {sets}",
+            fix="Name one of them, or unset PLC_KERNELS: then it is the first.",
+        )
+
+
+def _text(function: Any) -> str:
+    function.restype = ctypes.c_char_p
+    text: bytes = function()
     return text.decode()
 
 
@@ -108,7 +173,9 @@ def _library() -> ctypes.CDLL:
             expected="Linux with g++ when pl-compile was installed",
             fix="Install g++, then pl-compile again.",
         )
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    _check_interface(library, path)
+    return library
 
 
 def _expect_null(function: Any, doing: str, *arguments: Any) -> None:

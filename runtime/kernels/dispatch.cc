@@ -1,13 +1,19 @@
 // Which functions this processor runs, and sizes of what they share.
 #include "kernels.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace plc {
@@ -22,42 +28,126 @@ void Activations::resize(size_t rows, const Weight& w) {
 
 size_t Attention::query_blocks() const { return (seq + kQueries - 1) / kQueries; }
 
-namespace {
+size_t Attention::entries() const {
+  return size_t(*std::max_element(past, past + batch)) + seq;
+}
+
+extern const Functions of_portable;
 
 #if defined(__x86_64__)
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
+
+extern const Functions of_avx2_without_f16c, of_avx2, of_avxvnni, of_avx512, of_avx512vnni, of_amx;
+
+namespace {
+
+// Bits of the processor's answers (Intel's and AMD's manuals, CPUID): leaf 7, part `sub`.
+bool has(unsigned sub, unsigned eax, unsigned ecx, unsigned edx) {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, sub, &a, &b, &c, &d)) return false;
+  return (a & eax) == eax && (c & ecx) == ecx && (d & edx) == edx;
 }
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid(1, &a, &b, &c, &d) && c & 1u << 29;
+}
+
+bool has_avxvnni() { return has_f16c() && has(1, 1u << 4, 0, 0); }
+
+bool has_avx512() {
+  return has_f16c() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512vnni() { return has_avx512() && has(0, 0, 1u << 11, 0); }
 
 // Linux lends the tile registers to a process that asks for them.
 bool has_amx() {
-#if defined(__linux__)
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tile = d & (1u << 24), int8 = d & (1u << 25);
+#if defined(PLC_AMX_EMULATION)
+  return has_avx512vnni();
+#elif defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  return tile && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_avx512vnni() && has(0, 0, 0, 1u << 24 | 1u << 25) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
 }
+
+}  // namespace
+
+#elif defined(__aarch64__)
+
+extern const Functions of_neon, of_dotprod, of_i8mm;
+
+namespace {
+
+#if defined(__linux__)
+// Bits of arch/arm64/include/uapi/asm/hwcap.h.
+[[maybe_unused]] bool has_dotprod() { return getauxval(AT_HWCAP) & 1ul << 20; }
+[[maybe_unused]] bool has_i8mm() { return getauxval(AT_HWCAP2) & 1ul << 13; }
+#elif defined(__APPLE__)
+bool has(const char* name) {
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname(name, &found, &size, nullptr, 0) == 0 && found;
+}
+[[maybe_unused]] bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+[[maybe_unused]] bool has_i8mm() { return has("hw.optional.arm.FEAT_I8MM"); }
+#else
+[[maybe_unused]] bool has_dotprod() { return false; }
+[[maybe_unused]] bool has_i8mm() { return false; }
 #endif
+
+}  // namespace
+
+#endif
+
+namespace {
+
+struct Sets {
+  const Functions* found[8] = {};
+
+  Sets() {
+    size_t count = 0;
+    const auto add = [&](const Functions& set, bool there) {
+      if (there) found[count++] = &set;
+    };
+#if defined(__x86_64__)
+    add(of_amx, has_amx());
+    add(of_avx512vnni, has_avx512vnni());
+    add(of_avxvnni, has_avxvnni());
+    add(of_avx512, has_avx512());
+    add(of_avx2, has_f16c());
+    add(of_avx2_without_f16c, has_avx2());
+#elif defined(__aarch64__)
+#if defined(PLC_HAS_I8MM)
+    add(of_i8mm, has_i8mm() && has_dotprod());
+#endif
+#if defined(PLC_HAS_DOTPROD)
+    add(of_dotprod, has_dotprod());
+#endif
+    add(of_neon, true);
+#endif
+    add(of_portable, true);
+  }
+};
 
 const Functions* choose() {
   const char* wanted = std::getenv("PLC_KERNELS");
-  const auto allowed = [&](const char* name) { return !wanted || !std::strcmp(wanted, name); };
-#if defined(__x86_64__)
-  if (allowed(kAmx.name) && has_avx512() && has_amx()) return &kAmx;
-  if (allowed(kAvx512.name) && has_avx512()) return &kAvx512;
-  if (allowed(kAvx2.name) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return &kAvx2;
-#endif
-  return allowed(kPortable.name) ? &kPortable : nullptr;
+  for (const Functions* const* set = available(); *set; ++set)
+    if (!wanted || !*wanted || !std::strcmp(wanted, (*set)->name)) return *set;
+  return nullptr;
 }
 
 }  // namespace
+
+const Functions* const* available() {
+  static const Sets sets;
+  return sets.found;
+}
 
 const Functions* functions() {
   static const Functions* const chosen = choose();

@@ -13,13 +13,23 @@
 //
 // Activations are rounded to 8 bits in the same blocks, each with a scale of its own. Sums within a
 // block are exact integers and blocks are added in their order, so a row's result does not depend
-// on how many rows there are, nor on which of a processor's units computed it. (The portable
-// functions round a sum of a product twice, the others once.)
+// on how many rows there are, nor on the instruction set. (Except for the portable functions: they
+// round a product and its sum one after the other, the others once.)
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+// Which sets for ARM the compiler can make: all of them, or those that the whole build is for.
+#if defined(__aarch64__)
+#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD)
+#define PLC_HAS_DOTPROD
+#endif
+#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8)
+#define PLC_HAS_I8MM
+#endif
+#endif
 
 namespace plc {
 
@@ -41,7 +51,7 @@ struct Activations {
   std::vector<int8_t> codes;    // [rows / 16][blocks][16][block]
   std::vector<float> scales;    // of a code
   std::vector<float> sums;      // of the block's values
-  std::vector<int32_t> shifts;  // -middle times the sum of the block's codes
+  std::vector<int32_t> shifts;  // -middle times the block's codes, in the form that a set adds them
 
   void resize(size_t rows, const Weight& w);
 };
@@ -77,11 +87,17 @@ struct Attention {
 
   size_t width() const { return (heads + 2 * kv_heads) * dim; }
   size_t query_blocks() const;
+  size_t entries() const;  // of the longest row, behind this step
 };
 
-// Queries of one head that are computed together, and keys that are.
+// Queries of one head that are computed together, keys that are, and keys that another thread may
+// take: results of chunks are merged in their order.
 constexpr size_t kQueries = 32;
 constexpr size_t kKeys = 64;
+constexpr size_t kChunk = 128;
+
+// Floats that the result of a chunk takes, for all heads of a group and some queries.
+inline size_t partial_size(size_t rows, size_t dim) { return rows * (2 + dim); }
 
 struct Functions {
   const char* name;
@@ -90,15 +106,17 @@ struct Functions {
   void (*look_up)(const Lookup&, size_t first_id, size_t last_id);
   void (*write_cache)(const Attention&, size_t batch, size_t kv_head);
   void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
+  // The same for the first block of queries, in chunks: each into its part of `partials`, one behind
+  // another, then merged.
+  void (*attend_chunk)(const Attention&, size_t batch, size_t kv_head, size_t chunk, float* partial);
+  void (*merge_chunks)(const Attention&, size_t batch, size_t kv_head, float* partials);
 };
 
-// The best that this processor has, or what the variable PLC_KERNELS names; null where it names
-// something that this processor does not have.
-const Functions* functions();
+// The sets that this library was built with and that this processor has, best first; null behind
+// the last one.
+const Functions* const* available();
 
-extern const Functions kPortable;
-#if defined(__x86_64__)
-extern const Functions kAvx2, kAvx512, kAmx;
-#endif
+// The best of them, or the one that the variable PLC_KERNELS names; null where it names another.
+const Functions* functions();
 
 }  // namespace plc

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "collective.h"
@@ -176,19 +177,41 @@ struct PackedAttention {
 
     const Functions& f = *functions();
     const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
-    if (blocks == 1) {
+    if (blocks == 1 && (pairs >= kEnoughPairs || t.entries() <= kChunk)) {
       parallel(context, pairs, [&](size_t i) {
         f.write_cache(t, i / kv_heads, i % kv_heads);
         f.attend(t, i / kv_heads, i % kv_heads, 0);
       });
       return;
     }
+    if (blocks == 1) return attend_in_chunks(context, t);
     parallel(context, pairs, [&](size_t i) { f.write_cache(t, i / kv_heads, i % kv_heads); });
     parallel(context, pairs * blocks, [&](size_t i) {
       // The longest first: later blocks of queries see more keys.
       const size_t pair = i % pairs, block = blocks - 1 - i / pairs;
       f.attend(t, pair / kv_heads, pair % kv_heads, block);
     });
+  }
+
+  // Below this there may be fewer pairs of a row and a head than threads, or a few more.
+  static constexpr size_t kEnoughPairs = 16;
+
+  // A few new entries behind many: threads share the cache of a head.
+  static void attend_in_chunks(ort::KernelContext* context, const Attention& t) {
+    const Functions& f = *functions();
+    const size_t pairs = t.batch * t.kv_heads, size = partial_size(t.seq * (t.heads / t.kv_heads), t.dim);
+    const size_t most = (t.entries() + kChunk - 1) / kChunk;
+    static thread_local std::vector<float> partials;
+    partials.resize(pairs * most * size);
+    float* memory = partials.data();  // the thread's own: others see theirs under the same name
+    for (size_t i = 0; i < pairs; ++i) f.write_cache(t, i / t.kv_heads, i % t.kv_heads);
+    parallel(context, pairs * most, [&](size_t i) {
+      const size_t pair = i / most, chunk = i % most, batch = pair / t.kv_heads;
+      if (chunk * kChunk < size_t(t.past[batch]) + t.seq)
+        f.attend_chunk(t, batch, pair % t.kv_heads, chunk, memory + i * size);
+    });
+    for (size_t i = 0; i < pairs; ++i)
+      f.merge_chunks(t, i / t.kv_heads, i % t.kv_heads, memory + i * most * size);
   }
 
   // The cache after the step: the same memory where the caller bound it so, else a copy.
@@ -229,7 +252,7 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
   static const ort::Api interface = base->get_api(ort::kApiVersion);
   if (!interface) std::abort();  // older than the oldest that this project installs with
   api = interface;
-  if (!functions()) return failed("PLC_KERNELS names what this processor does not have");
+  if (!functions()) return failed("PLC_KERNELS names an instruction set that this processor does not have");
   // Made once: ONNX Runtime keeps what it was given.
   static ort::Domain* const domains[] = {make_domain("plc", computing_ops()),
                                          make_domain("plc.dist", collective_ops())};
@@ -241,8 +264,23 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
   return nullptr;
 }
 
-// The name of the instruction set in use.
+// The number of the interface between this library, its operators and their callers. It grows with
+// every change that a library of another version would get wrong.
+PLC_EXPORT int plc_kernels_interface() { return 2; }
+
+// The name of the instruction set in use; empty where PLC_KERNELS names one that is not there.
 PLC_EXPORT const char* plc_kernels_name() {
   const plc::Functions* chosen = plc::functions();
   return chosen ? chosen->name : "";
+}
+
+// The names of all that this processor has, best first, with a space between them.
+PLC_EXPORT const char* plc_kernels_available() {
+  static const std::string names = [] {
+    std::string all;
+    for (const plc::Functions* const* set = plc::available(); *set; ++set)
+      all += (all.empty() ? "" : " ") + std::string((*set)->name);
+    return all;
+  }();
+  return names.c_str();
 }

@@ -6,6 +6,7 @@ calls mean.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,21 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from pl_compile.errors import KernelsError
 from pl_compile.exporters.native_cpu import block_functions, packed_attention_function
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
 from pl_compile.passes.use_block_products import packed_codes, packed_grid, variant
-from pl_compile.runtime.kernels import instruction_set, library_path
+from pl_compile.runtime import kernels
+from pl_compile.runtime.kernels import instruction_sets, library_path
 
 Arrays = dict[str, np.ndarray]
 PROBE = Path(__file__).with_name("kernel_probe.py")
-SETS = ("amx", "avx512", "avx2", "portable")
+SETS = (
+    ("i8mm", "dotprod", "neon", "portable")
+    if platform.machine() in ("aarch64", "arm64")
+    else ("amx", "avx512vnni", "avxvnni", "avx512", "avx2", "avx2_without_f16c", "portable")
+)
 built = pytest.mark.skipif(library_path() is None, reason="the kernels were not built: no compiler")
 
 INPUTS, COLUMNS, ROWS = 192, 96, 37
@@ -41,8 +48,18 @@ VARIANTS = [
 
 def run_on(kind: str, model: Path, inputs: Arrays, folder: Path) -> list[np.ndarray]:
     """The outputs that an instruction set computes; skips where the processor lacks it."""
+    return run_all_on(kind, model, [inputs], folder)[0]
+
+
+def run_all_on(kind: str, model: Path, runs: list[Arrays], folder: Path) -> list[list[np.ndarray]]:
+    """The outputs of several runs in one process."""
+    if kind not in instruction_sets():
+        pytest.skip(f"this processor has no {kind}")
     given, result = folder / "inputs.npz", folder / f"{kind}.npz"
-    np.savez(given, **inputs)  # type: ignore[arg-type]
+    named = {
+        f"{run}/{name}": array for run, inputs in enumerate(runs) for name, array in inputs.items()
+    }
+    np.savez(given, **named)  # type: ignore[arg-type]
     done = subprocess.run(
         [sys.executable, str(PROBE), str(model), str(given), str(result)],
         env={**os.environ, "PLC_KERNELS": kind},
@@ -50,12 +67,11 @@ def run_on(kind: str, model: Path, inputs: Arrays, folder: Path) -> list[np.ndar
         text=True,
         check=False,
     )
-    if "PLC_KERNELS names what this processor does not have" in done.stderr:
-        pytest.skip(f"this processor has no {kind}")
     assert not done.returncode, done.stderr
     assert done.stdout.strip() == kind
     arrays = np.load(result)
-    return [arrays[f"out{index}"] for index in range(len(arrays))]
+    outputs = len(arrays) // len(runs)
+    return [[arrays[f"{run}/{out}"] for out in range(outputs)] for run in range(len(runs))]
 
 
 def run_body(model: Path, inputs: Arrays) -> list[np.ndarray]:
@@ -176,10 +192,12 @@ def test_a_row_does_not_depend_on_how_many_there_are(
 ) -> None:
     x = activations()
     model = product_model(tmp_path, Weight(bits, 32, lows=lows), gated=gated)
-    (together,) = run_on(kind, model, {"x": x}, tmp_path)
+    parts = ((0, ROWS), (0, 1), (5, 7), (0, 4), (20, 29), (3, 20))
 
-    for first, last in ((0, 1), (5, 7), (0, 4), (20, 29), (3, 20)):
-        (alone,) = run_on(kind, model, {"x": x[first:last]}, tmp_path)
+    runs = run_all_on(kind, model, [{"x": x[first:last]} for first, last in parts], tmp_path)
+
+    ((together,), *others) = runs
+    for (first, last), (alone,) in zip(parts[1:], others, strict=True):
         assert np.array_equal(alone, together[first:last])
 
 
@@ -189,11 +207,11 @@ def test_columns_need_not_fill_the_last_tile(kind: str, tmp_path: Path) -> None:
     for bits, lows in ((4, True), (8, False)):
         weight = Weight(bits, 32, lows=lows, columns=100)
         model = product_model(tmp_path, weight, gated=False)
-        for rows in (2, 0, 37):
-            x = np.random.default_rng(3).normal(size=(rows, INPUTS)).astype(np.float32)
+        given = [activations()[:rows] for rows in (2, 0, 37)]
 
-            (y,) = run_on(kind, model, {"x": x}, tmp_path)
+        runs = run_all_on(kind, model, [{"x": x} for x in given], tmp_path)
 
+        for x, (y,) in zip(given, runs, strict=True):
             expected = expected_product(x, weight, gated=False, rounded=True)
             np.testing.assert_allclose(y, expected, atol=1e-4)
 
@@ -218,13 +236,23 @@ def test_what_is_no_number_stays_none(kind: str, broken: float, tmp_path: Path) 
 
 
 @built
-def test_the_matrix_unit_adds_up_to_the_same_bits_as_the_vector_unit(tmp_path: Path) -> None:
-    x = activations()
-    for bits, lows, gated in VARIANTS:
-        model = product_model(tmp_path, Weight(bits, 32, lows=lows), gated=gated)
-        (by_vector,) = run_on("avx512", model, {"x": x}, tmp_path)
-        (by_matrix,) = run_on("amx", model, {"x": x}, tmp_path)
-        assert np.array_equal(by_matrix, by_vector)
+def test_all_sets_but_the_portable_one_make_the_same_bits(tmp_path: Path) -> None:
+    """Here from operator to operator; test_kernels_in_cpp.py tries many more shapes."""
+    sets = [kind for kind in instruction_sets() if kind != "portable"]
+    if len(sets) < 2:
+        pytest.skip("this processor has one set only; test_kernels_in_cpp.py emulates others")
+    folders = [tmp_path / "product", tmp_path / "attention"]
+    for folder in folders:
+        folder.mkdir()
+    models = [
+        (product_model(folders[0], Weight(4, 32, lows=True), gated=True), {"x": activations()}),
+        (attention_model(folders[1], rotary=True), attention_inputs(1)),
+    ]
+    for model, inputs in models:
+        first, *others = (run_on(kind, model, inputs, tmp_path) for kind in sets)
+        for other in others:
+            for ours, theirs in zip(first, other, strict=True):
+                assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("bits", "lows", "gated"), VARIANTS)
@@ -262,7 +290,7 @@ def test_rows_of_a_table_are_what_its_codes_stand_for(kind: str, tmp_path: Path)
         np.testing.assert_allclose(rows, weight.floats().T[ids], rtol=1e-6, atol=1e-7)
 
 
-HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 48, 160
+HEADS, KV_HEADS, DIM, CAPACITY = 6, 2, 48, 400
 
 
 def attention_model(folder: Path, *, rotary: bool) -> Path:
@@ -297,7 +325,7 @@ def attention_model(folder: Path, *, rotary: bool) -> Path:
 
 def attention_inputs(seq: int) -> Arrays:
     generator = np.random.default_rng(seq)
-    past = np.asarray([0, 61, 90])
+    past = np.asarray([0, 61, 290])  # more than two chunks of keys
     cache = generator.normal(size=(2, 3, KV_HEADS, CAPACITY, DIM)).astype(np.float32)
     qkv = generator.normal(size=(3, seq, (HEADS + 2 * KV_HEADS) * DIM)).astype(np.float32)
     return {"qkv": qkv, "past_key": cache[0], "past_value": cache[1], "past_lengths": past}
@@ -354,7 +382,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="BlockLookup: an id outside the table"):
         table.run(None, {"ids": np.asarray([[96]])})
     attention = session(attention_model(tmp_path, rotary=True))
-    late = attention_inputs(5) | {"past_lengths": np.asarray([0, 156, 1])}
+    late = attention_inputs(5) | {"past_lengths": np.asarray([0, 396, 1])}
     with pytest.raises(Exception, match="PackedAttention: a row that ends behind its cache"):
         attention.run(None, late)
 
@@ -404,5 +432,49 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
 
 
 @built
-def test_the_instruction_set_has_a_name() -> None:
-    assert instruction_set() in SETS
+def test_the_best_set_of_the_processor_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PLC_KERNELS", raising=False)
+    command = "from pl_compile.runtime.kernels import instruction_set; print(instruction_set())"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, check=True, text=True
+    )
+    assert done.stdout.strip() == instruction_sets()[0]
+    assert set(instruction_sets()) <= set(SETS)
+
+
+@built
+def test_a_set_that_the_processor_lacks_is_refused_with_those_that_it_has() -> None:
+    command = "from pl_compile.runtime.kernels import register; register(None)"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env={**os.environ, "PLC_KERNELS": "avx1024"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert "KernelsError: choosing kernels for this processor: PLC_KERNELS=avx1024" in said
+    assert "was built with: " + ", ".join(instruction_sets()) in said
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler to make a library with")
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('extern "C" int plc_kernels_interface() { return 99; }', "interface 99"),
+        ('extern "C" const char* plc_kernels_name() { return "avx2"; }', "interface 1"),
+    ],
+)
+def test_a_library_of_another_version_is_refused(
+    source: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, library = tmp_path / "other.cc", tmp_path / "other.so"
+    code.write_text(source)
+    subprocess.run(["g++", "-shared", "-fPIC", str(code), "-o", str(library)], check=True)
+    monkeypatch.setattr(kernels, "library_path", lambda: library)
+
+    with pytest.raises(KernelsError, match=found) as caught:
+        kernels.register(onnxruntime.SessionOptions())
+
+    assert str(library) in caught.value.doing
+    assert "Install pl-compile again" in caught.value.fix

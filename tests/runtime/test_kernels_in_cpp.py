@@ -1,0 +1,115 @@
+"""The kernels' own test (kernels_test.cc): all sets of this processor, and others by emulation.
+
+Each set is compared with double precision on random shapes. All sets but the portable one must
+print the same sum over the bits of their results, whichever compiler and processor made them.
+"""
+
+import functools
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# In one process of the test run, which compiles each program once.
+pytestmark = [pytest.mark.xdist_group("kernels_in_cpp"), pytest.mark.timeout(600)]
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "runtime" / "kernels"
+SOURCES = [HERE / "kernels_test.cc", KERNELS / "instruction_sets.cc", KERNELS / "dispatch.cc"]
+FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-w", f"-I{KERNELS}"]
+AMX = ["-DPLC_AMX_EMULATION=" + f'"{HERE / "amx_emulation.h"}"']
+ARM_COMPILER, ARM = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+
+# What all sets make of the test's cases; it changes with them.
+BITS = "03ef7f4e85deacec"
+
+
+@functools.cache
+def built(compiler: str, folder: Path, *flags: str) -> Path:
+    program = folder / "_".join([compiler, *(flag.strip("-")[:6] for flag in flags)])
+    command = [compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    return program
+
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The test, compiled once for each compiler; skips by name where that is missing."""
+    folder = tmp_path_factory.mktemp("kernels")
+
+    def get(compiler: str, *flags: str) -> Path:
+        if shutil.which(compiler) is None:
+            pytest.skip(f"needs {compiler}")
+        return built(compiler, folder, *flags)
+
+    return get
+
+
+def bits_of_sets(*command: str) -> dict[str, str]:
+    """Set by set what it made; fails where the program says that a result is wrong."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stdout + done.stderr
+    return dict(re.findall(r"^(\w+): \d+ cases, bits (\w+)$", done.stdout, re.MULTILINE))
+
+
+def expect_same(bits: dict[str, str]) -> None:
+    assert {kind for kind, made in bits.items() if made != BITS} <= {"portable"}
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_every_set_of_this_processor_is_right(compiler: str, build: Build) -> None:
+    bits = bits_of_sets(str(build(compiler)))
+
+    expect_same(bits)
+    assert "portable" in bits
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the matrix unit is Intel's")
+def test_what_drives_the_matrix_unit_is_right_without_one(build: Build) -> None:
+    bits = bits_of_sets(str(build("g++", *AMX)))
+
+    expect_same(bits)
+    if "avx512vnni" not in bits:
+        pytest.skip("the rest of that code needs a processor with AVX-512 VNNI")
+    assert "amx" in bits
+
+
+@pytest.mark.parametrize(
+    ("processor", "sets"),
+    [
+        ("max", {"i8mm", "dotprod", "neon", "portable"}),
+        ("cortex-a76", {"dotprod", "neon", "portable"}),
+        ("cortex-a53", {"neon", "portable"}),
+    ],
+)
+def test_sets_for_arm_are_right_in_an_emulator(
+    processor: str, sets: set[str], build: Build
+) -> None:
+    if shutil.which(ARM) is None:
+        pytest.skip(f"needs {ARM}")
+    program = build(ARM_COMPILER, "-static")
+
+    bits = bits_of_sets(ARM, "-cpu", processor, str(program))
+
+    assert set(bits) == sets
+    expect_same(bits)
+
+
+def test_a_processor_with_avx2_alone_takes_its_set_in_an_emulator(build: Build) -> None:
+    emulator = "qemu-x86_64-static"
+    if shutil.which(emulator) is None or platform.machine() != "x86_64":
+        pytest.skip(f"needs {emulator} and a compiler for it")
+    program = build("g++", "-static")
+
+    bits = bits_of_sets(emulator, "-cpu", "Haswell", str(program))
+
+    assert set(bits) == {"avx2", "avx2_without_f16c", "portable"}
+    expect_same(bits)
