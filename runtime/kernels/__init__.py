@@ -3,7 +3,7 @@
 They are compiled when the package is installed on Linux where GCC is. Bundles of target
 `native-cpu` use them; each of their calls has a body in standard operators too, which ONNX Runtime
 runs where the library is missing. They use the best instruction set of the processor; the
-environment's PLC_KERNELS names another one, to compare them: `instruction_sets` says which there are.
+environment's PLC_KERNELS names another one, to compare them (`instruction_sets` has all).
 
 Sums over ranks are theirs too; those have no other body.
 """
