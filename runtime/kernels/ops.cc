@@ -243,6 +243,12 @@ std::vector<const ort::CustomOp*> computing_ops() {
   return {&product, &lookup, &attention};
 }
 
+std::vector<const ort::CustomOp*> sums_over_ranks() {
+  std::vector<const ort::CustomOp*> ops = group_ops();
+  for (const ort::CustomOp* op : nccl_ops()) ops.push_back(op);
+  return ops;
+}
+
 }  // namespace
 }  // namespace plc
 
@@ -255,7 +261,7 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
   if (!functions()) return failed("PLC_KERNELS names an instruction set that this processor does not have");
   // Made once: ONNX Runtime keeps what it was given.
   static ort::Domain* const domains[] = {make_domain("plc", computing_ops()),
-                                         make_domain("plc.dist", collective_ops())};
+                                         make_domain("plc.dist", sums_over_ranks())};
   const auto add = slot<ort::Status* (*)(ort::SessionOptions*, ort::Domain*)>(ort::kAddDomain);
   for (ort::Domain* domain : domains) {
     if (!domain) return failed("ONNX Runtime refused the operators of this project");

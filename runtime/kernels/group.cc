@@ -1,17 +1,9 @@
-// DistCollective: y is the sum of x over all ranks, each of which is a process that runs its own graph.
-//
-//   DistCollective(x) -> y        attributes collective_operation "all_reduce", reduce_op "sum", nb_rank
-//
-// On CPU the ranks of one machine meet in shared memory. All add in the order of the ranks, so the
-// sums are the same bits on each. On CUDA they are NCCL's; that part was never run by this project.
-#include "collective.h"
-
-#include <dlfcn.h>
-
+// Sums over the ranks of one machine's CPU, which meet in shared memory. All add in the order of the ranks, so
+// the sums are the same bits on each.
 #include <algorithm>
 #include <cstring>
 
-#include "custom_op.h"
+#include "collective.h"
 
 #if defined(__linux__)
 #include <fcntl.h>
@@ -115,45 +107,6 @@ class Group {
 
 Group group;
 
-// NCCL, and the communicator that the process was given. Found by name: building asks for no CUDA.
-class Nccl {
- public:
-  size_t ranks = 0;
-
-  const char* use(void* communicator) {
-    void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-    if (!library) return "libnccl.so.2 does not load";
-    const auto count = reinterpret_cast<int (*)(void*, int*)>(dlsym(library, "ncclCommCount"));
-    all_reduce_ = reinterpret_cast<AllReduce>(dlsym(library, "ncclAllReduce"));
-    int found = 0;
-    if (!count || !all_reduce_ || count(communicator, &found)) return "NCCL does not take the communicator";
-    communicator_ = communicator;
-    ranks = size_t(found);
-    return nullptr;
-  }
-
-  void all_reduce(const void* x, void* y, size_t size, int type, void* stream) const {
-    constexpr int kSum = 0;
-    expect(all_reduce_(x, y, size, type, kSum, communicator_, stream) == 0, "NCCL failed");
-  }
-
- private:
-  using AllReduce = int (*)(const void*, void*, size_t, int, int, void*, void*);
-
-  AllReduce all_reduce_ = nullptr;
-  void* communicator_ = nullptr;
-};
-
-Nccl nccl;
-
-// What both operators check when their kernel is made.
-void check_sum(const ort::KernelInfo* info, size_t ranks) {
-  expect(text_attribute(info, "collective_operation") == "all_reduce", "only all_reduce is known");
-  expect(text_attribute(info, "reduce_op") == "sum", "only sums are known");
-  expect(ranks, "this process is no rank of a group");
-  expect(attribute(info, "nb_rank") == ranks, "the graph is for another number of ranks");
-}
-
 struct CpuCollective {
   static constexpr const char* kName = "DistCollective";
   static constexpr const char* kProvider = nullptr;  // CPU
@@ -169,33 +122,11 @@ struct CpuCollective {
   }
 };
 
-template <ort::ElementType type, int nccl_type>
-struct CudaCollective {
-  static constexpr const char* kName = "DistCollective";
-  static constexpr const char* kProvider = "CUDAExecutionProvider";
-  static constexpr ort::ElementType kInputs[] = {type};
-  static constexpr ort::ElementType kOutputs[] = {type};
-  static constexpr size_t kNeeded = 1;
-
-  explicit CudaCollective(const ort::KernelInfo* info) { check_sum(info, nccl.ranks); }
-
-  void compute(ort::KernelContext* context) const {
-    const Tensor x = input(context, 0);
-    void* stream = nullptr;
-    using Get = ort::Status* (*)(const ort::KernelContext*, void**);
-    check(slot<Get>(ort::kStream)(context, &stream));
-    nccl.all_reduce(x.data, output(context, 0, x.shape), x.size(), nccl_type, stream);
-  }
-};
-
 }  // namespace
 
-std::vector<const ort::CustomOp*> collective_ops() {
-  constexpr int kNcclHalf = 6, kNcclFloat = 7;
+std::vector<const ort::CustomOp*> group_ops() {
   static Definition<CpuCollective> on_cpu;
-  static Definition<CudaCollective<ort::kFloat, kNcclFloat>> on_cuda;
-  static Definition<CudaCollective<ort::kFloat16, kNcclHalf>> on_cuda_half;
-  return {&on_cpu, &on_cuda, &on_cuda_half};
+  return {&on_cpu};
 }
 
 }  // namespace plc
@@ -209,6 +140,3 @@ PLC_EXPORT size_t plc_group_bytes(size_t ranks) {
 PLC_EXPORT const char* plc_join_group(const char* path, size_t rank, size_t ranks) {
   return plc::group.join(path, rank, ranks);
 }
-
-// Gives this process an ncclComm_t; null, or a message.
-PLC_EXPORT const char* plc_use_communicator(void* communicator) { return plc::nccl.use(communicator); }
