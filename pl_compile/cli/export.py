@@ -75,7 +75,7 @@ from pl_compile.errors import ParityError, list_problems
     type=click.Choice([AUTO, "none", "int8", "int4"]),
     default=BuildOptions.quantize,
     show_default=True,
-    help="How weights are stored; auto takes 4 or 8 bits where that loses nothing, else floats.",
+    help="How weights are stored; auto takes 4 or 8 bits where no weight loses by it.",
 )
 @click.option(
     "--block", type=int, help="Inputs that share a scale; 0 for one scale a channel. [default: 32]"
