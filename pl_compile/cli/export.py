@@ -209,10 +209,12 @@ def command(
             f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
         )
     if result.passed == "failed":
+        rounded = result.plan.choices["quantize"].chosen != "none"
         raise ParityError(
             f"exporting {result.bundle}",
             found=list_problems(result.failures),
-            fix="The bundle is marked as failed; report.html says more. Do not serve it.",
+            fix="The bundle is marked as failed; report.html says more. Do not serve it."
+            + (" --quantize none keeps floats." if rounded else ""),
         )
 
 

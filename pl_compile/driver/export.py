@@ -279,7 +279,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             served = _fold(staging, source, engine, precision)
             clock.lap("write")
 
-            effect = _evaluate(request, source, engine, precision, weights, progress)
+            effect = _evaluate(request, source, engine, served, precision, weights, progress)
             clock.lap("evaluate")
             del weights
             checks = check_bundle(
@@ -549,25 +549,32 @@ def _evaluate(
     request: ExportRequest,
     source: _Source,
     engine: Engine | None,
+    served: Mapping[str, TaskPrompt],
     precision: Precision,
     weights: Weights,
     progress: Progress,
 ) -> tuple[Effect, ...]:
-    """Scores of the bundle, and of the floats that its weights came from."""
+    """Scores of the bundle as it is served, and of the floats that its weights came from."""
     if not request.evaluate:
         return ()
     assert engine is not None
 
-    def scores(by: Engine, stored: str) -> list[TaskScore]:
+    def scores(by: Engine, prompts: Mapping[str, TaskPrompt], stored: str) -> list[TaskScore]:
         progress.say(f"scoring {stored}")
-        session = Session(source.tokenizer, source.prompts, by)
+        session = Session(source.tokenizer, prompts, by)
         return evaluate(session, request.evaluate, EvalOptions(baseline=False), progress=progress)
 
-    own = scores(engine, precision.stored)
+    own = scores(engine, served, precision.stored)
     exact: list[TaskScore] | list[None] = [None] * len(own)
     if precision.stored != EXACT:
         with TemporaryDirectory(prefix="plc-floats-") as folder:
-            exact = scores(float_engine(source.recipe, weights, Path(folder)), EXACT)
+            floats = float_engine(source.recipe, weights, Path(folder))
+            # Each folds its own heads: a prefix that others computed would not be these weights'.
+            prompts = {
+                name: prompt.folded(floats) if served[name] is not prompt else prompt
+                for name, prompt in source.prompts.items()
+            }
+            exact = scores(floats, prompts, EXACT)
     return tuple(
         Effect(
             mine.task,
@@ -575,10 +582,10 @@ def _evaluate(
             mine.examples,
             precision.stored,
             mine.with_prompt,
-            None if floats is None else floats.with_prompt,
-            None if floats is None else mine.same_answers(floats),
+            None if other is None else other.with_prompt,
+            None if other is None else mine.same_answers(other),
         )
-        for mine, floats in zip(own, exact, strict=True)
+        for mine, other in zip(own, exact, strict=True)
     )
 
 

@@ -160,7 +160,7 @@ def test_a_base_is_stored_as_it_was_published(
     assert result.passed == "passed"
     report = json.loads((result.bundle / "report.json").read_text())
     errors = [error["relative_error"] for error in report["weight_errors"]]
-    # What was seen before is never less than what rounding then did; the reason has one digit of it.
+    # What was seen before is never less than what rounding did; the reason has one digit of it.
     assert max(errors) <= 1.1 * largest < LOSSLESS
     assert read_bundle(result.bundle).manifest.precision.quantization == stored
 
