@@ -138,6 +138,18 @@ def test_what_only_a_gpu_has_is_refused_with_the_option_that_names_one(
     )
 
 
+def test_an_unknown_target_lists_auto_among_the_known_ones(
+    bases: dict[str, Path], planned: Planned
+) -> None:
+    with pytest.raises(ExportError) as error:
+        planned(bases["llama-floats"], target="native")
+
+    assert str(error.value) == (
+        "choosing the target 'native': target 'native' does not exist. Did you mean 'native-cpu'? "
+        "Known targets: auto, onnx-cpu, native-cpu, onnx-cuda, tensorrt-rtx, tensorrt."
+    )
+
+
 # How weights are stored
 
 
@@ -296,6 +308,16 @@ def test_report_page_manifest_and_progress_say_what_was_chosen_and_why(
     for name, choice in plan.choices.items():
         assert f"{name} {choice.chosen}: {choice.reason}" in told.lines
         assert f"{name} {choice.chosen} (auto): {choice.reason}" in page
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_manifest_that_notes_no_choices_is_read(bases: dict[str, Path], request_for: Any) -> None:
+    bundle = export_bundle(request_for(bases["llama-floats"], measure_parity=False)).bundle
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["choices"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+    assert read_bundle(bundle).manifest.choices == {}
 
 
 # The default base
