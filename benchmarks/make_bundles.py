@@ -16,7 +16,7 @@ from pl_compile.testing import random_table
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
 OPTIONS = {
-    "none": BuildOptions(),
+    "none": BuildOptions("none"),
     "int8": BuildOptions("int8"),
     "int4": BuildOptions("int4"),
     "int4-table4": BuildOptions("int4", table_bits=4),

@@ -16,9 +16,9 @@ from pl_compile.testing import random_table, write_tiny_base
 from pl_compile.weights.bases import find_base
 
 PRECISIONS = {
-    "float32": BuildOptions(),
-    "float16": BuildOptions(dtype="float16"),
-    "bfloat16": BuildOptions(dtype="bfloat16"),
+    "float32": BuildOptions("none"),
+    "float16": BuildOptions("none", dtype="float16"),
+    "bfloat16": BuildOptions("none", dtype="bfloat16"),
     "int8 with float16": BuildOptions("int8", dtype="float16"),
     "int4 with float16": BuildOptions("int4", dtype="float16"),
 }

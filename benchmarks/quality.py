@@ -210,7 +210,10 @@ def train_peft(config: dict[str, Any], steps: int, folder: Path) -> tuple[Path, 
 def score(task: str, table: Path, data: Path, folder: Path, *, prompt: bool) -> dict[str, float]:
     """Compiles a table and scores it on the test rows."""
     bundle = folder / "bundle"
-    plc("export", "--prompts", str(table), "--base", BASE, "--output", str(bundle), "--no-parity")
+    plc(
+        *("export", "--prompts", str(table), "--base", BASE, "--output", str(bundle)),
+        *("--target", "onnx-cpu", "--quantize", "none", "--no-parity"),
+    )
     test = head(Path(f"{data / TASKS[task]['files']}_test_ground_truth.jsonl"), TEST_ROWS, folder)
     baseline = [] if not prompt else ["--no-baseline"]
     printed = plc("eval", str(bundle), "--data", str(test), "--json", *baseline)

@@ -1,5 +1,6 @@
 """Graph to bytes: one file per target, all with the face of `Exporter`."""
 
+from pl_compile.config.build import AUTO
 from pl_compile.errors import ExportError, unknown_name
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.native_cpu import NativeCpuExporter
@@ -26,6 +27,6 @@ def exporter_for(target: str) -> Exporter:
         ExportError: there is none of that name.
     """
     if target not in EXPORTERS:
-        found, fix = unknown_name(target, tuple(EXPORTERS), what="target")
+        found, fix = unknown_name(target, (AUTO, *EXPORTERS), what="target")
         raise ExportError(f"choosing the target '{target}'", found=found, fix=fix)
     return EXPORTERS[target]

@@ -56,7 +56,7 @@ class NativeCpuExporter(OnnxFiles):
                 expected=f"a multiple of {_HEADS}",
                 fix="Use --target onnx-cpu.",
             )
-        if options.quantize != "none":
+        if options.quantization != "none":
             if options.scale_block not in _BLOCKS:
                 raise ExportError(
                     "choosing this project's kernels",
@@ -77,7 +77,7 @@ class NativeCpuExporter(OnnxFiles):
         """See `Exporter.passes`."""
         rotary = ROTARY if config.rope_theta else PLAIN
         library = [packed_attention_function(rotary), cached_attention_function()]
-        quantized = options.quantize != "none"
+        quantized = options.quantization != "none"
         return [
             *self.prepare_passes(),
             UsePackedAttention(config.heads, config.kv_heads),
@@ -94,7 +94,7 @@ class NativeCpuExporter(OnnxFiles):
 
     def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
         """See `Exporter.cpu_passes`."""
-        floats = self.passes(config, contract, BuildOptions(), None, [])
+        floats = self.passes(config, contract, BuildOptions("none"), None, [])
         return floats[len(self.prepare_passes()) :]
 
 

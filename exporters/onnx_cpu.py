@@ -59,7 +59,7 @@ class OnnxCpuExporter(OnnxFiles):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
         check_cpu(self.target, options)
-        if options.quantize != "none" and options.scale_block:
+        if options.quantization != "none" and options.scale_block:
             _check_kernels(options)
             check_blocks(config, options)
 
@@ -78,7 +78,7 @@ class OnnxCpuExporter(OnnxFiles):
             *when(grouped, UseGroupedAttention(config.heads, config.kv_heads)),
             FuseResidualNorms(),
             *quantize_passes(options, moments, errors),
-            *when(options.quantize != "none", UseBlockKernels()),
+            *when(options.quantization != "none", UseBlockKernels()),
             *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
             *when(not grouped, LinkFunctions([cached_attention_function()])),
         ]
@@ -89,7 +89,7 @@ class OnnxCpuExporter(OnnxFiles):
 
     def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
         """See `Exporter.cpu_passes`."""
-        floats = self.passes(config, contract, BuildOptions(), None, [])
+        floats = self.passes(config, contract, BuildOptions("none"), None, [])
         return floats[len(self.prepare_passes()) :]
 
 

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 _BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
 
+_TABLES = ("embedding.weight", "head.weight")
+
 
 def when(condition: bool, *items: T) -> Sequence[T]:
     """The items, or none of them."""
@@ -38,14 +40,42 @@ def quantize_passes(
         errors: gets what rounding did to each weight.
         native: whether this project's kernels read them, which take float16 scales, and offsets.
     """
-    if options.quantize == "none":
+    if options.quantization == "none":
         return ()
+    products, tables = _schemes(options, native=native)
+    return (QuantizeWeights(products, tables, moments, errors),)
+
+
+def stored_as(
+    config: DecoderConfig, options: BuildOptions, *, native: bool = False
+) -> dict[str, tuple[Scheme, int]]:
+    """The weights that are rounded: the scheme of each, and the axis of its inputs.
+
+    Args:
+        config: of the base.
+        options: of the export.
+        native: as for `quantize_passes`.
+    """
+    if options.quantization == "none":
+        return {}
+    products, tables = _schemes(options, native=native)
+    found = {}
+    for name, shape in weight_shapes(config).items():
+        if len(shape) == 2 and name.startswith("layers."):
+            found[name] = (products, 0)
+        elif name in _TABLES and tables is not None:
+            found[name] = (tables, 1)
+    return found
+
+
+def _schemes(options: BuildOptions, *, native: bool) -> tuple[Scheme, Scheme | None]:
+    """Those of the layers' weights and of the tables."""
 
     def scheme(bits: Literal[4, 8]) -> Scheme:
         return Scheme(bits, options.scale_block, offset=native and bits == 4, half=native)
 
     tables = None if options.table_bits == 0 else scheme(4 if options.table_bits == 4 else 8)
-    return (QuantizeWeights(scheme(_BITS[options.quantize]), tables, moments, errors),)
+    return scheme(_BITS[options.quantization]), tables
 
 
 def precision_passes(options: BuildOptions) -> Sequence[GraphPass]:
@@ -55,14 +85,9 @@ def precision_passes(options: BuildOptions) -> Sequence[GraphPass]:
 
 def check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
     """Raises `ExportError` unless blocks, where there are some, divide each weight's inputs."""
-    if options.quantize == "none" or not options.scale_block:
-        return
-    scheme = Scheme(_BITS[options.quantize], options.scale_block)
-    for name, shape in weight_shapes(config).items():
-        if len(shape) == 2 and name.startswith("layers."):
-            scheme.check(name, shape[0])
-        elif name in ("embedding.weight", "head.weight") and options.table_bits != 0:
-            scheme.check(name, shape[1])
+    shapes = weight_shapes(config)
+    for name, (scheme, along) in stored_as(config, options).items():
+        scheme.check(name, shapes[name][along])
 
 
 def check_cpu(target: str, options: BuildOptions) -> None:
@@ -73,7 +98,7 @@ def check_cpu(target: str, options: BuildOptions) -> None:
             doing,
             found=f"dtype {options.dtype}",
             expected="float32",
-            fix="Weights can be made smaller with --quantize.",
+            fix="Weights can be made smaller with --quantize; --target names one for a GPU.",
         )
     check_no_plan(target, options)
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ def write_tiny_base(
     tied: bool = True,
     blocks: bool = False,
     kv_heads: int = 2,
+    published: Literal["floats", "q4_1", "q8_0"] = "floats",
 ) -> Path:
     """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
 
@@ -43,6 +44,8 @@ def write_tiny_base(
         blocks: whether all widths are multiples of 32, and heads of 16: what quantised weights and
             their kernels take.
         kv_heads: key and value heads of a Llama, each with three query heads.
+        published: the form of llama.cpp's that the weights of the layers were in before they became
+            the floats of this base; tables are "q8_0" in both. Needs `blocks`.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -87,8 +90,27 @@ def write_tiny_base(
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.1)  # zeros would hide a bias that is left out
+            elif published != "floats" and parameter.ndim == 2 and ".wpe." not in name:
+                table = "embed" in name or ".wte." in name or "lm_head" in name
+                # Inputs last, where GPT-2 keeps the weights of its layers the other way round.
+                stored = parameter.numpy() if family == "llama" or table else parameter.numpy().T
+                stored[:] = _as_published(stored, "q8_0" if table else published)
     model.save_pretrained(folder)
     return folder
+
+
+def _as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
+    """What llama.cpp's blocks of 32 inputs stand for: float32 `[outputs, inputs]`, as `weight`."""
+    blocks = weight.reshape(len(weight), -1, 32)
+    if form == "q8_0":
+        low = np.float32(0)
+        step = np.abs(blocks).max(2, keepdims=True) / 127
+    else:
+        low = blocks.min(2, keepdims=True)
+        step = (blocks.max(2, keepdims=True) - low) / 15
+    codes = np.rint((blocks - low) / step)
+    stored: NDArray[Any] = codes * np.float32(np.float16(step)) + np.float32(np.float16(low))
+    return stored.reshape(weight.shape)
 
 
 def _write_tokenizer(folder: Path) -> int:

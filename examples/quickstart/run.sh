@@ -20,8 +20,9 @@ echo "2. Train two tasks on it"
 rm -rf "$out/run"
 plc train "$here/train.yaml" --output "$out/run"
 
-echo "3. Compile the prompts and the base into a bundle"
-plc export --prompts "$out/run/prompts.safetensors" --output "$out/bundle"
+echo "3. Compile the prompts and the base into a bundle; score it beside the same in float32"
+plc export --prompts "$out/run/prompts.safetensors" --output "$out/bundle" \
+    --evaluate "$here/data/ticket_test.jsonl" --evaluate "$here/data/command_test.jsonl"
 
 echo "4. Check the bundle against torch"
 plc verify "$out/bundle" --reference smollm2-135m
@@ -33,7 +34,7 @@ echo "5. One batch that mixes both tasks"
 } > "$out/requests.jsonl"
 plc generate "$out/bundle" --input "$out/requests.jsonl"
 
-echo "6. The held-out examples, without the prompts and with them"
+echo "6. The same examples, without the prompts and with them"
 plc eval "$out/bundle" --data "$here/data/ticket_test.jsonl" --data "$here/data/command_test.jsonl"
 
 echo "Left in $out: run/ (prompts.safetensors, metrics.jsonl, curves.png) and bundle/"

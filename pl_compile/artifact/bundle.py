@@ -43,7 +43,7 @@ from pl_compile.artifact.prompt_table import (
     entry_from_record,
 )
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.build import Dtype, Quantization
+from pl_compile.config.build import Choice, Dtype, Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
@@ -56,6 +56,9 @@ MODEL_NAME = "model.onnx"  # in base/, for targets that run on ONNX Runtime
 LABELS_NAME = "labels.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+
+# What the numbers of a base are before anything is rounded.
+EXACT: Dtype = "float32"
 
 # They hold times, so equal exports differ in them; no runtime reads them.
 _NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
@@ -83,10 +86,15 @@ class Precision:
         method: how the weights were rounded; None where nothing is quantised.
     """
 
-    dtype: Dtype = "float32"
+    dtype: Dtype = EXACT
     quantization: Quantization = "none"
     block: int | None = None
     method: str | None = None
+
+    @property
+    def stored(self) -> str:
+        """What the weights of the layers are stored in, such as "int4" or "float32"."""
+        return self.dtype if self.quantization == "none" else self.quantization
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class Manifest:
         toolchain: package name to version.
         parity: "passed", "failed" or "not measured".
         precision: how the base's numbers are stored.
+        choices: of the export's "target" and "quantize": what was asked for, what was built, why.
     """
 
     base: BaseIdentity
@@ -110,6 +119,7 @@ class Manifest:
     toolchain: Mapping[str, str]
     parity: str
     precision: Precision = Precision()
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

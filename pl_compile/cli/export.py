@@ -11,9 +11,11 @@ from pl_compile.cli.terminal import (
     TerminalProgress,
     json_option,
     need_extra,
+    number,
     print_json,
     print_table,
 )
+from pl_compile.config.build import AUTO, BuildOptions
 from pl_compile.errors import ParityError, list_problems
 
 
@@ -26,7 +28,12 @@ from pl_compile.errors import ParityError, list_problems
     help="The prompt table; the newest run's if left out.",
 )
 @click.option("--base", help="The base, by name or folder; that of the table's run if left out.")
-@click.option("--target", default="onnx-cpu", show_default=True, help="What to build for.")
+@click.option(
+    "--target",
+    default=AUTO,
+    show_default=True,
+    help="What to build for; auto is the fastest on the CPU of this machine.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -48,14 +55,14 @@ from pl_compile.errors import ParityError, list_problems
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
+    default=BuildOptions.dtype,
     show_default=True,
     help="Of activations, caches and weights that are not quantised.",
 )
 @click.option(
     "--tp-size",
     type=int,
-    default=1,
+    default=BuildOptions.ranks,
     show_default=True,
     help="Ranks among which the base is divided: processes on CPU, or one GPU each.",
 )
@@ -65,10 +72,10 @@ from pl_compile.errors import ParityError, list_problems
 )
 @click.option(
     "--quantize",
-    type=click.Choice(["none", "int8", "int4"]),
-    default="none",
+    type=click.Choice([AUTO, "none", "int8", "int4"]),
+    default=BuildOptions.quantize,
     show_default=True,
-    help="How weights are stored.",
+    help="How weights are stored; auto takes 4 or 8 bits where no weight loses by it.",
 )
 @click.option(
     "--block", type=int, help="Inputs that share a scale; 0 for one scale a channel. [default: 32]"
@@ -88,7 +95,7 @@ from pl_compile.errors import ParityError, list_problems
     "--evaluate",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Examples with answers: score quantised weights beside the floats.",
+    help="Examples with answers: score the bundle, beside float32 where it has other weights.",
 )
 @click.option(
     "--fold",
@@ -100,7 +107,7 @@ from pl_compile.errors import ParityError, list_problems
 @click.option(
     "--sampling",
     type=click.Choice(["host", "graph"]),
-    default="host",
+    default=BuildOptions.sampling,
     show_default=True,
     help="Who chooses the next token.",
 )
@@ -149,7 +156,6 @@ def command(
     written, marked as failed, and the exit code is 3.
     """
     need_extra("export", "onnx", "onnx_ir")
-    from pl_compile.config.build import BuildOptions
     from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
     from pl_compile.driver.runs import find_base_of, newest_table
 
@@ -196,15 +202,19 @@ def command(
             print_parity("Parity with torch", result.parity)
         print_folding(result.plan)
         print_plans(result.plans)
+        print_effect(result.effect)
+        print_choices(result.plan)
         click.echo(
             f"wrote {result.bundle}: {', '.join(result.tasks)}; "
             f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
         )
     if result.passed == "failed":
+        rounded = result.plan.choices["quantize"].chosen != "none"
         raise ParityError(
             f"exporting {result.bundle}",
             found=list_problems(result.failures),
-            fix="The bundle is marked as failed; report.html says more. Do not serve it.",
+            fix="The bundle is marked as failed; report.html says more. Do not serve it."
+            + (" --quantize none keeps floats." if rounded else ""),
         )
 
 
@@ -218,7 +228,35 @@ def print_plan(plan: Any) -> None:
         f"passes: {', '.join(plan.passes)}"
     )
     print_folding(plan)
+    print_choices(plan)
     click.echo("nothing was written: --dry-run")
+
+
+def print_choices(plan: Any) -> None:
+    """A line for each option that was left to the export: what it came to, and why."""
+    for name, choice in plan.choices.items():
+        if choice.reason:
+            click.echo(f"{name} {choice.chosen} ({choice.asked}): {choice.reason}")
+
+
+def print_effect(effect: Any) -> None:
+    """A row per task and metric: the bundle's score, beside that of the floats it came from."""
+    if not effect:
+        return
+    rows = []
+    for each in effect:
+        for name, value in each.scores.items():
+            if name == "total":
+                continue
+            row = [each.task, str(each.examples), name, number(value, 1)]
+            if each.float32 is not None:
+                row += [number(each.float32[name], 1), number(each.same_answers, 1)]
+            rows.append(row)
+    columns = ["task", "examples", "metric, %", effect[0].stored, "float32", "same answers, %"]
+    title = "Scores of the bundle"
+    if effect[0].float32 is not None:
+        title += ", beside the floats that its weights came from"
+    print_table(title, columns[: len(rows[0])], rows)
 
 
 def print_folding(plan: Any) -> None:

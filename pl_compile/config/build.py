@@ -1,7 +1,7 @@
 """What an export may choose: how weights are stored, how tokens are chosen, what is folded."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pl_compile.config.contract import SamplingMode
 from pl_compile.errors import ConfigError, list_problems
@@ -9,6 +9,9 @@ from pl_compile.errors import ConfigError, list_problems
 Quantization = Literal["none", "int8", "int4"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 FoldMode = Literal["auto", "always", "never"]
+
+# The target, or how weights are stored, where that is left to the export (`driver/choose.py`).
+AUTO: Final = "auto"
 
 # As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
 # takes 3,840 at most.
@@ -20,11 +23,26 @@ DEFAULT_BATCH = 16
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What an option came to.
+
+    Attributes:
+        asked: as it was given; `AUTO` where it was left to the export.
+        chosen: what was made.
+        reason: why; empty where it was asked for.
+    """
+
+    asked: str
+    chosen: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class BuildOptions:
     """How a base is compiled.
 
     Attributes:
-        quantize: how the weights of the layers are stored.
+        quantize: how the weights of the layers are stored; `AUTO` where the export decides.
         block: inputs that share a scale; 0 for one scale a channel; `DEFAULT_BLOCK` if None.
         table_bits: of embedding and head where weights are quantised: 4, 8, or 0 to leave them
             floats; 8 if None.
@@ -40,7 +58,7 @@ class BuildOptions:
         ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
     """
 
-    quantize: Quantization = "none"
+    quantize: Quantization | Literal["auto"] = AUTO
     block: int | None = None
     table_bits: int | None = None
     sampling: SamplingMode = "host"
@@ -55,10 +73,13 @@ class BuildOptions:
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""
         problems = []
-        if self.quantize == "none":
+        if self.quantize in ("none", AUTO):
+            why = "nothing is quantised"
+            if self.quantize == AUTO:
+                why = "quantize auto, which sets it itself: name int4 or int8"
             for name, value in (("block", self.block), ("table_bits", self.table_bits)):
                 if value is not None:
-                    problems.append(f"{name} {value}, and nothing is quantised")
+                    problems.append(f"{name} {value}, and {why}")
         if self.block is not None and self.block < 0:
             problems.append(f"block {self.block}, expected 0 or more")
         if self.table_bits not in (None, 0, 4, 8):
@@ -77,6 +98,12 @@ class BuildOptions:
             problems.append("a file around the plan, and a build that is left to the device")
         if problems:
             raise ConfigError("reading the build options", found=list_problems(problems))
+
+    @property
+    def quantization(self) -> Quantization:
+        """How the weights of the layers are stored, once that is decided."""
+        assert self.quantize != AUTO, "driver/choose.py decides before anything is built"
+        return self.quantize
 
     @property
     def plan_batch(self) -> int:

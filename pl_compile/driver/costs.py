@@ -98,7 +98,7 @@ def base_cost(
             products += size
             operations += 2 * size
     rest = parameters - products - tables
-    bits = {"none": None, "int8": 8, "int4": 4}[options.quantize]
+    bits = {"none": None, "int8": 8, "int4": 4}[options.quantization]
     table_bits = None if bits is None or options.table_bits == 0 else (options.table_bits or 8)
     block = options.scale_block
     wide = 4 if options.dtype == "float32" else 2

@@ -72,6 +72,11 @@ class TaskScore:
     asked: tuple[Mapping[str, Any], ...]
     expected: tuple[str, ...]
 
+    def same_answers(self, other: "TaskScore") -> float:
+        """Percent of the examples that another session answered alike."""
+        pairs = list(zip(self.predictions, other.predictions, strict=True))
+        return 100.0 * sum(one == another for one, another in pairs) / len(pairs)
+
 
 def session_on_table(path: Path, base: Path) -> Session:
     """A session that runs a prompt table on torch.

@@ -1,7 +1,7 @@
 """From prompt table and base to bundle: the page that reads like the flow.
 
-table -> base -> contract -> plan -> weights -> main graph -> passes -> target's files -> tasks ->
-folded prefixes -> checks -> report -> manifest
+table -> base -> choices -> contract -> plan -> weights -> main graph -> passes -> target's files ->
+tasks -> folded prefixes -> checks -> report -> manifest
 """
 
 import time
@@ -13,10 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-import numpy as np
-
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
+    EXACT,
     REPORT,
     REPORT_PAGE,
     Manifest,
@@ -39,22 +38,21 @@ from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
 from pl_compile.artifact.tensors import tensor_bytes
-from pl_compile.config.build import DEFAULT_CANDIDATES, BuildOptions, FoldMode
+from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
-from pl_compile.config.ranks import shards
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
+from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import BaseRecipe, compile_base, float_engine
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
 from pl_compile.driver.engines import can_check, checking_engine
-from pl_compile.driver.evaluate import EvalOptions, evaluate
+from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate
 from pl_compile.driver.lint import lint_tasks
 from pl_compile.driver.parity import Parity
 from pl_compile.driver.report_page import report_page
 from pl_compile.driver.room import check_room
 from pl_compile.errors import ConfigError, ExportError
-from pl_compile.exporters import exporter_for
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
@@ -81,7 +79,7 @@ class ExportRequest:
         base: the Hugging Face folder it was trained on.
         output: the bundle; one that is there is replaced at the end.
         tasks: which tasks of the table; all if empty.
-        target: a key of `exporters.EXPORTERS`.
+        target: a key of `exporters.EXPORTERS`; `AUTO` for the fastest on this machine's CPU.
         prompts: "input" (tasks can be added later) or "baked" (constants of the graph); what suits
             the target if None.
         capacity: longest sequence a row can hold, virtual tokens and answer included; 1,024, or
@@ -89,7 +87,7 @@ class ExportRequest:
         options: how weights are stored and tokens are chosen.
         fold: whether the constant heads of templates become prefixes.
         calibrate: data files whose examples say which errors of weights matter.
-        evaluate: data files to score quantised weights on, beside the floats they came from.
+        evaluate: data files to score the bundle on, beside the floats that its weights came from.
         dump_passes: a folder that gets the graph as text after each pass.
         measure_parity: whether the bundle is compared with torch, where torch is installed.
     """
@@ -98,7 +96,7 @@ class ExportRequest:
     base: Path
     output: Path
     tasks: tuple[str, ...] = ()
-    target: str = "onnx-cpu"
+    target: str = AUTO
     prompts: PromptsMode | None = None
     capacity: int | None = None
     options: BuildOptions = field(default_factory=BuildOptions)
@@ -110,28 +108,32 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""
-        quantized = self.options.quantize != "none"
-        for name, paths in (("calibrate", self.calibrate), ("evaluate", self.evaluate)):
-            if paths and not quantized:
-                raise ConfigError(
-                    "reading the build options",
-                    found=f"data to {name} on, and nothing is quantised",
-                    fix="Add --quantize int4 or int8, or leave it out.",
-                )
+        whys = {
+            "none": "nothing is quantised",
+            AUTO: "quantize auto, which leaves no error that examples could weigh",
+        }
+        if self.calibrate and self.options.quantize in whys:
+            raise ConfigError(
+                "reading the build options",
+                found=f"data to calibrate on, and {whys[self.options.quantize]}",
+                fix="Add --quantize int4 or int8, or leave it out.",
+            )
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What will be compiled, worked out before a weight is read.
+    """What will be compiled, worked out before anything is built.
 
     Attributes:
         target: of the export.
+        choices: of "target" and "quantize": what was asked for, what is built, and why.
         passes: names of the target's passes, in order.
         base: cost of the base.
         tasks: cost of each task, and whether it is folded.
     """
 
     target: str
+    choices: Mapping[str, Choice]
     passes: tuple[str, ...]
     base: BaseCost
     tasks: tuple[TaskCost, ...]
@@ -140,6 +142,29 @@ class ExportPlan:
     def disk_bytes(self) -> int:
         """About what the bundle will take."""
         return self.base.file_bytes + sum(t.folded_bytes + t.prompt_bytes for t in self.tasks)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What storing the weights as a bundle does cost a task.
+
+    Attributes:
+        task: its name.
+        metric: which one.
+        examples: how many.
+        stored: how the bundle stores its weights: "int4", "float32", …
+        scores: the metric's numbers with the bundle, in percent.
+        float32: the same with the floats that its weights came from; None where it has those.
+        same_answers: percent of the examples that both answer alike; None likewise.
+    """
+
+    task: str
+    metric: str
+    examples: int
+    stored: str
+    scores: dict[str, float]
+    float32: dict[str, float] | None
+    same_answers: float | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +181,7 @@ class ExportResult:
         size_bytes: of the whole bundle.
         seconds: wall time by step.
         plans: one record for each TensorRT plan.
+        effect: scores of each task, where data to evaluate on was given.
     """
 
     bundle: Path
@@ -167,6 +193,7 @@ class ExportResult:
     size_bytes: int
     seconds: dict[str, float]
     plans: tuple[PlanRecord, ...] = ()
+    effect: tuple[Effect, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,7 +210,9 @@ class _Source:
 
 
 def plan_export(request: ExportRequest) -> ExportPlan:
-    """What an export would make and cost; nothing is written, and no weight is read.
+    """What an export would make and cost; nothing is written.
+
+    No weight is read but by `--quantize auto`, which looks at them.
 
     Raises:
         PlcError: as for `export_bundle`, but for what only the weights can show.
@@ -208,6 +237,10 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     check_replaceable(request.output, is_bundle)
     clock = _Clock()
     source = _read(request)
+    options, target = source.recipe.options, source.recipe.exporter.target
+    for name, choice in source.plan.choices.items():
+        if choice.reason:
+            progress.say(f"{name} {choice.chosen}: {choice.reason}")
     _check_room(request, source.plan)
     progress.say(f"reading {request.base}")
     checkpoint = Checkpoint(request.base)
@@ -219,7 +252,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     clock.lap("calibrate")
     with folder_written_whole(request.output, is_ours=is_bundle) as staging:
         prompts = source.recipe.contract.prompts
-        progress.say(f"building the graph for {request.target}, prompts {prompts}")
+        progress.say(f"building the graph for {target}, prompts {prompts}")
         (staging / "base").mkdir()
         compiled = compile_base(
             source.recipe,
@@ -237,7 +270,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             source.recipe.contract,
             weights["embedding.weight"],
         )
-        precision = _precision(request.options, moments)
+        precision = _precision(options, moments)
         (staging / "tokenizer.json").write_text(source.tokenizer.text, encoding="utf-8")
         for entry in source.entries:
             write_task(staging, entry)
@@ -246,7 +279,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             served = _fold(staging, source, engine, precision)
             clock.lap("write")
 
-            effect = _evaluate(request, source, engine, weights, progress)
+            effect = _evaluate(request, source, engine, served, precision, weights, progress)
             clock.lap("evaluate")
             del weights
             checks = check_bundle(
@@ -255,7 +288,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
                 served,
                 source.tokenizer,
                 precision=precision,
-                base=request.base if _has_reference(request, progress) else None,
+                base=request.base if _has_reference(request, target, progress) else None,
                 progress=progress,
             )
         _write_selftests(staging, checks)
@@ -264,27 +297,29 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         report = {
             "parity": checks.passed,
             "failures": list(checks.failures),
-            "target": request.target,
+            "target": target,
+            "choices": {name: asdict(choice) for name, choice in source.plan.choices.items()},
             "base": asdict(source.identity),
             "precision": asdict(precision),
             "prompts": prompts,
             "ranks": source.recipe.contract.ranks,
             "plans": [asdict(record) for record in compiled.plans],
-            "sampling": request.options.sampling,
+            "sampling": options.sampling,
             "checks": checks.record(),
             "lint": [asdict(finding) for finding in lint],
             "cost": asdict(source.plan.base),
             "tasks": [asdict(cost) for cost in source.plan.tasks],
             "passes": [asdict(record) for record in compiled.passes],
             "weight_errors": [asdict(error) for error in compiled.weight_errors],
-            "effect": effect,
+            "effect": [asdict(each) for each in effect],
             "seconds": clock.laps,
         }
         write_json(staging / REPORT, report)
         (staging / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
         manifest = Manifest(
             base=source.identity,
-            target=request.target,
+            target=target,
+            choices=source.plan.choices,
             graph=source.recipe.contract,
             tasks=tuple(source.prompts),
             toolchain={"plc": __version__, **source.recipe.exporter.describe()},
@@ -304,23 +339,25 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         size,
         clock.laps,
         compiled.plans,
+        effect,
     )
 
 
 def _read(request: ExportRequest) -> _Source:
     """All that is small, checked."""
-    exporter = exporter_for(request.target)
     table = read_prompt_table(request.table)
     names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
     entries = tuple(table.entry(name) for name in names)
     config = read_decoder_config(request.base)
-    contract = _contract(request, exporter, config, entries)
-    options = request.options
-    block = options.scale_block if options.quantize != "none" else 0
-    parts = shards(config, options.ranks, block=block)
-    for shard in parts:
-        exporter.check(shard.of(config), contract.of_rank(shard.rank), options)
-    fold, reason = _fold_mode(request)
+    chosen = choose(
+        request.target,
+        request.options,
+        config,
+        request.base,
+        lambda exporter: _contract(request, exporter, config, entries),
+    )
+    exporter, contract, options = chosen.exporter, chosen.contract, chosen.options
+    fold, reason = _fold_mode(request, exporter.target)
     tokenizer = Tokenizer.from_folder(request.base)
     prompts = {}
     for number, entry in enumerate(entries):
@@ -329,10 +366,12 @@ def _read(request: ExportRequest) -> _Source:
         # What a session could not render is not written.
         prompts[name] = TaskPrompt.of(entry, tokenizer, number)
     _check_files(request, prompts)
-    base = base_cost(config, contract, options, has_plans=_has_plans(request))
+    has_plans = exporter.target in PLAN_TARGETS and not options.defer_build
+    base = base_cost(config, contract, options, has_plans=has_plans)
     plan = ExportPlan(
-        request.target,
-        tuple(each.name for each in exporter.passes(config, contract, request.options, None, [])),
+        exporter.target,
+        {"target": chosen.target, "quantize": chosen.quantize},
+        tuple(each.name for each in exporter.passes(config, contract, options, None, [])),
         base,
         tuple(
             replace(cost, reason=reason or cost.reason)
@@ -340,7 +379,7 @@ def _read(request: ExportRequest) -> _Source:
         ),
     )
     return _Source(
-        recipe=BaseRecipe(exporter, config, contract, options, parts, entries),
+        recipe=BaseRecipe(exporter, config, contract, options, chosen.shards, entries),
         identity=table.base,
         entries=entries,
         tokenizer=tokenizer,
@@ -350,13 +389,9 @@ def _read(request: ExportRequest) -> _Source:
     )
 
 
-def _has_plans(request: ExportRequest) -> bool:
-    return request.target in PLAN_TARGETS and not request.options.defer_build
-
-
-def _fold_mode(request: ExportRequest) -> tuple[FoldMode, str]:
+def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
     """Whether heads are folded, and why not where this machine cannot compute them."""
-    if can_check(request.target):
+    if can_check(target):
         return request.fold, ""
     why = "no TensorRT is installed that could parse the graph and say what it computes"
     for asked, name in (
@@ -365,7 +400,7 @@ def _fold_mode(request: ExportRequest) -> tuple[FoldMode, str]:
     ):
         if asked:
             raise ExportError(
-                f"exporting for {request.target} with {name}",
+                f"exporting for {target} with {name}",
                 found=why,
                 fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
             )
@@ -472,12 +507,12 @@ def _engine(staging: Path, source: _Source, precision: Precision) -> Iterator[En
 
 
 def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
-    if options.quantize == "none":
+    if options.quantization == "none":
         return Precision(dtype=options.dtype)
     method = "round to nearest" if moments is None else f"GPTQ on {moments.tokens} tokens"
     return Precision(
         dtype=options.dtype,
-        quantization=options.quantize,
+        quantization=options.quantization,
         block=options.scale_block,
         method=method,
     )
@@ -514,45 +549,50 @@ def _evaluate(
     request: ExportRequest,
     source: _Source,
     engine: Engine | None,
+    served: Mapping[str, TaskPrompt],
+    precision: Precision,
     weights: Weights,
     progress: Progress,
-) -> list[dict[str, Any]]:
-    """Scores with the quantised weights and with the floats they came from."""
+) -> tuple[Effect, ...]:
+    """Scores of the bundle as it is served, and of the floats that its weights came from."""
     if not request.evaluate:
-        return []
+        return ()
     assert engine is not None
-    options = EvalOptions(baseline=False)
-    with TemporaryDirectory(prefix="plc-floats-") as folder:
-        exact = float_engine(source.recipe, weights, Path(folder))
-        before, after = (
-            evaluate(
-                Session(source.tokenizer, source.prompts, each),
-                request.evaluate,
-                options,
-                progress=progress,
-            )
-            for each in (exact, engine)
+
+    def scores(by: Engine, prompts: Mapping[str, TaskPrompt], stored: str) -> list[TaskScore]:
+        progress.say(f"scoring {stored}")
+        session = Session(source.tokenizer, prompts, by)
+        return evaluate(session, request.evaluate, EvalOptions(baseline=False), progress=progress)
+
+    own = scores(engine, served, precision.stored)
+    exact: list[TaskScore] | list[None] = [None] * len(own)
+    if precision.stored != EXACT:
+        with TemporaryDirectory(prefix="plc-floats-") as folder:
+            floats = float_engine(source.recipe, weights, Path(folder))
+            # Each folds its own heads: a prefix that others computed would not be these weights'.
+            prompts = {
+                name: prompt.folded(floats) if served[name] is not prompt else prompt
+                for name, prompt in source.prompts.items()
+            }
+            exact = scores(floats, prompts, EXACT)
+    return tuple(
+        Effect(
+            mine.task,
+            mine.metric,
+            mine.examples,
+            precision.stored,
+            mine.with_prompt,
+            None if other is None else other.with_prompt,
+            None if other is None else mine.same_answers(other),
         )
-    return [
-        {
-            "task": old.task,
-            "metric": old.metric,
-            "examples": old.examples,
-            "float32": old.with_prompt,
-            request.options.quantize: new.with_prompt,
-            "same_answers": 100.0
-            * float(
-                np.mean([a == b for a, b in zip(old.predictions, new.predictions, strict=True)])
-            ),
-        }
-        for old, new in zip(before, after, strict=True)
-    ]
+        for mine, other in zip(own, exact, strict=True)
+    )
 
 
-def _has_reference(request: ExportRequest, progress: Progress) -> bool:
+def _has_reference(request: ExportRequest, target: str, progress: Progress) -> bool:
     if not request.measure_parity:
         return False
-    if not can_check(request.target):
+    if not can_check(target):
         progress.say("parity is not measured: no TensorRT is installed that could parse the graph")
         return False
     if find_spec("torch") is None or find_spec("transformers") is None:

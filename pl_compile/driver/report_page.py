@@ -42,6 +42,7 @@ def report_page(report: dict[str, Any]) -> str:
         f"<h1>{escape(report['base']['name'])} for {escape(report['target'])}</h1>",
         f"<p class='note'>weights: {escape(stored)}; prompts: {report['prompts']}; sampling: "
         f"{report['sampling']}; base {report['base']['fingerprint'][:16]}…</p>",
+        *_choices(report["choices"]),
         f"<p>Numbers: <span class='{verdict}'>{report['parity']}</span></p>",
         *(f"<p class='bad'>{escape(failure)}</p>" for failure in report["failures"]),
         *_comparisons(checks),
@@ -49,7 +50,7 @@ def report_page(report: dict[str, Any]) -> str:
         *_costs(report),
         *_plans(report["plans"]),
         *_lint(report["lint"]),
-        *_effect(report["effect"], precision["quantization"]),
+        *_effect(report["effect"]),
         *_weight_errors(report["weight_errors"]),
         *_passes(report["passes"]),
         "<h2>Times</h2>",
@@ -61,6 +62,16 @@ def report_page(report: dict[str, Any]) -> str:
         f"<title>plc export: {escape(report['base']['name'])}</title>"
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _choices(choices: dict[str, Any]) -> list[str]:
+    """A line for each option that was left to the export."""
+    return [
+        f"<p class='note'>{escape(name)} {escape(choice['chosen'])} ({escape(choice['asked'])}): "
+        f"{escape(choice['reason'])}</p>"
+        for name, choice in choices.items()
+        if choice["reason"]
+    ]
 
 
 def _comparisons(checks: dict[str, Any]) -> list[str]:
@@ -227,21 +238,24 @@ def _lint(results: Sequence[dict[str, Any]]) -> list[str]:
     return ["<h2>Task lint</h2>", _table(columns, rows)]
 
 
-def _effect(results: Sequence[dict[str, Any]], quantization: str) -> list[str]:
+def _effect(results: Sequence[dict[str, Any]]) -> list[str]:
     if not results:
         return []
     rows = [
         [
             result["task"],
             str(result["examples"]),
-            _scores(result["float32"]),
-            _scores(result[quantization]),
-            f"{result['same_answers']:.1f} %",
+            _scores(result["scores"]),
+            *(
+                []
+                if result["float32"] is None
+                else [_scores(result["float32"]), f"{result['same_answers']:.1f} %"]
+            ),
         ]
         for result in results
     ]
-    columns = ["task", "examples", "float32", quantization, "same answers"]
-    return ["<h2>Effect of quantisation on the tasks</h2>", _table(columns, rows)]
+    columns = ["task", "examples", results[0]["stored"], "float32", "same answers"][: len(rows[0])]
+    return ["<h2>Scores of the tasks</h2>", _table(columns, rows)]
 
 
 def _scores(scores: dict[str, float]) -> str:

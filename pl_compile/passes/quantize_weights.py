@@ -25,7 +25,7 @@ from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.quantize.gptq import gptq
 from pl_compile.quantize.moments import Moments
-from pl_compile.quantize.scheme import Quantized, Scheme, round_to_nearest
+from pl_compile.quantize.scheme import Quantized, Scheme, relative_error, round_to_nearest
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ class QuantizeWeights(GraphPass):
 def _error(
     name: str, weight: NDArray[np.float32], quantized: Quantized, moment: NDArray[np.float64] | None
 ) -> WeightError:
-    difference = quantized.dequantized() - weight
     of_output = None
     if moment is not None:
+        difference = quantized.dequantized() - weight
         # The squared norm of X W is the trace of W' (X' X) W.
         wrong = np.einsum("io,io->", difference, moment.astype(np.float32) @ difference)
         whole = np.einsum("io,io->", weight, moment.astype(np.float32) @ weight)
@@ -161,7 +161,7 @@ def _error(
     return WeightError(
         name,
         scheme.bits,
-        float(np.linalg.norm(difference) / max(1e-12, float(np.linalg.norm(weight)))),
+        relative_error(weight, quantized),
         of_output,
         quantized.codes.size * scheme.bits // 8 + numbers * (2 if scheme.half else 4),
     )

@@ -19,6 +19,11 @@ Float32 = NDArray[np.float32]
 # The smallest number above 0 that float16 has: no scale is less, since some target rounds them so.
 _LEAST_SCALE = 6e-8
 
+# A weight that changes by less than this part of its norm has lost nothing: 24 bits of a float keep
+# 1e-7, scales of 16 bits lose a few 1e-5 where they have to be rounded, and codes that are too few
+# for a weight change it by 5e-3 (8 bits) or more.
+LOSSLESS = 1e-4
+
 # The grid of a block is tried at these parts of the one that reaches its largest weight: with few
 # codes, a little less than everything in reach is a smaller error for the many that are smaller.
 _TRIED = {4: np.linspace(0.7, 1.0, 7, dtype=np.float32), 8: np.ones(1, np.float32)}
@@ -134,9 +139,33 @@ def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
     """
     inputs, outputs = weight.shape
     blocks = weight.reshape(-1, scheme.block_of(inputs), outputs)
-    grid = best_grid(blocks, scheme)
+    return _on_grid(blocks, best_grid(blocks, scheme), scheme)
+
+
+def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
+    """What rounding changes where each block's grid reaches all of its weights: one quick try.
+
+    `round_to_nearest` tries this grid among others, so its error is never more.
+
+    Args:
+        weight: float32 `[inputs, outputs]`.
+        scheme: what to store it in; its blocks divide the inputs.
+    """
+    inputs, outputs = weight.shape
+    blocks = weight.reshape(-1, scheme.block_of(inputs), outputs)
+    return relative_error(weight, _on_grid(blocks, _grid(blocks, scheme, 1.0), scheme))
+
+
+def relative_error(weight: Float32, quantized: Quantized) -> float:
+    """The norm of what storing a weight changed, as a part of the weight's own."""
+    changed = np.linalg.norm(quantized.dequantized() - weight)
+    return float(changed / max(1e-12, float(np.linalg.norm(weight))))
+
+
+def _on_grid(blocks: Float32, grid: Grid, scheme: Scheme) -> Quantized:
+    """The codes nearest to `[blocks, block, outputs]` on a grid."""
     codes = np.stack([grid.codes(block, number, scheme) for number, block in enumerate(blocks)])
-    return Quantized(codes.reshape(inputs, outputs), grid, scheme)
+    return Quantized(codes.reshape(-1, blocks.shape[2]), grid, scheme)
 
 
 def best_grid(blocks: Float32, scheme: Scheme, importance: Float32 | None = None) -> Grid:

@@ -50,25 +50,43 @@ def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
     Raises:
         BaseModelError: tensors are missing or have another shape than the config says.
     """
-    stored = set(checkpoint.names)
-    shapes = weight_shapes(config)
     weights: Weights = {}
     problems = []
-    for ours, source in _sources(config).items():
-        # The published GPT-2 files leave out the prefix that a model with a head saves.
-        theirs = source.name if source.name in stored else source.name.partition(".")[2]
-        if theirs not in stored:
-            problems.append(f"'{source.name}' is missing")
-            continue
-        array = replace(source, name=theirs).read(checkpoint)
-        if array.shape != shapes[ours]:
-            problems.append(f"'{theirs}' gives {ours} {array.shape}, expected {shapes[ours]}")
-        weights[ours] = array
+    for name in _sources(config):
+        try:
+            weights[name] = load_weight(checkpoint, config, name)
+        except _UnfitError as error:
+            problems.append(error.found)
     if problems:
-        raise BaseModelError(
-            f"reading the weights of {checkpoint.folder}", found=list_problems(problems)
-        )
+        raise BaseModelError(_reading(checkpoint), found=list_problems(problems))
     return weights
+
+
+def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> NDArray[np.float32]:
+    """One weight of a base under our name, float32.
+
+    Raises:
+        BaseModelError: its tensor is missing or has another shape than the config says.
+    """
+    source, shape = _sources(config)[name], weight_shapes(config)[name]
+    stored = checkpoint.names
+    # The published GPT-2 files leave out the prefix that a model with a head saves.
+    theirs = source.name if source.name in stored else source.name.partition(".")[2]
+    if theirs not in stored:
+        raise _UnfitError(_reading(checkpoint), found=f"'{source.name}' is missing")
+    array = replace(source, name=theirs).read(checkpoint)
+    if array.shape != shape:
+        found = f"'{theirs}' gives {name} {array.shape}, expected {shape}"
+        raise _UnfitError(_reading(checkpoint), found=found)
+    return array
+
+
+class _UnfitError(BaseModelError):
+    """A tensor that is not what the config says."""
+
+
+def _reading(checkpoint: Checkpoint) -> str:
+    return f"reading the weights of {checkpoint.folder}"
 
 
 def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

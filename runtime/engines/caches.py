@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pl_compile.config.contract import GraphContract
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.memory import zeros_as_touched
 
 
 class Caches(Protocol):
@@ -27,19 +28,23 @@ class Caches(Protocol):
 
 
 class HostCaches:
-    """In numpy's memory.
+    """In the process's own memory.
+
+    Rows and entries that were never used cost nothing. What was in use once stays with the object,
+    for the next batch.
 
     Args:
         contract: of the graph, or of the rank's.
-        max_batch: rows. Memory is taken as rows are used.
+        max_batch: rows.
         dtype: of keys and values.
     """
 
     def __init__(self, contract: GraphContract, max_batch: int, dtype: Any = np.float32) -> None:
         self._contract = contract
         shape = (max_batch, contract.kv_heads, contract.capacity, contract.head_dim)
-        # Zeroed memory is mapped lazily: rows and entries that are never used cost nothing.
-        self.blocks: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in contract.cache_names]
+        self.blocks: list[NDArray[Any]] = [
+            zeros_as_touched(shape, dtype) for _ in contract.cache_names
+        ]
 
     def place(self, row: int, prefix_kv: Float32) -> None:
         """See `Caches.place`."""

@@ -17,6 +17,7 @@ from pl_compile.errors import ArtifactError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefixes
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
+from pl_compile.runtime.engines.memory import zeros_as_touched
 from pl_compile.runtime.engines.providers import CPU, Provider, check_used, choose
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
@@ -110,7 +111,7 @@ class OnnxRuntimeEngine:
         self._watched = tuple(watched)
         self._bound = (0, 0)
         self._inputs: dict[str, Any] = {}
-        self._logits = np.empty((max_batch, contract.vocab), np.float32)
+        self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
         self._next_token = np.empty(max_batch, np.int64)
 
     def start(self, prompts: Sequence[Prompt]) -> Int64:

@@ -12,7 +12,8 @@ import yaml
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.cli.main import COMMANDS, main
 from pl_compile.driver import parity
-from pl_compile.testing import random_table, tiny_train_config
+from pl_compile.runtime.kernels import instruction_set
+from pl_compile.testing import random_table, tiny_examples, tiny_train_config, write_jsonl
 
 
 @pytest.fixture
@@ -404,6 +405,11 @@ def test_a_dry_run_says_what_it_would_make_and_writes_nothing(
     passes = "merge-products, fuse-residual-norms, sample-in-graph, link-functions"
     assert f"passes: {passes}" in out
     assert "--fold never" in out
+    reason = "native-cpu does not take it: heads of 8; expected a multiple of 16"
+    if instruction_set() not in (None, "portable"):
+        assert f"target onnx-cpu (auto): {reason}\n" in out
+    reason = "only native-cpu stores blocks as bases are published in"
+    assert f"quantize none (auto): {reason}\n" in out
     assert "nothing was written" in out
     assert not (tmp_path / "b").exists()
 
@@ -413,16 +419,56 @@ def test_a_dry_run_as_json_is_the_plan(plc: Any, work: Path) -> None:
 
     plan = json.loads(out)
     assert code == 0
-    assert plan["target"] == "onnx-cpu"
+    assert plan["target"] == plan["choices"]["target"]["chosen"] == "onnx-cpu"
+    assert plan["choices"]["target"]["asked"] == plan["choices"]["quantize"]["asked"] == "auto"
+    assert plan["choices"]["quantize"]["chosen"] == "none"
     assert plan["disk_bytes"] > plan["base"]["weight_bytes"] > 0
     assert [task["task"] for task in plan["tasks"]][:2] == ["tone", "ask"]
+
+
+def test_the_defaults_of_the_command_are_those_of_python() -> None:
+    from pl_compile.cli.export import command
+    from pl_compile.config.build import BuildOptions
+    from pl_compile.driver.export import ExportRequest
+
+    given = {option.name: option.default for option in command.params}
+
+    assert given["target"] == ExportRequest.target == "auto"
+    assert given["quantize"] == BuildOptions.quantize == "auto"
+    assert given["fold"] == ExportRequest.fold
+    assert (given["dtype"], given["sampling"]) == (BuildOptions.dtype, BuildOptions.sampling)
+
+
+def test_what_is_named_is_built_and_scored_beside_the_floats(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", tiny_examples(6))
+
+    code, out, err = export(
+        plc,
+        work,
+        *("--target", "onnx-cpu", "--quantize", "int8", "--block", "0", "--no-parity"),
+        *("--evaluate", str(tmp_path / "rows.jsonl")),
+    )
+
+    assert code == 0
+    assert "Scores of the bundle, beside the floats that its weights came from" in out
+    scores = [line for line in out.splitlines() if "accuracy" in line]
+    assert len(scores) == 1
+    assert scores[0].count("│ tone") == 1
+    assert len([cell for cell in scores[0].split("│") if cell.strip()]) == 6
+    assert "(auto)" not in out
+    assert "target" not in err
 
 
 def test_options_that_contradict_each_other_are_one_line(plc: Any, work: Path) -> None:
     code, _, err = export(plc, work, "--block", "16")
 
     assert code == 1
-    assert err.strip().endswith("block 16, and nothing is quantised.")
+    assert err == (
+        "error: reading the build options: block 16, and quantize auto, which sets it itself: name "
+        "int4 or int8.\n"
+    )
 
 
 def test_weights_by_channel_and_tokens_from_the_graph(plc: Any, work: Path, tmp_path: Path) -> None:

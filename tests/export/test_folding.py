@@ -57,7 +57,7 @@ def exported(tiny_bases: dict[str, Path], tmp_path: Path) -> Exported:
 def test_folded_and_computed_heads_give_the_same_answers(
     exported: Exported, family: str, prompts: str
 ) -> None:
-    folded = exported(family, "folded", fold="auto", prompts=prompts, options=BuildOptions())
+    folded = exported(family, "folded", fold="auto", prompts=prompts, options=BuildOptions("none"))
     _fold_all(folded)
     computed = exported(family, "computed", fold="never", prompts=prompts)
 
@@ -283,9 +283,14 @@ def test_prefixes_are_computed_anew_by_the_weights_that_serve_them(
 
     floats, rounded = (
         export_bundle(
-            ExportRequest(table, base, tmp_path / name, fold="always", options=given)
+            ExportRequest(
+                *(table, base, tmp_path / name),
+                target="onnx-cpu",
+                fold="always",
+                options=given,
+            )
         ).bundle
-        for name, given in (("floats", BuildOptions()), ("rounded", options))
+        for name, given in (("floats", BuildOptions("none")), ("rounded", options))
     )
 
     one, other = (read_bundle(bundle).folded("tone") for bundle in (floats, rounded))

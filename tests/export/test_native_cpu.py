@@ -22,7 +22,12 @@ from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 from pl_compile.weights.checkpoint import Checkpoint
 
 Exported = Callable[..., ExportResult]
-OPTIONS = [BuildOptions(), BuildOptions("int8"), BuildOptions("int4"), BuildOptions("int4", 32, 4)]
+OPTIONS = [
+    BuildOptions("none"),
+    BuildOptions("int8"),
+    BuildOptions("int4"),
+    BuildOptions("int4", 32, 4),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def test_bundles_are_near_torch_and_rows_are_themselves_to_the_last_bit(
     result = exported(family, options=options)
 
     assert result.passed == "passed"
-    limit = {"none": 1e-4, "int8": 0.05, "int4": 0.5}[options.quantize]
+    limit = {"none": 1e-4, "int8": 0.05, "int4": 0.5}[options.quantization]
     assert max(parity.relative_difference for parity in result.parity) < limit
     report = json.loads((result.bundle / "report.json").read_text())
     for kind in ("alone", "folded"):
@@ -64,7 +69,7 @@ def test_a_bundle_answers_the_same_where_the_kernels_are_missing(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, prompts: Any
 ) -> None:
     """With float weights nothing is rounded, so that the bodies' answers are the kernels'."""
-    bundle = exported(prompts=prompts).bundle
+    bundle = exported(prompts=prompts, options=BuildOptions("none")).bundle
     request = {"sentence": "who was there at all?"}
     with_kernels = Session.open(bundle)
     (first,) = with_kernels.generate([Request("tone", request)])

@@ -42,7 +42,7 @@ def exported(base: Path, folder: Path, name: str = "bundle", **changes: Any) -> 
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        (BuildOptions(), 1e-5),
+        (BuildOptions("none"), 1e-5),
         (BuildOptions(dtype="float16"), 0.02),
         (BuildOptions("int8", dtype="float16"), 0.1),
         (BuildOptions("int4"), 0.5),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
         table = tmp_path / f"{family}.safetensors"
         if not table.exists():
             random_table(base, table, prefix=True)
-        return export_bundle(ExportRequest(table, base, tmp_path / "bundle", **changes))
+        request = ExportRequest(table, base, tmp_path / "bundle", target="onnx-cpu", **changes)
+        return export_bundle(request)
 
     return export
 
@@ -109,8 +111,10 @@ def test_the_kernels_compute_what_the_codes_stand_for(
             weights[name] = round_to_nearest(array, four).dequantized()
     exporter = exporter_for("onnx-cpu")
     model = build_decoder(config, bundle.manifest.graph, weights)
-    run_passes(model, exporter.passes(config, bundle.manifest.graph, BuildOptions(), None, []))
-    exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions())
+    run_passes(
+        model, exporter.passes(config, bundle.manifest.graph, BuildOptions("none"), None, [])
+    )
+    exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions("none"))
     tokenizer = Tokenizer.from_folder(result.bundle)
     prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
     ids = np.random.default_rng(0).integers(0, 390, (1, 24))
@@ -223,9 +227,25 @@ def test_the_effect_on_the_task_is_in_the_report(exported: Exported, tmp_path: P
     assert [effect["task"] for effect in report["effect"]] == ["tone", "ask"]
     for effect in report["effect"]:
         assert effect["examples"] == 6
-        assert set(effect["float32"]) == set(effect["int4"])
+        assert effect["stored"] == "int4"
+        assert set(effect["float32"]) == set(effect["scores"])
         assert 0 <= effect["same_answers"] <= 100
-    assert "Effect of quantisation" in (result.bundle / "report.html").read_text()
+    assert report["effect"] == [asdict(each) for each in result.effect]
+    page = (result.bundle / "report.html").read_text()
+    assert "<th>int4</th><th>float32</th><th>same answers</th>" in page
+
+
+def test_a_bundle_of_floats_is_scored_once(exported: Exported, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(12))
+
+    result = exported(options=BuildOptions("none"), evaluate=(data,))
+
+    assert [effect.stored for effect in result.effect] == ["float32", "float32"]
+    assert all(effect.scores for effect in result.effect)
+    assert {(effect.float32, effect.same_answers) for effect in result.effect} == {(None, None)}
+    page = (result.bundle / "report.html").read_text()
+    assert "<h2>Scores of the tasks</h2>" in page
+    assert "same answers" not in page
 
 
 # What cannot be
@@ -234,8 +254,13 @@ def test_the_effect_on_the_task_is_in_the_report(exported: Exported, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"block": 16}, "block 16, and nothing is quantised"),
-        ({"table_bits": 4}, "table_bits 4, and nothing is quantised"),
+        ({"quantize": "none", "block": 16}, "block 16, and nothing is quantised"),
+        ({"quantize": "none", "table_bits": 4}, "table_bits 4, and nothing is quantised"),
+        ({"block": 16}, "block 16, and quantize auto, which sets it itself: name int4 or int8"),
+        (
+            {"table_bits": 4},
+            "table_bits 4, and quantize auto, which sets it itself: name int4 or int8",
+        ),
         ({"quantize": "int4", "block": -1}, "block -1, expected 0 or more"),
         ({"quantize": "int4", "table_bits": 5}, "table_bits 5, expected 0, 4 or 8"),
         ({"candidates": 9}, "candidates 9, and the host samples"),
@@ -251,10 +276,27 @@ def test_options_that_contradict_each_other_are_refused(
     assert str(error.value) == f"reading the build options: {found}."
 
 
-def test_data_without_quantisation_is_refused(tmp_path: Path) -> None:
-    for name in ("calibrate", "evaluate"):
-        with pytest.raises(ConfigError, match=f"data to {name} on, and nothing is quantised"):
-            ExportRequest(tmp_path, tmp_path, tmp_path, **{name: (tmp_path / "d.jsonl",)})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("quantize", "why"),
+    [
+        ("none", "nothing is quantised"),
+        ("auto", "quantize auto, which leaves no error that examples could weigh"),
+    ],
+)
+def test_calibration_where_no_error_is_left_is_refused(
+    tmp_path: Path, quantize: Any, why: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        ExportRequest(
+            *(tmp_path, tmp_path, tmp_path),
+            options=BuildOptions(quantize),
+            calibrate=(tmp_path / "d.jsonl",),
+        )
+
+    assert str(error.value) == (
+        f"reading the build options: data to calibrate on, and {why}. "
+        "Add --quantize int4 or int8, or leave it out."
+    )
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_costs_of_a_known_base() -> None:
     )
     contract = GraphContract(30, 3, 64, 576, 49152, 1024, "input")
 
-    floats = base_cost(smollm2, contract, BuildOptions())
+    floats = base_cost(smollm2, contract, BuildOptions("none"))
     four = base_cost(smollm2, contract, BuildOptions("int4"))
 
     assert floats.parameters == 134_515_008

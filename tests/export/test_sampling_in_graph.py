@@ -29,7 +29,7 @@ def sessions(
         ).bundle
         for name, options in (
             ("graph", BuildOptions(sampling="graph", candidates=CANDIDATES)),
-            ("host", BuildOptions()),
+            ("host", BuildOptions("none")),
         )
     ]
     graph, host = (Session.open(bundle) for bundle in bundles)

@@ -43,9 +43,9 @@ KINDS: dict[str, Any] = {
 }
 # Of the largest logit: what rounding does to a tiny random base, measured, with room.
 CASES = [
-    (BuildOptions(), 3e-6),
-    (BuildOptions(dtype="float16"), 6e-3),
-    (BuildOptions(dtype="bfloat16"), 5e-2),
+    (BuildOptions("none"), 3e-6),
+    (BuildOptions("none", dtype="float16"), 6e-3),
+    (BuildOptions("none", dtype="bfloat16"), 5e-2),
     (BuildOptions("int8", dtype="float16"), 0.1),
     (BuildOptions("int4", dtype="float16"), 0.5),
 ]
@@ -120,7 +120,7 @@ def test_what_was_parsed_computes_what_onnxruntime_does(
     block_bases: dict[str, Path], tmp_path: Path, family: str, options: BuildOptions, limit: float
 ) -> None:
     base = block_bases[family]
-    contract = built(OnnxCpuExporter(), base, tmp_path / "cpu", BuildOptions())
+    contract = built(OnnxCpuExporter(), base, tmp_path / "cpu", BuildOptions("none"))
     expected = generate(by_onnxruntime(tmp_path / "cpu" / "model.onnx"), contract, np.float32)
 
     built(TensorRtExporter("tensorrt-rtx"), base, tmp_path / "trt", options)
@@ -165,7 +165,7 @@ def test_a_build_that_is_stopped_ends(
     block_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C reaches the main thread alone, and TensorRT's monitor must hear of it."""
-    options = BuildOptions(defer_build=True)
+    options = BuildOptions("none", defer_build=True)
     built(TensorRtExporter("tensorrt-rtx"), block_bases["llama"], tmp_path / "a", options)
     parsed = parse(tmp_path / "a" / "model.onnx", "tensorrt-rtx")
     monitors: list[Any] = []
@@ -191,7 +191,7 @@ def test_a_build_that_is_stopped_ends(
 
 def changed_model(base: Path, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
     """The graph for TensorRT after a change that no export of ours makes."""
-    built(TensorRtExporter("tensorrt-rtx"), base, folder, BuildOptions(defer_build=True))
+    built(TensorRtExporter("tensorrt-rtx"), base, folder, BuildOptions("none", defer_build=True))
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     change(model)
     onnx.save(model, folder / "model.onnx")
@@ -255,7 +255,9 @@ def test_the_interpreter_sees_the_miscompilation_itself(
 def test_plans_are_for_the_processors_that_were_named(
     block_bases: dict[str, Path], tmp_path: Path, capability: str, said: str | None
 ) -> None:
-    built(TensorRtExporter("tensorrt-rtx"), block_bases["llama"], tmp_path / "a", BuildOptions())
+    built(
+        TensorRtExporter("tensorrt-rtx"), block_bases["llama"], tmp_path / "a", BuildOptions("none")
+    )
     parsed = parse(tmp_path / "a" / "model.onnx", "tensorrt-rtx")
     phases: list[str] = []
     options = PlanOptions(4, CAPACITY, (capability,))

@@ -119,7 +119,7 @@ def test_a_file_around_a_plan_that_no_provider_loads_is_refused_first(
 ) -> None:
     with pytest.raises(ExportError, match="a plan of tensorrt; expected tensorrt-rtx"):
         TensorRtExporter("tensorrt").check(
-            *sizes_of(tiny_bases["llama"]), BuildOptions(ep_context=True)
+            *sizes_of(tiny_bases["llama"]), BuildOptions("none", ep_context=True)
         )
 
 

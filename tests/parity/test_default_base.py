@@ -4,24 +4,38 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.testing import random_table
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
 
 @pytest.mark.real
-def test_the_default_base_agrees_with_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("quantize", "most"),
+    # Where the export decides, kernels that round activations to 8 bits may be what it takes.
+    [("none", 1e-4), ("auto", 0.2)],
+)
+def test_the_default_base_agrees_with_torch(tmp_path: Path, quantize: Any, most: float) -> None:
+    """With a prefix of random numbers where nothing is rounded: no training makes one like it, and
+    activations behind it are too far apart for 8 bits."""
     base = cached_base_folder(DEFAULT_BASE)
     if not (base / "config.json").is_file():
         pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")
-    table = random_table(base, tmp_path / "table.safetensors", prefix=True)
+    table = random_table(base, tmp_path / "table.safetensors", prefix=quantize == "none")
 
-    result = export_bundle(ExportRequest(table, base, tmp_path / "bundle", capacity=256))
+    options = BuildOptions(quantize)
+    result = export_bundle(
+        ExportRequest(table, base, tmp_path / "bundle", capacity=256, options=options)
+    )
 
     for parity in result.parity:
         print(f"{parity.task}: {parity.relative_difference:.2e} of {parity.largest_logit:.1f}")
     assert result.passed == "passed"
-    assert [parity.rows * parity.steps for parity in result.parity] == [34, 34, 34]
+    assert max(parity.relative_difference for parity in result.parity) < most
+    assert {parity.rows * parity.steps for parity in result.parity} == {34}
+    assert len(result.parity) == (3 if quantize == "none" else 2)

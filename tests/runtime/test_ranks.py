@@ -64,7 +64,8 @@ def exported(base: Path, folder: Path, name: str = "bundle", **changes: Any) -> 
     table = folder / f"{base.name}.safetensors"
     if not table.exists():
         random_table(base, table, prefix=True)
-    return export_bundle(ExportRequest(table, base, folder / name, **changes))
+    request = ExportRequest(table, base, folder / name, **{"target": "onnx-cpu", **changes})
+    return export_bundle(request)
 
 
 @built

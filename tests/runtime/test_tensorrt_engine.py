@@ -372,7 +372,7 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     config = read_decoder_config(base)
     sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
     contract = GraphContract(**sizes, capacity=32, prompts="input")
-    options = BuildOptions(dtype=dtype, defer_build=True)
+    options = BuildOptions("none", dtype=dtype, defer_build=True)
     exporter = TensorRtExporter("tensorrt-rtx")
     model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
     run_passes(model, exporter.passes(config, contract, options, None, []))

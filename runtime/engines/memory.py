@@ -1,0 +1,31 @@
+"""Memory that is taken as it is touched, page by page."""
+
+import mmap
+import sys
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that cost nothing until they are written to: the system's smallest page at a time.
+
+    numpy asks Linux for pages of 2 MiB for its larger arrays. Where parts of an array are in use
+    that lie far apart, as in a cache whose rows are not full, each of them then takes 2 MiB. The
+    array begins at the start of a page. On other systems it is one of numpy's own.
+
+    Args:
+        shape: of the array; at least one number.
+        dtype: of its numbers.
+    """
+    if not sys.platform.startswith("linux"):
+        return np.zeros(shape, dtype)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    # Private: Python's default is memory shared with forked processes, which is accounted for, and
+    # given large pages, by other rules.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that was built without large pages knows no such advice
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.ndarray(shape, dtype, buffer=memory)
