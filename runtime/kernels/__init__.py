@@ -1,6 +1,6 @@
 """This project's own operators for ONNX Runtime on CPU, in C++: where their library is.
 
-They are compiled when the package is installed on Linux where GCC is. Bundles of target
+They are compiled when the package is installed where g++ or Clang is. Bundles of target
 `native-cpu` use them; each of their calls has a body in standard operators too, which ONNX Runtime
 runs where the library is missing. They use the best instruction set of the processor; the
 environment's PLC_KERNELS names another one, to compare them (`instruction_sets` has all).
