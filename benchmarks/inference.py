@@ -9,8 +9,10 @@ Each system is KIND:NAME=PATH; kinds are `plc` (a bundle), `genai` (onnxruntime-
 `llama` (llama.cpp's own tools, in the folder that LLAMA_BIN names). Every scenario of every system
 is a process of its own; systems take turns, `--repeats` times; printed are medians, and the ratio
 of each system to the first one. All get the same token ids and threads; EOS stops none of them.
+`--environment "plc slow" PLC_KERNELS=avx2` sets a variable for the processes of one system.
 
     decode_1, decode_4, decode_16    tokens a second, 48 steps behind 40 tokens a row
+    decode_1_128, decode_1_900       the same of one row, behind 128 and 900 tokens
     prefill_512                      tokens a second of a prompt of 512
     task_ttft                        seconds to the first token of a request with 30 tokens of its
                                      own behind a constant head of 100: folded where the system is
@@ -27,14 +29,24 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 # What this file imports counts as a system's memory, so little is imported up here.
 
-SCENARIOS = ("decode_1", "decode_4", "decode_16", "prefill_512", "task_ttft", "whole_ttft", "cold")
+SCENARIOS = (
+    "decode_1",
+    "decode_1_128",
+    "decode_1_900",
+    "decode_4",
+    "decode_16",
+    "prefill_512",
+    "task_ttft",
+    "whole_ttft",
+    "cold",
+)
 PROMPT, STEPS, HEAD, OWN = 40, 48, 100, 30
 PACKAGES = (
     "pl-compile",
@@ -49,8 +61,8 @@ PACKAGES = (
 class System(Protocol):
     """A system under test."""
 
-    def decode(self, rows: int) -> float:
-        """Tokens a second over `STEPS` steps, all rows together."""
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
+        """Tokens a second over `STEPS` steps behind a prompt, all rows together."""
 
     def prefill(self, tokens: int) -> float:
         """Seconds to the first token of a prompt."""
@@ -93,13 +105,13 @@ class Plc:
         )
         self.bare = IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
 
-    def decode(self, rows: int) -> float:
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
         import numpy as np
 
-        ids, past = ids_of(rows, PROMPT), np.zeros(rows, np.int64)
+        ids, past = ids_of(rows, prompt), np.zeros(rows, np.int64)
         prompts = [self.bare] * rows
-        logits = self.engine.step(ids, past, past + PROMPT - 1, prompts)
-        past = past + PROMPT
+        logits = self.engine.step(ids, past, past + prompt - 1, prompts)
+        past = past + prompt
         started = time.perf_counter()
         for _ in range(STEPS):
             tokens = logits.argmax(-1)[:, None]
@@ -155,9 +167,9 @@ class Genai:
         )
         return self._og.Generator(self._model, parameters)
 
-    def decode(self, rows: int) -> float:
-        generator = self._generator(rows, PROMPT + STEPS + 1)
-        generator.append_tokens(ids_of(rows, PROMPT).astype("int32"))
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
+        generator = self._generator(rows, prompt + STEPS + 1)
+        generator.append_tokens(ids_of(rows, prompt).astype("int32"))
         generator.generate_next_token()
         started = time.perf_counter()
         for _ in range(STEPS):
@@ -220,8 +232,8 @@ class OpenVino:
         pipe.generate(self._genai.TokenizedInputs(*tensors), config)
         return time.perf_counter() - started
 
-    def decode(self, rows: int) -> float:
-        ids = ids_of(rows, PROMPT)
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
+        ids = ids_of(rows, prompt)
         first = self._generate(self._pipe, ids, 1)
         return rows * STEPS / (self._generate(self._pipe, ids, STEPS + 1) - first)
 
@@ -268,8 +280,8 @@ class CTranslate2:
         )
         return time.perf_counter() - started
 
-    def decode(self, rows: int) -> float:
-        ids = ids_of(rows, PROMPT)
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
+        ids = ids_of(rows, prompt)
         first = self._generate(ids, 1)
         return rows * STEPS / (self._generate(ids, STEPS + 1) - first)
 
@@ -299,10 +311,10 @@ class Llama:
         command = [str(self._bin / tool), *self._common, *options]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    def decode(self, rows: int) -> float:
-        sizes = ["-npp", str(PROMPT), "-ntg", str(STEPS), "-npl", str(rows)]
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
+        sizes = ["-npp", str(prompt), "-ntg", str(STEPS), "-npl", str(rows)]
         # The cache is taken at once: a larger one than needed would count as its memory.
-        cells = str(max(256, rows * (PROMPT + STEPS)))
+        cells = str(max(256, rows * (prompt + STEPS)))
         out = self._run("llama-batched-bench", *sizes, "-c", cells, "--output-format", "jsonl")
         (line,) = [line for line in out.splitlines() if line.startswith("{")]
         speed: float = json.loads(line)["speed_tg"]
@@ -395,11 +407,12 @@ KINDS: dict[str, Callable[[Path, int], System]] = {
 def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str, float]:
     """What a process of `sample` does."""
     name, _, size = scenario.partition("_")
-    rows = int(size) if name == "decode" else 1
-    system = KINDS[kind](path, rows)
+    rows, _, prompt = size.partition("_") if name == "decode" else ("1", "", "")
+    system = KINDS[kind](path, int(rows))
     if name == "decode":
-        system.decode(rows)
-        value = max(system.decode(rows) for _ in range(2))
+        given = int(rows), int(prompt or PROMPT)
+        system.decode(*given)
+        value = max(system.decode(*given) for _ in range(2))
     elif name == "prefill":
         system.prefill(int(size))
         value = int(size) / min(system.prefill(int(size)) for _ in range(3))
@@ -424,12 +437,16 @@ def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str
     return found
 
 
-def sample(python: str, kind: str, path: str, scenario: str) -> dict[str, float]:
+def sample(
+    python: str, kind: str, path: str, scenario: str, environment: Mapping[str, str]
+) -> dict[str, float]:
     """One scenario of one system, in a process of its own."""
     import subprocess
 
     command = [python, __file__, "--sample", kind, path, scenario, str(time.time())]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     if done.returncode:
         sys.exit(f"{kind} {path} {scenario} failed:\n{done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -448,6 +465,15 @@ def versions(python: str) -> dict[str, str]:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def instruction_sets(python: str) -> list[str]:
+    """Those of our kernels on this processor, the one in use first."""
+    import subprocess
+
+    code = "from pl_compile.runtime.kernels import instruction_sets; print(*instruction_sets())"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def show(medians: dict[str, dict[str, float]]) -> None:
@@ -481,6 +507,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--python", nargs="+", default=[], metavar="KIND=PATH", help="interpreters of other kinds"
     )
+    parser.add_argument(
+        "--environment", nargs=2, action="append", default=[], metavar=("SYSTEM", "NAME=VALUE")
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     options = parser.parse_args(arguments)
     systems = {}
@@ -492,17 +521,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         systems[f"{kind} {name}"] = (kind, path)
     if not systems:
         parser.error("no system to run")
+    environments: dict[str, dict[str, str]] = {name: {} for name in systems}
+    for system, setting in options.environment:
+        if system not in systems:
+            parser.error(f"--environment {system}: expected one of {', '.join(systems)}")
+        name, _, value = setting.partition("=")
+        environments[system][name] = value
     pythons = dict.fromkeys(KINDS, sys.executable)
     pythons |= dict(given.split("=", 1) for given in options.python)
     samples: dict[str, dict[str, list[float]]] = {name: {} for name in systems}
     for repeat in range(options.repeats):
         for scenario in options.scenarios:
             for name, (kind, path) in systems.items():
-                for key, value in sample(pythons[kind], kind, path, scenario).items():
-                    samples[name].setdefault(key, []).append(value)
-                    print(
-                        f"{repeat + 1}/{options.repeats} {name} {key} {value:.4g}", file=sys.stderr
-                    )
+                found = sample(pythons[kind], kind, path, scenario, environments[name])
+                for key, number in found.items():
+                    samples[name].setdefault(key, []).append(number)
+                    said = f"{repeat + 1}/{options.repeats} {name} {key} {number:.4g}"
+                    print(said, file=sys.stderr)
     medians = {
         name: {key: statistics.median(values) for key, values in found.items()}
         for name, found in samples.items()
@@ -515,6 +550,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "command": command,
             "versions": {kind: versions(pythons[kind]) for kind in sorted(kinds)},
             "cores": os.cpu_count(),
+            "instruction_sets": instruction_sets(pythons["plc"]),
         }
         print(json.dumps({**record, "medians": medians, "samples": samples}))
 
