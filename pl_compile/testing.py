@@ -209,6 +209,7 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
             "global_batch_size": 8,
             "micro_batch_size": 4,
             "val_check_interval": 3,
+            "precision": "fp32",  # the same numbers on every processor
         },
         "optim": {"lr": 0.05},
         **changes,
