@@ -196,7 +196,7 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
         base: a tiny base.
         changes: keys of `TrainConfig` to replace.
     """
-    return {
+    plain: dict[str, Any] = {
         "base": str(base),
         "tasks": [dict(task) for task in TASKS],
         "data": {
@@ -209,11 +209,13 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
             "global_batch_size": 8,
             "micro_batch_size": 4,
             "val_check_interval": 3,
-            "precision": "fp32",  # the same numbers on every processor
         },
         "optim": {"lr": 0.05},
         **changes,
     }
+    # Unless a test is about it: the same numbers on every processor.
+    plain["trainer"] = {"precision": "fp32", **plain["trainer"]}
+    return plain
 
 
 def tiny_run(
