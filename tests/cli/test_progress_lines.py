@@ -1,6 +1,5 @@
-"""Where standard error is no terminal, a long step writes lines: often enough, and not too often."""
+"""Where standard error is no terminal, a long step writes lines: often enough, but not too often."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +15,10 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    yield clock
+    return clock
 
 
 def times_of_lines(
