@@ -1,4 +1,4 @@
-"""Where standard error is no terminal, a long step writes lines: often enough, but not too often."""
+"""Where standard error is no terminal, a long step writes lines: in time, but not too many."""
 
 from types import SimpleNamespace
 
