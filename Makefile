@@ -44,16 +44,14 @@ install: $(INSTALLED)
 # another build, TORCH= overrides the pin.
 TORCH ?= torch==2.13.0
 
-$(TRAINS): setup.cfg setup.py pyproject.toml $(wildcard runtime/kernels/*.cc runtime/kernels/*.h runtime/kernels/*.inc)
+$(TRAINS): EXTRAS := train,export
+$(INSTALLED): EXTRAS := dev
+$(TRAINS) $(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard runtime/kernels/*.cc runtime/kernels/*.h runtime/kernels/*.inc)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[train,export]"
-	touch $@
-
-$(INSTALLED): $(TRAINS)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $(TRAINS) $@
 
 clean:
 	rm -rf $(VENV) build dist quickstart *.egg-info
