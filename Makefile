@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What is installed there: enough to train and export, then all of it.
+TRAINS := $(VENV)/.trains
 INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint types contract unit format install clean bench
 
-quickstart: $(INSTALLED)
+quickstart: $(TRAINS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart/run.sh quickstart
 
 test: lint types contract unit
@@ -42,12 +44,14 @@ install: $(INSTALLED)
 # another build, TORCH= overrides the pin.
 TORCH ?= torch==2.13.0
 
-$(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard runtime/kernels/*.cc runtime/kernels/*.h runtime/kernels/*.inc)
+$(TRAINS): EXTRAS := train,export
+$(INSTALLED): EXTRAS := dev
+$(TRAINS) $(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard runtime/kernels/*.cc runtime/kernels/*.h runtime/kernels/*.inc)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $(TRAINS) $@
 
 clean:
 	rm -rf $(VENV) build dist quickstart *.egg-info

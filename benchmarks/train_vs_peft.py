@@ -1,12 +1,13 @@
 """A training step of prompt tuning, against PEFT with the HF Trainer and PEFT in a bare loop.
 
-    python benchmarks/train_vs_peft.py [--repeats 5] [--steps 5] [--json]
+    python benchmarks/train_vs_peft.py [--precision fp32 bf16] [--repeats 5] [--steps 5] [--json]
 
 The same workload for all: SmolLM2-135M-Instruct, 20 virtual tokens from the same first rows, the
 same batches of 8 examples of 40 to 200 tokens with answers of 3 to 7, loss on the answers, AdamW at
 a constant rate, gradients clipped at 1. Every sample is a process of its own; the systems take
 turns. What is compared: seconds of a step after a warm-up, the peak of the resident memory, and the
-losses, which show that the same thing is computed. In bf16 PEFT computes under autocast over
+losses, which show that the same thing is computed. The precision is what the hardware has (bf16, or
+fp32 where that would be emulated), unless it is given. In bf16 PEFT computes under autocast over
 float32 weights, as the Trainer does; plc stores the frozen weights in bfloat16.
 """
 
@@ -25,7 +26,6 @@ from typing import Any
 
 SYSTEMS = ("plc", "trainer", "loop")
 LABELS = {"plc": "plc", "trainer": "PEFT + HF Trainer", "loop": "PEFT, bare loop"}
-DTYPES = ("fp32", "bf16")
 VIRTUAL, BATCH, LR = 20, 8, 1e-3
 
 
@@ -240,11 +240,19 @@ def one_sample(system: str, dtype: str, steps: int) -> None:
     print(json.dumps({"seconds": statistics.median(seconds[1:]), "mib": peak, "losses": losses}))
 
 
+def precision_of_this_machine() -> str:
+    """What `trainer.precision: auto` takes here, on the CPU."""
+    from pl_compile.training.precision import has_unit
+
+    return "bf16" if has_unit("bf16", "cpu")[0] else "fp32"
+
+
 def main() -> None:
     """Runs all samples in turn and prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps of a sample, after a warm-up")
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="one or both")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--sample", nargs=2, metavar=("SYSTEM", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -252,9 +260,10 @@ def main() -> None:
         one_sample(options.sample[0], options.sample[1], options.steps)
         return
 
+    dtypes = options.precision or [precision_of_this_machine()]
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for repeat in range(options.repeats):
-        for dtype in DTYPES:
+        for dtype in dtypes:
             for system in SYSTEMS:
                 result = sample(system, dtype, options.steps)
                 samples.setdefault((system, dtype), []).append(result)
@@ -269,7 +278,7 @@ def main() -> None:
         return statistics.median(values)
 
     summary: dict[str, Any] = {}
-    for dtype in DTYPES:
+    for dtype in dtypes:
         print(f"\n{dtype}: medians of {options.repeats} samples of {options.steps} steps")
         for system in SYSTEMS:
             seconds, mib = (median(system, dtype, key) for key in ("seconds", "mib"))
@@ -293,10 +302,10 @@ def main() -> None:
                     "peak_memory_ratio": round(memory, 3),
                     "largest_loss_difference": worst,
                 }
-    summary["losses"] = {f"{d}_{s}": samples[s, d][0]["losses"] for s in SYSTEMS for d in DTYPES}
+    summary["losses"] = {f"{d}_{s}": samples[s, d][0]["losses"] for s in SYSTEMS for d in dtypes}
     if options.json:
         headline = {
-            key: summary["fp32_trainer"][key]
+            key: summary[f"{dtypes[0]}_trainer"][key]
             for key in ("steps_per_second_ratio", "peak_memory_ratio")
         }
         print(json.dumps({**headline, **summary}))

@@ -29,6 +29,7 @@ class OnnxFiles:
         progress: Progress = SILENT,
     ) -> None:
         """Writes `model.onnx` and `model.onnx.data`."""
+        progress.say("writing the graph and the weights")
         save(model, folder)
 
     def describe(self) -> dict[str, str]:

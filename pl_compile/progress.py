@@ -13,7 +13,10 @@ class Bar(Protocol):
     """One long step that is under way."""
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Moves on by `amount`; `note` is shown beside the bar (a loss, a file name)."""
+        """Moves on by `amount`; `note` is shown beside the bar (a loss, a file name).
+
+        By 0 it shows that a long part is still under way: a log may get a line then.
+        """
 
 
 class Progress(Protocol):

@@ -31,12 +31,11 @@ from pl_compile.training.parallel import (
     local_part,
     own_heads,
 )
+from pl_compile.training.precision import DTYPES
 from pl_compile.training.prompt import Prompt
 from pl_compile.training.team import ALONE, Team
 
 T = TypeVar("T")
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The attention function of everything but the packed line.
 _PLAIN = "sdpa"
@@ -47,7 +46,7 @@ class FrozenBase:
 
     Args:
         folder: a Hugging Face folder with safetensors weights.
-        precision: a key of `DTYPES`.
+        precision: a key of `DTYPES` (see `precision.py`).
         device: where the base computes.
         trainable: train the base's weights too (`lm_finetune`): then it is not frozen, and nothing
             of it is replaced by what only a frozen base may use.

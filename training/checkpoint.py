@@ -14,6 +14,8 @@ Data order and dropout follow from seed and step, so they need no state. No pick
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from pl_compile.artifact.prompt_table import PromptTable
 from pl_compile.config.read import plain_from_config
 from pl_compile.errors import TrainingError, list_problems
 from pl_compile.training.loop import Job
+from pl_compile.training.precision import Dtype
 from pl_compile.training.run_state import RunState
 
 
@@ -73,22 +76,13 @@ def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
         TrainingError: no readable checkpoint, or it belongs to a run with another identity: the
             differences are listed.
     """
-    doing = f"resuming from {path}"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            doing, found=str(error), fix="Start the run anew, without --resume."
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise TrainingError(doing, found=f"format {metadata.get('format')!r}", expected=FORMAT)
+    with _opened(path) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stored = json.loads(metadata.get("identity", "null"))
     differences = _differences(stored, json.loads(json.dumps(identity)))
     if differences:
         raise TrainingError(
-            doing,
+            f"resuming from {path}",
             found=list_problems(differences),
             expected="the run that is resumed, unchanged",
             fix="Start a new run in another --output.",
@@ -105,6 +99,34 @@ def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
     if scaler:
         job.scaler.load_state_dict(scaler)
     return RunState(**json.loads(metadata["state"]))
+
+
+def recorded_precision(path: Path) -> Dtype:
+    """What the base of a stored run computes in.
+
+    Raises:
+        TrainingError: no readable checkpoint.
+    """
+    with _opened(path) as (_, metadata):
+        precision: Dtype = json.loads(metadata["identity"])["config"]["trainer"]["precision"]
+    return precision
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A checkpoint's tensors and metadata, for the time of a `with` block."""
+    doing = f"resuming from {path}"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                found = f"format {metadata.get('format')!r}"
+                raise TrainingError(doing, found=found, expected=FORMAT)
+            yield file, metadata
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            doing, found=str(error), fix="Start the run anew, without --resume."
+        ) from error
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pl_compile.errors import TrainingError
-from pl_compile.progress import Progress
+from pl_compile.progress import Bar, Progress
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.batches import BatchPlan, for_validation
 from pl_compile.training.data.dataset import TrainingSequence
@@ -121,21 +121,21 @@ def train(job: Job, hooks: LoopHooks, state: RunState, progress: Progress) -> Ru
     with progress.bar("training", last_step) as bar:
         bar.advance(state.step)
         while state.step < last_step and not state.ended:
-            state = replace(_one_step(job, hooks, state), seconds=time.monotonic() - clock)
+            state = replace(_one_step(job, hooks, state, bar), seconds=time.monotonic() - clock)
             bar.advance(note=f"loss {state.loss:.3f}")
             over = state.seconds >= settings.max_seconds
             if math.isfinite(settings.max_seconds) and job.team.any(over):
                 state = replace(state, ended="max_time")
             is_last = state.step == last_step or bool(state.ended)
             if state.step % settings.validate_every == 0 or is_last:
-                state = _validate(job, hooks, state)
+                state = _validate(job, hooks, state, bar)
                 hooks.save(state)
             elif settings.save_every and state.step % settings.save_every == 0:
                 hooks.save(state)
     return state
 
 
-def _one_step(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
+def _one_step(job: Job, hooks: LoopHooks, state: RunState, bar: Bar) -> RunState:
     started = time.perf_counter()
     step, rate = state.step, job.schedule.rate(state.step - state.skipped)
     _set_rate(job.optimizer, rate)
@@ -154,6 +154,7 @@ def _one_step(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
         job.scaler.scale(loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         losses[number] = loss.item()
         tokens += len(batch.token_ids)
+        bar.advance(0)
     job.team.add_up([losses, tokens, *_gradients(job.parameters)])
     job.scaler.unscale_(job.optimizer)
     limit = job.settings.gradient_clip_val or math.inf
@@ -205,7 +206,7 @@ def _skipped(
     return replace(state, skipped=state.skipped + 1, skipped_in_row=in_row)
 
 
-def _validate(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
+def _validate(job: Job, hooks: LoopHooks, state: RunState, bar: Bar) -> RunState:
     job.method.eval()  # without dropout: the prompts that the table will hold
     losses = validation_losses(
         job.base,
@@ -213,6 +214,7 @@ def _validate(job: Job, hooks: LoopHooks, state: RunState) -> RunState:
         job.validation,
         batch_size=job.settings.validation_batch_size,
         team=job.team,
+        advance=lambda _: bar.advance(0, note="validating"),
     )
     mean = mean_loss(losses)
     if mean is not None and not math.isfinite(mean):

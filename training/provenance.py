@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +46,14 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def record_start(run_folder: Path, argv: Sequence[str], step: int, resumed: bool) -> dict[str, Any]:
+def record_start(
+    run_folder: Path,
+    argv: Sequence[str],
+    step: int,
+    *,
+    resumed: bool,
+    precision: Mapping[str, str],
+) -> dict[str, Any]:
     """Adds a record of this start to `history.jsonl`; earlier ones are kept.
 
     Args:
@@ -54,14 +61,17 @@ def record_start(run_folder: Path, argv: Sequence[str], step: int, resumed: bool
         argv: the command line.
         step: optimiser steps done so far.
         resumed: whether the run goes on, or is new.
+        precision: what the base computes in: "chosen", "asked" and "reason".
 
     Returns:
-        The record: "event" ("started" or "resumed"), "step", and what `describe_run` says.
+        The record: "event" ("started" or "resumed"), "step", "precision", and what `describe_run`
+        says.
 
     Raises:
         ArtifactError: the disk refuses.
     """
-    record = {"event": "resumed" if resumed else "started", "step": step, **describe_run(argv)}
+    event = "resumed" if resumed else "started"
+    record = {"event": event, "step": step, "precision": dict(precision), **describe_run(argv)}
     path = run_folder / "history.jsonl"
     earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_atomically(path, (earlier + json.dumps(record, ensure_ascii=False) + "\n").encode())

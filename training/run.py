@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from pl_compile.errors import TrainingError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.checkpoint import load_checkpoint, save_checkpoint
+from pl_compile.training.checkpoint import load_checkpoint, recorded_precision, save_checkpoint
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
 from pl_compile.training.data.dataset import TrainingSequence
@@ -44,8 +44,14 @@ from pl_compile.training.methods import METHODS
 from pl_compile.training.methods.no_prompts import NoPrompts
 from pl_compile.training.new_base import write_new_base
 from pl_compile.training.parallel import check_parallel
+from pl_compile.training.precision import PrecisionChoice, choose_precision
 from pl_compile.training.provenance import record_start
-from pl_compile.training.run_folder import RunFolder, check_free, folder_of_one_process
+from pl_compile.training.run_folder import (
+    RunFolder,
+    check_free,
+    folder_of_one_process,
+    last_checkpoint,
+)
 from pl_compile.training.run_state import RunState
 from pl_compile.training.schedule import schedule_from_config
 from pl_compile.training.table import existing_tasks, trained_entries
@@ -111,6 +117,7 @@ class TrainResult:
         best_step: the step whose prompts the table holds.
         skipped: steps without an update, because a loss or gradient was no number.
         ended: why before the last step: "max_time", "early_stopping", or empty.
+        precision: what the base computed in, and why.
         trained: trainable numbers.
         frozen: numbers of the base that stayed as they were.
         seconds: wall time of the whole run.
@@ -123,6 +130,7 @@ class TrainResult:
     best_step: int
     skipped: int
     ended: str
+    precision: PrecisionChoice
     trained: int
     frozen: int
     seconds: float
@@ -164,7 +172,17 @@ def run_training(
             folder.enter_context(folder_of_one_process(output))
 
         team.lead(take_folder)
-        run = _Run(config, output, team, device, progress if team.leads else SILENT, helpers)
+        told = progress if team.leads else SILENT
+        precision = choose_precision(
+            config,
+            device,
+            recorded=recorded_precision(last_checkpoint(output)) if resume else None,
+            team=team,
+            say=told.say,
+        )
+        trainer = replace(config.trainer, precision=precision.chosen)
+        config = replace(config, trainer=trainer)
+        run = _Run(config, precision, output, team, device, told, helpers)
         return run.go(resume=resume)
 
 
@@ -174,6 +192,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
+        precision: PrecisionChoice,
         output: Path,
         team: Team,
         device: str,
@@ -182,7 +201,7 @@ class _Run:
     ) -> None:
         self._started = time.perf_counter()
         self._config, self._progress, self._helpers = config, progress, helpers or Helpers()
-        self._output, self._team = output, team
+        self._precision, self._output, self._team = precision, output, team
         if team.size > 1:
             progress.say(
                 f"{team.size} processes: {team.data_size} data parallel, "
@@ -212,7 +231,7 @@ class _Run:
 
         self._base = FrozenBase(
             self._folder,
-            config.trainer.precision,
+            precision.chosen,
             device=device,
             trainable=config.lm_finetune,
             activation_checkpointing=config.trainer.activation_checkpointing,
@@ -271,7 +290,8 @@ class _Run:
         return result
 
     def _open_loggers(self, state: RunState, resumed: bool) -> list[Logger]:
-        record_start(self._output, sys.argv, state.step, resumed=resumed)
+        precision = asdict(self._precision)
+        record_start(self._output, sys.argv, state.step, resumed=resumed, precision=precision)
         return open_loggers(
             self._config.logging,
             self._output,
@@ -318,7 +338,7 @@ class _Run:
             optimizer,
             torch.amp.GradScaler(
                 self._base.device.type,
-                enabled=trainer.precision == "fp16",
+                enabled=self._precision.chosen == "fp16",
                 growth_interval=1000,
             ),
             schedule_from_config(optim.sched, lr, _max_steps(config, plan)),
@@ -466,6 +486,7 @@ class _Run:
             best_step=state.best_step,
             skipped=state.skipped,
             ended=state.ended,
+            precision=self._precision,
             trained=trained + (self._base.parameters if self._config.lm_finetune else 0),
             frozen=0 if self._config.lm_finetune else self._base.parameters,
             seconds=time.perf_counter() - self._started,

@@ -24,8 +24,6 @@ from pl_compile.training.run_state import RunState
 # may take, and whether token ids are kept, is taken out below.
 _NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "parallel"))
 
-LAST = "last.safetensors"
-
 # A checkpoint among the best, by validation loss and step (NeMo's pattern).
 _AMONG_BEST = re.compile(r"val_loss=(?P<loss>[0-9.]+)-step=(?P<step>\d+)\.safetensors")
 
@@ -35,9 +33,14 @@ _HALF_WRITTEN = re.compile(
 )
 
 
+def last_checkpoint(run_folder: Path) -> Path:
+    """The checkpoint that a resumed run goes on from."""
+    return run_folder / "checkpoints" / "last.safetensors"
+
+
 def check_free(output: Path, *, resume: bool) -> None:
     """Raises `TrainingError` unless a run can start in `output`, or resume there."""
-    last = output / "checkpoints" / LAST
+    last = last_checkpoint(output)
     if output.exists() and not output.is_dir():
         raise TrainingError(
             f"starting a run in {output}", found="a file", fix="Choose another --output."
@@ -101,7 +104,7 @@ class RunFolder:
         self.curves = folder / "curves.png"
         self.new_base = folder / "base"
         self.checkpoints = folder / "checkpoints"
-        self.last = self.checkpoints / LAST
+        self.last = last_checkpoint(folder)
         self.best = self.checkpoints / "best.safetensors"
         self.records: list[Record] = []
         self._writes = writes

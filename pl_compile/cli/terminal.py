@@ -1,6 +1,7 @@
 """What commands share at the terminal: progress on standard error, tables, JSON, extras."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,6 +11,8 @@ import click
 
 from pl_compile.errors import MissingExtraError
 from pl_compile.progress import Bar
+
+_SECONDS_BETWEEN_LINES = 5.0
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
@@ -30,12 +33,12 @@ class TerminalProgress:
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
-        """A bar that is drawn over itself, or a line at each quarter."""
+        """A bar that is drawn over itself, or a line every few seconds."""
         from rich.console import Console
 
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield _Quarters(label, total)
+            yield _Lines(label, total)
             return
         from rich.progress import (
             BarColumn,
@@ -70,23 +73,34 @@ class _RichBar:
         self._progress.update(self._task, advance=amount, **fields)
 
 
-class _Quarters:
-    """A step's progress as four lines at most: for logs."""
+class _Lines:
+    """A step's progress as lines, for logs: at most 5 s apart, and one at the end.
+
+    Nothing happens between two calls of `advance`. So a line is written already where the next call
+    would come too late, if it took as long as the longest so far.
+    """
 
     def __init__(self, label: str, total: int) -> None:
         self._label = label
         self._total = total
         self._done = 0
-        self._said = 0
+        self._note = ""
+        self._called = self._said = time.monotonic()
+        self._longest = 0.0
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Says each quarter that is passed."""
+        """Says how far the step is, if it is time to."""
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._called)
+        self._called = now
         self._done += amount
-        quarter = 4 * self._done // max(1, self._total)
-        if quarter > self._said:
-            self._said = quarter
-            text = f"{self._label}: {self._done}/{self._total} {note}".rstrip()
-            click.echo(text, err=True)
+        self._note = note or self._note
+        ends = amount > 0 and self._done >= self._total
+        # Half at most: one long part must not give every short one a line.
+        ahead = min(self._longest, _SECONDS_BETWEEN_LINES / 2)
+        if ends or now + ahead - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            click.echo(f"{self._label}: {self._done}/{self._total} {self._note}".rstrip(), err=True)
 
 
 def print_json(value: Any) -> None:

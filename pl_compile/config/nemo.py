@@ -17,6 +17,7 @@ from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, did_you_mean, list_problems
 
 _PRECISIONS = {
+    "auto": "auto",  # not NeMo's: what the hardware has
     "16": "fp16",
     "16-mixed": "fp16",
     "bf16": "bf16",
@@ -73,7 +74,7 @@ def _trainer(file: NemoFile) -> None:
     if precision in _PRECISIONS:
         file.write(key, key, _PRECISIONS[precision])
     else:
-        file.refuse(key, "Use 32, 16 or bf16.")
+        file.refuse(key, "Use 32, 16, bf16 or auto.")
     key = "trainer.gradient_clip_val"
     file.write(key, key, file.value(key, 0.0))  # absent: Lightning does not clip, we would
     key = "model.activations_checkpoint_granularity"

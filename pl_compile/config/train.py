@@ -200,8 +200,8 @@ class TrainerConfig:
         global_batch_size: examples per optimiser step.
         micro_batch_size: examples per forward and backward pass; divides `global_batch_size`.
         validation_batch_size: examples per forward pass of a validation.
-        precision: of the frozen base ("fp32", "bf16", or "fp16" with loss scaling); what is trained
-            is always fp32.
+        precision: of the frozen base: "fp32", "bf16", "fp16" with loss scaling, or "auto", which is
+            bf16 where the hardware has it and else fp32; what is trained is always fp32.
         gradient_clip_val: largest norm of the whole gradient; 0 switches clipping off.
         val_check_interval: a whole number of steps, or a fraction of an epoch.
         log_every_n_steps: how often a training loss is written to `metrics.jsonl`.
@@ -218,7 +218,7 @@ class TrainerConfig:
     global_batch_size: int = 16
     micro_batch_size: int = 8
     validation_batch_size: int = 16
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_clip_val: float = 1.0
     val_check_interval: int | float = 1.0
     log_every_n_steps: int = 1
@@ -514,7 +514,7 @@ class TrainConfig:
                 "a method that trains prompts with the base",
             ),
             (
-                f"trainer.precision {precision}" if precision != "fp32" else "",
+                f"trainer.precision {precision}" if precision not in ("auto", "fp32") else "",
                 "fp32: what is trained loses small steps in fewer digits",
             ),
         ):

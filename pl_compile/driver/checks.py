@@ -85,11 +85,13 @@ def check_bundle(
     """
     if base is None or engine is None:
         return Checks((), (), (), (), {}, "not measured", ())
+    progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
     rows = probe_rows(
         learned, tokenizer, vocab=engine.vocab, capacity=engine.capacity, served=served
     )
+    progress.say("loading the reference (torch)")
     reference = TorchEngine(base, capacity=engine.capacity)
     expected = trace(reference, rows, folded=False, label="reference (torch)", progress=progress)
     del reference

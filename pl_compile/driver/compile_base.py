@@ -114,7 +114,7 @@ def compile_base(
         found: list[WeightError] = []
         steps = exporter.passes(config, contract, options, seen, found)
         dump = None if dump_to is None else dump_to / name
-        passes.append(run_passes(model, steps, dump_to=dump))
+        passes.append(run_passes(model, steps, dump_to=dump, progress=progress))
         errors += [replace(error, weight=f"{name}/{error.weight}".lstrip("/")) for error in found]
         exporter.build(model, place, contract, options, progress)
         if (place / PLAN_RECORD).is_file():

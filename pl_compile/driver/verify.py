@@ -151,6 +151,7 @@ def _with_torch(
     reference: Path,
     progress: Progress,
 ) -> list[Parity]:
+    progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
     contract = bundle.manifest.graph
@@ -162,6 +163,7 @@ def _with_torch(
         served=served,
         seed=1,  # other words than the export's, which the self-tests hold
     )
+    progress.say("loading the reference (torch)")
     torch_engine = TorchEngine(reference, capacity=contract.capacity)
     expected = trace(torch_engine, rows, folded=False, label="reference (torch)", progress=progress)
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)

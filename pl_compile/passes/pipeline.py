@@ -16,6 +16,7 @@ import onnx_ir as ir
 from pl_compile.errors import PlcError
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.verify import verify_model
+from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import Scheme
 
 
@@ -41,7 +42,11 @@ class PassRecord:
 
 
 def run_passes(
-    model: ir.Model, passes: Sequence[GraphPass], *, dump_to: Path | None = None
+    model: ir.Model,
+    passes: Sequence[GraphPass],
+    *,
+    dump_to: Path | None = None,
+    progress: Progress = SILENT,
 ) -> list[PassRecord]:
     """Runs the passes in their order, in place.
 
@@ -49,6 +54,7 @@ def run_passes(
         model: the main graph.
         passes: the list of a target.
         dump_to: a folder that gets the model as text before the first pass and after each.
+        progress: who is told.
 
     Raises:
         PlcError: what a pass refuses of its input.
@@ -61,37 +67,40 @@ def run_passes(
             old.unlink()
         _dump(model, dump_to / "00-main-graph.onnx.txt")
     records: list[PassRecord] = []
-    for number, each in enumerate(passes, 1):
-        started = time.perf_counter()
-        try:
-            result = each(model)
-            verify_model(model)
-        except ir.passes.InvariantError as error:
-            if isinstance(error.__cause__, PlcError):
-                raise error.__cause__ from None
-            raise
-        except AssertionError as error:
-            before = ", ".join(record.name for record in records) or "none"
-            raise ir.passes.PassError(
-                f"{each.name} broke the model (passes before it: {before})"
-            ) from error
-        seconds = time.perf_counter() - started
-        records.append(
-            PassRecord(
-                each.name,
-                _options(each),
-                result.modified,
-                round(seconds, 4),
-                len(model.graph),
-                sum(_bytes(value) for value in model.graph.initializers.values()),
-            )
-        )
-        if dump_to is not None:
-            _dump(model, dump_to / f"{number:02}-{each.name}.onnx.txt")
+    with progress.bar("passes", len(passes)) as bar:
+        for number, each in enumerate(passes, 1):
+            records.append(_run_pass(model, each, records))
+            if dump_to is not None:
+                _dump(model, dump_to / f"{number:02}-{each.name}.onnx.txt")
+            bar.advance(note=each.name)
     if dump_to is not None:
         text = json.dumps([asdict(record) for record in records], indent=2)
         (dump_to / "passes.json").write_text(text + "\n", encoding="utf-8")
     return records
+
+
+def _run_pass(model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]) -> PassRecord:
+    started = time.perf_counter()
+    try:
+        result = each(model)
+        verify_model(model)
+    except ir.passes.InvariantError as error:
+        if isinstance(error.__cause__, PlcError):
+            raise error.__cause__ from None
+        raise
+    except AssertionError as error:
+        before = ", ".join(record.name for record in earlier) or "none"
+        raise ir.passes.PassError(
+            f"{each.name} broke the model (passes before it: {before})"
+        ) from error
+    return PassRecord(
+        each.name,
+        _options(each),
+        result.modified,
+        round(time.perf_counter() - started, 4),
+        len(model.graph),
+        sum(_bytes(value) for value in model.graph.initializers.values()),
+    )
 
 
 def model_text(model: ir.Model) -> str:

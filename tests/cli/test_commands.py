@@ -503,3 +503,45 @@ def test_probabilities_of_choices(plc: Any, work: Path) -> None:
     code, _, err = plc(*request, "--probabilities", "--max-tokens", "3")
     assert code == 2
     assert "--max-tokens does not go with --probabilities" in err
+
+
+# Precision
+
+
+def test_bf16_that_is_emulated_is_told_with_its_price_and_stands_in_the_json(
+    plc: Any, tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No processor has bf16 where oneDNN is kept from it.
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = tiny_train_config(tmp_path, tiny_bases["llama"])
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    settings = ("--set", "trainer.max_steps=1", "--set", "trainer.precision=bf16")
+
+    code, out, err = plc("train", "tiny.yaml", *settings, "--json")
+
+    assert code == 0
+    assert json.loads(out)["precision"] == {
+        "chosen": "bf16",
+        "asked": "bf16",
+        "reason": "asked for",
+    }
+    assert "warning: bf16 is emulated here (the processor has " in err
+    assert "times as long as in fp32. A new run with trainer.precision: auto takes fp32." in err
+
+
+def test_a_run_that_asks_for_nothing_says_what_it_takes_and_why(
+    plc: Any, tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = tiny_train_config(tmp_path, tiny_bases["llama"])
+    del config["trainer"]["precision"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    code, out, err = plc("train", "tiny.yaml", "--set", "trainer.max_steps=1", "--json")
+
+    choice = json.loads(out)["precision"]
+    assert (code, choice["chosen"], choice["asked"]) == (0, "fp32", "auto")
+    assert f"precision: fp32 ({choice['reason']})\n" in err
+    assert "emulated" not in err

@@ -362,6 +362,7 @@ def test_a_schedule_without_warm_up_has_none(write: Writer) -> None:
         ("trainer.precision=32", "trainer.precision", "fp32"),
         ("trainer.precision=bf16", "trainer.precision", "bf16"),
         ("trainer.precision=16-mixed", "trainer.precision", "fp16"),
+        ("trainer.precision=auto", "trainer.precision", "auto"),
         ("trainer.max_steps=-1", "trainer.max_steps", None),
         ("trainer.max_steps=20", "trainer.max_steps", 20),
         ("trainer.max_time='00:03:55:00'", "trainer.max_time", "00:03:55:00"),
@@ -393,7 +394,7 @@ def test_a_key_goes_where_it_belongs(write: Writer, setting: str, key: str, valu
 @pytest.mark.parametrize(
     ("setting", "instead"),
     [
-        ("trainer.precision=64", "Use 32, 16 or bf16."),
+        ("trainer.precision=64", "Use 32, 16, bf16 or auto."),
         ("trainer.accumulate_grad_batches=4", "model.global_batch_size"),
         ("trainer.limit_val_batches=10", "Give shorter files."),
         ("trainer.resume_from_checkpoint=x.ckpt", "--resume"),

@@ -269,7 +269,7 @@ trainer:
         "  - train.yaml:6: checking a task: taskname 'a task'; expected 1 to 64 letters, digits, "
         "'_' or '-', not opening with '-' or '__'.",
         "  - train.yaml:10: 'data.train' is 'train.jsonl', expected a list",
-        "  - train.yaml:13: 'trainer.precision' is 'fp23', expected one of fp32, bf16, fp16. "
+        "  - train.yaml:13: 'trainer.precision' is 'fp23', expected one of auto, fp32, bf16, fp16. "
         "Did you mean 'fp32'?",
     ]
 

@@ -83,6 +83,12 @@ SCENARIOS = {
     "data parallel, fp16": Scenario(
         {"trainer": {**FOUR_MICRO_BATCHES, "precision": "fp16"}}, losses=1e-6
     ),
+    # Asked of each process, and one answer for all.
+    "data parallel, auto": Scenario(
+        {"trainer": {**FOUR_MICRO_BATCHES, "micro_batch_size": 4, "precision": "auto"}},
+        losses=0,
+        table=0,
+    ),
     "data parallel, resumed": Scenario(losses=0, table=0, resumed=True),
     "tensor parallel": Scenario({"parallel": TENSOR}),
     "tensor parallel, prefix": Scenario({"parallel": TENSOR, **PREFIX, **ANSWERS}),

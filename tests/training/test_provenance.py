@@ -113,11 +113,18 @@ def test_each_start_of_a_run_adds_a_record(
 ) -> None:
     run_folder = tmp_path / "run"
 
-    first = record_start(run_folder, ["plc", "train", "größe.yaml"], 0, False)
-    second = record_start(run_folder, ["plc", "train", "--resume"], 30, True)
+    precision = {"chosen": "fp32", "asked": "auto", "reason": "no unit for bf16"}
+
+    first = record_start(
+        run_folder, ["plc", "train", "größe.yaml"], 0, resumed=False, precision=precision
+    )
+    second = record_start(
+        run_folder, ["plc", "train", "--resume"], 30, resumed=True, precision=precision
+    )
 
     records = read_jsonl(run_folder / "history.jsonl")
     assert records == [first, second]
     assert [(r["event"], r["step"]) for r in records] == [("started", 0), ("resumed", 30)]
+    assert [r["precision"] for r in records] == [precision, precision]
     assert records[0]["argv"] == ["plc", "train", "größe.yaml"]
     assert records[1]["versions"]["plc"] == pl_compile.__version__

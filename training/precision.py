@@ -1,0 +1,171 @@
+"""Which numbers the frozen base computes in: what the config asks for, or what the hardware has.
+
+A device that has no unit for bf16 or fp16 still computes in them, by converting each number to
+float32 and back: right, and many times slower than float32 itself. So `auto` asks the device, and
+whoever asks for such a precision by name is told what it costs.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pl_compile.config.train import TrainConfig
+from pl_compile.training.team import ALONE, Team
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+# The units of processors, by their names in torch's list of capabilities.
+_UNITS = {
+    "bf16": {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "bf16": "NEON bf16"},
+    "fp16": {"amx_fp16": "AMX-FP16", "avx512_fp16": "AVX512_FP16", "fp16_arith": "NEON fp16"},
+}
+
+# The first NVIDIA GPUs (compute capability) that have them.
+_GPUS = {"bf16": (8, 0), "fp16": (5, 3)}
+
+# Who wants to know how a weaker processor does limits torch and oneDNN by the environment: the
+# processor's own list does not change by that. Below AVX-512, torch has no bf16 of its own ...
+_TORCH_BELOW_AVX512 = ("DEFAULT", "NO AVX", "AVX2")
+_LIMITS_OF_ONEDNN = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# ... and these are the instruction sets of oneDNN that lack it.
+_ONEDNN_WITHOUT_BF16 = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)
+
+_SECONDS_TO_TIME = 0.05
+_ROWS, _WIDTH, _INNER = 256, 576, 1536  # a micro-batch through an MLP of the default base
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """What a run's base computes in.
+
+    Attributes:
+        chosen: as the config names it.
+        asked: the config's word: one of them, or "auto".
+        reason: why it was chosen, for a person.
+    """
+
+    chosen: Dtype
+    asked: str
+    reason: str
+
+
+def choose_precision(
+    config: TrainConfig,
+    device: str,
+    *,
+    recorded: Dtype | None = None,
+    team: Team = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+) -> PrecisionChoice:
+    """What the base of a run computes in; of several processes, all get the same answer.
+
+    Args:
+        config: asks for one, or for "auto": bf16 where every process's device has it, else fp32.
+        device: of this process, as torch names it.
+        recorded: what a run that is resumed was started with: "auto" keeps it on any machine.
+        team: the processes of the run.
+        say: is told the choice with its reason, and a warning where it is slow here.
+    """
+    asked = config.trainer.precision
+    if asked == "auto":
+        chosen, reason = _automatic(config, device, team)
+        if recorded is not None and recorded != chosen:
+            reason = f"as the run was started; on this machine auto is {chosen}: {reason}"
+            chosen = recorded
+    else:
+        chosen, reason = asked, "asked for"
+    say(f"precision: {chosen} ({reason})")
+    has_it, why = has_unit(chosen, device)
+    if not has_it:
+        say(
+            f"warning: {chosen} is emulated here ({why}): a product takes "
+            f"{slowdown(chosen, device):.1f} times as long as in fp32. "
+            "A new run with trainer.precision: auto takes fp32."
+        )
+    return PrecisionChoice(chosen, asked, reason)
+
+
+def _automatic(config: TrainConfig, device: str, team: Team) -> tuple[Dtype, str]:
+    if config.lm_finetune:
+        return "fp32", "lm_finetune trains the base's weights, which lose small steps otherwise"
+    here, why = has_unit("bf16", device)
+    if not team.any(not here):
+        return "bf16", why
+    return "fp32", why if not here else "another process of the run has no bf16"
+
+
+def has_unit(precision: str, device: str) -> tuple[bool, str]:
+    """Whether a device computes in a precision without emulating it, and what says so.
+
+    Args:
+        precision: a key of `DTYPES`.
+        device: as torch names it.
+    """
+    if precision == "fp32":
+        return True, "every device has fp32"
+    if torch.device(device).type == "cuda":
+        found, needed = torch.cuda.get_device_capability(device), _GPUS[precision]
+        text = "the GPU has compute capability {}.{}, {} needs {}.{}"
+        return found >= needed, text.format(*found, precision, *needed)
+    return _processor_has_unit(_UNITS[precision])
+
+
+def _processor_has_unit(units: dict[str, str]) -> tuple[bool, str]:
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False, f"torch {torch.__version__} does not tell what the processor has"
+    capabilities = torch.cpu.get_capabilities()
+    has = [unit for name, unit in units.items() if capabilities.get(name)]
+    if not has:
+        return False, f"the processor has none of {', '.join(units.values())}"
+    unused = f"the processor has {' and '.join(has)}, but "
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False, unused + "this torch was built without oneDNN"
+    limit = next((name for name in _LIMITS_OF_ONEDNN if name in os.environ), "")
+    if os.environ.get(limit, "").upper() in _ONEDNN_WITHOUT_BF16:
+        return False, unused + f"{limit}={os.environ[limit]} keeps it from being used"
+    level = torch.backends.cpu.get_cpu_capability()
+    if capabilities.get("avx2") and level in _TORCH_BELOW_AVX512:
+        return False, unused + f"torch uses {level} (ATEN_CPU_CAPABILITY)"
+    return True, f"the processor has {' and '.join(has)}"
+
+
+def slowdown(precision: str, device: str) -> float:
+    """How many times as long a product takes as in fp32, timed for 50 ms each."""
+    return _seconds_of_product(precision, device) / _seconds_of_product("fp32", device)
+
+
+def _seconds_of_product(precision: str, device: str) -> float:
+    dtype = DTYPES[precision]
+    # Ones, since drawing numbers would move on the generator that a run's own numbers come from.
+    rows = torch.ones(_ROWS, _WIDTH, dtype=dtype, device=device)
+    weight = torch.ones(_INNER, _WIDTH, dtype=dtype, device=device)
+
+    def product() -> None:
+        torch.nn.functional.linear(rows, weight)
+        if rows.is_cuda:
+            torch.cuda.synchronize(device)
+
+    product()  # the first one chooses a kernel
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < _SECONDS_TO_TIME:
+        product()
+        count += 1
+    return (time.perf_counter() - started) / count
