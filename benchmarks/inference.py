@@ -468,7 +468,7 @@ def versions(python: str) -> dict[str, str]:
 
 
 def instruction_sets(python: str) -> list[str]:
-    """Those of our kernels on this processor, the one in use first."""
+    """Those of our kernels on this processor, best first."""
     import subprocess
 
     code = "from pl_compile.runtime.kernels import instruction_sets; print(*instruction_sets())"
@@ -525,7 +525,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for system, setting in options.environment:
         if system not in systems:
             parser.error(f"--environment {system}: expected one of {', '.join(systems)}")
-        name, _, value = setting.partition("=")
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
+            parser.error(f"--environment {system} {setting}: expected NAME=VALUE")
         environments[system][name] = value
     pythons = dict.fromkeys(KINDS, sys.executable)
     pythons |= dict(given.split("=", 1) for given in options.python)
@@ -551,6 +553,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "versions": {kind: versions(pythons[kind]) for kind in sorted(kinds)},
             "cores": os.cpu_count(),
             "instruction_sets": instruction_sets(pythons["plc"]),
+            "environments": environments,
         }
         print(json.dumps({**record, "medians": medians, "samples": samples}))
 

@@ -85,6 +85,15 @@ void attention(const Functions& f, size_t seq, size_t past) {
 }  // namespace
 
 int main(int count, char** names) {
+  for (int i = 1; i < count; ++i) {
+    const Functions* const* set = available();
+    while (*set && std::strcmp(names[i], (*set)->name)) ++set;
+    if (*set) continue;
+    std::fprintf(stderr, "%s: this processor has no such set; it has", names[i]);
+    for (set = available(); *set; ++set) std::fprintf(stderr, " %s", (*set)->name);
+    std::fprintf(stderr, "\n");
+    return 2;
+  }
   for (const Functions* const* set = available(); *set; ++set) {
     const auto named = [&](const char* name) { return !std::strcmp(name, (*set)->name); };
     if (count > 1 && std::none_of(names + 1, names + count, named)) continue;

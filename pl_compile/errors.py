@@ -10,7 +10,7 @@
     │   └── FingerprintError    it belongs to another base
     ├── RequestError            a request to the runtime cannot be served as asked
     ├── RankError               the processes that share a base cannot start, or one of them ended
-    ├── KernelsError            the C++ kernels belong to another version, or PLC_KERNELS asks for others
+    ├── KernelsError            the C++ kernels are of another version, or lack what is asked for
     ├── ExportError             a target cannot be built
     ├── MissingExtraError       a package of an optional extra is not installed
     └── ParityError             built, but its numbers differ from the reference: exit code 3

@@ -10,8 +10,8 @@ here=$(dirname "$0")
 source=${1:?give the folder that holds the publishers\' files}
 out=${2:-tutorial}
 
-# On a machine that others use too, threads that wait by spinning take each other's time.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+# How long an idle thread of torch spins before it sleeps: see examples/quickstart/run.sh.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-2000}"
 
 echo "1. The base: SmolLM2-135M-Instruct"
 plc fetch smollm2-135m

@@ -111,18 +111,18 @@ def _available_providers() -> list[str]:
 
 def _kernels() -> Finding:
     name = "kernels of target native-cpu"
-    from pl_compile.runtime.kernels import instruction_set, instruction_sets
+    from pl_compile.runtime import kernels
 
     try:
-        found = instruction_set()
+        found = kernels.instruction_set()
     except KernelsError as error:
         return Finding(name, False, str(error))
     except OSError as error:
         return Finding(name, False, f"built, and do not load: {error}; install pl-compile again")
     if found is None:
-        detail = "not built: install g++, then pl-compile again; their bundles run, slower"
+        detail = f"not built: {kernels.HOW_TO_BUILD} Their bundles run, slower."
         return Finding(name, False, detail)
-    others = [name for name in instruction_sets() if name != found]
+    others = [name for name in kernels.instruction_sets() if name != found]
     return Finding(name, True, f"{found} (also here: {', '.join(others)})" if others else found)
 
 
@@ -252,9 +252,7 @@ def ranks_on_cpu() -> Finding:
     try:
         needed = kernels.group_bytes(2)
     except PlcError as error:
-        return Finding(name, False, f"{error.found}: install g++, then pl-compile again")
-    except (OSError, AttributeError) as error:  # of another machine, or of another version
-        return Finding(name, False, f"the kernels do not load: {error}; install pl-compile again")
+        return Finding(name, False, str(error))
     return Finding(name, True, f"2 ranks share {needed >> 20} MiB")
 
 

@@ -21,6 +21,10 @@ from pl_compile.errors import KernelsError, RankError
 _INTERFACE = 2
 
 
+# AVX-VNNI and AMX came with these versions.
+HOW_TO_BUILD = "Install g++ 11 or Clang 12, or a later one, then pl-compile again."
+
+
 def library_path() -> Path | None:
     """The compiled library; None where it was not built."""
     for suffix in EXTENSION_SUFFIXES:
@@ -126,6 +130,7 @@ def group_bytes(ranks: int) -> int:
 
     Raises:
         RankError: the library was not built, or does not load.
+        KernelsError: it belongs to another version of this package.
     """
     size = _library().plc_group_bytes
     size.restype = ctypes.c_size_t
@@ -144,6 +149,7 @@ def join_group(memory: Path, rank: int, ranks: int) -> None:
 
     Raises:
         RankError: the library was not built, or it cannot use the file.
+        KernelsError: it belongs to another version of this package.
     """
     join = _library().plc_join_group
     join.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]
@@ -158,6 +164,7 @@ def use_communicator(address: int) -> None:
 
     Raises:
         RankError: NCCL does not load, or does not take it.
+        KernelsError: the library belongs to another version of this package.
     """
     use = _library().plc_use_communicator
     use.argtypes = [ctypes.c_void_p]
@@ -170,10 +177,16 @@ def _library() -> ctypes.CDLL:
         raise RankError(
             "summing over ranks",
             found="the C++ kernels were not built",
-            expected="Linux with g++ when pl-compile was installed",
-            fix="Install g++, then pl-compile again.",
+            fix=HOW_TO_BUILD,
         )
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RankError(
+            "summing over ranks",
+            found=f"the C++ kernels do not load: {error}",
+            fix="Install pl-compile again.",
+        ) from error
     _check_interface(library, path)
     return library
 

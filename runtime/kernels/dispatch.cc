@@ -1,7 +1,7 @@
-// Which functions this processor runs, and sizes of what they share.
+// Which instruction sets this processor has, and which one runs.
+#include "arm_sets.h"
 #include "kernels.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -17,20 +17,6 @@
 #endif
 
 namespace plc {
-
-void Activations::resize(size_t rows, const Weight& w) {
-  const size_t up = (rows + kTile - 1) / kTile * kTile;
-  codes.resize(up * w.inputs + 64);
-  scales.resize(up * w.blocks());
-  sums.resize(up * w.blocks());
-  shifts.resize(up * w.blocks());
-}
-
-size_t Attention::query_blocks() const { return (seq + kQueries - 1) / kQueries; }
-
-size_t Attention::entries() const {
-  return size_t(*std::max_element(past, past + batch)) + seq;
-}
 
 extern const Functions of_portable;
 
@@ -108,12 +94,11 @@ bool has(const char* name) {
 namespace {
 
 struct Sets {
-  const Functions* found[8] = {};
+  std::vector<const Functions*> found;
 
   Sets() {
-    size_t count = 0;
     const auto add = [&](const Functions& set, bool there) {
-      if (there) found[count++] = &set;
+      if (there) found.push_back(&set);
     };
 #if defined(__x86_64__)
     add(of_amx, has_amx());
@@ -132,6 +117,7 @@ struct Sets {
     add(of_neon, true);
 #endif
     add(of_portable, true);
+    found.push_back(nullptr);
   }
 };
 
@@ -146,7 +132,7 @@ const Functions* choose() {
 
 const Functions* const* available() {
   static const Sets sets;
-  return sets.found;
+  return sets.found.data();
 }
 
 const Functions* functions() {

@@ -1,4 +1,5 @@
 // The functions of kernels.h, once for each instruction set.
+#include "arm_sets.h"
 #include "kernels.h"
 
 // Headers stand above all sets: what they define inline must run on every machine.

@@ -17,19 +17,10 @@
 // round a product and its sum one after the other, the others once.)
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
-
-// Which sets for ARM the compiler can make: all of them, or those that the whole build is for.
-#if defined(__aarch64__)
-#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD)
-#define PLC_HAS_DOTPROD
-#endif
-#if !defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8)
-#define PLC_HAS_I8MM
-#endif
-#endif
 
 namespace plc {
 
@@ -53,7 +44,13 @@ struct Activations {
   std::vector<float> sums;      // of the block's values
   std::vector<int32_t> shifts;  // -middle times the block's codes, in the form that a set adds them
 
-  void resize(size_t rows, const Weight& w);
+  void resize(size_t rows, const Weight& w) {
+    const size_t up = (rows + kTile - 1) / kTile * kTile;
+    codes.resize(up * w.inputs);
+    scales.resize(up * w.blocks());
+    sums.resize(up * w.blocks());
+    shifts.resize(up * w.blocks());
+  }
 };
 
 // y[rows][outputs] = x[rows][inputs] @ weight. Gated: tiles of the weight are gates and values in
@@ -73,6 +70,13 @@ struct Lookup {
   float* y;
 };
 
+// Queries of a head that are computed together.
+constexpr size_t kQueries = 32;
+// Keys that are computed together.
+constexpr size_t kKeys = 64;
+// Keys that a thread takes when several share a cache.
+constexpr size_t kChunk = 128;
+
 // Causal attention behind a filled cache. A row of qkv is heads * dim queries, then kv_heads * dim
 // keys, then as many values; cos and sin are [capacity][dim / 2], or null.
 struct Attention {
@@ -86,15 +90,10 @@ struct Attention {
   size_t batch, seq, heads, kv_heads, dim, capacity;
 
   size_t width() const { return (heads + 2 * kv_heads) * dim; }
-  size_t query_blocks() const;
-  size_t entries() const;  // of the longest row, behind this step
+  size_t query_blocks() const { return (seq + kQueries - 1) / kQueries; }
+  // Of the longest row, after this step.
+  size_t entries() const { return size_t(*std::max_element(past, past + batch)) + seq; }
 };
-
-// Queries of one head that are computed together, keys that are, and keys that another thread may
-// take: results of chunks are merged in their order.
-constexpr size_t kQueries = 32;
-constexpr size_t kKeys = 64;
-constexpr size_t kChunk = 128;
 
 // Floats that the result of a chunk takes, for all heads of a group and some queries.
 inline size_t partial_size(size_t rows, size_t dim) { return rows * (2 + dim); }
@@ -106,14 +105,13 @@ struct Functions {
   void (*look_up)(const Lookup&, size_t first_id, size_t last_id);
   void (*write_cache)(const Attention&, size_t batch, size_t kv_head);
   void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
-  // The same for the first block of queries, in chunks: each into its part of `partials`, one behind
-  // another, then merged.
+  // The same for the first block of queries, in chunks: the result of each into its part of `partials`, which
+  // are then merged.
   void (*attend_chunk)(const Attention&, size_t batch, size_t kv_head, size_t chunk, float* partial);
   void (*merge_chunks)(const Attention&, size_t batch, size_t kv_head, float* partials);
 };
 
-// The sets that this library was built with and that this processor has, best first; null behind
-// the last one.
+// The sets that this library was built with and that this processor has, best first, and then null.
 const Functions* const* available();
 
 // The best of them, or the one that the variable PLC_KERNELS names; null where it names another.

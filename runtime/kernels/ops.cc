@@ -66,7 +66,7 @@ struct BlockProduct {
 
   void compute(ort::KernelContext* context) const {
     const Tensor x = input(context, 0);
-    expect(!x.shape.empty(), "x without an axis");
+    expect(!x.shape.empty() && x.shape.back() > 0, "x without an axis, or without inputs");
     const size_t inputs = size_t(x.shape.back()), rows = inputs ? x.size() / inputs : 0;
     Product p{};
     p.weight = weight_of(input(context, 1), input(context, 2), input(context, 3), inputs,
@@ -169,6 +169,8 @@ struct PackedAttention {
       expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends behind its cache");
     expect(!cos.data == !sin.data, "cos without sin, or sin without cos");
     const size_t turns = std::min(cos.size(), sin.size());
+    const bool halves = !cos.data || (cos.shape.back() == int64_t(t.dim / 2) && sin.shape == cos.shape);
+    expect(halves, "cos and sin must be half as wide as a head");
     expect(!cos.data || turns >= t.capacity * t.dim / 2, "fewer rotary positions than entries");
     t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(heads * t.dim)}));
     t.keys = present(context, 1, past_key);
@@ -177,14 +179,15 @@ struct PackedAttention {
 
     const Functions& f = *functions();
     const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
-    if (blocks == 1 && (pairs >= kEnoughPairs || t.entries() <= kChunk)) {
+    const bool shared = t.seq <= kFewQueries && pairs < kEnoughPairs && t.entries() > kChunk;
+    if (shared) return attend_in_chunks(context, t);
+    if (blocks == 1) {
       parallel(context, pairs, [&](size_t i) {
         f.write_cache(t, i / kv_heads, i % kv_heads);
         f.attend(t, i / kv_heads, i % kv_heads, 0);
       });
       return;
     }
-    if (blocks == 1) return attend_in_chunks(context, t);
     parallel(context, pairs, [&](size_t i) { f.write_cache(t, i / kv_heads, i % kv_heads); });
     parallel(context, pairs * blocks, [&](size_t i) {
       // The longest first: later blocks of queries see more keys.
@@ -193,10 +196,12 @@ struct PackedAttention {
     });
   }
 
-  // Below this there may be fewer pairs of a row and a head than threads, or a few more.
+  // With fewer pairs of a row and a head than this some threads would wait for others.
   static constexpr size_t kEnoughPairs = 16;
+  // Results of chunks are as large as the queries, for each chunk.
+  static constexpr size_t kFewQueries = 8;
 
-  // A few new entries behind many: threads share the cache of a head.
+  // A few new tokens after many: threads share the cache of a head.
   static void attend_in_chunks(ort::KernelContext* context, const Attention& t) {
     const Functions& f = *functions();
     const size_t pairs = t.batch * t.kv_heads, size = partial_size(t.seq * (t.heads / t.kv_heads), t.dim);
@@ -252,13 +257,27 @@ std::vector<const ort::CustomOp*> sums_over_ranks() {
 }  // namespace
 }  // namespace plc
 
+// The names of all that this processor has, best first, with a space between them.
+PLC_EXPORT const char* plc_kernels_available() {
+  static const std::string names = [] {
+    std::string all;
+    for (const plc::Functions* const* set = plc::available(); *set; ++set)
+      all += (all.empty() ? "" : " ") + std::string((*set)->name);
+    return all;
+  }();
+  return names.c_str();
+}
+
 PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options,
                                                const plc::ort::ApiBase* base) {
   using namespace plc;
   static const ort::Api interface = base->get_api(ort::kApiVersion);
   if (!interface) std::abort();  // older than the oldest that this project installs with
   api = interface;
-  if (!functions()) return failed("PLC_KERNELS names an instruction set that this processor does not have");
+  if (!functions()) {
+    const std::string found = std::getenv("PLC_KERNELS"), sets = plc_kernels_available();
+    return failed(("PLC_KERNELS=" + found + ", and this processor has: " + sets).c_str());
+  }
   // Made once: ONNX Runtime keeps what it was given.
   static ort::Domain* const domains[] = {make_domain("plc", computing_ops()),
                                          make_domain("plc.dist", sums_over_ranks())};
@@ -278,15 +297,4 @@ PLC_EXPORT int plc_kernels_interface() { return 2; }
 PLC_EXPORT const char* plc_kernels_name() {
   const plc::Functions* chosen = plc::functions();
   return chosen ? chosen->name : "";
-}
-
-// The names of all that this processor has, best first, with a space between them.
-PLC_EXPORT const char* plc_kernels_available() {
-  static const std::string names = [] {
-    std::string all;
-    for (const plc::Functions* const* set = plc::available(); *set; ++set)
-      all += (all.empty() ? "" : " ") + std::string((*set)->name);
-    return all;
-  }();
-  return names.c_str();
 }

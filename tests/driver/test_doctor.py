@@ -20,7 +20,7 @@ from pl_compile.driver.doctor import (
     ranks_on_gpus,
     tensorrt_findings,
 )
-from pl_compile.errors import RankError
+from pl_compile.errors import KernelsError, RankError
 from pl_compile.runtime import kernels
 
 NO_GPU = Gpus(None, why_not="no driver found")
@@ -279,11 +279,10 @@ def test_ranks_on_cpu_say_what_they_share(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RankError("summing", found="the C++ kernels were not built"), "not built: install g++"),
-        (OSError("wrong ELF class"), "do not load: wrong ELF class; install pl-compile again"),
-        (AttributeError("undefined symbol"), "do not load: undefined symbol"),
+        (RankError("summing", found="not built", fix=kernels.HOW_TO_BUILD), "Install g++ 11"),
+        (KernelsError("loading", found="interface 1", fix="Install it again."), "Install it again"),
     ],
-    ids=["not built", "of another machine", "of another version"],
+    ids=["not built", "of another version"],
 )
 def test_ranks_on_cpu_need_the_kernels(
     monkeypatch: pytest.MonkeyPatch, error: Exception, said: str

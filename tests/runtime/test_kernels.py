@@ -370,6 +370,21 @@ def test_attention_of_a_row_is_the_same_alone_and_in_pieces(kind: str, tmp_path:
 
 
 @built
+@pytest.mark.parametrize("kind", SETS)
+def test_a_row_among_many_attends_as_alone(kind: str, tmp_path: Path) -> None:
+    """Alone, threads share its cache in chunks; among many rows, each head is one thread's."""
+    model, few = attention_model(tmp_path, rotary=True), attention_inputs(1)
+    many = {name: np.concatenate([array] * 4) for name, array in few.items()}
+    assert len(many["qkv"]) * KV_HEADS >= 16
+    row = {name: array[2:3] for name, array in few.items()}
+
+    (together, *_), (alone, *_) = run_all_on(kind, model, [many, row], tmp_path)
+
+    for copy in range(4):
+        assert np.array_equal(together[3 * copy + 2 : 3 * copy + 3], alone)
+
+
+@built
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
