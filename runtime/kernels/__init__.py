@@ -115,7 +115,7 @@ def _check_wanted(library: ctypes.CDLL) -> None:
             "choosing kernels for this processor",
             found=f"PLC_KERNELS={os.environ.get('PLC_KERNELS')}",
             expected=f"a set that this processor has and the library was built with: {sets}",
-            fix="Name one of them, or unset PLC_KERNELS: then it is the first.",
+            fix="Name one of them, or unset PLC_KERNELS to get the first.",
         )
 
 
