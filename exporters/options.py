@@ -11,13 +11,11 @@ from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
 from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import Scheme
-from pl_compile.weights.names import weight_shapes
+from pl_compile.weights.names import TABLES, weight_shapes
 
 T = TypeVar("T")
 
 _BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
-
-_TABLES = ("embedding.weight", "head.weight")
 
 
 def when(condition: bool, *items: T) -> Sequence[T]:
@@ -63,7 +61,7 @@ def stored_as(
     for name, shape in weight_shapes(config).items():
         if len(shape) == 2 and name.startswith("layers."):
             found[name] = (products, 0)
-        elif name in _TABLES and tables is not None:
+        elif name in TABLES and tables is not None:
             found[name] = (tables, 1)
     return found
 

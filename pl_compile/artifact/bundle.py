@@ -43,7 +43,7 @@ from pl_compile.artifact.prompt_table import (
     entry_from_record,
 )
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.build import Choice, Dtype, Quantization
+from pl_compile.config.build import Dtype, Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
@@ -59,6 +59,9 @@ REPORT_PAGE = "report.html"
 
 # What the numbers of a base are before anything is rounded.
 EXACT: Dtype = "float32"
+
+# `Precision.method` of weights that the nearest codes stand for without loss.
+NOTHING_LOST = "round to nearest, nothing lost"
 
 # They hold times, so equal exports differ in them; no runtime reads them.
 _NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
@@ -109,7 +112,6 @@ class Manifest:
         toolchain: package name to version.
         parity: "passed", "failed" or "not measured".
         precision: how the base's numbers are stored.
-        choices: of the export's "target" and "quantize": what was asked for, what was built, why.
     """
 
     base: BaseIdentity
@@ -119,7 +121,6 @@ class Manifest:
     toolchain: Mapping[str, str]
     parity: str
     precision: Precision = Precision()
-    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pl_compile.artifact.bundle import (
     MANIFEST,
@@ -155,9 +155,19 @@ def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> Non
     if not path.is_file():
         return
     source = json.loads(path.read_text(encoding="utf-8"))
-    report = {**source, "plans": [asdict(record) for record in records]}
+    report = {**_as_now(source), "plans": [asdict(record) for record in records]}
     write_json(staging / REPORT, report)
     (staging / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
+
+
+def _as_now(report: dict[str, Any]) -> dict[str, Any]:
+    """A report as exports write it now: older ones had no choices, and scores by way of storing."""
+    stored = report["precision"]["quantization"]
+    effect = [
+        row if "scores" in row else {**row, "stored": stored, "scores": row[stored]}
+        for row in report["effect"]
+    ]
+    return {**report, "choices": report.get("choices", {}), "effect": effect}
 
 
 def _described(bundle: Bundle) -> Manifest:

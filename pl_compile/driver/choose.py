@@ -9,6 +9,7 @@ quantize    4 or 8 bits where the weights lose nothing by it, else floats. A bas
             something settles it, which for a base that was published as floats is the very first.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters import exporter_for
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.options import stored_as
+from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import LOSSLESS, error_on_full_range
 from pl_compile.runtime.kernels import instruction_set
 from pl_compile.weights.checkpoint import Checkpoint
@@ -57,6 +59,8 @@ def choose(
     config: DecoderConfig,
     base: Path,
     contract_of: Callable[[Exporter], GraphContract],
+    *,
+    progress: Progress = SILENT,
 ) -> Chosen:
     """Decides what was left to the export, and checks that all of it can be built.
 
@@ -67,6 +71,7 @@ def choose(
         base: its folder; weights are read where `options.quantize` is `AUTO` and could be anything
             but floats.
         contract_of: the contract of the whole base's graph for a target.
+        progress: who is told.
 
     Raises:
         ExportError: no target of that name, or it cannot hold the base as asked.
@@ -79,7 +84,7 @@ def choose(
     contract = contract_of(exporter)
     quantize = Choice(asked, asked)
     if asked == AUTO:
-        given, reason = _without_loss(exporter, given, config, contract, base)
+        given, reason = _without_loss(exporter, given, config, contract, base, progress)
         quantize = Choice(AUTO, given.quantization, reason)
     parts = _divided(exporter, given, config, contract)
     return Chosen(exporter, given, contract, parts, chosen, quantize)
@@ -116,6 +121,7 @@ def _without_loss(
     config: DecoderConfig,
     contract: GraphContract,
     base: Path,
+    progress: Progress,
 ) -> tuple[BuildOptions, str]:
     """The options with the fewest bits that lose nothing, and why these."""
     if exporter.target != _FAST:
@@ -130,20 +136,25 @@ def _without_loss(
         except ExportError as error:
             return options, f"blocks do not fit: {_in_short(error)}"
         largest = 0.0
-        stored = stored_as(config, rounded, native=True).items()
-        # Tables last: a layer's first weight settles most bases, and is the quicker to read.
-        for name, (scheme, along) in sorted(stored, key=lambda item: item[1][1]):
-            weight = load_weight(checkpoint, config, name)
-            change = error_on_full_range(weight if along == 0 else weight.T, scheme)
-            if not change <= LOSSLESS:
-                found.append(f"{name} would change by {change:.1%} in {scheme.bits} bits")
-                break
-            largest = max(largest, change)
-        else:
-            return rounded, (
-                f"the base was published so: no weight changes by more than {largest:.1g} of its "
-                "norm"
-            )
+        stored = stored_as(config, rounded, native=True)
+        with progress.bar(f"trying {quantize}", len(stored)) as bar:
+            # Tables last: a layer's first weight settles most bases, and is the quicker to read.
+            for name, (scheme, along) in sorted(stored.items(), key=lambda item: item[1][1]):
+                weight = load_weight(checkpoint, config, name)
+                change = error_on_full_range(weight if along == 0 else weight.T, scheme)
+                if not change <= LOSSLESS:
+                    found.append(
+                        f"a block of {name} would change by {change:.1%} in {scheme.bits} bits"
+                    )
+                    break
+                largest = max(largest, change)
+                bar.advance(note=name)
+            else:
+                return rounded, (
+                    "the base was published so: no block of weights changes by more than "
+                    f"{_rounded_up(largest)} of its norm; activations are rounded to 8 bits inside "
+                    "products: --evaluate measures it, --quantize none avoids it"
+                )
     return options, f"rounding would lose something: {', '.join(found)}"
 
 
@@ -156,6 +167,14 @@ def _divided(
     for shard in parts:
         exporter.check(shard.of(config), contract.of_rank(shard.rank), options)
     return parts
+
+
+def _rounded_up(part: float) -> str:
+    """A number in one digit that is not less."""
+    if part == 0:
+        return "0"
+    digit = 10.0 ** math.floor(math.log10(part))
+    return f"{math.ceil(part / digit) * digit:.1g}"
 
 
 def _in_short(error: ExportError) -> str:

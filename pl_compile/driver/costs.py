@@ -16,7 +16,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.weights.names import weight_shapes
+from pl_compile.weights.names import TABLES, weight_shapes
 
 # A small machine: what it multiplies and adds, copies, and needs to begin with a prefix.
 _OPERATIONS_PER_SECOND = 1e11
@@ -92,7 +92,7 @@ def base_cost(
     for name, shape in shapes.items():
         size = math.prod(shape)
         parameters += size
-        if name in ("embedding.weight", "head.weight"):
+        if name in TABLES:
             tables += size
         elif len(shape) == 2 and name.startswith("layers."):
             products += size

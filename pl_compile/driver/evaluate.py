@@ -72,10 +72,11 @@ class TaskScore:
     asked: tuple[Mapping[str, Any], ...]
     expected: tuple[str, ...]
 
-    def same_answers(self, other: "TaskScore") -> float:
-        """Percent of the examples that another session answered alike."""
-        pairs = list(zip(self.predictions, other.predictions, strict=True))
-        return 100.0 * sum(one == another for one, another in pairs) / len(pairs)
+
+def same_answers(one: Sequence[str], other: Sequence[str]) -> float:
+    """Percent of the examples that two sessions answered alike."""
+    pairs = list(zip(one, other, strict=True))
+    return 100.0 * sum(first == second for first, second in pairs) / len(pairs)
 
 
 def session_on_table(path: Path, base: Path) -> Session:
@@ -187,8 +188,7 @@ def _score(
     same = None
     if reference is not None:
         texts = [result.text for result in answered(reference, "reference", use_prompt=True)]
-        pairs = list(zip(texts, with_prompt, strict=True))
-        same = 100.0 * sum(one == other for one, other in pairs) / len(pairs)
+        same = same_answers(texts, with_prompt)
     return TaskScore(
         task,
         metric,

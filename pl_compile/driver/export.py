@@ -16,6 +16,7 @@ from typing import Any
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
     EXACT,
+    NOTHING_LOST,
     REPORT,
     REPORT_PAGE,
     Manifest,
@@ -47,15 +48,17 @@ from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import BaseRecipe, compile_base, float_engine
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
 from pl_compile.driver.engines import can_check, checking_engine
-from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate
+from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate, same_answers
 from pl_compile.driver.lint import lint_tasks
 from pl_compile.driver.parity import Parity
 from pl_compile.driver.report_page import report_page
 from pl_compile.driver.room import check_room
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.exporter import Exporter
+from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
+from pl_compile.quantize.scheme import LOSSLESS
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
@@ -209,15 +212,15 @@ class _Source:
     check_base: Any
 
 
-def plan_export(request: ExportRequest) -> ExportPlan:
+def plan_export(request: ExportRequest, *, progress: Progress = SILENT) -> ExportPlan:
     """What an export would make and cost; nothing is written.
 
-    No weight is read but by `--quantize auto`, which looks at them.
+    No weight is read but by `--quantize auto`, which looks at them: `progress` is told.
 
     Raises:
         PlcError: as for `export_bundle`, but for what only the weights can show.
     """
-    return _read(request).plan
+    return _read(request, progress).plan
 
 
 def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
@@ -236,12 +239,12 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     """
     check_replaceable(request.output, is_bundle)
     clock = _Clock()
-    source = _read(request)
+    source = _read(request, progress)
     options, target = source.recipe.options, source.recipe.exporter.target
     for name, choice in source.plan.choices.items():
         if choice.reason:
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
-    _check_room(request, source.plan)
+    _check_room(request, options, source.plan)
     progress.say(f"reading {request.base}")
     checkpoint = Checkpoint(request.base)
     source.check_base(fingerprint_base(checkpoint, source.recipe.config), str(request.base))
@@ -270,7 +273,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             source.recipe.contract,
             weights["embedding.weight"],
         )
-        precision = _precision(options, moments)
+        precision = _precision(options, moments, compiled.weight_errors)
         (staging / "tokenizer.json").write_text(source.tokenizer.text, encoding="utf-8")
         for entry in source.entries:
             write_task(staging, entry)
@@ -319,7 +322,6 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         manifest = Manifest(
             base=source.identity,
             target=target,
-            choices=source.plan.choices,
             graph=source.recipe.contract,
             tasks=tuple(source.prompts),
             toolchain={"plc": __version__, **source.recipe.exporter.describe()},
@@ -343,7 +345,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     )
 
 
-def _read(request: ExportRequest) -> _Source:
+def _read(request: ExportRequest, progress: Progress) -> _Source:
     """All that is small, checked."""
     table = read_prompt_table(request.table)
     names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
@@ -355,6 +357,7 @@ def _read(request: ExportRequest) -> _Source:
         config,
         request.base,
         lambda exporter: _contract(request, exporter, config, entries),
+        progress=progress,
     )
     exporter, contract, options = chosen.exporter, chosen.contract, chosen.options
     fold, reason = _fold_mode(request, exporter.target)
@@ -427,11 +430,13 @@ def _check_files(request: ExportRequest, prompts: Mapping[str, TaskPrompt]) -> N
     )
 
 
-def _check_room(request: ExportRequest, plan: ExportPlan) -> None:
+def _check_room(request: ExportRequest, options: BuildOptions, plan: ExportPlan) -> None:
     floats = 4 * plan.base.parameters
     memory = 2 * floats + plan.base.weight_bytes + _MEMORY_BESIDE
     check_room(request.output, disk_bytes=int(1.05 * plan.disk_bytes), memory_bytes=memory)
-    if request.calibrate or request.evaluate:  # the floats are built too, for that time
+    is_exact = options.quantization == "none" and options.dtype == EXACT
+    # The floats are built too, for that time; where the bundle has them, it is scored alone.
+    if request.calibrate or (request.evaluate and not is_exact):
         beside = Path(gettempdir()) / "plc"
         check_room(beside, disk_bytes=int(1.05 * floats), memory_bytes=memory + floats)
 
@@ -506,10 +511,17 @@ def _engine(staging: Path, source: _Source, precision: Precision) -> Iterator[En
         yield engine
 
 
-def _precision(options: BuildOptions, moments: Moments | None) -> Precision:
+def _precision(
+    options: BuildOptions, moments: Moments | None, errors: Sequence[WeightError]
+) -> Precision:
     if options.quantization == "none":
         return Precision(dtype=options.dtype)
-    method = "round to nearest" if moments is None else f"GPTQ on {moments.tokens} tokens"
+    if moments is not None:
+        method = f"GPTQ on {moments.tokens} tokens"
+    elif all(error.largest_block_error <= LOSSLESS for error in errors):
+        method = NOTHING_LOST
+    else:
+        method = "round to nearest"
     return Precision(
         dtype=options.dtype,
         quantization=options.quantization,
@@ -583,7 +595,7 @@ def _evaluate(
             precision.stored,
             mine.with_prompt,
             None if other is None else other.with_prompt,
-            None if other is None else mine.same_answers(other),
+            None if other is None else same_answers(mine.predictions, other.predictions),
         )
         for mine, other in zip(own, exact, strict=True)
     )

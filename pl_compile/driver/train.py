@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
+from pl_compile.config.build import BuildOptions
 from pl_compile.config.train import TrainConfig
 from pl_compile.driver.evaluate import EvalOptions, evaluate
 from pl_compile.driver.export import ExportRequest, export_bundle
@@ -37,7 +38,11 @@ def train_run(
         return score_answers(config, base, table, progress=progress)
 
     def bundle(table: Path, base: Path, output: Path) -> None:
-        export_bundle(ExportRequest(table, base, output), progress=progress)
+        # For any machine: nobody knows where a bundle that is uploaded will be served.
+        request = ExportRequest(
+            table, base, output, target="onnx-cpu", options=BuildOptions(quantize="none")
+        )
+        export_bundle(request, progress=progress)
 
     helpers = Helpers(score, bundle)
     return run_training(config, output, resume=resume, progress=progress, helpers=helpers)

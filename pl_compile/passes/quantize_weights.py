@@ -25,7 +25,13 @@ from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.quantize.gptq import gptq
 from pl_compile.quantize.moments import Moments
-from pl_compile.quantize.scheme import Quantized, Scheme, relative_error, round_to_nearest
+from pl_compile.quantize.scheme import (
+    Quantized,
+    Scheme,
+    block_error,
+    relative_error,
+    round_to_nearest,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class WeightError:
         weight: its name.
         bits: that it is stored in.
         relative_error: of the weight: the norm of the difference over the norm.
+        largest_block_error: the same of the block that changed most.
         relative_output_error: of its products with the calibration's activations; None without.
         bytes: of codes, scales and offsets.
     """
@@ -43,6 +50,7 @@ class WeightError:
     weight: str
     bits: int
     relative_error: float
+    largest_block_error: float
     relative_output_error: float | None
     bytes: int
 
@@ -162,6 +170,7 @@ def _error(
         name,
         scheme.bits,
         relative_error(weight, quantized),
+        block_error(weight, quantized),
         of_output,
         quantized.codes.size * scheme.bits // 8 + numbers * (2 if scheme.half else 4),
     )

@@ -19,10 +19,13 @@ Float32 = NDArray[np.float32]
 # The smallest number above 0 that float16 has: no scale is less, since some target rounds them so.
 _LEAST_SCALE = 6e-8
 
-# A weight that changes by less than this part of its norm has lost nothing: 24 bits of a float keep
-# 1e-7, scales of 16 bits lose a few 1e-5 where they have to be rounded, and codes that are too few
-# for a weight change it by 5e-3 (8 bits) or more.
-LOSSLESS = 1e-4
+# A weight none of whose blocks changes by more than this part of its own norm has lost nothing. An
+# offset that has to be rounded to float16 changes a block by up to 1.4e-3: by 2^-11 of itself, in
+# each of 32 numbers, where one of them is so large that half of it is the offset (the default base
+# has two such blocks, at 1.0e-3 and 1.2e-3). Codes that are too few change the blocks of an
+# ordinary weight by 5e-3 (8 bits) or 8e-2 (4 bits), and one whose weights are all equally large,
+# which loses least, by 2.3e-3 (8 bits).
+LOSSLESS = 2e-3
 
 # The grid of a block is tried at these parts of the one that reaches its largest weight: with few
 # codes, a little less than everything in reach is a smaller error for the many that are smaller.
@@ -143,7 +146,7 @@ def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
 
 
 def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
-    """What rounding changes where each block's grid reaches all of its weights: one quick try.
+    """`block_error` where each block's grid reaches all of its weights: one quick try.
 
     `round_to_nearest` tries this grid among others, so its error is never more.
 
@@ -153,13 +156,25 @@ def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
     """
     inputs, outputs = weight.shape
     blocks = weight.reshape(-1, scheme.block_of(inputs), outputs)
-    return relative_error(weight, _on_grid(blocks, _grid(blocks, scheme, 1.0), scheme))
+    return block_error(weight, _on_grid(blocks, _grid(blocks, scheme, 1.0), scheme))
 
 
 def relative_error(weight: Float32, quantized: Quantized) -> float:
     """The norm of what storing a weight changed, as a part of the weight's own."""
     changed = np.linalg.norm(quantized.dequantized() - weight)
     return float(changed / max(1e-12, float(np.linalg.norm(weight))))
+
+
+def block_error(weight: Float32, quantized: Quantized) -> float:
+    """The largest change of a block, as a part of the block's own norm.
+
+    Beside one block of large weights, the whole weight's norm would hide what all others lose.
+    """
+    shape = len(quantized.grid.scales), -1, weight.shape[1]
+    changed = np.linalg.norm((quantized.dequantized() - weight).reshape(shape), axis=1)
+    norms = np.linalg.norm(weight.reshape(shape), axis=1)
+    # Zeros are kept by every grid: a norm of 0 divides a change of 0.
+    return float((changed / np.where(norms == 0, 1, norms)).max())
 
 
 def _on_grid(blocks: Float32, grid: Grid, scheme: Scheme) -> Quantized:

@@ -28,6 +28,9 @@ from pl_compile.weights.checkpoint import Checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 
+# The two whose rows are the vocabulary's.
+TABLES = ("embedding.weight", "head.weight")
+
 
 @dataclass(frozen=True)
 class _Source:

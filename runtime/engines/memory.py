@@ -1,5 +1,6 @@
 """Memory that is taken as it is touched, page by page."""
 
+import math
 import mmap
 import sys
 from contextlib import suppress
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pl_compile.errors import RequestError
 
 
 def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -17,12 +20,28 @@ def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     array begins at the start of a page. On other systems it is one of numpy's own.
 
     Args:
-        shape: of the array; at least one number.
+        shape: of the array.
         dtype: of its numbers.
+
+    Raises:
+        RequestError: the system does not give so much memory.
     """
-    if not sys.platform.startswith("linux"):
-        return np.zeros(shape, dtype)
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        # No memory can be mapped for an array without numbers.
+        if size == 0 or not sys.platform.startswith("linux"):
+            return np.zeros(shape, dtype)
+        return _mapped(shape, dtype, size)
+    except (OSError, MemoryError) as error:
+        raise RequestError(
+            "taking memory for the rows of a batch",
+            found=f"{size} bytes, which the system refuses",
+            expected="as many as it has left",
+            fix="Lower --batch (max_batch), or export with a smaller --capacity.",
+        ) from error
+
+
+def _mapped(shape: tuple[int, ...], dtype: Any, size: int) -> NDArray[Any]:
     # Private: Python's default is memory shared with forked processes, which is accounted for, and
     # given large pages, by other rules.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver import export as export_page
 from pl_compile.driver import room
+from pl_compile.driver.build_plans import _report
 from pl_compile.driver.costs import base_cost
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
 from pl_compile.errors import ExportError
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.testing import random_table, write_tiny_base
+from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
@@ -27,6 +29,14 @@ from pl_compile.weights.names import load_weights
 def request_(tiny_bases: dict[str, Path], tmp_path: Path) -> ExportRequest:
     base = tiny_bases["llama"]
     table = random_table(base, tmp_path / "table.safetensors", prefix=True)
+    return ExportRequest(table, base, tmp_path / "bundle")
+
+
+@pytest.fixture
+def block_request(tmp_path: Path) -> ExportRequest:
+    """Of a base that blocks of 16 divide."""
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    table = random_table(base, tmp_path / "table.safetensors")
     return ExportRequest(table, base, tmp_path / "bundle")
 
 
@@ -259,7 +269,69 @@ def test_lint_finds_what_training_does_not_leave(
     assert "times as long as the base's embeddings" in found[1]
 
 
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+def test_the_report_of_an_older_export_can_be_written_anew(
+    block_request: ExportRequest, tmp_path: Path, quantize: Any
+) -> None:
+    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
+    options = BuildOptions(quantize, block=16 if quantize == "int4" else None)
+    result = export_bundle(
+        replace(
+            block_request,
+            target="onnx-cpu",
+            options=options,
+            evaluate=(data,) if quantize == "int4" else (),
+            measure_parity=False,
+        )
+    )
+    report = json.loads((result.bundle / "report.json").read_text())
+    older = {key: value for key, value in report.items() if key != "choices"}
+    older["effect"] = []
+    for row in report["effect"]:
+        kept = {key: value for key, value in row.items() if key not in ("stored", "scores")}
+        older["effect"].append({**kept, row["stored"]: row["scores"]})
+    (result.bundle / "report.json").write_text(json.dumps(older))
+    staging = tmp_path / "staging"
+    staging.mkdir()
+
+    _report(read_bundle(result.bundle), staging, [])
+
+    page = (staging / "report.html").read_text()
+    assert ("<th>int4</th><th>float32</th>" in page) == (quantize == "int4")
+    anew = json.loads((staging / "report.json").read_text())
+    assert anew["choices"] == {}
+    for row, known in zip(anew["effect"], report["effect"], strict=True):
+        assert {key: row[key] for key in known} == known
+
+
 # Room
+
+
+@pytest.mark.parametrize(
+    ("options", "places"), [(BuildOptions("none"), 1), (BuildOptions("int4", block=16), 2)]
+)
+def test_room_for_floats_is_asked_where_scores_need_them_beside_the_bundle(
+    block_request: ExportRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: BuildOptions,
+    places: int,
+) -> None:
+    class EnoughError(Exception):
+        """All of the room was asked for."""
+
+    def no_more(*_: object) -> None:
+        raise EnoughError
+
+    asked: list[Path] = []
+    monkeypatch.setattr(export_page, "check_room", lambda path, **_: asked.append(path))
+    monkeypatch.setattr(export_page, "Checkpoint", no_more)
+    data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
+
+    with pytest.raises(EnoughError):
+        export_bundle(replace(block_request, target="onnx-cpu", options=options, evaluate=(data,)))
+
+    assert len(asked) == places
 
 
 def test_a_full_disk_is_told_before_anything_is_read(

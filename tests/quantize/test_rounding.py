@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from pl_compile.errors import ExportError
 from pl_compile.quantize.gptq import gptq
-from pl_compile.quantize.scheme import Scheme, round_to_nearest
+from pl_compile.quantize.scheme import (
+    LOSSLESS,
+    Scheme,
+    block_error,
+    error_on_full_range,
+    relative_error,
+    round_to_nearest,
+)
 
 
 def weight(inputs: int = 64, outputs: int = 24, seed: int = 0) -> np.ndarray:
@@ -137,3 +144,43 @@ def test_gptq_keeps_what_its_codes_can_hold() -> None:
     found = gptq(w, Scheme(4, 32, offset=True, half=True), x.T @ x)
 
     assert np.abs(found.dequantized() - w).max() < 1e-4
+
+
+@pytest.mark.parametrize(("bits", "lost"), [(4, 5e-2), (8, 3e-3)])
+def test_the_block_that_loses_most_counts_beside_one_of_large_weights(
+    bits: int, lost: float
+) -> None:
+    w = weight(576, 512)
+    w[:32, 0] = np.where(np.arange(32) % 2, 30000, -30000)
+    scheme = Scheme(bits, 32, offset=bits == 4, half=True)  # type: ignore[arg-type]
+
+    quantized = round_to_nearest(w, scheme)
+
+    assert relative_error(w, quantized) < LOSSLESS  # the norm of all sees next to nothing of it
+    assert lost < block_error(w, quantized) <= error_on_full_range(w, scheme)
+
+
+def test_blocks_of_zeros_lose_nothing() -> None:
+    w = np.zeros((64, 3), np.float32)
+
+    for scheme in (Scheme(4, 32, offset=True, half=True), Scheme(8, 32, half=True), Scheme(8, 0)):
+        assert error_on_full_range(w, scheme) == 0
+
+
+def test_an_offset_that_is_rounded_to_float16_is_no_loss() -> None:
+    """A grid of 16 steps that float16 holds, below one weight so large that its half is not."""
+    step, low = np.float32(np.float16(0.3337)), np.float32(np.float16(-0.01234))
+    codes = np.zeros((32, 1), np.float32)
+    codes[0] = 15
+
+    error = error_on_full_range(codes * step + low, Scheme(4, 32, offset=True, half=True))
+
+    assert 1e-4 < error < LOSSLESS
+
+
+def test_a_weight_that_is_no_number_is_never_without_loss() -> None:
+    w = weight()
+    w[3, 3] = np.nan
+
+    with np.errstate(invalid="ignore"):
+        assert not error_on_full_range(w, Scheme(8, 32)) <= LOSSLESS

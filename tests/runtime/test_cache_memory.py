@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pl_compile.config.contract import GraphContract
+from pl_compile.errors import RequestError
 from pl_compile.runtime.engines import memory
 from pl_compile.runtime.engines.caches import HostCaches
 from pl_compile.runtime.engines.memory import zeros_as_touched
@@ -15,9 +16,18 @@ from pl_compile.runtime.engines.memory import zeros_as_touched
 PAGEMAP = Path("/proc/self/pagemap")
 IN_MEMORY = 0b11 << 62  # in a word of the page map: present, or swapped out
 
-# Keys and values of 3 heads of 64, as the default base has them.
+# Keys and values of 3 heads of 64, as the default base has them; with room for 64 pages of each
+# head's, and between 5 and 6 of them in use, whatever a page is on this machine.
+ON_A_PAGE = mmap.PAGESIZE // (4 * 64)
+ENTRIES = 5 * ON_A_PAGE + ON_A_PAGE // 2
 CONTRACT = GraphContract(
-    layers=2, kv_heads=3, head_dim=64, hidden=192, vocab=32, capacity=1024, prompts="input"
+    layers=2,
+    kv_heads=3,
+    head_dim=64,
+    hidden=192,
+    vocab=32,
+    capacity=64 * ON_A_PAGE,
+    prompts="input",
 )
 
 needs_page_map = pytest.mark.skipif(
@@ -36,36 +46,42 @@ def bytes_held(array: np.ndarray) -> int:
     return page * int(np.count_nonzero(pages & np.uint64(IN_MEMORY)))
 
 
-def filled(rows: int, entries: int, *, max_batch: int) -> tuple[HostCaches, int]:
-    """Caches with so many entries in so many rows, and the bytes of these entries."""
+def filled(rows: int, *, max_batch: int) -> tuple[HostCaches, int]:
+    """Caches with `ENTRIES` in so many rows, and the bytes of these entries."""
     caches = HostCaches(CONTRACT, max_batch)
     c = CONTRACT
-    prefix = np.ones((c.layers, 2, c.kv_heads, entries, c.head_dim), np.float32)
+    prefix = np.ones((c.layers, 2, c.kv_heads, ENTRIES, c.head_dim), np.float32)
     for row in range(rows):
         caches.place(row, prefix)
     return caches, rows * prefix.nbytes
 
 
+def a_page_each(rows: int) -> int:
+    """A page per head and row, in the keys and in the values of each layer."""
+    return mmap.PAGESIZE * CONTRACT.layers * 2 * CONTRACT.kv_heads * rows
+
+
 @needs_page_map
 @pytest.mark.parametrize(("rows", "max_batch"), [(16, 16), (5, 32)])
-def test_caches_hold_at_most_a_fifth_more_than_the_entries_in_use(
+def test_caches_hold_the_entries_in_use_and_at_most_a_page_per_head_and_row(
     rows: int, max_batch: int
 ) -> None:
-    caches, in_use = filled(rows, 90, max_batch=max_batch)
+    caches, in_use = filled(rows, max_batch=max_batch)
 
     held = sum(bytes_held(block) for block in caches.blocks)
 
-    assert in_use <= held <= 1.2 * in_use
+    assert in_use <= held <= in_use + a_page_each(rows)
 
 
 @needs_page_map
 def test_rows_that_move_up_or_are_copied_take_the_pages_of_their_entries() -> None:
-    caches, in_use = filled(8, 90, max_batch=16)
+    caches, in_use = filled(8, max_batch=16)
 
-    caches.keep([5, 7, 7], 90)
+    caches.keep([5, 7, 7], ENTRIES)
 
-    assert sum(bytes_held(block) for block in caches.blocks) <= 1.2 * in_use
-    np.testing.assert_array_equal(caches.blocks[1][1, :, :90], 1)
+    held = sum(bytes_held(block) for block in caches.blocks)
+    assert held <= in_use + a_page_each(8)
+    np.testing.assert_array_equal(caches.blocks[1][1, :, :ENTRIES], 1)
 
 
 @needs_page_map
@@ -85,6 +101,31 @@ def test_other_systems_get_arrays_of_numpy(monkeypatch: pytest.MonkeyPatch) -> N
     array = zeros_as_touched((2, 3), np.float16)
 
     np.testing.assert_array_equal(array, np.zeros((2, 3), np.float16), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 3)])
+def test_an_array_without_numbers_is_empty(shape: tuple[int, ...]) -> None:
+    array = zeros_as_touched(shape, np.float32)
+
+    np.testing.assert_array_equal(array, np.zeros(shape, np.float32), strict=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others ask numpy")
+def test_memory_that_is_not_there_is_told_with_what_needs_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+
+    with pytest.raises(RequestError) as error:
+        zeros_as_touched((3, 1000), np.float32)
+
+    assert str(error.value) == (
+        "taking memory for the rows of a batch: 12000 bytes, which the system refuses; expected as "
+        "many as it has left. Lower --batch (max_batch), or export with a smaller --capacity."
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the advice is Linux's")
