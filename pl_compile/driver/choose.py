@@ -10,6 +10,7 @@ quantize    4 or 8 bits where the weights lose nothing by it, else floats. A bas
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +106,9 @@ def _choose_target(
     if found is None:
         return Choice(AUTO, _ANYWHERE, f"the kernels of {_FAST} are not built: see plc doctor")
     if found == "portable":
-        why = f"the kernels of {_FAST} have no fast instructions to use here"
+        why = f"{_FAST} would run on its portable kernels, which are slow"
+        if os.environ.get("PLC_KERNELS"):
+            why += ": PLC_KERNELS asks for them"
         return Choice(AUTO, _ANYWHERE, why)
     fast = exporter_for(_FAST)
     try:
@@ -125,7 +128,7 @@ def _without_loss(
 ) -> tuple[BuildOptions, str]:
     """The options with the fewest bits that lose nothing, and why these."""
     if exporter.target != _FAST:
-        return options, f"only {_FAST} stores blocks as bases are published in"
+        return options, f"what {exporter.target} rounds loses something; --quantize int8 rounds it"
     checkpoint = Checkpoint(base)
     found = []
     tried: tuple[Literal["int4", "int8"], ...] = ("int4", "int8")

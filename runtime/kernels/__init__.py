@@ -99,7 +99,7 @@ def _warn(error: Exception) -> None:
 def _check_interface(library: ctypes.CDLL, path: Path) -> None:
     number = getattr(library, "plc_kernels_interface", None)
     found = 1 if number is None else number()  # the first one had no number
-    if found != _INTERFACE:
+    if found != _INTERFACE or not hasattr(library, "plc_kernels_name"):
         raise KernelsError(
             f"loading the kernels {path}",
             found=f"they have interface {found}, so another version of pl-compile built them",

@@ -101,7 +101,7 @@ def not_loading() -> str:
     ("instructions", "reason"),
     [
         (lambda: None, "the kernels of native-cpu are not built: see plc doctor"),
-        (lambda: "portable", "the kernels of native-cpu have no fast instructions to use here"),
+        (lambda: "portable", "native-cpu would run on its portable kernels, which are slow"),
         (
             not_loading,
             "the kernels of native-cpu do not load: _kernels.so: undefined symbol",
@@ -302,9 +302,10 @@ def test_other_targets_keep_floats_unless_they_are_told(
         bases["llama-q4_1"], target=target, options=replace(asked, quantize="int8", block=32)
     )
 
+    why = f"what {target} rounds loses something; --quantize int8 rounds it"
     assert left.choices == {
         "target": Choice(target, target),
-        "quantize": Choice(AUTO, "none", "only native-cpu stores blocks as bases are published in"),
+        "quantize": Choice(AUTO, "none", why),
     }
     assert told.choices["quantize"] == Choice("int8", "int8")
 
