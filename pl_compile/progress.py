@@ -15,7 +15,7 @@ class Bar(Protocol):
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Moves on by `amount`; `note` is shown beside the bar (a loss, a file name).
 
-        By 0 it shows that a long part is still under way: a log may get a line then.
+        By 0 it changes the note alone, within a long part.
         """
 
 

@@ -108,7 +108,15 @@ def recorded_precision(path: Path) -> Dtype:
         TrainingError: no readable checkpoint.
     """
     with _opened(path) as (_, metadata):
-        precision: Dtype = json.loads(metadata["identity"])["config"]["trainer"]["precision"]
+        identity = json.loads(metadata.get("identity", "null"))
+    try:
+        precision: Dtype = identity["config"]["trainer"]["precision"]
+    except (TypeError, KeyError) as error:
+        raise TrainingError(
+            f"resuming from {path}",
+            found="a checkpoint that does not say which run it belongs to",
+            fix="Start the run anew, without --resume.",
+        ) from error
     return precision
 
 

@@ -154,7 +154,7 @@ def _one_step(job: Job, hooks: LoopHooks, state: RunState, bar: Bar) -> RunState
         job.scaler.scale(loss / len(micro_batches)).backward()  # type: ignore[no-untyped-call]
         losses[number] = loss.item()
         tokens += len(batch.token_ids)
-        bar.advance(0)
+        bar.advance(0, note=f"loss {losses[number]:.3f}")
     job.team.add_up([losses, tokens, *_gradients(job.parameters)])
     job.scaler.unscale_(job.optimizer)
     limit = job.settings.gradient_clip_val or math.inf

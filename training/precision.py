@@ -33,11 +33,10 @@ _UNITS = {
 # The first NVIDIA GPUs (compute capability) that have them.
 _GPUS = {"bf16": (8, 0), "fp16": (5, 3)}
 
-# Who wants to know how a weaker processor does limits torch and oneDNN by the environment: the
-# processor's own list does not change by that. Below AVX-512, torch has no bf16 of its own ...
-_TORCH_BELOW_AVX512 = ("DEFAULT", "NO AVX", "AVX2")
+# Who wants to know how a weaker processor does limits oneDNN, which computes torch's products, by
+# the environment: the processor's own list does not change by that. These are the sets of oneDNN
+# that lack the units.
 _LIMITS_OF_ONEDNN = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-# ... and these are the instruction sets of oneDNN that lack it.
 _ONEDNN_WITHOUT_BF16 = (
     "SSE41",
     "AVX",
@@ -47,6 +46,10 @@ _ONEDNN_WITHOUT_BF16 = (
     "AVX512_CORE",
     "AVX512_CORE_VNNI",
 )
+_ONEDNN_WITHOUT = {
+    "bf16": _ONEDNN_WITHOUT_BF16,
+    "fp16": (*_ONEDNN_WITHOUT_BF16, "AVX512_CORE_BF16"),
+}
 
 _SECONDS_TO_TIME = 0.05
 _ROWS, _WIDTH, _INNER = 256, 576, 1536  # a micro-batch through an MLP of the default base
@@ -94,13 +97,27 @@ def choose_precision(
         chosen, reason = asked, "asked for"
     say(f"precision: {chosen} ({reason})")
     has_it, why = has_unit(chosen, device)
+    waits = team.any(not has_it)  # asked of all processes, whatever each of them has
     if not has_it:
-        say(
-            f"warning: {chosen} is emulated here ({why}): a product takes "
-            f"{slowdown(chosen, device):.1f} times as long as in fp32. "
-            "A new run with trainer.precision: auto takes fp32."
-        )
+        _warn(chosen, why, config, device, say)
+    elif waits:
+        say(f"warning: another process of the run emulates {chosen}: all wait for it.")
     return PrecisionChoice(chosen, asked, reason)
+
+
+def _warn(
+    chosen: Dtype, why: str, config: TrainConfig, device: str, say: Callable[[str], None]
+) -> None:
+    """Says what a precision costs that is emulated, where it costs something."""
+    ratio = slowdown(chosen, device)
+    if ratio <= 1:
+        return
+    has_bf16 = has_unit("bf16", device)[0] and not config.lm_finetune
+    say(
+        f"warning: {chosen} is emulated here ({why}): a product takes {ratio:.1f} times as long as "
+        "in fp32, and a training step may take several times more. In a new run "
+        f"trainer.precision: auto takes {'bf16' if has_bf16 else 'fp32'} here."
+    )
 
 
 def _automatic(config: TrainConfig, device: str, team: Team) -> tuple[Dtype, str]:
@@ -125,10 +142,11 @@ def has_unit(precision: str, device: str) -> tuple[bool, str]:
         found, needed = torch.cuda.get_device_capability(device), _GPUS[precision]
         text = "the GPU has compute capability {}.{}, {} needs {}.{}"
         return found >= needed, text.format(*found, precision, *needed)
-    return _processor_has_unit(_UNITS[precision])
+    return _processor_has_unit(precision)
 
 
-def _processor_has_unit(units: dict[str, str]) -> tuple[bool, str]:
+def _processor_has_unit(precision: str) -> tuple[bool, str]:
+    units = _UNITS[precision]
     if not hasattr(torch.cpu, "get_capabilities"):
         return False, f"torch {torch.__version__} does not tell what the processor has"
     capabilities = torch.cpu.get_capabilities()
@@ -139,11 +157,8 @@ def _processor_has_unit(units: dict[str, str]) -> tuple[bool, str]:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False, unused + "this torch was built without oneDNN"
     limit = next((name for name in _LIMITS_OF_ONEDNN if name in os.environ), "")
-    if os.environ.get(limit, "").upper() in _ONEDNN_WITHOUT_BF16:
+    if os.environ.get(limit, "").upper() in _ONEDNN_WITHOUT[precision]:
         return False, unused + f"{limit}={os.environ[limit]} keeps it from being used"
-    level = torch.backends.cpu.get_cpu_capability()
-    if capabilities.get("avx2") and level in _TORCH_BELOW_AVX512:
-        return False, unused + f"torch uses {level} (ATEN_CPU_CAPABILITY)"
     return True, f"the processor has {' and '.join(has)}"
 
 

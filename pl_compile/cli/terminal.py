@@ -3,8 +3,9 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from threading import Event, Lock, Thread
 from typing import Any
 
 import click
@@ -38,7 +39,8 @@ class TerminalProgress:
 
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield _Lines(label, total)
+            with _Lines(label, total) as lines:
+                yield lines
             return
         from rich.progress import (
             BarColumn,
@@ -74,33 +76,48 @@ class _RichBar:
 
 
 class _Lines:
-    """A step's progress as lines, for logs: at most 5 s apart, and one at the end.
-
-    Nothing happens between two calls of `advance`. So a line is written already where the next call
-    would come too late, if it took as long as the longest so far.
-    """
+    """A step's progress as lines, for logs: one every 5 s, and one at its end."""
 
     def __init__(self, label: str, total: int) -> None:
         self._label = label
         self._total = total
         self._done = 0
         self._note = ""
-        self._called = self._said = time.monotonic()
-        self._longest = 0.0
+        self._started = self._said = time.monotonic()
+        self._lock = Lock()
+        self._ended = Event()
+        self._thread = Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> Bar:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Says how far the step is, if it is time to."""
-        now = time.monotonic()
-        self._longest = max(self._longest, now - self._called)
-        self._called = now
-        self._done += amount
-        self._note = note or self._note
-        ends = amount > 0 and self._done >= self._total
-        # Half at most: one long part must not give every short one a line.
-        ahead = min(self._longest, _SECONDS_BETWEEN_LINES / 2)
-        if ends or now + ahead - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = now
-            click.echo(f"{self._label}: {self._done}/{self._total} {self._note}".rstrip(), err=True)
+        """Notes how far the step is; says so at its end."""
+        with self._lock:
+            self._done += amount
+            self._note = note or self._note
+            if amount > 0 and self._done >= self._total:
+                self._say()
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(max(0, self._said + _SECONDS_BETWEEN_LINES - time.monotonic())):
+            with self._lock:
+                if self._done >= self._total:
+                    return
+                now = time.monotonic()
+                if now - self._said >= _SECONDS_BETWEEN_LINES:
+                    self._say(f"({now - self._started:.0f} s)")
+
+    def _say(self, passed: str = "") -> None:
+        self._said = time.monotonic()
+        parts = [f"{self._label}: {self._done}/{self._total}", self._note, passed]
+        with suppress(OSError, ValueError):  # nobody reads standard error any more
+            click.echo(" ".join(part for part in parts if part), err=True)
 
 
 def print_json(value: Any) -> None:
