@@ -511,8 +511,9 @@ def test_probabilities_of_choices(plc: Any, work: Path) -> None:
 def test_bf16_that_is_emulated_is_told_with_its_price_and_stands_in_the_json(
     plc: Any, tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No processor has bf16 where oneDNN is kept from it.
+    # No processor has bf16 where oneDNN is kept from it. (This process's has read the variable.)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setattr("pl_compile.training.precision.slowdown", lambda dtype, device: 4.2)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = tiny_train_config(tmp_path, tiny_bases["llama"])
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -527,7 +528,8 @@ def test_bf16_that_is_emulated_is_told_with_its_price_and_stands_in_the_json(
         "reason": "asked for",
     }
     assert "warning: bf16 is emulated here (the processor has " in err
-    assert "times as long as in fp32. A new run with trainer.precision: auto takes fp32." in err
+    assert "a product takes 4.2 times as long as in fp32" in err
+    assert "In a new run trainer.precision: auto takes fp32 here." in err
 
 
 def test_a_run_that_asks_for_nothing_says_what_it_takes_and_why(
