@@ -107,8 +107,6 @@ class _Lines:
     def _repeat(self) -> None:
         while not self._ended.wait(max(0, self._said + _SECONDS_BETWEEN_LINES - time.monotonic())):
             with self._lock:
-                if self._done >= self._total:
-                    return
                 now = time.monotonic()
                 if now - self._said >= _SECONDS_BETWEEN_LINES:
                     self._say(f"({now - self._started:.0f} s)")

@@ -39,14 +39,24 @@ def test_short_parts_have_no_line_each(capsys: pytest.CaptureFixture[str]) -> No
 def test_nothing_is_said_after_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), TerminalProgress().bar("training", 3):
         raise KeyboardInterrupt
-    with TerminalProgress().bar("self-tests", 1) as bar:
-        bar.advance()
-        time.sleep(0.4)
-    assert capsys.readouterr().err == "self-tests: 1/1\n"
+    capsys.readouterr()
 
     time.sleep(0.3)
 
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("often")
+def test_what_follows_the_last_part_is_not_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's last validation comes after its last step."""
+    with TerminalProgress().bar("training", 1) as bar:
+        bar.advance(note="loss 2.5")
+        bar.advance(0, note="validating")
+        time.sleep(1)
+
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == "training: 1/1 loss 2.5"
+    assert second.startswith("training: 1/1 validating (")
 
 
 def test_a_short_step_has_one_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
