@@ -11,11 +11,11 @@ is a process of its own; systems take turns, `--repeats` times; printed are medi
 of each system to the first one. All get the same token ids and threads; EOS stops none of them.
 `--environment "plc slow" PLC_KERNELS=avx2` sets a variable for the processes of one system.
 
-    decode_1, decode_4, decode_16    tokens a second, 48 steps behind 40 tokens a row
-    decode_1_128, decode_1_900       the same of one row, behind 128 and 900 tokens
+    decode_1, decode_4, decode_16    tokens a second, 48 steps after 40 tokens a row
+    decode_1_128, decode_1_900       the same of one row, after 128 and 900 tokens
     prefill_512                      tokens a second of a prompt of 512
     task_ttft                        seconds to the first token of a request with 30 tokens of its
-                                     own behind a constant head of 100: folded where the system is
+                                     own after a constant head of 100: folded where the system is
                                      ours, its own prompt cache elsewhere
     whole_ttft                       the same request with its head computed too
     cold                             seconds from the start of a process to its first token
@@ -62,7 +62,7 @@ class System(Protocol):
     """A system under test."""
 
     def decode(self, rows: int, prompt: int = PROMPT) -> float:
-        """Tokens a second over `STEPS` steps behind a prompt, all rows together."""
+        """Tokens a second over `STEPS` steps after a prompt, all rows together."""
 
     def prefill(self, tokens: int) -> float:
         """Seconds to the first token of a prompt."""
@@ -296,7 +296,7 @@ class CTranslate2:
 class Llama:
     """llama.cpp's own tools; a task is its server's prompt cache.
 
-    Behind a cached head its flash attention is the slower way for short requests, so that is off
+    After a cached head its flash attention is the slower way for short requests, so that is off
     there and as it comes (on) elsewhere.
     """
 

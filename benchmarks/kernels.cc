@@ -79,7 +79,7 @@ void attention(const Functions& f, size_t seq, size_t past) {
     }
   });
   const double seen = double(seq) * double(past) + double(seq * (seq + 1)) / 2;
-  std::printf("  attention, %3zu queries behind %3zu: %5.1f\n", seq, past, 4e-9 * double(t.heads * t.dim) * seen / time);
+  std::printf("  attention, %3zu queries after %3zu: %5.1f\n", seq, past, 4e-9 * double(t.heads * t.dim) * seen / time);
 }
 
 }  // namespace

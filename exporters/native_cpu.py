@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from pl_compile.config.build import BuildOptions
+from pl_compile.config.build import NATIVE_CPU, BuildOptions
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
@@ -43,7 +43,7 @@ _HEADS, _BLOCKS = 16, (32, 64)
 class NativeCpuExporter(OnnxFiles):
     """ONNX Runtime on CPU with this project's own kernels."""
 
-    target = "native-cpu"
+    target = NATIVE_CPU
     prompts: PromptsMode = "input"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:

@@ -48,7 +48,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture
 def shared_data() -> Callable[[str], Path]:
-    """The path of a real data set by its name; skips the test where it is not there."""
+    """The path of a real data set by its name; skips the test where it is not there.
+
+    The siblings of such a test stand in the same file: they read made rows in the publisher's form.
+    """
 
     def find(name: str) -> Path:
         folder = Path(

@@ -18,7 +18,7 @@ language of eight verbs. A command is its fixed words and values copied from the
 stand there, in the order of the template: "we are out of oat milk" -> "shopping add oat milk".
 
 Where the variety comes from: a row is a *frame* (a sentence with slots) whose slots are filled from
-tables, sometimes with an opener before it and a closer behind it. Tickets also get lower case,
+tables, sometimes with an opener before it and a closer after it. Tickets also get lower case,
 missing full stops and spelling mistakes.
 
 What the held-out splits measure: of the frames of each label or command, and of each table of
@@ -583,7 +583,7 @@ class Task:
         frames: the sentences.
         fillers: slot name to what may fill it.
         opening: put before the frame of some rows.
-        closing: put behind the frame of some rows.
+        closing: put after the frame of some rows.
         finish: turns the filled sentence into the text as it was typed or said.
     """
 

@@ -42,6 +42,7 @@ from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
 from pl_compile.driver.choose import choose
@@ -324,7 +325,11 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             target=target,
             graph=source.recipe.contract,
             tasks=tuple(source.prompts),
-            toolchain={"plc": __version__, **source.recipe.exporter.describe()},
+            toolchain={
+                "plc": __version__,
+                **source.recipe.exporter.describe(),
+                **kernels_of(target),
+            },
             parity=checks.passed,
             precision=precision,
         )

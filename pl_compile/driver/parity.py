@@ -58,10 +58,13 @@ _NARROW = {"float16": Limit(0.02, 0.9), "bfloat16": Limit(0.1, 0.8)}
 
 # Of a bundle against itself: folded or not, alone or in a batch. Where kernels do the same sums for
 # a row whatever stands beside it, there is no difference at all (`exporters/onnx_cpu.py`). On a
-# machine where they do not, a last bit can tip over what kernels for rounded weights round. Without
-# the kernels of native-cpu, activations are not rounded at all, which is as far from a bundle's
-# vectors as these are from floats: 0.05 to 0.08 of the largest logit on the default base.
-SELF_LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.1, 0.9), "int4": Limit(0.2, 0.9)}
+# machine where they do not, a last bit can tip over what kernels for rounded weights round.
+SELF_LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.05, 0.9), "int4": Limit(0.05, 0.9)}
+
+# The same, where other kernels computed the bundle's numbers: they round activations to 8 bits
+# otherwise, or not at all, so both differ as from floats. On the default base it is 0.05 with the
+# portable kernels of native-cpu, and 0.05 to 0.08 with none.
+_OTHER_KERNELS = {"none": Limit(1e-3, 1.0), **_LOST_NOTHING}
 
 # The same, of numbers of 16 bits: sums in another order round to a neighbour.
 _NARROW_SELF = {"float16": Limit(0.01, 0.95), "bfloat16": Limit(0.05, 0.9)}
@@ -73,9 +76,15 @@ def limit_of(precision: Precision) -> Limit:
     return _wider(limits[precision.quantization], _NARROW.get(precision.dtype))
 
 
-def self_limit_of(precision: Precision) -> Limit:
-    """What still counts as the same, of a bundle against itself."""
-    return _wider(SELF_LIMITS[precision.quantization], _NARROW_SELF.get(precision.dtype))
+def self_limit_of(precision: Precision, *, same_kernels: bool = True) -> Limit:
+    """What still counts as the same, of a bundle against itself.
+
+    Args:
+        precision: of the bundle.
+        same_kernels: whether all of it was computed by kernels that make the same bits.
+    """
+    limits = SELF_LIMITS if same_kernels else _OTHER_KERNELS
+    return _wider(limits[precision.quantization], _NARROW_SELF.get(precision.dtype))
 
 
 def _wider(one: Limit, other: Limit | None) -> Limit:

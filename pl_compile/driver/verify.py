@@ -11,6 +11,7 @@ from pathlib import Path
 from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.engines import checking_engine
 from pl_compile.driver.parity import (
     Parity,
@@ -92,7 +93,8 @@ def verify_bundle(
                 fix="Export the bundle again.",
             )
     check_plans(bundle)
-    limit = self_limit_of(precision)
+    same_kernels = kernels_of(target).items() <= bundle.manifest.toolchain.items()
+    limit = self_limit_of(precision, same_kernels=same_kernels)
     selftests = []
     parity: list[Parity] = []
     with checking_engine(

@@ -88,6 +88,21 @@ def instruction_sets() -> list[str]:
     return _text(library.plc_kernels_available).split()
 
 
+def arithmetic() -> str:
+    """What computes the operators here, as bundles note it: where it is the same, so are the bits.
+
+    Raises:
+        KernelsError: as `register`.
+    """
+    try:
+        found = instruction_set()
+    except OSError:  # it does not load, so ONNX Runtime runs the operators' bodies
+        found = None
+    if found is None:
+        return "standard operators"
+    return f"{_INTERFACE} portable" if found == "portable" else str(_INTERFACE)
+
+
 def _warn(error: Exception) -> None:
     warnings.warn(
         f"the kernels of target native-cpu do not load, its bundles run slower: {error}",

@@ -407,6 +407,7 @@ def test_the_bundle_that_a_run_uploads_is_for_any_machine(
 )
 @pytest.mark.skipif(kernels.library_path() is None, reason="the kernels were not built")
 def test_the_default_base_is_compiled_in_four_bits(planned: Planned) -> None:
+    """Its sibling on made bases: test_a_base_is_stored_as_it_was_published."""
     plan = planned(cached_base_folder(DEFAULT_BASE), target="native-cpu")
 
     assert plan.choices["quantize"].chosen == "int4"

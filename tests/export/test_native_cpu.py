@@ -10,6 +10,7 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.config.build import BuildOptions
+from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ExportError
@@ -93,6 +94,37 @@ def test_bodies_stay_near_the_kernels(
 
     assert verified.passed
     assert max(test.relative_difference for test in verified.selftests) < 0.05
+
+
+@pytest.mark.parametrize(("quantize", "limit"), [("int8", 0.1), ("int4", 0.2), ("none", 1e-3)])
+def test_self_tests_that_other_kernels_computed_have_a_limit_of_their_own(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, quantize: Any, limit: float
+) -> None:
+    bundle = exported(options=BuildOptions(quantize)).bundle
+    tight = {"int8": 0.05, "int4": 0.05, "none": 1e-3}[quantize]
+
+    def limits() -> set[float]:
+        return {result.tolerance for result in verify_bundle(bundle).selftests}
+
+    assert read_bundle(bundle).manifest.toolchain["kernels"] == kernels.arithmetic()
+    assert limits() == {tight}
+
+    monkeypatch.setattr("pl_compile.driver.arithmetic.arithmetic", lambda: "another")
+
+    assert limits() == {limit}
+    assert kernels_of("onnx-cpu") == {}
+
+
+def test_what_computes_has_a_name_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise OSError("file too short")
+
+    names = []
+    for found in (lambda: "avx2", lambda: "neon", lambda: "portable", lambda: None, broken):
+        monkeypatch.setattr(kernels, "instruction_set", found)
+        names.append(kernels.arithmetic())
+
+    assert names == ["2", "2", "2 portable", "standard operators", "standard operators"]
 
 
 def test_equal_inputs_give_equal_bytes(exported: Exported) -> None:

@@ -54,7 +54,9 @@ def run_on(kind: str, model: Path, inputs: Arrays, folder: Path) -> list[np.ndar
 def run_all_on(kind: str, model: Path, runs: list[Arrays], folder: Path) -> list[list[np.ndarray]]:
     """The outputs of several runs in one process."""
     if kind not in instruction_sets():
-        pytest.skip(f"this processor has no {kind}")
+        pytest.skip(
+            f"this processor has no {kind}; test_kernels_in_cpp.py emulates it where it can"
+        )
     given, result = folder / "inputs.npz", folder / f"{kind}.npz"
     named = {
         f"{run}/{name}": array for run, inputs in enumerate(runs) for name, array in inputs.items()

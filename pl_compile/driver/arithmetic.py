@@ -1,0 +1,16 @@
+"""Which kernels computed a bundle's numbers: noted in its manifest, compared by `plc verify`."""
+
+from pl_compile.config.build import NATIVE_CPU
+from pl_compile.runtime.kernels import arithmetic
+
+
+def kernels_of(target: str) -> dict[str, str]:
+    """What the manifest's `toolchain` says of this project's kernels.
+
+    Args:
+        target: of the bundle; those that use no kernel of ours have nothing to say.
+
+    Raises:
+        KernelsError: the library cannot be used as it is (`runtime.kernels.register`).
+    """
+    return {"kernels": arithmetic()} if target == NATIVE_CPU else {}
