@@ -88,36 +88,28 @@ def choose_precision(
         say: is told the choice with its reason, and a warning where it is slow here.
     """
     asked = config.trainer.precision
-    if asked == "auto":
-        chosen, reason = _automatic(config, device, team)
-        if recorded is not None and recorded != chosen:
-            reason = f"as the run was started; on this machine auto is {chosen}: {reason}"
-            chosen = recorded
-    else:
+    # Every process asks the others here and below, in this order, whatever it will take.
+    automatic, reason = _automatic(config, device, team)
+    if asked != "auto":
         chosen, reason = asked, "asked for"
+    elif recorded is not None and recorded != automatic:
+        chosen = recorded
+        reason = f"as the run was started; on this machine auto is {automatic}: {reason}"
+    else:
+        chosen = automatic
     say(f"precision: {chosen} ({reason})")
     has_it, why = has_unit(chosen, device)
-    waits = team.any(not has_it)  # asked of all processes, whatever each of them has
-    if not has_it:
-        _warn(chosen, why, config, device, say)
-    elif waits:
-        say(f"warning: another process of the run emulates {chosen}: all wait for it.")
+    ratio = 1.0 if has_it else slowdown(chosen, device)
+    all_wait = team.any(ratio > 1)
+    if ratio > 1:
+        say(
+            f"warning: {chosen} is emulated here ({why}): a product takes {ratio:.1f} times as "
+            "long as in fp32, and a training step may take several times more. In a new run "
+            f"trainer.precision: auto takes {automatic} here."
+        )
+    elif all_wait:
+        say(f"warning: another process of the run emulates {chosen}, and all wait for it.")
     return PrecisionChoice(chosen, asked, reason)
-
-
-def _warn(
-    chosen: Dtype, why: str, config: TrainConfig, device: str, say: Callable[[str], None]
-) -> None:
-    """Says what a precision costs that is emulated, where it costs something."""
-    ratio = slowdown(chosen, device)
-    if ratio <= 1:
-        return
-    has_bf16 = has_unit("bf16", device)[0] and not config.lm_finetune
-    say(
-        f"warning: {chosen} is emulated here ({why}): a product takes {ratio:.1f} times as long as "
-        "in fp32, and a training step may take several times more. In a new run "
-        f"trainer.precision: auto takes {'bf16' if has_bf16 else 'fp32'} here."
-    )
 
 
 def _automatic(config: TrainConfig, device: str, team: Team) -> tuple[Dtype, str]:

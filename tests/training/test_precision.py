@@ -264,6 +264,20 @@ def test_all_processes_take_fp32_where_one_has_no_bf16(
     assert choice == PrecisionChoice("fp32", "auto", "another process of the run has no bf16")
 
 
+def test_a_process_that_is_fast_is_told_that_it_waits_for_another(
+    processor: Processor, tmp_path: Path
+) -> None:
+    processor("avx512_bf16")
+    said: list[str] = []
+
+    choose_precision(config_of(tmp_path, "bf16"), "cpu", team=Pair(size=2), say=said.append)
+
+    assert said == [
+        "precision: bf16 (asked for)",
+        "warning: another process of the run emulates bf16, and all wait for it.",
+    ]
+
+
 # Runs
 
 
