@@ -126,12 +126,14 @@ def _run(name: str, seconds: float, *, atheris: bool) -> Found:
     """A property in a process of its own, which may hang, fill memory or die."""
     start = time.monotonic()
     command = [sys.executable, __file__, "--one", name, "--minutes", str(seconds / 60)]
+    given = os.environ.get("PYTHONPATH")
+    paths = [str(_FOLDER), *([given] if given else []), str(_FOLDER.parents[1])]
     environment = {
         **os.environ,
         "PLC_FUZZ_EXAMPLES": str(_ROUND),
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "error::RuntimeWarning",
-        "PYTHONPATH": os.pathsep.join([str(_FOLDER), os.environ.get("PYTHONPATH", ".")]),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
     with tempfile.TemporaryDirectory() as folder:  # where libFuzzer leaves what it found
         try:

@@ -20,14 +20,16 @@ import resource
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pl_compile.errors import PlcError
 from pl_compile.testing import random_table, write_tiny_base
@@ -144,7 +146,7 @@ def tiny_base(family: str) -> Path:
 
 @functools.cache
 def tiny_table() -> Path:
-    """A prompt table of three tasks for `tiny_base("llama")`: two of rows, one with a learned prefix."""
+    """A prompt table for the tiny Llama: two tasks of rows, and one with a learned prefix."""
     return random_table(tiny_base("llama"), scratch() / "table.safetensors", prefix=True)
 
 
@@ -225,17 +227,30 @@ VALUES = st.one_of(
 )
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where a value of JSON has values."""
     items = value.items() if isinstance(value, dict) else ()
     items = enumerate(value) if isinstance(value, list) else items
     for key, item in items:
         yield (*path, key)
-        yield from _places(item, (*path, key))
+        yield from places(item, (*path, key))
 
 
 def _at(value: Any, path: tuple[Any, ...]) -> Any:
     return functools.reduce(lambda inner, key: inner[key], path, value)
+
+
+def _near(value: Any, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """What might stand there as well: another value of the same type, or the same as another."""
+    if isinstance(value, bool):
+        return st.sampled_from((not value, int(value), str(value), None))
+    if isinstance(value, int):
+        return st.sampled_from((value + 1, value - 1, -value, 2 * value, value * 1.0, str(value)))
+    if isinstance(value, float):
+        return st.sampled_from((value * 1.5, -value, 0.0, str(value)))
+    if isinstance(value, str):
+        return st.sampled_from((value + " ", value[1:], value.upper(), [value], value + "é"))
+    return values
 
 
 @st.composite
@@ -249,23 +264,97 @@ def spoiled(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any] = VALUES
     """
     changed = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
-        places = list(_places(changed))
-        if not places:
+        inside_of = list(places(changed))
+        if not inside_of:
             return draw(values)
-        *inside, key = draw(st.sampled_from(places))
+        *inside, key = draw(st.sampled_from(inside_of))
         parent = _at(changed, tuple(inside))
-        kind = draw(st.sampled_from(("replace", "replace", "replace", "drop", "add", "move")))
-        if kind == "replace":
+        kind = draw(st.sampled_from(("near", "near", "near", "replace", "drop", "add", "move")))
+        if kind == "near":
+            parent[key] = draw(_near(parent[key], values))
+        elif kind == "replace":
             parent[key] = draw(values)
         elif kind == "drop":
             del parent[key]
         elif kind == "move":
-            parent[key] = copy.deepcopy(_at(changed, draw(st.sampled_from(places))))
+            parent[key] = copy.deepcopy(_at(changed, draw(st.sampled_from(inside_of))))
         elif isinstance(parent, list):
             parent.insert(key, draw(values | st.just(copy.deepcopy(parent[key]))))
         else:
             parent[draw(st.text(max_size=5))] = draw(values)
     return changed
+
+
+class Arrays(dict[str, NDArray[Any]]):
+    """Arrays by name, and in words what was done to them."""
+
+    done: list[str]
+
+    def __repr__(self) -> str:
+        return f"Arrays({'; '.join(self.done) or 'as they were'})"
+
+
+@st.composite
+def spoiled_arrays(
+    draw: st.DrawFn, arrays: Mapping[str, NDArray[Any]], names: st.SearchStrategy[str]
+) -> Arrays:
+    """The tensors of a file with a few renamed, left out, added, cast, cut, doubled or turned.
+
+    Args:
+        draw: of hypothesis.
+        arrays: what is changed; themselves never.
+        names: what tensors are called that are new.
+    """
+    found = Arrays(arrays)
+    found.done = []
+    for _ in range(draw(st.integers(0, 3))):
+        if not found:
+            break
+        name = draw(st.sampled_from(sorted(found)))
+        array = found[name]
+        kind = draw(st.sampled_from(_CHANGES))
+        say = ""
+        if kind == "rename":
+            say = draw(names)
+            found[say] = found.pop(name)
+        elif kind == "leave out":
+            del found[name]
+        elif kind == "add":
+            say = draw(names)
+            found.setdefault(say, draw(st.sampled_from((array, array + array))))
+        elif kind == "cast":
+            say = draw(st.sampled_from(_DTYPES))
+            with np.errstate(all="ignore"):
+                found[name] = array.astype(say)
+        elif kind == "cut":
+            start = draw(st.integers(0, array.shape[0] if array.ndim else 0))
+            say = f"from {start}"
+            found[name] = np.ascontiguousarray(array[start:] if array.ndim else array)
+        elif kind == "double" and array.ndim:
+            axis = draw(st.integers(0, array.ndim - 1))
+            say = f"along {axis}"
+            found[name] = np.concatenate([array, array], axis=axis)
+        elif kind == "turn":
+            found[name] = np.ascontiguousarray(array.T)
+        elif kind == "reshape":
+            shape = draw(st.sampled_from(((-1,), (1, -1), (-1, 1), (1, 1, 1, 1, -1))))
+            say = f"to {shape}"
+            found[name] = array.reshape(shape)
+        elif kind == "number" and array.size and array.dtype != bool:
+            place = draw(st.integers(0, array.size - 1))
+            number = draw(st.sampled_from(_FLOATS if array.dtype.kind == "f" else _WHOLES))
+            say = f"{number} at {place}"
+            found[name] = array.copy()
+            with np.errstate(all="ignore"):
+                found[name].flat[place] = np.asarray(number).astype(array.dtype)
+        found.done.append(f"{kind} {name} {say}".rstrip())
+    return found
+
+
+_CHANGES = ("rename", "leave out", "add", "cast", "cut", "double", "turn", "reshape", "number")
+_DTYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "bool", "uint8")
+_FLOATS = (np.nan, np.inf, 0.0, -1e30)
+_WHOLES = (-1, 0, 1, 396, 397, 500, 10**6)
 
 
 @st.composite
@@ -290,9 +379,18 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+_BYTES = st.one_of(
+    st.sampled_from(b",;:\t\n\r\"'\\{}[]0-.e @=#& \0").map(lambda byte: bytes([byte])),
+    st.sampled_from(
+        ("é".encode(), "\ufeff".encode(), "\u2028".encode(), b"NaN", b"1e999", b"null")
+    ),
+    st.binary(max_size=3),
+)
+
+
 @st.composite
 def damaged(draw: st.DrawFn, data: bytes, *, first: int = 0) -> bytes:
-    """Bytes with one to four places changed, cut out, doubled or filled.
+    """Bytes with one to three places changed, cut out, doubled or filled.
 
     Args:
         draw: of hypothesis.
@@ -300,26 +398,24 @@ def damaged(draw: st.DrawFn, data: bytes, *, first: int = 0) -> bytes:
         first: changes are drawn from the first so many bytes half of the time; 0 for anywhere.
     """
     changed = bytearray(data)
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.integers(1, 3))):
         end = len(changed)
         if first and draw(st.booleans()):
             end = min(end, first)
         place = draw(st.integers(0, end))
         length = draw(st.sampled_from((1, 1, 2, 8, 100)))
         kind = draw(st.sampled_from(("flip", "set", "cut", "double", "insert", "end")))
-        part = bytes(changed[place : place + length])
-        if kind == "flip" and part:
+        if kind == "flip" and place < len(changed):
             changed[place] ^= 1 << draw(st.integers(0, 7))
         elif kind == "set":
-            changed[place : place + length] = draw(
-                st.binary(min_size=len(part), max_size=len(part))
-            )
+            new = draw(_BYTES)
+            changed[place : place + len(new)] = new
         elif kind == "cut":
             del changed[place : place + length]
         elif kind == "double":
-            changed[place:place] = part
+            changed[place:place] = changed[place : place + length]
         elif kind == "insert":
-            changed[place:place] = draw(st.binary(max_size=4))
+            changed[place:place] = draw(_BYTES)
         elif kind == "end":
             del changed[place:]
     return bytes(changed)

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fuzzing import VALUES, attempt, damaged, fresh, fuzzed, json_texts, spoiled, tiny_base, utf8
-from hypothesis import assume
+from fuzzing import (
+    VALUES,
+    attempt,
+    damaged,
+    fresh,
+    fuzzed,
+    json_texts,
+    places,
+    spoiled,
+    tiny_base,
+    utf8,
+)
 from hypothesis import strategies as st
 
 from pl_compile.config.read import build, node_from_plain
@@ -66,7 +76,6 @@ def _strict(text: str) -> Any:
         text,
         object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else pairs,
         parse_constant=lambda name: [name],
-        parse_float=lambda number: float(number),
     )
 
 
@@ -211,7 +220,7 @@ def test_phrases_are_read_or_refused(data: bytes) -> None:
 _ASSISTANT = (
     b"userid;answerid;scenario;intent;status;answer_annotation;notes\n"
     b'1;2;alarm;set;null;"wake me at [time : six] ; please";\n'
-    b"1;3;alarm;set;null;call [who : the [a : b]] now;x\n"
+    b"1;3;alarm;set;null;call [who : the boss] now;x\n"
 )
 
 
@@ -248,14 +257,21 @@ def test_a_config_of_a_run_is_read_or_refused(data: bytes) -> None:
     assert isinstance(found, PlcError | TrainConfig)
 
 
-@fuzzed(
-    60, setting=st.text(max_size=12) | st.sampled_from(tuple(TASKS[0])).map("tasks.0.{}=".format)
-)
-def test_a_setting_is_taken_or_refused(setting: str) -> None:
+@st.composite
+def changes(draw: st.DrawFn) -> str:
+    """What is given to `--set`: a key that there is, as a rule, and any value."""
+    config = tiny_train_config(fresh("config"), tiny_base("llama"))
+    keys = [".".join(map(str, place)) for place in places(config)]
+    key = draw(st.sampled_from(keys) | st.text(max_size=4))
+    value = draw(VALUES.map(json.dumps) | st.text(max_size=5))
+    return key + draw(st.sampled_from(("=", "=", "=", "", "=="))) + value
+
+
+@fuzzed(60, change=changes())
+def test_a_setting_is_taken_or_refused(change: str) -> None:
     config = tiny_train_config(fresh("config"), tiny_base("llama"))
     path = _written("run.yaml", yaml.safe_dump(config).encode())
-    assume(not any("\ud800" <= character <= "\udfff" for character in setting))
 
-    found = attempt(lambda: read_train_config(path, [setting]))
+    found = attempt(lambda: read_train_config(path, [change]))
 
     assert isinstance(found, PlcError | TrainConfig)
