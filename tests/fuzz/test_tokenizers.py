@@ -5,7 +5,8 @@ tokens.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fuzzing import attempt, damaged, fuzzed, json_texts, utf8
@@ -111,13 +112,23 @@ _SPECS = {kind: json.loads(tokenizer.to_str()) for kind, tokenizer in _KINDS.ite
 
 @dataclass(frozen=True)
 class Case:
-    """A tokenizer: its file, and the same file without added tokens."""
+    """A tokenizer: its file, the same file without added tokens, and what these are."""
 
     kind: str
-    text: str
-    bare: str
-    added: tuple[str, ...]
+    text: str = field(repr=False)
+    bare: str = field(repr=False)
+    tokens: tuple[Mapping[str, Any], ...]
     size: int
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The texts of the added tokens."""
+        return tuple(token["content"] for token in self.tokens)
+
+    @property
+    def special(self) -> frozenset[int]:
+        """What no data may have: special tokens, but not that of unknown characters."""
+        return frozenset(token["id"] for token in self.tokens[1:] if token["special"])
 
 
 @st.composite
@@ -152,7 +163,7 @@ def cases(draw: st.DrawFn) -> Case:
         )
         size += name not in vocab
     text = json.dumps({**spec, "added_tokens": added}, ensure_ascii=draw(st.booleans()))
-    return Case(kind, text, bare, tuple(token["content"] for token in added), size)
+    return Case(kind, text, bare, tuple(added), size)
 
 
 _PARTS = ("the", " ", "hello", "an", "<think>", "<s>", "</s>", "[INST]", "é", "😀", "\n", "  ", "▁")
@@ -174,14 +185,18 @@ def _ids(text: str, data: str) -> list[int]:
     return ids
 
 
-@fuzzed(150, field=fields())
-def test_a_field_is_read_as_if_there_were_no_added_tokens(field: tuple[Case, str]) -> None:
-    case, data = field
+@fuzzed(150, given=fields())
+def test_a_field_is_read_as_if_there_were_no_added_tokens(given: tuple[Case, str]) -> None:
+    case, data = given
     tokenizer = Tokenizer(case.text)
 
     found = attempt(lambda: tokenizer.encode(data, opens=True, markup=False))
 
-    assert isinstance(found, PlcError) or found == _ids(case.bare, data)
+    if not isinstance(found, PlcError):
+        expected = _ids(case.bare, data)
+        # Some models have control tokens among their words: then data is read without these.
+        control = case.special & set(expected)
+        assert found == expected or (control and not control & set(found))
 
 
 @fuzzed(100, case=cases(), data=_DATA)
@@ -190,7 +205,8 @@ def test_bos_and_a_field_are_read_as_the_whole_text_is(case: Case, data: str) ->
     assume(data and not any(name in data for name in case.added))
     # Added tokens that match what was normalised are found in texts that do not have them.
     assume(_ids(case.bare, data) == _ids(case.text, data))
-    task = TaskConfig("t", "<|VIRTUAL_PROMPT_0|><s>{data} {answer}", 1)
+    template = "<|VIRTUAL_PROMPT_0|><s>{data} {answer}"
+    task = TaskConfig("t", template, 1, whitespace="transformers")
     renderer = Renderer(parse_template(task), Tokenizer(case.text), SequenceRules())
 
     rendered = renderer.prompt({"data": data})
@@ -206,6 +222,11 @@ def answers(draw: st.DrawFn) -> tuple[Case, list[int]]:
     return case, draw(st.lists(some.filter(lambda number: number < case.size + 3), max_size=14))
 
 
+def _text_of(case: Case, ids: list[int]) -> str:
+    text: str = HfTokenizer.from_str(case.text).decode(ids, skip_special_tokens=True)
+    return text
+
+
 @fuzzed(200, answer=answers())
 def test_pieces_of_an_answer_make_its_text_and_none_is_taken_back(
     answer: tuple[Case, list[int]],
@@ -216,7 +237,7 @@ def test_pieces_of_an_answer_make_its_text_and_none_is_taken_back(
 
     given = "".join([*(text.push(number) for number in ids), text.finish()])
 
-    assert given == text.text == tokenizer.decode(ids).strip(" ")
+    assert given == text.text == _text_of(case, ids).strip(" ")
 
 
 @fuzzed(60, answer=answers(), stop=st.sampled_from(("the", "\n", "a", " ", "�", "lo ")))
@@ -234,14 +255,14 @@ def test_a_stop_text_ends_an_answer_where_it_first_stands(
             break
     pieces.append(text.finish())
 
-    before, found, _ = tokenizer.decode(ids).partition(stop)
+    before, found, _ = _text_of(case, ids).partition(stop)
     assert "".join(pieces) == text.text == before.strip(" ")
     assert text.stopped or not found
 
 
-@fuzzed(60, field=fields(), keep=st.integers(0, 6))
-def test_the_start_of_a_text_is_a_start_of_it(field: tuple[Case, str], keep: int) -> None:
-    case, data = field
+@fuzzed(60, given=fields(), keep=st.integers(0, 6))
+def test_the_start_of_a_text_is_a_start_of_it(given: tuple[Case, str], keep: int) -> None:
+    case, data = given
     tokenizer = Tokenizer(case.text)
 
     found = attempt(lambda: tokenizer.head(data, keep))
