@@ -77,7 +77,7 @@ def _with_hypothesis(name: str, seconds: float) -> None:
 
 def _with_atheris(name: str, seconds: float) -> None:
     """Inputs that libFuzzer changes towards code not reached yet; ends the process."""
-    import atheris  # type: ignore[import-not-found, unused-ignore]
+    import atheris
 
     with atheris.instrument_imports(include=["pl_compile"]):
         test = _load(name)

@@ -72,7 +72,7 @@ def fuzzed(count: int, **strategies: Any) -> Callable[[Callable[..., None]], Any
                 HealthCheck.filter_too_much,
             ),
         )
-        test = chosen(given(**strategies)(trial))
+        test: Any = chosen(given(**strategies)(trial))
         test.strategies = strategies  # what `deep.py` draws its first inputs from
         return test
 
@@ -229,11 +229,10 @@ VALUES = st.one_of(
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where a value of JSON has values."""
-    items = value.items() if isinstance(value, dict) else ()
-    items = enumerate(value) if isinstance(value, list) else items
-    for key, item in items:
+    inside = isinstance(value, dict | list)
+    for key in value if isinstance(value, dict) else range(len(value) if inside else 0):
         yield (*path, key)
-        yield from places(item, (*path, key))
+        yield from places(value[key], (*path, key))
 
 
 def _at(value: Any, path: tuple[Any, ...]) -> Any:

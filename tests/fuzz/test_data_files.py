@@ -152,9 +152,9 @@ def test_each_row_of_a_delimited_file_comes_back(
 ) -> None:
     data, rows, delimiter = table
     path = _written("rows.csv", data)
-    options = {"delimiter": delimiter} if named else {}
+    name = delimiter if named else None
 
-    found = attempt(lambda: prepare_csv(path, path.parent, taskname="t", **options))
+    found = attempt(lambda: prepare_csv(path, path.parent, taskname="t", delimiter=name))
 
     if not isinstance(found, PlcError):
         assert _rows(path.parent / "rows.jsonl") == [{"taskname": "t", **row} for row in rows]
