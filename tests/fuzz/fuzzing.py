@@ -229,8 +229,8 @@ VALUES = st.one_of(
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where a value of JSON has values."""
-    inside = isinstance(value, dict | list)
-    for key in value if isinstance(value, dict) else range(len(value) if inside else 0):
+    keys: list[Any] = list(value) if isinstance(value, dict | list) else []
+    for key in keys if isinstance(value, dict) else range(len(keys)):
         yield (*path, key)
         yield from places(value[key], (*path, key))
 
