@@ -19,6 +19,7 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 `AssertionError` or whatever Python raises: it never ends in a polite message.
 """
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -140,6 +141,23 @@ def list_problems(problems: Sequence[str], *, most: int = 20) -> str:
     if len(problems) > most:
         shown.append(f"\n  - and {len(problems) - most} more")
     return f"{len(problems)} problems:{''.join(shown)}"
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, for the `found` of one of ours: without Python's numbers and names."""
+    if isinstance(error, PlcError):
+        return error.found
+    if isinstance(error, RecursionError):
+        return "values nested without end"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def doing_of(error: OSError) -> str:
+    """What was being done to the file that an error of the system names."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    return f"{'writing' if error.errno in full else 'reading'} {error.filename}"
 
 
 def check_all(error: type[PlcError], doing: str, checks: Mapping[str, bool]) -> None:

@@ -34,6 +34,14 @@ MANIFEST = Manifest(
     parity="passed",
 )
 MODEL = b"not really a graph"
+# Two rows, three steps; of the ids, VOCAB and VOCAB + 1 are rows of the prompt.
+SELFTEST = {
+    "input_ids": np.asarray([[VOCAB, VOCAB + 1, 4, 0], [2, VOCAB, 5, 6]]),
+    "lengths": np.asarray([3, 4]),
+    "tokens": np.asarray([[1, 2], [3, 4], [5, 6]]),
+    "logit_ids": np.asarray([0, 9]),
+    "logits": np.zeros((3, 2, 2), np.float32),
+}
 COPY_AGAIN = "Copy the bundle again, or export it again."
 
 Tamper = Callable[[Callable[[dict[str, Any]], None]], None]
@@ -52,9 +60,7 @@ def _write(folder: Path) -> Path:
     (folder / "report.json").write_text("{}", encoding="utf-8")
     write_task(folder, _entry("mood", 3))
     write_task(folder, _entry("squad", 5))
-    (task_folder(folder, "mood") / "selftest.safetensors").write_bytes(
-        save({"input_ids": np.arange(4)})
-    )
+    (task_folder(folder, "mood") / "selftest.safetensors").write_bytes(save(SELFTEST))
     (task_folder(folder, "mood") / "parity.json").write_text("{}", encoding="utf-8")
     write_manifest(folder, MANIFEST)
     return folder
@@ -122,7 +128,10 @@ def test_every_file_but_the_manifest_is_in_it_with_sum_and_size(bundle: Path) ->
 def test_the_vectors_of_a_self_test_are_found_where_there_are_some(bundle: Path) -> None:
     opened = read_bundle(bundle)
 
-    assert opened.selftest("mood")["input_ids"].tolist() == [0, 1, 2, 3]
+    found = opened.selftest("mood")
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in SELFTEST.items()
+    }
     assert opened.selftest("squad") == {}
 
 

@@ -154,7 +154,7 @@ def test_a_task_cannot_be_added_twice() -> None:
 
 def test_another_base_is_refused_with_both_fingerprints() -> None:
     with pytest.raises(FingerprintError) as error:
-        table(entry("mood", 3)).check_base("f00d" * 16, "other")
+        table(entry("mood", 3)).check_base(replace(BASE, fingerprint="f00d" * 16), "other")
 
     assert str(error.value) == (
         f"matching the prompt table with the base other: the base has fingerprint {'f00d' * 16}; "
@@ -164,7 +164,18 @@ def test_another_base_is_refused_with_both_fingerprints() -> None:
 
 
 def test_its_own_base_is_accepted() -> None:
-    table(entry("mood", 3)).check_base(BASE.fingerprint, "under another name")
+    table(entry("mood", 3)).check_base(replace(BASE, name="another"), "under another name")
+
+
+@pytest.mark.parametrize("sizes", [{"vocab": 1 << 10}, {"hidden": HIDDEN + 1}])
+def test_a_table_of_other_sizes_than_its_base_is_refused_with_both(sizes: dict[str, int]) -> None:
+    base = replace(BASE, **sizes)  # type: ignore[arg-type]
+
+    with pytest.raises(FingerprintError) as error:
+        table(entry("mood", 3)).check_base(base, "other")
+
+    assert f"a table for hidden {BASE.hidden}, vocab {BASE.vocab}; " in str(error.value)
+    assert f"expected hidden {base.hidden}, vocab {base.vocab}, as the base has" in str(error.value)
 
 
 # What is not written
