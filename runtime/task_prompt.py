@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pl_compile.artifact.bundle import LABELS_NAME, Bundle, Precision, task_folder
 from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, sum_of_array
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
@@ -130,14 +130,17 @@ def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPro
     """All tasks of a bundle, each with its folded prefix where it has one.
 
     Raises:
-        ConfigError: a template that cannot be parsed.
-        ArtifactError: a prefix that was computed from something else than this bundle holds, or
-            labels that are not those of the task.
+        ArtifactError: a task that cannot be rendered, a prefix that was computed from something
+            else than this bundle holds, or labels that are not those of the task.
     """
     prompts = {}
     # Manifests list baked tasks in the order of the tasks: the reader checks it.
     for task_id, (name, entry) in enumerate(bundle.entries.items()):
-        prompt = TaskPrompt.of(entry, tokenizer, task_id)
+        try:
+            prompt = TaskPrompt.of(entry, tokenizer, task_id)
+        except PlcError as error:
+            doing = f"reading task '{name}' of the bundle {bundle.folder}"
+            raise ArtifactError(doing, found=reason_of(error), fix=error.fix) from error
         if bundle.labels(name) != prompt.trie:
             # A path that spells another text would be served as the answer.
             raise ArtifactError(

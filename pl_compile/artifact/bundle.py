@@ -110,10 +110,13 @@ class Precision:
 
     def __post_init__(self) -> None:
         """Refuses blocks that no weights could have."""
-        block = 0 if self.block is None else self.block
+        noted = {self.block is not None, self.method is not None}
         checks = {
-            f"block {block}, expected 0 to {MOST['hidden']}": 0 <= block <= MOST["hidden"],
-            f"block {block}, and nothing is quantised": not block or self.quantization != "none",
+            f"block {self.block}, method {self.method}, and quantization {self.quantization}": noted
+            == {self.quantization != "none"},
+            f"block {self.block}, expected 0 to {MOST['hidden']}": 0
+            <= (self.block or 0)
+            <= MOST["hidden"],
         }
         check_all(ConfigError, "reading the precision", checks)
 

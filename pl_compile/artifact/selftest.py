@@ -62,7 +62,7 @@ def _problems_of_form(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
         if str(array.dtype) != dtype or array.shape != expected or 0 in expected:
             problems.append(
                 f"{name} {array.dtype} {list(array.shape)}, expected {dtype} "
-                f"[{', '.join(axes)}], none of them 0 and all the same as in the others"
+                f"[{', '.join(axes)}], each at least 1 and the same in all tensors"
             )
     if not problems and sizes["rows"] * sizes["steps"] > MOST_RESULTS:
         problems.append(

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from importlib import import_module
 
 import click
@@ -68,6 +69,7 @@ def plc(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Runs `plc` and leaves the process with the exit code that the README lists."""
     _end_cleanly()
+    warnings.formatwarning = _warning_line
     if sys.stdout is None:
         sys.exit("error: writing the output: standard output is closed.")
     try:
@@ -95,6 +97,11 @@ def main() -> None:
         click.echo(f"error: {doing}: {reason_of(error)}.", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a line for the user: not where in the code it was given."""
+    return f"warning: {message}\n"
 
 
 def _end_cleanly() -> None:

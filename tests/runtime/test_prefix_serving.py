@@ -9,7 +9,7 @@ import pytest
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table, write_prompt_table
 from pl_compile.config.contract import PromptsMode
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import ArtifactError, ConfigError, ExportError, RequestError
+from pl_compile.errors import ArtifactError, ExportError, RequestError
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.batch import parts_that_fit
 from pl_compile.testing import random_table
@@ -169,7 +169,7 @@ def test_a_template_that_cannot_be_parsed_is_not_exported(
     entry = _with_template(table.entry("order"), "{request} becomes {order}")
     write_prompt_table(replace(table, entries={"order": entry}), path)
 
-    with pytest.raises(ConfigError, match="parsing the template of task 'order'"):
+    with pytest.raises(ArtifactError, match="the template of task 'order': the template has 0"):
         export_bundle(ExportRequest(path, base, tmp_path / "bundle", measure_parity=False))
 
 
