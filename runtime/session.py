@@ -302,7 +302,7 @@ class Session:
 
 
 def _check_finite(logits: Float32, prompts: Sequence[TaskPrompt]) -> None:
-    """Raises `ArtifactError` where a row's logits are no numbers: any token would seem likeliest."""
+    """Raises `ArtifactError` where logits are no numbers: any token would seem the likeliest."""
     largest = logits.max(axis=-1)  # NaN where one of them is
     if np.isfinite(largest).all():
         return

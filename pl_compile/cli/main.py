@@ -93,9 +93,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        doing = "writing the output" if error.filename is None else doing_of(error)
+        of_output = error.filename is None
+        doing = "writing the output" if of_output else doing_of(error)
         click.echo(f"error: {doing}: {reason_of(error)}.", err=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if of_output:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
