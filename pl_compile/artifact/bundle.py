@@ -405,12 +405,12 @@ def _check_graphs(manifest: "_StoredManifest", doing: str) -> None:
         for name in manifest.files
         if name.startswith("base/") and name.endswith(f"/{MODEL_NAME}")
     }
-    if found != expected:
+    for name in sorted(expected - found) or sorted(found - expected):
         raise ArtifactError(
             doing,
-            found=f"{len(found)} graphs in {MANIFEST}, and ranks {ranks}: "
-            f"'{min(found ^ expected)}' is {'missing' if found < expected else 'one too many'}",
-            expected=f"base/{MODEL_NAME}, or of more ranks one in each base/rank0, base/rank1, …",
+            found=f"damaged {MANIFEST}: ranks {ranks}, and '{name}' is "
+            f"{'missing' if name in expected else 'one too many'}",
+            expected=f"base/{MODEL_NAME}; of more ranks one in each of base/rank0, base/rank1, …",
         )
 
 

@@ -138,6 +138,8 @@ def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
     with _reporting(path):
         if path.exists() and not path.is_dir():
             found = "a file of that name"
+        elif path.is_dir() and path.samefile(Path.cwd()):
+            found = "the current folder, which cannot be replaced by another"
         elif path.is_dir() and any(path.iterdir()) and not is_ours(path):
             found = "a folder with other things in it"
         else:
