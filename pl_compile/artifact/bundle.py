@@ -49,7 +49,7 @@ from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.build import Dtype, Quantization
 from pl_compile.config.contract import MOST, GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.strict_json import parse_json, with_null
 from pl_compile.errors import (
     ArtifactError,
     ConfigError,
@@ -313,8 +313,8 @@ def write_labels(bundle: Path, taskname: str, trie: LabelTrie | None) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON that a person can read and a diff can compare."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """Writes indented JSON that a person can read and a diff can compare; null for NaN."""
+    text = json.dumps(with_null(value), indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
 
 

@@ -39,6 +39,15 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def with_null(value: Any) -> Any:
+    """Plain data for JSON: null for numbers that are not finite, for which JSON has no words."""
+    if isinstance(value, dict):
+        return {key: with_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON: write null, or leave the value out")
 

@@ -389,6 +389,25 @@ def test_an_export_goes_on_after_its_terminal_is_gone_where_nohup_started_it(
     assert callable(found[signal.SIGTERM])
 
 
+def test_a_warning_is_a_line_without_a_place_in_the_code(tmp_path: Path) -> None:
+    program = (
+        "import warnings\n"
+        "import pl_compile.driver.describe as describe\n"
+        "describe.describe = lambda path: warnings.warn('it is slow', RuntimeWarning)\n"
+        "from pl_compile.cli.main import main\n"
+        "main()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "inspect", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stderr == "warning: it is slow\n"
+
+
 def test_a_file_that_cannot_be_read_is_no_fault_of_the_output(
     plc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
