@@ -22,6 +22,9 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 
+# What a message shows at most: what a stranger's file holds may be of any length.
+_MOST_CHARACTERS = 8000
+
 
 class PlcError(Exception):
     """A mistake that the reader of the message can put right.
@@ -45,6 +48,8 @@ class PlcError(Exception):
             text += f"; expected {expected}"
         if not text.endswith((".", "?", "!")):
             text += "."
+        if len(text) > _MOST_CHARACTERS:
+            text = f"{text[:_MOST_CHARACTERS]} … ({len(text)} characters)."
         separator = "\n" if "\n" in text else " "
         super().__init__(f"{text}{separator}{fix}".rstrip())
 

@@ -21,6 +21,7 @@ path may leave the folder, and nothing is ever unpickled.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -150,7 +151,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuses what no bundle could say of itself."""
-        doubled = sorted(name for name in set(self.tasks) if self.tasks.count(name) > 1)
+        doubled = [name for name, count in Counter(self.tasks).items() if count > 1]
         checks = {f"task '{name}' is named twice": False for name in doubled}
         checks["no task is named"] = bool(self.tasks)
         check_all(ConfigError, "reading what the bundle is", checks)

@@ -247,20 +247,21 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
     """Writes a table, whole or not at all.
 
     Raises:
-        ArtifactError: rows that are not finite or not `[virtual, hidden]`, or a disk that refuses.
+        ArtifactError: what a reader would refuse (rows that are not finite or not
+            `[virtual, hidden]`, a template that cannot be parsed, …), or a disk that refuses.
     """
+    doing = f"writing {path}"
     for entry in table.entries.values():
-        check_learned(entry, table.base.hidden, f"writing {path}")
+        check_learned(entry, table.base.hidden, doing)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "base": json.dumps(plain_from_config(table.base)),
         "tasks": json.dumps({name: entry.record() for name, entry in table.entries.items()}),
     }
-    rows = {
-        name: np.ascontiguousarray(entry.learned, np.float32)
-        for name, entry in table.entries.items()
-    }
+    learned = {name: entry.learned for name, entry in table.entries.items()}
+    table_from_records(learned, base=metadata["base"], tasks=metadata["tasks"], doing=doing)
+    rows = {name: np.ascontiguousarray(each, np.float32) for name, each in learned.items()}
     write_atomically(path, tensor_bytes(rows, metadata))
 
 

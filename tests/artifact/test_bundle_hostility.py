@@ -380,6 +380,12 @@ def test_a_manifest_without_end_is_not_read_to_it(bundle: Path) -> None:
     assert not is_bundle(bundle)
 
 
+def test_a_value_of_a_million_letters_is_not_shown_whole(bundle: Path, tamper: Tamper) -> None:
+    tamper(lambda m: m.update(parity="k" * 1_000_000))
+
+    assert len(refusal(bundle)) < 8100
+
+
 def test_graphs_of_ranks_that_the_manifest_does_not_count_are_refused(bundle: Path) -> None:
     (bundle / "base/rank0").mkdir()
     (bundle / "base/rank0/model.onnx").write_bytes(MODEL)

@@ -217,6 +217,28 @@ def test_rows_of_a_wrong_form_are_not_written(path: Path, rows: NDArray[Any]) ->
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eos_id": 397}, "eos_id 397 of task 'mood'; expected a token of the base: 0 to 396"),
+        ({"method": "\ud800"}, "half of a surrogate pair"),
+        (
+            {"task": TaskConfig("mood", "{text} is {label}", 3)},
+            "the template of task 'mood': the template has 0 <|VIRTUAL_PROMPT_n|> markers",
+        ),
+    ],
+)
+def test_what_a_reader_would_refuse_is_not_written(
+    path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ArtifactError) as error:
+        write_prompt_table(table(replace(entry("mood", 3), **change)), path)
+
+    assert str(error.value).startswith(f"writing {path}: ")
+    assert said in str(error.value)
+    assert not path.exists()
+
+
 # What is not read
 
 
