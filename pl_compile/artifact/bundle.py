@@ -112,12 +112,11 @@ class Precision:
     def __post_init__(self) -> None:
         """Refuses blocks that no weights could have."""
         noted = {self.block is not None, self.method is not None}
+        together = f"block {self.block}, method {self.method}, quantization {self.quantization}"
+        size = f"block {self.block}, expected 0 to {MOST['hidden']}"
         checks = {
-            f"block {self.block}, method {self.method}, and quantization {self.quantization}": noted
-            == {self.quantization != "none"},
-            f"block {self.block}, expected 0 to {MOST['hidden']}": 0
-            <= (self.block or 0)
-            <= MOST["hidden"],
+            together: noted == {self.quantization != "none"},
+            size: 0 <= (self.block or 0) <= MOST["hidden"],
         }
         check_all(ConfigError, "reading the precision", checks)
 
@@ -204,13 +203,8 @@ class Bundle:
         if not path.is_file():
             return None
         prefix, graph = read_folded(path), self.manifest.graph
-        layers, two, kv_heads, head, head_dim = prefix.kv.shape
-        fits = (layers, two, kv_heads, head_dim) == (
-            graph.layers,
-            2,
-            graph.kv_heads,
-            graph.head_dim,
-        )
+        head = prefix.kv.shape[3]
+        fits = prefix.kv.shape == (graph.layers, 2, graph.kv_heads, head, graph.head_dim)
         if not fits or not 1 <= head < graph.capacity:
             raise ArtifactError(
                 f"reading {path}",

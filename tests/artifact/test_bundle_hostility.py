@@ -341,8 +341,11 @@ def test_an_unknown_key_of_the_manifest_is_refused_with_the_near_one(
         (lambda m: m["graph"].update(ranks=10**30), "ranks 1000000000000000000000000000000, exp"),
         (lambda m: m["graph"].update(ranks=300), "ranks 300; expected at most the 3 key and value"),
         (lambda m: m["graph"].update(ranks=2), "ranks 2, and 'base/rank0/model.onnx' is missing"),
-        (lambda m: m["precision"].update(block=32), "block 32, method None, and quantization none"),
-        (lambda m: m["precision"].update(quantization="int4"), "and quantization int4"),
+        (lambda m: m["precision"].update(block=32), "block 32, method None, quantization none"),
+        (
+            lambda m: m["precision"].update(quantization="int4"),
+            "block None, method None, quantization int4",
+        ),
         (lambda m: m.update(files=[]), "'files' is a list of 0, expected a mapping"),
         (lambda m: m["files"].update(x=3), "'files.x' is 3, expected a mapping"),
         (
