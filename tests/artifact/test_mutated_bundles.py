@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +49,20 @@ def bundle(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return export_bundle(request).bundle
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (holder, key or index) in a tree of lists and dicts."""
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items:
-        yield value, key
-        if isinstance(item, dict | list):
-            yield from _places(item)
+def _place(content: Any, data: st.DataObject) -> tuple[Any, Any]:
+    """A holder in a tree of lists and dicts, and a key or index of it."""
+    holder = content
+    while True:
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        key = data.draw(st.sampled_from(keys))
+        inner = holder[key]
+        if not isinstance(inner, dict | list) or not inner or data.draw(st.integers(0, 3)) == 0:
+            return holder, key
+        holder = inner
 
 
 def _altered(content: Any, data: st.DataObject) -> str:
-    holder, key = data.draw(st.sampled_from(list(_places(content))))
+    holder, key = _place(content, data)
     value = holder[key]
     how = data.draw(st.sampled_from(["replace", "remove", "repeat", "shift"]))
     if how == "remove":
