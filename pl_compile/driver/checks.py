@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pl_compile.artifact.bundle import Precision
+from pl_compile.artifact.bundle import Precision, Verdict
 from pl_compile.driver.live import Liveness, liveness
 from pl_compile.driver.parity import (
     Parity,
@@ -47,7 +47,7 @@ class Checks:
     alone: tuple[Parity, ...]
     live: tuple[Liveness, ...]
     selftests: Mapping[str, Mapping[str, NDArray[Any]]]
-    passed: str
+    passed: Verdict
     failures: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
+from pl_compile.artifact.prompt_table import BaseIdentity, check_prefix, read_prompt_table
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.verify import check_reference
 from pl_compile.errors import ConfigError, DataError, unknown_name
@@ -90,7 +90,9 @@ def session_on_table(path: Path, base: Path) -> Session:
 
     table = read_prompt_table(path)
     config = read_decoder_config(base)
-    table.check_base(fingerprint_base(Checkpoint(base), config), str(base))
+    fingerprint = fingerprint_base(Checkpoint(base), config)
+    identity = BaseIdentity(str(base), fingerprint, config.hidden, config.vocab)
+    table.check_base(identity, str(base))
     for entry in table.entries.values():
         check_prefix(entry, config, f"reading the prompt table {path}")
     return Session.of_entries(Tokenizer.from_folder(base), table.entries, TorchEngine(base))

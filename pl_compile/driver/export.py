@@ -22,6 +22,7 @@ from pl_compile.artifact.bundle import (
     Manifest,
     Precision,
     is_bundle,
+    read_bundle,
     sum_of_base,
     task_folder,
     write_json,
@@ -37,7 +38,13 @@ from pl_compile.artifact.folded_prefix import (
 )
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PlanRecord
-from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
+from pl_compile.artifact.prompt_table import (
+    BaseIdentity,
+    TaskEntry,
+    check_prefix,
+    read_prompt_table,
+)
+from pl_compile.artifact.selftest import SELFTEST_NAME
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
@@ -62,7 +69,7 @@ from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import LOSSLESS
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.session import Session
-from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
+from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_bundle
 from pl_compile.text.examples import read_examples
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
@@ -248,7 +255,10 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     _check_room(request, options, source.plan)
     progress.say(f"reading {request.base}")
     checkpoint = Checkpoint(request.base)
-    source.check_base(fingerprint_base(checkpoint, source.recipe.config), str(request.base))
+    config = source.recipe.config
+    fingerprint = fingerprint_base(checkpoint, config)
+    identity = BaseIdentity(source.identity.name, fingerprint, config.hidden, config.vocab)
+    source.check_base(identity, str(request.base))
     weights = load_weights(checkpoint, source.recipe.config)
     clock.lap("read")
 
@@ -335,6 +345,11 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         )
         progress.say("summing up")
         write_manifest(staging, manifest)
+        # What a runtime would refuse is not left behind.
+        written = read_bundle(staging)
+        prompts_of_bundle(written, source.tokenizer)
+        for name in source.prompts:
+            written.selftest(name)
     size = sum(path.stat().st_size for path in request.output.rglob("*") if path.is_file())
     return ExportResult(
         request.output,
@@ -620,7 +635,7 @@ def _has_reference(request: ExportRequest, target: str, progress: Progress) -> b
 
 def _write_selftests(staging: Path, checks: Checks) -> None:
     for name, arrays in checks.selftests.items():
-        path = task_folder(staging, name) / "selftest.safetensors"
+        path = task_folder(staging, name) / SELFTEST_NAME
         path.write_bytes(tensor_bytes(arrays))
     for result in checks.torch:
         write_json(task_folder(staging, result.task) / "parity.json", asdict(result))

@@ -237,12 +237,13 @@ def trace(
     label: str = "",
     progress: Progress = SILENT,
 ) -> Trace:
-    """Runs prompts and `DECODE_STEPS` decode steps, in one batch where the engine holds it.
+    """Runs prompts and decode steps, in one batch where the engine holds it.
 
     Args:
         engine: what runs them.
         rows: the prompts, at least one.
-        follow: int64 `[steps, rows]`: tokens to go on with; the engine's own greedy ones if None.
+        follow: int64 `[steps, rows]`: tokens to go on with; if None, `DECODE_STEPS`
+            of the engine's own greedy ones.
         folded: whether rows stand behind their folded prefixes.
         alone: whether each row is a batch of its own.
         label: what to call it while it runs.
@@ -258,10 +259,11 @@ def trace(
         max_batch=1 if alone else engine.max_batch,
     )
     traces = []
-    with progress.bar(label, len(parts) * (DECODE_STEPS + 1)) as bar:
+    steps = DECODE_STEPS + 1 if follow is None else len(follow)
+    with progress.bar(label, len(parts) * steps) as bar:
         for part in parts:
             forced = None if follow is None else follow[:, part]
-            traces.append(_trace_batch(engine, prompts[part], given[part], forced, bar))
+            traces.append(_trace_batch(engine, prompts[part], given[part], steps, forced, bar))
     logits, tokens = zip(*((trace.logits, trace.tokens) for trace in traces), strict=True)
     return Trace(np.concatenate(logits, 1), np.concatenate(tokens, 1))
 
@@ -270,6 +272,7 @@ def _trace_batch(
     engine: Engine,
     prompts: Sequence[TaskPrompt],
     given: Sequence[tuple[Int64, int]],
+    steps: int,
     follow: Int64 | None,
     bar: Bar,
 ) -> Trace:
@@ -278,7 +281,7 @@ def _trace_batch(
     past, last = np.asarray([held for _, held in given], np.int64), lengths - 1
     all_logits: list[NDArray[np.float32]] = []
     all_tokens: list[NDArray[np.int64]] = []
-    for step in range(DECODE_STEPS + 1):
+    for step in range(steps):
         logits = engine.step(ids, past, last, prompts).copy()
         tokens = logits.argmax(axis=-1)
         all_logits.append(logits)

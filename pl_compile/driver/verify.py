@@ -22,10 +22,10 @@ from pl_compile.driver.parity import (
     self_limit_of,
     trace,
 )
-from pl_compile.errors import ArtifactError, ExportError, FingerprintError
+from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.opening import check_plans
+from pl_compile.runtime.engines.opening import check_plans, check_target
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
@@ -85,13 +85,7 @@ def verify_bundle(
     }
     target, precision = bundle.manifest.target, bundle.manifest.precision
     _check_flavour(bundle, flavour)
-    for name in served:
-        if learned[name].trie != served[name].trie:
-            raise ArtifactError(
-                f"checking the labels of task '{name}' in {folder}",
-                found="another tree than its template and tokenizer make",
-                fix="Export the bundle again.",
-            )
+    check_target(bundle)
     check_plans(bundle)
     same_kernels = kernels_of(target).items() <= bundle.manifest.toolchain.items()
     limit = self_limit_of(precision, same_kernels=same_kernels)

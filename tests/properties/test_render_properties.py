@@ -296,19 +296,35 @@ _CHOICES = st.lists(
     max_size=3,
     unique=True,
 ).map(tuple)
-_TASKS = st.builds(
-    TaskConfig,
-    taskname=_NAMES,
-    prompt_template=st.text(max_size=20),
-    total_virtual_tokens=st.integers(1, 5),
-    virtual_token_splits=st.lists(st.integers(1, 5), max_size=3).map(tuple),
-    truncate_field=st.none() | st.text(max_size=5),
-    answer_field=st.none() | st.text(max_size=5),
-    answer_only_loss=st.booleans(),
-    choices=_CHOICES,
-    whitespace=st.sampled_from(("keep", "nemo")),
-    init_text=st.none() | st.text(max_size=9),
-)
+_SPLITS = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def _some_tasks(draw: st.DrawFn) -> TaskConfig:
+    """Any names and texts that a template can hold."""
+    splits = draw(_SPLITS)
+    markers = "".join(f"<|VIRTUAL_PROMPT_{index}|>" for index in range(len(splits)))
+    text = draw(st.text(max_size=20)).replace("{", "{{").replace("}", "}}")
+    field = draw(st.text(string.printable, min_size=1, max_size=5).filter(_may_name_a_field))
+    return TaskConfig(
+        taskname=draw(_NAMES),
+        prompt_template=f"{markers}{text.replace('<|', '< |')}{{{field}}} {{answer}}",
+        total_virtual_tokens=sum(splits),
+        virtual_token_splits=splits,
+        truncate_field=draw(st.sampled_from((None, field))),
+        answer_field=draw(st.sampled_from((None, "answer"))),
+        answer_only_loss=draw(st.booleans()),
+        choices=draw(_CHOICES),
+        whitespace=draw(st.sampled_from(("keep", "nemo"))),
+        init_text=draw(st.none() | st.text(max_size=9)),
+    )
+
+
+def _may_name_a_field(text: str) -> bool:
+    return bool(text.strip()) and not set(text) & set("{}") and text != "answer"
+
+
+_TASKS = _some_tasks()
 _FLOATS = st.floats(1e-6, 0.99)
 _BASES = st.builds(
     BaseIdentity,
@@ -375,7 +391,7 @@ def test_a_prompt_table_comes_back_bit_for_bit(
             prompts=st.sampled_from(("input", "baked")),
             baked_tasks=st.lists(_NAMES, max_size=3).map(tuple),
         ),
-        tasks=st.lists(_NAMES, max_size=3).map(tuple),
+        tasks=st.lists(_NAMES, min_size=1, max_size=3, unique=True).map(tuple),
         toolchain=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
         parity=st.sampled_from(("passed", "failed", "not measured")),
     )
