@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pl_compile.runtime.answer_text import AnswerText
+from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.tokenizer import Tokenizer
 
 EOS = 1
@@ -62,12 +63,15 @@ def test_a_character_is_held_until_it_is_complete(tokenizer: Tokenizer) -> None:
     assert pieces == [""] * (len(ids) - 1) + ["🦊"]
 
 
-def test_a_character_that_never_becomes_complete_is_left_out(tokenizer: Tokenizer) -> None:
+def test_a_character_that_never_becomes_complete_is_what_decode_makes_of_it(
+    tokenizer: Tokenizer,
+) -> None:
     answer = AnswerText(tokenizer, ())
+    ids = [*_ids(tokenizer, "a"), *_ids(tokenizer, "🦊")[:-1]]
 
-    _write(answer, [*_ids(tokenizer, "a"), *_ids(tokenizer, "🦊")[:-1]])
+    pieces = _write(answer, ids)
 
-    assert answer.text == "a"
+    assert "".join(pieces) == answer.text == tokenizer.decode(ids) == "a\ufffd"
 
 
 def test_special_tokens_are_not_part_of_the_text(tokenizer: Tokenizer) -> None:
@@ -104,6 +108,17 @@ def test_an_answer_of_blanks_is_empty(tokenizer: Tokenizer) -> None:
 
 
 # Stop texts
+
+
+def test_a_stop_text_in_bytes_that_are_not_certain_yet_ends_the_answer_at_once() -> None:
+    tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
+    answer = AnswerText(tokenizer, ("\n",))
+
+    pieces = [answer.push(token_id) for token_id in _ids(tokenizer, "who", "\n")]
+
+    assert answer.stopped
+    assert "".join(pieces) == answer.text == "who"
+    assert answer.finish() == ""
 
 
 def test_a_stop_text_inside_a_token_ends_the_answer_before_it(tokenizer: Tokenizer) -> None:
