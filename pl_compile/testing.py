@@ -33,6 +33,7 @@ def write_tiny_base(
     blocks: bool = False,
     kv_heads: int = 2,
     published: Literal["floats", "q4_1", "q8_0"] = "floats",
+    tokenizer: str | None = None,
 ) -> Path:
     """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
 
@@ -46,16 +47,17 @@ def write_tiny_base(
         kv_heads: key and value heads of a Llama, each with three query heads.
         published: the form of llama.cpp's that the weights of the layers were in before they became
             the floats of this base; tables are "q8_0" in both. Needs `blocks`.
+        tokenizer: a `tokenizer.json` to take instead of its own; ids 1 and 2 are its BOS and EOS.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True)
-    vocab = _write_tokenizer(folder)
+    vocab = _write_tokenizer(folder) if tokenizer is None else _write_given(folder, tokenizer)
     common = {
         "vocab_size": vocab,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
+        "bos_token_id": 0 if tokenizer is None else 1,
+        "eos_token_id": 1 if tokenizer is None else 2,
         "tie_word_embeddings": tied,
     }
     torch.manual_seed(seed)
@@ -131,6 +133,17 @@ def _write_tokenizer(folder: Path) -> int:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     count: int = tokenizer.get_vocab_size()
+    return count + 1 - count % 2
+
+
+def _write_given(folder: Path, text: str) -> int:
+    """Writes a tokenizer as transformers reads it; returns its number of ids, made odd."""
+    from tokenizers import Tokenizer
+
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    count: int = Tokenizer.from_str(text).get_vocab_size()
     return count + 1 - count % 2
 
 

@@ -188,20 +188,24 @@ def test_a_stop_text_of_blanks_is_found_between_words(tokenizer: Tokenizer) -> N
 _STOPS = ("\n\n", "\n", "ab", "aba", "a b", " a", "  ", "b\n", "\n a")
 
 
-@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+@settings(derandomize=True, deadline=None, max_examples=300, database=None)
 @given(
-    ids=st.lists(st.integers(0, VOCAB - 1), max_size=12),
+    ids=st.lists(st.integers(0, VOCAB - 1) | st.sampled_from((3 + 0x0A, 3 + 0xF0)), max_size=12),
     stops=st.lists(st.sampled_from(_STOPS), max_size=2).map(tuple),
 )
-def test_pieces_of_any_tokens_make_up_the_final_text(
-    tokenizer: Tokenizer, ids: list[int], stops: tuple[str, ...]
+def test_pieces_of_any_tokens_make_up_what_decode_gives_of_them(
+    tokenizer: Tokenizer, kind: str, ids: list[int], stops: tuple[str, ...]
 ) -> None:
+    if kind == "byte fallback":
+        tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
     answer = AnswerText(tokenizer, stops)
 
-    pieces = _write(answer, ids)
+    *pieces, rest = _write(answer, ids)
 
-    assert "".join(pieces) == answer.text
-    assert not any(stop in answer.text for stop in stops)
+    assert "".join([*pieces, rest]) == answer.text
+    decoded = tokenizer.decode(ids[: len(pieces)])
+    assert answer.text == _up_to_a_stop((decoded,), stops)
 
 
 @pytest.mark.parametrize("stops", [(), *combinations(_STOPS, 1), ("\n\n", "ab"), ("aba", " a")])
