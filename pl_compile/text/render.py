@@ -36,17 +36,18 @@ def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
             f"the tokenizer is larger than its base: {count} token{'s' if count > 1 else ''} from "
             f"{name!r} (id {beyond[0]}) on without a row; a text that has one is refused"
         )
-    if not tokenizer.writes_everything:
+    common = tokenizer.unwritten_of_common()
+    if common:
         notes.append(
-            "the tokenizer has no token for some characters: of a text they are left out, or taken "
-            "for unknown"
+            f"the tokenizer has no token for some characters, such as {common[:8]!r}: they are "
+            "left out of a text, or taken for unknown"
         )
     for template in templates:
         fixed = "".join(text for text, _ in _fixed_texts(template))
         lost = tokenizer.unwritten(fixed)
         if lost:
             where = f"the template and the choices of task '{template.task.taskname}'"
-            notes.append(f"among these are {lost!r} of {where}")
+            notes.append(f"the tokenizer has no token for {lost!r} of {where}")
     return notes
 
 

@@ -30,6 +30,10 @@ _ALL_BYTES = "".join(
 ) + "".join(map(chr, range(0x10000, 0x110000, 0x40000)))
 
 
+# Characters that people write, of many scripts and lengths in bytes.
+_COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
+
+
 class TemplateText(NamedTuple):
     """A text of a template, tokenised as a part of one whole text.
 
@@ -86,8 +90,8 @@ class Tokenizer:
         self._added = self._opening.get_added_tokens_decoder()
         self._special = {key for key, token in self._added.items() if token.content in special}
         self._special_texts = special
-        # A BPE makes nothing but what its merges make.
-        self._lists_special = type(self._opening.model).__name__ != "BPE"
+        self._is_bpe = type(self._opening.model).__name__ == "BPE"
+        self._written: set[str] = set()  # characters that were seen to survive
         self._unlisted: dict[bool, Any] = {}  # by `opens`; rarely needed
 
     @classmethod
@@ -196,16 +200,27 @@ class Tokenizer:
 
         A tokenizer without a token for every byte leaves them out, or writes an unknown token.
         """
-        if self.writes_everything:
+        if self._writes_everything or (self._is_bpe and self._written.issuperset(text)):
             return ""
         normalizer = self._opening.normalizer
         written = self.decode(self._encoding(text, opens=False, markup=False).ids)
-        wanted = normalizer.normalize_str(text) if normalizer else text
-        lost = (character for character in wanted if character not in written)
-        return "".join(dict.fromkeys(c for c in lost if not c.isspace() and c != "▁"))
+        # What the normalizer changes on purpose (case, accents, forms of a character) is not lost.
+        wanted = set(normalizer.normalize_str(text) if normalizer else text) - set(written)
+        lost = (c for c in text if c in wanted and not c.isspace() and c != "▁")
+        found = "".join(dict.fromkeys(lost))
+        if not found:
+            self._written.update(text)
+        return found
+
+    def unwritten_of_common(self) -> str:
+        """Examples of characters that people write and no token can write; none if there is none.
+
+        The tokenizers of many bases lack control characters and planes of Unicode that are empty.
+        """
+        return self.unwritten(_COMMON)
 
     @cached_property
-    def writes_everything(self) -> bool:
+    def _writes_everything(self) -> bool:
         """Whether no character is lost, as far as one can see without trying all."""
         ids = self._encoding(_ALL_BYTES, opens=False, markup=False).ids
         return self.decode(ids) == _ALL_BYTES
@@ -236,9 +251,10 @@ class Tokenizer:
         with self._switching:
             tokenizer.encode_special_tokens = not markup
             encoding = tokenizer.encode(text, add_special_tokens=False)
-            if markup or not self._lists_special or self._special.isdisjoint(encoding.ids):
+            if markup or self._is_bpe or self._special.isdisjoint(encoding.ids):
                 return encoding
-            # The model itself found a special token: its vocabulary lists them beside words.
+            # The model itself found a special token: its vocabulary lists them beside words. (A
+            # BPE makes nothing but what its merges make.)
             if opens not in self._unlisted:
                 unlisted = _without_special(self.text, self._special_texts)
                 self._unlisted[opens] = type(tokenizer).from_str(
@@ -254,10 +270,11 @@ class Tokenizer:
     def check_row(self, token_id: int, doing: str) -> None:
         """Raises `DataError` if the base has no row for a token."""
         if self.vocab is not None and not 0 <= token_id < self.vocab:
+            known = self._opening.id_to_token(token_id)
+            token = f"the token {known!r} with id" if known else "the id"
             raise DataError(
                 doing,
-                found=f"the token {self.token_name(token_id)!r} with id {token_id}, which the base "
-                "has no row for",
+                found=f"{token} {token_id}, which the base has no row for",
                 expected=f"ids below {self.vocab}",
                 fix="Leave it out, or give the base a row for it (resize_token_embeddings in "
                 "transformers) and save it again.",

@@ -175,7 +175,7 @@ def test_an_adapter_comes_back_from_peft_as_it_went(
         assert back.entry(name).learned.tobytes() == np.ascontiguousarray(entry.learned).tobytes()
 
 
-_TURNS = [{"content": "[INST]", "special": True}, {"content": "[/INST]"}]
+_TURNS: list[dict[str, Any]] = [{"content": "[INST]", "special": True}, {"content": "[/INST]"}]
 
 
 @pytest.mark.parametrize("kind", ["byte level", "prepend", "first", "always"])

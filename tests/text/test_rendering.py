@@ -547,7 +547,7 @@ def _common_head(one: Sequence[int], other: Sequence[int]) -> int:
 
 # As transformers tokenises a whole text
 
-_CONTROL = [
+_CONTROL: list[dict[str, Any]] = [
     {"content": "[INST]", "special": True},
     {"content": "[/INST]"},
     {"content": "<|user|>", "special": True, "rstrip": True},

@@ -55,7 +55,7 @@ _CHAINS: dict[str, list[dict[str, Any]]] = {
     "none": [],
 }
 
-_ADDED = [
+_ADDED: list[dict[str, Any]] = [
     {"content": "<think>"},
     {"content": "[INST]", "special": True},
     {"content": "é"},  # a byte by itself, for a byte-level decoder
@@ -86,6 +86,12 @@ _TELLING = st.sampled_from(["▁", "<0x0A>", "<0x41>", "<0xF0>", "<0x9F>", "<s>"
 _IDS = st.lists(st.integers(0, 500) | _TELLING, max_size=14)
 
 
+def _ids_of(tokenizer: HfTokenizer, drawn: Sequence[int | str]) -> list[int]:
+    """Ids as they are, and those of the tokens that the tokenizer has."""
+    ids = [key if isinstance(key, int) else tokenizer.token_to_id(key) for key in drawn]
+    return [key for key in ids if key is not None]
+
+
 @pytest.mark.parametrize("name", [*_CHAINS, "gpt-2"])
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(drawn=_IDS)
@@ -94,8 +100,7 @@ def test_what_is_handed_out_stays_and_in_the_end_is_all_of_decode(
 ) -> None:
     tokenizer = tokenizers[name]
     named = HfTokenizer.from_str(tokenizer.text)
-    ids = [i if isinstance(i, int) else named.token_to_id(i) for i in drawn]
-    ids = [token_id for token_id in ids if token_id is not None]
+    ids = _ids_of(named, drawn)
     whole = named.decode(ids)
 
     pieces = _streamed(tokenizer, ids)
@@ -112,7 +117,7 @@ def test_what_is_pending_is_what_would_follow_if_all_ended_now(
 ) -> None:
     tokenizer = tokenizers[name]
     named = HfTokenizer.from_str(tokenizer.text)
-    ids = [i if isinstance(i, int) else named.token_to_id(i) for i in drawn]
+    ids = _ids_of(named, drawn)
     stream, given_out = tokenizer.stream(), ""
 
     for place, token_id in enumerate(ids, start=1):
@@ -125,7 +130,7 @@ def test_broken_bytes_before_a_word_are_replaced_and_the_text_goes_on(
 ) -> None:
     tokenizer = tokenizers["llama 2"]
     named = HfTokenizer.from_str(tokenizer.text)
-    ids = [named.token_to_id(token) for token in ("<0x41>", "<0xF0>", "er", "<0x0A>", "<0xF0>")]
+    ids = _ids_of(named, ["<0x41>", "<0xF0>", "er", "<0x0A>", "<0xF0>"])
 
     assert _streamed(tokenizer, ids) == ["", "", "\ufffd\ufffder", "", "", "\ufffd\ufffd"]
 
