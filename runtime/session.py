@@ -99,7 +99,7 @@ class Session:
                 found="its numbers differ from the reference (parity failed)",
                 fix="See plc verify and the bundle's report.json; export it again.",
             )
-        tokenizer = Tokenizer.from_folder(checked.folder)
+        tokenizer = Tokenizer.from_folder(checked.folder, vocab=manifest.graph.vocab)
         prompts = prompts_of_bundle(checked, tokenizer)
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
         return cls(tokenizer, prompts, engine)
@@ -250,7 +250,7 @@ class Session:
             limit=min(request.max_tokens, room) if choices is None else room,
             cut_tokens=cut_tokens,
             choices=choices,
-            text=AnswerText(self.tokenizer, request.stop),
+            text=AnswerText(self.tokenizer, request.stop if choices is None else ()),
         )
 
     def _rendered(self, request: Request, prompt: TaskPrompt) -> tuple[Rendered, int]:

@@ -49,6 +49,7 @@ class TaskPrompt:
 
         Raises:
             ConfigError: a template that cannot be parsed.
+            DataError: the base has no row for a token that the task always has.
             ArtifactError: a learned prefix, and virtual tokens elsewhere than at the very start.
         """
         template = parse_template(entry.task)

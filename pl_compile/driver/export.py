@@ -71,6 +71,7 @@ from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_bundle
 from pl_compile.text.examples import read_examples
+from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
@@ -253,6 +254,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         if choice.reason:
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
     _check_room(request, options, source.plan)
+    templates = [prompt.renderer.template for prompt in source.prompts.values()]
+    for note in notes_on(source.tokenizer, templates):
+        progress.say(note)
     progress.say(f"reading {request.base}")
     checkpoint = Checkpoint(request.base)
     config = source.recipe.config
@@ -381,7 +385,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     )
     exporter, contract, options = chosen.exporter, chosen.contract, chosen.options
     fold, reason = _fold_mode(request, exporter.target)
-    tokenizer = Tokenizer.from_folder(request.base)
+    tokenizer = Tokenizer.from_folder(request.base, vocab=config.vocab)
     prompts = {}
     for number, entry in enumerate(entries):
         name = entry.task.taskname

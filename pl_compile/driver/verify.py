@@ -77,7 +77,7 @@ def verify_bundle(
     if reference is not None:
         check_reference(bundle, reference)
     contract = bundle.manifest.graph
-    tokenizer = Tokenizer.from_folder(bundle.folder)
+    tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
     served = prompts_of_bundle(bundle, tokenizer)  # a session must be able to render them
     learned = {
         name: TaskPrompt.of(entry, tokenizer, number)

@@ -98,7 +98,15 @@ class OnnxRuntimeEngine:
         kernels.register(options)
         providers = choose(onnxruntime, options, provider)
         try:
-            self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
+            self._session: Any = onnxruntime.InferenceSession(
+                _utf8(model), options, providers=providers
+            )
+        except UnicodeDecodeError:
+            raise ArtifactError(
+                f"loading {model}",
+                found="a path that is not UTF-8",
+                fix="ONNX Runtime takes no other: rename the folder.",
+            ) from None
         except Exception as error:  # the library's errors share no base of their own
             raise ArtifactError(
                 f"loading {model}",
@@ -241,6 +249,11 @@ class OnnxRuntimeEngine:
         bind_output(LOGITS, self._logits)
         if self.candidates:
             bind_output(NEXT_TOKEN, self._next_token)
+
+
+def _utf8(path: Path) -> str:
+    """A path as ONNX Runtime wants it, whatever encoding Python writes paths in (`LC_ALL=C`)."""
+    return os.fsencode(path).decode("utf-8")
 
 
 def _new_caches(provider: Provider, contract: GraphContract, max_batch: int, dtype: str) -> Caches:

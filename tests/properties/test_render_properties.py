@@ -30,6 +30,7 @@ from pl_compile.config.train import (
     TrainConfig,
     TrainerConfig,
 )
+from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.render import Rendered, Renderer, SequenceRules, TooLongError
 from pl_compile.text.template import Field, Template, Virtual, parse_template
 from pl_compile.text.tokenizer import Tokenizer
@@ -42,7 +43,10 @@ ALWAYS_THE_SAME = settings(
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
 
-_TEXTS = ("Context:", " ", "\n", "a", "{", "}", "  ", "é", "😀", "Answer:", "\n\n", "the year")
+_TEXTS = (
+    *("Context:", " ", "\n", "a", "{", "}", "  ", "é", "😀", "Answer:", "\n\n", "the year"),
+    *("[INST]", "x[INST]y", "[USER] "),  # added tokens of some tokenizers
+)
 _HOSTILE = (
     "{answer}",
     "{f0}",
@@ -114,7 +118,7 @@ def cases(draw: st.DrawFn, *, truncate: bool = False, bare: bool = False) -> Cas
         prompt_template="".join(pieces),
         total_virtual_tokens=sum(splits),
         virtual_token_splits=tuple(splits),
-        whitespace=draw(st.sampled_from(("keep", "nemo"))),
+        whitespace=draw(st.sampled_from(("keep", "nemo", "transformers"))),
     )
     template = parse_template(task)
     if truncate:
@@ -141,9 +145,15 @@ class _ImpatientTokenizer(Tokenizer):
         return super().encode(text, opens=opens, markup=markup)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_bases: dict[str, Path]) -> Tokenizer:
-    return Tokenizer.from_folder(tiny_bases["llama"])
+@pytest.fixture(scope="module", params=["byte level", "prepend", "first"])
+def tokenizer(tiny_bases: dict[str, Path], request: pytest.FixtureRequest) -> Tokenizer:
+    if request.param == "byte level":
+        return Tokenizer.from_folder(tiny_bases["llama"])
+    control = [
+        {"content": "[INST]", "special": True},
+        {"content": "[USER]", "rstrip": True},
+    ]
+    return Tokenizer(byte_fallback_tokenizer(request.param, control))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +247,7 @@ def test_without_virtual_tokens_exactly_the_real_ones_remain(
     assert len(bare) == len(trained) - total
     assert bare.answer_start == trained.answer_start - total
     assert (bare.virtual_rows == -1).all()
-    assert (trained.input_ids(397) >= 397).sum() == total
+    assert (trained.input_ids(500) >= 500).sum() == total
 
 
 @ALWAYS_THE_SAME
@@ -315,7 +325,7 @@ def _some_tasks(draw: st.DrawFn) -> TaskConfig:
         answer_field=draw(st.sampled_from((None, "answer"))),
         answer_only_loss=draw(st.booleans()),
         choices=draw(_CHOICES),
-        whitespace=draw(st.sampled_from(("keep", "nemo"))),
+        whitespace=draw(st.sampled_from(("keep", "nemo", "transformers"))),
         init_text=draw(st.none() | st.text(max_size=9)),
     )
 
