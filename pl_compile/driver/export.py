@@ -41,7 +41,7 @@ from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_promp
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
@@ -67,6 +67,7 @@ from pl_compile.text.examples import read_examples
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.open_base import open_base
 
 DEFAULT_CAPACITY = 1024
 
@@ -204,6 +205,7 @@ class ExportResult:
 class _Source:
     """What an export starts from."""
 
+    checkpoint: Checkpoint
     recipe: BaseRecipe
     identity: Any
     entries: tuple[TaskEntry, ...]
@@ -247,9 +249,8 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
     _check_room(request, options, source.plan)
     progress.say(f"reading {request.base}")
-    checkpoint = Checkpoint(request.base)
-    source.check_base(fingerprint_base(checkpoint, source.recipe.config), str(request.base))
-    weights = load_weights(checkpoint, source.recipe.config)
+    source.check_base(fingerprint_base(source.checkpoint, source.recipe.config), str(request.base))
+    weights = load_weights(source.checkpoint, source.recipe.config)
     clock.lap("read")
 
     moments = _calibrate(request, source, weights, progress)
@@ -355,12 +356,12 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     table = read_prompt_table(request.table)
     names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
     entries = tuple(table.entry(name) for name in names)
-    config = read_decoder_config(request.base)
+    checkpoint, config = open_base(request.base)
     chosen = choose(
         request.target,
         request.options,
         config,
-        request.base,
+        checkpoint,
         lambda exporter: _contract(request, exporter, config, entries),
         progress=progress,
     )
@@ -387,6 +388,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
         ),
     )
     return _Source(
+        checkpoint=checkpoint,
         recipe=BaseRecipe(exporter, config, contract, options, chosen.shards, entries),
         identity=table.base,
         entries=entries,
