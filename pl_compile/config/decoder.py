@@ -16,7 +16,7 @@ from pl_compile.errors import BaseModelError, check_all, list_problems
 
 T = TypeVar("T")
 
-# No base is as large in any direction, and numbers below it fit wherever sizes are multiplied.
+# No base is as large in any direction.
 _SIZE_BELOW = 2**31
 
 # The largest float32, in which bases compute.
@@ -69,27 +69,20 @@ class DecoderConfig:
     eos_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses numbers that no decoder could have."""
+        """Refuses sizes that no decoder could have."""
         sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions")
         doing = "reading the sizes of the base"
         checks = {
-            f"{name} {getattr(self, name)}, expected 1 to {_SIZE_BELOW - 1}": 1
-            <= getattr(self, name)
-            < _SIZE_BELOW
+            f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
             for name in sizes
         }
         check_all(BaseModelError, doing, checks)
-        rotary = self.rope_theta != 0
         checks = {
             f"{self.heads} query heads on {self.kv_heads} key heads, expected a multiple": (
                 self.heads % self.kv_heads == 0
             ),
             f"head_dim {self.head_dim}, expected an even number: rotary positions turn pairs": (
-                not rotary or self.head_dim % 2 == 0
-            ),
-            f"norm_eps {self.norm_eps}, expected above 0 and below 1": 0 < self.norm_eps < 1,
-            f"rope_theta {self.rope_theta}, expected at least 1, and finite": (
-                not rotary or 1 <= self.rope_theta <= _FLOAT32_MAX
+                self.rope_theta == 0 or self.head_dim % 2 == 0
             ),
         }
         check_all(BaseModelError, doing, checks)
@@ -139,6 +132,9 @@ def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
             )
 
 
+_KINDS = {int: "a whole number", float: "a number with a point", bool: "true or false"}
+
+
 class _Settings:
     """A config file's settings with the checks a reader of them needs."""
 
@@ -166,14 +162,30 @@ class _Settings:
         if type(value) is not kind:
             found = f"'{key}' is {'null' if value is None else repr(value)}"
             fix = f"Write it as {value}.0." if kind is float and type(value) is int else ""
-            raise BaseModelError(self._doing, found=found, expected=f"a {kind.__name__}", fix=fix)
+            raise BaseModelError(self._doing, found=found, expected=_KINDS[kind], fix=fix)
         result: T = value
         return result
 
+    def size(self, key: str, default: int | None = None, *, null: bool = False) -> int:
+        """The value of `key`, a size; see `get`."""
+        value = self.get(key, int, default, null=null)
+        if not 1 <= value < _SIZE_BELOW:
+            found, expected = f"'{key}' is {value}", f"1 to {_SIZE_BELOW - 1}"
+            raise BaseModelError(self._doing, found=found, expected=expected)
+        return value
+
+    def epsilon(self, key: str) -> float:
+        """What a normalisation adds, so that it never divides by zero."""
+        value = self.get(key, float)
+        if not 0 < value < 1:
+            found = f"'{key}' is {value}"
+            raise BaseModelError(self._doing, found=found, expected="above 0 and below 1")
+        return value
+
     def heads_of(self, heads: str, hidden: str) -> tuple[int, int]:
         """How many heads there are, and the width that they divide."""
-        count, width = self.get(heads, int), self.get(hidden, int)
-        if count < 1 or width % count:
+        count, width = self.size(heads), self.size(hidden)
+        if width % count:
             raise BaseModelError(
                 self._doing,
                 found=f"'{heads}' is {count}, and '{hidden}' is {width}",
@@ -187,7 +199,6 @@ class _Settings:
         Raises:
             BaseModelError: positions that are scaled, or places that contradict each other.
         """
-        places = {"rope_theta": self._values.get("rope_theta")}
         ropes = [self._rope(key) for key in ("rope_parameters", "rope_scaling")]
         if all(ropes) and ropes[0] != ropes[1]:
             # transformers takes the second whole: what the first alone says would be lost.
@@ -197,9 +208,14 @@ class _Settings:
                 expected="one of the two",
             )
         rope = ropes[1] or ropes[0]
+        given = {}
         if "rope_theta" in rope:
-            places["rope_theta of its rotary settings"] = rope["rope_theta"]
-        given = {place: value for place, value in places.items() if value is not None}
+            given["rope_theta of its rotary settings"] = rope["rope_theta"]
+        # Null beside a number says nothing; alone it is no number.
+        if self._values.get("rope_theta") is not None or (
+            "rope_theta" in self._values and not given
+        ):
+            given["rope_theta"] = self._values["rope_theta"]
         for place, value in given.items():
             if type(value) not in (int, float) or not 1 <= value <= _FLOAT32_MAX:
                 raise BaseModelError(
@@ -259,19 +275,19 @@ _NOT_SCALED = {"rope_type": "default", "type": "default", "partial_rotary_factor
 
 def _llama(hf: _Settings) -> DecoderConfig:
     heads, hidden = hf.heads_of("num_attention_heads", "hidden_size")
-    vocab = hf.get("vocab_size", int)
+    vocab = hf.size("vocab_size")
     hf.pad_id_within(vocab)
     return DecoderConfig(
         family="llama",
-        layers=hf.get("num_hidden_layers", int),
+        layers=hf.size("num_hidden_layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=hf.get("num_key_value_heads", int, heads, null=True),
-        head_dim=hf.get("head_dim", int, hidden // heads, null=True),
-        ffn=hf.get("intermediate_size", int),
+        kv_heads=hf.size("num_key_value_heads", heads, null=True),
+        head_dim=hf.size("head_dim", hidden // heads, null=True),
+        ffn=hf.size("intermediate_size"),
         vocab=vocab,
-        positions=hf.get("max_position_embeddings", int),
-        norm_eps=hf.get("rms_norm_eps", float),
+        positions=hf.size("max_position_embeddings"),
+        norm_eps=hf.epsilon("rms_norm_eps"),
         tied=hf.get("tie_word_embeddings", bool, False),
         rope_theta=hf.rope_theta(),
         attention_bias=hf.get("attention_bias", bool, False),
@@ -285,15 +301,15 @@ def _gpt2(hf: _Settings) -> DecoderConfig:
     heads, hidden = hf.heads_of("n_head", "n_embd")
     return DecoderConfig(
         family="gpt2",
-        layers=hf.get("n_layer", int),
+        layers=hf.size("n_layer"),
         hidden=hidden,
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        ffn=hf.get("n_inner", int, 4 * hidden, null=True),
-        vocab=hf.get("vocab_size", int),
-        positions=hf.get("n_positions", int),
-        norm_eps=hf.get("layer_norm_epsilon", float),
+        ffn=hf.size("n_inner", 4 * hidden, null=True),
+        vocab=hf.size("vocab_size"),
+        positions=hf.size("n_positions"),
+        norm_eps=hf.epsilon("layer_norm_epsilon"),
         tied=hf.get("tie_word_embeddings", bool, True),
         attention_bias=True,
         mlp_bias=True,

@@ -165,7 +165,7 @@ def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
             np.asarray(checkpoint.rows(_HEAD, rows), np.float32),
             np.asarray(checkpoint.rows(embedding, rows), np.float32),
         )
-        for rows in (slice(row, row + _ROWS) for row in range(0, vocab, _ROWS))
+        for rows in (slice(row, min(row + _ROWS, vocab)) for row in range(0, vocab, _ROWS))
     )
     if not same:
         raise BaseModelError(
