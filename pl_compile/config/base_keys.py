@@ -37,15 +37,15 @@ class Keys:
     def problems(self, values: Mapping[str, Any]) -> list[str]:
         """What in a config.json would change the numbers and is not computed, as phrases."""
         problems = [
-            f"'{key}' is {values[key]!r}, and {_computed(allowed)}"
+            f"'{key}' is {values[key]!r:.80}, and {_computed(allowed)}"
             for key, allowed in self.fixed.items()
             if key in values and not _is_one_of(values[key], allowed)
         ]
         for other, key in self.aliases.items():
             if {other, key} <= values.keys() and values[other] != values[key]:
                 problems.append(
-                    f"'{other}' is {values[other]!r}, and '{key}', the same setting, is "
-                    f"{values[key]!r}"
+                    f"'{other}' is {values[other]!r:.80}, and '{key}', the same setting, is "
+                    f"{values[key]!r:.80}"
                 )
         problems += self._problems_of_classes(values)
         return problems
@@ -56,7 +56,7 @@ class Keys:
         named = classes if isinstance(classes, list) else [] if classes is None else [classes]
         if any(name not in self.architectures for name in named):
             known = ", ".join(self.architectures)
-            problems.append(f"'architectures' is {classes!r}, and only {known} are computed")
+            problems.append(f"'architectures' is {classes!r:.80}, and only {known} are computed")
         remote = values.get("auto_map")
         kinds = remote if isinstance(remote, dict) else {} if remote is None else {"AutoModel": ""}
         if any(kind.startswith(("AutoModel", "AutoConfig")) for kind in kinds):

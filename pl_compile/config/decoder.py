@@ -108,8 +108,9 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
     family = hf.get("model_type")
     if not isinstance(family, str) or family not in _FAMILIES:
         # No near name is proposed: gptj is not gpt2.
-        found = f"'model_type' is {family!r}" if "model_type" in hf else "'model_type' is missing"
-        raise BaseModelError(doing, found=found, expected=f"a family of: {', '.join(_FAMILIES)}")
+        said = f"is {family!r:.80}" if "model_type" in hf else "is missing"
+        expected = f"a family of: {', '.join(_FAMILIES)}"
+        raise BaseModelError(doing, found=f"'model_type' {said}", expected=expected)
     _refuse_codes(hf, doing)
     keys, read = _FAMILIES[family]
     problems = keys.problems(hf)
@@ -160,8 +161,8 @@ class _Settings:
         if key not in self._values:
             raise BaseModelError(self._doing, found=f"'{key}' is missing")
         if type(value) is not kind:
-            found = f"'{key}' is {'null' if value is None else repr(value)}"
-            fix = f"Write it as {value}.0." if kind is float and type(value) is int else ""
+            found = f"'{key}' is {'null' if value is None else repr(value)[:80]}"
+            fix = "Write it with a point: 1.0." if kind is float and type(value) is int else ""
             raise BaseModelError(self._doing, found=found, expected=_KINDS[kind], fix=fix)
         result: T = value
         return result
@@ -170,7 +171,7 @@ class _Settings:
         """The value of `key`, a size; see `get`."""
         value = self.get(key, int, default, null=null)
         if not 1 <= value < _SIZE_BELOW:
-            found, expected = f"'{key}' is {value}", f"1 to {_SIZE_BELOW - 1}"
+            found, expected = f"'{key}' is {value!r:.80}", f"1 to {_SIZE_BELOW - 1}"
             raise BaseModelError(self._doing, found=found, expected=expected)
         return value
 
@@ -178,7 +179,7 @@ class _Settings:
         """What a normalisation adds, so that it never divides by zero."""
         value = self.get(key, float)
         if not 0 < value < 1:
-            found = f"'{key}' is {value}"
+            found = f"'{key}' is {value!r:.80}"
             raise BaseModelError(self._doing, found=found, expected="above 0 and below 1")
         return value
 
@@ -204,7 +205,8 @@ class _Settings:
             # transformers takes the second whole: what the first alone says would be lost.
             raise BaseModelError(
                 self._doing,
-                found=f"'rope_parameters' is {ropes[0]!r}, and 'rope_scaling' is {ropes[1]!r}",
+                found=f"'rope_parameters' is {ropes[0]!r:.80}, "
+                f"and 'rope_scaling' is {ropes[1]!r:.80}",
                 expected="one of the two",
             )
         rope = ropes[1] or ropes[0]
@@ -220,11 +222,11 @@ class _Settings:
             if type(value) not in (int, float) or not 1 <= value <= _FLOAT32_MAX:
                 raise BaseModelError(
                     self._doing,
-                    found=f"{place} is {value!r}",
+                    found=f"{place} is {value!r:.80}",
                     expected="a number, at least 1 and finite",
                 )
         if len(set(given.values())) > 1:
-            said = ", and ".join(f"{place} is {value!r}" for place, value in given.items())
+            said = ", and ".join(f"{place} is {value!r:.80}" for place, value in given.items())
             raise BaseModelError(self._doing, found=said, expected="one number")
         return float(next(iter(given.values()), _DEFAULT_THETA))
 
@@ -232,10 +234,10 @@ class _Settings:
         """The settings of rotary positions that are not scaled."""
         rope = self._values.get(key) or {}
         if not isinstance(rope, dict):
-            raise BaseModelError(self._doing, found=f"'{key}' is {rope!r}", expected="a dict")
+            raise BaseModelError(self._doing, found=f"'{key}' is {rope!r:.80}", expected="a dict")
         # Some files say how much and not of what kind: programs took that for scaled, too.
         problems = [
-            f"'{name}' is {value!r}, and scaled positions are not supported"
+            f"'{name}' is {value!r:.80}, and scaled positions are not supported"
             for name, value in rope.items()
             if name != "rope_theta" and value is not None and value != _NOT_SCALED.get(name)
         ]
@@ -249,7 +251,7 @@ class _Settings:
         if pad is not None and not (type(pad) is int and -vocab <= pad < vocab):
             raise BaseModelError(
                 self._doing,
-                found=f"'pad_token_id' is {pad!r}",
+                found=f"'pad_token_id' is {pad!r:.80}",
                 expected=f"null, or an id below {vocab}, the vocabulary",
             )
 
@@ -261,7 +263,7 @@ class _Settings:
         if first is not None and type(first) is not int:
             raise BaseModelError(
                 self._doing,
-                found=f"'{key}' is {value!r}",
+                found=f"'{key}' is {value!r:.80}",
                 expected="a token's id, or a list of ids",
             )
         return first

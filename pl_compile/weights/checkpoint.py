@@ -144,7 +144,7 @@ class Checkpoint:
         for tensor, name in files.items():
             # A name that leads out of the folder would read what is nobody's business.
             if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-                problems.append(f"'{tensor}' is in {name!r}, which is no name of a file beside it")
+                problems.append(f"'{tensor}' is in {name!r:.80}, which is no file beside it")
             else:
                 paths.setdefault(self.folder / name, set()).add(tensor)
         with self._reporting(index):

@@ -123,7 +123,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     if codes:
         raise BaseModelError(
             doing,
-            found=f"{len(codes)} tensors of codes: {', '.join(sorted(codes)[:3])}"
+            found=f"tensors of codes ({len(codes)}): {', '.join(sorted(codes)[:3])}"
             + (", …" if len(codes) > 3 else ""),
             expected=f"weights that are floats ({', '.join(FLOATS)})",
             fix=DEQUANTIZE,
