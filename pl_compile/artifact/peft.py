@@ -174,7 +174,8 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
         )
     stored = tensors[_TENSOR]
     virtual = config.get("num_virtual_tokens")
-    if stored.ndim != 2 or stored.shape[0] != virtual or stored.size == 0:
+    is_count = type(virtual) is int and stored.shape[:1] == (virtual,)  # true is no count
+    if stored.ndim != 2 or not is_count or stored.size == 0:
         raise ArtifactError(
             doing,
             found=f"'{_TENSOR}' of shape {stored.shape}",

@@ -293,12 +293,15 @@ GPT2 = Keys(
     without_effect=_COMMON_WITHOUT_EFFECT
     | {
         "attn_pdrop",
+        "classifier_dropout",
         "embd_pdrop",
+        "hidden_dropout",
         "n_ctx",  # the older name of n_positions, which stands beside it
         "reorder_and_upcast_attn",  # in which order float16 is computed
         "resid_pdrop",
         "summary_activation",  # summary_…: of a head for several choices
         "summary_first_dropout",
+        "summary_last_dropout",
         "summary_proj_to_labels",
         "summary_type",
         "summary_use_proj",
