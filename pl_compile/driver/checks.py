@@ -109,8 +109,8 @@ def check_bundle(
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
     live = liveness(engine, rows, learned)
     failures = [
-        f"task '{result.task}', beside {result.reference}, {result.finding}; allowed are "
-        f"{result.tolerance:.0e} and {result.tokens_needed:.0%} of the tokens"
+        f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
+        f"{result.tokens_needed:.0%} of the tokens"
         for result in [*with_torch, *folded, *by_row]
         if not result.passed
     ]

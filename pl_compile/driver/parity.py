@@ -173,8 +173,9 @@ class Parity:
         """What was compared, as the middle of a sentence about the task."""
         same = f"{self.equal_tokens} of {self.rows * self.steps} tokens agree"
         if self.max_abs_difference == NO_NUMBER:
-            return f"has logits that are no finite numbers, and {same}"
-        return f"differs by {self.relative_difference:.1e} of the largest logit, and {same}"
+            return f"has, beside {self.reference}, logits that are no finite numbers, and {same}"
+        part = f"{self.relative_difference:.1e} of the largest logit"
+        return f"differs from {self.reference} by {part}, and {same}"
 
 
 def probe_rows(
