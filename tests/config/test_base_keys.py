@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 from pl_compile.config.base_keys import GPT2, LLAMA, Keys
 from pl_compile.config.decoder import read_decoder_config
@@ -26,8 +34,8 @@ NOT_OURS = {"number_of_conv_states"}
 def folder_of(base: Path, folder: Path, **changes: Any) -> Path:
     """The config of a base with `changes` made; a change to `...` takes the key away."""
     folder.mkdir(exist_ok=True)
-    settings = json.loads((base / "config.json").read_text()) | changes
-    kept = {key: value for key, value in settings.items() if value is not ...}
+    changed = json.loads((base / "config.json").read_text()) | changes
+    kept = {key: value for key, value in changed.items() if value is not ...}
     (folder / "config.json").write_text(json.dumps(kept))
     return folder
 
@@ -92,38 +100,70 @@ def _altered(value: object) -> object:
     return {"cls_index": "mean"}.get(str(value), "tanh")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_said_to_have_no_effect_has_none(
-    tiny_bases: dict[str, Path], tmp_path: Path, family: str
-) -> None:
-    keys, kind = FAMILIES[family]
-    ids = torch.tensor([[5, 3, 88, 41, 0, 7]])
+class _Model:
+    """A tiny base's weights under any config, in transformers: logits of a prompt and a step."""
 
-    def logits(folder: Path) -> torch.Tensor:
-        config = kind.from_pretrained(folder)
+    def __init__(self, base: Path, kind: type[Any]) -> None:
+        self.settings = json.loads((base / "config.json").read_text())
+        self._kind = kind
+        self._weights = AutoModelForCausalLM.from_pretrained(base).state_dict()
+
+    def logits(self, **changes: object) -> torch.Tensor:
+        config = self._kind.from_dict(self.settings | changes)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-        model.load_state_dict(weights)
+        model.load_state_dict(self._weights)
+        cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            found: torch.Tensor = model(input_ids=ids).logits
-        return found
+            steps = [
+                model(input_ids=torch.tensor([ids]), cache=cache, use_cache=True).logits[0]
+                for ids in ([5, 3, 88, 41, 0, 7, 9, 11], [12])
+            ]
+        return torch.cat(steps)
 
-    from safetensors.torch import load_file
 
-    weights = load_file(tiny_bases[family] / "model.safetensors")
-    table = {"llama": "model.embed_tokens.weight", "gpt2": "transformer.wte.weight"}[family]
-    weights["lm_head.weight"] = weights[table]
-    expected = logits(tiny_bases[family])
+@pytest.fixture(scope="session")
+def models(tiny_bases: dict[str, Path]) -> dict[str, _Model]:
+    return {family: _Model(tiny_bases[family], kind) for family, (_, kind) in FAMILIES.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_said_to_have_no_effect_has_none(models: dict[str, _Model], family: str) -> None:
+    keys, kind = FAMILIES[family]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    tried = 0
-    for key in sorted(keys.without_effect & defaults.keys()):
-        if key in ("dtype", "id2label", "label2id", "problem_type", "transformers_version"):
-            continue  # no setting of the model's forward pass
+    of_no_forward_pass = {"dtype", "id2label", "label2id", "problem_type", "transformers_version"}
+    tried = keys.without_effect & defaults.keys() - of_no_forward_pass
+    assert len(tried) >= 5
+    expected = models[family].logits()
+    for key in tried:
         value = 5 if key == "pad_token_id" else _altered(defaults[key])
-        changed = folder_of(tiny_bases[family], tmp_path / key, **{key: value})
-        assert torch.equal(logits(changed), expected), key
-        read_decoder_config(changed)
-        tried += 1
-    assert tried >= 5
+        assert torch.equal(models[family].logits(**{key: value}), expected), key
+
+
+def _names_of_all_families() -> list[str]:
+    kinds = [transformers.CONFIG_MAPPING[name] for name in ("gemma2", "granite", "llama4_text")]
+    kinds += [transformers.CONFIG_MAPPING[name] for name in ("cohere2", "gpt_neox", "falcon")]
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    return sorted(names | {*dir(LlamaConfig)} | LLAMA.known | GPT2.known)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    key=st.sampled_from(_names_of_all_families()),
+    value=st.sampled_from([True, False, 0, 1, 3, 0.5, "x", None, [1, 0, 1], {"a": 1}]),
+)
+def test_a_key_that_is_accepted_does_not_change_what_transformers_computes(
+    models: dict[str, _Model], family: str, key: str, value: object
+) -> None:
+    keys, _ = FAMILIES[family]
+    model = models[family]
+    if key in keys.read | {*keys.aliases} or keys.problems(model.settings | {key: value}):
+        return
+    try:
+        logits = model.logits(**{key: value})
+    except Exception:  # what transformers refuses is not computed: one error says so
+        return
+    assert torch.equal(logits, model.logits())
 
 
 ROPES: list[Any] = [..., None, {}, {"rope_type": "default"}, {"rope_theta": 88.0}]
