@@ -127,7 +127,9 @@ def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
             named = how.get("quant_method") if isinstance(how, dict) else None
             raise BaseModelError(
                 doing,
-                found=f"'{key}'" + (f" ({named})" if named else "") + ": the weights are codes",
+                found=f"'{key}'"
+                + (f" ({named!s:.40})" if named else "")
+                + ": the weights are codes",
                 expected="weights that are floats",
                 fix=DEQUANTIZE,
             )
