@@ -388,12 +388,12 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         TaskEntry,
         write_prompt_table,
     )
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.config.read import build, node_from_plain
     from pl_compile.config.task import TaskConfig
-    from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+    from pl_compile.weights.checkpoint import fingerprint_base
+    from pl_compile.weights.open_base import open_base
 
-    config = read_decoder_config(base)
+    checkpoint, config = open_base(base)
     generator = np.random.default_rng(seed)
     entries = {}
     for index, spec in enumerate(TASKS):
@@ -410,7 +410,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         prefix_kv = generator.normal(0, 1, shape).astype(np.float32)
         no_rows = np.zeros((0, config.hidden), np.float32)
         entries[task.taskname] = TaskEntry(task, no_rows, None, config.eos_id, "random", prefix_kv)
-    fingerprint = fingerprint_base(Checkpoint(base), config)
+    fingerprint = fingerprint_base(checkpoint, config)
     identity = BaseIdentity(base.name, fingerprint, config.hidden, config.vocab)
     write_prompt_table(PromptTable(identity, entries), path)
     return path

@@ -65,7 +65,8 @@ from pl_compile.training.team import (
     told_by_the_leader,
 )
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ class _Run:
             )
         self._folder = find_base(config.base)
         progress.say(f"loading {self._folder}")
-        decoder = read_decoder_config(self._folder)
-        fingerprint = fingerprint_base(Checkpoint(self._folder), decoder)
+        checkpoint, decoder = open_base(self._folder)
+        fingerprint = fingerprint_base(checkpoint, decoder)
         identity = BaseIdentity(config.base, fingerprint, decoder.hidden, decoder.vocab)
         self._kept = existing_tasks(config, identity)
         tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)

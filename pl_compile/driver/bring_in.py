@@ -7,7 +7,7 @@ from pathlib import Path
 from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
 from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, TaskEntry
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import merge_into
 from pl_compile.errors import BaseModelError, ConfigError
@@ -17,7 +17,8 @@ from pl_compile.text.render import notes_on
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 _MARKER = "<|VIRTUAL_PROMPT_0|>"
 
@@ -78,14 +79,14 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
             fix="Name the base with --base.",
         )
     folder = find_base(name)
-    config = read_decoder_config(folder)
+    checkpoint, config = open_base(folder)
     entry = _entry(adapter, task, config)
     # What no session could render is not taken in.
     tokenizer = Tokenizer.from_folder(folder, vocab=config.vocab)
     template = TaskPrompt.of(entry, tokenizer).renderer.template
     for note in notes_on(tokenizer, [template]):
         progress.say(note)
-    fingerprint = fingerprint_base(Checkpoint(folder), config)
+    fingerprint = fingerprint_base(checkpoint, config)
     base = BaseIdentity(name, fingerprint, config.hidden, config.vocab)
     return merge_into(request.output, PromptTable(base, {task.taskname: entry}))
 

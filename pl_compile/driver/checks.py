@@ -109,9 +109,7 @@ def check_bundle(
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
     live = liveness(engine, rows, learned)
     failures = [
-        f"task '{result.task}' differs from {result.reference} by "
-        f"{result.relative_difference:.1e} of the largest logit, and {result.equal_tokens} of "
-        f"{result.rows * result.steps} tokens agree; allowed are {result.tolerance:.0e} and "
+        f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
         f"{result.tokens_needed:.0%} of the tokens"
         for result in [*with_torch, *folded, *by_row]
         if not result.passed

@@ -12,7 +12,6 @@ from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import BaseIdentity, check_prefix, read_prompt_table
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.verify import check_reference
 from pl_compile.errors import ConfigError, DataError, RequestError, list_problems, unknown_name
 from pl_compile.metrics import METRICS, choose_metric
@@ -21,7 +20,8 @@ from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.
 _EXTRA_TOKENS = 8
@@ -89,8 +89,8 @@ def session_on_table(path: Path, base: Path) -> Session:
     from pl_compile.training.reference import TorchEngine
 
     table = read_prompt_table(path)
-    config = read_decoder_config(base)
-    fingerprint = fingerprint_base(Checkpoint(base), config)
+    checkpoint, config = open_base(base)
+    fingerprint = fingerprint_base(checkpoint, config)
     identity = BaseIdentity(str(base), fingerprint, config.hidden, config.vocab)
     table.check_base(identity, str(base))
     for entry in table.entries.values():

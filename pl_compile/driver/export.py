@@ -48,7 +48,7 @@ from pl_compile.artifact.selftest import SELFTEST_NAME
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
@@ -75,6 +75,7 @@ from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.open_base import open_base
 
 DEFAULT_CAPACITY = 1024
 
@@ -212,6 +213,7 @@ class ExportResult:
 class _Source:
     """What an export starts from."""
 
+    checkpoint: Checkpoint
     recipe: BaseRecipe
     identity: Any
     entries: tuple[TaskEntry, ...]
@@ -258,12 +260,11 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     for note in notes_on(source.tokenizer, templates):
         progress.say(note)
     progress.say(f"reading {request.base}")
-    checkpoint = Checkpoint(request.base)
-    config = source.recipe.config
+    checkpoint, config = source.checkpoint, source.recipe.config
     fingerprint = fingerprint_base(checkpoint, config)
     identity = BaseIdentity(source.identity.name, fingerprint, config.hidden, config.vocab)
     source.check_base(identity, str(request.base))
-    weights = load_weights(checkpoint, source.recipe.config)
+    weights = load_weights(checkpoint, config)
     clock.lap("read")
 
     moments = _calibrate(request, source, weights, progress)
@@ -374,12 +375,12 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     table = read_prompt_table(request.table)
     names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
     entries = tuple(table.entry(name) for name in names)
-    config = read_decoder_config(request.base)
+    checkpoint, config = open_base(request.base)
     chosen = choose(
         request.target,
         request.options,
         config,
-        request.base,
+        checkpoint,
         lambda exporter: _contract(request, exporter, config, entries),
         progress=progress,
     )
@@ -406,6 +407,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
         ),
     )
     return _Source(
+        checkpoint=checkpoint,
         recipe=BaseRecipe(exporter, config, contract, options, chosen.shards, entries),
         identity=table.base,
         entries=entries,

@@ -24,6 +24,9 @@ from pl_compile.text.tokenizer import Tokenizer
 
 DECODE_STEPS = 16
 
+# Stands for a difference that is none, since a report cannot hold infinity: the largest float32.
+NO_NUMBER = float(np.finfo(np.float32).max)
+
 # Room that a probe needs for random words: they may take more tokens than they were drawn from.
 _WORDS_AT_LEAST = 8
 
@@ -140,7 +143,7 @@ class Parity:
         reference: what it was compared with.
         rows: probe rows of the task.
         steps: compared steps of each: the prompt and the decoded tokens, which both are given.
-        max_abs_difference: of the logits.
+        max_abs_difference: of the logits; `NO_NUMBER` where one of them is none, or infinite.
         largest_logit: of the reference, absolute.
         tolerance: allowed difference, relative to the largest logit.
         equal_tokens: greedy tokens that agree.
@@ -163,8 +166,17 @@ class Parity:
 
     @property
     def relative_difference(self) -> float:
-        """The difference as a part of the largest logit."""
-        return self.max_abs_difference / self.largest_logit
+        """The difference as a part of the largest logit, or as it is where all of them are 0."""
+        return self.max_abs_difference / (self.largest_logit or 1.0)
+
+    @property
+    def finding(self) -> str:
+        """What was compared, as the middle of a sentence about the task."""
+        same = f"{self.equal_tokens} of {self.rows * self.steps} tokens agree"
+        if self.max_abs_difference == NO_NUMBER:
+            return f"has, beside {self.reference}, logits that are no finite numbers, and {same}"
+        part = f"{self.relative_difference:.1e} of the largest logit"
+        return f"differs from {self.reference} by {part}, and {same}"
 
 
 def probe_rows(
@@ -302,9 +314,12 @@ def compare(
     results = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [index for index, row in enumerate(rows) if row.task == task]
-        difference = float(np.abs(actual.logits[:, mine] - expected.logits[:, mine]).max())
-        largest = float(np.abs(expected.logits[:, mine]).max())
-        same = actual.tokens[:, mine] == expected.tokens[:, mine]
+        ours, theirs = actual.logits[:, mine], expected.logits[:, mine]
+        known = (np.isfinite(ours) & np.isfinite(theirs)).all(-1)
+        difference = float(np.abs(ours - theirs).max()) if known.all() else NO_NUMBER
+        largest = float(np.abs(theirs[known]).max(initial=0))
+        # Where a logit is no number, the greedy token means nothing, however alike it is.
+        same = (actual.tokens[:, mine] == expected.tokens[:, mine]) & known
         apart = np.flatnonzero(~same.all(1))
         equal = int(same.sum())
         results.append(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.engines import checking_engine
 from pl_compile.driver.parity import (
@@ -28,7 +27,8 @@ from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.opening import check_plans, check_target
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _check_flavour(bundle: Bundle, flavour: str | None) -> None:
 
 def check_reference(bundle: Bundle, reference: Path) -> None:
     """Raises `FingerprintError` unless `reference` is the base the bundle was compiled from."""
-    found = fingerprint_base(Checkpoint(reference), read_decoder_config(reference))
+    found = fingerprint_base(*open_base(reference))
     expected = bundle.manifest.base.fingerprint
     if found != expected:
         raise FingerprintError(

@@ -326,7 +326,7 @@ def test_room_for_floats_is_asked_where_scores_need_them_beside_the_bundle(
 
     asked: list[Path] = []
     monkeypatch.setattr(export_page, "check_room", lambda path, **_: asked.append(path))
-    monkeypatch.setattr(export_page, "Checkpoint", no_more)
+    monkeypatch.setattr(export_page, "fingerprint_base", no_more)
     data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
 
     with pytest.raises(EnoughError):
