@@ -19,7 +19,11 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 `AssertionError` or whatever Python raises: it never ends in a polite message.
 """
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
+
+# What a message shows at most: what a stranger's file holds may be of any length.
+_MOST_CHARACTERS = 8000
 
 
 class PlcError(Exception):
@@ -44,6 +48,8 @@ class PlcError(Exception):
             text += f"; expected {expected}"
         if not text.endswith((".", "?", "!")):
             text += "."
+        if len(text) > _MOST_CHARACTERS:
+            text = f"{text[:_MOST_CHARACTERS]} … ({len(text)} characters)."
         separator = "\n" if "\n" in text else " "
         super().__init__(f"{text}{separator}{fix}".rstrip())
 
@@ -140,6 +146,23 @@ def list_problems(problems: Sequence[str], *, most: int = 20) -> str:
     if len(problems) > most:
         shown.append(f"\n  - and {len(problems) - most} more")
     return f"{len(problems)} problems:{''.join(shown)}"
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, for the `found` of one of ours: without Python's numbers and names."""
+    if isinstance(error, PlcError):
+        return error.found
+    if isinstance(error, RecursionError):
+        return "values nested without end"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def doing_of(error: OSError) -> str:
+    """What was being done to the file that an error of the system names."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    return f"{'writing' if error.errno in full else 'reading'} {error.filename}"
 
 
 def check_all(error: type[PlcError], doing: str, checks: Mapping[str, bool]) -> None:

@@ -5,7 +5,7 @@ Sizes are tiny and odd, no two alike, so that a transposed axis cannot go unseen
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,7 @@ def write_tiny_base(
     blocks: bool = False,
     kv_heads: int = 2,
     published: Literal["floats", "q4_1", "q8_0"] = "floats",
+    tokenizer: str | None = None,
 ) -> Path:
     """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
 
@@ -46,16 +47,17 @@ def write_tiny_base(
         kv_heads: key and value heads of a Llama, each with three query heads.
         published: the form of llama.cpp's that the weights of the layers were in before they became
             the floats of this base; tables are "q8_0" in both. Needs `blocks`.
+        tokenizer: a `tokenizer.json` to take instead of its own; ids 1 and 2 are its BOS and EOS.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True)
-    vocab = _write_tokenizer(folder)
+    vocab = _write_tokenizer(folder) if tokenizer is None else _write_given(folder, tokenizer)
     common = {
         "vocab_size": vocab,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
+        "bos_token_id": 0 if tokenizer is None else 1,
+        "eos_token_id": 1 if tokenizer is None else 2,
         "tie_word_embeddings": tied,
     }
     torch.manual_seed(seed)
@@ -132,6 +134,84 @@ def _write_tokenizer(folder: Path) -> int:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     count: int = tokenizer.get_vocab_size()
     return count + 1 - count % 2
+
+
+def _write_given(folder: Path, text: str) -> int:
+    """Writes a tokenizer as transformers reads it; returns its number of ids, made odd."""
+    from tokenizers import Tokenizer
+
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    count: int = Tokenizer.from_str(text).get_vocab_size()
+    return count + 1 - count % 2
+
+
+def byte_fallback_tokenizer(
+    scheme: Literal["prepend", "first", "always"], added: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """A `tokenizer.json` with the shape of Llama 2's: "▁" for a blank, and a token for every byte.
+
+    Ids: `<unk>`, `<s>` and `</s>`, the 256 bytes, the rest of the vocabulary, the added tokens.
+
+    Args:
+        scheme: what puts the blank in front: "prepend" a normalizer (each section between added
+            tokens), else a `Metaspace`.
+        added: further added tokens, as the file has them, without ids.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(
+        [_CORPUS.replace("😀", "").replace("ï", "")] * 3,
+        trainers.BpeTrainer(vocab_size=200, show_progress=False),
+    )
+    model = json.loads(trained.to_str())["model"]
+    control = ["<unk>", "<s>", "</s>"]
+    pieces = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    model |= {
+        "vocab": {piece: index for index, piece in enumerate(pieces)},
+        "byte_fallback": True,
+        "unk_token": "<unk>",
+        "fuse_unk": True,
+    }
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    tokens = [{"content": content, "special": True} for content in control] + [*added]
+    ids = [*range(3), *range(len(pieces), len(pieces) + len(added))]
+    blanks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    spec = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": key, **plain, **token} for key, token in zip(ids, tokens, strict=True)
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, blanks]}
+        if scheme == "prepend"
+        else None,
+        "pre_tokenizer": None if scheme == "prepend" else metaspace,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": model,
+    }
+    return json.dumps(spec, ensure_ascii=False)
 
 
 def assert_close(
@@ -308,12 +388,12 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         TaskEntry,
         write_prompt_table,
     )
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.config.read import build, node_from_plain
     from pl_compile.config.task import TaskConfig
-    from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+    from pl_compile.weights.checkpoint import fingerprint_base
+    from pl_compile.weights.open_base import open_base
 
-    config = read_decoder_config(base)
+    checkpoint, config = open_base(base)
     generator = np.random.default_rng(seed)
     entries = {}
     for index, spec in enumerate(TASKS):
@@ -330,7 +410,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         prefix_kv = generator.normal(0, 1, shape).astype(np.float32)
         no_rows = np.zeros((0, config.hidden), np.float32)
         entries[task.taskname] = TaskEntry(task, no_rows, None, config.eos_id, "random", prefix_kv)
-    fingerprint = fingerprint_base(Checkpoint(base), config)
+    fingerprint = fingerprint_base(checkpoint, config)
     identity = BaseIdentity(base.name, fingerprint, config.hidden, config.vocab)
     write_prompt_table(PromptTable(identity, entries), path)
     return path

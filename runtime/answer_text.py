@@ -1,7 +1,8 @@
-"""The text of an answer as its tokens arrive: whole characters, no stop text, no outer blanks.
+"""The text of an answer as its tokens arrive: no stop text, no outer blanks.
 
-What is handed out is never taken back, so text is held while it may turn out to be the start of a
-stop text or blanks at the end.
+In one piece it is what decoding the tokens at once gives, up to the first stop text, without blanks
+(U+0020) at both ends. What is handed out is never taken back, so text is held while a later token
+may change it, or while it may turn out to be the start of a stop text or blanks at the end.
 """
 
 from collections.abc import Sequence
@@ -32,17 +33,26 @@ class AnswerText:
     def push(self, token_id: int) -> str:
         """The text that a token makes certain."""
         self._held += self._stream.push(token_id)
-        places = [self._held.find(stop) for stop in self._stops]
-        found = [place for place in places if place >= 0]
-        if found:
-            self._held = self._held[: min(found)]
-            self.stopped = True
+        # A later token may change what is pending, but a stop text in it ends the answer here.
+        if self._stops and self._ends_in(self._held + self._stream.pending()):
             return self.finish()
         return self._give(len(self._held) - self._uncertain())
 
     def finish(self) -> str:
         """What was held, once nothing can follow."""
+        if not self.stopped:
+            self._held += self._stream.finish()
+            self._ends_in(self._held)
         return self._give(len(self._held.rstrip(" ")))
+
+    def _ends_in(self, text: str) -> bool:
+        """Whether a stop text is in a text; then what stands before it is all that is held."""
+        places = [text.find(stop) for stop in self._stops]
+        found = [place for place in places if place >= 0]
+        if found:
+            self._held = text[: min(found)]
+            self.stopped = True
+        return self.stopped
 
     def _give(self, length: int) -> str:
         piece, self._held = self._held[:length], self._held[length:]

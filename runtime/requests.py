@@ -20,7 +20,7 @@ class Request:
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
             written to its end.
         min_tokens: EOS is not written before this many tokens.
-        stop: texts that end the answer; not part of it.
+        stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.
         constrain: whether a task with `choices` may only answer with one of them.
         use_prompt: where false, the virtual tokens or the learned prefix are left out: the base's

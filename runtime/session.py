@@ -99,7 +99,7 @@ class Session:
                 found="its numbers differ from the reference (parity failed)",
                 fix="See plc verify and the bundle's report.json; export it again.",
             )
-        tokenizer = Tokenizer.from_folder(checked.folder)
+        tokenizer = Tokenizer.from_folder(checked.folder, vocab=manifest.graph.vocab)
         prompts = prompts_of_bundle(checked, tokenizer)
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
         return cls(tokenizer, prompts, engine)
@@ -173,6 +173,7 @@ class Session:
         reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
 
         def spread(node: int, after: Float32) -> None:
+            _check_finite(after[None], prompts)
             wide = after.astype(np.float64)
             total = wide.max() + np.log(np.exp(wide - wide.max()).sum())
             for token, child in trie.children[node].items():
@@ -249,7 +250,7 @@ class Session:
             limit=min(request.max_tokens, room) if choices is None else room,
             cut_tokens=cut_tokens,
             choices=choices,
-            text=AnswerText(self.tokenizer, request.stop),
+            text=AnswerText(self.tokenizer, request.stop if choices is None else ()),
         )
 
     def _rendered(self, request: Request, prompt: TaskPrompt) -> tuple[Rendered, int]:
@@ -290,11 +291,28 @@ class Session:
         candidates = engine.candidates if isinstance(engine, DrawingEngine) else 0
         draws = [row.draw(candidates) for row in rows]
         if not isinstance(engine, DrawingEngine) or not any(draws):
-            return engine.step(input_ids, past, last, prompts), [None] * len(rows)
+            logits = engine.step(input_ids, past, last, prompts)
+            _check_finite(logits, prompts)
+            return logits, [None] * len(rows)
         given = [draw or GREEDY for draw in draws]
         logits, tokens = engine.step_and_draw(input_ids, past, last, prompts, given)
+        _check_finite(logits, prompts)
         pairs = zip(draws, tokens.tolist(), strict=True)
         return logits, [token if draw else None for draw, token in pairs]
+
+
+def _check_finite(logits: Float32, prompts: Sequence[TaskPrompt]) -> None:
+    """Raises `ArtifactError` where logits are no numbers: any token would seem the likeliest."""
+    largest = logits.max(axis=-1)  # NaN where one of them is
+    if np.isfinite(largest).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(largest))[0])
+    raise ArtifactError(
+        f"answering for task '{prompts[row].renderer.template.task.taskname}'",
+        found="logits that are not finite numbers",
+        fix="The numbers of its prompt or of the base are too large: train it again, or verify the "
+        "bundle.",
+    )
 
 
 class _Row:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pl_compile.artifact.bundle import Bundle, Precision
+from pl_compile.artifact.bundle import LABELS_NAME, Bundle, Precision, task_folder
 from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, sum_of_array
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
@@ -44,12 +44,12 @@ class TaskPrompt:
         entry: TaskEntry,
         tokenizer: Tokenizer,
         task_id: int = 0,
-        trie: LabelTrie | None = None,
     ) -> "TaskPrompt":
-        """The prompt of an entry, as it was learned; with the tree of its choices if that is known.
+        """The prompt of an entry, as it was learned.
 
         Raises:
             ConfigError: a template that cannot be parsed.
+            DataError: the base has no row for a token that the task always has.
             ArtifactError: a learned prefix, and virtual tokens elsewhere than at the very start.
         """
         template = parse_template(entry.task)
@@ -61,8 +61,7 @@ class TaskPrompt:
                 fix="Move the marker to the start and train the task again.",
             )
         renderer = Renderer(template, tokenizer, SequenceRules(entry.bos_id, entry.eos_id))
-        if trie is None and entry.task.choices:
-            trie = renderer.label_trie()
+        trie = renderer.label_trie() if entry.task.choices else None
         return cls(renderer, entry.rows, entry.prefix_kv, task_id, trie)
 
     @property
@@ -132,13 +131,24 @@ def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPro
     """All tasks of a bundle, each with its folded prefix where it has one.
 
     Raises:
-        ConfigError: a template that cannot be parsed.
-        ArtifactError: a prefix that was computed from something else than this bundle holds.
+        ArtifactError: a task that cannot be rendered, a prefix that was computed from something
+            else than this bundle holds, or labels that are not those of the task.
     """
     prompts = {}
     # Manifests list baked tasks in the order of the tasks: the reader checks it.
     for task_id, (name, entry) in enumerate(bundle.entries.items()):
-        prompt = TaskPrompt.of(entry, tokenizer, task_id, bundle.labels(name))
+        try:
+            prompt = TaskPrompt.of(entry, tokenizer, task_id)
+        except PlcError as error:
+            doing = f"reading task '{name}' of the bundle {bundle.folder}"
+            raise ArtifactError(doing, found=reason_of(error), fix=error.fix) from error
+        if bundle.labels(name) != prompt.trie:
+            # A path that spells another text would be served as the answer.
+            raise ArtifactError(
+                f"reading {task_folder(bundle.folder, name) / LABELS_NAME}",
+                found="another tree than template, choices and tokenizer make",
+                fix="Export the bundle again.",
+            )
         prefix = bundle.folded(name)
         if prefix is not None:
             manifest = bundle.manifest

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
-from pl_compile.errors import BaseModelError
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import BaseModelError, PlcError
 from pl_compile.training.data.packing import PackedBatch
 from pl_compile.training.frozen import attention
 from pl_compile.training.frozen.layers import replace_layers
@@ -34,6 +34,7 @@ from pl_compile.training.parallel import (
 from pl_compile.training.precision import DTYPES
 from pl_compile.training.prompt import Prompt
 from pl_compile.training.team import ALONE, Team
+from pl_compile.weights.open_base import open_base
 
 T = TypeVar("T")
 
@@ -74,13 +75,13 @@ class FrozenBase:
         team: Team = ALONE,
         shard: bool = False,
     ) -> None:
-        self.config: DecoderConfig = read_decoder_config(folder)
+        self.config: DecoderConfig = open_base(folder)[1]
         self.device = torch.device(device)
         dtype = DTYPES[precision]
         if shard:
             model = _load(folder, dtype_of_files(folder) or dtype)
         elif team.tensor_size > 1:
-            model = _load(folder, dtype, *loader_in_parts(folder, team, self.device))
+            model = _load(folder, dtype, *loader_in_parts(self.config.family, team, self.device))
         else:
             model = _load(folder, dtype).to(self.device)
         self.model = model.eval().requires_grad_(trainable)
@@ -222,8 +223,17 @@ def _load(
             output_loading_info=True,
             **(options or {}),
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BaseModelError(f"loading the base {folder}", found=str(error)) from error
+    except PlcError:
+        raise
+    # Whatever there is: transformers checks a config with errors of its own kinds, asks for
+    # packages, and meets a wrong setting where it first uses it (TypeError, AssertionError).
+    except Exception as error:
+        raise BaseModelError(
+            f"loading the base {folder}",
+            found=f"transformers {transformers.__version__} refuses it: "
+            + (" ".join(str(error).split()) or type(error).__name__),
+            fix="Correct the file that it names, or save the base again with save_pretrained.",
+        ) from error
     # transformers fills what is missing with random numbers, and says so in a log at most.
     missing = sorted(loading["missing_keys"])
     if missing:

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from pl_compile.artifact.files import folder_written_whole
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 # What the old folder holds beside weights: tokenizer, templates, generation settings.
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".gguf")
@@ -28,4 +28,4 @@ def write_new_base(base: FrozenBase, old: Path, new: Path) -> str:
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copyfile(file, at / file.name)
         base.model.save_pretrained(at)
-        return fingerprint_base(Checkpoint(at), read_decoder_config(at))
+        return fingerprint_base(*open_base(at))

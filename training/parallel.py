@@ -72,7 +72,7 @@ def _has_tensor_plan(family: str) -> bool:
     return bool(CONFIG_MAPPING[family].base_model_tp_plan)
 
 
-def loader_in_parts(folder: Path, team: Team, device: torch.device) -> tuple[Any, dict[str, Any]]:
+def loader_in_parts(family: str, team: Team, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """What loads this process's part of a base: a class, and options of its `from_pretrained`.
 
     Each process reads its own part of the files only.
@@ -86,12 +86,11 @@ def loader_in_parts(folder: Path, team: Team, device: torch.device) -> tuple[Any
         from transformers.distributed import DistributedConfig
         from transformers.distributed.utils import TransformersDeviceMesh
 
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[family]]
         kind.prepare_distribute_model  # noqa: B018
     except (ImportError, AttributeError) as error:
         raise BaseModelError(
-            f"dividing the base {folder} among {team.tensor_size} processes",
+            f"dividing the base among {team.tensor_size} processes",
             found=f"transformers {transformers.__version__}: {error}",
             expected="a version that divides models as 5.23 does",
         ) from error

@@ -23,6 +23,8 @@ from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import TrainingError
 from pl_compile.progress import SILENT, Progress
+from pl_compile.text.render import notes_on
+from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.checkpoint import load_checkpoint, recorded_precision, save_checkpoint
@@ -63,7 +65,8 @@ from pl_compile.training.team import (
     told_by_the_leader,
 )
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 
 @dataclass(frozen=True)
@@ -209,11 +212,13 @@ class _Run:
             )
         self._folder = find_base(config.base)
         progress.say(f"loading {self._folder}")
-        decoder = read_decoder_config(self._folder)
-        fingerprint = fingerprint_base(Checkpoint(self._folder), decoder)
+        checkpoint, decoder = open_base(self._folder)
+        fingerprint = fingerprint_base(checkpoint, decoder)
         identity = BaseIdentity(config.base, fingerprint, decoder.hidden, decoder.vocab)
         self._kept = existing_tasks(config, identity)
-        tokenizer = Tokenizer.from_folder(self._folder)
+        tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
+        for note in notes_on(tokenizer, parse_templates(config.tasks).values()):
+            progress.say(note)
 
         rules = sequence_rules(config, decoder)
         sources = (config.data.train, config.data.validation)

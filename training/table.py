@@ -27,7 +27,7 @@ def existing_tasks(config: TrainConfig, identity: BaseIdentity) -> PromptTable:
     if config.existing_table is None:
         return PromptTable(identity, {})
     table = read_prompt_table(config.existing_table)
-    table.check_base(identity.fingerprint, config.base)
+    table.check_base(identity, config.base)
     wanted = table.entries if config.existing_tasks is None else config.existing_tasks
     for name in wanted:
         if name not in table.entries:

@@ -20,21 +20,24 @@ path may leave the folder, and nothing is ever unpickled.
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.files import read_text, sha256_of
 from pl_compile.artifact.folded_prefix import (
     FOLDED_NAME,
     FoldedPrefix,
     read_folded,
     sum_of_files,
 )
+from pl_compile.artifact.json_files import read_record
 from pl_compile.artifact.plan_record import EP_CONTEXT_NAME, PLAN_NAME, PLAN_PROFILE, PLAN_RECORD
 from pl_compile.artifact.prompt_table import (
     BaseIdentity,
@@ -42,11 +45,20 @@ from pl_compile.artifact.prompt_table import (
     check_prefix,
     entry_from_record,
 )
+from pl_compile.artifact.selftest import SELFTEST_NAME, check_selftest
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.build import Dtype, Quantization
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import MOST, GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
-from pl_compile.errors import ArtifactError, ConfigError, list_problems, unknown_name
+from pl_compile.config.strict_json import parse_json, with_null
+from pl_compile.errors import (
+    ArtifactError,
+    ConfigError,
+    check_all,
+    list_problems,
+    reason_of,
+    unknown_name,
+)
 from pl_compile.text.label_trie import LabelTrie
 
 FORMAT = "plc.bundle"
@@ -56,6 +68,9 @@ MODEL_NAME = "model.onnx"  # in base/, for targets that run on ONNX Runtime
 LABELS_NAME = "labels.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+
+# What the comparison of an export came to.
+Verdict = Literal["passed", "failed", "not measured"]
 
 # What the numbers of a base are before anything is rounded.
 EXACT: Dtype = "float32"
@@ -94,6 +109,17 @@ class Precision:
     block: int | None = None
     method: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses blocks that no weights could have."""
+        noted = {self.block is not None, self.method is not None}
+        together = f"block {self.block}, method {self.method}, quantization {self.quantization}"
+        size = f"block {self.block}, expected 0 to {MOST['hidden']}"
+        checks = {
+            together: noted == {self.quantization != "none"},
+            size: 0 <= (self.block or 0) <= MOST["hidden"],
+        }
+        check_all(ConfigError, "reading the precision", checks)
+
     @property
     def stored(self) -> str:
         """What the weights of the layers are stored in, such as "int4" or "float32"."""
@@ -110,7 +136,7 @@ class Manifest:
         graph: inputs, outputs and sizes of the compiled graph.
         tasks: names of the tasks, in the order they were exported in.
         toolchain: package name to version.
-        parity: "passed", "failed" or "not measured".
+        parity: what the comparison with the reference came to.
         precision: how the base's numbers are stored.
     """
 
@@ -119,8 +145,15 @@ class Manifest:
     graph: GraphContract
     tasks: tuple[str, ...]
     toolchain: Mapping[str, str]
-    parity: str
+    parity: Verdict
     precision: Precision = Precision()
+
+    def __post_init__(self) -> None:
+        """Refuses what no bundle could say of itself."""
+        doubled = [name for name, count in Counter(self.tasks).items() if count > 1]
+        checks = {f"task '{name}' is named twice": False for name in doubled}
+        checks["no task is named"] = bool(self.tasks)
+        check_all(ConfigError, "reading what the bundle is", checks)
 
 
 @dataclass(frozen=True)
@@ -170,12 +203,14 @@ class Bundle:
         if not path.is_file():
             return None
         prefix, graph = read_folded(path), self.manifest.graph
-        layers, two, kv_heads, _, head_dim = prefix.kv.shape
-        if (layers, two, kv_heads, head_dim) != (graph.layers, 2, graph.kv_heads, graph.head_dim):
+        head = prefix.kv.shape[3]
+        fits = prefix.kv.shape == (graph.layers, 2, graph.kv_heads, head, graph.head_dim)
+        if not fits or not 1 <= head < graph.capacity:
             raise ArtifactError(
                 f"reading {path}",
                 found=f"float32 {prefix.kv.shape}",
-                expected=f"float32 ({graph.layers}, 2, {graph.kv_heads}, head, {graph.head_dim})",
+                expected=f"float32 ({graph.layers}, 2, {graph.kv_heads}, head, {graph.head_dim}), "
+                f"and a head of 1 to {graph.capacity - 1}",
             )
         return prefix
 
@@ -192,24 +227,30 @@ class Bundle:
             if choices:
                 raise ArtifactError(doing, found="no such file", fix="Export the bundle again.")
             return None
+        trie = read_record(LabelTrie, path)
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            trie = build(LabelTrie, node_from_plain(plain, LABELS_NAME), doing=doing)
             trie.check()
             if max(trie.tokens) >= self.manifest.base.vocab:
                 raise ValueError(f"token {max(trie.tokens)}, and {self.manifest.base.vocab} ids")
-        except (OSError, ValueError, RecursionError, ConfigError) as error:
-            raise ArtifactError(
-                doing, found=f"damaged ({getattr(error, 'found', error)})"
-            ) from error
+        except ValueError as error:
+            raise ArtifactError(doing, found=f"damaged ({error})") from error
         if trie.labels != choices:
             raise ArtifactError(doing, found=f"labels {trie.labels}", expected=f"{choices}")
         return trie
 
     def selftest(self, taskname: str) -> dict[str, NDArray[Any]]:
-        """The arrays of a task's self-test; empty where the export made none."""
-        path = task_folder(self.folder, taskname) / "selftest.safetensors"
-        return read_tensor_file(path, doing=f"reading {path}").tensors if path.is_file() else {}
+        """The arrays of a task's self-test (`selftest.py`); empty where the export made none.
+
+        Raises:
+            ArtifactError: they are damaged, or no vectors that this bundle's graph can run.
+        """
+        path = task_folder(self.folder, taskname) / SELFTEST_NAME
+        if not path.is_file():
+            return {}
+        doing = f"reading {path}"
+        arrays = read_tensor_file(path, doing=doing).tensors
+        check_selftest(arrays, self.entry(taskname), self.manifest.graph, doing)
+        return arrays
 
 
 def sum_of_base(sums: Mapping[str, str]) -> str:
@@ -233,7 +274,7 @@ def sum_of_base(sums: Mapping[str, str]) -> str:
 def is_bundle(folder: Path) -> bool:
     """Whether a folder says of itself that it is a bundle, of whatever version."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_text(folder / MANIFEST))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
@@ -267,8 +308,8 @@ def write_labels(bundle: Path, taskname: str, trie: LabelTrie | None) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON that a person can read and a diff can compare."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """Writes indented JSON that a person can read and a diff can compare; null for NaN."""
+    text = json.dumps(with_null(value), indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
 
 
@@ -304,17 +345,17 @@ def read_bundle(folder: Path) -> Bundle:
 def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(doing, found=f"{MANIFEST}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(doing, found=f"{MANIFEST}: {reason_of(error)}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ArtifactError(doing, found=f"{MANIFEST} of another format", expected=FORMAT)
     version = content.pop("version", None)
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:  # 1.0 and true are equal to 1
         raise ArtifactError(
             doing,
             found=f"version {version}",
@@ -323,8 +364,8 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
         )
     try:
         manifest = build(_StoredManifest, node_from_plain(content, MANIFEST), doing=doing)
-    except ConfigError as error:
-        raise ArtifactError(doing, found=f"damaged {MANIFEST}: {error.found}") from error
+    except (RecursionError, ConfigError) as error:
+        raise ArtifactError(doing, found=f"damaged {MANIFEST}: {reason_of(error)}") from error
     baked = manifest.tasks if manifest.graph.prompts == "baked" else ()
     if manifest.graph.baked_tasks != baked:
         raise ArtifactError(
@@ -339,7 +380,33 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
             found=f"damaged {MANIFEST}: a graph of hidden {graph.hidden}, vocab {graph.vocab}",
             expected=f"hidden {base.hidden}, vocab {base.vocab}, as its base",
         )
+    if graph.ranks > graph.kv_heads:
+        raise ArtifactError(
+            doing,
+            found=f"damaged {MANIFEST}: ranks {graph.ranks}",
+            expected=f"at most the {graph.kv_heads} key and value heads that they divide",
+        )
+    _check_graphs(manifest, doing)
     return manifest
+
+
+def _check_graphs(manifest: "_StoredManifest", doing: str) -> None:
+    """Raises `ArtifactError` unless there is one graph, or one for each rank."""
+    ranks = manifest.graph.ranks
+    folders = [rank_folder(rank) for rank in range(ranks)] if ranks > 1 else [""]
+    expected = {(PurePosixPath("base") / folder / MODEL_NAME).as_posix() for folder in folders}
+    found = {
+        name
+        for name in manifest.files
+        if name.startswith("base/") and name.endswith(f"/{MODEL_NAME}")
+    }
+    for name in sorted(expected - found) or sorted(found - expected):
+        raise ArtifactError(
+            doing,
+            found=f"damaged {MANIFEST}: ranks {ranks}, and '{name}' is "
+            f"{'missing' if name in expected else 'one too many'}",
+            expected=f"base/{MODEL_NAME}; of more ranks one in each of base/rank0, base/rank1, …",
+        )
 
 
 @dataclass(frozen=True)
@@ -350,10 +417,7 @@ class _StoredManifest(Manifest):
 
 
 def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> None:
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    needed = {"tokenizer.json", *(present - _NOT_SUMMED)}
-    problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
-    for name, record in files.items():
+    for name in files:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name:
             # Said alone: such a manifest was made to mislead.
@@ -363,19 +427,58 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> N
                 expected="paths inside the bundle",
                 fix="Do not use this bundle; export it again.",
             )
-        path = folder / inside
-        if any((folder / part).is_symlink() for part in [inside, *inside.parents[:-1]]):
-            problems.append(f"{name} is a link, or lies behind one")
-        elif not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != record.size_bytes:
-            problems.append(f"{name} has {path.stat().st_size} bytes, expected {record.size_bytes}")
-        elif (found := sha256_of(path)) != record.sha256:
-            problems.append(f"{name} has sha256 {found}, expected {record.sha256}")
+    sizes, problems = _regular_files(folder)
+    if not problems:
+        needed = {"tokenizer.json", *(set(sizes) - _NOT_SUMMED)}
+        problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
+        for name, record in files.items():
+            problems += _problems_of_file(folder / name, name, record, sizes.get(name))
     if problems:
         raise ArtifactError(
             doing, found=list_problems(problems), fix="Copy the bundle again, or export it again."
         )
+
+
+def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """The size of each file by its path in the folder; and as problems, what else is there.
+
+    A link leads out of the folder, and a pipe is waited for: neither is followed or opened.
+    """
+    sizes: dict[str, int] = {}
+    problems = []
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            entries = list(os.scandir(folder / inside))
+        except OSError as error:
+            problems.append(f"{inside or 'the folder'} cannot be read ({reason_of(error)})")
+            continue
+        for entry in entries:
+            name = f"{inside}{entry.name}"
+            if entry.is_symlink():
+                problems.append(f"{name} is a link")
+            elif entry.is_dir():
+                waiting.append(f"{name}/")
+            elif entry.is_file():
+                sizes[name] = entry.stat().st_size
+            else:
+                problems.append(f"{name} is a pipe, a device or a socket")
+    return sizes, sorted(problems)
+
+
+def _problems_of_file(path: Path, name: str, record: FileRecord, size: int | None) -> list[str]:
+    if size is None:
+        return [f"{name} is missing"]
+    if size != record.size_bytes:
+        return [f"{name} has {size} bytes, expected {record.size_bytes}"]
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        return [f"{name} cannot be read ({reason_of(error)})"]
+    if found != record.sha256:
+        return [f"{name} has sha256 {found}, expected {record.sha256}"]
+    return []
 
 
 def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
@@ -384,12 +487,18 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
         raise ArtifactError(doing, found="task.json is not in the manifest")
     learned = _read_learned(folder, name, manifest, doing)
     try:
-        record = json.loads((task_folder(folder, name) / "task.json").read_text(encoding="utf-8"))
+        record = parse_json(read_text(task_folder(folder, name) / "task.json"))
         entry = entry_from_record(record, learned, name, base=manifest.base, doing=doing)
     except (OSError, ValueError, RecursionError, ConfigError) as error:
-        reason = getattr(error, "found", error)
-        raise ArtifactError(doing, found=f"damaged task.json ({reason})") from error
+        raise ArtifactError(doing, found=f"damaged task.json ({reason_of(error)})") from error
     check_prefix(entry, manifest.graph, doing)
+    virtual, capacity = entry.task.total_virtual_tokens, manifest.graph.capacity
+    if virtual + 2 > capacity:
+        raise ArtifactError(
+            doing,
+            found=f"{virtual} virtual tokens, and a capacity of {capacity}",
+            expected="room for a token and an answer behind them",
+        )
     return entry
 
 

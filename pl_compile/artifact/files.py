@@ -1,18 +1,57 @@
 """Files that are there whole or not at all, and their sums.
 
 A file or folder is written beside its final name, forced to the disk, then renamed: a reader, a
-full disk or a killed process never meets half of it. Knows nothing of what the bytes mean.
+full disk or a killed process never meets half of it. Whoever writes holds a lock on it for that
+time, so what is not locked was left by a process that was killed, and the next one to write under
+that name removes it. Knows nothing of what the bytes mean.
 """
 
+import errno
 import hashlib
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, doing_of, reason_of
+
+# What is read in one piece, such as JSON. More is no file of ours, and would fill the memory.
+MOST_TEXT_BYTES = 16 << 20
 
 _CHUNK_BYTES = 1 << 17
+
+# What stands behind the final name in a temporary one.
+_RANDOM_BYTES = 4
+
+
+def check_regular(path: Path) -> None:
+    """Raises `OSError` unless there is a file with content: a pipe would be waited for."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe, a device or a socket, not a file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file that a stranger may have made.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it has more than `MOST_TEXT_BYTES`, or is not UTF-8.
+    """
+    check_regular(path)
+    with _opened(path) as file:
+        data = file.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise ValueError(f"more than {MOST_TEXT_BYTES >> 20} MiB, which no file of this kind has")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 at byte {error.start}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -28,9 +67,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             path.write_bytes(data)  # a pipe or a device: there is nothing to replace
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = _temporary_name(path)
-        # 0o666 less the umask, as programs leave their files.
-        descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        _remove_left_behind(path)
+        beside, descriptor = _new_beside(path, _new_file)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -58,8 +96,9 @@ def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iter
     """Gives a temporary folder beside `path`; at a clean end it becomes `path`.
 
     A folder of ours that was at `path` is replaced; if the block raises, it stays and the temporary
-    folder is removed. A kill between the two renames of a replacement leaves the old folder beside
-    its name, as `.NAME.….old`.
+    folder is removed. A kill leaves the temporary folder (`.NAME.…`), and between the two renames
+    of a replacement the old folder too (`.NAME.….old`): the next one that is written under this
+    name removes the first at its beginning, the second at its end.
 
     Args:
         path: the final name.
@@ -72,10 +111,11 @@ def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iter
     check_replaceable(path, is_ours)
     with _reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = _temporary_name(path)
-        staging.mkdir()
+        _remove_left_behind(path)
+        staging, lock = _new_beside(path, _new_folder)
         try:
-            yield staging
+            with _naming_others(staging):
+                yield staging
             for file in sorted(staging.rglob("*")):
                 _sync(file)
             _sync(staging)
@@ -83,6 +123,9 @@ def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iter
         except BaseException:
             _remove_tree(staging)
             raise
+        finally:
+            os.close(lock)
+        _remove_left_behind(path, suffix=".old")
 
 
 def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
@@ -95,6 +138,8 @@ def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
     with _reporting(path):
         if path.exists() and not path.is_dir():
             found = "a file of that name"
+        elif path.is_dir() and path.samefile(Path.cwd()):
+            found = "the current folder, which cannot be replaced by another"
         elif path.is_dir() and any(path.iterdir()) and not is_ours(path):
             found = "a folder with other things in it"
         else:
@@ -103,16 +148,80 @@ def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """The sha256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read; the error names the file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read; errors name it. The system's own do so only where a file is opened."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _new_beside(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """Something new beside `path`, and the descriptor that holds a lock on it until it is closed.
+
+    A killed process holds none: that is how `_remove_left_behind` knows what is in use.
+    """
+    import fcntl  # there is none on Windows, where bundles can be read
+
+    while True:
+        beside = path.with_name(f".{path.name}.{os.urandom(_RANDOM_BYTES).hex()}")
+        descriptor = make(beside)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)  # it is being removed, before it had its lock
+            continue
+        except OSError:
+            return beside, descriptor  # a file system without locks: nobody can remove it either
+        if beside.exists():
+            return beside, descriptor
+        os.close(descriptor)  # it was removed, before it had its lock
+
+
+def _new_file(path: Path) -> int:
+    # 0o666 less the umask, as programs leave their files.
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY)
+
+
+def _remove_left_behind(path: Path, suffix: str = "") -> None:
+    """Removes what killed processes left beside `path`: what nobody holds a lock on."""
+    import fcntl
+
+    digits = f"[0-9a-f]{{{2 * _RANDOM_BYTES}}}"
+    name = re.compile(rf"\.{re.escape(path.name)}\.{digits}{re.escape(suffix)}")
+    with suppress(OSError):  # a folder that may be written to, but not listed
+        for left in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
+            # In use, somebody else's, no file or folder, or on a file system without locks.
+            with suppress(OSError):
+                descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if left.is_dir():
+                        _remove_tree(left)
+                    else:
+                        left.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def _replace_folder(staging: Path, path: Path) -> None:
@@ -146,13 +255,25 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
+def _naming_others(folder: Path) -> Iterator[None]:
+    """Says of a file that could not be read or written which one, where it is not in `folder`."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if not isinstance(name, str | Path) or Path(name).is_relative_to(folder):
+            raise
+        raise ArtifactError(doing_of(error), found=reason_of(error)) from error
+
+
+@contextmanager
 def _reporting(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ArtifactError(
             f"writing {path}",
-            found=error.strerror or str(error),
+            found=reason_of(error),
             fix="Nothing was left under that name that was not there before.",
         ) from error
 

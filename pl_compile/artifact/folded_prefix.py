@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.artifact.json_files import record_of
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.read import build, node_from_plain, plain_from_config
-from pl_compile.errors import ArtifactError, PlcError, list_problems
+from pl_compile.config.read import plain_from_config
+from pl_compile.errors import ArtifactError, ConfigError, list_problems, reason_of
 
 FOLDED_NAME = "folded_kv.safetensors"
 _TENSOR = "folded_kv"
@@ -95,11 +96,10 @@ def read_folded(path: Path) -> FoldedPrefix:
     if not np.isfinite(kv).all():
         raise ArtifactError(doing, found="keys or values that are not finite numbers")
     try:
-        plain = json.loads(file.metadata.get("identity", ""))
-        identity = build(PrefixIdentity, node_from_plain(plain, "identity"), doing=doing)
-    except (ValueError, RecursionError, PlcError) as error:
-        reason = getattr(error, "found", error)
-        raise ArtifactError(doing, found=f"damaged identity ({reason})") from error
+        text = file.metadata.get("identity", "")
+        identity = record_of(PrefixIdentity, text, name="identity", doing=doing)
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise ArtifactError(doing, found=f"damaged identity ({reason_of(error)})") from error
     return FoldedPrefix(kv, identity)
 
 

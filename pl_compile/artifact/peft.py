@@ -24,6 +24,7 @@ from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.strict_json import parse_json
 from pl_compile.errors import ArtifactError, list_problems
 from pl_compile.text.template import parse_template
 
@@ -31,6 +32,7 @@ _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _TENSOR = "prompt_embeddings"
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 # PEFT's name of a method to ours.
 _METHODS = {
@@ -172,17 +174,24 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
         )
     stored = tensors[_TENSOR]
     virtual = config.get("num_virtual_tokens")
-    if stored.ndim != 2 or stored.shape[0] != virtual or stored.size == 0:
+    is_count = type(virtual) is int and stored.shape[:1] == (virtual,)  # true is no count
+    if stored.ndim != 2 or not is_count or stored.size == 0:
         raise ArtifactError(
             doing,
             found=f"'{_TENSOR}' of shape {stored.shape}",
             expected=f"num_virtual_tokens, {virtual}, of any width",
         )
+    if str(stored.dtype) not in _FLOATS:
+        raise ArtifactError(
+            doing, found=f"'{_TENSOR}' of {stored.dtype}", expected=f"one of {', '.join(_FLOATS)}"
+        )
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
+        embeddings = np.ascontiguousarray(stored, np.float32)
+    if not np.isfinite(embeddings).all():
+        raise ArtifactError(doing, found=f"'{_TENSOR}' with numbers that are not finite")
     name = config.get("base_model_name_or_path")
     return PeftAdapter(
-        _METHODS[config["peft_type"]],
-        name if isinstance(name, str) else "",
-        np.ascontiguousarray(stored, np.float32),
+        _METHODS[config["peft_type"]], name if isinstance(name, str) else "", embeddings
     )
 
 
@@ -202,12 +211,12 @@ def _check_prepends(entry: TaskEntry) -> None:
 
 def _read_config(path: Path, doing: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             doing, found=f"no {_CONFIG}", expected="a folder that PEFT's save_pretrained wrote"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(doing, found=f"{_CONFIG}: {error}", expected="JSON") from error
     if not isinstance(config, dict):
         raise ArtifactError(doing, found=f"{_CONFIG} holds no object")

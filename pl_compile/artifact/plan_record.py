@@ -8,11 +8,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pl_compile.artifact.folded_prefix import sum_of_files
-from pl_compile.config.read import build, node_from_plain, plain_from_config
-from pl_compile.errors import ArtifactError, ConfigError
+from pl_compile.artifact.json_files import read_record
+from pl_compile.config.contract import size_checks
+from pl_compile.config.read import plain_from_config
+from pl_compile.errors import ArtifactError, ConfigError, check_all
 
 PLAN_NAME = "model.plan"
 PLAN_RECORD = "plan.json"
@@ -20,8 +22,6 @@ PLAN_PROFILE = "profile.json"
 EP_CONTEXT_NAME = "model_ctx.onnx"  # an ONNX file around the plan, where it was asked for
 
 _ONNX_FILES = ("model.onnx", "model.onnx.data")
-
-T = TypeVar("T")
 
 # The flavours of TensorRT, which are targets, and the import names of their packages.
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -65,6 +65,11 @@ class PlanRecord:
     peak_memory_bytes: int
     layers: Mapping[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuses sizes that no plan could have."""
+        sizes = {"ranks": self.ranks, "max_batch": self.max_batch, "capacity": self.capacity}
+        check_all(ConfigError, "reading a plan's sizes", size_checks(sizes))
+
 
 @dataclass(frozen=True)
 class PlanProfile:
@@ -79,6 +84,11 @@ class PlanProfile:
     max_batch: int
     compute_capabilities: tuple[str, ...] = ()
     ep_context: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses a size that no plan could have."""
+        check = size_checks({"max_batch": self.max_batch})
+        check_all(ConfigError, "reading how a plan is to be built", check)
 
 
 def sum_of_onnx(sums: Mapping[str, str]) -> str:
@@ -102,7 +112,7 @@ def read_plan_profile(folder: Path) -> PlanProfile:
     Raises:
         ArtifactError: it is missing, or damaged.
     """
-    return _read(PlanProfile, folder / PLAN_PROFILE, "Export the bundle again.")
+    return read_record(PlanProfile, folder / PLAN_PROFILE, fix="Export the bundle again.")
 
 
 def write_plan_record(folder: Path, record: PlanRecord) -> None:
@@ -123,19 +133,9 @@ def read_plan_record(folder: Path) -> PlanRecord:
             found="no plan was built yet",
             fix="Build it on the device that will run it: plc build BUNDLE.",
         )
-    return _read(PlanRecord, path, "Build it again: plc build BUNDLE.")
+    return read_record(PlanRecord, path, fix="Build it again: plc build BUNDLE.")
 
 
 def _write(path: Path, record: PlanRecord | PlanProfile) -> None:
     text = json.dumps(plain_from_config(record), indent=2)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def _read(kind: type[T], path: Path, fix: str) -> T:
-    doing = f"reading {path}"
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return build(kind, node_from_plain(plain, path.name), doing=doing)
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
-        reason = getattr(error, "found", error)
-        raise ArtifactError(doing, found=f"damaged ({reason})", fix=fix) from error

@@ -21,12 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.files import write_atomically
+from pl_compile.artifact.json_files import record_of
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, size_checks
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.read import build, node_from_plain, plain_from_config
+from pl_compile.config.strict_json import parse_json
 from pl_compile.config.task import TaskConfig
-from pl_compile.errors import ArtifactError, FingerprintError, PlcError, unknown_name
+from pl_compile.errors import (
+    ArtifactError,
+    ConfigError,
+    FingerprintError,
+    check_all,
+    reason_of,
+    unknown_name,
+)
+from pl_compile.text.template import parse_template
 
 FORMAT = "plc.prompt-table"
 VERSION = 1
@@ -50,6 +60,11 @@ class BaseIdentity:
     fingerprint: str
     hidden: int
     vocab: int
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that no base could have."""
+        sizes = {"hidden": self.hidden, "vocab": self.vocab}
+        check_all(ConfigError, "reading the base's sizes", size_checks(sizes))
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,8 @@ def entry_from_record(
 
     Raises:
         ConfigError: `plain` is no record.
-        ArtifactError: it is the record of another task than `taskname`.
+        ArtifactError: it is the record of another task than `taskname`, or its template cannot be
+            parsed.
     """
     record = build(TaskRecord, node_from_plain(plain, f"task '{taskname}'"), doing=doing)
     if record.task.taskname != taskname:
@@ -116,6 +132,11 @@ def entry_from_record(
             found=f"the record of task '{record.task.taskname}'",
             expected=f"that of '{taskname}'",
         )
+    try:
+        parse_template(record.task)
+    except ConfigError as error:
+        found = f"the template of task '{taskname}': {error.found}"
+        raise ArtifactError(doing, found=found) from error
     for key, token_id in (("bos_id", record.bos_id), ("eos_id", record.eos_id)):
         if token_id is not None and not 0 <= token_id < base.vocab:
             raise ArtifactError(
@@ -198,14 +219,27 @@ class PromptTable:
                 fix="Name the new task otherwise, or rename or remove that one with plc tasks.",
             )
 
-    def check_base(self, fingerprint: str, base: str) -> None:
-        """Raises `FingerprintError` unless the table was trained on the base with `fingerprint`."""
-        if fingerprint != self.base.fingerprint:
+    def check_base(self, identity: BaseIdentity, base: str) -> None:
+        """Raises `FingerprintError` unless the table was trained on a base.
+
+        Args:
+            identity: of the base; its name does not matter.
+            base: what to call it.
+        """
+        doing = f"matching the prompt table with the base {base}"
+        if identity.fingerprint != self.base.fingerprint:
             raise FingerprintError(
-                f"matching the prompt table with the base {base}",
-                found=f"the base has fingerprint {fingerprint}",
+                doing,
+                found=f"the base has fingerprint {identity.fingerprint}",
                 expected=f"{self.base.fingerprint} ('{self.base.name}'), which it was trained on",
                 fix="Give that base with --base, or train the tasks again on this one.",
+            )
+        if (identity.hidden, identity.vocab) != (self.base.hidden, self.base.vocab):
+            raise FingerprintError(
+                doing,
+                found=f"a table for hidden {self.base.hidden}, vocab {self.base.vocab}",
+                expected=f"hidden {identity.hidden}, vocab {identity.vocab}, as the base has",
+                fix="The table was altered: take it from where it was trained.",
             )
 
 
@@ -213,20 +247,21 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
     """Writes a table, whole or not at all.
 
     Raises:
-        ArtifactError: rows that are not finite or not `[virtual, hidden]`, or a disk that refuses.
+        ArtifactError: what a reader would refuse (rows that are not finite or not
+            `[virtual, hidden]`, a template that cannot be parsed, …), or a disk that refuses.
     """
+    doing = f"writing {path}"
     for entry in table.entries.values():
-        check_learned(entry, table.base.hidden, f"writing {path}")
+        check_learned(entry, table.base.hidden, doing)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "base": json.dumps(plain_from_config(table.base)),
         "tasks": json.dumps({name: entry.record() for name, entry in table.entries.items()}),
     }
-    rows = {
-        name: np.ascontiguousarray(entry.learned, np.float32)
-        for name, entry in table.entries.items()
-    }
+    learned = {name: entry.learned for name, entry in table.entries.items()}
+    table_from_records(learned, base=metadata["base"], tasks=metadata["tasks"], doing=doing)
+    rows = {name: np.ascontiguousarray(each, np.float32) for name, each in learned.items()}
     write_atomically(path, tensor_bytes(rows, metadata))
 
 
@@ -275,8 +310,10 @@ def table_from_records(
         missing = "base" if base is None else "tasks"
         raise ArtifactError(doing, found=f"metadata that says nothing of its {missing}")
     try:
-        identity = build(BaseIdentity, node_from_plain(json.loads(base), "base"), doing=doing)
-        records: dict[str, dict[str, Any]] = json.loads(tasks)
+        identity = record_of(BaseIdentity, base, name="base", doing=doing)
+        records = parse_json(tasks)
+        if not isinstance(records, dict):
+            raise ValueError("tasks that are not named")
         if set(records) != set(learned):
             raise ArtifactError(
                 doing, found=f"rows for {sorted(learned)}", expected=f"rows for {sorted(records)}"
@@ -285,11 +322,9 @@ def table_from_records(
             name: entry_from_record(record, learned[name], name, base=identity, doing=doing)
             for name, record in records.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(doing, found=f"damaged metadata ({error})") from error
-    except ArtifactError:
-        raise
-    except PlcError as error:
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(doing, found=f"damaged metadata ({reason_of(error)})") from error
+    except ConfigError as error:
         raise ArtifactError(doing, found=error.found) from error
     return PromptTable(identity, entries)
 

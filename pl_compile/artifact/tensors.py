@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.errors import ArtifactError
+from pl_compile.artifact.files import check_regular
+from pl_compile.errors import ArtifactError, reason_of
+
+# How safetensors' names of floats of 8 bits and fewer begin: numpy has none of them, and they mean
+# nothing without the scales beside them.
+_CODES = ("F8_", "F6_", "F4")
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,22 @@ def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
     from safetensors import SafetensorError, safe_open  # where there is a tensor to read
 
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
+            codes = [
+                f"'{name}' of {kind}" for name, kind in kinds.items() if kind.startswith(_CODES)
+            ]
+            if codes:
+                raise ArtifactError(
+                    doing, found=", ".join(codes[:5]), expected="floats of 16 bits or more"
+                )
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         # The last two: a number format that numpy does not know.
-        raise ArtifactError(doing, found=str(error), expected="a safetensors file") from error
+        raise ArtifactError(doing, found=reason_of(error), expected="a safetensors file") from error
     return TensorFile(tensors, metadata)
 
 

@@ -305,8 +305,7 @@ def parity_error(doing: str, results: Any, fix: str) -> ParityError:
     worst = max(failed, key=lambda result: float(result.relative_difference))
     return ParityError(
         doing,
-        found=f"task '{worst.task}' differs by {worst.relative_difference:.2e} of the largest "
-        f"logit, {worst.equal_tokens} of {worst.rows * worst.steps} tokens agree",
+        found=f"task '{worst.task}' {worst.finding}",
         expected=f"at most {worst.tolerance:.0e}, and {worst.tokens_needed:.0%} of the tokens",
         fix=f"{fix} Do not serve it: export it again, and report it if that does not help.",
     )

@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from importlib import import_module
 
 import click
 
 from pl_compile import __version__
-from pl_compile.errors import PlcError
+from pl_compile.errors import PlcError, doing_of, reason_of
 
 # Command to what `plc --help` says of it, in the order of the flow.
 COMMANDS = {
@@ -67,8 +68,8 @@ def plc(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Runs `plc` and leaves the process with the exit code that the README lists."""
-    # As with Ctrl-C, what is half written is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _end_cleanly()
+    warnings.formatwarning = _warning_line
     if sys.stdout is None:
         sys.exit("error: writing the output: standard output is closed.")
     try:
@@ -92,6 +93,29 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        click.echo(f"error: writing the output: {error.strerror or error}.", err=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        of_output = error.filename is None
+        doing = "writing the output" if of_output else doing_of(error)
+        click.echo(f"error: {doing}: {reason_of(error)}.", err=True)
+        if of_output:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a line for the user: not where in the code it was given."""
+    return f"warning: {message}\n"
+
+
+def _end_cleanly() -> None:
+    """What is half written is removed on the way out, as with Ctrl-C, when `plc` is told to end."""
+
+    def end(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the removing
+        sys.exit(128 + number)
+
+    # A process that `nohup` started ignores the end of its terminal: that stays so.
+    known = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    numbers = [each for each in known if signal.getsignal(each) != signal.SIG_IGN]
+    for each in numbers:
+        signal.signal(each, end)

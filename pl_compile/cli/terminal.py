@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pl_compile.config.strict_json import with_null
 from pl_compile.errors import MissingExtraError
 from pl_compile.progress import Bar
 
@@ -119,8 +120,8 @@ class _Lines:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One JSON object on standard output; null for numbers that are not finite."""
+    click.echo(json.dumps(with_null(value), ensure_ascii=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -15,6 +15,7 @@ next_token       int64 [batch]                  sampling "graph"
 present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +36,31 @@ TOP_P = "top_p"
 NOISE = "noise"
 LOGITS = "logits"
 NEXT_TOKEN = "next_token"
+
+# More than any base has. A manifest is input from a stranger: what it says is looked at before
+# anything of that size is made.
+MOST = {
+    "layers": 1 << 14,
+    "kv_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "hidden": 1 << 20,
+    "vocab": 1 << 24,
+    "capacity": 1 << 26,
+    "ranks": 1 << 10,
+    "max_batch": 1 << 16,
+}
+
+
+def size_checks(sizes: Mapping[str, int]) -> dict[str, bool]:
+    """What `check_all` needs to refuse sizes that no base could have.
+
+    Args:
+        sizes: by their names in `MOST`.
+    """
+    return {
+        f"{name} {size}, expected 1 to {MOST[name]}": 1 <= size <= MOST[name]
+        for name, size in sizes.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -85,14 +111,10 @@ class GraphContract:
 
     def __post_init__(self) -> None:
         """Refuses sizes that no graph could have."""
-        sizes = ("layers", "kv_heads", "head_dim", "hidden", "vocab", "capacity")
-        checks = {
-            f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
-            for name in sizes
-        }
+        names = ("layers", "kv_heads", "head_dim", "hidden", "vocab", "capacity", "ranks")
+        checks = size_checks({name: getattr(self, name) for name in names})
         among = f"candidates {self.candidates}, expected 0 to the vocabulary's {self.vocab}"
         checks[among] = 0 <= self.candidates <= self.vocab
-        checks[f"ranks {self.ranks}, expected at least 1"] = self.ranks >= 1
         check_all(ConfigError, "reading the graph's sizes", checks)
 
     def of_rank(self, rank: int) -> "GraphContract":

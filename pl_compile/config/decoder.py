@@ -5,15 +5,27 @@ graph is built from. Anything in the file that would change the computation and 
 compute is refused by name.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pl_compile.errors import BaseModelError, check_all, list_problems, unknown_name
+from pl_compile.config.base_keys import GPT2, LLAMA, QUANTIZED, Keys
+from pl_compile.config.strict_json import parse_json
+from pl_compile.errors import BaseModelError, check_all, list_problems
 
 T = TypeVar("T")
+
+# No base is as large in any direction.
+_SIZE_BELOW = 2**31
+
+# The largest float32, in which bases compute.
+_FLOAT32_MAX = 3.4e38
+
+DEQUANTIZE = (
+    "Save the base as floats: load it with transformers and the package that quantised it, then "
+    "model.dequantize() and model.save_pretrained(folder)."
+)
 
 
 @dataclass(frozen=True)
@@ -59,17 +71,21 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         """Refuses sizes that no decoder could have."""
         sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions")
+        doing = "reading the sizes of the base"
         checks = {
             f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
             for name in sizes
         }
-        check_all(BaseModelError, "reading the sizes of the base", checks)
-        if self.heads % self.kv_heads:
-            raise BaseModelError(
-                "reading the sizes of the base",
-                found=f"{self.heads} query heads on {self.kv_heads} key heads",
-                expected="a multiple",
-            )
+        check_all(BaseModelError, doing, checks)
+        checks = {
+            f"{self.heads} query heads on {self.kv_heads} key heads, expected a multiple": (
+                self.heads % self.kv_heads == 0
+            ),
+            f"head_dim {self.head_dim}, expected an even number: rotary positions turn pairs": (
+                self.rope_theta == 0 or self.head_dim % 2 == 0
+            ),
+        }
+        check_all(BaseModelError, doing, checks)
 
 
 def read_decoder_config(folder: Path) -> DecoderConfig:
@@ -80,20 +96,46 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
     """
     path = folder / "config.json"
     doing = f"reading {path}"
-    try:
-        hf = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe would be waited for
         fix = "Give a Hugging Face model folder."
-        raise BaseModelError(doing, found="no such file", fix=fix) from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise BaseModelError(doing, found="no such file", fix=fix)
+    try:
+        hf = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise BaseModelError(doing, found=str(error), expected="a JSON object") from error
     if not isinstance(hf, dict):
         raise BaseModelError(doing, found="no JSON object")
-    family = str(hf.get("model_type"))
-    if family not in _READERS:
-        found, fix = unknown_name(family, tuple(_READERS), what="model family")
-        raise BaseModelError(doing, found=found, fix=fix)
-    return _READERS[family](_Settings(hf, doing))
+    family = hf.get("model_type")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        # No near name is proposed: gptj is not gpt2.
+        said = f"is {family!r:.80}" if "model_type" in hf else "is missing"
+        expected = f"a family of: {', '.join(_FAMILIES)}"
+        raise BaseModelError(doing, found=f"'model_type' {said}", expected=expected)
+    _refuse_codes(hf, doing)
+    keys, read = _FAMILIES[family]
+    problems = keys.problems(hf)
+    if problems:
+        raise BaseModelError(doing, found=list_problems(problems))
+    aliased = {keys.aliases[key]: value for key, value in hf.items() if key in keys.aliases}
+    return read(_Settings(hf | aliased, doing))
+
+
+def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
+    for key in QUANTIZED:
+        how = hf.get(key)
+        if how is not None:
+            named = how.get("quant_method") if isinstance(how, dict) else None
+            raise BaseModelError(
+                doing,
+                found=f"'{key}'"
+                + (f" ({named!s:.40})" if named else "")
+                + ": the weights are codes",
+                expected="weights that are floats",
+                fix=DEQUANTIZE,
+            )
+
+
+_KINDS = {int: "a whole number", float: "a number with a point", bool: "true or false"}
 
 
 class _Settings:
@@ -103,38 +145,117 @@ class _Settings:
         self._values = values
         self._doing = doing
 
-    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """The value of `key`; `default` where it is absent or null.
+    def get(self, key: str, kind: type[T], default: T | None = None, *, null: bool = False) -> T:
+        """The value of `key`.
+
+        Args:
+            key: its name.
+            kind: its type; a whole number is no float, since transformers takes it for none.
+            default: what it is where it is absent.
+            null: whether null stands for the default.
 
         Raises:
             BaseModelError: a value that is no `kind`, or none and no default.
         """
         value = self._values.get(key)
-        if value is None and default is not None:
+        if value is None and default is not None and (null or key not in self._values):
             return default
-        if value is None:
+        if key not in self._values:
             raise BaseModelError(self._doing, found=f"'{key}' is missing")
-        if kind is float and type(value) is int:
-            value = float(value)
         if type(value) is not kind:
-            found = f"'{key}' is {value!r}"
-            raise BaseModelError(self._doing, found=found, expected=f"a {kind.__name__}")
+            found = f"'{key}' is {'null' if value is None else repr(value)[:80]}"
+            fix = "Write it with a point: 1.0." if kind is float and type(value) is int else ""
+            raise BaseModelError(self._doing, found=found, expected=_KINDS[kind], fix=fix)
         result: T = value
         return result
 
-    def settings(self, key: str) -> "_Settings":
-        """The settings inside `key`; none where it is absent or null."""
-        return _Settings(self.get(key, dict, {}), f"{self._doing}, '{key}'")
+    def size(self, key: str, default: int | None = None, *, null: bool = False) -> int:
+        """The value of `key`, a size; see `get`."""
+        value = self.get(key, int, default, null=null)
+        if not 1 <= value < _SIZE_BELOW:
+            found, expected = f"'{key}' is {value!r:.80}", f"1 to {_SIZE_BELOW - 1}"
+            raise BaseModelError(self._doing, found=found, expected=expected)
+        return value
 
-    def refuse_other_than(self, computed: Mapping[str, Any]) -> None:
-        """Raises unless each key is absent or has the one value that the graph computes."""
+    def epsilon(self, key: str) -> float:
+        """What a normalisation adds, so that it never divides by zero."""
+        value = self.get(key, float)
+        if not 0 < value < 1:
+            found = f"'{key}' is {value!r:.80}"
+            raise BaseModelError(self._doing, found=found, expected="above 0 and below 1")
+        return value
+
+    def heads_of(self, heads: str, hidden: str) -> tuple[int, int]:
+        """How many heads there are, and the width that they divide."""
+        count, width = self.size(heads), self.size(hidden)
+        if width % count:
+            raise BaseModelError(
+                self._doing,
+                found=f"'{heads}' is {count}, and '{hidden}' is {width}",
+                expected="a multiple",
+            )
+        return count, width
+
+    def rope_theta(self) -> float:
+        """The base of the rotary frequencies, in whichever of its places it stands.
+
+        Raises:
+            BaseModelError: positions that are scaled, or places that contradict each other.
+        """
+        ropes = [self._rope(key) for key in ("rope_parameters", "rope_scaling")]
+        if all(ropes) and ropes[0] != ropes[1]:
+            # transformers takes the second whole: what the first alone says would be lost.
+            raise BaseModelError(
+                self._doing,
+                found=f"'rope_parameters' is {ropes[0]!r:.80}, "
+                f"and 'rope_scaling' is {ropes[1]!r:.80}",
+                expected="one of the two",
+            )
+        rope = ropes[1] or ropes[0]
+        given = {}
+        if "rope_theta" in rope:
+            given["rope_theta of its rotary settings"] = rope["rope_theta"]
+        # Null beside a number says nothing; alone it is no number.
+        if self._values.get("rope_theta") is not None or (
+            "rope_theta" in self._values and not given
+        ):
+            given["rope_theta"] = self._values["rope_theta"]
+        for place, value in given.items():
+            if type(value) not in (int, float) or not 1 <= value <= _FLOAT32_MAX:
+                raise BaseModelError(
+                    self._doing,
+                    found=f"{place} is {value!r:.80}",
+                    expected="a number, at least 1 and finite",
+                )
+        if len(set(given.values())) > 1:
+            said = ", and ".join(f"{place} is {value!r:.80}" for place, value in given.items())
+            raise BaseModelError(self._doing, found=said, expected="one number")
+        return float(next(iter(given.values()), _DEFAULT_THETA))
+
+    def _rope(self, key: str) -> dict[str, Any]:
+        """The settings of rotary positions that are not scaled."""
+        rope = self._values.get(key) or {}
+        if not isinstance(rope, dict):
+            raise BaseModelError(self._doing, found=f"'{key}' is {rope!r:.80}", expected="a dict")
+        # Some files say how much and not of what kind: programs took that for scaled, too.
         problems = [
-            f"'{key}' is {self._values[key]!r}, and only {value!r} is supported"
-            for key, value in computed.items()
-            if self._values.get(key) not in (None, value)
+            f"'{name}' is {value!r:.80}, and scaled positions are not supported"
+            for name, value in rope.items()
+            if name != "rope_theta" and value is not None and value != _NOT_SCALED.get(name)
         ]
         if problems:
-            raise BaseModelError(self._doing, found=list_problems(problems))
+            raise BaseModelError(f"{self._doing}, '{key}'", found=list_problems(problems))
+        return rope
+
+    def pad_id_within(self, vocab: int) -> None:
+        """Raises unless there is a row for the token that pads, which transformers asks for."""
+        pad = self._values.get("pad_token_id")
+        if pad is not None and not (type(pad) is int and -vocab <= pad < vocab):
+            raise BaseModelError(
+                self._doing,
+                found=f"'pad_token_id' is {pad!r:.80}",
+                expected=f"null, or an id below {vocab}, the vocabulary",
+            )
 
     def token_id(self, key: str) -> int | None:
         """A token's id, or None."""
@@ -144,32 +265,35 @@ class _Settings:
         if first is not None and type(first) is not int:
             raise BaseModelError(
                 self._doing,
-                found=f"'{key}' is {value!r}",
+                found=f"'{key}' is {value!r:.80}",
                 expected="a token's id, or a list of ids",
             )
         return first
 
 
+_DEFAULT_THETA = 10000.0
+
+# What may stand beside rotary positions, with the value at which they are not scaled.
+_NOT_SCALED = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+
+
 def _llama(hf: _Settings) -> DecoderConfig:
-    hf.refuse_other_than({"hidden_act": "silu", "sliding_window": None})
-    rope = hf.settings("rope_parameters")
-    scaling = hf.settings("rope_scaling")
-    for settings in (rope, scaling):
-        settings.refuse_other_than({"rope_type": "default", "type": "default"})
-    heads, hidden = hf.get("num_attention_heads", int), hf.get("hidden_size", int)
+    heads, hidden = hf.heads_of("num_attention_heads", "hidden_size")
+    vocab = hf.size("vocab_size")
+    hf.pad_id_within(vocab)
     return DecoderConfig(
         family="llama",
-        layers=hf.get("num_hidden_layers", int),
+        layers=hf.size("num_hidden_layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=hf.get("num_key_value_heads", int, heads),
-        head_dim=hf.get("head_dim", int, hidden // max(1, heads)),
-        ffn=hf.get("intermediate_size", int),
-        vocab=hf.get("vocab_size", int),
-        positions=hf.get("max_position_embeddings", int),
-        norm_eps=hf.get("rms_norm_eps", float),
+        kv_heads=hf.size("num_key_value_heads", heads, null=True),
+        head_dim=hf.size("head_dim", hidden // heads, null=True),
+        ffn=hf.size("intermediate_size"),
+        vocab=vocab,
+        positions=hf.size("max_position_embeddings"),
+        norm_eps=hf.epsilon("rms_norm_eps"),
         tied=hf.get("tie_word_embeddings", bool, False),
-        rope_theta=rope.get("rope_theta", float, hf.get("rope_theta", float, 10000.0)),
+        rope_theta=hf.rope_theta(),
         attention_bias=hf.get("attention_bias", bool, False),
         mlp_bias=hf.get("mlp_bias", bool, False),
         bos_id=hf.token_id("bos_token_id"),
@@ -178,26 +302,18 @@ def _llama(hf: _Settings) -> DecoderConfig:
 
 
 def _gpt2(hf: _Settings) -> DecoderConfig:
-    hf.refuse_other_than(
-        {
-            "activation_function": "gelu_new",
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        }
-    )
-    heads, hidden = hf.get("n_head", int), hf.get("n_embd", int)
+    heads, hidden = hf.heads_of("n_head", "n_embd")
     return DecoderConfig(
         family="gpt2",
-        layers=hf.get("n_layer", int),
+        layers=hf.size("n_layer"),
         hidden=hidden,
         heads=heads,
         kv_heads=heads,
-        head_dim=hidden // max(1, heads),
-        ffn=hf.get("n_inner", int, 4 * hidden),
-        vocab=hf.get("vocab_size", int),
-        positions=hf.get("n_positions", int),
-        norm_eps=hf.get("layer_norm_epsilon", float),
+        head_dim=hidden // heads,
+        ffn=hf.size("n_inner", 4 * hidden, null=True),
+        vocab=hf.size("vocab_size"),
+        positions=hf.size("n_positions"),
+        norm_eps=hf.epsilon("layer_norm_epsilon"),
         tied=hf.get("tie_word_embeddings", bool, True),
         attention_bias=True,
         mlp_bias=True,
@@ -206,4 +322,7 @@ def _gpt2(hf: _Settings) -> DecoderConfig:
     )
 
 
-_READERS: dict[str, Callable[[_Settings], DecoderConfig]] = {"llama": _llama, "gpt2": _gpt2}
+_FAMILIES: dict[str, tuple[Keys, Callable[[_Settings], DecoderConfig]]] = {
+    "llama": (LLAMA, _llama),
+    "gpt2": (GPT2, _gpt2),
+}

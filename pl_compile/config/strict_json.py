@@ -9,6 +9,7 @@ surrogate pairs, which UTF-8 cannot write.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -39,6 +40,15 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def with_null(value: Any) -> Any:
+    """Plain data for JSON: null for numbers that are not finite, for which JSON has no words."""
+    if isinstance(value, dict):
+        return {key: with_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON: write null, or leave the value out")
 
@@ -53,8 +63,8 @@ def _finite(number: str) -> float:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        doubled = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"the key {doubled!r} is given twice")
     return found
 

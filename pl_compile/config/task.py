@@ -32,7 +32,9 @@ class TaskConfig:
         choices: the closed set of answers, each as it stands in the data, leading blanks included;
             open if empty.
         whitespace: "keep" takes the blanks around virtual tokens as they are written, "nemo" drops
-            them, as the tokenizers of NeMo's time did.
+            them, as the tokenizers of NeMo's time did. "transformers" keeps them too, and adds
+            blanks behind BOS and other added tokens of the template where the base's tokenizer
+            does so in a whole text: for prompts that were trained with transformers.
         init_text: the text whose embeddings the virtual tokens start from, where prompt tuning
             starts from text.
     """
@@ -45,7 +47,7 @@ class TaskConfig:
     answer_field: str | None = None
     answer_only_loss: bool = True
     choices: tuple[str, ...] = ()
-    whitespace: Literal["keep", "nemo"] = "keep"
+    whitespace: Literal["keep", "nemo", "transformers"] = "keep"
     init_text: str | None = None
 
     def __post_init__(self) -> None:

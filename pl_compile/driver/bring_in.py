@@ -7,13 +7,18 @@ from pathlib import Path
 from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
 from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, TaskEntry
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import merge_into
 from pl_compile.errors import BaseModelError, ConfigError
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.render import notes_on
 from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 _MARKER = "<|VIRTUAL_PROMPT_0|>"
 
@@ -44,16 +49,18 @@ class PeftImport:
     allow_pickle: bool = False
 
 
-def import_peft(request: PeftImport) -> PromptTable:
+def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTable:
     """Adds an adapter's prompt to a table and returns the table.
 
     Its answers end with the base's EOS. PEFT puts virtual tokens before a BOS: where the adapter
-    was trained with one, the template has it as text.
+    was trained with one, the template has it as text. What stands behind is tokenised as
+    transformers does it.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
             task of that name in the table, or a disk that refuses.
         BaseModelError: there is no such base.
+        DataError: the base has no row for a token of the template or of a choice.
         ConfigError: a wrong template, or one that does not open with all virtual tokens.
         FingerprintError: the table belongs to another base.
     """
@@ -72,9 +79,14 @@ def import_peft(request: PeftImport) -> PromptTable:
             fix="Name the base with --base.",
         )
     folder = find_base(name)
-    config = read_decoder_config(folder)
+    checkpoint, config = open_base(folder)
     entry = _entry(adapter, task, config)
-    fingerprint = fingerprint_base(Checkpoint(folder), config)
+    # What no session could render is not taken in.
+    tokenizer = Tokenizer.from_folder(folder, vocab=config.vocab)
+    template = TaskPrompt.of(entry, tokenizer).renderer.template
+    for note in notes_on(tokenizer, [template]):
+        progress.say(note)
+    fingerprint = fingerprint_base(checkpoint, config)
     base = BaseIdentity(name, fingerprint, config.hidden, config.vocab)
     return merge_into(request.output, PromptTable(base, {task.taskname: entry}))
 
@@ -98,6 +110,7 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
         total_virtual_tokens=virtual,
         choices=tuple(request.choices),
         truncate_field=request.truncate_field,
+        whitespace="transformers",
     )
     if not parse_template(task).opens_with_all_virtual_tokens:
         raise ConfigError(

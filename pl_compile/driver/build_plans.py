@@ -1,6 +1,5 @@
 """Plans for a bundle whose build was left to the device that will run it: `plc build`."""
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pl_compile.artifact.bundle import (
     write_json,
     write_manifest,
 )
-from pl_compile.artifact.files import folder_written_whole
+from pl_compile.artifact.files import folder_written_whole, read_text
 from pl_compile.artifact.plan_record import (
     EP_CONTEXT_NAME,
     PACKAGES,
@@ -33,9 +32,10 @@ from pl_compile.artifact.plan_record import (
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.strict_json import parse_json
 from pl_compile.driver.probe_attention import choose_attention
 from pl_compile.driver.report_page import report_page
-from pl_compile.errors import ExportError
+from pl_compile.errors import ArtifactError, ExportError
 from pl_compile.exporters.ep_context import check_wrappable
 from pl_compile.exporters.tensorrt import build_plan_in, profile_of
 from pl_compile.exporters.trt import check_capabilities, tensorrt_module
@@ -154,10 +154,19 @@ def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> Non
     path = bundle.folder / REPORT
     if not path.is_file():
         return
-    source = json.loads(path.read_text(encoding="utf-8"))
-    report = {**_as_now(source), "plans": [asdict(record) for record in records]}
+    plans = [asdict(record) for record in records]
+    try:
+        report = {**_as_now(parse_json(read_text(path))), "plans": plans}
+        page = report_page(report)
+    # The last three: it is JSON, and not what an export writes. No sum says that it is whole.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"reading {path}",
+            found="no report of an export",
+            fix="Remove it: no runtime reads it.",
+        ) from error
     write_json(staging / REPORT, report)
-    (staging / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
+    (staging / REPORT_PAGE).write_text(page, encoding="utf-8")
 
 
 def _as_now(report: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pl_compile.artifact.bundle import Precision
+from pl_compile.artifact.bundle import Precision, Verdict
 from pl_compile.driver.live import Liveness, liveness
 from pl_compile.driver.parity import (
     Parity,
@@ -47,7 +47,7 @@ class Checks:
     alone: tuple[Parity, ...]
     live: tuple[Liveness, ...]
     selftests: Mapping[str, Mapping[str, NDArray[Any]]]
-    passed: str
+    passed: Verdict
     failures: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
@@ -109,9 +109,7 @@ def check_bundle(
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
     live = liveness(engine, rows, learned)
     failures = [
-        f"task '{result.task}' differs from {result.reference} by "
-        f"{result.relative_difference:.1e} of the largest logit, and {result.equal_tokens} of "
-        f"{result.rows * result.steps} tokens agree; allowed are {result.tolerance:.0e} and "
+        f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
         f"{result.tokens_needed:.0%} of the tokens"
         for result in [*with_torch, *folded, *by_row]
         if not result.passed

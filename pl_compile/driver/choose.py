@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from pl_compile.config.build import AUTO, NATIVE_CPU, BuildOptions, Choice
@@ -58,7 +57,7 @@ def choose(
     target: str,
     options: BuildOptions,
     config: DecoderConfig,
-    base: Path,
+    checkpoint: Checkpoint,
     contract_of: Callable[[Exporter], GraphContract],
     *,
     progress: Progress = SILENT,
@@ -69,8 +68,8 @@ def choose(
         target: a key of `exporters.EXPORTERS`, or `AUTO`.
         options: of the export.
         config: of the base.
-        base: its folder; weights are read where `options.quantize` is `AUTO` and could be anything
-            but floats.
+        checkpoint: of the base; its weights are read where `options.quantize` is `AUTO` and could
+            be anything but floats.
         contract_of: the contract of the whole base's graph for a target.
         progress: who is told.
 
@@ -85,7 +84,7 @@ def choose(
     contract = contract_of(exporter)
     quantize = Choice(asked, asked)
     if asked == AUTO:
-        given, reason = _without_loss(exporter, given, config, contract, base, progress)
+        given, reason = _without_loss(exporter, given, config, contract, checkpoint, progress)
         quantize = Choice(AUTO, given.quantization, reason)
     parts = _divided(exporter, given, config, contract)
     return Chosen(exporter, given, contract, parts, chosen, quantize)
@@ -123,13 +122,12 @@ def _without_loss(
     options: BuildOptions,
     config: DecoderConfig,
     contract: GraphContract,
-    base: Path,
+    checkpoint: Checkpoint,
     progress: Progress,
 ) -> tuple[BuildOptions, str]:
     """The options with the fewest bits that lose nothing, and why these."""
     if exporter.target != _FAST:
         return options, f"what {exporter.target} rounds loses something; --quantize int8 rounds it"
-    checkpoint = Checkpoint(base)
     found = []
     tried: tuple[Literal["int4", "int8"], ...] = ("int4", "int8")
     for quantize in tried:

@@ -85,7 +85,8 @@ def _task(entry: TaskEntry) -> dict[str, Any]:
     template = parse_template(entry.task)
     # A row of a prefix is what one virtual token has in all layers.
     by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
-    norms = np.linalg.norm(by_token.reshape(len(by_token), -1), axis=1)
+    # In double precision: the square of a float32 may be beyond its range.
+    norms = np.linalg.norm(by_token.reshape(len(by_token), -1).astype(np.float64), axis=1)
     return {
         "taskname": entry.task.taskname,
         "method": entry.method,

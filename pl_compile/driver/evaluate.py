@@ -6,22 +6,22 @@ answer.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
-from pl_compile.config.decoder import read_decoder_config
+from pl_compile.artifact.prompt_table import BaseIdentity, check_prefix, read_prompt_table
 from pl_compile.driver.verify import check_reference
-from pl_compile.errors import ConfigError, DataError, unknown_name
+from pl_compile.errors import ConfigError, DataError, RequestError, list_problems, unknown_name
 from pl_compile.metrics import METRICS, choose_metric
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.
 _EXTRA_TOKENS = 8
@@ -89,11 +89,14 @@ def session_on_table(path: Path, base: Path) -> Session:
     from pl_compile.training.reference import TorchEngine
 
     table = read_prompt_table(path)
-    config = read_decoder_config(base)
-    table.check_base(fingerprint_base(Checkpoint(base), config), str(base))
+    checkpoint, config = open_base(base)
+    fingerprint = fingerprint_base(checkpoint, config)
+    identity = BaseIdentity(str(base), fingerprint, config.hidden, config.vocab)
+    table.check_base(identity, str(base))
     for entry in table.entries.values():
         check_prefix(entry, config, f"reading the prompt table {path}")
-    return Session.of_entries(Tokenizer.from_folder(base), table.entries, TorchEngine(base))
+    tokenizer = Tokenizer.from_folder(base, vocab=config.vocab)
+    return Session.of_entries(tokenizer, table.entries, TorchEngine(base))
 
 
 def session_on_reference(bundle: Path, base: Path) -> Session:
@@ -107,7 +110,8 @@ def session_on_reference(bundle: Path, base: Path) -> Session:
     checked = read_bundle(bundle)
     check_reference(checked, base)
     engine = TorchEngine(base, capacity=checked.manifest.graph.capacity)
-    return Session.of_entries(Tokenizer.from_folder(bundle), checked.entries, engine)
+    tokenizer = Tokenizer.from_folder(bundle, vocab=checked.manifest.graph.vocab)
+    return Session.of_entries(tokenizer, checked.entries, engine)
 
 
 def evaluate(
@@ -122,6 +126,7 @@ def evaluate(
 
     Raises:
         DataError: the data cannot be read, or an example has no answer.
+        RequestError: examples that cannot be served, all of a task with their places.
         ConfigError: an unknown metric.
     """
     if options.metric not in ("auto", *METRICS):
@@ -157,27 +162,29 @@ def _score(
     stop = () if any("\n" in text for text in flat) else ("\n",)
     max_tokens = options.max_tokens
     if max_tokens is None:
-        lengths = [len(session.tokenizer.encode(t, opens=False, markup=False)) for t in flat]
+        lengths = [session.tokenizer.count(text) for text in flat]
         max_tokens = max(lengths, default=0) + _EXTRA_TOKENS
 
+    requests = [
+        Request(
+            task,
+            _inputs(example, prompt.renderer.template.answer_field),
+            max_tokens=max_tokens,
+            stop=stop,
+        )
+        for example in examples
+    ]
+    _check_all(session, requests, examples)
+
     def answered(by: Session, label: str, *, use_prompt: bool) -> list[Result]:
-        requests = [
-            Request(
-                task,
-                _inputs(example, prompt.renderer.template.answer_field),
-                max_tokens=max_tokens,
-                stop=stop,
-                use_prompt=use_prompt,
-            )
-            for example in examples
-        ]
+        asked = [replace(request, use_prompt=use_prompt) for request in requests]
         results: dict[int, Result] = {}
-        with progress.bar(f"{task}: {label}", len(requests)) as bar:
-            for event in by.stream(requests):
+        with progress.bar(f"{task}: {label}", len(asked)) as bar:
+            for event in by.stream(asked):
                 if event.result is not None:
                     results[event.index] = event.result
                     bar.advance()
-        return [results[index] for index in range(len(requests))]
+        return [results[index] for index in range(len(asked))]
 
     label = "with prompt" if options.prompt else "no prompt"
     with_prompt = [r.text for r in answered(session, label, use_prompt=options.prompt)]
@@ -197,9 +204,21 @@ def _score(
         without,
         same,
         tuple(with_prompt),
-        tuple(_inputs(example, prompt.renderer.template.answer_field) for example in examples),
+        tuple(request.fields for request in requests),
         tuple(answer if isinstance(answer, str) else " | ".join(answer) for answer in answers),
     )
+
+
+def _check_all(session: Session, requests: Sequence[Request], examples: Sequence[Example]) -> None:
+    """Raises `RequestError` with the places of all examples that cannot be served."""
+    problems = []
+    for request, example in zip(requests, examples, strict=True):
+        try:
+            session.check(request)
+        except RequestError as error:
+            problems.append(f"{example.where}: {error}")
+    if problems:
+        raise RequestError("reading the examples to score", found=list_problems(problems))
 
 
 def _answer(example: Example, field: str | None) -> Any:

@@ -22,6 +22,7 @@ from pl_compile.artifact.bundle import (
     Manifest,
     Precision,
     is_bundle,
+    read_bundle,
     sum_of_base,
     task_folder,
     write_json,
@@ -37,11 +38,17 @@ from pl_compile.artifact.folded_prefix import (
 )
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PlanRecord
-from pl_compile.artifact.prompt_table import TaskEntry, check_prefix, read_prompt_table
+from pl_compile.artifact.prompt_table import (
+    BaseIdentity,
+    TaskEntry,
+    check_prefix,
+    read_prompt_table,
+)
+from pl_compile.artifact.selftest import SELFTEST_NAME
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
@@ -62,11 +69,13 @@ from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import LOSSLESS
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.session import Session
-from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
+from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_bundle
 from pl_compile.text.examples import read_examples
+from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.open_base import open_base
 
 DEFAULT_CAPACITY = 1024
 
@@ -204,6 +213,7 @@ class ExportResult:
 class _Source:
     """What an export starts from."""
 
+    checkpoint: Checkpoint
     recipe: BaseRecipe
     identity: Any
     entries: tuple[TaskEntry, ...]
@@ -246,10 +256,15 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         if choice.reason:
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
     _check_room(request, options, source.plan)
+    templates = [prompt.renderer.template for prompt in source.prompts.values()]
+    for note in notes_on(source.tokenizer, templates):
+        progress.say(note)
     progress.say(f"reading {request.base}")
-    checkpoint = Checkpoint(request.base)
-    source.check_base(fingerprint_base(checkpoint, source.recipe.config), str(request.base))
-    weights = load_weights(checkpoint, source.recipe.config)
+    checkpoint, config = source.checkpoint, source.recipe.config
+    fingerprint = fingerprint_base(checkpoint, config)
+    identity = BaseIdentity(source.identity.name, fingerprint, config.hidden, config.vocab)
+    source.check_base(identity, str(request.base))
+    weights = load_weights(checkpoint, config)
     clock.lap("read")
 
     moments = _calibrate(request, source, weights, progress)
@@ -335,6 +350,11 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         )
         progress.say("summing up")
         write_manifest(staging, manifest)
+        # What a runtime would refuse is not left behind.
+        written = read_bundle(staging)
+        prompts_of_bundle(written, source.tokenizer)
+        for name in source.prompts:
+            written.selftest(name)
     size = sum(path.stat().st_size for path in request.output.rglob("*") if path.is_file())
     return ExportResult(
         request.output,
@@ -355,18 +375,18 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     table = read_prompt_table(request.table)
     names = dict.fromkeys(request.tasks or table.entries)  # a task named twice is one task
     entries = tuple(table.entry(name) for name in names)
-    config = read_decoder_config(request.base)
+    checkpoint, config = open_base(request.base)
     chosen = choose(
         request.target,
         request.options,
         config,
-        request.base,
+        checkpoint,
         lambda exporter: _contract(request, exporter, config, entries),
         progress=progress,
     )
     exporter, contract, options = chosen.exporter, chosen.contract, chosen.options
     fold, reason = _fold_mode(request, exporter.target)
-    tokenizer = Tokenizer.from_folder(request.base)
+    tokenizer = Tokenizer.from_folder(request.base, vocab=config.vocab)
     prompts = {}
     for number, entry in enumerate(entries):
         name = entry.task.taskname
@@ -387,6 +407,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
         ),
     )
     return _Source(
+        checkpoint=checkpoint,
         recipe=BaseRecipe(exporter, config, contract, options, chosen.shards, entries),
         identity=table.base,
         entries=entries,
@@ -620,7 +641,7 @@ def _has_reference(request: ExportRequest, target: str, progress: Progress) -> b
 
 def _write_selftests(staging: Path, checks: Checks) -> None:
     for name, arrays in checks.selftests.items():
-        path = task_folder(staging, name) / "selftest.safetensors"
+        path = task_folder(staging, name) / SELFTEST_NAME
         path.write_bytes(tensor_bytes(arrays))
     for result in checks.torch:
         write_json(task_folder(staging, result.task) / "parity.json", asdict(result))

@@ -83,7 +83,7 @@ def _lint(
     findings = []
     if not norms.min() > 0:
         findings.append("a virtual token is all zeros: nothing was learned there")
-    if entry.prefix_kv is None and norms.max() > _UNUSUAL * median:
+    if entry.prefix_kv is None and 0 < _UNUSUAL * median < norms.max():
         findings.append(
             f"a virtual token is {norms.max() / median:.0f} times as long as the base's "
             "embeddings: was the learning rate too high?"

@@ -55,15 +55,21 @@ def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, TaskPrompt]) -> Li
     own = _logits(engine, row.input_ids, prompt)
     real = row.input_ids[row.input_ids < engine.vocab]
     without = _logits(engine, real, prompt.without_prefix()) if len(real) else np.zeros_like(own)
-    largest = float(np.abs(own).max())
-    moved = float(np.abs(own - without).max()) / largest
+    moved = _moved(own, without)
     strangers = [_in_place_of(prompt, p) for p in learned.values() if _alike(p, prompt)]
     stranger = next((p for p in strangers if not _same(p, prompt)), None)
     other = None
     if stranger is not None:
         changed = _logits(engine, row.input_ids, stranger)
-        other = float(np.abs(own - changed).max()) / largest
+        other = _moved(own, changed)
     return Liveness(row.task, moved, other, moved > _MOVES and (other is None or other > _MOVES))
+
+
+def _moved(own: Float32, other: Float32) -> float:
+    """The largest difference as a part of the largest logit; 0 where one of them is no number."""
+    if not (np.isfinite(own).all() and np.isfinite(other).all()):
+        return 0.0
+    return float(np.abs(own - other).max()) / (float(np.abs(own).max()) or 1.0)
 
 
 def _alike(one: TaskPrompt, other: TaskPrompt) -> bool:

@@ -7,6 +7,7 @@ found; and it runs them as they are served, behind their folded prefixes.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import NOTHING_LOST, Precision
-from pl_compile.errors import ExportError
+from pl_compile.errors import DataError, ExportError
 from pl_compile.progress import SILENT, Bar, Progress
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import Engine, Float32, Int64, prefix_length
@@ -22,6 +23,9 @@ from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.tokenizer import Tokenizer
 
 DECODE_STEPS = 16
+
+# Stands for a difference that is none, since a report cannot hold infinity: the largest float32.
+NO_NUMBER = float(np.finfo(np.float32).max)
 
 # Room that a probe needs for random words: they may take more tokens than they were drawn from.
 _WORDS_AT_LEAST = 8
@@ -139,7 +143,7 @@ class Parity:
         reference: what it was compared with.
         rows: probe rows of the task.
         steps: compared steps of each: the prompt and the decoded tokens, which both are given.
-        max_abs_difference: of the logits.
+        max_abs_difference: of the logits; `NO_NUMBER` where one of them is none, or infinite.
         largest_logit: of the reference, absolute.
         tolerance: allowed difference, relative to the largest logit.
         equal_tokens: greedy tokens that agree.
@@ -162,8 +166,17 @@ class Parity:
 
     @property
     def relative_difference(self) -> float:
-        """The difference as a part of the largest logit."""
-        return self.max_abs_difference / self.largest_logit
+        """The difference as a part of the largest logit, or as it is where all of them are 0."""
+        return self.max_abs_difference / (self.largest_logit or 1.0)
+
+    @property
+    def finding(self) -> str:
+        """What was compared, as the middle of a sentence about the task."""
+        same = f"{self.equal_tokens} of {self.rows * self.steps} tokens agree"
+        if self.max_abs_difference == NO_NUMBER:
+            return f"has, beside {self.reference}, logits that are no finite numbers, and {same}"
+        part = f"{self.relative_difference:.1e} of the largest logit"
+        return f"differs from {self.reference} by {part}, and {same}"
 
 
 def probe_rows(
@@ -213,8 +226,9 @@ def probe_rows(
                     field: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
                     for field in names
                 }
-                rendered = prompt.renderer.prompt(fields)
                 words //= 2
+                with suppress(DataError):  # by chance, a token that the base has no row for
+                    rendered = prompt.renderer.prompt(fields)
             given = prompt.fed(rendered)
             if not len(given):
                 raise ExportError(
@@ -237,12 +251,13 @@ def trace(
     label: str = "",
     progress: Progress = SILENT,
 ) -> Trace:
-    """Runs prompts and `DECODE_STEPS` decode steps, in one batch where the engine holds it.
+    """Runs prompts and decode steps, in one batch where the engine holds it.
 
     Args:
         engine: what runs them.
         rows: the prompts, at least one.
-        follow: int64 `[steps, rows]`: tokens to go on with; the engine's own greedy ones if None.
+        follow: int64 `[steps, rows]`: tokens to go on with; if None, `DECODE_STEPS`
+            of the engine's own greedy ones.
         folded: whether rows stand behind their folded prefixes.
         alone: whether each row is a batch of its own.
         label: what to call it while it runs.
@@ -258,10 +273,11 @@ def trace(
         max_batch=1 if alone else engine.max_batch,
     )
     traces = []
-    with progress.bar(label, len(parts) * (DECODE_STEPS + 1)) as bar:
+    steps = DECODE_STEPS + 1 if follow is None else len(follow)
+    with progress.bar(label, len(parts) * steps) as bar:
         for part in parts:
             forced = None if follow is None else follow[:, part]
-            traces.append(_trace_batch(engine, prompts[part], given[part], forced, bar))
+            traces.append(_trace_batch(engine, prompts[part], given[part], steps, forced, bar))
     logits, tokens = zip(*((trace.logits, trace.tokens) for trace in traces), strict=True)
     return Trace(np.concatenate(logits, 1), np.concatenate(tokens, 1))
 
@@ -270,6 +286,7 @@ def _trace_batch(
     engine: Engine,
     prompts: Sequence[TaskPrompt],
     given: Sequence[tuple[Int64, int]],
+    steps: int,
     follow: Int64 | None,
     bar: Bar,
 ) -> Trace:
@@ -278,7 +295,7 @@ def _trace_batch(
     past, last = np.asarray([held for _, held in given], np.int64), lengths - 1
     all_logits: list[NDArray[np.float32]] = []
     all_tokens: list[NDArray[np.int64]] = []
-    for step in range(DECODE_STEPS + 1):
+    for step in range(steps):
         logits = engine.step(ids, past, last, prompts).copy()
         tokens = logits.argmax(axis=-1)
         all_logits.append(logits)
@@ -297,9 +314,12 @@ def compare(
     results = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [index for index, row in enumerate(rows) if row.task == task]
-        difference = float(np.abs(actual.logits[:, mine] - expected.logits[:, mine]).max())
-        largest = float(np.abs(expected.logits[:, mine]).max())
-        same = actual.tokens[:, mine] == expected.tokens[:, mine]
+        ours, theirs = actual.logits[:, mine], expected.logits[:, mine]
+        known = (np.isfinite(ours) & np.isfinite(theirs)).all(-1)
+        difference = float(np.abs(ours - theirs).max()) if known.all() else NO_NUMBER
+        largest = float(np.abs(theirs[known]).max(initial=0))
+        # Where a logit is no number, the greedy token means nothing, however alike it is.
+        same = (actual.tokens[:, mine] == expected.tokens[:, mine]) & known
         apart = np.flatnonzero(~same.all(1))
         equal = int(same.sum())
         results.append(

@@ -91,7 +91,7 @@ def _comparisons(checks: dict[str, Any]) -> list[str]:
         rows = []
         bars = []
         for result in results:
-            relative = result["max_abs_difference"] / result["largest_logit"]
+            relative = result["max_abs_difference"] / (result["largest_logit"] or 1.0)
             steps = result["rows"] * result["steps"]
             apart = result["first_divergence"]
             rows.append(

@@ -56,7 +56,7 @@ def merge_into(path: Path, new: PromptTable) -> PromptTable:
     table = new
     if path.exists():
         table = _read_to_change(path)
-        table.check_base(new.base.fingerprint, f"'{new.base.name}'")
+        table.check_base(new.base, f"'{new.base.name}'")
         table = table.with_entries(new.entries)
     write_prompt_table(table, path)
     return table

@@ -64,9 +64,8 @@ def score_answers(
         progress: who is told.
     """
     entries = _without_prompts(config, base) if table is None else table.entries
-    session = Session.of_entries(
-        Tokenizer.from_folder(find_base(config.base)), entries, TorchEngine(base)
-    )
+    tokenizer = Tokenizer.from_folder(find_base(config.base), vocab=base.config.vocab)
+    session = Session.of_entries(tokenizer, entries, TorchEngine(base))
     wanted = config.validation
     options = EvalOptions(
         metric=wanted.metric,

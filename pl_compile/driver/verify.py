@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.engines import checking_engine
 from pl_compile.driver.parity import (
@@ -22,13 +21,14 @@ from pl_compile.driver.parity import (
     self_limit_of,
     trace,
 )
-from pl_compile.errors import ArtifactError, ExportError, FingerprintError
+from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.opening import check_plans
+from pl_compile.runtime.engines.opening import check_plans, check_target
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.open_base import open_base
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def verify_bundle(
     if reference is not None:
         check_reference(bundle, reference)
     contract = bundle.manifest.graph
-    tokenizer = Tokenizer.from_folder(bundle.folder)
+    tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
     served = prompts_of_bundle(bundle, tokenizer)  # a session must be able to render them
     learned = {
         name: TaskPrompt.of(entry, tokenizer, number)
@@ -85,13 +85,7 @@ def verify_bundle(
     }
     target, precision = bundle.manifest.target, bundle.manifest.precision
     _check_flavour(bundle, flavour)
-    for name in served:
-        if learned[name].trie != served[name].trie:
-            raise ArtifactError(
-                f"checking the labels of task '{name}' in {folder}",
-                found="another tree than its template and tokenizer make",
-                fix="Export the bundle again.",
-            )
+    check_target(bundle)
     check_plans(bundle)
     same_kernels = kernels_of(target).items() <= bundle.manifest.toolchain.items()
     limit = self_limit_of(precision, same_kernels=same_kernels)
@@ -133,7 +127,7 @@ def _check_flavour(bundle: Bundle, flavour: str | None) -> None:
 
 def check_reference(bundle: Bundle, reference: Path) -> None:
     """Raises `FingerprintError` unless `reference` is the base the bundle was compiled from."""
-    found = fingerprint_base(Checkpoint(reference), read_decoder_config(reference))
+    found = fingerprint_base(*open_base(reference))
     expected = bundle.manifest.base.fingerprint
     if found != expected:
         raise FingerprintError(

@@ -9,13 +9,15 @@ For targets whose networks are strongly typed: the types of the tensors are the 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pl_compile.config.contract import LOGITS, PROMPT_TABLE
+from pl_compile.errors import ExportError
 from pl_compile.passes.edit import Edit
 from pl_compile.passes.graph_pass import GraphPass
 
@@ -42,7 +44,8 @@ class SetPrecision(GraphPass):
         for value in list(graph.initializers.values()):
             tensor = value.const_value
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
-                value.const_value = ir.tensor(tensor.numpy().astype(numpy_kind), name=value.name)
+                narrow = _narrowed(tensor.numpy(), numpy_kind, str(value.name))
+                value.const_value = ir.tensor(narrow, name=value.name)
                 value.dtype = kind
         for value in graph.inputs:
             if value.dtype != ir.DataType.FLOAT:
@@ -71,3 +74,21 @@ class SetPrecision(GraphPass):
             node = ir.node("Cast", [value], attributes, name="logits.cast", outputs=[wide])
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
+
+
+def _narrowed(array: NDArray[np.float32], kind: np.dtype[Any], name: str) -> NDArray[Any]:
+    """The numbers in 16 bits.
+
+    Raises:
+        ExportError: one of them is too large, and would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        narrow = array.astype(kind)
+    if not np.isfinite(narrow).all() and np.isfinite(array).all():
+        raise ExportError(
+            f"storing {name} in {kind}",
+            found=f"numbers up to {np.abs(array).max():.3g}",
+            expected="numbers that do not become infinite by it",
+            fix="Choose another --dtype.",
+        )
+    return narrow

@@ -11,7 +11,7 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,34 @@ from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
+
+
+def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
+    """What a user should know about a base's tokenizer and some tasks, a line each.
+
+    These are no errors: texts that the tokenizer and its base can express are right.
+    """
+    notes = []
+    beyond = tokenizer.without_row()
+    if beyond:
+        name, count = tokenizer.token_name(beyond[0]), len(beyond)
+        notes.append(
+            f"the tokenizer is larger than its base: {count} token{'s' if count > 1 else ''} from "
+            f"{name!r} (id {beyond[0]}) on without a row; a text that has one is refused"
+        )
+    common = tokenizer.unwritten_of_common()
+    if common:
+        notes.append(
+            f"the tokenizer has no token for some characters, such as {common[:8]!r}: they are "
+            "left out of a text, or taken for unknown"
+        )
+    for template in templates:
+        fixed = "".join(text for text, _ in _fixed_texts(template))
+        lost = tokenizer.unwritten(fixed)
+        if lost:
+            where = f"the template and the choices of task '{template.task.taskname}'"
+            notes.append(f"the tokenizer has no token for {lost!r} of {where}")
+    return notes
 
 
 def is_field_value(value: object) -> bool:
@@ -67,6 +95,9 @@ class Rendered:
 
     def input_ids(self, vocab: int) -> NDArray[np.int64]:
         """The ids a compiled graph takes, int64 `[seq]`: row `r` of the prompt is `vocab + r`."""
+        ids = self.token_ids
+        if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:  # virtual tokens are 0 there
+            raise AssertionError(f"an id outside of the base's {vocab} rows would be a prompt row")
         return np.where(self.virtual_rows >= 0, vocab + self.virtual_rows, self.token_ids)
 
     def without_virtual(self) -> "Rendered":
@@ -88,6 +119,10 @@ class Renderer:
         template: the parsed template.
         tokenizer: the base's.
         rules: BOS and EOS.
+
+    Raises:
+        DataError: the base has no row for a token that the task always has: one of the template's
+            text, of its choices, BOS or EOS.
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, rules: SequenceRules) -> None:
@@ -97,6 +132,24 @@ class Renderer:
         segments = template.segments
         places = [i for i, s in enumerate(segments) if s == Field(template.answer_field or "")]
         self._answer_index = places[0] if places else len(segments)
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Whether what every prompt of the task holds are rows of the base."""
+        doing = f"reading task '{self.template.task.taskname}'"
+        for token_id in (self.rules.bos_id, self.rules.eos_id):
+            if token_id is not None:
+                self._tokenizer.check_row(token_id, doing)
+        try:
+            for text, markup in _fixed_texts(self.template):
+                self._tokenizer.encode(text, opens=False, markup=markup)
+        except DataError as error:
+            raise DataError(doing, found=str(error)) from error
+
+    def unwritten(self, fields: Mapping[str, object]) -> str:
+        """The characters of an example that the tokenizer cannot write, each once."""
+        texts = [value for value in fields.values() if isinstance(value, str)]
+        return "".join(dict.fromkeys("".join(map(self._tokenizer.unwritten, texts))))
 
     def prompt(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is given to continue: all that stands before the answer.
@@ -211,7 +264,7 @@ class Renderer:
         # tokenised a little differently; the rare case that still does not fit is cut again.
         while max_length is not None and len(rendered) > max_length:
             text = "" if field is None else values[field]
-            count = len(self._tokenizer.encode(text, opens=False, markup=False))
+            count = self._tokenizer.count(text)
             if field is None or not text:
                 state = "no truncate_field" if field is None else f"its field '{field}' used up"
                 raise TooLongError(
@@ -244,7 +297,8 @@ class Renderer:
 
     def _opened(self) -> "_Sequence":
         """A sequence that holds nothing but its BOS, if it has one."""
-        sequence = _Sequence(self._tokenizer)
+        as_one = self.template.task.whitespace == "transformers"
+        sequence = _Sequence(self._tokenizer, as_one=as_one)
         if self.rules.bos_id is not None:
             sequence.add([self.rules.bos_id])
         return sequence
@@ -252,7 +306,7 @@ class Renderer:
     def _append(self, sequence: "_Sequence", index: int, values: Mapping[str, str]) -> None:
         segment = self.template.segments[index]
         if isinstance(segment, Virtual):
-            keep_blanks = self.template.task.whitespace == "keep"
+            keep_blanks = self.template.task.whitespace != "nemo"
             sequence.add_virtual(segment, keep_blanks=keep_blanks)
             return
         text = segment.text if isinstance(segment, Text) else values[segment.name]
@@ -269,20 +323,31 @@ class Renderer:
         return text
 
 
+def _fixed_texts(template: Template) -> Iterator[tuple[str, bool]]:
+    """All text that is not an example's, and whether it is markup."""
+    for segment in template.segments:
+        if isinstance(segment, Text):
+            yield segment.text, True
+    for choice in template.task.choices:
+        yield choice, False
+
+
 class _Sequence:
     """A sequence under construction.
 
     `blanks` waits at its end for the text that follows; `opens` is true until there is a text,
-    `empty` until there is anything but BOS.
+    `empty` until there is anything but BOS. `as_one`: texts of the template are tokenised as if
+    they were one with what stands around them.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, as_one: bool) -> None:
         self.ids: list[int] = []
         self.rows: list[int] = []
         self.blanks = ""
         self.opens = True
         self.empty = True
         self._tokenizer = tokenizer
+        self._as_one = as_one
 
     def rendered(self, answer_start: int) -> Rendered:
         ids, rows = np.asarray(self.ids, np.int64), np.asarray(self.rows, np.int64)
@@ -306,7 +371,14 @@ class _Sequence:
             text = text.lstrip(" ")
         body = text.rstrip(" ")
         self.blanks = text[len(body) :]
-        if body:
+        if body and markup and self._as_one:
+            first = -1 not in self.rows
+            piece = self._tokenizer.encode_template(body, opens=self.opens, first=first)
+            self.add(piece.ids)
+            self.opens, self.empty = piece.opens, False
+            if piece.takes_blanks:
+                self.blanks = ""
+        elif body:
             self.add(self._tokenizer.encode(body, opens=self.opens, markup=markup))
             self.opens = self.empty = False
 

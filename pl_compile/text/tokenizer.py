@@ -1,21 +1,51 @@
-"""Text to token ids and back: the `tokenizers` library with three rules of ours.
+r"""Text to token ids and back: the `tokenizers` library with rules of ours.
 
-1. Data is never markup: in plain text a special token's characters are characters.
+1. Data is never markup: in plain text the characters of an added token are characters, whatever
+   the token's settings.
 2. Some tokenizers put a blank before whatever they are given (SentencePiece style). Only the text
    that opens a sequence may get it; pieces that continue one must not.
-3. Generated ids become text piece by piece, and a character is handed out once it is complete.
+3. An id of text is a row of the base. A tokenizer may have tokens that its base has no row for; in
+   a graph, virtual tokens stand there.
+4. Generated ids become text piece by piece (`streaming.py`).
 """
 
 import json
 import re
 import threading
+from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, DataError
+from pl_compile.text.streaming import TextStream, decoders_of, open_stream
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as HfTokenizer
+# Other forms of a tokenizer, from which transformers can make a `tokenizer.json`.
+_OTHER_FORMS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+
+# Characters that need every byte of UTF-8: each lead byte, and each byte that may follow one.
+_ALL_BYTES = "".join(
+    map(chr, [*range(0xC0), *range(0xC0, 0x800, 0x40), *range(0x800, 0xD800, 0x1000), 0xFFFD])
+) + "".join(map(chr, range(0x10000, 0x110000, 0x40000)))
+
+
+# Characters that people write, of many scripts and lengths in bytes.
+_COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
+
+
+class TemplateText(NamedTuple):
+    """A text of a template, tokenised as a part of one whole text.
+
+    Attributes:
+        ids: of its tokens.
+        opens: whether the text that follows opens a section.
+        takes_blanks: whether its last token takes the blanks that follow.
+    """
+
+    ids: list[int]
+    opens: bool
+    takes_blanks: bool
 
 
 class Tokenizer:
@@ -24,23 +54,31 @@ class Tokenizer:
     Args:
         text: the content of a `tokenizer.json`.
         name: what to call it in messages.
+        vocab: rows of the base: no text may have an id from there on. None where the ids reach no
+            base.
 
     Raises:
         ArtifactError: the text is no tokenizer that the library can read.
     """
 
-    def __init__(self, text: str, *, name: str = "tokenizer.json") -> None:
+    def __init__(
+        self, text: str, *, name: str = "tokenizer.json", vocab: int | None = None
+    ) -> None:
         from tokenizers import Tokenizer as HfTokenizer  # some MiB: only where there is text
 
         self.text = text
-        # Whether special tokens are parsed is a switch of the library's object. One object is
-        # switched: each takes some 30 MiB and most of a runtime's time to start.
+        self.vocab = vocab
+        # Whether added tokens are parsed is a switch of the library's object, for the special ones
+        # alone: so all are made special. One object is switched: each takes some 30 MiB and most
+        # of a runtime's time to start.
         self._switching = threading.Lock()
         try:
-            self._opening = HfTokenizer.from_str(text)
-            self._continuing = (
-                HfTokenizer.from_str(_without_prefix(text)) if _may_prefix(text) else self._opening
-            )
+            marked, special = _with_all_special(text)
+            self._opening = HfTokenizer.from_str(marked)
+            self._continuing = self._opening
+            if any(map(_prefix_of, self._parts())):
+                self._continuing = HfTokenizer.from_str(_without_prefix(marked))
+            decoders_of(self._opening)
         except Exception as error:  # the library raises bare Exception
             raise ArtifactError(
                 f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
@@ -49,17 +87,36 @@ class Tokenizer:
             # Settings of whoever saved the file; lengths are the renderer's business.
             tokenizer.no_truncation()
             tokenizer.no_padding()
+        self._added = self._opening.get_added_tokens_decoder()
+        self._special = {key for key, token in self._added.items() if token.content in special}
+        self._special_texts = special
+        self._is_bpe = type(self._opening.model).__name__ == "BPE"
+        self._written: set[str] = set()  # characters that were seen to survive
+        self._unlisted: dict[bool, Any] = {}  # by `opens`; rarely needed
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
+    def from_folder(cls, folder: Path, *, vocab: int | None = None) -> "Tokenizer":
         """The tokenizer of a Hugging Face folder or a bundle.
+
+        Args:
+            folder: holds a `tokenizer.json`.
+            vocab: rows of the base.
 
         Raises:
             ArtifactError: there is no readable `tokenizer.json`.
         """
         path = folder / "tokenizer.json"
         try:
-            return cls(path.read_text(encoding="utf-8"), name=str(path))
+            return cls(path.read_text(encoding="utf-8"), name=str(path), vocab=vocab)
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"reading {path}",
+                found=_other_forms(folder),
+                expected="the tokenizer of the base in one file",
+                fix="Where transformers can read the folder, Python makes it: "
+                "from transformers import AutoTokenizer; "
+                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"reading {path}", found=str(error)) from error
 
@@ -69,10 +126,49 @@ class Tokenizer:
         Args:
             text: any text; may be empty.
             opens: whether it is the first text of its sequence.
-            markup: whether special tokens in it are parsed (templates) or are characters (data).
+            markup: whether added tokens in it are parsed (templates) or are characters (data).
+
+        Raises:
+            DataError: the base has no row for a token of the text.
         """
-        ids: list[int] = self._encoding(text, opens=opens, markup=markup).ids
-        return ids
+        return self._checked(self._encoding(text, opens=opens, markup=markup).ids, text)
+
+    def encode_template(self, text: str, *, opens: bool, first: bool) -> TemplateText:
+        """A text of a template, as if it was tokenised in one with what stands around it.
+
+        That differs from `encode` in what is put before a text: added tokens divide a text, and
+        many tokenizers put a blank before each section. What the tokenizer itself puts before a
+        text (BOS) is no part of it: the text opens behind.
+
+        Args:
+            text: any text.
+            opens: whether it opens a section.
+            first: whether it is the first text of its sequence.
+
+        Raises:
+            DataError: the base has no row for a token of the text.
+        """
+        encoding = self._encoding(text, opens=opens, markup=True)
+        ids = self._checked(encoding.ids, text)
+        front = self._in_front
+        if first and front and ids[: len(front)] == front:
+            rest = text[encoding.offsets[len(front) - 1][1] :]
+            if not rest:
+                return TemplateText(front, True, self._added[front[-1]].rstrip)
+            behind = self.encode_template(rest, opens=True, first=False)
+            return behind._replace(ids=front + behind.ids)
+        if not opens and self._opens_sections:
+            start = self._first_added(ids)
+            opened: list[int] = self._encoding(text, opens=True, markup=True).ids
+            ids = ids[:start] + opened[self._first_added(opened) :]
+        last = self._added.get(ids[-1]) if ids else None
+        return TemplateText(
+            ids, last is not None and self._opens_sections, last is not None and last.rstrip
+        )
+
+    def count(self, text: str) -> int:
+        """How many tokens a data text has."""
+        return len(self._encoding(text, opens=False, markup=False).ids)
 
     def head(self, text: str, keep: int) -> str:
         """The start of a data text that its first `keep` tokens cover, in whole characters."""
@@ -81,71 +177,183 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids, special tokens left out."""
-        text: str = self._opening.decode(ids, skip_special_tokens=True)
+        shown = [token_id for token_id in ids if token_id not in self._special]
+        text: str = self._opening.decode(shown, skip_special_tokens=False)
         return text
 
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))
 
-    def stream(self) -> "TextStream":
+    def stream(self) -> TextStream:
         """A decoder for ids that arrive one by one."""
-        return TextStream(self._opening)
+        return open_stream(self._opening, self._special)
+
+    def without_row(self) -> list[int]:
+        """The tokens that the base has no row for."""
+        if self.vocab is None:
+            return []
+        return sorted(key for key in self._opening.get_vocab().values() if key >= self.vocab)
+
+    def unwritten(self, text: str) -> str:
+        """The characters of a data text that no token can write, each once.
+
+        A tokenizer without a token for every byte leaves them out, or writes an unknown token.
+        """
+        if self._writes_everything or (self._is_bpe and self._written.issuperset(text)):
+            return ""
+        normalizer = self._opening.normalizer
+        written = self.decode(self._encoding(text, opens=False, markup=False).ids)
+        # What the normalizer changes on purpose (case, accents, forms of a character) is not lost.
+        wanted = set(normalizer.normalize_str(text) if normalizer else text) - set(written)
+        lost = (c for c in text if c in wanted and not c.isspace() and c != "▁")
+        found = "".join(dict.fromkeys(lost))
+        if not found:
+            self._written.update(text)
+        return found
+
+    def unwritten_of_common(self) -> str:
+        """Examples of characters that people write and no token can write; none if there is none.
+
+        The tokenizers of many bases lack control characters and planes of Unicode that are empty.
+        """
+        return self.unwritten(_COMMON)
+
+    @cached_property
+    def _writes_everything(self) -> bool:
+        """Whether no character is lost, as far as one can see without trying all."""
+        ids = self._encoding(_ALL_BYTES, opens=False, markup=False).ids
+        return self.decode(ids) == _ALL_BYTES
+
+    @cached_property
+    def _in_front(self) -> list[int]:
+        """What the tokenizer puts before a whole text."""
+        with self._switching:
+            whole = self._opening.encode("a")
+        ours = whole.sequence_ids
+        return list(whole.ids[: ours.index(0)]) if 0 in ours else []
+
+    @cached_property
+    def _opens_sections(self) -> bool:
+        """Whether a blank is put before each section between added tokens, or the text alone."""
+        return "section" in map(_prefix_of, self._parts())
+
+    def _first_added(self, ids: list[int]) -> int:
+        return next((place for place, key in enumerate(ids) if key in self._added), len(ids))
+
+    def _parts(self) -> Iterator[dict[str, Any]]:
+        for component in (self._opening.normalizer, self._opening.pre_tokenizer):
+            if component is not None:
+                yield from _parts_of(json.loads(component.__getstate__()))
 
     def _encoding(self, text: str, *, opens: bool, markup: bool) -> Any:
         tokenizer = self._opening if opens else self._continuing
         with self._switching:
             tokenizer.encode_special_tokens = not markup
-            return tokenizer.encode(text, add_special_tokens=False)
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            if markup or self._is_bpe or self._special.isdisjoint(encoding.ids):
+                return encoding
+            # The model itself found a special token: its vocabulary lists them beside words. (A
+            # BPE makes nothing but what its merges make.)
+            if opens not in self._unlisted:
+                unlisted = _without_special(self.text, self._special_texts)
+                self._unlisted[opens] = type(tokenizer).from_str(
+                    unlisted if opens else _without_prefix(unlisted)
+                )
+            return self._unlisted[opens].encode(text, add_special_tokens=False)
+
+    def _checked(self, ids: list[int], text: str) -> list[int]:
+        if self.vocab is not None and ids and max(ids) >= self.vocab:
+            self.check_row(max(ids), f"tokenising {text!r:.60}")
+        return ids
+
+    def check_row(self, token_id: int, doing: str) -> None:
+        """Raises `DataError` if the base has no row for a token."""
+        if self.vocab is not None and not 0 <= token_id < self.vocab:
+            known = self._opening.id_to_token(token_id)
+            token = f"the token {known!r} with id" if known else "the id"
+            raise DataError(
+                doing,
+                found=f"{token} {token_id}, which the base has no row for",
+                expected=f"ids below {self.vocab}",
+                fix="Leave it out, or give the base a row for it (resize_token_embeddings in "
+                "transformers) and save it again.",
+            )
 
 
-class TextStream:
-    """Ids in, text out, each character once it is complete."""
-
-    def __init__(self, tokenizer: "HfTokenizer") -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-
-    def push(self, token_id: int) -> str:
-        """The text that `token_id` completes; empty while a character is unfinished."""
-        return self._stream.step(self._tokenizer, token_id) or ""
+def _other_forms(folder: Path) -> str:
+    """What is there instead of a `tokenizer.json`."""
+    others = [name for name in _OTHER_FORMS if (folder / name).is_file()]
+    return f"no such file, but {', '.join(others)}" if others else "no such file"
 
 
-def _may_prefix(text: str) -> bool:
-    """Whether anything in the file can put a blank before a text.
+def _with_all_special(text: str) -> tuple[str, Collection[str]]:
+    """The same tokenizer with all its added tokens special, and those that were.
 
-    Looks at the two parts that can. Reading all of a file of megabytes takes longer than a step.
+    Only their list is read and written: reading all of a file of megabytes takes longer than a
+    step.
     """
-    # A token may be called like one of the keys: that costs a look at its id, no more.
-    keys = re.finditer(r'"(?:normalizer|pre_tokenizer)"\s*:\s*', text)
-    read = json.JSONDecoder().raw_decode
-    parts = [json.dumps(read(text, key.end())[0]) for key in keys]
-    return re.search(r'"(Prepend|Metaspace)"|"add_prefix_space": true', "".join(parts)) is not None
+    lists = list(re.finditer(r'"added_tokens"\s*:\s*(?=\[)', text))
+    if len(lists) > 1:
+        raise ValueError("two lists of added tokens")
+    if not lists:
+        return text, ()
+    start = lists[0].end()
+    tokens, end = json.JSONDecoder().raw_decode(text, start)
+    if not all(
+        isinstance(token, dict) and {"content", "special"} <= set(token) for token in tokens
+    ):
+        return text, ()  # the library says what is wrong
+    edited = json.dumps([{**token, "special": True} for token in tokens])
+    special = {token["content"] for token in tokens if token["special"]}
+    return text[:start] + edited + text[end:], special
+
+
+def _prefix_of(part: dict[str, Any]) -> str:
+    """What a part of a tokenizer puts a blank before: each "section", the whole "text" or ""."""
+    if part.get("type") == "Prepend":
+        return "section" if part.get("prepend") else ""
+    if part.get("add_prefix_space"):
+        return "section"
+    return {"always": "section", "first": "text"}.get(part.get("prepend_scheme", ""), "")
 
 
 def _without_prefix(text: str) -> str:
     """The same tokenizer, but without the blank before the text."""
     spec = json.loads(text)
-    spec["normalizer"] = _drop(spec.get("normalizer"), "normalizers", "Prepend")
-    for part in _parts(spec.get("pre_tokenizer"), "pretokenizers"):
-        if part.get("type") == "Metaspace":
-            part["prepend_scheme"] = "never"
-        if "add_prefix_space" in part:
-            part["add_prefix_space"] = False
+    for key in ("normalizer", "pre_tokenizer"):
+        for part in _parts_of(spec.get(key) or {}):
+            kind = part.get("type")
+            if kind == "Prepend":
+                part["prepend"] = ""
+            if kind == "Metaspace":
+                part["prepend_scheme"] = "never"
+            if "add_prefix_space" in part:
+                part["add_prefix_space"] = False
     return json.dumps(spec)
 
 
-def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    if component is None:
-        return []
-    parts: list[dict[str, Any]] = component.get(key, [component])
-    return parts
+def _without_special(text: str, special: Collection[str]) -> str:
+    """The same tokenizer without added tokens, whose model knows no text of a special one."""
+    spec = json.loads(text)
+    spec["added_tokens"] = []
+    model = spec["model"]
+    unwritable = uuid4().hex  # what no text holds
+
+    def renamed(piece: str) -> str:
+        return unwritable + piece if piece in special else piece
+
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[renamed(piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {renamed(piece): key for piece, key in model["vocab"].items()}
+        model["unk_token"] = renamed(model["unk_token"])
+    return json.dumps(spec)
 
 
-def _drop(component: dict[str, Any] | None, key: str, kind: str) -> dict[str, Any] | None:
-    kept = [part for part in _parts(component, key) if part.get("type") != kind]
-    if len(kept) == len(_parts(component, key)):
-        return component
-    return {"type": "Sequence", key: kept} if kept else None
+def _parts_of(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A normalizer or a pre-tokenizer and all that it is made of."""
+    yield component
+    for key in ("normalizers", "pretokenizers"):
+        for part in component.get(key, ()):
+            yield from _parts_of(part)

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.errors import BaseModelError
+from pl_compile.config.strict_json import parse_json
+from pl_compile.errors import BaseModelError, list_problems
 
 # Written out, so that a field that is added to DecoderConfig later changes no fingerprint.
 _FINGERPRINTED = (
@@ -39,6 +41,32 @@ _FINGERPRINTED = (
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
+# What safetensors calls the floats that are weights as they are, with the bits of an exponent that
+# is all ones: infinity, or no number.
+_EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
+    "F64": np.uint64(0x7FF0_0000_0000_0000),
+    "F32": np.uint32(0x7F80_0000),
+    "F16": np.uint16(0x7C00),
+    "BF16": np.uint16(0x7F80),
+}
+FLOATS = tuple(_EXPONENTS)
+
+# How many numbers are looked at together: what fits a processor's cache.
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a tensor before its numbers.
+
+    Attributes:
+        kind: safetensors' name of its numbers: "F32", "BF16", "I8", …
+        shape: its sizes.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
 
 class Checkpoint:
     """The tensors of a Hugging Face folder, read when asked for.
@@ -54,10 +82,29 @@ class Checkpoint:
 
         self.folder = folder
         self._files: dict[str, Any] = {}
-        for path in self._paths():
+        self._headers: dict[str, Header] = {}
+        for path, listed in self._paths().items():
             with self._reporting(path):
                 file = safe_open(path, framework="numpy")
-                self._files |= dict.fromkeys(file.keys(), file)
+                held = set(file.keys())
+                slices = {name: file.get_slice(name) for name in held}
+                headers = {
+                    name: Header(part.get_dtype(), tuple(part.get_shape()))
+                    for name, part in slices.items()
+                }
+            problems = [f"'{name}' is not in it" for name in sorted(listed - held)]
+            problems += [f"'{name}' is in another file too" for name in held & self._files.keys()]
+            if problems:
+                raise self._error(
+                    path.name, list_problems(problems), expected=f"what {_INDEX} says"
+                )
+            self._files |= dict.fromkeys(held, file)
+            self._headers |= headers
+
+    @property
+    def headers(self) -> dict[str, Header]:
+        """What the files say of each tensor, by its name; no number is read."""
+        return self._headers
 
     @property
     def names(self) -> list[str]:
@@ -70,13 +117,41 @@ class Checkpoint:
             array: NDArray[Any] = self._files[name].get_tensor(name)
         return array
 
-    def _paths(self) -> list[Path]:
+    def rows(self, name: str, rows: slice) -> NDArray[Any]:
+        """Some rows of the tensor `name`."""
+        with self._reporting(self.folder / _SINGLE):
+            array: NDArray[Any] = self._files[name].get_slice(name)[rows]
+        return array
+
+    def _paths(self) -> dict[Path, set[str]]:
+        """The files, each with the tensors that the index says it holds."""
         single, index = self.folder / _SINGLE, self.folder / _INDEX
         if single.is_file():
-            return [single]
+            return {single: set()}
+        if not index.is_file():
+            raise self._error(
+                self.folder.name,
+                f"neither {_SINGLE} nor {_INDEX}",
+                fix="Pickled .bin checkpoints are not read: save the model with safetensors.",
+            )
         with self._reporting(index):
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [self.folder / name for name in sorted(names)]
+            content = parse_json(index.read_text(encoding="utf-8"))
+        files = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict) or not files:
+            raise self._error(_INDEX, "no 'weight_map' of tensors to files")
+        paths: dict[Path, set[str]] = {}
+        problems = []
+        for tensor, name in files.items():
+            # A name that leads out of the folder would read what is nobody's business.
+            if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+                problems.append(f"'{tensor}' is in {name!r:.80}, which is no file beside it")
+            else:
+                paths.setdefault(self.folder / name, set()).add(tensor)
+        with self._reporting(index):
+            problems += [f"there is no {path.name}" for path in sorted(paths) if not path.is_file()]
+        if problems:
+            raise self._error(_INDEX, list_problems(problems, most=5))
+        return dict(sorted(paths.items()))
 
     @contextmanager
     def _reporting(self, path: Path) -> Iterator[None]:
@@ -90,23 +165,54 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:
-            raise BaseModelError(
-                f"reading the weights of {self.folder}",
-                found=f"{path.name}: {error}",
-                expected=f"a readable {_SINGLE}, or shards with {_INDEX}",
-                fix="Pickled .bin checkpoints are not read: save the model with safetensors.",
-            ) from error
+            raise self._error(path.name, str(error)) from error
+
+    def _error(
+        self, file: str, found: str, *, expected: str = "", fix: str = "Copy the base again."
+    ) -> BaseModelError:
+        return BaseModelError(
+            f"reading the weights of {self.folder}",
+            found=f"{file}: {found}",
+            expected=expected or f"a readable {_SINGLE}, or shards with {_INDEX}",
+            fix=fix,
+        )
 
 
 def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
     """The sha256 that identifies a base: its config, and its tensors' names, shapes and bytes.
 
     Independent of shards, of the order in the files and of keys that do not change the numbers.
+
+    Raises:
+        BaseModelError: a tensor cannot be read, or holds what is no finite number.
     """
     sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    broken = []
     for name in checkpoint.names:
         array = np.ascontiguousarray(checkpoint.tensor(name))
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
+        if not _is_finite(array, checkpoint.headers[name].kind):
+            broken.append(f"'{name}' holds infinity, or what is no number")
+    if broken:
+        raise BaseModelError(
+            f"reading the weights of {checkpoint.folder}",
+            found=list_problems(broken, most=5),
+            expected="finite numbers",
+            fix="Copy the base again; if it is so where it comes from, it was trained badly.",
+        )
     return digest.hexdigest()
+
+
+def _is_finite(array: NDArray[Any], kind: str) -> bool:
+    """Whether all numbers are finite as float32; of what is no float, True."""
+    if kind not in FLOATS:
+        return True
+    if kind == "F64":
+        with np.errstate(over="ignore"):
+            array, kind = array.astype(np.float32), "F32"
+    ones = _EXPONENTS[kind]
+    bits = array.reshape(-1).view(ones.dtype)
+    blocks = (bits[start : start + _BLOCK] for start in range(0, bits.size, _BLOCK))
+    return not any(((block & ones) == ones).any() for block in blocks)

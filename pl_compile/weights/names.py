@@ -16,20 +16,58 @@ below are the whole knowledge about the families' own names.
     head.weight                           [vocab, hidden]           only where it is not tied
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.decoder import DEQUANTIZE, DecoderConfig
 from pl_compile.errors import BaseModelError, list_problems
-from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.checkpoint import FLOATS, Checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 
 # The two whose rows are the vocabulary's.
 TABLES = ("embedding.weight", "head.weight")
+
+_HEAD = "lm_head.weight"
+_EMBEDDINGS = {"llama": "model.embed_tokens.weight", "gpt2": "transformer.wte.weight"}
+_PREFIXES = {"llama": "model.", "gpt2": "transformer."}
+
+# Tensors that older releases saved beside the weights: the rotary frequencies, which are computed
+# from the config, and the causal mask. And, of both, the head of a classifier ("score.weight").
+_WITHOUT_EFFECT = {
+    "llama": re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+    "gpt2": re.compile(r"h\.\d+\.attn\.(masked_)?bias"),
+}
+
+# In what causal masks are stored, where not as floats.
+_MASKS = ("BOOL", "U8")
+
+# How tensors end that belong to quantised weights: of bitsandbytes, GPTQ and AWQ, FP8 and
+# compressed-tensors. No weight of a family ends so.
+_OF_CODES = (
+    ".SCB",
+    ".absmax",
+    ".g_idx",
+    ".input_scale",
+    ".nested_absmax",
+    ".nested_quant_map",
+    ".quant_map",
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".weight_format",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_zero_point",
+)
+
+# How many rows of two tables are compared at a time.
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -46,50 +84,108 @@ class _Source:
             array = np.split(array, 3, axis=-1)[self.third]
         return np.ascontiguousarray(array.T if self.transposed else array)
 
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor that has a weight of this shape."""
+        if self.third is not None:
+            shape = (*shape[:-1], 3 * shape[-1])
+        return shape[::-1] if self.transposed else shape
+
 
 def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
-    """All weights of a base under our names, float32.
-
-    Raises:
-        BaseModelError: tensors are missing or have another shape than the config says.
-    """
-    weights: Weights = {}
-    problems = []
-    for name in _sources(config):
-        try:
-            weights[name] = load_weight(checkpoint, config, name)
-        except _UnfitError as error:
-            problems.append(error.found)
-    if problems:
-        raise BaseModelError(_reading(checkpoint), found=list_problems(problems))
-    return weights
+    """All weights, under our names, of a base that `check_tensors` took: float32."""
+    return {name: load_weight(checkpoint, config, name) for name in _sources(config)}
 
 
 def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> NDArray[np.float32]:
-    """One weight of a base under our name, float32.
+    """One weight, under our name, of a base that `check_tensors` took: float32."""
+    source = _sources(config)[name]
+    stored = _stored_name(checkpoint, config, source.name)
+    return replace(source, name=stored).read(checkpoint)
+
+
+def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
+    """Accounts for every tensor of a base: it is read, has no effect, or is refused.
+
+    No number is read, but where a base has one table twice.
 
     Raises:
-        BaseModelError: its tensor is missing or has another shape than the config says.
+        BaseModelError: tensors that are missing, have another shape than the config says, hold
+            something else than floats, or are none of this family's.
     """
-    source, shape = _sources(config)[name], weight_shapes(config)[name]
-    stored = checkpoint.names
-    # The published GPT-2 files leave out the prefix that a model with a head saves.
-    theirs = source.name if source.name in stored else source.name.partition(".")[2]
-    if theirs not in stored:
-        raise _UnfitError(_reading(checkpoint), found=f"'{source.name}' is missing")
-    array = replace(source, name=theirs).read(checkpoint)
-    if array.shape != shape:
-        found = f"'{theirs}' gives {name} {array.shape}, expected {shape}"
-        raise _UnfitError(_reading(checkpoint), found=found)
-    return array
+    doing = f"reading the weights of {checkpoint.folder}"
+    headers = checkpoint.headers
+    codes = [
+        f"'{name}' ({header.kind})"
+        for name, header in headers.items()
+        if name.endswith(_OF_CODES)
+        or header.kind not in (*FLOATS, *(_MASKS if _has_no_effect(name, config) else ()))
+    ]
+    if codes:
+        raise BaseModelError(
+            doing,
+            found=f"tensors of codes ({len(codes)}): {', '.join(sorted(codes)[:3])}"
+            + (", …" if len(codes) > 3 else ""),
+            expected=f"weights that are floats ({', '.join(FLOATS)})",
+            fix=DEQUANTIZE,
+        )
+    if config.layers > len(headers):
+        # A table of so many layers would fill the memory.
+        raise BaseModelError(
+            doing,
+            found=f"{len(headers)} tensors",
+            expected=f"those of {config.layers} layers, as config.json says",
+        )
+    problems, read = [], set()
+    shapes = weight_shapes(config)
+    for ours, source in _sources(config).items():
+        name = _stored_name(checkpoint, config, source.name)
+        read.add(name)
+        if name not in headers:
+            why = ", and config.json does not tie the head to the embedding" * (name == _HEAD)
+            problems.append(f"'{name}' is missing{why}")
+        elif headers[name].shape != (expected := source.stored_shape(shapes[ours])):
+            problems.append(f"'{name}' is {headers[name].shape}, expected {expected}")
+    problems += [
+        f"'{name}' is no tensor of this base as config.json describes it"
+        for name in checkpoint.names
+        if name not in read and not _has_no_effect(name, config) and name != _HEAD
+    ]
+    if problems:
+        problems = list(dict.fromkeys(problems))  # q, k and v of GPT-2 are one tensor
+        raise BaseModelError(doing, found=list_problems(problems))
+    if config.tied and _HEAD in headers:
+        _check_tied(checkpoint, _stored_name(checkpoint, config, _EMBEDDINGS[config.family]))
 
 
-class _UnfitError(BaseModelError):
-    """A tensor that is not what the config says."""
+def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
+    """Raises unless the head that a file has is the embedding, to which config.json ties it."""
+    vocab, _ = shape = checkpoint.headers[embedding].shape
+    same = checkpoint.headers[_HEAD].shape == shape and all(
+        np.array_equal(
+            np.asarray(checkpoint.rows(_HEAD, rows), np.float32),
+            np.asarray(checkpoint.rows(embedding, rows), np.float32),
+        )
+        for rows in (slice(row, min(row + _ROWS, vocab)) for row in range(0, vocab, _ROWS))
+    )
+    if not same:
+        raise BaseModelError(
+            f"reading the weights of {checkpoint.folder}",
+            found=f"'{_HEAD}' is another table than '{embedding}', and config.json ties the two",
+            expected="one table, or tie_word_embeddings false",
+            fix="Set tie_word_embeddings in config.json to what the base was trained with; if they "
+            f"were tied, take '{_HEAD}' out.",
+        )
 
 
-def _reading(checkpoint: Checkpoint) -> str:
-    return f"reading the weights of {checkpoint.folder}"
+def _stored_name(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> str:
+    """A tensor's name in these files: the published GPT-2s, and all bare models, have no prefix."""
+    bare = name.removeprefix(_PREFIXES[config.family])
+    return bare if name not in checkpoint.headers and bare in checkpoint.headers else name
+
+
+def _has_no_effect(name: str, config: DecoderConfig) -> bool:
+    bare = name.removeprefix(_PREFIXES[config.family])
+    return name == "score.weight" or _WITHOUT_EFFECT[config.family].fullmatch(bare) is not None
 
 
 def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -104,7 +200,7 @@ def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def _sources(config: DecoderConfig) -> dict[str, _Source]:
     sources = dict(_FAMILIES[config.family](config))
     if not config.tied:
-        sources["head.weight"] = _Source("lm_head.weight")
+        sources["head.weight"] = _Source(_HEAD)
     return sources
 
 

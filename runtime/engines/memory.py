@@ -32,7 +32,7 @@ def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         if size == 0 or not sys.platform.startswith("linux"):
             return np.zeros(shape, dtype)
         return _mapped(shape, dtype, size)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, OverflowError) as error:
         raise RequestError(
             "taking memory for the rows of a batch",
             found=f"{size} bytes, which the system refuses",

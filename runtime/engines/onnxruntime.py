@@ -35,6 +35,14 @@ _CPU = ("cpu", 0)
 # ONNX's numbers of the types of caches: ONNX Runtime takes them for what numpy lacks.
 ELEMENTS = {"float32": 1, "float16": 10, "bfloat16": 16}
 
+# What ONNX Runtime calls the types of a contract.
+_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int64": "tensor(int64)",
+}
+
 # Tokens of a row that are computed together: enough for its products to run at their full rate.
 PIECE = 256
 
@@ -90,7 +98,15 @@ class OnnxRuntimeEngine:
         kernels.register(options)
         providers = choose(onnxruntime, options, provider)
         try:
-            self._session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
+            self._session: Any = onnxruntime.InferenceSession(
+                _utf8(model), options, providers=providers
+            )
+        except UnicodeDecodeError:
+            raise ArtifactError(
+                f"loading {model}",
+                found="a path that is not UTF-8",
+                fix="ONNX Runtime takes no other: rename the folder.",
+            ) from None
         except Exception as error:  # the library's errors share no base of their own
             raise ArtifactError(
                 f"loading {model}",
@@ -98,12 +114,13 @@ class OnnxRuntimeEngine:
                 fix="Export the bundle again with this version of onnxruntime.",
             ) from error
         check_used(self._session, provider, model)
-        _check_graph(self._session, contract, model, watched)
+        _check_graph(self._session, contract, dtype, model, watched)
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.max_batch = max_batch
         self.candidates = contract.candidates
         self._contract = contract
+        self._model = model
         self._place = (provider.device, provider.device_id)
         self._element = ELEMENTS[dtype]
         self._caches = _new_caches(provider, contract, max_batch, dtype)
@@ -186,7 +203,14 @@ class OnnxRuntimeEngine:
         self._bind_rows(start, len(input_ids))
         for name in self._watched:
             self._binding.bind_output(name)  # anew: its shape follows the step's
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # the library's errors share no base of their own
+            raise ArtifactError(
+                f"running {self._model}",
+                found=str(error).splitlines()[0],
+                fix="Export the bundle again with this version of onnxruntime.",
+            ) from error
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
@@ -227,6 +251,11 @@ class OnnxRuntimeEngine:
             bind_output(NEXT_TOKEN, self._next_token)
 
 
+def _utf8(path: Path) -> str:
+    """A path as ONNX Runtime wants it, whatever encoding Python writes paths in (`LC_ALL=C`)."""
+    return os.fsencode(path).decode("utf-8")
+
+
 def _new_caches(provider: Provider, contract: GraphContract, max_batch: int, dtype: str) -> Caches:
     if provider.device == "cuda":
         from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
@@ -236,12 +265,17 @@ def _new_caches(provider: Provider, contract: GraphContract, max_batch: int, dty
 
 
 def _check_graph(
-    session: Any, contract: GraphContract, model: Path, watched: Sequence[str]
+    session: Any, contract: GraphContract, dtype: str, model: Path, watched: Sequence[str]
 ) -> None:
     """Raises `ArtifactError` unless the graph has the inputs and outputs that the contract says."""
-    expected = {name: list(tensor.shape) for name, tensor in contract.tensors("").items()}
+    expected = {
+        name: f"{_TYPES[tensor.dtype]} {list(tensor.shape)}"
+        for name, tensor in contract.tensors(dtype).items()
+    }
     values = [*session.get_inputs(), *session.get_outputs()]
-    found = {value.name: list(value.shape) for value in values if value.name not in watched}
+    found = {
+        value.name: f"{value.type} {value.shape}" for value in values if value.name not in watched
+    }
     if found != expected:
         differing = sorted(
             name for name in {*found, *expected} if found.get(name) != expected.get(name)
@@ -249,6 +283,6 @@ def _check_graph(
         raise ArtifactError(
             f"matching {model} with the manifest",
             found=f"'{differing[0]}' {found.get(differing[0], 'is not there')}",
-            expected=f"{expected.get(differing[0], 'no such name')}",
+            expected=expected.get(differing[0], "no such name"),
             fix="The manifest was altered: export the bundle again.",
         )

@@ -45,13 +45,7 @@ def open_engine(
     """
     manifest = bundle.manifest
     target, contract, dtype = manifest.target, manifest.graph, manifest.precision.dtype
-    if target not in ONNX_TARGETS and target not in PLAN_TARGETS:
-        raise ArtifactError(
-            f"opening the bundle {bundle.folder}",
-            found=f"target '{target}'",
-            expected=" or ".join(f"'{known}'" for known in (*ONNX_TARGETS, *PLAN_TARGETS)),
-            fix="Export it again with one of these as --target.",
-        )
+    check_target(bundle)
     check_plans(bundle)
     if target in PLAN_TARGETS:
         _check_built(bundle)
@@ -85,8 +79,21 @@ def open_engine(
     )
 
 
+def check_target(bundle: Bundle) -> None:
+    """Raises `ArtifactError` where a bundle was built for a target that nothing here runs."""
+    known = (*ONNX_TARGETS, *PLAN_TARGETS)
+    if bundle.manifest.target not in known:
+        raise ArtifactError(
+            f"opening the bundle {bundle.folder}",
+            found=f"target '{bundle.manifest.target}'",
+            expected=" or ".join(f"'{each}'" for each in known),
+            fix="Export it again with one of these as --target.",
+        )
+
+
 def check_plans(bundle: Bundle) -> None:
-    """Raises `ArtifactError` where a plan was built from another graph than the one beside it."""
+    """Raises `ArtifactError` where a plan was built for another graph than the one beside it."""
+    graph = bundle.manifest.graph
     for name in bundle.files:
         folder, _, file = name.rpartition("/")
         if file != PLAN_RECORD:
@@ -96,9 +103,18 @@ def check_plans(bundle: Bundle) -> None:
             for each, record in bundle.files.items()
             if each.rpartition("/")[0] == folder
         }
-        if read_plan_record(bundle.folder / folder).onnx != sum_of_onnx(sums):
+        record = read_plan_record(bundle.folder / folder)
+        doing = f"checking the plan in {bundle.folder / folder}"
+        if (record.ranks, record.capacity) != (graph.ranks, graph.capacity):
             raise ArtifactError(
-                f"checking the plan in {bundle.folder / folder}",
+                doing,
+                found=f"{PLAN_RECORD} with ranks {record.ranks}, capacity {record.capacity}",
+                expected=f"ranks {graph.ranks}, capacity {graph.capacity}, as the manifest says",
+                fix="Build it again: plc build BUNDLE.",
+            )
+        if record.onnx != sum_of_onnx(sums):
+            raise ArtifactError(
+                doing,
                 found="it was built from another model.onnx, or its data, than those beside it",
                 fix="Build it again: plc build BUNDLE.",
             )

@@ -10,6 +10,7 @@ Sums over ranks are theirs too; those have no other body.
 
 import ctypes
 import os
+import struct
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -20,6 +21,10 @@ from pl_compile.errors import KernelsError, RankError
 # The interface that this file and the library agree on; `plc_kernels_interface` says the library's.
 _INTERFACE = 2
 
+
+# Of the head of a library: where its table of sections begins, the size of an entry, and how many.
+_ELF_OF_64_BITS = b"\x7fELF\x02\x01"
+_ELF = struct.Struct("<40xQ10xHH2x")
 
 # AVX-VNNI and AMX came with these versions.
 HOW_TO_BUILD = "Install g++ 11 or Clang 12, or a later one, then pl-compile again."
@@ -45,7 +50,7 @@ def register(options: Any) -> None:
     if path is None:
         return
     try:
-        library = ctypes.CDLL(str(path))
+        library = _loaded(path)
     except OSError as error:
         _warn(error)
         return
@@ -67,7 +72,7 @@ def instruction_set() -> str | None:
     path = library_path()
     if path is None:
         return None
-    library = ctypes.CDLL(str(path))
+    library = _loaded(path)
     _check_interface(library, path)
     _check_wanted(library)
     return _text(library.plc_kernels_name)
@@ -83,7 +88,7 @@ def instruction_sets() -> list[str]:
     path = library_path()
     if path is None:
         return []
-    library = ctypes.CDLL(str(path))
+    library = _loaded(path)
     _check_interface(library, path)
     return _text(library.plc_kernels_available).split()
 
@@ -101,6 +106,33 @@ def arithmetic() -> str:
     if found is None:
         return "standard operators"
     return f"{_INTERFACE} portable" if found == "portable" else str(_INTERFACE)
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        OSError: it does not load.
+    """
+    _check_whole(path)
+    return ctypes.CDLL(str(path))
+
+
+def _check_whole(path: Path) -> None:
+    """Raises `OSError` where a library was cut short: to load it would end this process (SIGBUS).
+
+    A library of Linux ends in a table whose place its head says (`man elf`); those of other systems
+    are left to them.
+    """
+    with path.open("rb") as file:
+        head = file.read(_ELF.size)
+    if head and not head.startswith(_ELF_OF_64_BITS):
+        return
+    if len(head) == _ELF.size:
+        table, size, count = _ELF.unpack(head)
+        if path.stat().st_size >= table + size * count:
+            return
+    raise OSError(f"{path} was cut short")
 
 
 def _warn(error: Exception) -> None:
@@ -195,7 +227,7 @@ def _library() -> ctypes.CDLL:
             fix=HOW_TO_BUILD,
         )
     try:
-        library = ctypes.CDLL(str(path))
+        library = _loaded(path)
     except OSError as error:
         raise RankError(
             "summing over ranks",

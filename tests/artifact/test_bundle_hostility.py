@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,14 @@ from safetensors.numpy import save
 from pl_compile.artifact.bundle import (
     FileRecord,
     Manifest,
+    is_bundle,
     read_bundle,
     task_folder,
     write_manifest,
     write_task,
 )
 from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry
+from pl_compile.artifact.selftest import check_selftest
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
@@ -34,6 +38,14 @@ MANIFEST = Manifest(
     parity="passed",
 )
 MODEL = b"not really a graph"
+# Two rows, three steps; of the ids, VOCAB and VOCAB + 1 are rows of the prompt.
+SELFTEST = {
+    "input_ids": np.asarray([[VOCAB, VOCAB + 1, 4, 0], [2, VOCAB, 5, 6]]),
+    "lengths": np.asarray([3, 4]),
+    "tokens": np.asarray([[1, 2], [3, 4], [5, 6]]),
+    "logit_ids": np.asarray([0, 9]),
+    "logits": np.zeros((3, 2, 2), np.float32),
+}
 COPY_AGAIN = "Copy the bundle again, or export it again."
 
 Tamper = Callable[[Callable[[dict[str, Any]], None]], None]
@@ -52,9 +64,7 @@ def _write(folder: Path) -> Path:
     (folder / "report.json").write_text("{}", encoding="utf-8")
     write_task(folder, _entry("mood", 3))
     write_task(folder, _entry("squad", 5))
-    (task_folder(folder, "mood") / "selftest.safetensors").write_bytes(
-        save({"input_ids": np.arange(4)})
-    )
+    (task_folder(folder, "mood") / "selftest.safetensors").write_bytes(save(SELFTEST))
     (task_folder(folder, "mood") / "parity.json").write_text("{}", encoding="utf-8")
     write_manifest(folder, MANIFEST)
     return folder
@@ -122,7 +132,10 @@ def test_every_file_but_the_manifest_is_in_it_with_sum_and_size(bundle: Path) ->
 def test_the_vectors_of_a_self_test_are_found_where_there_are_some(bundle: Path) -> None:
     opened = read_bundle(bundle)
 
-    assert opened.selftest("mood")["input_ids"].tolist() == [0, 1, 2, 3]
+    found = opened.selftest("mood")
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in SELFTEST.items()
+    }
     assert opened.selftest("squad") == {}
 
 
@@ -265,7 +278,7 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [2, 0, "1", None, 1.0, True])
 def test_another_version_is_refused_with_both_numbers(
     bundle: Path, tamper: Tamper, version: object
 ) -> None:
@@ -318,6 +331,21 @@ def test_an_unknown_key_of_the_manifest_is_refused_with_the_near_one(
         (lambda m: m.update(tasks="mood"), "'tasks' is 'mood', expected a list"),
         (lambda m: m["graph"].update(hidden=7), "a graph of hidden 7, vocab 11; expected hidden 6"),
         (lambda m: m["graph"].update(vocab=9), "vocab 9; expected hidden 6, vocab 11, as its base"),
+        (lambda m: m.update(parity="great"), "'parity' is 'great', expected one of passed, failed"),
+        (lambda m: m.update(tasks=["mood", "mood"]), "task 'mood' is named twice"),
+        (lambda m: m.update(tasks=[]), "no task is named"),
+        (lambda m: m["toolchain"].update(numpy=2), "'toolchain.numpy' is 2, expected text"),
+        (lambda m: m["graph"].update(layers=10**30), "layers 1000000000000000000000000000000, exp"),
+        (lambda m: m["graph"].update(layers=10**9), "layers 1000000000, expected 1 to 16384"),
+        (lambda m: m["graph"].update(capacity=2**40), "capacity 1099511627776, expected 1 to"),
+        (lambda m: m["graph"].update(ranks=10**30), "ranks 1000000000000000000000000000000, exp"),
+        (lambda m: m["graph"].update(ranks=300), "ranks 300; expected at most the 3 key and value"),
+        (lambda m: m["graph"].update(ranks=2), "ranks 2, and 'base/rank0/model.onnx' is missing"),
+        (lambda m: m["precision"].update(block=32), "block 32, method None, quantization none"),
+        (
+            lambda m: m["precision"].update(quantization="int4"),
+            "block None, method None, quantization int4",
+        ),
         (lambda m: m.update(files=[]), "'files' is a list of 0, expected a mapping"),
         (lambda m: m["files"].update(x=3), "'files.x' is 3, expected a mapping"),
         (
@@ -335,6 +363,98 @@ def test_a_damaged_manifest_is_refused_with_what_was_expected(
 
     assert "manifest.json" in text
     assert complaint in text
+
+
+def test_a_manifest_that_programs_read_differently_is_refused(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"parity"', '"parity": "failed", "parity"'), encoding="utf-8")
+
+    assert refusal(bundle) == (
+        f"opening the bundle {bundle}: manifest.json: the key 'parity' is given twice."
+    )
+
+
+def test_a_manifest_without_end_is_not_read_to_it(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+
+    assert "manifest.json: more than 16 MiB, which no file of this kind has" in refusal(bundle)
+    assert not is_bundle(bundle)
+
+
+def test_a_value_of_a_million_letters_is_not_shown_whole(bundle: Path, tamper: Tamper) -> None:
+    tamper(lambda m: m.update(parity="k" * 1_000_000))
+
+    assert len(refusal(bundle)) < 8100
+
+
+def test_graphs_of_ranks_that_the_manifest_does_not_count_are_refused(bundle: Path) -> None:
+    (bundle / "base/rank0").mkdir()
+    (bundle / "base/rank0/model.onnx").write_bytes(MODEL)
+    write_manifest(bundle, MANIFEST)
+
+    assert "'base/rank0/model.onnx' is one too many" in refusal(bundle)
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "base/model.onnx", "report.json", "new"])
+def test_a_pipe_is_refused_and_not_waited_for(bundle: Path, name: str) -> None:
+    (bundle / name).unlink(missing_ok=True)
+    os.mkfifo(bundle / name)
+
+    assert f"{name}" in (text := refusal(bundle))
+    assert "a pipe, a device or a socket" in text
+    assert not is_bundle(bundle) or name != "manifest.json"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "tasks/mood/task.json"])
+def test_a_device_is_refused(bundle: Path, name: str) -> None:
+    if not Path("/dev/zero").exists():
+        pytest.skip("no /dev/zero")
+    (bundle / name).unlink()
+    (bundle / name).symlink_to("/dev/zero")
+
+    assert name in refusal(bundle)
+
+
+def test_a_link_that_the_manifest_does_not_list_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "extra").symlink_to(tmp_path)
+
+    assert refusal(bundle) == f"opening the bundle {bundle}: extra is a link. {COPY_AGAIN}"
+
+
+def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def denied(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if path.name == "model.onnx":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", denied)
+
+    assert refusal(bundle) == (
+        f"opening the bundle {bundle}: base/model.onnx cannot be read (Permission denied). "
+        f"{COPY_AGAIN}"
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def denied(path: Path) -> Any:
+        if Path(path).name == "tasks":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+
+    assert "tasks/ cannot be read (Permission denied)" in refusal(bundle)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tasks/mood/selftest.safetensors"])
@@ -443,3 +563,102 @@ def test_a_task_in_the_folder_of_another_is_refused_with_both_names(bundle: Path
 
     assert "'mood'" in text
     assert "'muted'" in text
+
+
+def test_a_task_that_holds_half_of_a_surrogate_pair_is_refused(bundle: Path) -> None:
+    text = (bundle / "tasks/mood/task.json").read_text(encoding="utf-8")
+    _rewrite(bundle, "tasks/mood/task.json", text.replace(" is ", "\\ud800").encode())
+
+    assert "damaged task.json (" in (said := refusal(bundle))
+    assert "half of a surrogate pair" in said
+
+
+def test_a_template_that_cannot_be_parsed_is_refused(bundle: Path) -> None:
+    text = (bundle / "tasks/mood/task.json").read_text(encoding="utf-8")
+    _rewrite(bundle, "tasks/mood/task.json", text.replace("{text}", "{text").encode())
+
+    assert refusal(bundle).startswith(
+        f"reading task 'mood' of the bundle {bundle}: the template of task 'mood': "
+    )
+
+
+def test_virtual_tokens_that_no_cache_holds_are_refused(bundle: Path, tamper: Tamper) -> None:
+    tamper(lambda m: m["graph"].update(capacity=6))
+
+    assert refusal(bundle) == (
+        f"reading task 'squad' of the bundle {bundle}: 5 virtual tokens, and a capacity of 6; "
+        "expected room for a token and an answer behind them."
+    )
+
+
+# Self-tests, whose sums are right
+
+
+def test_vectors_of_a_prefix_start_after_it() -> None:
+    prefix = np.zeros((2, 2, 3, 8, 4), np.float32)
+    entry = replace(_entry("mood", 8), rows=np.zeros((0, HIDDEN), np.float32), prefix_kv=prefix)
+    arrays: dict[str, Any] = {**SELFTEST, "input_ids": np.asarray([[1, 4, 3, 0], [2, 9, 5, 6]])}
+
+    check_selftest(arrays, entry, MANIFEST.graph, "checking")
+    with pytest.raises(ArtifactError, match="lengths of 3 to 4, expected 1 to 3"):
+        check_selftest(arrays, entry, replace(MANIFEST.graph, capacity=13), "checking")
+    with pytest.raises(ArtifactError, match="input_ids of 2 to 11, expected 0 to 10"):
+        check_selftest({**arrays, "input_ids": arrays["input_ids"] + 2}, entry, MANIFEST.graph, "")
+
+
+def _changed(name: str, place: tuple[int, ...], value: float) -> dict[str, Any]:
+    array = SELFTEST[name].copy()
+    array[place] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_changed("input_ids", (0, 0), VOCAB + 3), f"input_ids of 0 to {VOCAB + 3}, expected 0 to"),
+        (_changed("input_ids", (1, 1), -1), f"input_ids of -1 to {VOCAB + 1}, expected 0 to"),
+        (_changed("lengths", (0,), 0), "lengths of 0 to 4, expected 1 to 4"),
+        (_changed("lengths", (1,), 5), "lengths of 3 to 5, expected 1 to 4"),
+        (_changed("lengths", (1,), 1 << 62), "lengths of 3 to 4611686018427387904, expected 1 to"),
+        (_changed("tokens", (2, 1), VOCAB), f"tokens of 1 to {VOCAB}, expected 0 to {VOCAB - 1}"),
+        (_changed("logit_ids", (0,), -2), "logit_ids of -2 to 9, expected 0 to"),
+        (_changed("logits", (0, 0, 0), np.nan), "logits that are not finite numbers"),
+        (_changed("logits", (0, 0, 0), np.inf), "logits that are not finite numbers"),
+        ({"input_ids": SELFTEST["input_ids"].astype(np.float64)}, "input_ids float64 [2, 4]"),
+        ({"lengths": SELFTEST["lengths"].astype(np.int32)}, "lengths int32 [2]"),
+        ({"logits": SELFTEST["logits"].astype(np.float16)}, "logits float16 [3, 2, 2]"),
+        ({name: array[:0] for name, array in SELFTEST.items()}, "input_ids int64 [0, 4]"),
+        ({"lengths": SELFTEST["lengths"][:1]}, "lengths int64 [1], expected int64 [rows]"),
+        ({"tokens": SELFTEST["tokens"][:2]}, "logits float32 [3, 2, 2], expected float32 [steps"),
+        ({"logit_ids": SELFTEST["logit_ids"][:, None]}, "logit_ids int64 [2, 1], expected int64 ["),
+        ({"more": np.zeros(1)}, "tensors input_ids, lengths, logit_ids, logits, more, tokens, exp"),
+        (
+            {"tokens": np.zeros((513, 2), int), "logits": np.zeros((513, 2, 2), np.float32)},
+            "2 rows of 513 steps, expected at most 1024",
+        ),
+        (
+            {"tokens": np.zeros((15, 2), int), "logits": np.zeros((15, 2, 2), np.float32)},
+            "lengths of 3 to 4, expected 1 to 3",  # 14 tokens follow, and 17 are the capacity
+        ),
+    ],
+)
+def test_vectors_that_cannot_be_run_are_refused(
+    bundle: Path, change: dict[str, Any], complaint: str
+) -> None:
+    name = "tasks/mood/selftest.safetensors"
+    _rewrite(bundle, name, save({**SELFTEST, **change}))
+
+    with pytest.raises(ArtifactError) as error:
+        read_bundle(bundle).selftest("mood")
+
+    assert str(error.value).startswith(f"reading {bundle / name}: ")
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize("missing", list(SELFTEST))
+def test_vectors_that_are_not_all_there_are_refused(bundle: Path, missing: str) -> None:
+    kept = {name: array for name, array in SELFTEST.items() if name != missing}
+    _rewrite(bundle, "tasks/mood/selftest.safetensors", save(kept))
+
+    with pytest.raises(ArtifactError, match=f"expected .*{missing}"):
+        read_bundle(bundle).selftest("mood")

@@ -61,7 +61,8 @@ def table(*entries: TaskEntry) -> PromptTable:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
-    folder.mkdir()
+    (folder / "base").mkdir(parents=True)
+    (folder / "base/model.onnx").write_bytes(b"not really a graph")
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     for entry in (mood(), order()):
         write_task(folder, entry)

@@ -6,9 +6,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
+from safetensors.torch import save_file as torch_save
 
 from pl_compile.artifact.peft import read_peft_adapter, write_peft_adapter
 from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, TaskEntry
@@ -160,6 +162,37 @@ def test_the_method_and_the_base_are_told(tmp_path: Path, peft_type: str, method
     assert (read.method, read.base, read.virtual) == (method, "tiny", VIRTUAL)
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.bool_])
+def test_rows_that_are_codes_are_refused(tmp_path: Path, kind: Any) -> None:
+    text = refusal(adapter(tmp_path / "a", ROWS.astype(kind)))
+
+    assert f"'prompt_embeddings' of {np.dtype(kind)}; expected one of float64, float32" in text
+
+
+def test_rows_of_8_bits_are_refused_by_their_name(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    rows = torch.from_numpy(ROWS).to(torch.float8_e4m3fn)
+    torch_save({"prompt_embeddings": rows}, folder / "adapter_model.safetensors")
+
+    text = refusal(folder)
+
+    assert "'prompt_embeddings' of F8_E4M3; expected floats of 16 bits or more" in text
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
+def test_rows_that_are_not_finite_in_float32_are_refused(tmp_path: Path, number: float) -> None:
+    rows = ROWS.astype(np.float64)
+    rows[1, 2] = number
+
+    assert "with numbers that are not finite" in refusal(adapter(tmp_path / "a", rows))
+
+
+def test_true_is_no_number_of_virtual_tokens(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", ROWS[:1], num_virtual_tokens=True)
+
+    assert "expected num_virtual_tokens, True" in refusal(folder)
+
+
 def test_an_adapter_may_name_no_base(tmp_path: Path) -> None:
     assert read_peft_adapter(adapter(tmp_path / "a", base_model_name_or_path=None)).base == ""
 
@@ -224,7 +257,7 @@ def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
     assert "No such file" in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\xff", '{"a": 1, "a": 2}', "NaN"])
 def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
     folder = adapter(tmp_path / "a")
     (folder / "adapter_config.json").write_text(text, encoding="latin-1")

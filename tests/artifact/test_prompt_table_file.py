@@ -154,7 +154,7 @@ def test_a_task_cannot_be_added_twice() -> None:
 
 def test_another_base_is_refused_with_both_fingerprints() -> None:
     with pytest.raises(FingerprintError) as error:
-        table(entry("mood", 3)).check_base("f00d" * 16, "other")
+        table(entry("mood", 3)).check_base(replace(BASE, fingerprint="f00d" * 16), "other")
 
     assert str(error.value) == (
         f"matching the prompt table with the base other: the base has fingerprint {'f00d' * 16}; "
@@ -164,7 +164,18 @@ def test_another_base_is_refused_with_both_fingerprints() -> None:
 
 
 def test_its_own_base_is_accepted() -> None:
-    table(entry("mood", 3)).check_base(BASE.fingerprint, "under another name")
+    table(entry("mood", 3)).check_base(replace(BASE, name="another"), "under another name")
+
+
+@pytest.mark.parametrize("sizes", [{"vocab": 1 << 10}, {"hidden": HIDDEN + 1}])
+def test_a_table_of_other_sizes_than_its_base_is_refused_with_both(sizes: dict[str, int]) -> None:
+    base = replace(BASE, **sizes)  # type: ignore[arg-type]
+
+    with pytest.raises(FingerprintError) as error:
+        table(entry("mood", 3)).check_base(base, "other")
+
+    assert f"a table for hidden {BASE.hidden}, vocab {BASE.vocab}; " in str(error.value)
+    assert f"expected hidden {base.hidden}, vocab {base.vocab}, as the base has" in str(error.value)
 
 
 # What is not written
@@ -203,6 +214,28 @@ def test_rows_of_a_wrong_form_are_not_written(path: Path, rows: NDArray[Any]) ->
         f"writing {path}: rows of 'mood': {rows.dtype} {rows.shape}; "
         f"expected float32 (3, {HIDDEN})."
     )
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eos_id": 397}, "eos_id 397 of task 'mood'; expected a token of the base: 0 to 396"),
+        ({"method": "\ud800"}, "half of a surrogate pair"),
+        (
+            {"task": TaskConfig("mood", "{text} is {label}", 3)},
+            "the template of task 'mood': the template has 0 <|VIRTUAL_PROMPT_n|> markers",
+        ),
+    ],
+)
+def test_what_a_reader_would_refuse_is_not_written(
+    path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ArtifactError) as error:
+        write_prompt_table(table(replace(entry("mood", 3), **change)), path)
+
+    assert str(error.value).startswith(f"writing {path}: ")
+    assert said in str(error.value)
     assert not path.exists()
 
 

@@ -34,6 +34,16 @@ def test_a_bundle_of_any_version_and_an_empty_folder_may_be_replaced(tmp_path: P
         check_replaceable(tmp_path / name, is_bundle)
 
 
+def test_the_current_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    for name in (Path("."), tmp_path):
+        with pytest.raises(ArtifactError, match="the current folder, which cannot be replaced"):
+            check_replaceable(name, is_bundle)
+
+
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

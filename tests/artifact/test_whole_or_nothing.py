@@ -1,14 +1,23 @@
 import errno
 import hashlib
+import io
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pl_compile.artifact.files import folder_written_whole, sha256_of, write_atomically
+from pl_compile.artifact.files import (
+    folder_written_whole,
+    read_text,
+    sha256_of,
+    write_atomically,
+)
 from pl_compile.errors import ArtifactError
 
 FULL = "No space left on device"
@@ -244,6 +253,119 @@ def test_a_file_in_the_way_of_a_folder_is_refused_and_kept(tmp_path: Path) -> No
     assert str(error.value) == f"writing {path}: a file of that name. Choose another --output."
     assert path.read_text() == "mine"
     assert _names(tmp_path) == ["bundle"]
+
+
+# What a killed process left
+
+
+def _killed_while(work: str, folder: Path) -> None:
+    """Runs a process that is killed where `work` says `kill()`."""
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pl_compile.artifact import files\n"
+        "path = Path(sys.argv[1])\n"
+        "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n" + work
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder / "bundle"], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+IN_THE_BLOCK = (
+    "with files.folder_written_whole(path, is_ours=lambda _: True) as staging:\n"
+    "    (staging / 'half').write_text('x')\n"
+    "    kill()\n"
+)
+BETWEEN_THE_RENAMES = (
+    "rename = os.rename\n"
+    "os.rename = lambda a, b: rename(a, b) if str(b).endswith('.old') else kill()\n"
+    "with files.folder_written_whole(path, is_ours=lambda _: True): pass\n"
+)
+
+
+@pytest.mark.parametrize("work", [IN_THE_BLOCK, BETWEEN_THE_RENAMES])
+def test_the_next_folder_of_that_name_removes_what_a_kill_left(tmp_path: Path, work: str) -> None:
+    path = tmp_path / "bundle"
+    _write_folder(path, "old")
+    _killed_while(work, tmp_path)
+    assert len(_names(tmp_path)) == 2
+
+    _write_folder(path, "new")
+
+    assert _names(tmp_path) == ["bundle"]
+    assert _tree(path) == {"deep/file": b"new", "top": b"new"}
+
+
+def test_an_old_folder_stays_until_there_is_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    _write_folder(path, "old")
+    _killed_while(BETWEEN_THE_RENAMES, tmp_path)
+
+    with (
+        pytest.raises(ZeroDivisionError),
+        folder_written_whole(path, is_ours=lambda folder: True),
+    ):
+        raise ZeroDivisionError
+
+    (left,) = tmp_path.iterdir()
+    assert _tree(left) == {"deep/file": b"old", "top": b"old"}
+
+
+def test_the_next_file_of_that_name_removes_what_a_kill_left(tmp_path: Path) -> None:
+    _killed_while("os.replace = kill\nfiles.write_atomically(path, b'x')\n", tmp_path)
+    assert len(_names(tmp_path)) == 1
+
+    write_atomically(tmp_path / "bundle", b"new")
+
+    assert _names(tmp_path) == ["bundle"]
+
+
+def test_what_is_being_written_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    names = [".bundle.backup", ".bundle.0123456", ".bundle2.01234567", "bundle.01234567"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".bundle.01234567").symlink_to(tmp_path / names[0])
+    os.mkfifo(tmp_path / ".bundle.89abcdef")
+
+    with folder_written_whole(tmp_path / "bundle", is_ours=lambda folder: True) as slow:
+        (slow / "file").write_text("slow")
+        _write_folder(tmp_path / "bundle", "fast")
+        assert (slow / "file").read_text() == "slow"
+
+    assert _tree(tmp_path / "bundle") == {"file": b"slow"}
+    kept = {*names, "bundle", ".bundle.01234567"}
+    assert set(_names(tmp_path)) - {".bundle.89abcdef"} == kept
+
+
+def test_a_file_that_the_block_cannot_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+
+    with (
+        pytest.raises(ArtifactError) as error,
+        folder_written_whole(path, is_ours=lambda folder: True),
+    ):
+        tmp_path.read_bytes()
+
+    assert str(error.value) == f"reading {tmp_path}: Is a directory."
+    assert _names(tmp_path) == []
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+
+    class Broken(io.BytesIO):
+        def read(self, _: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *_: Broken())
+
+    for read in (sha256_of, read_text):
+        with pytest.raises(OSError, match="Input/output error") as error:
+            read(path)
+        assert error.value.filename == str(path)
 
 
 # Sums

@@ -1,6 +1,9 @@
 """The commands as a user meets them: exit codes, messages, JSON."""
 
+import errno
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -351,21 +354,85 @@ def test_a_full_output_device_is_one_line(work: Path) -> None:
     assert done.stderr == "error: writing the output: No space left on device.\n"
 
 
-def test_a_terminated_export_leaves_nothing(work: Path, tmp_path: Path) -> None:
-    code = (
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 128 + 15), ("SIGHUP", 128 + 1), ("SIGINT", 130)]
+)
+def test_an_export_that_is_told_to_end_leaves_nothing(
+    work: Path, tmp_path: Path, name: str, code: int
+) -> None:
+    program = (
         "import os, signal, sys\n"
         "import pl_compile.driver.export as export\n"
-        "export.write_task = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"export.write_task = lambda *_: os.kill(os.getpid(), signal.{name})\n"
         "from pl_compile.cli.main import main\n"
         "main()\n"
     )
     arguments: list[str | Path] = ["export", "--prompts", work / "table.safetensors"]
     arguments += ["--base", work / "base"]
 
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, check=False)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, check=False)
 
-    assert done.returncode == 143
+    assert done.returncode == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_goes_on_after_its_terminal_is_gone_where_nohup_started_it(
+    plc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[int, Any] = {signal.SIGHUP: signal.SIG_IGN}
+    monkeypatch.setattr(signal, "getsignal", lambda number: found.get(number, signal.SIG_DFL))
+    monkeypatch.setattr(signal, "signal", found.__setitem__)
+
+    plc("doctor", "--help")
+
+    assert found[signal.SIGHUP] == signal.SIG_IGN
+    assert callable(found[signal.SIGTERM])
+
+
+def test_a_warning_is_a_line_without_a_place_in_the_code(tmp_path: Path) -> None:
+    program = (
+        "import warnings\n"
+        "import pl_compile.driver.describe as describe\n"
+        "describe.describe = lambda path: warnings.warn('it is slow', RuntimeWarning)\n"
+        "from pl_compile.cli.main import main\n"
+        "main()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, "inspect", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stderr == "warning: it is slow\n"
+
+
+def test_a_file_that_cannot_be_read_is_no_fault_of_the_output(
+    plc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+
+    code, _, err = plc("inspect", tmp_path / "secret")
+
+    assert (code, err) == (1, f"error: reading {tmp_path / 'secret'}: Permission denied.\n")
+
+
+def test_a_bundle_for_an_unknown_target_is_refused(plc: Any, work: Path) -> None:
+    shutil.copytree(work / "bundle", "copy")
+    manifest = Path("copy/manifest.json")
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text.replace('"onnx-cpu"', '"onnx-tpu"'), encoding="utf-8")
+
+    for command in (["verify", "copy"], ["generate", "copy", "--task", "tone"]):
+        code, _, err = plc(*command)
+        assert code == 1
+        assert err.endswith("Export it again with one of these as --target.\n")
+        assert "found" not in err
+        assert "opening the bundle copy: target 'onnx-tpu'; expected 'onnx-cpu' or" in err
 
 
 def test_two_processes_do_not_train_in_one_folder(

@@ -151,14 +151,15 @@ def test_scaled_rotary_positions_are_refused_by_name(
     text = refusal(tmp_path, LLAMA, **{key: rope})
 
     assert text.startswith(f"reading {tmp_path / 'config.json'}, '{key}': ")
-    assert text.endswith("type' is 'linear', and only 'default' is supported.")
+    assert "type' is 'linear', and scaled positions are not supported" in text
+    assert "'factor' is 2.0" in text
 
 
 def test_all_settings_that_we_do_not_compute_stand_in_one_message(tmp_path: Path) -> None:
     assert refusal(tmp_path, LLAMA, hidden_act="gelu", sliding_window=16).splitlines() == [
         f"reading {tmp_path / 'config.json'}: 2 problems:",
-        "  - 'hidden_act' is 'gelu', and only 'silu' is supported",
-        "  - 'sliding_window' is 16, and only None is supported.",
+        "  - 'hidden_act' is 'gelu', and only 'silu' or 'swish' is supported",
+        "  - 'sliding_window' is 16, and that is not supported.",
     ]
 
 
@@ -180,11 +181,17 @@ def test_a_gpt2_that_computes_otherwise_is_refused(
     )
 
 
-def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
-    assert refusal(tmp_path, LLAMA, model_type="lama") == (
-        f"reading {tmp_path / 'config.json'}: model family 'lama' does not exist. "
-        "Did you mean 'llama'? Known model families: llama, gpt2."
+# GPT-J is another family, however near its name is to another.
+@pytest.mark.parametrize("family", ["gptj", "lama", "mistral", None, 3, ["llama"]])
+def test_another_family_is_refused_with_those_that_are_read(tmp_path: Path, family: object) -> None:
+    assert refusal(tmp_path, LLAMA, model_type=family) == (
+        f"reading {tmp_path / 'config.json'}: 'model_type' is {family!r}; "
+        "expected a family of: llama, gpt2."
     )
+
+
+def test_a_missing_family_is_named(tmp_path: Path) -> None:
+    assert "'model_type' is missing" in refusal(tmp_path, LLAMA, model_type=...)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.strict_json import parse_json, with_null
 
 _VALUES = st.recursive(
     st.none()
@@ -49,3 +49,9 @@ def test_what_is_read_differently_elsewhere_is_refused(text: str, reason: str) -
 
 def test_a_whole_pair_is_one_character() -> None:
     assert parse_json(r'"\ud83d\ude00"') == "😀"
+
+
+def test_what_is_written_has_null_where_there_is_no_number() -> None:
+    value = {"a": [1.5, float("nan"), (float("inf"), "NaN")], "b": {"c": -float("inf"), "d": 3}}
+
+    assert with_null(value) == {"a": [1.5, None, [None, "NaN"]], "b": {"c": None, "d": 3}}

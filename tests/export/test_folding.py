@@ -138,7 +138,8 @@ def _other_dtype(bundle: Path) -> None:
 
 
 def _other_quantization(bundle: Path) -> None:
-    _change_manifest(bundle, lambda m: m["precision"].update(quantization="int8"))
+    other = {"quantization": "int8", "block": 32, "method": "round to nearest"}
+    _change_manifest(bundle, lambda m: m["precision"].update(other))
 
 
 def _other_positions(bundle: Path) -> None:

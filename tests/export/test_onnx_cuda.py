@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from pl_compile.cli.main import plc
 from pl_compile.config.build import BuildOptions
@@ -97,6 +98,17 @@ def test_what_onnx_runtime_lacks_on_cuda_is_refused(bases: dict[str, Path], tmp_
         exported(bases["llama"], tmp_path, options=BuildOptions(dtype="bfloat16"))
     with pytest.raises(ExportError, match="max_batch, and a target that has no plan"):
         exported(bases["llama"], tmp_path, options=BuildOptions(max_batch=4))
+
+
+def test_weights_that_16_bits_do_not_hold_are_refused(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, base / "model.safetensors")
+    options = BuildOptions(dtype="float16")
+
+    with pytest.raises(ExportError, match=r"storing final_norm\.weight in float16: .* to 1e\+05"):
+        exported(base, tmp_path, options=options, measure_parity=False)
 
 
 def test_a_provider_is_read_from_the_command_line() -> None:

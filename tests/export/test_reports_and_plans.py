@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver import export as export_page
@@ -18,7 +19,7 @@ from pl_compile.driver import room
 from pl_compile.driver.build_plans import _report
 from pl_compile.driver.costs import base_cost
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
-from pl_compile.errors import ExportError
+from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.weights.checkpoint import Checkpoint
@@ -325,7 +326,7 @@ def test_room_for_floats_is_asked_where_scores_need_them_beside_the_bundle(
 
     asked: list[Path] = []
     monkeypatch.setattr(export_page, "check_room", lambda path, **_: asked.append(path))
-    monkeypatch.setattr(export_page, "Checkpoint", no_more)
+    monkeypatch.setattr(export_page, "fingerprint_base", no_more)
     data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
 
     with pytest.raises(EnoughError):
@@ -419,3 +420,33 @@ def test_data_that_cannot_be_read_is_told_by_a_dry_run(
 
     with pytest.raises(DataError, match=r"none\.jsonl"):
         plan_export(replace(request_, options=options, evaluate=(tmp_path / "none.jsonl",)))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"precision": 3, "effect": []}', '{"a": NaN}'])
+def test_a_report_that_is_none_is_refused_where_it_is_written_anew(
+    block_request: ExportRequest, tmp_path: Path, text: str
+) -> None:
+    bundle = read_bundle(export_bundle(replace(block_request, measure_parity=False)).bundle)
+    (bundle.folder / "report.json").write_text(text)
+
+    with pytest.raises(ArtifactError) as error:
+        _report(bundle, tmp_path, [])
+
+    assert str(error.value) == (
+        f"reading {bundle.folder / 'report.json'}: no report of an export. "
+        "Remove it: no runtime reads it."
+    )
+    assert list(tmp_path.glob("report.*")) == []
+
+
+def test_a_table_of_another_vocabulary_than_its_base_is_not_exported(
+    block_request: ExportRequest, tmp_path: Path
+) -> None:
+    table = read_prompt_table(block_request.table)
+    wrong = replace(table, base=replace(table.base, vocab=table.base.vocab + 7))
+    write_prompt_table(wrong, tmp_path / "wrong.safetensors")
+
+    with pytest.raises(FingerprintError, match=f"vocab {table.base.vocab + 7}; expected hidden"):
+        export_bundle(replace(block_request, table=tmp_path / "wrong.safetensors"))
+
+    assert not block_request.output.exists()

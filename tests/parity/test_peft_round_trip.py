@@ -2,22 +2,32 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import peft
 import pytest
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers import processors
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, read_prompt_table
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.bring_in import PeftImport, import_peft
-from pl_compile.testing import FAMILIES, assert_close, random_table
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.testing import (
+    FAMILIES,
+    assert_close,
+    byte_fallback_tokenizer,
+    random_table,
+    write_tiny_base,
+)
+from pl_compile.text.tokenizer import Tokenizer
 
 # PEFT's own use of names that transformers will drop; nothing of ours.
 pytestmark = [
@@ -140,6 +150,7 @@ def test_an_adapter_that_peft_trained_gives_the_same_logits_from_our_table(
     assert (entry.prefix_kv is not None) == prefix
     assert entry.method == f"{method.partition(',')[0]} (PEFT)"
     assert entry.task.prompt_template == "<|VIRTUAL_PROMPT_0|>{sentence}:{label}"
+    assert entry.task.whitespace == "transformers"
     assert_same(entry_logits(base, entry), peft_logits(model, prefix=prefix))
 
 
@@ -162,3 +173,48 @@ def test_an_adapter_comes_back_from_peft_as_it_went(
     assert back.base.fingerprint == table.base.fingerprint
     for name, entry in table.entries.items():
         assert back.entry(name).learned.tobytes() == np.ascontiguousarray(entry.learned).tobytes()
+
+
+_TURNS: list[dict[str, Any]] = [{"content": "[INST]", "special": True}, {"content": "[/INST]"}]
+
+
+@pytest.mark.parametrize("kind", ["byte level", "prepend", "first", "always"])
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("<s>{question} Answer: {answer}", "{question} Answer:"),  # as docs/importing.md has it
+        ("<s>Question: {question} {answer}", "Question: {question}"),
+        ("<s>[INST]{question}[/INST] {answer}", "[INST]{question}[/INST]"),
+        ("<s>[INST] {question} [/INST] {answer}", "[INST] {question} [/INST]"),
+    ],
+)
+def test_an_imported_prompt_stands_before_the_tokens_that_transformers_gives(
+    tmp_path: Path, tiny_bases: dict[str, Path], kind: str, template: str, text: str
+) -> None:
+    base = _base_with_bos(tmp_path / "base", kind, tiny_bases["gpt2"])
+    table = read_prompt_table(random_table(base, tmp_path / "table"))
+    write_peft_adapter(table, "tone", tmp_path / "adapter", str(base))
+    theirs = AutoTokenizer.from_pretrained(str(base))
+    question = "who was there"
+
+    import_peft(PeftImport(tmp_path / "adapter", tmp_path / "new", "ask", template))
+
+    entry = read_prompt_table(tmp_path / "new").entry("ask")
+    prompt = TaskPrompt.of(entry, Tokenizer.from_folder(base)).renderer.prompt(
+        {"question": question}
+    )
+    rows, ids = prompt.virtual_rows, prompt.token_ids
+    assert rows[:VIRTUAL].tolist() == list(range(VIRTUAL))
+    assert ids[VIRTUAL:].tolist() == theirs(text.format(question=question))["input_ids"]
+
+
+def _base_with_bos(folder: Path, kind: str, byte_level: Path) -> Path:
+    """A base whose tokenizer opens each text with `<s>`."""
+    if kind != "byte level":
+        spec = byte_fallback_tokenizer(cast(Any, kind), _TURNS)
+        return write_tiny_base(folder, "llama", tokenizer=spec)
+    file = HfTokenizer.from_file(str(byte_level / "tokenizer.json"))
+    file.add_special_tokens(["<s>", *(token["content"] for token in _TURNS)])
+    bos = [("<s>", file.token_to_id("<s>"))]
+    file.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=bos)
+    return write_tiny_base(folder, "llama", tokenizer=file.to_str())

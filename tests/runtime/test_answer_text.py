@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pl_compile.runtime.answer_text import AnswerText
+from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.tokenizer import Tokenizer
 
 EOS = 1
@@ -62,12 +63,15 @@ def test_a_character_is_held_until_it_is_complete(tokenizer: Tokenizer) -> None:
     assert pieces == [""] * (len(ids) - 1) + ["🦊"]
 
 
-def test_a_character_that_never_becomes_complete_is_left_out(tokenizer: Tokenizer) -> None:
+def test_a_character_that_never_becomes_complete_is_what_decode_makes_of_it(
+    tokenizer: Tokenizer,
+) -> None:
     answer = AnswerText(tokenizer, ())
+    ids = [*_ids(tokenizer, "a"), *_ids(tokenizer, "🦊")[:-1]]
 
-    _write(answer, [*_ids(tokenizer, "a"), *_ids(tokenizer, "🦊")[:-1]])
+    pieces = _write(answer, ids)
 
-    assert answer.text == "a"
+    assert "".join(pieces) == answer.text == tokenizer.decode(ids) == "a\ufffd"
 
 
 def test_special_tokens_are_not_part_of_the_text(tokenizer: Tokenizer) -> None:
@@ -104,6 +108,17 @@ def test_an_answer_of_blanks_is_empty(tokenizer: Tokenizer) -> None:
 
 
 # Stop texts
+
+
+def test_a_stop_text_in_bytes_that_are_not_certain_yet_ends_the_answer_at_once() -> None:
+    tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
+    answer = AnswerText(tokenizer, ("\n",))
+
+    pieces = [answer.push(token_id) for token_id in _ids(tokenizer, "who", "\n")]
+
+    assert answer.stopped
+    assert "".join(pieces) == answer.text == "who"
+    assert answer.finish() == ""
 
 
 def test_a_stop_text_inside_a_token_ends_the_answer_before_it(tokenizer: Tokenizer) -> None:
@@ -173,20 +188,24 @@ def test_a_stop_text_of_blanks_is_found_between_words(tokenizer: Tokenizer) -> N
 _STOPS = ("\n\n", "\n", "ab", "aba", "a b", " a", "  ", "b\n", "\n a")
 
 
-@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+@settings(derandomize=True, deadline=None, max_examples=300, database=None)
 @given(
-    ids=st.lists(st.integers(0, VOCAB - 1), max_size=12),
+    ids=st.lists(st.integers(0, VOCAB - 1) | st.sampled_from((3 + 0x0A, 3 + 0xF0)), max_size=12),
     stops=st.lists(st.sampled_from(_STOPS), max_size=2).map(tuple),
 )
-def test_pieces_of_any_tokens_make_up_the_final_text(
-    tokenizer: Tokenizer, ids: list[int], stops: tuple[str, ...]
+def test_pieces_of_any_tokens_make_up_what_decode_gives_of_them(
+    tokenizer: Tokenizer, kind: str, ids: list[int], stops: tuple[str, ...]
 ) -> None:
+    if kind == "byte fallback":
+        tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
     answer = AnswerText(tokenizer, stops)
 
-    pieces = _write(answer, ids)
+    *pieces, rest = _write(answer, ids)
 
-    assert "".join(pieces) == answer.text
-    assert not any(stop in answer.text for stop in stops)
+    assert "".join([*pieces, rest]) == answer.text
+    decoded = tokenizer.decode(ids[: len(pieces)])
+    assert answer.text == _up_to_a_stop((decoded,), stops)
 
 
 @pytest.mark.parametrize("stops", [(), *combinations(_STOPS, 1), ("\n\n", "ab"), ("aba", " a")])

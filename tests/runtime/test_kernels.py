@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from pl_compile.errors import KernelsError
+from pl_compile.errors import KernelsError, RankError
 from pl_compile.exporters.native_cpu import block_functions, packed_attention_function
 from pl_compile.exporters.onnx_cpu import cached_attention_function
 from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
@@ -495,3 +495,23 @@ def test_a_library_of_another_version_is_refused(
 
     assert str(library) in caught.value.doing
     assert "Install pl-compile again" in caught.value.fix
+
+
+@pytest.mark.parametrize("kept", [0, 3, 40, 63, 64, 5000, 0.5, 0.99])
+def test_a_library_that_was_cut_short_is_said_and_not_loaded(
+    kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = kernels.library_path()
+    if whole is None or not sys.platform.startswith("linux"):
+        pytest.skip("the kernels were not built: no compiler")
+    data = whole.read_bytes()
+    library = tmp_path / "cut.so"
+    library.write_bytes(data[: int(kept if kept >= 1 else kept * len(data))])
+    monkeypatch.setattr(kernels, "library_path", lambda: library)
+
+    with pytest.warns(RuntimeWarning, match="do not load, its bundles run slower: .*cut.so"):
+        kernels.register(onnxruntime.SessionOptions())
+
+    assert kernels.arithmetic() == "standard operators"
+    with pytest.raises(RankError, match=r"the C\+\+ kernels do not load: .*cut.so"):
+        kernels.group_bytes(2)

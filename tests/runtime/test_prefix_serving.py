@@ -9,7 +9,7 @@ import pytest
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table, write_prompt_table
 from pl_compile.config.contract import PromptsMode
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import ArtifactError, ConfigError, ExportError, RequestError
+from pl_compile.errors import ArtifactError, ExportError, RequestError
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.batch import parts_that_fit
 from pl_compile.testing import random_table
@@ -160,17 +160,16 @@ def test_a_template_that_does_not_open_with_its_prefix_is_refused_before_and_aft
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_template_that_cannot_be_parsed_is_not_exported(
+def test_a_template_that_cannot_be_parsed_is_not_written(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
     base = tiny_bases["llama"]
     path = random_table(base, tmp_path / "table.safetensors", prefix=True)
     table = read_prompt_table(path)
     entry = _with_template(table.entry("order"), "{request} becomes {order}")
-    write_prompt_table(replace(table, entries={"order": entry}), path)
 
-    with pytest.raises(ConfigError, match="parsing the template of task 'order'"):
-        export_bundle(ExportRequest(path, base, tmp_path / "bundle", measure_parity=False))
+    with pytest.raises(ArtifactError, match="the template of task 'order': the template has 0"):
+        write_prompt_table(replace(table, entries={"order": entry}), path)
 
 
 def test_a_prefix_of_another_base_is_not_exported(

@@ -1,7 +1,10 @@
 """The session on a compiled bundle: mixed batches, options, streaming, refusals."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,12 @@ import pytest
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.testing import random_table, tiny_examples
+from pl_compile.testing import (
+    byte_fallback_tokenizer,
+    random_table,
+    tiny_examples,
+    write_tiny_base,
+)
 
 
 @pytest.fixture(scope="module", params=["input", "baked"])
@@ -232,6 +240,15 @@ def test_a_cut_is_counted_in_the_result(session: Session) -> None:
     assert result.prompt_tokens == pytest.approx(80 - 80 // 4, abs=3)
 
 
+def test_a_choice_is_written_to_its_end_through_any_stop_text(session: Session) -> None:
+    fields = {"sentence": "the year was cold"}
+    whole = session.generate([Request("tone", fields)])[0]
+
+    stopped = session.generate([Request("tone", fields, stop=(whole.text[1:3], whole.text[0]))])[0]
+
+    assert stopped == whole
+
+
 def test_a_choice_is_written_to_its_end_whatever_max_tokens_is(session: Session) -> None:
     result = session.generate([Request("tone", {"sentence": "x"}, max_tokens=1)])[0]
 
@@ -291,3 +308,52 @@ def test_a_bundle_that_failed_parity_is_served_only_on_demand(bundle: Path, tmp_
 def test_an_empty_batch_size_is_refused(bundle: Path) -> None:
     with pytest.raises(RequestError, match="max_batch 0; expected at least 1"):
         Session.open(bundle, max_batch=0)
+
+
+@pytest.fixture(scope="module")
+def byte_fallback_session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    folder = tmp_path_factory.mktemp("bytes")
+    base = write_tiny_base(folder / "base", "llama", tokenizer=byte_fallback_tokenizer("prepend"))
+    table = random_table(base, folder / "table.safetensors")
+    request = ExportRequest(table, base, folder / "bundle", measure_parity=False)
+    return Session.open(export_bundle(request).bundle)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+def test_an_answer_is_what_decode_gives_of_its_tokens_whatever_the_model_writes(
+    session: Session, byte_fallback_session: Session, kind: str
+) -> None:
+    session = session if kind == "byte level" else byte_fallback_session
+    broken = 0
+    for seed in range(6):
+        sampling = Sampling(temperature=50.0, seed=seed)
+        pieces = [""] * 11
+        for event in session.stream(mixed_requests(11, sampling=sampling)):
+            pieces[event.index] += event.text
+            if event.result is not None:
+                ids = list(event.result.token_ids)
+                eos_id = session.prompts[event.result.task].renderer.rules.eos_id
+                text = session.tokenizer.decode([key for key in ids if key != eos_id])
+                assert pieces[event.index] == event.result.text == text.strip(" ")
+                broken += "\ufffd" in text
+    assert broken > 6
+
+
+def test_a_bundle_is_served_from_any_path_in_any_locale(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "naïve 😀")
+    code = (
+        "import sys; from pl_compile.runtime import Request, Session; "
+        "session = Session.open(sys.argv[1], threads=1); "
+        "print(session.generate([Request('tone', {'sentence': 'x'})])[0].finish_reason)"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    served = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "naïve 😀")],
+        env={**os.environ, **locale},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (served.returncode, served.stdout) == (0, "stop\n"), served.stderr

@@ -1,13 +1,22 @@
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import DataError
-from pl_compile.text.render import Rendered, Renderer, SequenceRules, TooLongError
+from pl_compile.testing import byte_fallback_tokenizer
+from pl_compile.text.render import (
+    Rendered,
+    Renderer,
+    SequenceRules,
+    TooLongError,
+    notes_on,
+)
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -534,3 +543,145 @@ def test_serving_cuts_like_training(rendering: Rendering) -> None:
 def _common_head(one: Sequence[int], other: Sequence[int]) -> int:
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+# As transformers tokenises a whole text
+
+_CONTROL: list[dict[str, Any]] = [
+    {"content": "[INST]", "special": True},
+    {"content": "[/INST]"},
+    {"content": "<|user|>", "special": True, "rstrip": True},
+    {"content": "<|end|>", "special": True, "lstrip": True},
+]
+_WHOLE = (
+    "{q}",
+    "<s>{q}",
+    "<s> {q}",
+    "<s>{q} Answer: {a}",
+    "<s>What is {q} Answer:",
+    "<s>[INST]{q}[/INST]{a}",
+    "<s>[INST] {q} [/INST] {a} [/INST]",
+    "[INST]{q}[/INST]who",
+    "[INST]<s>{q}",
+    "<s>{q}[INST]who[/INST]was {a}",
+    "<s><|user|> {q} <|end|>{a} <|end|>",
+    "<s><s>{q}</s>{a}",
+)
+
+
+def _whole_tokenizer(kind: str, byte_level: str) -> HfTokenizer:
+    if not kind.startswith("byte level"):
+        return HfTokenizer.from_str(byte_fallback_tokenizer(cast(Any, kind), _CONTROL))
+    file = HfTokenizer.from_str(byte_level)
+    file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space="prefix" in kind)
+    file.add_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    file.add_tokens([AddedToken(**token) for token in _CONTROL])
+    bos = file.token_to_id("<s>")
+    file.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", bos)])
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind", ["prepend", "first", "always", "byte level", "byte level with a prefix"]
+)
+@pytest.mark.parametrize("template", _WHOLE)
+def test_a_template_for_transformers_gives_the_ids_of_the_whole_text(
+    tokenizer: Tokenizer, kind: str, template: str
+) -> None:
+    file = _whole_tokenizer(kind, tokenizer.text)
+    task = TaskConfig(
+        "ask",
+        f"<|VIRTUAL_PROMPT_0|>{template}",
+        3,
+        answer_only_loss=False,
+        whitespace="transformers",
+    )
+    renderer = Renderer(parse_template(task), Tokenizer(file.to_str()), SequenceRules())
+    fields = {"q": "who was there", "a": "nobody"}
+    fields = {name: fields[name] for name in renderer.template.fields}
+    text = template.format(**fields)
+
+    trained = renderer.example(fields)
+
+    # BOS at the start is what the tokenizer itself puts before a text.
+    expected = file.encode(text.removeprefix("<s>"), add_special_tokens=text.startswith("<s>"))
+    assert real(trained) == expected.ids
+    assert len(renderer.head()) <= len(trained)
+
+
+def test_tasks_that_were_trained_here_keep_their_ids_behind_control_tokens() -> None:
+    tokenizer = Tokenizer(byte_fallback_tokenizer("prepend", _CONTROL))
+    task = TaskConfig("ask", "<|VIRTUAL_PROMPT_0|><s>[INST]{q}", 3, answer_only_loss=False)
+    renderer = Renderer(parse_template(task), tokenizer, SequenceRules())
+
+    served = real(renderer.example({"q": "who"}))
+
+    assert served[-1:] == tokenizer.encode("who", opens=False, markup=False)[-1:]
+    assert tokenizer.decode(served) == "who"
+    assert "▁" not in tokenizer.token_name(served[2])
+
+
+# Ids without a row
+
+
+def _tokenizer_beyond(tokenizer: Tokenizer) -> Tokenizer:
+    """Of a base with one row less than the vocabulary, whose last token writes a text."""
+    return Tokenizer(tokenizer.text, vocab=396)
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "rules"),
+    [
+        ("{q}%s", {"answer_only_loss": False}, SequenceRules()),
+        ("{q}{a}", {"choices": ("x", "%s")}, SequenceRules()),
+        ("{q}{a}", {}, SequenceRules(bos_id=396)),
+        ("{q}{a}", {}, SequenceRules(eos_id=50256)),
+    ],
+)
+def test_what_each_prompt_of_a_task_holds_must_be_rows_of_the_base(
+    tokenizer: Tokenizer, template: str, settings: dict[str, Any], rules: SequenceRules
+) -> None:
+    last = tokenizer.decode([396])
+    if "choices" in settings:
+        settings = {"choices": tuple(choice.replace("%s", last) for choice in settings["choices"])}
+    task = TaskConfig("ask", f"<|VIRTUAL_PROMPT_0|>{template.replace('%s', last)}", 3, **settings)
+
+    Renderer(parse_template(task), tokenizer, SequenceRules())
+    with pytest.raises(DataError, match=r"reading task 'ask': .*has no row for"):
+        Renderer(parse_template(task), _tokenizer_beyond(tokenizer), rules)
+
+
+def test_a_field_with_a_token_that_the_base_has_no_row_for_is_refused(tokenizer: Tokenizer) -> None:
+    task = TaskConfig("ask", "<|VIRTUAL_PROMPT_0|>{q}", 3, answer_only_loss=False)
+    renderer = Renderer(
+        parse_template(task), _tokenizer_beyond(tokenizer), SequenceRules(eos_id=EOS)
+    )
+
+    assert len(renderer.example({"q": "who"})) > 3
+    with pytest.raises(DataError, match="with id 396, which the base has no row for"):
+        renderer.example({"q": tokenizer.decode([396])})
+
+
+def test_a_real_id_is_never_a_row_of_the_prompt() -> None:
+    rendered = Rendered(np.array([3, 0, 5]), np.array([-1, 0, -1]), 3)
+
+    assert rendered.input_ids(6).tolist() == [3, 6, 5]
+    with pytest.raises(AssertionError, match="would be a prompt row"):
+        rendered.input_ids(5)
+
+
+def test_a_user_is_told_what_the_tokenizer_cannot_express(tokenizer: Tokenizer) -> None:
+    task = TaskConfig("ask", "<|VIRTUAL_PROMPT_0|>ü{q}", 3, answer_only_loss=False)
+    templates = [parse_template(task)]
+    letters = HfTokenizer(models.BPE({"a": 0, "b": 1}, []))
+    letters.decoder = decoders.Fuse()
+
+    larger = notes_on(Tokenizer(tokenizer.text, vocab=395), templates)
+    lossy = notes_on(Tokenizer(letters.to_str(), vocab=2), templates)
+
+    assert notes_on(Tokenizer(tokenizer.text, vocab=397), templates) == []
+    assert len(larger) == 1
+    assert "2 tokens" in larger[0]
+    assert "(id 395)" in larger[0]
+    assert len(lossy) == 2
+    assert "'ü' of the template and the choices of task 'ask'" in lossy[1]

@@ -1,12 +1,15 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.config.task import TaskConfig
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, DataError
+from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.render import Renderer, SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
@@ -90,6 +93,123 @@ def test_special_tokens_are_characters_for_a_sentencepiece_too(blank_putter: Tok
 
     assert "</s>" not in _names(blank_putter, data)
     assert _names(blank_putter, markup) == ["</s>"]
+
+
+_SETTINGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
+
+
+def _added(bits: int) -> dict[str, Any]:
+    """An added token with some of the settings that one can have."""
+    return {name: bool(bits >> place & 1) for place, name in enumerate(_SETTINGS)}
+
+
+def _with_added(text: str, tokens: dict[str, dict[str, Any]]) -> HfTokenizer:
+    tokenizer = HfTokenizer.from_str(text)
+    tokenizer.add_tokens([AddedToken(content, **settings) for content, settings in tokens.items()])
+    return tokenizer
+
+
+def _without_added(tokenizer: HfTokenizer) -> HfTokenizer:
+    return HfTokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"added_tokens": []}))
+
+
+@pytest.mark.parametrize("bits", range(2 ** len(_SETTINGS)))
+def test_an_added_token_with_whatever_settings_is_characters_in_data_and_a_token_in_markup(
+    tokenizer: Tokenizer, bits: int
+) -> None:
+    tokens = {name: _added(bits) for name in ("<User>", "parcel", "éü", " two words ")}
+    file = _with_added(tokenizer.text, tokens)
+    ours, plain = Tokenizer(file.to_str()), _without_added(file)
+    texts = [f"a{space}{name}{space}b" for name in tokens for space in ("", " ", "\n")]
+
+    for text in texts:
+        data = ours.encode(text, opens=True, markup=False)
+        markup = ours.encode(text, opens=True, markup=True)
+
+        assert data == plain.encode(text, add_special_tokens=False).ids
+        assert ours.decode(data) == text
+        assert markup == file.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_only_special_tokens_are_no_text(tokenizer: Tokenizer, special: bool) -> None:
+    file = _with_added(tokenizer.text, {"<think>": {"special": special}})
+    ours = Tokenizer(file.to_str())
+    ids = [*ours.encode("a<think>b", opens=True, markup=True), 0]
+
+    assert ours.decode(ids) == file.decode(ids) == ("ab" if special else "a<think>b")
+
+
+@pytest.mark.parametrize("scheme", ["prepend", "first", "always"])
+def test_added_tokens_are_characters_for_a_tokenizer_with_bytes_too(scheme: Any) -> None:
+    file = HfTokenizer.from_str(
+        byte_fallback_tokenizer(
+            scheme, [{"content": "<think>"}, {"content": "[INST]", "special": True}]
+        )
+    )
+    ours, plain = Tokenizer(file.to_str()), _without_added(file)
+    text = "who<s> was <think> there [INST]</s>😀"
+
+    ids = ours.encode(text, opens=True, markup=False)
+
+    assert ids == plain.encode(text, add_special_tokens=False).ids
+    assert ours.decode(ids) == text
+
+
+def test_a_model_that_lists_special_tokens_beside_words_does_not_find_them_in_data() -> None:
+    pieces = ("<unk>", "<s>", "▁", "h", "i", "<", "s", ">")
+    unigram = models.Unigram([(piece, -float(place)) for place, piece in enumerate(pieces)], 0)
+    file = HfTokenizer(unigram)
+    file.pre_tokenizer = pre_tokenizers.Metaspace()
+    file.decoder = decoders.Metaspace()
+    file.add_special_tokens(["<unk>", "<s>"])
+    ours = Tokenizer(file.to_str())
+
+    for opens in (True, False):
+        ids = ours.encode("hi<s>", opens=opens, markup=False)
+
+        assert _names(ours, ids) == ["▁"] * opens + ["h", "i", "<", "s", ">"]
+        assert ours.encode("<s>", opens=opens, markup=True) == [1]
+
+
+# Ids are rows of the base
+
+
+def test_a_token_that_the_base_has_no_row_for_is_refused_by_name(tokenizer: Tokenizer) -> None:
+    file = _with_added(tokenizer.text, {"<think>": {}}).to_str()
+    whole, short = Tokenizer(file, vocab=398), Tokenizer(file, vocab=397)
+    last = tokenizer.token_name(396)
+    shorter = Tokenizer(file, vocab=396)
+
+    assert whole.encode("a<think>", opens=True, markup=True)[-1] == 397
+    assert short.encode("a<think>", opens=True, markup=False)
+    with pytest.raises(DataError, match=r"the token .<think>. with id 397.*below 397"):
+        short.encode("a<think>", opens=True, markup=True)
+    with pytest.raises(DataError, match=f"the token {re.escape(repr(last))} with id 396"):
+        shorter.encode(tokenizer.decode([396]), opens=True, markup=False)
+    assert (whole.without_row(), shorter.without_row()) == ([], [396, 397])
+
+
+# Characters without a token
+
+
+def test_characters_that_no_token_can_write_are_told() -> None:
+    model = models.BPE(
+        vocab={character: place for place, character in enumerate(" abr")}, merges=[]
+    )
+    lossy = HfTokenizer(model)
+    lossy.decoder = decoders.Fuse()
+    tokenizer = Tokenizer(lossy.to_str())
+
+    assert "😀" in tokenizer.unwritten_of_common()
+    assert tokenizer.unwritten("über bar 😀 ü") == "üe😀"
+    assert tokenizer.unwritten("a bar") == ""
+
+
+def test_where_each_byte_has_a_token_nothing_is_lost(tokenizer: Tokenizer) -> None:
+    for each in (tokenizer, Tokenizer(byte_fallback_tokenizer("prepend"))):
+        assert each.unwritten_of_common() == ""
+        assert each.unwritten("naïve 😀 \u2603") == ""
 
 
 # The blank in front
@@ -220,7 +340,23 @@ def test_truncation_and_padding_stored_in_the_file_leave_texts_as_they_are(
     assert ids == tokenizer.encode(text, opens=True, markup=False)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": 3}', "null"])
+@pytest.mark.parametrize(
+    "decoder",
+    [decoders.Strip(" ", 0, 1), decoders.Sequence([decoders.Fuse(), decoders.Strip("e", 1, 2)])],
+)
+def test_a_decoder_that_breaks_the_library_is_refused(
+    tokenizer: Tokenizer, decoder: decoders.Decoder
+) -> None:
+    file = HfTokenizer.from_str(tokenizer.text)
+    file.decoder = decoder
+
+    with pytest.raises(ArtifactError, match="strips the end"):
+        Tokenizer(file.to_str())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"model": 3}', "null", '{"added_tokens": [3]}']
+)
 def test_a_broken_file_is_named_with_what_was_expected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text, encoding="utf-8")
@@ -237,8 +373,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
 
     path = tmp_path / "tokenizer.json"
-    assert str(error.value).startswith(f"reading {path}: ")
-    assert "No such file or directory" in str(error.value)
+    assert str(error.value).startswith(f"reading {path}: no such file; expected the tokenizer")
+
+
+def test_where_the_tokenizer_has_another_form_the_way_to_this_one_is_told(tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+
+    with pytest.raises(ArtifactError, match=r"no such file, but vocab.json, merges.txt") as error:
+        Tokenizer.from_folder(tmp_path)
+
+    assert f"AutoTokenizer.from_pretrained({str(tmp_path)!r}).save_pretrained" in str(error.value)
 
 
 def test_the_text_of_the_file_is_kept_byte_for_byte(tiny_bases: dict[str, Path]) -> None:

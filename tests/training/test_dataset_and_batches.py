@@ -3,6 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers import decoders, models
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import DataError
@@ -127,6 +129,45 @@ def test_data_of_which_nothing_is_usable_is_refused_with_the_reasons(tokenizer: 
         "left out 1 of 2: longer than 9 tokens even after truncation (a.jsonl:1); "
         "left out 1 of 2: no token to learn from (a.jsonl:2)."
     )
+
+
+def test_examples_that_cannot_be_rendered_are_refused_together_with_their_places(
+    tokenizer: Tokenizer,
+) -> None:
+    short = Tokenizer(tokenizer.text, vocab=396)
+    last = tokenizer.decode([396])
+    examples = [
+        _example("who", where="a:1"),
+        _example(last, where="a:2"),
+        _example("who", last, where="a:3"),
+    ]
+
+    with pytest.raises(DataError) as error:
+        render_examples(examples, {"mood": _renderer(short)}, max_length=99)
+
+    assert "2 problems" in str(error.value)
+    assert "a:1" not in str(error.value)
+    for place in ("a:2", "a:3"):
+        assert f"{place}: tokenising" in str(error.value)
+
+
+def test_examples_that_lose_characters_are_used_and_told() -> None:
+    letters = HfTokenizer(models.BPE({c: i for i, c in enumerate("whois cold")}, []))
+    letters.decoder = decoders.Fuse()
+    renderer = _renderer(Tokenizer(letters.to_str()), SequenceRules())
+    examples = [
+        _example("who", where="a:1"),
+        _example("wüh", where="a:2"),
+        _example("who", "cold 😀", where="a:3"),
+    ]
+
+    sequences, report = render_examples(examples, {"mood": renderer}, max_length=99)
+
+    assert (len(sequences), report.count) == (3, 0)
+    assert report.lines() == [
+        "2 of 3 hold characters that the base's tokenizer cannot write and leaves out or takes "
+        "for unknown: 'ü😀' (a:2, a:3)"
+    ]
 
 
 def test_a_report_shows_as_many_places_as_asked_for() -> None:

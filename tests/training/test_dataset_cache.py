@@ -32,7 +32,10 @@ def sequence(length: int, *, task: int = 0, where: str = "file.jsonl:3") -> Trai
     return TrainingSequence(task, Rendered(ids, rows, length // 2), ids % 3000 == 0, where)
 
 
-MADE: Made = ([sequence(4), sequence(1, task=7), sequence(9)], SkipReport(5, {"too long": ["a:1"]}))
+MADE: Made = (
+    [sequence(4), sequence(1, task=7), sequence(9)],
+    SkipReport(5, {"too long": ["a:1"]}, ["a:2"], "ü"),
+)
 
 
 def plain(made: Made) -> object:
@@ -309,6 +312,7 @@ def test_every_cause_of_another_result_is_in_the_key(
     data = write_jsonl(tmp_path / "data.jsonl", tiny_examples(4))
     copy = write_jsonl(tmp_path / "copy.jsonl", tiny_examples(4))
     spaced = Tokenizer(tokenizer.text + " ")
+    of_a_base = Tokenizer(tokenizer.text, vocab=397)
     made = renderers(base)
     other_rules = {
         name: Renderer(each.template, tokenizer, SequenceRules(0, 1)) for name, each in made.items()
@@ -322,6 +326,7 @@ def test_every_cause_of_another_result_is_in_the_key(
         dataset_key(tokenizer, made, [data, copy], max_length=30, min_length=1),
         dataset_key(tokenizer, made, [copy, data], max_length=30, min_length=1),
         dataset_key(spaced, made, [data], max_length=30, min_length=1),
+        dataset_key(of_a_base, made, [data], max_length=30, min_length=1),
         dataset_key(tokenizer, other_rules, [data], max_length=30, min_length=1),
         dataset_key(
             tokenizer, renderers(base, whitespace="nemo"), [data], max_length=30, min_length=1

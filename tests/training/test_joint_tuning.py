@@ -1,6 +1,7 @@
 """`lm_finetune`: the base is trained too, and the run leaves a new one with its own prompts."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_a_run_leaves_a_new_base_and_prompts_that_fit_it(
     assert table.base.name == str(new.absolute())
     assert table.base.fingerprint == fingerprint(new) != fingerprint(old)
     with pytest.raises(FingerprintError):
-        table.check_base(fingerprint(old), "the old one")
+        table.check_base(replace(table.base, fingerprint=fingerprint(old)), "the old one")
     # Both are those of the best step, as they were validated.
     expected = [task.loss_with_prompt for task in result.tasks]
     assert losses_of(new, table.entries, config) == [pytest.approx(e, rel=1e-5) for e in expected]

@@ -33,6 +33,14 @@ def test_tensors_become_float32_arrays(tmp_path: Path) -> None:
     assert {str(array.dtype) for array in read.values()} == {"float32"}
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.int64, torch.float8_e4m3fn])
+def test_codes_are_refused_by_name(tmp_path: Path, kind: torch.dtype) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.ones(2).to(kind)}, tmp_path / "file.bin")
+
+    with pytest.raises(ArtifactError, match=f"'b' of {kind}; expected floats of 16 bits or more"):
+        tensors_of_pickle(tmp_path / "file.bin")
+
+
 def test_what_a_pickle_would_run_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     torch.save({"a": _Hostile(mark)}, tmp_path / "file.bin")

@@ -14,6 +14,7 @@ from pl_compile.errors import BaseModelError
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import load_weights, weight_shapes
+from pl_compile.weights.open_base import open_base
 
 
 def copy_of(base: Path, folder: Path) -> Path:
@@ -113,10 +114,10 @@ def test_all_missing_and_misshapen_tensors_are_named(
     save_file(tensors, folder / "model.safetensors")
 
     with pytest.raises(BaseModelError) as caught:
-        load_weights(Checkpoint(folder), read_decoder_config(folder))
+        open_base(folder)
 
     assert "'model.norm.weight' is missing" in str(caught.value)
-    assert "embedding.weight (397, 23), expected (397, 24)" in str(caught.value)
+    assert "'model.embed_tokens.weight' is (397, 23), expected (397, 24)" in str(caught.value)
 
 
 def test_a_folder_without_safetensors_says_what_is_read(

@@ -42,7 +42,7 @@ from pl_compile.weights.bases import cache_folder
 
 # Of the file's form. What rendering does is in the key as the text of these modules: a release
 # number would not change while somebody works on them.
-_VERSION = 1
+_VERSION = 2
 _CODE = (examples, template, tokenizer, render, dataset)
 
 MAX_BYTES = 2 << 30
@@ -85,6 +85,7 @@ def dataset_key(
         "code": hashlib.sha256(code.encode()).hexdigest(),
         "tokenizers": version("tokenizers"),
         "tokenizer": hashlib.sha256(base_tokenizer.text.encode()).hexdigest(),
+        "vocab": str(base_tokenizer.vocab),
         "tasks": json.dumps(tasks),
         "lengths": json.dumps([min_length, max_length]),
         "data": json.dumps([[str(path), sha256_of(path)] for path in paths]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.errors import DataError
+from pl_compile.errors import DataError, list_problems
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text.examples import Example
 from pl_compile.text.render import Rendered, Renderer, TooLongError
@@ -44,10 +44,19 @@ class TrainingSequence:
 
 @dataclass
 class SkipReport:
-    """Which examples were left out, and why."""
+    """Which examples were left out, and why; and which are used without some of their characters.
+
+    Attributes:
+        total: examples in all.
+        places: where those that were left out stand, by reason.
+        unwritten: where those stand that hold characters the tokenizer cannot write.
+        characters: these characters, each once.
+    """
 
     total: int = 0
     places: dict[str, list[str]] = field(default_factory=dict)
+    unwritten: list[str] = field(default_factory=list)
+    characters: str = ""
 
     @property
     def count(self) -> int:
@@ -58,13 +67,29 @@ class SkipReport:
         """Notes an example that is left out."""
         self.places.setdefault(reason, []).append(where)
 
+    def note_unwritten(self, characters: str, where: str) -> None:
+        """Notes the characters that an example loses, if there are any."""
+        if characters:
+            self.unwritten.append(where)
+            self.characters = "".join(dict.fromkeys(self.characters + characters))
+
     def lines(self, *, most: int = 3) -> list[str]:
         """One line a reason, with the first places."""
-        return [
-            f"left out {len(places)} of {self.total}: {reason} "
-            f"({', '.join(places[:most])}{' …' if len(places) > most else ''})"
+        lines = [
+            f"left out {len(places)} of {self.total}: {reason} ({_first(places, most)})"
             for reason, places in self.places.items()
         ]
+        if self.unwritten:
+            lines.append(
+                f"{len(self.unwritten)} of {self.total} hold characters that the base's tokenizer "
+                f"cannot write and leaves out or takes for unknown: {self.characters[:20]!r} "
+                f"({_first(self.unwritten, most)})"
+            )
+        return lines
+
+
+def _first(places: list[str], most: int) -> str:
+    return f"{', '.join(places[:most])}{' …' if len(places) > most else ''}"
 
 
 def render_examples(
@@ -85,11 +110,12 @@ def render_examples(
         progress: who is told.
 
     Raises:
-        DataError: no example fits.
+        DataError: no example fits, or some cannot be rendered: all of these, each with its place.
     """
     numbers = {name: index for index, name in enumerate(renderers)}
     sequences: list[TrainingSequence] = []
     report = SkipReport(total=len(examples))
+    problems: list[str] = []
     with progress.bar("tokenising", len(examples)) as bar:
         for example in examples:
             bar.advance()
@@ -99,6 +125,9 @@ def render_examples(
             except TooLongError:
                 report.add(f"longer than {max_length} tokens even after truncation", example.where)
                 continue
+            except DataError as error:
+                problems.append(f"{example.where}: {error}")
+                continue
             in_loss = _in_loss(renderer, rendered)
             if len(rendered) < min_length:
                 report.add(f"shorter than {min_length} tokens", example.where)
@@ -107,6 +136,9 @@ def render_examples(
             else:
                 task = numbers[example.taskname]
                 sequences.append(TrainingSequence(task, rendered, in_loss, example.where))
+                report.note_unwritten(renderer.unwritten(example.fields), example.where)
+    if problems:
+        raise DataError("rendering the examples", found=list_problems(problems))
     if not sequences:
         raise DataError(
             "rendering the examples", found="none is usable: " + "; ".join(report.lines())

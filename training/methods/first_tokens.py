@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pl_compile.config.task import TaskConfig
-from pl_compile.errors import ConfigError
+from pl_compile.errors import ConfigError, DataError
 from pl_compile.text.tokenizer import Tokenizer
 
 # The lowest ids of a byte-pair table are the commonest tokens.
@@ -15,12 +15,16 @@ def tokens_of_text(task: TaskConfig, tokenizer: Tokenizer) -> Tensor:
     """The text's tokens, repeated or cut to the number of rows: int64 `[virtual]` (NeMo's rule).
 
     Raises:
-        ConfigError: the task has no `init_text`.
+        ConfigError: the task has no `init_text`, or one with a token that the base has no row for.
     """
-    ids = tokenizer.encode(task.init_text or "", opens=True, markup=False)
+    doing = f"starting the prompt of task '{task.taskname}' from text"
+    try:
+        ids = tokenizer.encode(task.init_text or "", opens=True, markup=False)
+    except DataError as error:
+        raise ConfigError(doing, found=str(error)) from error
     if not ids:
         raise ConfigError(
-            f"starting the prompt of task '{task.taskname}' from text",
+            doing,
             found="no init_text",
             fix="Give the task an init_text, or choose init: vocabulary.",
         )

@@ -1,0 +1,341 @@
+"""Every key of a base's config.json: read, without effect on the logits, or refused.
+
+A key that transformers' class for the family knows stands in the family's table. A key that it does
+not know cannot change what transformers computes, but a file may mean something by it: the names
+that other families and other programs have for what no tensor would betray (a cap, a scale, a
+window) are refused where they mean something. Any other key is ignored, as transformers ignores it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What is known of the keys of a family's config.json.
+
+    Attributes:
+        read: keys whose values are in `DecoderConfig`.
+        fixed: key to the values that the graph computes; any other is refused.
+        without_effect: keys that change no logit of inference.
+        aliases: other names of keys that are read, as transformers has them.
+        architectures: classes whose weights are those of the family's language model.
+    """
+
+    read: frozenset[str]
+    fixed: Mapping[str, tuple[Any, ...]]
+    without_effect: frozenset[str]
+    aliases: Mapping[str, str]
+    architectures: tuple[str, ...]
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All keys of which it is known what they do."""
+        return self.read | self.without_effect | {*self.fixed, *self.aliases, *_CHECKED}
+
+    def problems(self, values: Mapping[str, Any]) -> list[str]:
+        """What in a config.json would change the numbers and is not computed, as phrases."""
+        problems = [
+            f"'{key}' is {values[key]!r:.80}, and {_computed(allowed)}"
+            for key, allowed in self.fixed.items()
+            if key in values and not _is_one_of(values[key], allowed)
+        ]
+        for other, key in self.aliases.items():
+            if {other, key} <= values.keys() and values[other] != values[key]:
+                problems.append(
+                    f"'{other}' is {values[other]!r:.80}, and '{key}', the same setting, is "
+                    f"{values[key]!r:.80}"
+                )
+        problems += self._problems_of_classes(values)
+        return problems
+
+    def _problems_of_classes(self, values: Mapping[str, Any]) -> list[str]:
+        problems = []
+        classes = values.get("architectures")
+        named = classes if isinstance(classes, list) else [] if classes is None else [classes]
+        if any(name not in self.architectures for name in named):
+            known = ", ".join(self.architectures)
+            problems.append(f"'architectures' is {classes!r:.80}, and only {known} are computed")
+        remote = values.get("auto_map")
+        kinds = remote if isinstance(remote, dict) else {} if remote is None else {"AutoModel": ""}
+        if any(kind.startswith(("AutoModel", "AutoConfig")) for kind in kinds):
+            problems.append("'auto_map' names code of its own, and what that computes is not known")
+        return problems
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether a value, or each one of a list, is allowed; true is not 1."""
+    if isinstance(value, list):
+        return all(_is_one_of(each, allowed) for each in value)
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
+    )
+
+
+def _computed(allowed: tuple[Any, ...]) -> str:
+    # That a key may be null, which stands for its absence, tells nobody anything.
+    said = " or ".join(repr(each) for each in allowed if each is not None)
+    return f"only {said} is supported" if said else "that is not supported"
+
+
+# Names under which a file says that its weights are codes: of transformers, of compressed-tensors
+# in its first releases, and of MLX.
+QUANTIZED = ("quantization_config", "compression_config", "quantization")
+
+# Looked at by name, and stated in no table.
+_CHECKED = ("model_type", "architectures", "auto_map", *QUANTIZED)
+
+# What `PreTrainedConfig` adds to every family.
+_COMMON_FIXED: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "output_attentions": (None, False),  # transformers refuses it beside fast attention
+    "per_layer_config": (None,),
+    "return_dict": (None, True),
+}
+_COMMON_WITHOUT_EFFECT = frozenset(
+    {
+        "_attn_implementation",  # the caller's choice counts, as for the next ones
+        "_commit_hash",
+        "_name_or_path",
+        "attn_implementation",
+        "chunk_size_feed_forward",  # neither family computes in chunks
+        "dtype",  # weights are read as they are stored
+        "experts_implementation",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "name_or_path",
+        "num_labels",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+_OFF = (None, False)
+_ONE = (None, 1)
+_ZERO = (None, 0)
+_NONE = (None,)
+
+# Names of other families, of newer and of older releases, with the values at which they change
+# nothing. What would come with tensors of its own (norms of queries, experts, biases) is not
+# listed: those tensors are refused by name.
+_ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    # Caps.
+    "activation_sparsity_pattern": _NONE,
+    "attn_logit_softcapping": _NONE,
+    "clip_qkv": _NONE,
+    "final_logit_softcapping": _NONE,
+    "logit_soft_cap": _NONE,
+    "logits_soft_cap": _NONE,
+    "mlp_gate_softcap": _NONE,
+    "mlp_up_softcap": _NONE,
+    "output_logit_soft_cap": _NONE,
+    "qk_l2_clip_threshold": _NONE,
+    "softcap": _NONE,
+    "swiglu_limit": _NONE,
+    # Scales.
+    "attention_in_multiplier": _ONE,
+    "attention_multiplier": _NONE,
+    "attention_out_multiplier": _ONE,
+    "attention_scale": _NONE,
+    "attention_value_scale": _ONE,
+    "attn_scale": _NONE,
+    "attn_temperature_tuning": _OFF,
+    "dim_model_base": _NONE,
+    "emb_scale": _ONE,
+    "embedding_multiplier": _ONE,
+    "embedding_scale": _ONE,
+    "key_multiplier": _ONE,
+    "lm_head_multiplier": _ONE,
+    "log_scaling_alpha": _NONE,
+    "logit_scale": _ONE,
+    "logits_mup_width_multiplier": _ONE,
+    "logits_scaling": _ONE,
+    "mlp_multipliers": _ONE,
+    "mup_attn_multiplier": _ONE,
+    "mup_embeddings_scale": _ONE,
+    "mup_enabled": _OFF,
+    "mup_width_multiplier": _ONE,
+    "mup_width_scale": _ONE,
+    "output_multiplier": _ONE,
+    "qk_scale_factor": _ONE,
+    "query_pre_attn_scalar": _NONE,
+    "residual_multiplier": _ONE,
+    "residual_scale": _ONE,
+    "scale_depth": _NONE,
+    "scale_emb": _ONE,
+    "scale_embedding": _OFF,
+    "softmax_scale": _NONE,
+    "use_logn_attn": _OFF,
+    "use_mup": _OFF,
+    # Which tokens are seen.
+    "attention_chunk_size": _NONE,
+    "attention_window": _NONE,
+    "attention_window_size": _NONE,
+    "bidirectional": _OFF,
+    "causal": (None, True),
+    "global_attn_every_n_layers": _NONE,
+    "is_causal": (None, True),
+    "kv_sharing_modes": _NONE,
+    "layer_types": (None, "full_attention"),
+    "num_kv_shared_layers": _ZERO,
+    "prefix_lm": _OFF,
+    "sliding_window": _NONE,
+    "sliding_window_pattern": _NONE,
+    "sliding_window_size": _NONE,
+    "use_bidirectional_attention": _OFF,
+    "use_sliding_window": _OFF,
+    # Positions.
+    "alibi": _OFF,
+    "global_rope_theta": _NONE,
+    "layer_rope_theta": _NONE,
+    "local_rope_theta": _NONE,
+    "no_rope_layer_interval": _ZERO,
+    "no_rope_layers": _ONE,
+    "nope_layer_interval": _ZERO,
+    "partial_rotary_factor": _ONE,
+    "rope_interleave": _OFF,
+    "rope_interleaved": _OFF,
+    "rope_local_base_freq": _NONE,
+    "rope_ratio": _ONE,
+    "rope_scaling_layers": _NONE,
+    "rotary_dim": _NONE,
+    "rotary_emb_base": _NONE,
+    "rotary_emb_interleaved": _OFF,
+    "rotary_emb_scale_base": _NONE,
+    "rotary_embedding_base": _NONE,
+    "rotary_pct": _ONE,
+    "rotary_percent": _ONE,
+    "rotary_value": _OFF,
+    "use_alibi": _OFF,
+    "use_dynamic_ntk": _OFF,
+    "use_rope": (None, True),
+    # Norms, and what runs beside what, or again.
+    "apply_residual_connection_post_layernorm": _OFF,
+    "layernorm_zero_centered_gamma": _OFF,
+    "loop_num_passes": _ONE,
+    "n_recurrent_loops": _ONE,
+    "norm_after": _OFF,
+    "parallel_attn": _OFF,
+    "parallel_residual": _OFF,
+    "qk_layernorm": _OFF,
+    "qk_norm": _OFF,
+    "rms_norm_add_unit_offset": _OFF,
+    "use_parallel_residual": _OFF,
+    "use_post_norm": _OFF,
+    "use_qk_l2norm": _OFF,
+    "use_qk_norm": _OFF,
+    "use_sandwich_norm": _OFF,
+    # What transformers does with any base.
+    "attribute_map": _NONE,
+    "fusion_config": _NONE,
+    "pruned_heads": (None, {}),
+    "transformers_weights": _NONE,
+}
+
+_SILU = ("silu", "swish")  # two names of one function
+
+LLAMA = Keys(
+    read=frozenset(
+        {
+            "attention_bias",
+            "bos_token_id",
+            "eos_token_id",
+            "head_dim",
+            "hidden_size",
+            "intermediate_size",
+            "max_position_embeddings",
+            "mlp_bias",
+            "num_attention_heads",
+            "num_hidden_layers",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "tie_word_embeddings",
+            "vocab_size",
+        }
+    ),
+    fixed={
+        "hidden_act": _SILU,
+        "hidden_activation": (None, *_SILU),
+        "mlp_hidden_act": (None, *_SILU),
+        "position_embedding_type": (None, "rope", "rotary"),
+        **_COMMON_FIXED,
+        **_ELSEWHERE,
+    },
+    without_effect=_COMMON_WITHOUT_EFFECT
+    | {
+        "attention_dropout",
+        "pretraining_tp",  # how products are cut in pieces: the same sums
+    },
+    aliases={},
+    architectures=(
+        "LlamaForCausalLM",
+        "LLaMAForCausalLM",  # as the first conversions spelled it
+        "LlamaModel",
+        "LlamaForSequenceClassification",
+    ),
+)
+
+GPT2 = Keys(
+    read=frozenset(
+        {
+            "bos_token_id",
+            "eos_token_id",
+            "layer_norm_epsilon",
+            "n_embd",
+            "n_head",
+            "n_inner",
+            "n_layer",
+            "n_positions",
+            "tie_word_embeddings",
+            "vocab_size",
+        }
+    ),
+    fixed={
+        "activation_function": ("gelu_new",),
+        "add_cross_attention": (False,),
+        "hidden_act": (None, "gelu_new"),
+        "hidden_activation": (None, "gelu_new"),
+        "mlp_hidden_act": (None, "gelu_new"),
+        "position_embedding_type": (None, "absolute", "learned"),
+        "rope_parameters": (None, {}),
+        "rope_scaling": (None, {}),
+        "rope_theta": _NONE,
+        "rotary": _OFF,
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "scale_attn_weights": (True,),
+        **_COMMON_FIXED,
+        **_ELSEWHERE,
+    },
+    without_effect=_COMMON_WITHOUT_EFFECT
+    | {
+        "attn_pdrop",
+        "classifier_dropout",
+        "embd_pdrop",
+        "hidden_dropout",
+        "n_ctx",  # the older name of n_positions, which stands beside it
+        "reorder_and_upcast_attn",  # in which order float16 is computed
+        "resid_pdrop",
+        "summary_activation",  # summary_…: of a head for several choices
+        "summary_first_dropout",
+        "summary_last_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+    },
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    architectures=("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"),
+)

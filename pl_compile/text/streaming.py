@@ -1,0 +1,197 @@
+"""Ids to text as they arrive: at the end exactly what decoding them all at once gives.
+
+What is handed out is never taken back, so only text that no later token can change is handed out.
+Which text that is follows from the decoder of the tokenizer:
+
+- `ByteLevel` turns tokens into bytes, and the bytes into text: all but an unfinished character.
+- Most others write each token by itself. Only byte tokens (`<0xF0>`) wait for each other: if the
+  bytes of a run are not UTF-8, the whole run becomes U+FFFD. A run is certain once it has ended.
+- A decoder that may change text far back (a pattern over several tokens, say): nothing is certain
+  before the end.
+
+The cost of a token does not grow with the answer, but in the last case.
+"""
+
+import codecs
+import json
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HfTokenizer
+
+# These write a token by itself, or look at nothing but whether it is the first one.
+_BY_TOKEN = {"Replace", "ByteFallback", "Strip", "Metaspace", "WordPiece"}
+
+
+class TextStream(Protocol):
+    """Ids in, text out."""
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` makes certain; often none."""
+
+    def pending(self) -> str:
+        """The text that would follow if no token came any more; it is not handed out yet."""
+
+    def finish(self) -> str:
+        """The rest, once nothing can follow. An unfinished character is U+FFFD."""
+
+
+def open_stream(tokenizer: "HfTokenizer", left_out: Collection[int]) -> TextStream:
+    """A stream of a tokenizer.
+
+    Args:
+        tokenizer: its decoder is read once.
+        left_out: ids that are no text.
+    """
+    chain = decoders_of(tokenizer)
+
+    def token_of(token_id: int) -> str | None:
+        return None if token_id in left_out else tokenizer.id_to_token(token_id)
+
+    def decode(ids: list[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    if [part["type"] for part in chain] == ["ByteLevel"]:
+        return _Bytes(token_of)
+    kinds = [part["type"] for part in chain]
+    waits = _never
+    if not _is_local(chain):
+        waits = _always
+    elif "ByteFallback" in kinds:
+        waits = _is_byte
+    strips = "Strip" in kinds[_fused(kinds) :]
+    return _Windows(token_of, decode, waits=waits, strips=strips)
+
+
+def decoders_of(tokenizer: "HfTokenizer") -> list[dict[str, Any]]:
+    """The decoders of a tokenizer in their order, as the file has them; none if it has none.
+
+    Raises:
+        ValueError: one of them is a `Strip` at the end: on a short text the library breaks off
+            there ("slice index"), and nobody can catch it.
+    """
+    if tokenizer.decoder is None:
+        return []
+    chain = list(_flat(json.loads(tokenizer.decoder.__getstate__())))
+    if any(part["type"] == "Strip" and part["stop"] for part in chain):
+        raise ValueError("a decoder that strips the end of texts ('Strip' with 'stop')")
+    return chain
+
+
+def _flat(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if decoder["type"] != "Sequence":
+        yield decoder
+    for part in decoder.get("decoders", ()):
+        yield from _flat(part)
+
+
+def _always(token: str) -> bool:
+    return True
+
+
+def _never(token: str) -> bool:
+    return False
+
+
+def _is_byte(token: str) -> bool:
+    return token.startswith("<0x") and token.endswith(">")
+
+
+def _is_local(chain: list[dict[str, Any]]) -> bool:
+    """Whether a token can only add text, and what it adds does not depend on tokens far back."""
+    kinds = [part["type"] for part in chain]
+    fused = _fused(kinds)
+    return set(kinds[:fused]) <= _BY_TOKEN and all(map(_is_local_in_text, chain[fused:]))
+
+
+def _fused(kinds: list[str]) -> int:
+    """Which decoder makes one text of the tokens; those behind are given the whole text."""
+    return kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
+
+
+def _is_local_in_text(part: dict[str, Any]) -> bool:
+    """Whether a decoder that is given the whole text leaves all but its start where it is."""
+    if part["type"] == "Replace":
+        return len(part["pattern"].get("String", "")) == 1
+    return part["type"] in ("Fuse", "Strip")  # none strips the end: see `decoders_of`
+
+
+class _Bytes:
+    """For byte-level tokenizers."""
+
+    def __init__(self, token_of: Callable[[int], str | None]) -> None:
+        self._token_of = token_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        token = self._token_of(token_id) or ""
+        try:
+            data = bytes(_BYTES[character] for character in token)
+        except KeyError:  # a token that was added as text
+            data = token.encode()
+        return self._decoder.decode(data)
+
+    def pending(self) -> str:
+        return ""  # an unfinished character is no text yet
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _Windows:
+    """For tokenizers that write each token by itself, but what `waits`.
+
+    The latest tokens are decoded with and without the new ones: the difference is new. They are
+    needed since a decoder writes the start of a text differently.
+    """
+
+    def __init__(
+        self,
+        token_of: Callable[[int], str | None],
+        decode: Callable[[list[int]], str],
+        *,
+        waits: Callable[[str], bool],
+        strips: bool,
+    ) -> None:
+        """Where the decoder `strips` the whole text, a window has text of its own."""
+        self._token_of, self._decode, self._waits, self._strips = token_of, decode, waits, strips
+        self._ids: list[int] = []  # the window, and the new tokens
+        self._new = 0  # where the new ones start
+        self._next = 0  # where the next window starts
+        self._given = 0  # length of the window's text
+
+    def push(self, token_id: int) -> str:
+        token = self._token_of(token_id)
+        if token is None:
+            return ""
+        self._ids.append(token_id)
+        return "" if self._waits(token) else self.finish()
+
+    def pending(self) -> str:
+        return self._decode(self._ids)[self._given :] if self._new < len(self._ids) else ""
+
+    def finish(self) -> str:
+        piece = self.pending()
+        later = self._decode(self._ids[self._next :])
+        if later or not self._strips:
+            self._ids = self._ids[self._next :]
+            self._next, self._given = len(self._ids), len(later)
+        else:
+            self._given += len(piece)
+        self._new = len(self._ids)
+        return piece
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """How byte-level tokenizers write bytes (GPT-2's table): printable ones as themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {
+        **{chr(byte): byte for byte in printable},
+        **{chr(256 + place): byte for place, byte in enumerate(others)},
+    }
+
+
+_BYTES = _byte_level_alphabet()

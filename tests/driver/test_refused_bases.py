@@ -1,0 +1,140 @@
+"""A strange base is refused wherever a base is read; logits that are no numbers never pass."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pl_compile.artifact.peft import write_peft_adapter
+from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.driver.bring_in import PeftImport, import_peft
+from pl_compile.driver.evaluate import session_on_table
+from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
+from pl_compile.driver.parity import NO_NUMBER, Limit, ProbeRow, Trace, compare
+from pl_compile.driver.verify import verify_bundle
+from pl_compile.errors import BaseModelError
+from pl_compile.testing import random_table, tiny_run, write_tiny_base
+from pl_compile.training.base_model import FrozenBase
+from pl_compile.training.run import run_training
+
+NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+
+def quantise(base: Path) -> None:
+    """As bitsandbytes saves 8 bits, with a config that does not say so."""
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, base / "model.safetensors")
+
+
+def untie(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    save_file({**tensors, HEAD: torch.ones(397, 24)}, base / "model.safetensors")
+
+
+def spoil(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    tensors[NORM][0] = torch.nan
+    save_file(tensors, base / "model.safetensors")
+
+
+def turn_around(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "is_causal": False}))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "named"),
+    [(quantise, "(I8)"), (untie, HEAD), (spoil, NORM), (turn_around, "'is_causal' is False")],
+)
+def test_every_reader_of_a_base_refuses_it_by_name(
+    tmp_path: Path, break_it: Callable[[Path], None], named: str
+) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    table = random_table(base, tmp_path / "table.safetensors")
+    tone = read_prompt_table(table)
+    write_peft_adapter(tone, "tone", tmp_path / "adapter", str(base))
+    request = ExportRequest(table, base, tmp_path / "bundle", ("tone",), measure_parity=False)
+    export_bundle(request)
+    config = tiny_run(tmp_path / "data", base)
+    break_it(base)
+    readers: dict[str, Callable[[], object]] = {
+        "train": lambda: run_training(config, tmp_path / "run"),
+        "import": lambda: import_peft(
+            PeftImport(tmp_path / "adapter", tmp_path / "new", "tone", "{a} {b}")
+        ),
+        "export": lambda: export_bundle(request),
+        "verify": lambda: verify_bundle(tmp_path / "bundle", base),
+        "evaluate": lambda: session_on_table(table, base),
+    }
+    if break_it is not spoil:  # the numbers are looked at where all of them are read
+        readers["plan"] = lambda: plan_export(request)
+        readers["reference"] = lambda: FrozenBase(base)
+    for name, read in readers.items():
+        with pytest.raises(BaseModelError) as error:
+            read()
+        assert named in str(error.value), name
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_cache", "yes"), ("initializer_range", 3.0), ("id2label", {"a": "b"}), ("to_dict", 3)],
+)
+def test_what_transformers_alone_refuses_is_one_error(
+    tiny_bases: dict[str, Path], tmp_path: Path, key: str, value: object
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["llama"], base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, key: value}))
+
+    with pytest.raises(BaseModelError, match=r"loading the base .*: transformers .* refuses it: "):
+        FrozenBase(base)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
+    logits = np.full((2, 1, 3), number, np.float32)
+    logits[0] = 1.0
+    trace = Trace(logits, logits.argmax(-1))
+    row = ProbeRow("tone", np.zeros(1, np.int64), None, None)  # type: ignore[arg-type]
+
+    (result,) = compare([row], trace, trace, "itself", Limit(1e9, 0.1))
+
+    assert not result.passed
+    assert (result.equal_tokens, result.max_abs_difference) == (1, NO_NUMBER)
+    assert result.finding == (
+        "has, beside itself, logits that are no finite numbers, and 1 of 2 tokens agree"
+    )
+    json.dumps(asdict(result), allow_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("factor", [0.0, 1e38])
+def test_a_base_whose_logits_mean_nothing_fails_and_says_so(tmp_path: Path, factor: float) -> None:
+    """Weights of zeros, and weights that are finite while what they compute is not."""
+    base = write_tiny_base(tmp_path / "base", "llama")
+    tensors = load_file(base / "model.safetensors")
+    for name in tensors:
+        if factor == 0 or name.endswith(("up_proj.weight", "gate_proj.weight")):
+            tensors[name] *= factor
+    save_file(tensors, base / "model.safetensors")
+    table = random_table(base, tmp_path / "table.safetensors")
+
+    result = export_bundle(ExportRequest(table, base, tmp_path / "bundle", target="onnx-cpu"))
+
+    assert result.passed == "failed"
+    said = "changes nothing" if factor == 0 else "logits that are no finite numbers, and 0 of"
+    assert said in " ".join(result.failures)
+    report = (tmp_path / "bundle" / "report.json").read_text()
+    json.loads(report, parse_constant=lambda name: pytest.fail(f"{name} in a report"))
+    assert verify_bundle(tmp_path / "bundle").passed is (factor == 0)
