@@ -41,14 +41,14 @@ class Found:
     Attributes:
         name: its file and function.
         inputs: how many were tried.
-        refused: how often an error of ours was the answer.
+        refused: how often an error of ours was the answer; None where libFuzzer ended the process.
         seconds: that the process took.
         failure: the end of what it printed, if it failed.
     """
 
     name: str
     inputs: int
-    refused: int
+    refused: int | None
     seconds: float
     failure: str
 
@@ -151,13 +151,13 @@ def _run(name: str, seconds: float, *, atheris: bool) -> Found:
             code, output, log = child.returncode, child.stdout, child.stderr
         except subprocess.TimeoutExpired as error:
             code, output, log = -1, "", f"no end after {error.timeout:.0f} s"
-    counts = {"trials": 0, "refused": 0}
+    counts: dict[str, Any] = {"trials": 0, "refused": None}
     for line in output.splitlines():
         if line.startswith(_RESULT):
             counts = json.loads(line.removeprefix(_RESULT))
     executed = re.search(r"number_of_executed_units: (\d+)", log)
     inputs = int(executed.group(1)) if executed else counts["trials"]
-    failure = (output + log)[-6000:] if code else ""
+    failure = f"{output[-4000:]}\n{log[-4000:]}" if code else ""
     return Found(name, inputs, counts["refused"], time.monotonic() - start, failure)
 
 
@@ -178,7 +178,7 @@ def main() -> None:
             found.append(_run(name, given.minutes * 60, atheris=given.atheris))
             last = found[-1]
             print(
-                f"{last.inputs:9,} inputs {last.refused:9,} refused {last.seconds / 60:6.1f} min "
+                f"{last.inputs:9,} inputs {'?' if last.refused is None else last.refused:>9} refused {last.seconds / 60:6.1f} min "
                 f"{'FOUND ' if last.failure else 'nothing'} {last.name}",
                 flush=True,
             )

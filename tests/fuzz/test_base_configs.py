@@ -28,11 +28,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import PlcError
 from pl_compile.testing import FAMILIES
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.open_base import open_base
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
@@ -99,7 +100,7 @@ def configs(draw: st.DrawFn) -> tuple[str, str]:
 
 def _read(folder: Path) -> tuple[DecoderConfig, Weights]:
     """What an export reads of a base."""
-    config, checkpoint = read_decoder_config(folder), Checkpoint(folder)
+    checkpoint, config = open_base(folder)
     fingerprint_base(checkpoint, config)
     return config, load_weights(checkpoint, config)
 

@@ -253,13 +253,13 @@ def test_a_stop_text_ends_an_answer_where_it_first_stands(
     text = AnswerText(tokenizer, (stop,))
 
     pieces = []
-    for number in ids:
-        pieces.append(text.push(number))
-        if text.stopped:
-            break
+    read = 0
+    while read < len(ids) and not text.stopped:
+        pieces.append(text.push(ids[read]))
+        read += 1
     pieces.append(text.finish())
 
-    before, found, _ = _text_of(case, ids).partition(stop)
+    before, found, _ = _text_of(case, ids[:read]).partition(stop)
     assert "".join(pieces) == text.text == before.strip(" ")
     assert text.stopped or not found
 
