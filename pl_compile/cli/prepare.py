@@ -14,7 +14,8 @@ from pl_compile.cli.terminal import example
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_DELIMITERS = ("comma", "semicolon", "tab")
+_DELIMITERS = ("comma", "semicolon", "tab", "pipe")
+_QUOTES = ("double", "backslash", "none")
 
 
 @click.group("prepare")
@@ -134,6 +135,12 @@ def assistant(
     help="Between fields; by default the one that cuts the header into most fields.",
 )
 @click.option(
+    "--quotes",
+    type=click.Choice(_QUOTES),
+    help='How a quoted field writes a quote: "" or \\". none: quotes are characters of the texts, '
+    "and each line is a row. By default double, and what may be meant as none is refused.",
+)
+@click.option(
     "--split",
     "fractions",
     metavar="TRAIN VAL TEST",
@@ -146,6 +153,7 @@ def csv_file(
     output_dir: Path,
     taskname: str,
     delimiter: str | None,
+    quotes: str | None,
     fractions: tuple[float, float, float] | None,
     seed: int,
     as_json: bool,
@@ -158,6 +166,7 @@ def csv_file(
         output_dir,
         taskname=taskname,
         delimiter=delimiter,
+        quotes=quotes,
         fractions=fractions,
         seed=seed,
     )
