@@ -61,7 +61,7 @@ def _print(files: dict[str, int], output_dir: Path, *, as_json: bool) -> None:
 
 
 @command.command(epilog=example("plc prepare squad --input squad --output data"))
-@_input_and_output("The folder with one *train*.json and one *dev*.json.")
+@_input_and_output("The folder with one *train*.json and one *dev*.json (or *val*; or .jsonl).")
 @click.option("--train-file", metavar="FILE", help="The training file in that folder, by name.")
 @click.option("--dev-file", metavar="FILE", help="The development file in that folder, by name.")
 @click.option("--include-topic", is_flag=True, help="Add the article's title as field 'topic'.")
@@ -73,7 +73,7 @@ def squad(
     include_topic: bool,
     as_json: bool,
 ) -> None:
-    """SQuAD v1.1 or v2.0: questions about a paragraph."""
+    """SQuAD v1.1 or v2.0, and what has its form or that of datasets: questions on a paragraph."""
     from pl_compile.training.prepare.squad import prepare_squad
 
     files = prepare_squad(

@@ -94,6 +94,8 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
     ("content", "message"),
     [
         (b"", "bad.csv: the file is empty, expected a header row."),
+        (b"\r\n\n", "bad.csv: the file is empty, expected a header row."),
+        (b"\na,b\n1,2\n", "bad.csv:1: an empty line, expected a header row."),
         (b"a,b\n", "bad.csv: no rows below the header."),
         (b"a,b\n1,2\n\xff,3\n", "line 3: the byte 0xff; expected UTF-8. Save the file as UTF-8."),
         (

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -84,6 +85,10 @@ class _Row:
     source: str
 
     @property
+    def in_quotes(self) -> bool:
+        return any(cell.in_quotes for cell in self.cells)
+
+    @property
     def lines(self) -> list[str]:
         return split_lines(self.source.rstrip("\r\n"))
 
@@ -138,6 +143,8 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
     problems = [f"{path.name}:{line}: {problem}" for line, problem in broken]
     if not rows or rows[0].line > first_line:
         return Table([], problems, advice)  # the header itself is broken
+    if not rows[0].cells:
+        return Table([], [f"{path.name}:{first_line}: an empty line, expected a header row"])
 
     names = [cell.text.strip() for cell in rows[0].cells]
     left_out = _nameless(path, names, [row for row in rows[1:] if len(row.cells) == len(names)])
@@ -173,8 +180,7 @@ def _rows(text: str, line: int, delimiter: str, quotes: str, broken: Broken) -> 
 
 def _cells(text: str, at: int, delimiter: str, quotes: str) -> tuple[list[_Cell], int, str]:
     """The fields of the row at `at`, where the next row begins, and what is wrong with it."""
-    bare = re.compile(rf"[^{re.escape(delimiter)}\r\n]*")
-    stop = re.compile(rf"{re.escape(delimiter)}|\r\n|\r|\n|\Z")
+    bare, stop = _edges(delimiter)
     enclosed = _IN_QUOTES[quotes]
     cells: list[_Cell] = []
     while True:
@@ -191,6 +197,13 @@ def _cells(text: str, at: int, delimiter: str, quotes: str) -> tuple[list[_Cell]
         at = end.end()
         if end[0] != delimiter:
             return cells, at, ""
+
+
+@cache
+def _edges(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A field without quotes, and what may stand behind a field."""
+    bare = re.compile(rf"[^{re.escape(delimiter)}\r\n]*")
+    return bare, re.compile(rf"{re.escape(delimiter)}|\r\n|\r|\n|\Z")
 
 
 def _plain(enclosed: str, quotes: str) -> str:
@@ -228,11 +241,9 @@ def _doubts(path: Path, rows: Sequence[_Row], delimiter: str) -> Broken:
     def fits(line: str) -> bool:
         return line.count(delimiter) + 1 == width
 
-    quoted = [
-        row for row in rows if len(row.cells) == width and any(c.in_quotes for c in row.cells)
-    ]
+    quoted = [row for row in rows if len(row.cells) == width and row.in_quotes]
     single = [row for row in quoted if len(row.lines) == 1]
-    if rows[0] in quoted or any(not fits(row.source) or row.has_quote_inside for row in single):
+    if rows[0].in_quotes or any(not fits(row.source) or row.has_quote_inside for row in single):
         return []
     several = [row for row in quoted if len(row.lines) > 1]
     if not several:
