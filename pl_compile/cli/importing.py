@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pl_compile.cli.tasks import print_written
-from pl_compile.cli.terminal import example, json_option, need_extra
+from pl_compile.cli.terminal import TerminalProgress, example, json_option, need_extra
 
 _output = click.option(
     "--output",
@@ -69,7 +69,8 @@ def peft(
         base=base,
         allow_pickle=allow_pickle,
     )
-    print_written(output, import_peft(request), as_json=as_json)
+    table = import_peft(request, progress=TerminalProgress())
+    print_written(output, table, as_json=as_json)
 
 
 @command.command(

@@ -11,7 +11,8 @@ from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import merge_into
 from pl_compile.errors import BaseModelError, ConfigError
-from pl_compile.text.template import parse_template
+from pl_compile.progress import SILENT, Progress
+from pl_compile.text.template import literal_escapes, parse_template, texts_of
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 
@@ -44,8 +45,12 @@ class PeftImport:
     allow_pickle: bool = False
 
 
-def import_peft(request: PeftImport) -> PromptTable:
+def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTable:
     """Adds an adapter's prompt to a table and returns the table.
+
+    Args:
+        request: what to bring in.
+        progress: told of texts that hold a backslash where a line end may be meant.
 
     Its answers end with the base's EOS. PEFT puts virtual tokens before a BOS: where the adapter
     was trained with one, the template has it as text.
@@ -64,6 +69,8 @@ def import_peft(request: PeftImport) -> PromptTable:
         unpickle = tensors_of_pickle
     adapter = read_peft_adapter(request.adapter, unpickle=unpickle)
     task = _task(request, adapter.virtual)
+    for line in literal_escapes(texts_of(task)):
+        progress.say(line)
     name = request.base or adapter.base
     if not name:
         raise BaseModelError(

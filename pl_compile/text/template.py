@@ -7,12 +7,14 @@ for a marker or a field. Syntax: `<|VIRTUAL_PROMPT_n|>` (n from 0, each once, in
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, list_problems, unknown_name
 
+# What a shell or YAML leaves in single quotes of a line end, a tab or a carriage return.
+_ESCAPE = re.compile(r"\\[ntr]")
 _TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>\d+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
 
@@ -91,6 +93,26 @@ def parse_template(task: TaskConfig) -> Template:
             f"parsing the template of task '{task.taskname}'", found=list_problems(problems)
         )
     return Template(task, _place_virtual(pieces, splits), answer)
+
+
+def literal_escapes(texts: Mapping[str, str]) -> list[str]:
+    r"""A line for each text, given by name, that holds "\n" as two characters, which few mean.
+
+    Such texts are kept as they are: one may be about backslashes.
+    """
+    return [
+        f"{name} holds {found[0]} as a backslash and the letter {found[0][1]}; if a line end or a "
+        "tab is meant, use double quotes in YAML, and $'…' in the shell"
+        for name, text in texts.items()
+        if (found := _ESCAPE.search(text))
+    ]
+
+
+def texts_of(task: TaskConfig) -> dict[str, str]:
+    """The texts that a task's author wrote, by the names to show."""
+    texts = {"prompt_template": task.prompt_template, "init_text": task.init_text or ""}
+    texts |= {f"choices.{index}": choice for index, choice in enumerate(task.choices)}
+    return {f"{key} of task '{task.taskname}'": text for key, text in texts.items()}
 
 
 def parse_templates(tasks: Sequence[TaskConfig]) -> dict[str, Template]:
