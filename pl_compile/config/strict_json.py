@@ -5,8 +5,7 @@ that is given twice the last. A file with these means something else to the next
 damaged. Refused here is what I-JSON forbids (RFC 7493): such numbers, doubled keys, and halves of
 surrogate pairs, which UTF-8 cannot write.
 
-`parse_json` reads a text with one value, `parse_json_array` the items of an array, so that a
-mistake in a long one has a line.
+What is refused has its line and column, as mistakes that the standard library finds have them.
 """
 
 import json
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 # How JSON writes one half of a pair; whole pairs match too and are looked at again.
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]:,]|[^\s"{}\[\]:,]+')
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -24,13 +24,11 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or JSON that programs read differently; says what, and where the
-            standard library knows it.
+        json.JSONDecodeError: it is no JSON, or JSON that programs read differently; a `ValueError`
+            that says what, and where.
     """
     value, end = _value(text, _after_blanks(text, 0))
-    end = _after_blanks(text, end)
-    if end < len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
+    _check_end(text, end)
     return value
 
 
@@ -38,18 +36,12 @@ def parse_json_array(text: str) -> Iterator[Any]:
     """The items of a text that is one JSON array, in order.
 
     Raises:
-        ValueError: as for `parse_json`, with the line; the items before it have been given.
+        json.JSONDecodeError: as for `parse_json`; the items before it have been given.
     """
     at = _after_blanks(text, _after_blanks(text, 0) + 1)
     closed = text.startswith("]", at)
     while not closed:
-        try:
-            item, end = _value(text, at)
-        except json.JSONDecodeError:
-            raise
-        except ValueError as error:
-            line = text.count("\n", 0, at) + 1
-            raise ValueError(f"the item that opens at line {line}: {error}") from None
+        item, end = _value(text, at)
         yield item
         at = _after_blanks(text, end)
         closed = text.startswith("]", at)
@@ -57,7 +49,11 @@ def parse_json_array(text: str) -> Iterator[Any]:
             if not text.startswith(",", at):
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
             at = _after_blanks(text, at + 1)
-    end = _after_blanks(text, at + 1)
+    _check_end(text, at + 1)
+
+
+def _check_end(text: str, end: int) -> None:
+    end = _after_blanks(text, end)
     if end < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
 
@@ -66,13 +62,40 @@ def _value(text: str, start: int) -> tuple[Any, int]:
     """The value that opens at `start`, and where it ends."""
     try:
         value, end = _DECODER.raw_decode(text, start)
+        if _HALF_OF_A_PAIR.search(text, start, end):
+            _refuse_halves(value)
+    except json.JSONDecodeError:
+        raise
     except RecursionError:
-        raise ValueError("values nested without end") from None
-    if _HALF_OF_A_PAIR.search(text, start, end):
-        for part in _texts(value):
-            if any("\ud800" <= character <= "\udfff" for character in part):
-                raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is no text")
+        raise json.JSONDecodeError("values nested without end", text, start) from None
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), text, _place(text, start)) from None
     return value, end
+
+
+def _place(text: str, start: int) -> int:
+    """Where the first value or key stands that is well written and refused all the same."""
+    keys: list[set[str]] = [set()]  # of each object that is open; an array has none
+    key, at = "", start
+    for token in _TOKEN.finditer(text, start):
+        word = token[0]
+        if word in "{[":
+            keys.append(set())
+        elif word in "}]":
+            keys.pop()
+        elif word == ":":
+            if key in keys[-1]:
+                return at
+            keys[-1].add(key)
+        elif word != ",":
+            at = token.start()
+            try:
+                value = _DECODER.decode(word)
+                _refuse_halves(value)
+            except ValueError:
+                return at
+            key = str(value)
+    return start
 
 
 def _after_blanks(text: str, start: int) -> int:
@@ -80,8 +103,14 @@ def _after_blanks(text: str, start: int) -> int:
     return match.end() if match else start
 
 
+def _refuse_halves(value: Any) -> None:
+    for part in _texts(value):
+        if any("\ud800" <= character <= "\udfff" for character in part):
+            raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is no text")
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON: write null, or leave the value out")
+    raise ValueError(f"{name} is not JSON (write null, or leave the value out)")
 
 
 def _finite(number: str) -> float:

@@ -85,7 +85,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
         where = f"{path}:{number}"
         try:
             yield where, parse_json(line)
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             form = "" if malformed else _other_form(line, lines[number:])
             problems.append(f"{where}: not JSON ({_reason(error)}){form}")
             if form == _SPREAD:
@@ -99,14 +99,10 @@ def _items(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str, An
             yield f"{path}, item {index}", item
     except json.JSONDecodeError as error:
         problems.append(f"{path}:{error.lineno}: not a JSON array ({_reason(error)})")
-    except ValueError as error:
-        problems.append(f"{path}: not a JSON array ({error})")
 
 
-def _reason(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}, column {error.colno}"
-    return str(error)
+def _reason(error: json.JSONDecodeError) -> str:
+    return f"{error.msg}, column {error.colno}"
 
 
 _SPREAD = ": an object over several lines, expected one on each line, or a JSON array in [ ]"

@@ -1,6 +1,7 @@
 """JSON that programs read differently is refused, with a word that says what it is."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -59,10 +60,10 @@ def test_an_array_is_read_item_by_item(values: list[object], indent: int | None)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[1,\n\n NaN]", "the item that opens at line 3: NaN is not JSON"),
-        ('[{"a": 1},\n{"a": 1, "a": 2}]', "opens at line 2: the key 'a' is given twice"),
-        ('["x",\n"\\ud800"]', "opens at line 2: .*half of a surrogate pair"),
-        ("[1,\n" + "[" * 100_000, "opens at line 2: values nested without end"),
+        ("[1,\n\n NaN]", "NaN is not JSON .*: line 3 column 2 "),
+        ('[{"a": 1},\n{"a": 1, "a": 2}]', "the key 'a' is given twice: line 2 column 10 "),
+        ('["x",\n"\\ud800"]', "half of a surrogate pair.*: line 2 column 1 "),
+        ("[1,\n" + "[" * 100_000, "values nested without end: line 2 column 1 "),
         ("[1\n2]", "',' delimiter: line 2"),
         ("[1,]", "Expecting value"),
         ("[1", "',' delimiter"),
@@ -73,3 +74,36 @@ def test_an_array_is_read_item_by_item(values: list[object], indent: int | None)
 def test_a_mistake_in_an_array_has_its_line(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         list(parse_json_array(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ('{"a":\n NaN}', 2, 2),
+        ('{"NaN": "Infinity, 1e999",\n"b": [{"c":\n -Infinity}]}', 3, 2),
+        ("[1, 2.5,\n\n-1e999, NaN]", 3, 1),
+        ('{"b": {"a": 1}, "c": [{"a": 1}, {"a": 2}],\n "a": 3,\n   "a": 4}', 3, 4),
+        ('{"a": 1, "\\u0061":\n 2}', 1, 10),
+        ('{"a": "x \\" : , { a", "b": "a",\n"b": 1}', 2, 1),
+        ('["\\ud83d\\ude00",\n "\\ude00"]', 2, 2),
+        ('{"x": 1,\n"\\ud83d": 2}', 2, 1),
+    ],
+)
+def test_what_is_refused_has_its_place(text: str, line: int, column: int) -> None:
+    with pytest.raises(json.JSONDecodeError) as error:
+        parse_json(text)
+
+    assert (error.value.lineno, error.value.colno) == (line, column)
+
+
+@given(_VALUES, st.integers(0))
+def test_the_place_is_that_of_the_first_value_refused(value: object, at: int) -> None:
+    text = json.dumps([value, value, 0], indent=1)
+    zeros = [m.start() for m in re.finditer(r"(?<=\s)-?\d+(?=,?\n)", text)]
+    place = zeros[at % len(zeros)]
+    changed = f"{text[:place]}NaN{re.sub('^-?[0-9]+', '', text[place:])}"
+
+    with pytest.raises(json.JSONDecodeError, match="NaN is not JSON") as error:
+        parse_json(changed)
+
+    assert error.value.pos == place

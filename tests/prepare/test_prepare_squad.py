@@ -252,13 +252,17 @@ def test_all_problems_of_a_file_are_listed_with_their_json_paths(
         ("[]", f"no questions; expected {FORM}."),
         (
             '{"data": [{"question": 1e999}]}',
-            "the number 1e999 is beyond the range of a double; expected JSON.",
+            "line 1 column 24: the number 1e999 is beyond the range of a double; expected JSON.",
         ),
-        ('{"data": [], "data": []}', "the key 'data' is given twice; expected JSON."),
+        (
+            '{"data": [],\r"data": []}',
+            "line 2 column 1: the key 'data' is given twice; expected JSON.",
+        ),
         (
             '{"question": "q", "context": "c", "answers": NaN}\n{"question": "q", "question": "r"}',
-            "2 problems:\n  - line 1: NaN is not JSON: write null, or leave the value out\n"
-            f"  - line 2: the key 'question' is given twice; expected {FORM}.",
+            "2 problems:\n"
+            "  - line 1 column 46: NaN is not JSON (write null, or leave the value out)\n"
+            f"  - line 2 column 18: the key 'question' is given twice; expected {FORM}.",
         ),
         (
             '{"question": "q", "context": "c", "answers": "a"}\n{"question": 3, "answers": []}',

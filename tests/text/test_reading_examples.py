@@ -124,7 +124,7 @@ def test_what_other_programs_read_differently_is_refused_with_its_line(
 
     assert f": {lines}:2: not JSON (" in refusal(lines, answers=answers)
     assert reason in refusal(lines, answers=answers)
-    assert f"{array}: not a JSON array (the item that opens at line 4: " in refusal(array)
+    assert f"{array}:4: not a JSON array (" in refusal(array, answers=answers)
     assert reason in refusal(array, answers=answers)
 
 

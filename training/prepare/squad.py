@@ -118,23 +118,21 @@ def _read(path: Path, include_topic: bool) -> list[_Question]:
 
 def _load(path: Path, problems: list[str]) -> list[tuple[Any, str]]:
     """The articles, or rows, of a file, each with its place."""
-    text = read_text(path)
-    lines = [(n, line) for n, line in enumerate(split_lines(text), start=1) if line.strip()]
+    text = "\n".join(split_lines(read_text(path)))
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if len(lines) > 1 and _is_whole(lines[0][1]):
         items = []
         for number, line in lines:
             try:
                 items.append((parse_json(line), f"line {number}"))
-            except ValueError as error:
-                problems.append(f"line {number}: {error}")
+            except json.JSONDecodeError as error:
+                problems.append(f"line {number} column {error.colno}: {error.msg}")
         return items
     try:
         document = parse_json(text)
     except json.JSONDecodeError as error:
         found = f"line {error.lineno} column {error.colno}: {error.msg}"
         raise DataError(f"reading {path}", found=found, expected="JSON") from error
-    except ValueError as error:
-        raise DataError(f"reading {path}", found=str(error), expected="JSON") from error
     if isinstance(document, list):
         return [(item, f"[{index}]") for index, item in enumerate(document)]
     if isinstance(document, dict) and "question" in document:
