@@ -161,6 +161,8 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
             records.append(Record(where, fields))
         else:
             problems.append(f"{where}: {len(row.cells)} fields, the header has {len(names)}")
+            if row.in_quotes:
+                advice = advice or _advice(quotes or "double")
     return Table(records, problems, advice)
 
 
