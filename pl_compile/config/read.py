@@ -312,6 +312,9 @@ def _convert_scalar(kind: Any, node: Node, path: str, problems: list[str]) -> An
     if kind in (int, float) and _ODD_NUMBER.fullmatch(node.written):
         problems.append(_mismatch(node, path, "a number without leading zeros or colons"))
         return None
+    if kind is int and isinstance(value, int) and abs(value) >= 2**63:
+        problems.append(_mismatch(node, path, "a number of 64 bits at most"))
+        return None
     if kind is float:
         value = _as_float(value)
         if isinstance(value, float) and not math.isfinite(value):

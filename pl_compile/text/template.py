@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, list_problems, unknown_name
 
+# More than any base has positions; what is made of the number is not to fill the memory.
+_MOST_VIRTUAL = 1_000_000
+
 # What a shell or YAML leaves in single quotes of a line end, a tab or a carriage return.
 _ESCAPE = re.compile(r"\\[ntr]")
 _TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>\d+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
@@ -172,8 +175,8 @@ def _check_markers(
     task: TaskConfig, markers: list[int], splits: tuple[int, ...], problems: list[str]
 ) -> None:
     total = task.total_virtual_tokens
-    if total < 1:
-        problems.append(f"total_virtual_tokens is {total}, expected at least 1")
+    if not 1 <= total <= _MOST_VIRTUAL:
+        problems.append(f"total_virtual_tokens is {total}, expected 1 to {_MOST_VIRTUAL}")
     if len(markers) != len(splits):
         given = (
             f"virtual_token_splits has {len(splits)} numbers"

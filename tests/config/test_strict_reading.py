@@ -146,6 +146,7 @@ def test_a_key_that_is_no_text_is_refused(write: Writer) -> None:
         ("base: [x]", "'base' is a list of 1, expected text"),
         ("seed: '7'", "'seed' is '7', expected a whole number"),
         ("seed: 7.5", "'seed' is 7.5, expected a whole number"),
+        (f"seed: {10**30}", f"'seed' is {10**30}, expected a number of 64 bits at most"),
         ("seed: 1e3", "'seed' is '1e3', expected a whole number"),
         ("seed: true", "'seed' is true, expected a whole number"),
         (

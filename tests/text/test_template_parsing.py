@@ -160,10 +160,11 @@ def test_no_marker_may_stand_for_nothing(splits: tuple[int, int]) -> None:
     )
 
 
-def test_a_task_has_at_least_one_virtual_token() -> None:
-    text = refusal("<|VIRTUAL_PROMPT_0|>{x}", 0)
+@pytest.mark.parametrize("total", [0, -1, 10**7, 10**30])
+def test_a_task_has_at_least_one_virtual_token_and_no_more_than_memory_holds(total: int) -> None:
+    text = refusal("<|VIRTUAL_PROMPT_0|>{x}", total)
 
-    assert "total_virtual_tokens is 0, expected at least 1" in text
+    assert f"total_virtual_tokens is {total}, expected 1 to 1000000" in text
 
 
 # Fields
