@@ -296,6 +296,15 @@ def test_a_header_with_numbers_is_said_to_be_taken_for_one(
     assert caplog.messages == ["a.csv:1 is taken for the header, with the names a fine film, 1"]
 
 
+def test_a_delimiter_that_is_not_known_is_asked_about(
+    tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert texts(tmp_path, "text^label\na^b\n", read_jsonl) == [{"text^label": "a^b"}]
+    assert caplog.messages == [
+        "a.csv:1: one column is found, 'text^label'; is another --delimiter meant?"
+    ]
+
+
 def test_a_nul_is_refused_with_its_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, "a,b\r1,2\r3,\0\r").startswith("a.csv:3: a NUL, which no text holds")
 

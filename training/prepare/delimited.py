@@ -152,6 +152,8 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
     problems += [f"{at}: {problem}" for problem in _header_problems(names, left_out)]
     if any(map(_NUMBER.fullmatch, names)):
         _log.warning("%s is taken for the header, with the names %s", at, ", ".join(names))
+    if len(names) == 1 and re.search(r"[^\w\s.-]", names[0]):
+        _log.warning("%s: one column is found, '%s'; is another --delimiter meant?", at, names[0])
     records = []
     for row in rows[1:]:
         where = f"{path.name}:{row.line}"
