@@ -168,15 +168,24 @@ class _NodeReader:
             return Node(self._entries(node), where, self.folder)
         if isinstance(node, yaml_nodes.SequenceNode):
             return Node([self.read(item) for item in node.value], where, self.folder)
-        value = self.loader.construct_object(node)
+        value = self._value(node, where)
         written = "" if isinstance(value, str) else node.value
         return Node(value, where, self.folder, written=written)
+
+    def _value(self, node: "yaml.Node", where: str) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+            # 2024-99-99, or `!!bool maybe`: PyYAML lets through whatever Python raises there.
+            kind = node.tag.rpartition(":")[2]
+            found = f"{where}: {node.value!r}, which is no {kind}"
+            raise ConfigError(self.doing, found=found, expected="valid YAML") from error
 
     def _entries(self, node: "yaml.MappingNode") -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
-            key = self.loader.construct_object(key_node)
             line = f"{self.name}:{key_node.start_mark.line + 1}"
+            key = self._value(key_node, line)
             if not isinstance(key, str):
                 raise ConfigError(self.doing, found=f"{line}: the key {key!r}", expected="text")
             if key in entries:

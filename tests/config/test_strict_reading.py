@@ -508,6 +508,29 @@ def test_yaml_that_its_library_stumbles_over_is_still_a_config_error(
     assert refusal(path).startswith("reading ")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("2024-99-99", "timestamp"),
+        ("0b_", "int"),
+        ("!!bool maybe", "bool"),
+        ("!!timestamp maybe", "timestamp"),
+        ("!!float maybe", "float"),
+        ("!!int maybe", "int"),
+    ],
+)
+def test_a_value_that_is_not_what_it_is_said_to_be_has_its_line(
+    write: Writer, value: str, kind: str
+) -> None:
+    path = write(f"seed: 1\nbase: {value}\n")
+
+    assert refusal(path) == (
+        f"reading {path}: train.yaml:2: '{value.split()[-1]}', which is no {kind}; "
+        "expected valid YAML."
+    )
+    assert "which is no" in refusal(write(f"{value}: 1\n"))
+
+
 # --set
 
 
