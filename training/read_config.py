@@ -8,7 +8,7 @@ from pl_compile.config.nemo import from_nemo, is_nemo
 from pl_compile.config.read import build, override, read_yaml
 from pl_compile.config.train import TrainConfig
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text.template import parse_templates
+from pl_compile.text.template import literal_escapes, parse_templates, texts_of
 
 
 def read_train_config(
@@ -19,7 +19,8 @@ def read_train_config(
     Args:
         path: a YAML file.
         settings: "dotted.key=value", in the file's own key names.
-        progress: told which of NeMo's keys mean nothing here.
+        progress: told which of NeMo's keys mean nothing here, and of texts that hold a backslash
+            where a line end may be meant.
 
     Raises:
         ConfigError: whatever is wrong with the file, the overrides or a template.
@@ -31,6 +32,9 @@ def read_train_config(
             progress.say(line)
     config = build(TrainConfig, root, doing=f"reading {path}")
     parse_templates(config.tasks)  # said before anything heavy is loaded
+    for task in config.tasks:
+        for line in literal_escapes(texts_of(task)):
+            progress.say(line)
     # Absolute from here on: the resolved config must mean the same wherever it is read.
     data = replace(
         config.data,

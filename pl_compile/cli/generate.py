@@ -107,12 +107,21 @@ def command(
         raise click.UsageError("--field goes with --task.")
     if source is None and output is not None:
         raise click.UsageError("--output goes with --input.")
-    if source is not None and output is not None and output.exists() and output.samefile(source):
+    if (
+        source is not None
+        and output is not None
+        and source.exists()
+        and output.exists()
+        and output.samefile(source)
+    ):
         raise click.UsageError("--output is --input: the requests would be lost.")
     if output is not None and output.is_dir():
         raise click.UsageError(f"--output {output} is a folder; name a file.")
     from pl_compile.runtime import Request, Sampling, Session
+    from pl_compile.text.template import literal_escapes
 
+    for line in literal_escapes({f"--stop {text}": text for text in stop}):
+        TerminalProgress().say(line)
     chosen = chosen_provider(provider, provider_pairs, provider_library)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,

@@ -69,7 +69,8 @@ def peft(
         base=base,
         allow_pickle=allow_pickle,
     )
-    print_written(output, import_peft(request, progress=TerminalProgress()), as_json=as_json)
+    table = import_peft(request, progress=TerminalProgress())
+    print_written(output, table, as_json=as_json)
 
 
 @command.command(

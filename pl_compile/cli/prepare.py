@@ -14,7 +14,8 @@ from pl_compile.cli.terminal import example
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_DELIMITERS = ("comma", "semicolon", "tab")
+_DELIMITERS = ("comma", "semicolon", "tab", "pipe")
+_QUOTES = ("double", "backslash", "none")
 
 
 @click.group("prepare")
@@ -60,7 +61,7 @@ def _print(files: dict[str, int], output_dir: Path, *, as_json: bool) -> None:
 
 
 @command.command(epilog=example("plc prepare squad --input squad --output data"))
-@_input_and_output("The folder with one *train*.json and one *dev*.json.")
+@_input_and_output("The folder with one *train*.json and one *dev*.json (or *val*; or .jsonl).")
 @click.option("--train-file", metavar="FILE", help="The training file in that folder, by name.")
 @click.option("--dev-file", metavar="FILE", help="The development file in that folder, by name.")
 @click.option("--include-topic", is_flag=True, help="Add the article's title as field 'topic'.")
@@ -72,7 +73,7 @@ def squad(
     include_topic: bool,
     as_json: bool,
 ) -> None:
-    """SQuAD v1.1 or v2.0: questions about a paragraph."""
+    """SQuAD v1.1 or v2.0, and what has its form or that of datasets: questions on a paragraph."""
     from pl_compile.training.prepare.squad import prepare_squad
 
     files = prepare_squad(
@@ -134,6 +135,12 @@ def assistant(
     help="Between fields; by default the one that cuts the header into most fields.",
 )
 @click.option(
+    "--quotes",
+    type=click.Choice(_QUOTES),
+    help='How a quoted field writes a quote: "" or \\". none: quotes are characters of the texts, '
+    "and each line is a row. By default double, and what may be meant as none is refused.",
+)
+@click.option(
     "--split",
     "fractions",
     metavar="TRAIN VAL TEST",
@@ -146,6 +153,7 @@ def csv_file(
     output_dir: Path,
     taskname: str,
     delimiter: str | None,
+    quotes: str | None,
     fractions: tuple[float, float, float] | None,
     seed: int,
     as_json: bool,
@@ -158,6 +166,7 @@ def csv_file(
         output_dir,
         taskname=taskname,
         delimiter=delimiter,
+        quotes=quotes,
         fractions=fractions,
         seed=seed,
     )

@@ -5,6 +5,7 @@ of the same file are known: nothing is computed, and no environment is read.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,28 +14,40 @@ from pl_compile.config.read import Node
 # OmegaConf's word for "must be given". A value that cannot be resolved becomes it too.
 MISSING = "???"
 
+# Ten lines of references to lines of references can be more text than memory holds.
+_DEEPEST = 10
+_MOST_REFERENCES = 10_000
+_LONGEST = 1_000_000
+
 _REFERENCE = re.compile(r"(\\?)\$\{([^}]*)\}?")
 _KEY = re.compile(r"\w+(\.\w+)*")
 
 
-def resolve(root: Node, problems: list[str]) -> Node:
+def resolve(
+    root: Node, problems: list[str], *, without: Callable[[str], bool] = lambda key: False
+) -> Node:
     r"""The tree with each `${a.b}` replaced by the value of that key; `\${` stays as `${`.
 
     Args:
         root: the tree.
         problems: gets a line with the place of everything that cannot be resolved, and of every
             value that is still `???`. Such values are `MISSING` in the result.
+        without: whether the value at a dotted key is left as it is, since nothing reads it.
     """
-    return _Resolver(root, problems).resolved(root, "", ())
+    return _Resolver(root, problems, without).resolved(root, "", ())
 
 
 class _Resolver:
-    def __init__(self, root: Node, problems: list[str]) -> None:
+    def __init__(self, root: Node, problems: list[str], without: Callable[[str], bool]) -> None:
         self._root = root
         self._problems = problems
+        self._without = without
+        self._n_followed = 0
 
     def resolved(self, node: Node, key: str, within: tuple[str, ...]) -> Node:
         """`node`, which stands at `key`; `within` are the references that led here."""
+        if not within and self._without(key):
+            return node
         if isinstance(node.data, dict):
             items = {
                 name: self.resolved(child, f"{key}.{name}".lstrip("."), within)
@@ -79,6 +92,8 @@ class _Resolver:
             if isinstance(value, dict | list):
                 return self._refused(node, match[2], "is no single value, to be put into a text")
             parts.append(str(value))
+            if sum(map(len, parts)) > _LONGEST:
+                return self._refused(node, match[2], "makes a text without end")
         return replace(node, data="".join([*parts, text[end:]]))
 
     def _target(self, node: Node, key: str, within: tuple[str, ...]) -> Node:
@@ -86,6 +101,9 @@ class _Resolver:
             return self._refused(node, key, "is no reference to a key of this file")
         if key in within:
             return self._refused(node, key, "refers to itself")
+        self._n_followed += 1
+        if len(within) == _DEEPEST or self._n_followed > _MOST_REFERENCES:
+            return self._refused(node, key, "is one reference too many")
         target = self._root
         for name in key.split("."):
             found: Any = target.data.get(name) if isinstance(target.data, dict) else None

@@ -11,8 +11,9 @@ from dataclasses import fields, replace
 
 from pl_compile.config.interpolate import MISSING, resolve
 from pl_compile.config.nemo_file import NemoFile
-from pl_compile.config.nemo_keys import REQUIRED
-from pl_compile.config.read import Node, node_from_plain
+from pl_compile.config.nemo_forms import refuse_other_forms
+from pl_compile.config.nemo_keys import REQUIRED, has_no_effect
+from pl_compile.config.read import Node, found_in, node_from_plain, text_expected
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, did_you_mean, list_problems
 
@@ -37,19 +38,25 @@ _TEXTS = "model.prompt_tuning.new_prompt_init_text"
 
 
 def is_nemo(root: Node) -> bool:
-    """Whether a config has NeMo's top level: `model`, `exp_manager`, or both."""
-    return isinstance(root.data, dict) and not {"model", "exp_manager"}.isdisjoint(root.data)
+    """Whether a config has a group of NeMo's at its top, or the file names of one for inference."""
+    if not isinstance(root.data, dict):
+        return False
+    groups = [root.data[key].data for key in ("model", "exp_manager") if key in root.data]
+    return any(isinstance(group, dict | None) for group in groups) or "gpt_model_file" in root.data
 
 
 def from_nemo(root: Node) -> tuple[Node, list[str]]:
     """The tree of a `TrainConfig`, and a line for each group of keys that have no effect here.
 
     Raises:
-        ConfigError: unknown or missing keys, values that cannot be honoured, references that
-            cannot be resolved: all of them in one message, each with its place.
+        ConfigError: another form of NeMo's. Or unknown or missing keys, values that cannot be
+            honoured, references that cannot be resolved: all of them in one message, each with its
+            place.
     """
     problems: list[str] = []
-    file = NemoFile(resolve(root, problems), problems)
+    doing = f"reading {root.where.rpartition(':')[0]}, a NeMo config"
+    refuse_other_forms(root, doing)
+    file = NemoFile(resolve(root, problems, without=has_no_effect), problems)
     for key in REQUIRED:
         file.require(key)
     file.apply_rules()
@@ -63,7 +70,6 @@ def from_nemo(root: Node) -> tuple[Node, list[str]]:
     _method(file)
     _tasks(file)
     if problems:
-        doing = f"reading {root.where.rpartition(':')[0]}, a NeMo config"
         raise ConfigError(doing, found=list_problems(list(dict.fromkeys(problems))))
     return file.tree(), file.notes()
 
@@ -233,20 +239,27 @@ def _tasks(file: NemoFile) -> None:
 def _templates(file: NemoFile) -> dict[str, Node]:
     """The templates by taskname, without the keys that are null."""
     templates: dict[str, Node] = {}
+    listed = f"Known keys: {', '.join(_TASK_KEYS)}."
     for index, node in enumerate(file.items("model.task_templates")):
         path = f"model.task_templates.{index}"
         data = node.data if isinstance(node.data, dict) else {}
         name = data.get("taskname", Node(None, node.where))
         if not isinstance(name.data, str):
-            file.problem(name.where, f"'{path}' has no taskname")
+            line = f"'{path}' has no taskname"
+            if name.data is not None:
+                found, expected = found_in(name), text_expected(name)
+                line = f"'{path}.taskname' is {found}, expected {expected}"
+            file.problem(name.where, line)
             continue
         if name.data in templates:
             file.problem(name.where, f"task '{name.data}' has two templates")
         for key, value in data.items():
             if key not in _TASK_KEYS:
-                hint = did_you_mean(key, _TASK_KEYS) or f"Known keys: {', '.join(_TASK_KEYS)}."
+                hint = did_you_mean(key, _TASK_KEYS)
+                if not hint:
+                    hint, listed = listed, ""  # once is enough
                 place = value.key_where or value.where
-                file.problem(place, f"unknown key '{path}.{key}'. {hint}")
+                file.problem(place, f"unknown key '{path}.{key}'. {hint}".rstrip(" ."))
         named = {key: replace(value, name=f"{path}.{key}") for key, value in data.items()}
         given = {key: value for key, value in named.items() if value.data is not None}
         templates[name.data] = replace(node, data=given, name=path)

@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from pl_compile.config.interpolate import MISSING
-from pl_compile.config.nemo_keys import KEYS, Ignored, Moved, Only
-from pl_compile.config.read import Node
+from pl_compile.config.nemo_keys import HINTS, KEYS, Ignored, Moved, Only
+from pl_compile.config.read import Node, found_in, text_expected
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import did_you_mean
 
@@ -32,6 +32,7 @@ class NemoFile:
         self._groups = {"": root.where}  # by NeMo's key: where its mapping stands
         self._moved: dict[str, Node] = {}  # by our key
         self._ignored: dict[str, list[str]] = {}  # by reason: NeMo's keys
+        self._listed: set[str] = set()  # groups whose known keys have been listed
         self._read(root, "")
 
     def apply_rules(self) -> None:
@@ -85,8 +86,8 @@ class NemoFile:
         names: dict[str, Node] = {}
         for item in self.items(key):
             if not isinstance(item.data, str):
-                found = _shown(plain(item))
-                self.problem(item.where, f"'{key}' holds {found}, expected a name")
+                found, expected = found_in(item), text_expected(item)
+                self.problem(item.where, f"'{key}' holds {found}, expected {expected}")
             elif item.data in names:
                 self.problem(item.where, f"'{key}' names '{item.data}' twice")
             elif item.data != MISSING:
@@ -162,15 +163,20 @@ class NemoFile:
         siblings = _names_below(path)
         # A key that was put into a wrong group is known by its last name.
         elsewhere = next((known for known in KEYS if known.endswith(f".{name}")), "")
-        if not path and name in _OUR_KEYS and not elsewhere:
+        if key in HINTS:
+            hint = HINTS[key]
+        elif not path and name in _OUR_KEYS and not elsewhere:
             hint = "It belongs to plc's own form; 'model' and 'exp_manager' belong to NeMo's."
         elif near := did_you_mean(name, siblings):
             hint = near
         elif elsewhere:
             hint = f"Did you mean '{elsewhere}'?"
-        else:
+        elif path not in self._listed:
+            self._listed.add(path)  # once is enough
             hint = f"Known keys: {', '.join(siblings)}."
-        self.problem(node.key_where or node.where, f"unknown key '{key}'. {hint}")
+        else:
+            hint = ""
+        self.problem(node.key_where or node.where, f"unknown key '{key}'. {hint}".rstrip(" ."))
 
 
 def plain(node: Node) -> Any:

@@ -72,6 +72,8 @@ _WHOLE_DATA = "Give shorter files."
 _NONE = (None,)
 _OFF = (None, False)
 
+_HYDRA = "neither Hydra nor NeMo's launcher is used here"
+
 _TRAINER: Mapping[str, Rule] = {
     "devices": Ignored(_PROCESSES),
     "num_nodes": Ignored(_PROCESSES),
@@ -101,6 +103,14 @@ _TRAINER: Mapping[str, Rule] = {
     "gradient_clip_val": Read(),
     "gradient_clip_algorithm": Only((None, "norm"), "The norm of the whole gradient is clipped."),
     "resume_from_checkpoint": Only(_NONE, "Set it to null and give plc train --resume."),
+    # Of older Lightning.
+    "gpus": Ignored(_PROCESSES),
+    "progress_bar_refresh_rate": Ignored(_LIGHTNING),
+    "weights_summary": Ignored(_LIGHTNING),
+    "checkpoint_callback": Ignored(_LIGHTNING),
+    "plugins": Only((None, []), "Leave them out: torchrun starts the processes."),
+    "amp_level": Only(_NONE, "trainer.precision says all of it."),
+    "amp_backend": Only((None, "native"), "Mixed precision is torch's own."),
 }
 
 _CHECKPOINT: Mapping[str, Rule] = {
@@ -269,10 +279,27 @@ _MODEL: Mapping[str, Rule] = {
 
 KEYS: Mapping[str, Rule] = {
     "name": Ignored(_FOLDER),
+    "run": Ignored(_HYDRA),
+    "hydra": Ignored(_HYDRA),
+    "defaults": Only(
+        (None, [], ["_self_"]), "Write what the other files hold into this one: Hydra is not used."
+    ),
     **{f"trainer.{key}": rule for key, rule in _TRAINER.items()},
     **{f"exp_manager.{key}": rule for key, rule in _EXP_MANAGER.items()},
     **{f"model.{key}": rule for key, rule in _MODEL.items()},
 }
+
+# What to say of an unknown key whose name is near to another, or is known elsewhere, by accident.
+HINTS: Mapping[str, str] = {
+    "model.restore_from_path": "In later NeMo it is the base: here 'model.language_model_path'.",
+    "model.answer_only_loss": "It belongs to each of 'model.task_templates'.",
+}
+
+
+def has_no_effect(key: str) -> bool:
+    """Whether a key is accepted and nothing is made of its value."""
+    return isinstance(KEYS.get(key), Ignored)
+
 
 # Without these NeMo does not start either.
 REQUIRED = (

@@ -6,19 +6,29 @@ near name, and every problem of a file is reported in one error. Knows no partic
 """
 
 import dataclasses
+import itertools
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from pl_compile.config.utf8 import read_utf8
 from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
 
 if TYPE_CHECKING:
     import yaml
 
 T = TypeVar("T")
+
+# An alias of aliases, ten levels deep, is a file of a few lines and more values than memory holds.
+_MOST_VALUES = 100_000
+
+# Numbers that YAML 1.1 reads as nobody does who has not learnt it: 010 is 8, and 1:30 is 90.
+_ODD_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +38,8 @@ class Node:
     `data` is a scalar, a list of nodes, or a dict from key to node. Relative paths in it start at
     `folder`: that of the file it stands in, or the current one for `--set`. `key_where` is the
     place of its key, which may stand a line above it. `name` is the key as the user wrote it, where
-    it was translated from another form; messages say it then.
+    it was translated from another form; messages say it then. `written` is what stands in a YAML
+    file for a value that is no text there, such as `yes`.
     """
 
     data: Any
@@ -36,6 +47,7 @@ class Node:
     folder: Path = Path()
     key_where: str = ""
     name: str = ""
+    written: str = ""
 
 
 def read_yaml(path: Path) -> Node:
@@ -46,11 +58,12 @@ def read_yaml(path: Path) -> Node:
     """
     doing = f"reading {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_utf8(path)
     except FileNotFoundError:
         raise ConfigError(doing, found="no such file", fix="Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(doing, found=str(error), expected="a UTF-8 text file") from error
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(doing, found=found, expected="a UTF-8 text file") from error
     node = _parse(text, doing, name=path.name, folder=path.parent)
     if not isinstance(node.data, dict):
         raise ConfigError(doing, found=_kind(node.data), expected="a mapping at the top level")
@@ -140,6 +153,7 @@ class _NodeReader:
     name: str
     folder: Path
     doing: str
+    count: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def read(self, node: "yaml.Node") -> Node:
         from yaml import nodes as yaml_nodes
@@ -147,17 +161,31 @@ class _NodeReader:
         where = f"{self.name}:{node.start_mark.line + 1}"
         if node.tag not in self.loader.yaml_constructors:
             raise ConfigError(self.doing, found=f"{where}: the tag {node.tag}", expected="no tag")
+        if next(self.count) > _MOST_VALUES:
+            found = f"{where}: more than {_MOST_VALUES:,} values, those that are repeated counted"
+            raise ConfigError(self.doing, found=found, expected="a config a person wrote")
         if isinstance(node, yaml_nodes.MappingNode):
             return Node(self._entries(node), where, self.folder)
         if isinstance(node, yaml_nodes.SequenceNode):
             return Node([self.read(item) for item in node.value], where, self.folder)
-        return Node(self.loader.construct_object(node), where, self.folder)
+        value = self._value(node, where)
+        written = "" if isinstance(value, str) else node.value
+        return Node(value, where, self.folder, written=written)
+
+    def _value(self, node: "yaml.Node", where: str) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+            # 2024-99-99, or `!!bool maybe`: PyYAML lets through whatever Python raises there.
+            kind = node.tag.rpartition(":")[2]
+            found = f"{where}: {node.value!r}, which is no {kind}"
+            raise ConfigError(self.doing, found=found, expected="valid YAML") from error
 
     def _entries(self, node: "yaml.MappingNode") -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
-            key = self.loader.construct_object(key_node)
             line = f"{self.name}:{key_node.start_mark.line + 1}"
+            key = self._value(key_node, line)
             if not isinstance(key, str):
                 raise ConfigError(self.doing, found=f"{line}: the key {key!r}", expected="text")
             if key in entries:
@@ -210,11 +238,14 @@ def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[st
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     before = len(problems)
+    listed = f"Known keys: {', '.join(fields)}."
     for key, value in node.data.items():
         if key not in fields:
-            hint = did_you_mean(key, fields) or f"Known keys: {', '.join(fields)}."
+            hint = did_you_mean(key, fields)
+            if not hint:
+                hint, listed = listed, ""  # once is enough
             place = value.key_where or value.where
-            problems.append(f"{place}: unknown key '{_join(path, key)}'. {hint}")
+            problems.append(f"{place}: unknown key '{_join(path, key)}'. {hint}".rstrip(" ."))
     values = {}
     for name, field in fields.items():
         if name in node.data:
@@ -287,25 +318,58 @@ def _convert_mapping(kind: Any, node: Node, path: str, problems: list[str]) -> A
 
 def _convert_scalar(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
     value = node.data
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text: without a dot it is no float there.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if kind in (int, float) and _ODD_NUMBER.fullmatch(node.written):
+        problems.append(_mismatch(node, path, "a number without leading zeros or colons"))
+        return None
+    if kind is int and isinstance(value, int) and abs(value) >= 2**63:
+        problems.append(_mismatch(node, path, "a number of 64 bits at most"))
+        return None
+    if kind is float:
+        value = _as_float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(_mismatch(node, path, "a finite number"))
+            return None
     if kind is Path and isinstance(value, str) and value:
         return node.folder / value
     if kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
         return value
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    problems.append(_mismatch(node, path, names.get(kind, "a path")))
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    problems.append(_mismatch(node, path, names.get(kind) or text_expected(node, kind)))
     return None
 
 
+def _as_float(value: Any) -> Any:
+    """A number as a float; also as text, for YAML 1.1 reads 1e-3 as that: it lacks a dot."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    return value
+
+
+def text_expected(node: Node, kind: type = str) -> str:
+    """What is expected in place of a value that is no text, and how to write it as one."""
+    expected = "a path" if kind is Path else "text"
+    if not node.written:
+        return expected
+    quoted = f'"{node.written}"'
+    if node.where.startswith("--set"):
+        return f"{expected}: write '{quoted}', with both pairs of quotes"
+    return f"{expected}: write {quoted}, with the quotes"
+
+
 def _mismatch(node: Node, path: str, expected: str) -> str:
-    return f"{node.where}: '{path}' is {_kind(node.data)}, expected {expected}"
+    return f"{node.where}: '{path}' is {found_in(node)}, expected {expected}"
+
+
+def found_in(node: Node) -> str:
+    """A value as it was written, and what YAML takes it for where that is something else."""
+    if node.written and node.data is not None:
+        plain = str(node.data)
+        same = plain.casefold() == node.written.casefold()
+        return node.written if same else f"{node.written}, which YAML reads as {plain}"
+    return _kind(node.data)
 
 
 def _kind(data: Any) -> str:

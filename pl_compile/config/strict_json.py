@@ -4,6 +4,8 @@ Python's reader takes more than JSON (`NaN`, `Infinity`), reads `1e999` as infin
 that is given twice the last. A file with these means something else to the next program, or was
 damaged. Refused here is what I-JSON forbids (RFC 7493): such numbers, doubled keys, and halves of
 surrogate pairs, which UTF-8 cannot write.
+
+What is refused has its line and column, as mistakes that the standard library finds have them.
 """
 
 import json
@@ -15,28 +17,19 @@ from typing import Any, NoReturn
 
 # How JSON writes one half of a pair; whole pairs match too and are looked at again.
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]:,]|[^\s"{}\[\]:,]+')
+_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or JSON that programs read differently; says what, and where the
-            standard library knows it.
+        json.JSONDecodeError: it is no JSON, or JSON that programs read differently; a `ValueError`
+            that says what, and where.
     """
-    try:
-        value = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_without_doubles,
-        )
-    except RecursionError:
-        raise ValueError("values nested without end") from None
-    if _HALF_OF_A_PAIR.search(text):
-        for part in _texts(value):
-            if any("\ud800" <= character <= "\udfff" for character in part):
-                raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is no text")
+    value, end = _value(text, _after_blanks(text, 0))
+    _check_end(text, end)
     return value
 
 
@@ -49,15 +42,98 @@ def with_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def parse_json_array(text: str) -> Iterator[Any]:
+    """The items of a text that is one JSON array, in order.
+
+    Raises:
+        json.JSONDecodeError: as for `parse_json`; the items before it have been given.
+    """
+    at = _after_blanks(text, _after_blanks(text, 0) + 1)
+    closed = text.startswith("]", at)
+    while not closed:
+        item, end = _value(text, at)
+        yield item
+        at = _after_blanks(text, end)
+        closed = text.startswith("]", at)
+        if not closed:
+            if not text.startswith(",", at):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            at = _after_blanks(text, at + 1)
+    _check_end(text, at + 1)
+
+
+def _check_end(text: str, end: int) -> None:
+    end = _after_blanks(text, end)
+    if end < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _value(text: str, start: int) -> tuple[Any, int]:
+    """The value that opens at `start`, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+        if _HALF_OF_A_PAIR.search(text, start, end):
+            _refuse_halves(value)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("values nested without end", text, start) from None
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error), text, _place(text, start)) from None
+    return value, end
+
+
+def _place(text: str, start: int) -> int:
+    """Where the first value or key stands that is well written and refused all the same."""
+    keys: list[set[str]] = [set()]  # of each object that is open; an array has none
+    key, at = "", start
+    for token in _TOKEN.finditer(text, start):
+        word = token[0]
+        if word in "{[":
+            keys.append(set())
+        elif word in "}]":
+            keys.pop()
+        elif word == ":":
+            if key in keys[-1]:
+                return at
+            keys[-1].add(key)
+        elif word != ",":
+            at = token.start()
+            try:
+                value = _DECODER.decode(word)
+                _refuse_halves(value)
+            except ValueError:
+                return at
+            key = str(value)
+    return start
+
+
+def _after_blanks(text: str, start: int) -> int:
+    match = _BLANKS.match(text, start)
+    return match.end() if match else start
+
+
+def _refuse_halves(value: Any) -> None:
+    for part in _texts(value):
+        if any("\ud800" <= character <= "\udfff" for character in part):
+            raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is no text")
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON: write null, or leave the value out")
+    raise ValueError(f"{name} is not JSON (write null, or leave the value out)")
 
 
 def _finite(number: str) -> float:
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"the number {number} is beyond the range of a double")
+        shown = number if len(number) <= 20 else f"{number[:20]}… of {len(number)} digits"
+        raise ValueError(f"the number {shown} is beyond the range of a double")
     return value
+
+
+def _whole(number: str) -> int:
+    _finite(number)
+    return int(number)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,3 +156,11 @@ def _texts(value: Any) -> Iterator[str]:
             waiting += [*item, *item.values()]
         elif isinstance(item, list):
             waiting += item
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant,
+    parse_float=_finite,
+    parse_int=_whole,
+    object_pairs_hook=_without_doubles,
+)

@@ -14,7 +14,7 @@ from pl_compile.errors import BaseModelError, ConfigError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.render import notes_on
-from pl_compile.text.template import parse_template
+from pl_compile.text.template import literal_escapes, parse_template, texts_of
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import fingerprint_base
@@ -56,6 +56,11 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     was trained with one, the template has it as text. What stands behind is tokenised as
     transformers does it.
 
+    Args:
+        request: what to bring in.
+        progress: told of what the tokenizer cannot write, and of a backslash where a line end may
+            be meant.
+
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
             task of that name in the table, or a disk that refuses.
@@ -71,6 +76,8 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         unpickle = tensors_of_pickle
     adapter = read_peft_adapter(request.adapter, unpickle=unpickle)
     task = _task(request, adapter.virtual)
+    for line in literal_escapes(texts_of(task)):
+        progress.say(line)
     name = request.base or adapter.base
     if not name:
         raise BaseModelError(

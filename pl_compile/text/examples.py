@@ -1,7 +1,8 @@
 """Data files to examples, with every problem of all files reported together.
 
 In: JSONL or JSON-array files, and the templates of the tasks they may name. Out: `Example`s that
-have exactly the fields of their template. Knows no tokens.
+have exactly the fields of their template. What other programs would read differently (NaN, a key
+that is given twice) is refused with its line. Knows no tokens.
 """
 
 import json
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pl_compile.config.strict_json import parse_json, parse_json_array
+from pl_compile.config.utf8 import read_utf8, split_lines
 from pl_compile.errors import DataError, did_you_mean, list_problems, unknown_name
 from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
@@ -64,27 +67,71 @@ def read_examples(
 
 def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or f"not UTF-8 ({error})"
-        problems.append(f"{path}: {reason}, expected a UTF-8 file")
+        lines = split_lines(read_utf8(path))
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror or error}, expected a UTF-8 file")
         return
-    if text.lstrip().startswith("["):
-        try:
-            items = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path}: not a JSON array ({error})")
-            return
-        for index, item in enumerate(items):
-            yield f"{path}, item {index}", item
+    except ValueError as error:
+        problems.append(f"{path}, {error}, expected a UTF-8 file")
         return
-    for number, line in enumerate(text.split("\n"), start=1):
+    first = next((line for line in lines if line.strip()), "")
+    if first.lstrip().startswith("["):
+        yield from _items(path, "\n".join(lines), problems)
+        return
+    malformed = False
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         try:
-            yield f"{path}:{number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path}:{number}: not JSON ({error})")
+            yield where, parse_json(line)
+        except json.JSONDecodeError as error:
+            form = "" if malformed else _other_form(line, lines[number:])
+            problems.append(f"{where}: not JSON ({_reason(error)}){form}")
+            if form == _SPREAD:
+                return  # each of its lines would be a mistake of its own
+            malformed = True
+
+
+def _items(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    try:
+        for index, item in enumerate(parse_json_array(text)):
+            yield f"{path}, item {index}", item
+    except json.JSONDecodeError as error:
+        problems.append(f"{path}:{error.lineno}: not a JSON array ({_reason(error)})")
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    return f"{error.msg}, column {error.colno}"
+
+
+_SPREAD = ": an object over several lines, expected one on each line, or a JSON array in [ ]"
+_JOINED = ": objects joined by commas, expected no comma at the end, or a JSON array in [ ]"
+_PYTHON = ": Python's way to write it, expected what json.dumps writes"
+
+
+def _other_form(line: str, rest: Sequence[str]) -> str:
+    """What a line that is no JSON looks like, as the end of a message; often nothing."""
+    line = line.strip()
+    if line.startswith("{'"):
+        return _PYTHON
+    if line.endswith(",") and _is_json(line[:-1]):
+        return _JOINED
+    if line.startswith("{") and not line.endswith("}") and rest:
+        try:
+            json.JSONDecoder().raw_decode("\n".join([line, *rest]))
+        except (ValueError, RecursionError):
+            return ""
+        return _SPREAD
+    return ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> str:
@@ -92,7 +139,9 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         return "not a JSON object"
     taskname = value.get("taskname")
     if not isinstance(taskname, str):
-        return "no 'taskname'"
+        holder = next((key for key, item in value.items() if _is_list_of_objects(item)), None)
+        hint = "" if holder is None else f": write the list '{holder}' alone, without what holds it"
+        return f"no 'taskname'{hint}"
     if taskname not in templates:
         return ". ".join(unknown_name(taskname, tuple(templates), what="task"))
     template = templates[taskname]
@@ -120,6 +169,10 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
     if wrong:
         parts.append(f"fields {', '.join(map(repr, wrong))} are no text or number")
     return "; ".join(parts)
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
 def _is_list_of_texts(value: Any) -> bool:

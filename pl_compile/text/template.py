@@ -7,12 +7,17 @@ for a marker or a field. Syntax: `<|VIRTUAL_PROMPT_n|>` (n from 0, each once, in
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, list_problems, unknown_name
 
+# More than any base has positions; what is made of the number is not to fill the memory.
+_MOST_VIRTUAL = 1_000_000
+
+# What a shell or YAML leaves in single quotes of a line end, a tab or a carriage return.
+_ESCAPE = re.compile(r"\\[ntr]")
 _TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>\d+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
 
@@ -93,6 +98,26 @@ def parse_template(task: TaskConfig) -> Template:
     return Template(task, _place_virtual(pieces, splits), answer)
 
 
+def literal_escapes(texts: Mapping[str, str]) -> list[str]:
+    r"""A line for each text, given by name, that holds "\n" as two characters, which few mean.
+
+    Such texts are kept as they are: one may be about backslashes.
+    """
+    return [
+        f"{name} holds {found[0]} as a backslash and the letter {found[0][1]}; if a line end or a "
+        "tab is meant, use double quotes in YAML, and $'…' in the shell"
+        for name, text in texts.items()
+        if (found := _ESCAPE.search(text))
+    ]
+
+
+def texts_of(task: TaskConfig) -> dict[str, str]:
+    """The texts that a task's author wrote, by the names to show."""
+    texts = {"prompt_template": task.prompt_template, "init_text": task.init_text or ""}
+    texts |= {f"choices.{index}": choice for index, choice in enumerate(task.choices)}
+    return {f"{key} of task '{task.taskname}'": text for key, text in texts.items()}
+
+
 def parse_templates(tasks: Sequence[TaskConfig]) -> dict[str, Template]:
     """The template of each task, by taskname.
 
@@ -150,8 +175,8 @@ def _check_markers(
     task: TaskConfig, markers: list[int], splits: tuple[int, ...], problems: list[str]
 ) -> None:
     total = task.total_virtual_tokens
-    if total < 1:
-        problems.append(f"total_virtual_tokens is {total}, expected at least 1")
+    if not 1 <= total <= _MOST_VIRTUAL:
+        problems.append(f"total_virtual_tokens is {total}, expected 1 to {_MOST_VIRTUAL}")
     if len(markers) != len(splits):
         given = (
             f"virtual_token_splits has {len(splits)} numbers"

@@ -137,6 +137,42 @@ def test_an_error_is_one_line_on_standard_error_with_exit_code_1(plc: Any, work:
     )
 
 
+def test_a_file_of_requests_that_is_not_there_is_named(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "answers.jsonl").touch()
+
+    code, out, err = plc(
+        "generate", work / "bundle", "--input", "none.jsonl", "--output", "answers.jsonl"
+    )
+
+    assert (code, out) == (1, "")
+    assert "reading none.jsonl: none.jsonl: No such file or directory" in err
+
+
+@pytest.mark.parametrize("command", ["generate --input", "eval --data"])
+def test_requests_that_are_no_json_are_refused_with_their_line(
+    plc: Any, work: Path, tmp_path: Path, command: str
+) -> None:
+    name, option = command.split()
+    (tmp_path / "a.jsonl").write_text('\n{"taskname": "tone", "sentence": NaN}\n')
+
+    code, out, err = plc(name, work / "bundle", option, "a.jsonl")
+
+    assert (code, out) == (1, "")
+    assert "reading a.jsonl: a.jsonl:2: not JSON (NaN is not JSON" in err
+
+
+def test_a_stop_text_that_holds_a_backslash_is_said(plc: Any, work: Path) -> None:
+    code, _, err = plc(
+        *("generate", work / "bundle", "--task", "tone", "--field", "sentence=x"),
+        *("--stop", r"\n", "--stop", "end"),
+    )
+
+    assert code == 0
+    assert err.count(r"holds \n as a backslash and the letter n") == 1
+
+
 def test_debug_shows_a_traceback(plc: Any) -> None:
     code, _, err = plc("--debug", "inspect", "nothing-here")
 

@@ -74,15 +74,29 @@ def test_a_task_goes_to_peft_and_comes_back_beside_the_others(
 def test_a_table_is_made_by_an_import(plc: Any, table: Path, tmp_path: Path) -> None:
     plc("tasks", "export-peft", table, "tone", "--output", "a")
 
-    code, out, _ = plc(
+    code, out, err = plc(
         *("import", "peft", "a", "--task", "new", "--template", "{a}:{b}"),
         *("--base", "base", "--output", "deep/new.safetensors", "--json"),
     )
 
     assert code == 0
+    assert "backslash" not in err
     assert json.loads(out) == {"table": "deep/new.safetensors", "tasks": ["new"]}
     entry = read_prompt_table(tmp_path / "deep/new.safetensors").entry("new")
     assert entry.task.prompt_template == "<|VIRTUAL_PROMPT_0|>{a}:{b}"
+
+
+def test_an_import_says_that_a_template_holds_a_backslash(plc: Any, table: Path) -> None:
+    plc("tasks", "export-peft", table, "tone", "--output", "a")
+
+    code, _, err = plc(
+        *("import", "peft", "a", "--task", "new", "--template", r"{a}\nAnswer: {b}"),
+        *("--base", "base", "--output", "new.safetensors", "--choice", r"a\t"),
+    )
+
+    assert code == 0
+    assert r"prompt_template of task 'new' holds \n as a backslash and the letter n" in err
+    assert r"choices.0 of task 'new' holds \t as a backslash and the letter t" in err
 
 
 def test_an_adapter_of_another_base_is_refused(

@@ -362,6 +362,8 @@ def test_a_schedule_without_warm_up_has_none(write: Writer) -> None:
         ("trainer.precision=32", "trainer.precision", "fp32"),
         ("trainer.precision=bf16", "trainer.precision", "bf16"),
         ("trainer.precision=16-mixed", "trainer.precision", "fp16"),
+        ("trainer.precision=bf16-mixed", "trainer.precision", "bf16"),
+        ("trainer.precision=32-true", "trainer.precision", "fp32"),
         ("trainer.precision=auto", "trainer.precision", "auto"),
         ("trainer.max_steps=-1", "trainer.max_steps", None),
         ("trainer.max_steps=20", "trainer.max_steps", 20),
@@ -398,6 +400,8 @@ def test_a_key_goes_where_it_belongs(write: Writer, setting: str, key: str, valu
         ("trainer.accumulate_grad_batches=4", "model.global_batch_size"),
         ("trainer.limit_val_batches=10", "Give shorter files."),
         ("trainer.resume_from_checkpoint=x.ckpt", "--resume"),
+        ("trainer.amp_level=O2", "trainer.precision"),
+        ("trainer.plugins=[x]", "torchrun"),
         ("exp_manager.explicit_log_dir=/results", "--output"),
         ("exp_manager.exp_dir=/results", "--output"),
         ("exp_manager.checkpoint_callback_params.monitor=val_accuracy", "validation loss"),
@@ -472,6 +476,115 @@ def test_steps_and_a_ratio_of_the_same_phase_are_refused(write: Writer) -> None:
     assert "Give warmup_steps or warmup_ratio, not both." in text
     given = config_of(write(SMALL), named, f"{sched}.constant_ratio=0.1")
     assert given.optim.sched == ScheduleConfig(warmup_steps=0, constant_ratio=0.1)
+
+
+# Other forms
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "what"),
+    [
+        (
+            "peft: {peft_scheme: ptuning, p_tuning: {virtual_tokens: 10}}",
+            2,
+            "p-tuning in NeMo 1.20",
+        ),
+        ("peft: {peft_scheme: lora}", 2, "LoRA in NeMo 1.20"),
+        ("peft: {peft_scheme: ia3, lora_tuning: {}}", 2, "'ia3' in NeMo 1.20"),
+        ("peft: {peft_scheme: null}", 2, "fine-tuning in NeMo 1.20"),
+        ("peft: {}", 2, "fine-tuning in NeMo 1.20"),
+        ("adapter_tuning: {type: parallel_adapter}", 2, "adapter tuning"),
+        ("lora_tuning: {adapter_dim: 8}", 2, "LoRA"),
+        ("_target_: nemo_automodel.NeMoAutoModelForCausalLM", 2, "NeMo Automodel"),
+    ],
+)
+def test_a_form_that_trains_something_else_is_named_once(
+    write: Writer, change: str, line: int, what: str
+) -> None:
+    text = refusal(write(SMALL.replace("model:", f"model:\n  {change}\n  unknown_to_us: 1")))
+
+    key = change.partition(":")[0]
+    assert text.startswith(
+        f"reading nemo.yaml, a NeMo config: nemo.yaml:{line}: 'model.{key}' is of another form, "
+        f"for {what}"
+    )
+    assert "expected a config of prompt learning (NeMo 1.10 to 1.18" in text
+    assert "Did you mean" not in text
+    assert "Known keys" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("model: {restore_from_path: x.nemo, data: {train_ds: {file_names: [a]}}}", "fine-tuning"),
+        ("model: {data: {train_ds: {file_names: [a.jsonl]}}}", "fine-tuning"),
+        ("model: {num_layers: 12, hidden_size: 768, optim: {lr: 1}}", "training a base"),
+        ("gpt_model_file: x.nemo\nvirtual_prompt_model_file: y.nemo", "answers of a trained"),
+        ("exp_manager: {}\nmodel: {peft: {peft_scheme: adapter}}", "'adapter' in NeMo 1.20"),
+    ],
+)
+def test_a_form_without_prompt_learning_is_named_once(write: Writer, text: str, what: str) -> None:
+    assert f"is of another form, for {what}" in refusal(write(text))
+    assert "is missing" not in refusal(write(text))
+
+
+def test_a_form_that_is_set_on_the_command_line_is_named_there(write: Writer) -> None:
+    text = refusal(write(SMALL), "model.peft.peft_scheme=lora")
+
+    assert "--set model.peft.peft_scheme:1: 'model.peft' is of another form, for LoRA" in text
+
+
+def test_a_key_of_another_form_is_no_misspelling_of_one_that_means_something_else(
+    write: Writer,
+) -> None:
+    path = write(SMALL.replace("language_model_path", "restore_from_path"))
+
+    assert (
+        "unknown key 'model.restore_from_path'. "
+        "In later NeMo it is the base: here 'model.language_model_path'" in refusal(path)
+    )
+
+
+def test_a_word_at_model_is_no_nemo_config(write: Writer) -> None:
+    assert not is_nemo(read_yaml(write("model: gpt2\n")))
+    assert is_nemo(read_yaml(write("model:\n")))
+
+
+def test_what_launcher_and_hydra_read_has_no_effect(write: Writer) -> None:
+    launcher = "run: {name: x, results_dir: '${base_results_dir}/${.name}'}\nhydra: {run: 1}\n"
+    path = write(launcher + SMALL.replace("trainer:", "trainer:\n  devices: ${multiply:2,4}"))
+
+    config, notes = read(path, "defaults=[_self_]")
+
+    assert config == config_of(write(SMALL))
+    assert "run, hydra are ignored: neither Hydra nor NeMo's launcher is used here" in notes
+    assert "'defaults' is ['other']. Write what" in refusal(path, "defaults=[other]")
+
+
+def test_known_keys_are_listed_once_for_each_group(write: Writer) -> None:
+    path = write(SMALL.replace("trainer:", "zzz: 1\ntrainer:\n  qqq: 1\n  vvv: 2\n  www: 3"))
+
+    text = refusal(path, "model.task_templates.0.qqq=1", "model.task_templates.0.vvv=1")
+
+    assert [text.count(f"Known keys: {first}") for first in ("name", "devices", "taskname")] == [
+        1,
+        1,
+        1,
+    ]
+    for key in ("zzz", "trainer.vvv", "trainer.www", "model.task_templates.0.vvv"):
+        assert f"unknown key '{key}'" in text
+
+
+def test_names_that_yaml_takes_for_something_else_are_asked_for_in_quotes(write: Writer) -> None:
+    path = write(SMALL.replace("mood]", "2023]").replace("taskname: mood", "taskname: yes"))
+
+    text = refusal(path)
+
+    assert "'model.new_tasks' holds 2023, expected text: write \"2023\", with the quotes" in text
+    assert (
+        "'model.task_templates.0.taskname' is yes, which YAML reads as True, expected text: write "
+        '"yes", with the quotes' in text
+    )
 
 
 # Tasks
@@ -608,6 +721,21 @@ def test_other_references_are_refused_with_their_place(
     assert "nemo.yaml:2: '${" in text
     assert why in text
     assert text.count("nemo.yaml:") == 1
+
+
+@pytest.mark.parametrize("width", [1, 10])
+def test_references_that_grow_without_end_are_refused(write: Writer, width: int) -> None:
+    keys = [f"  k{i}: '{f'${{exp_manager.k{i + 1}}}' * width}'" for i in range(11 - width // 2)]
+    path = write("\n".join([SMALL, "exp_manager:", *keys, f"  k{len(keys)}: xxxxxxxxxx"]))
+
+    assert "is one reference too many" in refusal(path)
+
+
+def test_references_to_a_long_text_are_refused_in_time(write: Writer) -> None:
+    path = write(f"{SMALL}exp_manager: {{name: {'x' * 100_000}, version: x}}\n")
+    settings = f"exp_manager.exp_dir={'${exp_manager.name}' * 5000}"
+
+    assert "makes a text without end" in refusal(path, settings)
 
 
 def test_a_setting_replaces_a_reference_before_it_is_resolved(write: Writer) -> None:

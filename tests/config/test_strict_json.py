@@ -1,12 +1,13 @@
 """JSON that programs read differently is refused, with a word that says what it is."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pl_compile.config.strict_json import parse_json, with_null
+from pl_compile.config.strict_json import parse_json, parse_json_array, with_null
 
 _VALUES = st.recursive(
     st.none()
@@ -55,3 +56,60 @@ def test_what_is_written_has_null_where_there_is_no_number() -> None:
     value = {"a": [1.5, float("nan"), (float("inf"), "NaN")], "b": {"c": -float("inf"), "d": 3}}
 
     assert with_null(value) == {"a": [1.5, None, [None, "NaN"]], "b": {"c": None, "d": 3}}
+
+
+@given(st.lists(_VALUES), st.sampled_from([None, 1]))
+def test_an_array_is_read_item_by_item(values: list[object], indent: int | None) -> None:
+    assert list(parse_json_array(f" {json.dumps(values, indent=indent)}\n")) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1,\n\n NaN]", "NaN is not JSON .*: line 3 column 2 "),
+        ('[{"a": 1},\n{"a": 1, "a": 2}]', "the key 'a' is given twice: line 2 column 10 "),
+        ('["x",\n"\\ud800"]', "half of a surrogate pair.*: line 2 column 1 "),
+        ("[1,\n" + "[" * 100_000, "values nested without end: line 2 column 1 "),
+        ("[1\n2]", "',' delimiter: line 2"),
+        ("[1,]", "Expecting value"),
+        ("[1", "',' delimiter"),
+        ("[", "Expecting value"),
+        ("[1] 2", "Extra data"),
+    ],
+)
+def test_a_mistake_in_an_array_has_its_line(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        list(parse_json_array(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ('{"a":\n NaN}', 2, 2),
+        ('{"NaN": "Infinity, 1e999",\n"b": [{"c":\n -Infinity}]}', 3, 2),
+        ("[1, 2.5,\n\n-1e999, NaN]", 3, 1),
+        ('{"b": {"a": 1}, "c": [{"a": 1}, {"a": 2}],\n "a": 3,\n   "a": 4}', 3, 4),
+        ('{"a": 1, "\\u0061":\n 2}', 1, 10),
+        ('{"a": "x \\" : , { a", "b": "a",\n"b": 1}', 2, 1),
+        ('["\\ud83d\\ude00",\n "\\ude00"]', 2, 2),
+        ('{"x": 1,\n"\\ud83d": 2}', 2, 1),
+    ],
+)
+def test_what_is_refused_has_its_place(text: str, line: int, column: int) -> None:
+    with pytest.raises(json.JSONDecodeError) as error:
+        parse_json(text)
+
+    assert (error.value.lineno, error.value.colno) == (line, column)
+
+
+@given(_VALUES, st.integers(0))
+def test_the_place_is_that_of_the_first_value_refused(value: object, at: int) -> None:
+    text = json.dumps([value, value, 0], indent=1)
+    zeros = [m.start() for m in re.finditer(r"(?<=\s)-?\d+(?=,?\n)", text)]
+    place = zeros[at % len(zeros)]
+    changed = f"{text[:place]}NaN{re.sub('^-?[0-9]+', '', text[place:])}"
+
+    with pytest.raises(json.JSONDecodeError, match="NaN is not JSON") as error:
+        parse_json(changed)
+
+    assert error.value.pos == place

@@ -141,15 +141,30 @@ def test_a_key_that_is_no_text_is_refused(write: Writer) -> None:
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ("base: 3", "'base' is 3, expected text"),
+        ("base: 3", "'base' is 3, expected text: write \"3\", with the quotes"),
         ("base:", "'base' is empty, expected text"),
         ("base: [x]", "'base' is a list of 1, expected text"),
         ("seed: '7'", "'seed' is '7', expected a whole number"),
         ("seed: 7.5", "'seed' is 7.5, expected a whole number"),
+        (f"seed: {10**30}", f"'seed' is {10**30}, expected a number of 64 bits at most"),
         ("seed: 1e3", "'seed' is '1e3', expected a whole number"),
-        ("seed: true", "'seed' is True, expected a whole number"),
-        ("existing_table: 3", "'existing_table' is 3, expected a path"),
-        ("optim: {lr: yes}", "'optim.lr' is True, expected a number"),
+        ("seed: true", "'seed' is true, expected a whole number"),
+        (
+            "existing_table: 3",
+            "'existing_table' is 3, expected a path: write \"3\", with the quotes",
+        ),
+        ("existing_table: ''", "'existing_table' is '', expected a path"),
+        ("optim: {lr: yes}", "'optim.lr' is yes, which YAML reads as True, expected a number"),
+        (
+            "optim: {lr: .inf}",
+            "'optim.lr' is .inf, which YAML reads as inf, expected a finite number",
+        ),
+        ("optim: {lr: nan}", "'optim.lr' is 'nan', expected a finite number"),
+        (
+            "optim: {weight_decay: 1e999}",
+            "'optim.weight_decay' is '1e999', expected a finite number",
+        ),
+        (f"optim: {{lr: 1{'0' * 400}}}", f"'optim.lr' is 1{'0' * 400}, expected a number"),
         ("optim: {lr: fast}", "'optim.lr' is 'fast', expected a number"),
         ("optim: {betas: 0.9}", "'optim.betas' is 0.9, expected a list"),
         ("optim: {betas: [0.9]}", "'optim.betas' is a list of 1, expected a list of 2"),
@@ -167,6 +182,74 @@ def test_a_value_of_a_wrong_type_is_refused_with_what_it_is(
     line = text.count("\n") + 1
 
     assert refusal(path) == f"reading train.yaml: train.yaml:{line}: {complaint}."
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("yes", "True"),
+        ("off", "False"),
+        ("2023", ""),
+        ("1_000", "1000"),
+        ("010", "8"),
+        ("1:30", "90"),
+        ("1.50", "1.5"),
+        ("2023-01-01", ""),
+        ("true", ""),
+    ],
+)
+def test_a_text_that_yaml_takes_for_something_else_is_asked_for_in_quotes(
+    write: Writer, written: str, read: str
+) -> None:
+    found = f"{written}, which YAML reads as {read}" if read else written
+    expected = f'expected text: write "{written}", with the quotes.'
+    path = write(MINIMAL.replace("data:\n", f"    choices: [up, {written}]\ndata:\n"))
+
+    assert refusal(path) == (
+        f"reading train.yaml: train.yaml:6: 'tasks.0.choices.1' is {found}, {expected}"
+    )
+    named = write(MINIMAL.replace("mood", written, 1))
+    assert f"'tasks.0.taskname' is {found}, {expected}" in refusal(named)
+    assert f"""expected text: write '"{written}"', with both pairs of quotes.""" in refusal(
+        write(MINIMAL), f"tasks.0.taskname={written}"
+    )
+
+
+def test_a_text_that_yaml_takes_for_nothing_is_asked_for_in_quotes(write: Writer) -> None:
+    path = write(MINIMAL.replace("data:\n", "    choices: [up, null]\ndata:\n"))
+
+    assert 'is empty, expected text: write "null", with the quotes.' in refusal(path)
+
+
+@pytest.mark.parametrize("written", ["010", "-007", "1:30", "1:30.5"])
+@pytest.mark.parametrize("key", ["trainer.global_batch_size", "optim.lr"])
+def test_a_number_that_yaml_reads_as_another_is_refused(
+    write: Writer, key: str, written: str
+) -> None:
+    text = refusal(write(MINIMAL), f"{key}={written}")
+
+    assert f"'{key}' is {written}, which YAML reads as " in text
+    assert "expected a number without leading zeros or colons" in text
+
+
+def test_numbers_that_mean_what_they_say_are_read(write: Writer) -> None:
+    config = read_train(write(MINIMAL), "trainer.max_steps=1_000", "seed=0x10", "optim.lr=0.010")
+
+    assert (config.trainer.max_steps, config.seed, config.optim.lr) == (1000, 16, 0.01)
+
+
+def test_aliases_that_unfold_without_end_are_refused(write: Writer) -> None:
+    bomb = "".join(f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+    path = write(f"k0: &a0 [x]\n{bomb}")
+
+    assert "more than 100,000 values" in refusal(path)
+
+
+def test_known_keys_are_listed_once_for_each_mapping(write: Writer) -> None:
+    path = write(MINIMAL + "prompt_tuning: {zebra: 1, yak: 2}\nxyzzy: 1\n")
+
+    assert refusal(path).count("Known keys: init") == 1
+    assert refusal(path).count("Known keys: base, tasks") == 1
 
 
 def test_a_flag_is_true_or_false_and_no_number(write: Writer) -> None:
@@ -262,7 +345,7 @@ trainer:
 
     assert refusal(path).splitlines() == [
         "reading train.yaml: 6 problems:",
-        "  - train.yaml:1: 'base' is 5, expected text",
+        "  - train.yaml:1: 'base' is 5, expected text: write \"5\", with the quotes",
         "  - train.yaml:5: unknown key 'tasks.0.total_virtual_token'. "
         "Did you mean 'total_virtual_tokens'?",
         "  - train.yaml:3: 'tasks.0.total_virtual_tokens' is missing",
@@ -409,9 +492,7 @@ def test_bytes_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
 
     text = refusal(path)
 
-    assert text.startswith(f"reading {path}: ")
-    assert "0xe9" in text
-    assert text.endswith("expected a UTF-8 text file.")
+    assert text == f"reading {path}: line 1: the byte 0xe9; expected a UTF-8 text file."
 
 
 @pytest.mark.parametrize(
@@ -425,6 +506,29 @@ def test_yaml_that_its_library_stumbles_over_is_still_a_config_error(
     path = write(text)
 
     assert refusal(path).startswith("reading ")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("2024-99-99", "timestamp"),
+        ("0b_", "int"),
+        ("!!bool maybe", "bool"),
+        ("!!timestamp maybe", "timestamp"),
+        ("!!float maybe", "float"),
+        ("!!int maybe", "int"),
+    ],
+)
+def test_a_value_that_is_not_what_it_is_said_to_be_has_its_line(
+    write: Writer, value: str, kind: str
+) -> None:
+    path = write(f"seed: 1\nbase: {value}\n")
+
+    assert refusal(path) == (
+        f"reading {path}: train.yaml:2: '{value.split()[-1]}', which is no {kind}; "
+        "expected valid YAML."
+    )
+    assert "which is no" in refusal(write(f"{value}: 1\n"))
 
 
 # --set

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from pl_compile.cli import prepare as command
 from pl_compile.errors import DataError
 from pl_compile.training.prepare import PREPARERS
-from pl_compile.training.prepare.csv_file import DELIMITERS
+from pl_compile.training.prepare.delimited import DELIMITERS, QUOTES
 
 
 def test_every_data_set_has_a_command_with_an_example() -> None:
@@ -39,11 +39,13 @@ def test_json_prints_one_object(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == {"files": {"n_train.jsonl": 1, "n_test.jsonl": 1}}
 
 
-def test_the_delimiters_offered_are_those_that_exist() -> None:
-    (option,) = [p for p in command.csv_file.params if p.name == "delimiter"]
+def test_the_delimiters_and_quotes_offered_are_those_that_exist() -> None:
+    offered = {p.name: p.type for p in command.csv_file.params}
 
-    assert isinstance(option.type, click.Choice)
-    assert list(option.type.choices) == list(DELIMITERS)
+    for name, known in (("delimiter", DELIMITERS), ("quotes", QUOTES)):
+        kind = offered[name]
+        assert isinstance(kind, click.Choice)
+        assert list(kind.choices) == list(known)
 
 
 @pytest.mark.parametrize("name", ["squad", "phrasebank", "assistant"])

@@ -1,12 +1,14 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from pl_compile.errors import ConfigError, DataError
 from pl_compile.training.prepare import prepare_csv
-from pl_compile.training.prepare.csv_file import DELIMITERS
+from pl_compile.training.prepare.delimited import DELIMITERS
 
 Reader = Callable[[Path], list[dict[str, Any]]]
 
@@ -76,13 +78,14 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
 
     assert str(error.value).splitlines() == [
         f"reading {path}: 6 problems:",
-        "  - bad.csv:7: unexpected end of data, expected quotes that are closed, "
-        "and doubled inside a field",
+        "  - bad.csv:7: a field opens with a quote that nothing closes",
         "  - bad.csv:1: column 3 has no name",
         "  - bad.csv:1: the column 'a' is there more than once",
         "  - bad.csv:3: 3 fields, the header has 5",
         "  - bad.csv:5: 0 fields, the header has 5",
-        "  - bad.csv:1: a column 'taskname', which --taskname sets.",
+        "  - bad.csv: a column 'taskname', which --taskname sets.",
+        "Give --quotes none where quotes are characters of the texts, "
+        'backslash where a field in quotes writes them as \\".',
     ]
     assert not (tmp_path / "out").exists()
 
@@ -91,6 +94,8 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
     ("content", "message"),
     [
         (b"", "bad.csv: the file is empty, expected a header row."),
+        (b"\r\n\n", "bad.csv: the file is empty, expected a header row."),
+        (b"\na,b\n1,2\n", "bad.csv:1: an empty line, expected a header row."),
         (b"a,b\n", "bad.csv: no rows below the header."),
         (b"a,b\n1,2\n\xff,3\n", "line 3: the byte 0xff; expected UTF-8. Save the file as UTF-8."),
         (
@@ -110,14 +115,224 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, content: bytes, mes
     assert str(error.value) == f"reading {path}: {message}"
 
 
+# Files that no program agrees on
+
+
+def texts(tmp_path: Path, content: str, read_jsonl: Reader, **options: Any) -> list[dict[str, Any]]:
+    """The rows of a file, without their taskname."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(content.encode())
+    prepare_csv(path, tmp_path / "out", taskname="t", **options)
+    rows = read_jsonl(tmp_path / "out" / "a.jsonl")
+    return [{key: value for key, value in row.items() if key != "taskname"} for row in rows]
+
+
+def refusal(tmp_path: Path, content: str, **options: Any) -> str:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content.encode())
+    with pytest.raises(DataError) as error:
+        prepare_csv(path, tmp_path / "out", taskname="t", **options)
+    assert not (tmp_path / "out").exists()
+    return str(error.value).removeprefix(f"reading {path}: ")
+
+
+def test_a_text_may_be_of_any_length(tmp_path: Path, read_jsonl: Reader) -> None:
+    long = "word, " * 30_000
+
+    assert texts(tmp_path, f'text,label\n"{long}",a\n', read_jsonl) == [
+        {"text": long, "label": "a"}
+    ]
+
+
+@pytest.mark.parametrize("ends", [("\r", "\r"), ("\r\n", "\r"), ("\n", "\r\n"), ("\r", "\n")])
+def test_lines_end_in_any_way_and_may_be_mixed(
+    tmp_path: Path, read_jsonl: Reader, ends: tuple[str, str]
+) -> None:
+    one, two = ends
+
+    assert texts(tmp_path, f'a,b{one}1,"2{two} x"{two}3,4{one}', read_jsonl) == [
+        {"a": "1", "b": f"2{two} x"},
+        {"a": "3", "b": "4"},
+    ]
+
+
+WITHOUT_QUOTES = 'label\ttext\n1\t"Good grief he said\n0\tthe film\n1\twhat a day"\n0\tplain\n'
+
+
+def test_lines_that_quotes_would_swallow_are_refused_until_it_is_said_what_they_are(
+    tmp_path: Path, read_jsonl: Reader
+) -> None:
+    text = refusal(tmp_path, WITHOUT_QUOTES)
+
+    assert text == (
+        "a.csv:2: a field in quotes goes on to line 4, but these lines could be rows of their own. "
+        "Give --quotes none if each line is a row, --quotes double if quotes hold lines together."
+    )
+    none = texts(tmp_path, WITHOUT_QUOTES, read_jsonl, quotes="none")
+    double = texts(tmp_path, WITHOUT_QUOTES, read_jsonl, quotes="double")
+    assert [row["text"] for row in none] == [
+        '"Good grief he said',
+        "the film",
+        'what a day"',
+        "plain",
+    ]
+    assert [row["text"] for row in double] == [
+        "Good grief he said\n0\tthe film\n1\twhat a day",
+        "plain",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text\n"one\ntwo"\n',
+        'text,label\n"Hello, you\nyes",a\n',
+        'label\ttext\n1\t"one\n\n0\ttwo"\n',  # a blank line between them proves nothing
+    ],
+)
+def test_any_row_of_several_lines_that_fit_the_header_is_in_doubt(
+    tmp_path: Path, content: str
+) -> None:
+    assert "these lines could be rows of their own" in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,label\n"a, b",x\n"Hello, you\nyes",a\n',  # a delimiter needs its quotes
+        'text,label\n"say ""a""",x\n"Hello, you\nyes",a\n',
+        '"text","label"\n"b","x"\n"Hello, you\nyes","a"\n',
+        'text,label\nb,x\n"Hello you\nyes",a\n',  # its first line is too narrow for a row
+    ],
+)
+def test_rows_of_several_lines_are_read_where_quotes_enclose_fields(
+    tmp_path: Path, read_jsonl: Reader, content: str
+) -> None:
+    assert [row["label"] for row in texts(tmp_path, content, read_jsonl)] == ["x", "a"]
+
+
+def test_quotes_that_were_needless_are_taken_off_with_a_word(
+    tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = 'text\tlabel\nfine\tx\n"Good grief"\tx\n"so so"\tx\n'
+
+    assert [row["text"] for row in texts(tmp_path, content, read_jsonl)][1] == "Good grief"
+    assert caplog.messages == [
+        "a.csv: quotes are taken off 2 fields, first at line 3, though other fields of the column "
+        "have none; give --quotes none if they belong to the texts"
+    ]
+    caplog.clear()
+    kept = texts(tmp_path, content, read_jsonl, quotes="none")
+    all_enclosed = texts(tmp_path, 'text\tn\n"fine"\t1\n"so so"\t2\n', read_jsonl)
+    assert kept[1]["text"] == '"Good grief"'
+    assert all_enclosed[1]["text"] == "so so"
+    assert caplog.messages == []
+
+
+def test_quotes_behind_backslashes_are_read_where_that_is_said(
+    tmp_path: Path, read_jsonl: Reader
+) -> None:
+    content = r'text,label@"he said \"hi, you\"",a@"C:\\ and \n",b@'.replace("@", "\n")
+
+    assert "--quotes" in refusal(tmp_path, content)
+    assert texts(tmp_path, content, read_jsonl, quotes="backslash") == [
+        {"text": 'he said "hi, you"', "label": "a"},
+        {"text": "C:\\ and \\n", "label": "b"},
+    ]
+
+
+def test_quotes_that_break_their_rules_are_listed_and_reading_goes_on(tmp_path: Path) -> None:
+    assert refusal(tmp_path, 'a\tb\n"x" y\t1\nz\t2\t3\n1\t"z\n').splitlines() == [
+        "3 problems:",
+        "  - a.csv:2: ' y\\t1' stands behind the closing quote of a field",
+        "  - a.csv:4: a field opens with a quote that nothing closes",
+        "  - a.csv:3: 3 fields, the header has 2.",
+        "Give --quotes none where quotes are characters of the texts, "
+        'backslash where a field in quotes writes them as \\".',
+    ]
+
+
+def test_a_quote_within_a_field_is_a_character(tmp_path: Path, read_jsonl: Reader) -> None:
+    assert texts(tmp_path, 'a,b\n5" disk,it is "so"\n', read_jsonl) == [
+        {"a": '5" disk', "b": 'it is "so"'}
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_excels_first_line_says_the_delimiter(tmp_path: Path, read_jsonl: Reader, end: str) -> None:
+    content = end.join(["\ufeffsep=;", "a,b;c", "1,2;3", "4"])
+
+    assert "a.csv:4: 1 fields" in refusal(tmp_path, content)
+    assert texts(tmp_path, content[:-1], read_jsonl) == [{"a,b": "1,2", "c": "3"}]
+    assert "Leave --delimiter out." in refusal(tmp_path / "out", content, delimiter="comma")
+
+
+def test_a_column_without_a_name_is_left_out_where_it_says_nothing(
+    tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = ",text,label,\n0,x,y,\n7,z,y, \n"
+
+    assert texts(tmp_path, content, read_jsonl) == [
+        {"text": "x", "label": "y"},
+        {"text": "z", "label": "y"},
+    ]
+    assert caplog.messages == [
+        "a.csv: column 1 has no name and numbers the rows: it is left out",
+        "a.csv: column 4 has no name and is empty: it is left out",
+    ]
+
+
+@pytest.mark.parametrize("content", [",a\n0,x\n0,y\n", ",a\nx,1\n", "a,\n1,2\n", " \nx\n"])
+def test_a_column_without_a_name_that_says_something_is_refused(
+    tmp_path: Path, content: str
+) -> None:
+    assert "has no name" in refusal(tmp_path, content)
+
+
+def test_a_header_with_numbers_is_said_to_be_taken_for_one(
+    tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(texts(tmp_path, "a fine film\t1\nso so\t0\n", read_jsonl)) == 1
+    assert caplog.messages == ["a.csv:1 is taken for the header, with the names a fine film, 1"]
+
+
+def test_a_delimiter_that_is_not_known_is_asked_about(
+    tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert texts(tmp_path, "text^label\na^b\n", read_jsonl) == [{"text^label": "a^b"}]
+    assert caplog.messages == [
+        "a.csv:1: one column is found, 'text^label'; is another --delimiter meant?"
+    ]
+
+
+def test_a_nul_is_refused_with_its_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "a,b\r1,2\r3,\0\r").startswith("a.csv:3: a NUL, which no text holds")
+
+
+def test_a_file_is_read_once_so_that_it_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=lambda: pipe.write_text("a;b\n1;2\n"), daemon=True)
+    writer.start()
+
+    counts = prepare_csv(pipe, tmp_path / "out", taskname="t")
+
+    writer.join()
+    assert counts == {"pipe.jsonl": 1}
+
+
 def test_wrong_options_are_refused_with_what_they_may_be(tmp_path: Path) -> None:
     path = tmp_path / "n.csv"
     path.write_text("n\n1\n2\n")
 
     with pytest.raises(ConfigError, match=r"an empty taskname\. Give one with --taskname"):
         prepare_csv(path, tmp_path, taskname=" ")
-    with pytest.raises(ConfigError, match=r"delimiter '\|'; expected one of comma, semicolon, tab"):
+    with pytest.raises(
+        ConfigError, match=r"delimiter '\|'; expected one of comma, semicolon, tab, pip"
+    ):
         prepare_csv(path, tmp_path, taskname="t", delimiter="|")
+    with pytest.raises(ConfigError, match=r"quotes 'single'; expected one of double, backslash, n"):
+        prepare_csv(path, tmp_path, taskname="t", quotes="single")
     with pytest.raises(ConfigError, match=r"fractions 0\.5, 0\.4, 0\.2; expected three numbers"):
         prepare_csv(path, tmp_path, taskname="t", fractions=(0.5, 0.4, 0.2))
     with pytest.raises(ConfigError, match=r"fractions 1\.5, -0\.5, 0\.0; expected three numbers"):

@@ -83,6 +83,20 @@ def test_latin_letters_and_control_bytes_and_addresses_stay_inside_their_sentenc
     assert {row["sentence"] for row in rows} == {"Pää \x85 rose", "a@b.fi fell", "Ok"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "iso-8859-1"])
+@pytest.mark.parametrize("end", ["\r", "\n"])
+def test_a_file_that_was_saved_anew_reads_as_the_publishers(
+    tmp_path: Path, read_jsonl: Reader, encoding: str, end: str
+) -> None:
+    path = tmp_path / "sentences.txt"
+    path.write_bytes((f"Pää rose@positive{end}Bär fell@negative{end}" * 5).encode(encoding))
+
+    prepare_phrasebank(path, tmp_path / "out")
+
+    rows = read_jsonl(tmp_path / "out" / "financial_phrase_bank_train.jsonl")
+    assert {row["sentence"] for row in rows} == {"Pää rose", "Bär fell"}
+
+
 def test_all_bad_lines_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "sentences.txt"
     path.write_bytes(b"Fine@positive\r\nno label\r\n\r\nBad@great\r\n@neutral\r\n")

@@ -9,6 +9,7 @@ from pl_compile.errors import DataError
 from pl_compile.training.prepare import prepare_squad
 
 Reader = Callable[[Path], list[dict[str, Any]]]
+FORM = "the form of SQuAD, or a row for each question as the library datasets has it"
 
 
 def question(text: str, *answers: str) -> dict[str, Any]:
@@ -90,6 +91,97 @@ def test_questions_without_an_answer_stay_in_the_test_only_and_are_counted(
     ]
 
 
+# Relatives of SQuAD
+
+
+def test_what_is_not_used_is_not_required(folder: Path, tmp_path: Path) -> None:
+    paragraph = {"context": "c", "qas": [{"question": "q", "answers": [{"text": "a"}]}]}
+    (folder / "train-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+
+    assert prepare_squad(folder, tmp_path / "out")["squad_train.jsonl"] == 1
+    with pytest.raises(DataError, match=r"data\[0\]: 'title' is missing"):
+        prepare_squad(folder, tmp_path / "out", include_topic=True)
+
+
+ROWS = [
+    {"title": "Red", "context": "c", "question": f"q{i}", "answers": {"text": [f"a{i}", "b"]}}
+    for i in range(2)
+]
+ALONE = {"title": "Red", "context": "c", "qas": [{"question": "q0", "answers": ["a0", "b"]}]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(map(json.dumps, ROWS)),
+        "\r\n" + "\r\n\r\n".join(map(json.dumps, ROWS)),
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2),
+        json.dumps({"data": ROWS}),
+        json.dumps({"version": "1", "data": [ROWS[0], ALONE]}),
+        json.dumps(ROWS[0]),
+        json.dumps([ALONE]),
+    ],
+)
+def test_a_row_for_each_question_is_read_in_all_its_forms(
+    folder: Path, tmp_path: Path, read_jsonl: Reader, text: str
+) -> None:
+    (folder / "dev-v1.1.json").unlink()
+    (folder / "validation.jsonl").write_text(text)
+
+    prepare_squad(folder, tmp_path / "out", include_topic=True)
+
+    truth = read_jsonl(tmp_path / "out" / "squad_test_ground_truth.jsonl")
+    assert truth[0] == {
+        "taskname": "squad",
+        "context": "c",
+        "question": "q0",
+        "answer": ["a0", "b"],
+        "topic": "Red",
+    }
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"text": ["a", "b"], "answer_start": [1, 2]}, ["a", "b"]),
+        ({"text": "a", "answer_start": 1}, ["a"]),
+        ([{"text": "a"}, {"text": "b"}], ["a", "b"]),
+        (["a", "b"], ["a", "b"]),
+        ("a", ["a"]),
+        ([{"text": ["a"]}], ["a"]),
+        ([], []),
+        (None, []),
+        ("", []),
+        ({"text": [], "answer_start": []}, []),
+        ({"text": [""], "answer_start": [-1]}, []),
+        ([{"text": " ", "answer_start": -1}], []),
+    ],
+)
+def test_answers_are_read_in_all_their_forms(
+    folder: Path, tmp_path: Path, read_jsonl: Reader, answers: Any, expected: list[str]
+) -> None:
+    row = {"context": "c", "question": "q", "answers": answers}
+    (folder / "dev-v1.1.json").write_text(json.dumps([ROWS[0], row]))
+
+    counts = prepare_squad(folder, tmp_path / "out")
+
+    truth = read_jsonl(tmp_path / "out" / "squad_test_ground_truth.jsonl")
+    assert truth[1]["answer"] == expected
+    assert counts["squad_val.jsonl"] == 1 + bool(expected)
+
+
+def test_a_question_that_is_impossible_has_no_answer_whatever_is_listed(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    impossible = {**question("Who?", "plausible"), "is_impossible": True}
+    without = {"question": "Who?", "is_impossible": True}
+    write_squad(folder / "train-v1.1.json", question("What?", "Red"), impossible, without)
+
+    assert prepare_squad(folder, tmp_path / "out")["squad_train.jsonl"] == 1
+    assert "2 of 3 questions have no answer" in caplog.messages[0]
+
+
 def test_files_can_be_named(folder: Path, tmp_path: Path) -> None:
     (folder / "train-v1.1.json").rename(folder / "a.json")
     (folder / "dev-v1.1.json").rename(folder / "b.json")
@@ -134,7 +226,7 @@ def test_all_problems_of_a_file_are_listed_with_their_json_paths(
     (folder / "dev-v1.1.json").write_text(json.dumps(bad))
 
     with pytest.raises(DataError) as error:
-        prepare_squad(folder, tmp_path / "out")
+        prepare_squad(folder, tmp_path / "out", include_topic=True)
 
     assert str(error.value).splitlines() == [
         f"reading {folder / 'dev-v1.1.json'}: 5 problems:",
@@ -142,8 +234,7 @@ def test_all_problems_of_a_file_are_listed_with_their_json_paths(
         "  - data[0].paragraphs[0].qas: an object, expected a list",
         '  - data[0].paragraphs[1]: "text", expected an object',
         "  - data[1].paragraphs[0]: 'context' is missing",
-        "  - data[1].paragraphs[0].qas[0].answers[0]: 'text' is missing; "
-        "expected the form of SQuAD.",
+        f"  - data[1].paragraphs[0].qas[0].answers[0]: 'text' is missing; expected {FORM}.",
     ]
     assert not (tmp_path / "out").exists()
 
@@ -155,9 +246,37 @@ def test_all_problems_of_a_file_are_listed_with_their_json_paths(
             '{"data": [\n{"title" "x"}]}',
             "line 2 column 10: Expecting ':' delimiter; expected JSON.",
         ),
-        ("[]", "the top level: a list, expected an object; expected the form of SQuAD."),
-        ("{}", "the top level: 'data' is missing; expected the form of SQuAD."),
-        ('{"data": []}', "data: no questions; expected the form of SQuAD."),
+        ("7", f"the top level: 7, expected an object; expected {FORM}."),
+        ("{}", f"the top level: 'data' is missing; expected {FORM}."),
+        ('{"data": []}', f"no questions; expected {FORM}."),
+        ("[]", f"no questions; expected {FORM}."),
+        (
+            '{"data": [{"question": 1e999}]}',
+            "line 1 column 24: the number 1e999 is beyond the range of a double; expected JSON.",
+        ),
+        (
+            '{"data": [],\r"data": []}',
+            "line 2 column 1: the key 'data' is given twice; expected JSON.",
+        ),
+        (
+            '{"question": "q", "context": "c", "answers": NaN}\n{"question": "q", "question": "r"}',
+            "2 problems:\n"
+            "  - line 1 column 46: NaN is not JSON (write null, or leave the value out)\n"
+            f"  - line 2 column 19: the key 'question' is given twice; expected {FORM}.",
+        ),
+        (
+            '{"question": "q", "context": "c", "answers": "a"}\n{"question": 3, "answers": []}',
+            "2 problems:\n  - line 2: 'context' is missing\n"
+            f"  - line 2.question: 3, expected a text; expected {FORM}.",
+        ),
+        (
+            '[{"context": "c", "question": "q", "answers": {"answer_start": [1]}}]',
+            f"[0].answers: 'text' is missing; expected {FORM}.",
+        ),
+        (
+            '[{"context": "c", "question": "q"}]',
+            f"[0]: 'answers' is missing; expected {FORM}.",
+        ),
     ],
 )
 def test_what_is_no_squad_at_all_says_so(

@@ -4,7 +4,15 @@ import pytest
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError
-from pl_compile.text.template import Field, Template, Text, Virtual, parse_template
+from pl_compile.text.template import (
+    Field,
+    Template,
+    Text,
+    Virtual,
+    literal_escapes,
+    parse_template,
+    texts_of,
+)
 
 
 def parse(template: str, total: int = 5, **settings: Any) -> Template:
@@ -152,10 +160,11 @@ def test_no_marker_may_stand_for_nothing(splits: tuple[int, int]) -> None:
     )
 
 
-def test_a_task_has_at_least_one_virtual_token() -> None:
-    text = refusal("<|VIRTUAL_PROMPT_0|>{x}", 0)
+@pytest.mark.parametrize("total", [0, -1, 10**7, 10**30])
+def test_a_task_has_at_least_one_virtual_token_and_no_more_than_memory_holds(total: int) -> None:
+    text = refusal("<|VIRTUAL_PROMPT_0|>{x}", total)
 
-    assert "total_virtual_tokens is 0, expected at least 1" in text
+    assert f"total_virtual_tokens is {total}, expected 1 to 1000000" in text
 
 
 # Fields
@@ -258,4 +267,25 @@ def test_all_that_is_wrong_with_a_template_is_said_at_once() -> None:
         "Known fields: context, answer.",
         "  - answer_only_loss needs the answer at the end of the template, but it ends in "
         "'1|>{answer}.'; move the answer or set answer_only_loss: false.",
+    ]
+
+
+# Backslashes
+
+
+def test_a_backslash_before_n_t_or_r_is_kept_and_said() -> None:
+    task = TaskConfig(
+        "mood",
+        r"<|VIRTUAL_PROMPT_0|> {text}\n\nmood:{label}",
+        5,
+        choices=(r"\tup", "down\n", r"C:\dir"),
+        init_text=r"a\r\n",
+    )
+
+    assert Text(r"\n\nmood:") in parse_template(task).segments
+    advice = "if a line end or a tab is meant, use double quotes in YAML, and $'…' in the shell"
+    assert literal_escapes(texts_of(task)) == [
+        rf"prompt_template of task 'mood' holds \n as a backslash and the letter n; {advice}",
+        rf"init_text of task 'mood' holds \r as a backslash and the letter r; {advice}",
+        rf"choices.0 of task 'mood' holds \t as a backslash and the letter t; {advice}",
     ]

@@ -30,6 +30,7 @@ from safetensors.numpy import save
 
 from pl_compile.artifact.files import sha256_of, write_atomically
 from pl_compile.artifact.tensors import read_tensor_file
+from pl_compile.config import strict_json, utf8
 from pl_compile.config.read import plain_from_config
 from pl_compile.errors import ArtifactError
 from pl_compile.progress import SILENT, Progress
@@ -43,7 +44,7 @@ from pl_compile.weights.bases import cache_folder
 # Of the file's form. What rendering does is in the key as the text of these modules: a release
 # number would not change while somebody works on them.
 _VERSION = 2
-_CODE = (examples, template, tokenizer, render, dataset)
+_CODE = (utf8, strict_json, examples, template, tokenizer, render, dataset)
 
 MAX_BYTES = 2 << 30
 

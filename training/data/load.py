@@ -1,11 +1,13 @@
 """A run's examples, from files to sequences: rendered once, then taken from the cache."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.train import TrainConfig
-from pl_compile.errors import ConfigError, TrainingError
+from pl_compile.errors import ConfigError, DataError, TrainingError, list_problems
 from pl_compile.progress import Progress
 from pl_compile.text.examples import read_examples
 from pl_compile.text.render import Renderer, SequenceRules
@@ -59,6 +61,7 @@ def load_sequences(
     """
     if not paths:
         return []
+    _check_files(paths)
     templates = parse_templates(config.tasks)
     renderers = {name: Renderer(t, tokenizer, rules) for name, t in templates.items()}
     limit = min(config.data.max_seq_length or base.positions, base.positions)
@@ -82,6 +85,31 @@ def load_sequences(
     for line in report.lines():
         progress.say(line)
     return sequences
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    """Refuses what cannot be read, and what can be read once only.
+
+    A file is read more than once: for its examples, and for the sum by which a run that is resumed
+    knows that it is the same.
+    """
+    problems = []
+    for path in paths:
+        try:
+            is_file = stat.S_ISREG(path.stat().st_mode)
+        except (OSError, ValueError) as error:
+            problems.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+            continue
+        if not is_file:
+            problems.append(f"{path}: a folder, a pipe or a device")
+        elif not os.access(path, os.R_OK):
+            problems.append(f"{path}: it may not be read")
+    if problems:
+        raise DataError(
+            "reading the examples",
+            found=list_problems(problems),
+            expected="files, which a run reads more than once",
+        )
 
 
 def check_every_task_occurs(config: TrainConfig, training: Sequence[TrainingSequence]) -> None:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from pl_compile.errors import DataError, list_problems
-from pl_compile.training.prepare.source import Record, read_records
+from pl_compile.training.prepare.delimited import Record, read_table
 from pl_compile.training.prepare.splits import Row, deal_out, shuffled, without_field, write_jsonl
 
 _FOLD_NAME = "KFold_1"
@@ -114,7 +114,9 @@ def _read(fold: Path, folder: str, problems: list[str]) -> list[tuple[str, str, 
     parts = []
     found: list[str] = []
     for path in paths:
-        records = read_records(path, ";", found)
+        table = read_table(path, delimiter=";", quotes="double")
+        records = table.records
+        found += table.problems
         missing = [name for name in _COLUMNS if records and name not in records[0].fields]
         found += [f"{path.name}:1: the column '{name}' is missing" for name in missing]
         for record in [] if missing else records:

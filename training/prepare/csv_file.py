@@ -1,19 +1,18 @@
 """Any delimited file with a header row to JSON lines.
 
-In: a UTF-8 file, fields between commas, semicolons or tabs, quoted where needed. Out: one row for
-each, with `taskname` and the header's names as fields, texts as they are; in one file, or dealt out
-to training, validation and test. Knows nothing of templates and so not which field is the answer.
+In: a UTF-8 file, fields between commas, semicolons, tabs or bars, in quotes where needed or never.
+Out: one row for each, with `taskname` and the header's names as fields, texts as they are; in one
+file, or dealt out to training, validation and test. Knows nothing of templates and so not which
+field is the answer.
 """
 
-import csv
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 from pl_compile.errors import ConfigError, DataError, list_problems
-from pl_compile.training.prepare.source import read_records, read_text
+from pl_compile.training.prepare.delimited import DELIMITERS, QUOTES, read_table
 from pl_compile.training.prepare.splits import Row, deal_out, shuffled, write_jsonl
-
-DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
 def prepare_csv(
@@ -22,6 +21,7 @@ def prepare_csv(
     *,
     taskname: str,
     delimiter: str | None = None,
+    quotes: str | None = None,
     fractions: tuple[float, float, float] | None = None,
     seed: int = 1234,
 ) -> dict[str, int]:
@@ -31,8 +31,11 @@ def prepare_csv(
         input_path: the file.
         output_dir: made if it is not there.
         taskname: the value of the field `taskname` in every row.
-        delimiter: a name from `DELIMITERS`; None takes the one that cuts the header into most
-            fields.
+        delimiter: a name from `DELIMITERS`; None takes what a first line `sep=;` says, or the one
+            that cuts the header into most fields.
+        quotes: one of `QUOTES`: how a field in quotes writes a quote ("double", "backslash"), or
+            that quotes are characters of the texts ("none"). None is "double", and refuses what
+            could be rows of a file without quotes.
         fractions: the shares of training, validation and test, together 1: the rows are shuffled
             and go to NAME_train.jsonl, NAME_val.jsonl and NAME_test.jsonl. A share of 0 makes no
             file. None keeps the order and writes one NAME.jsonl.
@@ -42,7 +45,8 @@ def prepare_csv(
         The number of rows by file name.
 
     Raises:
-        ConfigError: an empty `taskname`, an unknown delimiter or impossible fractions.
+        ConfigError: an empty `taskname`, an unknown delimiter or way of quotes, or impossible
+            fractions.
         DataError: the file is missing or malformed; all problems with their lines. Nothing is
             written then.
         ArtifactError: the disk refuses.
@@ -50,16 +54,17 @@ def prepare_csv(
     doing = f"reading {input_path}"
     if not taskname.strip():
         raise ConfigError(doing, found="an empty taskname", fix="Give one with --taskname.")
-    separator = _sniff(input_path) if delimiter is None else _known(delimiter, doing)
+    separator = delimiter and DELIMITERS[_known(delimiter, DELIMITERS, "delimiter", doing)]
+    quotes = quotes and _known(quotes, QUOTES, "quotes", doing)
 
-    problems: list[str] = []
-    records = read_records(input_path, separator, problems)
+    table = read_table(input_path, delimiter=separator, quotes=quotes)
+    records, problems = table.records, table.problems
     if any("taskname" in record.fields for record in records[:1]):
-        problems.append(f"{input_path.name}:1: a column 'taskname', which --taskname sets")
+        problems.append(f"{input_path.name}: a column 'taskname', which --taskname sets")
     if not records and not problems:
         problems.append(f"{input_path.name}: no rows below the header")
     if problems:
-        raise DataError(doing, found=list_problems(problems))
+        raise DataError(doing, found=list_problems(problems), fix=table.advice)
     rows: list[Row] = [{"taskname": taskname, **record.fields} for record in records]
 
     name = input_path.stem
@@ -78,26 +83,7 @@ def prepare_csv(
     )
 
 
-def _known(delimiter: str, doing: str) -> str:
-    if delimiter not in DELIMITERS:
-        raise ConfigError(
-            doing, found=f"delimiter {delimiter!r}", expected=f"one of {', '.join(DELIMITERS)}"
-        )
-    return DELIMITERS[delimiter]
-
-
-def _sniff(path: Path) -> str:
-    # The header alone decides: commas and semicolons inside texts would outvote the real one.
-    header = read_text(path).partition("\n")[0]
-    widths = {
-        name: len(next(csv.reader([header], delimiter=separator), []))
-        for name, separator in DELIMITERS.items()
-    }
-    widest = [name for name, width in widths.items() if width == max(widths.values())]
-    if len(widest) > 1 and max(widths.values()) > 1:
-        raise DataError(
-            f"reading {path}",
-            found=f"a header that {' and '.join(widest)} cut into as many fields",
-            fix="Choose one with --delimiter.",
-        )
-    return DELIMITERS[widest[0]]
+def _known(name: str, names: Collection[str], what: str, doing: str) -> str:
+    if name not in names:
+        raise ConfigError(doing, found=f"{what} {name!r}", expected=f"one of {', '.join(names)}")
+    return name

@@ -9,6 +9,7 @@ order as NeMo's script. Knows nothing of templates.
 import random
 from pathlib import Path
 
+from pl_compile.config.utf8 import split_lines
 from pl_compile.errors import ConfigError, DataError, list_problems
 from pl_compile.training.prepare.source import read_text
 from pl_compile.training.prepare.splits import (
@@ -67,8 +68,7 @@ def prepare_phrasebank(
 
 
 def _read(path: Path) -> list[Row]:
-    # Not splitlines(): the byte 0x85 is a letter's remains here, and a line end to Python.
-    lines = read_text(path, encoding="iso-8859-1").replace("\r\n", "\n").split("\n")
+    lines = split_lines(read_text(path, otherwise="iso-8859-1"))  # the publisher's encoding
     if not lines[-1]:
         lines.pop()
 

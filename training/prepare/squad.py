@@ -1,10 +1,11 @@
 """SQuAD v1.1 (or v2.0) JSON to JSON lines.
 
-In: the publisher's nested files, one for training and one for development. Out: `squad_train`,
-`squad_val` (the first answer), `squad_test` (no answer) and `squad_test_ground_truth` (`answer` is
-the list of all). Fields are `taskname`, `context`, `question`, `answer` and on request `topic`, as
-NeMo v1.12 and later writes them. Validation and test are both the development file: the publisher
-keeps the real test set. `answer` has no leading space. Knows nothing of templates.
+In: one file for training and one for development, in the publisher's nested form or in that of the
+library `datasets`, a row for each question, as JSON or JSON lines. Out: `squad_train`, `squad_val`
+(the first answer), `squad_test` (no answer) and `squad_test_ground_truth` (`answer` is the list of
+all). Fields are `taskname`, `context`, `question`, `answer` and on request `topic`, as NeMo v1.12
+and later writes them. Validation and test are both the development file: the publisher keeps the
+real test set. `answer` has no leading space. Knows nothing of templates.
 """
 
 import json
@@ -14,11 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pl_compile.config.strict_json import parse_json
+from pl_compile.config.utf8 import split_lines
 from pl_compile.errors import DataError, list_problems
 from pl_compile.training.prepare.source import read_text
 from pl_compile.training.prepare.splits import Row, without_field, write_jsonl
 
 _log = logging.getLogger(__name__)
+
+# What a file's name may call its part.
+_NAMES = {"train": ("train",), "dev": ("dev", "val")}
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,13 @@ def prepare_squad(
 ) -> dict[str, int]:
     """Writes the four files of SQuAD.
 
-    Questions without an answer (v2.0) are left out of training and validation, with a warning that
-    counts them; in the test's ground truth their `answer` is an empty list.
+    Questions without an answer (v2.0), in whichever way a file says so, are left out of training
+    and validation, with a warning that counts them; in the test's ground truth their `answer` is an
+    empty list.
 
     Args:
-        input_path: the folder with one *train*.json and one *dev*.json.
+        input_path: the folder with one *train*.json and one *dev*.json, or *val*.json; with
+            .jsonl likewise.
         output_dir: made if it is not there.
         train_file: the training file, absolute or inside the folder; found by its name if None.
         dev_file: the development file, likewise.
@@ -59,8 +67,8 @@ def prepare_squad(
     """
     train_path = _find(input_path, train_file, "train")
     dev_path = _find(input_path, dev_file, "dev")
-    train = _read(train_path)
-    dev = _read(dev_path)
+    train = _read(train_path, include_topic)
+    dev = _read(dev_path, include_topic)
 
     truth = [_row(question, question.answers, include_topic) for question in dev]
     return write_jsonl(
@@ -77,7 +85,11 @@ def prepare_squad(
 def _find(folder: Path, name: str | None, kind: str) -> Path:
     if name is not None:
         return folder / name
-    found = sorted(path.name for path in folder.glob("*.json") if kind in path.name)
+    found = sorted(
+        path.name
+        for path in folder.glob("*.json*")
+        if path.suffix in (".json", ".jsonl") and any(n in path.stem for n in _NAMES[kind])
+    )
     if len(found) != 1:
         raise DataError(
             f"looking for SQuAD in {folder}",
@@ -88,35 +100,99 @@ def _find(folder: Path, name: str | None, kind: str) -> Path:
     return folder / found[0]
 
 
-def _read(path: Path) -> list[_Question]:
-    doing = f"reading {path}"
-    try:
-        document = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        found = f"line {error.lineno} column {error.colno}: {error.msg}"
-        raise DataError(doing, found=found, expected="JSON") from error
-
+def _read(path: Path, include_topic: bool) -> list[_Question]:
     problems: list[str] = []
-    questions = list(_questions(document, problems))
+    questions: list[_Question] = []
+    for item, at in _load(path, problems):
+        questions += _questions(item, at, include_topic, problems)
     if not questions and not problems:
-        problems.append("data: no questions")
+        problems.append("no questions")
     if problems:
-        raise DataError(doing, found=list_problems(problems), expected="the form of SQuAD")
+        raise DataError(
+            f"reading {path}",
+            found=list_problems(problems),
+            expected="the form of SQuAD, or a row for each question as the library datasets has it",
+        )
     return questions
 
 
-def _questions(document: Any, problems: list[str]) -> Iterator[_Question]:
-    for article, at_article in _items(document, "data", "", problems):
-        topic = _text(article, "title", at_article, problems)
-        for paragraph, at_paragraph in _items(article, "paragraphs", at_article, problems):
-            context = _text(paragraph, "context", at_paragraph, problems)
-            for qa, at_qa in _items(paragraph, "qas", at_paragraph, problems):
-                question = _text(qa, "question", at_qa, problems)
-                answers = [
-                    _text(answer, "text", at_answer, problems)
-                    for answer, at_answer in _items(qa, "answers", at_qa, problems)
-                ]
-                yield _Question(topic, context, question, answers)
+def _load(path: Path, problems: list[str]) -> list[tuple[Any, str]]:
+    """The articles, or rows, of a file, each with its place."""
+    text = "\n".join(split_lines(read_text(path)))
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if len(lines) > 1 and _is_whole(lines[0][1]):
+        items = []
+        for number, line in lines:
+            try:
+                items.append((parse_json(line), f"line {number}"))
+            except json.JSONDecodeError as error:
+                problems.append(f"line {number} column {error.colno}: {error.msg}")
+        return items
+    try:
+        document = parse_json(text)
+    except json.JSONDecodeError as error:
+        found = f"line {error.lineno} column {error.colno}: {error.msg}"
+        raise DataError(f"reading {path}", found=found, expected="JSON") from error
+    if isinstance(document, list):
+        return [(item, f"[{index}]") for index, item in enumerate(document)]
+    if isinstance(document, dict) and "question" in document:
+        return [(document, f"line {lines[0][0]}")]
+    return _items(document, "data", "", problems)
+
+
+def _is_whole(line: str) -> bool:
+    """Whether a line is a JSON object of its own, as the first of JSON lines is."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _questions(item: Any, at: str, include_topic: bool, problems: list[str]) -> Iterator[_Question]:
+    """The questions of an article, or of a paragraph or a row that stands alone."""
+    keys = item if isinstance(item, dict) else {}
+    topic = _text(item, "title", at, problems) if include_topic else ""
+    if "paragraphs" not in keys and "question" in keys:
+        context = _text(item, "context", at, problems)
+        yield _question(item, at, topic, context, problems)
+        return
+    paragraphs = [(item, at)]
+    if "qas" not in keys:
+        paragraphs = _items(item, "paragraphs", at, problems)
+    for paragraph, at_paragraph in paragraphs:
+        context = _text(paragraph, "context", at_paragraph, problems)
+        for qa, at_qa in _items(paragraph, "qas", at_paragraph, problems):
+            yield _question(qa, at_qa, topic, context, problems)
+
+
+def _question(node: Any, at: str, topic: str, context: str, problems: list[str]) -> _Question:
+    text = _text(node, "question", at, problems)
+    return _Question(topic, context, text, _answers(node, at, problems))
+
+
+def _answers(node: Any, at: str, problems: list[str]) -> list[str]:
+    """The answers of a question, none where it has none.
+
+    They are a list of objects (SQuAD's own), an object with a list (that of `datasets`), a list of
+    texts, or a single one of these; none are null, an empty list or an empty text.
+    """
+    if isinstance(node, dict) and node.get("is_impossible") is True:
+        return []  # v2.0 may still list plausible ones
+    if isinstance(node, dict) and "answers" in node and node["answers"] is None:
+        return []
+    found = _value(node, "answers", at, problems)
+    answers = found if isinstance(found, list) else [found]
+    texts: list[str] = []
+    for index, answer in enumerate(answers if found is not None else []):
+        where = f"{at}.answers[{index}]" if isinstance(found, list) else f"{at}.answers"
+        inner = answer.get("text") if isinstance(answer, dict) else None
+        if isinstance(answer, str):
+            texts.append(answer)
+        elif isinstance(inner, list) and all(isinstance(text, str) for text in inner):
+            texts += inner
+        else:
+            texts.append(_text(answer, "text", where, problems))
+    return [text for text in texts if text.strip()]
 
 
 def _items(node: Any, key: str, at: str, problems: list[str]) -> list[tuple[Any, str]]:

@@ -1,0 +1,83 @@
+"""What is said of a training config, and of the data files that it names, before a run starts."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pl_compile.driver.train import train_run
+from pl_compile.errors import DataError
+from pl_compile.progress import SILENT
+from pl_compile.testing import tiny_train_config
+from pl_compile.training.read_config import read_train_config
+
+
+class Listener:
+    """A `Progress` that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.bar = SILENT.bar
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("nemo", [False, True])
+def test_a_template_in_single_quotes_is_read_as_it_is_and_said(tmp_path: Path, nemo: bool) -> None:
+    task = {
+        "taskname": "t",
+        "prompt_template": r"<|VIRTUAL_PROMPT_0|>{text}\n{label}",
+        "total_virtual_tokens": 3,
+        "virtual_token_splits": [3],
+    }
+    config: dict[str, Any] = tiny_train_config(tmp_path, tmp_path) | {"tasks": [task]}
+    if nemo:
+        config = {
+            "trainer": {"max_steps": 1},
+            "model": {
+                "virtual_prompt_style": "p-tuning",
+                "language_model_path": "x",
+                "new_tasks": ["t"],
+                "task_templates": [task],
+                "global_batch_size": 2,
+                "micro_batch_size": 2,
+                "data": {"train_ds": ["train.jsonl"]},
+                "optim": {"name": "adamw", "lr": 0.1},
+            },
+        }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    listener = Listener()
+
+    read = read_train_config(path, progress=listener)
+
+    assert read.tasks[0].prompt_template == task["prompt_template"]
+    (line,) = [line for line in listener.lines if "backslash" in line]
+    assert line.startswith(r"prompt_template of task 't' holds \n as a backslash and the letter n;")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_data_that_is_no_file_is_named_before_it_is_read(
+    tmp_path: Path, tiny_bases: dict[str, Path], cache: bool
+) -> None:
+    (tmp_path / "train.yaml").write_text(
+        yaml.safe_dump(tiny_train_config(tmp_path, tiny_bases["llama"])), encoding="utf-8"
+    )
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: to read it would wait for ever
+    names = [tmp_path / name for name in ("none.jsonl", "pipe", "base")]
+    names[2].mkdir()
+    settings = [f"data.train=[{', '.join(map(str, names))}]", f"data.cache={str(cache).lower()}"]
+
+    with pytest.raises(DataError) as error:
+        train_run(read_train_config(tmp_path / "train.yaml", settings), tmp_path / "run")
+
+    assert str(error.value).splitlines() == [
+        "reading the examples: 3 problems:",
+        f"  - {names[0]}: No such file or directory",
+        f"  - {names[1]}: a folder, a pipe or a device",
+        f"  - {names[2]}: a folder, a pipe or a device; "
+        "expected files, which a run reads more than once.",
+    ]
