@@ -177,8 +177,9 @@ def main() -> None:
         if not given.names or any(part in name for part in given.names):
             found.append(_run(name, given.minutes * 60, atheris=given.atheris))
             last = found[-1]
+            refused = "?" if last.refused is None else last.refused
             print(
-                f"{last.inputs:9,} inputs {'?' if last.refused is None else last.refused:>9} refused {last.seconds / 60:6.1f} min "
+                f"{last.inputs:9,} inputs {refused:>9} refused {last.seconds / 60:6.1f} min "
                 f"{'FOUND ' if last.failure else 'nothing'} {last.name}",
                 flush=True,
             )
