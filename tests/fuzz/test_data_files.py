@@ -257,6 +257,75 @@ def test_a_config_of_a_run_is_read_or_refused(data: bytes) -> None:
     assert isinstance(found, PlcError | TrainConfig)
 
 
+_NEMO: dict[str, Any] = {
+    "name": "run",
+    "trainer": {
+        "devices": 1,
+        "precision": 16,
+        "max_epochs": 3,
+        "max_steps": -1,
+        "val_check_interval": 1.0,
+        "gradient_clip_val": 1.0,
+    },
+    "exp_manager": {
+        "checkpoint_callback_params": {"monitor": "val_loss", "save_top_k": 2, "mode": "min"},
+        "early_stopping_callback_params": {"monitor": "val_loss", "patience": 10},
+    },
+    "model": {
+        "seed": 1234,
+        "nemo_path": "${name}.nemo",
+        "virtual_prompt_style": "p-tuning",
+        "language_model_path": "tiny",
+        "new_tasks": ["tone"],
+        "task_templates": [
+            {
+                "taskname": "tone",
+                "prompt_template": "<|VIRTUAL_PROMPT_0|> {sentence} sentiment:{label}",
+                "total_virtual_tokens": 3,
+                "virtual_token_splits": [3],
+                "truncate_field": None,
+                "answer_only_loss": True,
+            }
+        ],
+        "p_tuning": {"encoder_type": "tpmlp", "dropout": 0.0, "num_layers": 2, "init_std": 0.02},
+        "data": {
+            "train_ds": ["train.jsonl"],
+            "validation_ds": ["validation.jsonl"],
+            "add_eos": True,
+            "max_seq_length": 90,
+            "shuffle": True,
+        },
+        "optim": {
+            "name": "fused_adam",
+            "lr": 0.0001,
+            "weight_decay": 0.01,
+            "betas": [0.9, 0.98],
+            "sched": {"name": "CosineAnnealing", "warmup_steps": 50, "min_lr": 0.0},
+        },
+        "global_batch_size": 8,
+        "micro_batch_size": 8,
+    },
+}
+
+
+@st.composite
+def nemo_configs(draw: st.DrawFn) -> bytes:
+    """A config with NeMo's names, with wrong values."""
+    names = st.sampled_from(
+        ("${model.seed}", "${name}", "${", "${x.y}", "${multiply:2,4}", "ptuning")
+    )
+    return utf8(yaml.safe_dump(draw(spoiled(_NEMO, VALUES | names))))
+
+
+@fuzzed(100, data=nemo_configs())
+def test_a_config_with_names_of_nemo_is_read_or_refused(data: bytes) -> None:
+    path = _written("run.yaml", data)
+
+    found = attempt(lambda: read_train_config(path))
+
+    assert isinstance(found, PlcError | TrainConfig)
+
+
 @st.composite
 def changes(draw: st.DrawFn) -> str:
     """What is given to `--set`: a key that there is, as a rule, and any value."""

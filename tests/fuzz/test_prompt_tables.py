@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fuzzing import (
     SCALARS,
     Arrays,
@@ -32,6 +33,7 @@ from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.describe import describe
 from pl_compile.errors import PlcError
+from pl_compile.training.pickled import tensors_of_pickle
 
 _NAMES = st.text("abct_/.\0é", min_size=1, max_size=4) | st.sampled_from(("tone", "ask"))
 
@@ -208,3 +210,21 @@ def test_wrong_bytes_of_an_adapter_are_refused_or_are_numbers(files: tuple[bytes
 
     if not isinstance(found, PlcError):
         assert np.isfinite(read_prompt_table(output).entry("t").learned).all()
+
+
+@st.composite
+def pickles(draw: st.DrawFn) -> bytes:
+    """An adapter's pickle with wrong bytes."""
+    path = fresh("pickles") / "a.bin"
+    torch.save({"prompt_embeddings": torch.ones(3, 24)}, path)
+    return draw(damaged(path.read_bytes(), first=300))
+
+
+@fuzzed(60, data=pickles())
+def test_a_wrong_pickle_is_refused_or_holds_numbers(data: bytes) -> None:
+    path = fresh("pickle") / "adapter_model.bin"
+    path.write_bytes(data)
+
+    found = attempt(lambda: tensors_of_pickle(path))
+
+    assert isinstance(found, PlcError) or all(a.dtype == np.float32 for a in found.values())

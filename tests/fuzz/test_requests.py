@@ -1,15 +1,18 @@
 """Requests of strangers: refused where they are made, or answered alone as in any batch."""
 
 import functools
+import json
 from typing import Any
 
 import numpy as np
-from fuzzing import SCALARS, TEXTS, VALUES, attempt, fuzzed, tiny_bundle
+from fuzzing import SCALARS, TEXTS, VALUES, attempt, fresh, fuzzed, json_texts, tiny_bundle, utf8
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from pl_compile.driver.answer_file import answer_file
 from pl_compile.errors import PlcError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.testing import tiny_examples
 
 _OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "max_tokens": st.integers(1, 12),
@@ -78,6 +81,44 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(requests: list[Request
         if choices and request.constrain:
             assert result.text in choices
         assert all(0 <= number < session.engine.vocab for number in result.token_ids)
+
+
+@fuzzed(40, requests=st.lists(good(), min_size=1, max_size=4))
+def test_scores_do_not_depend_on_what_runs_beside_them(requests: list[Request]) -> None:
+    session = _session()
+    alone = [attempt(functools.partial(session.score, [request])) for request in requests]
+    scored = [r for r, found in zip(requests, alone, strict=True) if isinstance(found, list)]
+
+    together = session.score(scored)
+
+    assert together == [scores for found in alone if isinstance(found, list) for scores in found]
+    for scores in together:
+        assert abs(sum(score.probability for score in scores) - 1) < 1e-6
+        assert all(score.log_probability <= 1e-6 for score in scores)
+
+
+@st.composite
+def request_files(draw: st.DrawFn) -> str:
+    """Lines of requests, some of them wrong."""
+    rows: list[dict[str, Any]] = [dict(row) for row in tiny_examples(draw(st.integers(1, 3)))]
+    lines = [draw(json_texts(row)) if draw(st.booleans()) else json.dumps(row) for row in rows]
+    return "\n".join(lines)
+
+
+@fuzzed(80, text=request_files())
+def test_a_file_of_requests_is_refused_or_each_is_answered(text: str) -> None:
+    path = fresh("requests") / "requests.jsonl"
+    path.write_bytes(utf8(text))
+
+    found = attempt(lambda: answer_file(_session(), path, {"max_tokens": 3, "constrain": False}))
+
+    if not isinstance(found, PlcError):
+        rows = [
+            json.loads(line) for line in text.removeprefix("\ufeff").split("\n") if line.strip()
+        ]
+        assert [answer.request.task for answer in found] == [row["taskname"] for row in rows]
+        for answer in found:
+            assert _session().generate([answer.request]) == [answer.result]
 
 
 _NUMPY = st.sampled_from((np.int64(3), np.float32(0.5), np.array(2), np.array([1]), np.bool_(True)))
