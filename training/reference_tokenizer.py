@@ -93,6 +93,8 @@ class ReferenceTokenizer:
     ) -> list[Piece]:
         pieces = [] if bos_id is None else [Piece("BOS", ((bos_id, -1),))]
         opens, behind_markup = True, False
+        # Other modes let what stands before a piece change its tokens.
+        is_by_itself = template.task.whitespace in ("keep", "nemo")
         for part in _parts(template, fields):
             if isinstance(part, Virtual):
                 rows = range(part.start, part.start + part.count)
@@ -100,7 +102,7 @@ class ReferenceTokenizer:
                 pieces.append(Piece(name, tuple((0, row) for row in rows)))
                 continue
             ids = self._ids(part, goes_on=self._marker != "" and not opens)
-            if behind_markup and self._marker:
+            if behind_markup and (self._marker or not is_by_itself):
                 ids = None  # each kind of tokenizer has its own rule for the blank there
             tokens = None if ids is None else tuple((token, -1) for token in ids)
             pieces.append(Piece(f"the text {_shown(part.text)}", tokens))
@@ -180,7 +182,7 @@ def _parts(template: Template, fields: Mapping[str, str]) -> list[Virtual | _Tex
             parts.append(_Text(segment.text, is_data=False))
     if task.whitespace == "nemo":
         parts = [_without_white_space_at_virtual(parts, index) for index in range(len(parts))]
-    return _blanks_moved(parts, keep_at_virtual=task.whitespace == "keep")
+    return _blanks_moved(parts, keep_at_virtual=task.whitespace != "nemo")
 
 
 def _without_white_space_at_virtual(parts: list[Virtual | _Text], index: int) -> Virtual | _Text:
