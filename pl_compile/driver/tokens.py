@@ -81,8 +81,7 @@ def _compare_task(
             return TokenCheck(task, tokens, compared, "", difference)
         unknown = unknown or next((p.name for p in pieces if p.tokens is None), "")
     why_not = unknown and (
-        f"{tokenizer.name} puts a blank before a text, and cannot say what {unknown} is where it "
-        "goes on with one"
+        f"{tokenizer.name} cannot say what {unknown} is behind what stands before it"
     )
     return TokenCheck(task, tokens, compared, why_not, "")
 
