@@ -201,6 +201,7 @@ def command(
     else:
         if result.parity:
             print_parity("Parity with torch", result.parity)
+            print_tokens(result.tokens)
         print_folding(result.plan)
         print_plans(result.plans)
         print_effect(result.effect)
@@ -297,6 +298,16 @@ def print_parity(title: str, results: Any) -> None:
             for result in results
         ],
     )
+
+
+def print_tokens(checks: Any) -> None:
+    """A line per task: whether its tokens are those of transformers' own tokenizer."""
+    for check in checks:
+        verdict = check.difference or (
+            f"{check.compared} of {check.tokens} as in transformers"
+            + (f"; {check.why_not}" if check.why_not else "")
+        )
+        click.echo(f"tokens of task '{check.task}': {verdict}")
 
 
 def parity_error(doing: str, results: Any, fix: str) -> ParityError:

@@ -181,6 +181,12 @@ class Tokenizer:
         text: str = self._opening.decode(shown, skip_special_tokens=False)
         return text
 
+    @property
+    def added_texts(self) -> list[str]:
+        """The texts of the tokens that were added to the vocabulary, special or not."""
+        tokens = self._opening.get_added_tokens_decoder()
+        return [token.content for token in tokens.values()]
+
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))

@@ -34,7 +34,8 @@ OPTIONS = [
 @pytest.fixture(scope="module")
 def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("native-bases")
-    return {f: write_tiny_base(root / f, f, seed=1, blocks=True) for f in ("llama", "gpt2")}
+    # Random weights with which most tokens agree in 4 bits: not all do.
+    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in ("llama", "gpt2")}
 
 
 @pytest.fixture
