@@ -19,7 +19,7 @@ class Request:
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
             written to its end.
-        min_tokens: EOS is not written before this many tokens.
+        min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it.
         sampling: how each token is chosen.
         constrain: whether a task with `choices` may only answer with one of them.
@@ -61,9 +61,9 @@ class Result:
 
     Attributes:
         task: the request's task.
-        text: the answer, without blanks at its ends, without EOS and stop text.
-        token_ids: the tokens written, EOS included.
-        finish_reason: "stop" (EOS, a stop text or a complete choice) or "length".
+        text: the answer, without blanks at its ends, without end token and stop text.
+        token_ids: the tokens written, the end token included.
+        finish_reason: "stop" (an end token, a stop text or a complete choice) or "length".
         prompt_tokens: tokens given, virtual ones included.
         cut_tokens: tokens that the truncate field lost, since the prompt was longer than the cache.
     """

@@ -98,7 +98,7 @@ def next_token(
     generator: "np.random.Generator",
     *,
     seen: Sequence[int] = (),
-    blocked: int | None = None,
+    blocked: Sequence[int] = (),
     allowed: Sequence[int] | None = None,
 ) -> int:
     """The next token of a row.
@@ -108,7 +108,7 @@ def next_token(
         sampling: how to choose.
         generator: the row's own source of noise.
         seen: real tokens of the row so far, for the repetition penalty.
-        blocked: a token that may not come yet (EOS before the minimum length).
+        blocked: tokens that may not come yet (those that end an answer, before its minimum length).
         allowed: if given, the only tokens that may come; it overrides `blocked`.
     """
     scores = logits.astype(np.float32, copy=True)
@@ -119,8 +119,8 @@ def next_token(
     if allowed is not None:
         ids = np.asarray(sorted(allowed))
         return int(ids[_choose(scores[ids], sampling, generator)])
-    if blocked is not None:
-        scores[blocked] = -np.inf
+    if blocked:
+        scores[list(blocked)] = -np.inf
     return _choose(scores, sampling, generator)
 
 

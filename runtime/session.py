@@ -339,7 +339,7 @@ class _Row:
 
     def advance(self, logits: Float32, drawn: int | None) -> Event:
         """Chooses a token from the row's logits, unless it is drawn, and tells what it added."""
-        eos_id = self.prompt.renderer.rules.eos_id
+        rules = self.prompt.renderer.rules
         token_id = drawn
         if token_id is None:
             token_id = next_token(
@@ -347,18 +347,23 @@ class _Row:
                 self.request.sampling,
                 self._generator,
                 seen=self._seen,
-                blocked=eos_id if len(self.token_ids) < self.request.min_tokens else None,
+                blocked=rules.ends if len(self.token_ids) < self.request.min_tokens else (),
                 allowed=self._choices.allowed() if self._choices else None,
             )
         self.token_ids.append(token_id)
         self._seen.append(token_id)
-        if token_id == eos_id:
+        if self._choices is None:
+            complete, ends = False, token_id in rules.ends
+        else:
+            # A choice is written to its end, whatever its tokens mean elsewhere.
+            self._choices.push(token_id)
+            complete = not self._choices.allowed()
+            ends = complete and token_id == rules.eos_id
+        if ends:
             self.finished = "stop"
             return self._event(self._text.finish())
         piece = self._text.push(token_id)
-        if self._choices is not None:
-            self._choices.push(token_id)
-        if self._text.stopped or (self._choices is not None and not self._choices.allowed()):
+        if self._text.stopped or complete:
             self.finished = "stop"
         elif len(self.token_ids) >= self._limit:
             self.finished = "length"

@@ -215,7 +215,7 @@ class _Run:
         self._kept = existing_tasks(config, identity)
         tokenizer = Tokenizer.from_folder(self._folder)
 
-        rules = sequence_rules(config, decoder)
+        rules = sequence_rules(config, decoder, tokenizer)
         sources = (config.data.train, config.data.validation)
 
         def load() -> list[list[TrainingSequence]]:

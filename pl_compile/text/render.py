@@ -42,10 +42,17 @@ class SequenceRules:
     Attributes:
         bos_id: the id in front of everything, or None.
         eos_id: the id after an answer, or None.
+        end_ids: further ids that end an answer that is written.
     """
 
     bos_id: int | None = None
     eos_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end an answer that is written."""
+        return self.end_ids if self.eos_id is None else (self.eos_id, *self.end_ids)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_greedy_uses_no_noise() -> None:
 def test_logits_are_left_as_they_are() -> None:
     before = LOGITS.copy()
 
-    one(LOGITS, Sampling(0.7, repetition_penalty=1.3), seen=[0, 1, 2], blocked=3)
+    one(LOGITS, Sampling(0.7, repetition_penalty=1.3), seen=[0, 1, 2], blocked=[3])
 
     assert np.array_equal(LOGITS, before)
 
@@ -152,8 +152,8 @@ def test_a_penalty_of_one_changes_nothing() -> None:
 
 
 def test_a_blocked_token_never_comes() -> None:
-    greedy = one(LOGITS, blocked=2)
-    shares = draws(LOGITS, Sampling(temperature=1.0), 500, blocked=2)
+    greedy = one(LOGITS, blocked=[2])
+    shares = draws(LOGITS, Sampling(temperature=1.0), 500, blocked=[2])
 
     assert greedy == 3
     assert shares[2] == 0
@@ -169,7 +169,7 @@ def test_only_allowed_tokens_come() -> None:
 
 
 def test_an_allowed_token_comes_even_if_it_is_blocked() -> None:
-    assert one(LOGITS, blocked=4, allowed=[4]) == 4
+    assert one(LOGITS, blocked=[4], allowed=[4]) == 4
 
 
 def test_a_penalty_decides_among_allowed_tokens_too() -> None:
