@@ -51,8 +51,8 @@ class PeftImport:
 def import_peft(request: PeftImport) -> PromptTable:
     """Adds an adapter's prompt to a table and returns the table.
 
-    Any of the base's end tokens ends its answers, unless the request names them. PEFT puts virtual tokens before a BOS: where the adapter
-    was trained with one, the template has it as text.
+    Any of the base's end tokens ends its answers, unless the request names them. PEFT puts virtual
+    tokens before a BOS: where the adapter was trained with one, the template has it as text.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a

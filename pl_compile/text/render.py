@@ -11,6 +11,7 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,11 +25,16 @@ from pl_compile.text.tokenizer import Tokenizer
 
 
 def is_field_value(value: object) -> bool:
-    """Whether a value may fill a field: a number, or text that UTF-8 can write."""
+    """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
     if isinstance(value, str):
         # JSON can carry half of a surrogate pair; no tokenizer takes it.
         return not any("\ud800" <= character <= "\udfff" for character in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all others
+        return False
 
 
 class TooLongError(DataError):
@@ -192,7 +198,8 @@ class Renderer:
             elif not is_field_value(value):
                 problems.append(f"field '{name}' is {value!r}, expected text or a number")
             else:
-                values[name] = str(value)
+                # A text may be of a type that has a text of its own for people.
+                values[name] = value if isinstance(value, str) else str(value)
         for name in fields:
             if name not in wanted:
                 if name == self.template.answer_field:

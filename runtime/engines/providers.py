@@ -1,11 +1,13 @@
 """Execution providers of ONNX Runtime by name: which there are, and how a session gets one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pl_compile.errors import ArtifactError, RequestError, unknown_name
+from pl_compile.errors import ArtifactError, RequestError, check_all, unknown_name
+from pl_compile.runtime.plain_values import shown
 
 # Short names, and the providers whose tensors lie in a GPU's memory.
 NAMES = {
@@ -31,6 +33,26 @@ class Provider:
     name: str = "cpu"
     options: Mapping[str, str] = field(default_factory=dict)
     library: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is of a wrong type, and a device that is no number."""
+        options = self.options
+        texts = isinstance(options, Mapping) and all(
+            isinstance(text, str) for pair in options.items() for text in pair
+        )
+        library = self.library is None or isinstance(self.library, str | Path)
+        doing = "reading the provider"
+        checks = {
+            f"name {shown(self.name)}, expected its name": isinstance(self.name, str),
+            f"options {shown(options)}, expected a mapping from text to text": texts,
+            f"library {shown(self.library)}, expected a path": library,
+        }
+        check_all(RequestError, doing, checks)
+        device = options.get("device_id", "0")
+        if not re.fullmatch("[0-9]{1,6}", device):
+            raise RequestError(
+                doing, found=f"device_id={device:.80}", expected="the number of a GPU"
+            )
 
     @property
     def full_name(self) -> str:
@@ -70,12 +92,6 @@ def provider_of(name: str, pairs: tuple[str, ...] = (), library: Path | None = N
                 "reading the provider's options", found=f"'{pair}'", expected="name=value"
             )
         options[key] = value
-    if not options.get("device_id", "0").isdigit():
-        raise RequestError(
-            "reading the provider's options",
-            found=f"device_id={options['device_id']}",
-            expected="the number of a GPU",
-        )
     return Provider(name, options, library)
 
 
