@@ -74,7 +74,7 @@ class Scheme:
         return self.block or inputs
 
     def check(self, name: str, inputs: int, *, fix: str = OTHER_BLOCKS) -> None:
-        """Raises `ExportError`, with `fix` as what to do, unless blocks divide a weight's inputs."""
+        """Raises `ExportError`, which ends in `fix`, unless blocks divide a weight's inputs."""
         if inputs % self.block_of(inputs):
             raise ExportError(
                 f"quantising {name} to {self.name}",
