@@ -38,12 +38,12 @@ class Provider:
         """Refuses what is of a wrong type, and a device that is no number."""
         options = self.options
         texts = isinstance(options, Mapping) and all(
-            isinstance(text, str) for pair in options.items() for text in pair
+            _is_written(text) for pair in options.items() for text in pair
         )
         library = self.library is None or isinstance(self.library, str | Path)
         doing = "reading the provider"
         checks = {
-            f"name {shown(self.name)}, expected its name": isinstance(self.name, str),
+            f"name {shown(self.name)}, expected its name": _is_written(self.name),
             f"options {shown(options)}, expected a mapping from text to text": texts,
             f"library {shown(self.library)}, expected a path": library,
         }
@@ -68,6 +68,11 @@ class Provider:
     def device_id(self) -> int:
         """Which of the devices; only GPUs are numbered."""
         return int(self.options.get("device_id", "0")) if self.device == "cuda" else 0
+
+
+def _is_written(text: object) -> bool:
+    """Whether ONNX Runtime, which is in C++, can be given a text."""
+    return isinstance(text, str) and text.isprintable()
 
 
 CPU = Provider()
@@ -105,6 +110,7 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
 
     Raises:
         ArtifactError: it is not there, or offers no device.
+        RequestError: options for one that has none.
     """
     name, doing = provider.full_name, f"choosing the execution provider {provider.full_name}"
     if provider.library is not None:
@@ -116,6 +122,13 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
             doing,
             found="this ONNX Runtime was built without it",
             fix=f"{known} Those for NVIDIA's GPUs come with: pip install 'pl-compile[gpu]'",
+        )
+    if name == NAMES["cpu"] and provider.options:
+        raise RequestError(
+            doing,
+            found=f"options: {', '.join(provider.options)}",
+            expected="none: it would take no notice of them",
+            fix="Leave them out.",
         )
     chosen: list[Any] = [(name, dict(provider.options))] if provider.options else [name]
     return chosen if name == NAMES["cpu"] else [*chosen, NAMES["cpu"]]

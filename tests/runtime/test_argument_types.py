@@ -291,14 +291,23 @@ def test_a_failed_bundle_is_allowed_by_true_alone(bundle: Path, value: Any) -> N
 @pytest.mark.parametrize(
     "arguments",
     [
-        *((value,) for value in NO_TEXTS),
+        *((value,) for value in (*NO_TEXTS, "\0", "\ud800")),
         *(("cpu", value) for value in (None, "a=b", ["a"], {"a": 1}, {1: "a"}, {"a": None})),
+        *(("cpu", {value: value}) for value in ("a\0", "\ud800")),
         *(("cpu", {}, value) for value in (1, b"lib.so", ["lib.so"], True)),
         *(("cuda", {"device_id": value}) for value in ("", "-1", "x", "²", "1" * 5000)),
     ],
 )
 def test_a_provider_is_made_of_texts(arguments: tuple[Any, ...]) -> None:
     refused("reading the provider: ", Provider, *arguments)
+
+
+def test_options_of_which_nobody_takes_notice_are_refused(bundle: Path) -> None:
+    provider = Provider("cpu", {"intra_op_num_threads": "1"})
+
+    text = refused("choosing the execution provider", Session.open, bundle, provider=provider)
+
+    assert "options: intra_op_num_threads; expected none" in text
 
 
 def test_what_a_session_accepts_it_can_open_with(bundle: Path) -> None:
