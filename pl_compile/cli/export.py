@@ -79,7 +79,10 @@ from pl_compile.errors import ParityError, list_problems
     "are rounded to 8 bits inside products then: --evaluate measures it, none avoids it.",
 )
 @click.option(
-    "--block", type=int, help="Inputs that share a scale; 0 for one scale a channel. [default: 32]"
+    "--block",
+    type=int,
+    help="Inputs that share a scale. native-cpu takes 32 and 64, other targets more of them, and 0 "
+    "for one scale a channel. [default: 32]",
 )
 @click.option(
     "--table-bits",

@@ -191,6 +191,14 @@ class Tokenizer:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))
 
+    def token_id(self, name: str) -> int | None:
+        """The id of what the vocabulary writes so; None where it has no such token."""
+        try:
+            found: int | None = self._opening.token_to_id(name)
+        except UnicodeEncodeError:  # half of a surrogate pair, which no vocabulary can hold
+            return None
+        return found
+
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one by one."""
         return open_stream(self._opening, self._special)

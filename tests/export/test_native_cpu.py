@@ -160,6 +160,17 @@ def test_heads_that_the_kernels_do_not_take_are_refused(
     )
 
 
+def test_a_base_that_blocks_do_not_divide_is_sent_to_a_target_that_takes_others(
+    exported: Exported,
+) -> None:
+    """Not to a scale for each channel, which the kernels do not take."""
+    with pytest.raises(ExportError) as error:
+        exported(options=BuildOptions("int4", 64))
+
+    assert "96 inputs, blocks of 64; expected a block that divides" in str(error.value)
+    assert str(error.value).endswith("Use --target onnx-cpu, which takes other blocks.")
+
+
 @pytest.mark.parametrize("block", [0, 16, 128])
 def test_blocks_that_the_kernels_do_not_take_are_refused(exported: Exported, block: int) -> None:
     with pytest.raises(ExportError) as error:
