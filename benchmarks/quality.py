@@ -133,7 +133,7 @@ def train_peft(config: dict[str, Any], steps: int, folder: Path) -> tuple[Path, 
     read = build(TrainConfig, node, doing="reading the config")
     base = find_base(BASE)
     decoder, tokenizer = read_decoder_config(base), Tokenizer.from_folder(base)
-    rules = sequence_rules(read, decoder)
+    rules = sequence_rules(read, decoder, tokenizer)
     sequences = load_sequences(read, read.data.train, decoder, tokenizer, rules, SILENT)
     rows = []
     for sequence in (sequence.without_virtual() for sequence in sequences):

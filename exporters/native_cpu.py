@@ -64,7 +64,7 @@ class NativeCpuExporter(OnnxFiles):
                     expected=" or ".join(map(str, _BLOCKS)),
                     fix="Choose another --block, or --target onnx-cpu.",
                 )
-            check_blocks(config, options)
+            check_blocks(config, options, fix="Use --target onnx-cpu, which takes other blocks.")
 
     def passes(
         self,

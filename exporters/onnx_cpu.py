@@ -77,7 +77,7 @@ class OnnxCpuExporter(OnnxFiles):
             *self.prepare_passes(),
             *when(grouped, UseGroupedAttention(config.heads, config.kv_heads)),
             FuseResidualNorms(),
-            *quantize_passes(options, moments, errors),
+            *quantize_passes(options, moments, errors, signed=True),
             *when(options.quantization != "none", UseBlockKernels()),
             *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
             *when(not grouped, LinkFunctions([cached_attention_function()])),

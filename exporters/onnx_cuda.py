@@ -63,7 +63,7 @@ class OnnxCudaExporter(OnnxFiles):
     ) -> Sequence[GraphPass]:
         """See `Exporter.passes`."""
         return [
-            *quantize_passes(options, moments, errors),
+            *quantize_passes(options, moments, errors, signed=True),
             *precision_passes(options),
             *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
             LinkFunctions([cached_attention_function(sliced=False)]),

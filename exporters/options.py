@@ -10,7 +10,7 @@ from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
 from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.quantize.moments import Moments
-from pl_compile.quantize.scheme import Scheme
+from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
 from pl_compile.weights.names import TABLES, weight_shapes
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ def quantize_passes(
     errors: list[WeightError],
     *,
     native: bool = False,
+    signed: bool = False,
 ) -> Sequence[GraphPass]:
     """What rounds the weights as `options` ask for; nothing where they do not.
 
@@ -37,10 +38,11 @@ def quantize_passes(
         moments: of the calibration's activations.
         errors: gets what rounding did to each weight.
         native: whether this project's kernels read them, which take float16 scales, and offsets.
+        signed: whether the target takes scales below 0.
     """
     if options.quantization == "none":
         return ()
-    products, tables = _schemes(options, native=native)
+    products, tables = _schemes(options, native=native, signed=signed)
     return (QuantizeWeights(products, tables, moments, errors),)
 
 
@@ -66,11 +68,14 @@ def stored_as(
     return found
 
 
-def _schemes(options: BuildOptions, *, native: bool) -> tuple[Scheme, Scheme | None]:
+def _schemes(
+    options: BuildOptions, *, native: bool, signed: bool = False
+) -> tuple[Scheme, Scheme | None]:
     """Those of the layers' weights and of the tables."""
 
     def scheme(bits: Literal[4, 8]) -> Scheme:
-        return Scheme(bits, options.scale_block, offset=native and bits == 4, half=native)
+        offset = native and bits == 4
+        return Scheme(bits, options.scale_block, offset=offset, half=native, signed=signed)
 
     tables = None if options.table_bits == 0 else scheme(4 if options.table_bits == 4 else 8)
     return scheme(_BITS[options.quantization]), tables
@@ -81,11 +86,17 @@ def precision_passes(options: BuildOptions) -> Sequence[GraphPass]:
     return () if options.dtype == "float32" else (SetPrecision(options.dtype),)
 
 
-def check_blocks(config: DecoderConfig, options: BuildOptions) -> None:
-    """Raises `ExportError` unless blocks, where there are some, divide each weight's inputs."""
+def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTHER_BLOCKS) -> None:
+    """Raises `ExportError` unless blocks, where there are some, divide each weight's inputs.
+
+    Args:
+        config: of the base.
+        options: of the export.
+        fix: what to do about it.
+    """
     shapes = weight_shapes(config)
     for name, (scheme, along) in stored_as(config, options).items():
-        scheme.check(name, shapes[name][along])
+        scheme.check(name, shapes[name][along], fix=fix)
 
 
 def check_cpu(target: str, options: BuildOptions) -> None:

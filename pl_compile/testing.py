@@ -32,7 +32,7 @@ def write_tiny_base(
     tied: bool = True,
     blocks: bool = False,
     kv_heads: int = 2,
-    published: Literal["floats", "q4_1", "q8_0"] = "floats",
+    published: Literal["floats", "q4_0", "q4_1", "q8_0"] = "floats",
     tokenizer: str | None = None,
 ) -> Path:
     """A random base of a few thousand weights with its own tokenizer: a Hugging Face folder.
@@ -46,7 +46,7 @@ def write_tiny_base(
             their kernels take.
         kv_heads: key and value heads of a Llama, each with three query heads.
         published: the form of llama.cpp's that the weights of the layers were in before they became
-            the floats of this base; tables are "q8_0" in both. Needs `blocks`.
+            the floats of this base; tables are "q8_0" in all. Needs `blocks`.
         tokenizer: a `tokenizer.json` to take instead of its own; ids 1 and 2 are its BOS and EOS.
     """
     import torch
@@ -104,6 +104,12 @@ def write_tiny_base(
 def _as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
     """What llama.cpp's blocks of 32 inputs stand for: float32 `[outputs, inputs]`, as `weight`."""
     blocks = weight.reshape(len(weight), -1, 32)
+    if form == "q4_0":
+        # The weight furthest from 0, whichever its sign, has the lowest code.
+        furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(2, keepdims=True), 2)
+        scale = np.float32(np.float16(furthest / -8))
+        counted = np.clip(np.floor(blocks / scale + 8.5), 0, 15) - 8
+        return np.asarray(counted * scale, np.float32).reshape(weight.shape)
     if form == "q8_0":
         low = np.float32(0)
         step = np.abs(blocks).max(2, keepdims=True) / 127

@@ -1,11 +1,13 @@
 """What a caller asks for and what comes back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pl_compile.errors import RequestError
+from pl_compile.errors import RequestError, list_problems
+from pl_compile.runtime.plain_values import shown, whole
 from pl_compile.runtime.sampling import Sampling
+from pl_compile.text.render import is_field_value
 
 FinishReason = Literal["stop", "length"]
 
@@ -19,7 +21,7 @@ class Request:
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
             written to its end.
-        min_tokens: EOS is not written before this many tokens.
+        min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.
         constrain: whether a task with `choices` may only answer with one of them.
@@ -37,22 +39,43 @@ class Request:
     use_prompt: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses numbers and texts that cannot be honoured."""
-        doing = f"reading a request for task '{self.task}'"
-        if not 0 <= self.min_tokens <= self.max_tokens or self.max_tokens < 1:
+        """Refuses what is of a wrong type, and numbers and texts that cannot be honoured."""
+        doing = f"reading a request for task {shown(self.task)}"
+        problems = [problem for problem, holds in self._checks() if not holds]
+        if problems:
+            raise RequestError(doing, found=list_problems(problems))
+        most, least = whole(self.max_tokens), whole(self.min_tokens)
+        if most is None or least is None or not 0 <= least <= most or most < 1:
             raise RequestError(
                 doing,
-                found=f"min_tokens {self.min_tokens}, max_tokens {self.max_tokens}",
-                expected="0 <= min_tokens <= max_tokens, and max_tokens at least 1",
-            )
-        if isinstance(self.stop, str) or not isinstance(self.fields, Mapping):
-            raise RequestError(
-                doing,
-                found=f"stop {self.stop!r}, fields {type(self.fields).__name__}",
-                expected="a tuple of texts, and a mapping from name to value",
+                found=f"min_tokens {shown(self.min_tokens)}, max_tokens {shown(self.max_tokens)}",
+                expected="whole numbers, 0 <= min_tokens <= max_tokens, and max_tokens at least 1",
             )
         if "" in self.stop:
             raise RequestError(doing, found="an empty stop text", fix="Leave it out.")
+        # As they were checked, whatever becomes of the caller's objects.
+        object.__setattr__(self, "max_tokens", most)
+        object.__setattr__(self, "min_tokens", least)
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "fields", dict(self.fields))
+
+    def _checks(self) -> Iterator[tuple[str, bool]]:
+        """What would be wrong with each value that is no number, and whether it is right."""
+        yield f"task {shown(self.task)}, expected its name", isinstance(self.task, str)
+        named = isinstance(self.fields, Mapping)
+        yield f"fields {shown(self.fields)}, expected a mapping from name to value", named
+        for name, value in self.fields.items() if named else ():
+            problem = f"field {shown(name)} is {shown(value)}, expected text or a number"
+            yield problem, isinstance(name, str) and is_field_value(value)
+        texts = isinstance(self.stop, list | tuple) and all(
+            isinstance(text, str) for text in self.stop
+        )
+        yield f"stop {shown(self.stop)}, expected a tuple of texts", texts
+        sampling = isinstance(self.sampling, Sampling)
+        yield f"sampling {shown(self.sampling)}, expected a Sampling", sampling
+        for name in ("constrain", "use_prompt"):
+            value = getattr(self, name)
+            yield f"{name} {shown(value)}, expected True or False", isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -61,9 +84,9 @@ class Result:
 
     Attributes:
         task: the request's task.
-        text: the answer, without blanks at its ends, without EOS and stop text.
-        token_ids: the tokens written, EOS included.
-        finish_reason: "stop" (EOS, a stop text or a complete choice) or "length".
+        text: the answer, without blanks at its ends, without end token and stop text.
+        token_ids: the tokens written, the end token included.
+        finish_reason: "stop" (an end token, a stop text or a complete choice) or "length".
         prompt_tokens: tokens given, virtual ones included.
         cut_tokens: tokens that the truncate field lost, since the prompt was longer than the cache.
     """

@@ -5,6 +5,7 @@ A draw is the largest of logit plus Gumbel noise, the noise indexed by rank: a g
 the same noise makes the same draw.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.errors import RequestError, check_all
+from pl_compile.runtime.plain_values import finite, shown, whole
 
 Float32 = NDArray[np.float32]
+
+# Beyond these a penalty makes logits that are no numbers.
+PENALTIES = (0.001, 1000)
+
+# What the number of a graph can hold without rounding it to 0 or to infinity.
+_TEMPERATURES_IN_GRAPH = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,9 @@ class Sampling:
         temperature: 0 takes the likeliest token; above 0 logits are divided by it and drawn from.
         top_k: only the `top_k` likeliest tokens; 0 for all.
         top_p: only the likeliest tokens that together reach this probability; 1 for all.
-        repetition_penalty: 1 for none; above 1 makes tokens of prompt and answer less likely
-            (positive logits are divided by it, negative ones multiplied; arXiv:1909.05858).
+        repetition_penalty: 0.001 to 1000, 1 for none; above 1 makes tokens of prompt and answer
+            less likely (positive logits are divided by it, negative ones multiplied;
+            arXiv:1909.05858).
         seed: of the draws. A result depends on its request only, not on what ran beside it.
     """
 
@@ -36,20 +45,30 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their ranges."""
-        check_all(
-            RequestError,
-            "reading the sampling options",
-            {
-                f"temperature {self.temperature}, expected 0 or more": self.temperature >= 0,
-                f"top_k {self.top_k}, expected 0 or more": self.top_k >= 0,
-                f"top_p {self.top_p}, expected above 0 and at most 1": 0 < self.top_p <= 1,
-                f"repetition_penalty {self.repetition_penalty}, expected above 0": (
-                    self.repetition_penalty > 0
-                ),
-                f"seed {self.seed}, expected 0 or more": self.seed >= 0,
-            },
-        )
+        """Refuses what is no number, and numbers outside their ranges."""
+        numbers = {
+            "temperature": finite(self.temperature),
+            "top_k": whole(self.top_k),
+            "top_p": finite(self.top_p),
+            "repetition_penalty": finite(self.repetition_penalty),
+            "seed": whole(self.seed),
+        }
+        least, most = PENALTIES
+        expected = {
+            "temperature": ("a number, 0 or more", 0, math.inf),
+            "top_k": ("a whole number, 0 or more", 0, math.inf),
+            "top_p": ("a number above 0, at most 1", math.ulp(0), 1),
+            "repetition_penalty": (f"a number from {least} to {most}", least, most),
+            "seed": ("a whole number, 0 or more", 0, math.inf),
+        }
+        checks = {}
+        for name, (what, low, high) in expected.items():
+            number = numbers[name]
+            problem = f"{name} {shown(getattr(self, name))}, expected {what}"
+            checks[problem] = number is not None and low <= number <= high
+        check_all(RequestError, "reading the sampling options", checks)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)  # of numpy's types, Python's
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,8 @@ def draw_in_graph(
         return None
     if sampling.temperature == 0.0:
         return GREEDY
-    if not 0 < sampling.top_k <= candidates:
+    least, most = _TEMPERATURES_IN_GRAPH
+    if not (0 < sampling.top_k <= candidates and least <= sampling.temperature <= most):
         return None
     noise = _gumbel(generator, sampling.top_k).astype(np.float32)
     return Draw(sampling.temperature, sampling.top_k, sampling.top_p, noise)
@@ -98,7 +118,7 @@ def next_token(
     generator: "np.random.Generator",
     *,
     seen: Sequence[int] = (),
-    blocked: int | None = None,
+    blocked: Sequence[int] = (),
     allowed: Sequence[int] | None = None,
 ) -> int:
     """The next token of a row.
@@ -108,7 +128,7 @@ def next_token(
         sampling: how to choose.
         generator: the row's own source of noise.
         seen: real tokens of the row so far, for the repetition penalty.
-        blocked: a token that may not come yet (EOS before the minimum length).
+        blocked: tokens that may not come yet (those that end an answer, before its minimum length).
         allowed: if given, the only tokens that may come; it overrides `blocked`.
     """
     scores = logits.astype(np.float32, copy=True)
@@ -119,8 +139,8 @@ def next_token(
     if allowed is not None:
         ids = np.asarray(sorted(allowed))
         return int(ids[_choose(scores[ids], sampling, generator)])
-    if blocked is not None:
-        scores[blocked] = -np.inf
+    if blocked:
+        scores[list(blocked)] = -np.inf
     return _choose(scores, sampling, generator)
 
 

@@ -5,7 +5,8 @@ rendered, rows are stepped together, and a row leaves when it is finished. The e
 `runtime/engines/`, or anything with its face.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,18 +15,22 @@ from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.errors import ArtifactError, DataError, RequestError, unknown_name
+from pl_compile.errors import ArtifactError, DataError, RequestError, check_all, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.engines.providers import Provider
+from pl_compile.runtime.plain_values import shown, whole
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
+
+# More rows than any machine makes use of.
+_MAX_BATCH = 4096
 
 
 class Session:
@@ -64,7 +69,7 @@ class Session:
     @classmethod
     def open(
         cls,
-        bundle: Path,
+        bundle: str | Path,
         *,
         max_batch: int | None = None,
         threads: int | None = None,
@@ -75,8 +80,10 @@ class Session:
 
         Args:
             bundle: the folder that `plc export` wrote.
-            max_batch: rows that step together at most; 16, or what a plan was built for, if None.
-            threads: of the engine, or of each rank; all cores if None.
+            max_batch: rows that step together at most, up to 4096; 16, or what a plan was built
+                for, if None.
+            threads: of the engine, or of each rank, up to 64 or four times the machine's cores;
+                all cores if None.
             provider: of ONNX Runtime; that of the bundle's target if None.
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
@@ -85,12 +92,22 @@ class Session:
                 machine that this is not, or holds a folded prefix of something else.
             RankError: a rank of a divided base cannot start.
             MissingExtraError: what runs the target is not installed.
-            RequestError: `max_batch` is below 1.
+            RequestError: an argument of a wrong type or beyond its range, or more rows than there
+                is memory for.
         """
-        if max_batch is not None and max_batch < 1:
-            raise RequestError(
-                "opening a session", found=f"max_batch {max_batch}", expected="at least 1"
-            )
+        max_batch = _count("max_batch", max_batch, _MAX_BATCH)
+        # Each waits by spinning: with many more than there are cores, none gets on.
+        threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
+        problems = {
+            f"bundle {shown(bundle)}, expected a path": isinstance(bundle, str | Path),
+            f"provider {shown(provider)}, expected a Provider": (
+                provider is None or isinstance(provider, Provider)
+            ),
+            f"allow_failed_parity {shown(allow_failed_parity)}, expected True or False": (
+                isinstance(allow_failed_parity, bool)
+            ),
+        }
+        check_all(RequestError, "opening a session", problems)
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
         if manifest.parity == "failed" and not allow_failed_parity:
@@ -104,24 +121,25 @@ class Session:
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
         return cls(tokenizer, prompts, engine)
 
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
+    def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The answers to `requests`, in their order.
 
         Raises:
             RequestError: one of them cannot be served; it says which and why. None is started.
         """
+        requests = _listed(requests)
         results = {
             event.index: event.result for event in self.stream(requests) if event.result is not None
         }
         return [results[index] for index in range(len(requests))]
 
-    def stream(self, requests: Sequence[Request]) -> Generator[Event, None, None]:
+    def stream(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
         """The answers piece by piece, as they are written; pieces of several rows take turns.
 
         Raises:
             RequestError: as for `generate`, before the first event.
         """
-        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         with self._using_the_cache():
             parts = parts_that_fit(
@@ -133,7 +151,7 @@ class Session:
             for part in parts:
                 yield from self._run(rows[part])
 
-    def score(self, requests: Sequence[Request]) -> list[tuple[LabelScore, ...]]:
+    def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
 
         Exact: the product of the probabilities of a label's tokens, EOS included. The prompt is run
@@ -142,7 +160,7 @@ class Session:
         Raises:
             RequestError: one cannot be served, its task has no choices, or a label does not fit.
         """
-        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         tries = [self._trie_of(index, row) for index, row in enumerate(rows)]
         with self._using_the_cache():
             return [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
@@ -220,6 +238,8 @@ class Session:
 
     def _row(self, index: int, request: Request, *, doing: str = "") -> "_Row":
         doing = doing or f"serving request {index}"
+        if not isinstance(request, Request):
+            raise RequestError(doing, found=shown(request), expected="a Request")
         if request.task not in self.prompts:
             found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
             raise RequestError(doing, found=found, fix=fix)
@@ -315,6 +335,27 @@ def _check_finite(logits: Float32, prompts: Sequence[TaskPrompt]) -> None:
     )
 
 
+def _listed(requests: Iterable[Request]) -> list[Request]:
+    """The requests of a call, from whatever holds several of them."""
+    if not isinstance(requests, Iterable):
+        raise RequestError(
+            "reading the requests", found=shown(requests), expected="a list of Request"
+        )
+    return list(requests)
+
+
+def _count(name: str, given: object, most: int) -> int | None:
+    """An argument that counts something, or None where it is left to us."""
+    count = whole(given)
+    if given is not None and (count is None or not 1 <= count <= most):
+        raise RequestError(
+            "opening a session",
+            found=f"{name} {shown(given)}",
+            expected=f"a whole number, at least 1 and at most {most}",
+        )
+    return count
+
+
 class _Row:
     """A request under way."""
 
@@ -357,7 +398,7 @@ class _Row:
 
     def advance(self, logits: Float32, drawn: int | None) -> Event:
         """Chooses a token from the row's logits, unless it is drawn, and tells what it added."""
-        eos_id = self.prompt.renderer.rules.eos_id
+        rules = self.prompt.renderer.rules
         token_id = drawn
         if token_id is None:
             token_id = next_token(
@@ -365,18 +406,23 @@ class _Row:
                 self.request.sampling,
                 self._generator,
                 seen=self._seen,
-                blocked=eos_id if len(self.token_ids) < self.request.min_tokens else None,
+                blocked=rules.ends if len(self.token_ids) < self.request.min_tokens else (),
                 allowed=self._choices.allowed() if self._choices else None,
             )
         self.token_ids.append(token_id)
         self._seen.append(token_id)
-        if token_id == eos_id:
+        if self._choices is None:
+            complete, ends = False, token_id in rules.ends
+        else:
+            # A choice is written to its end, whatever its tokens mean elsewhere.
+            self._choices.push(token_id)
+            complete = not self._choices.allowed()
+            ends = complete and token_id == rules.eos_id
+        if ends:
             self.finished = "stop"
             return self._event(self._text.finish())
         piece = self._text.push(token_id)
-        if self._choices is not None:
-            self._choices.push(token_id)
-        if self._text.stopped or (self._choices is not None and not self._choices.allowed()):
+        if self._text.stopped or complete:
             self.finished = "stop"
         elif len(self.token_ids) >= self._limit:
             self.finished = "length"

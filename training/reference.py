@@ -1,7 +1,10 @@
-"""The reference: `transformers` itself, behind the runtime's engine face, one row at a time.
+"""The reference: `transformers` itself, one row at a time.
 
-Each row has a cache of its own and is never padded, so what comes out is the row alone: what every
-compiled bundle is compared with. Slow on purpose.
+Each row has a cache of its own and is never padded, so what comes out is the row alone. It has two
+faces: that of the runtime's engines, where ids from `vocab` on stand for rows of a prompt, so that
+a session can run on it; and `greedy`, which every compiled bundle is compared with. There no id
+stands for a row: a rendered prompt becomes embeddings here, and a bundle that mistakes an id for a
+row, or one row for another, is found out. Slow on purpose.
 """
 
 import copy
@@ -15,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pl_compile.errors import DataError
+from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.parallel import all_heads
 
@@ -69,11 +74,47 @@ class TorchEngine:
     ) -> NDArray[np.float32]:
         """One step, row by row; see `Engine.step`."""
         assert past_lengths.tolist() == [cache.get_seq_length() for cache in self._caches]
-        rows = [
-            self._row(cache, input_ids[index, : last_index[index] + 1], prompt.rows)
-            for index, (cache, prompt) in enumerate(zip(self._caches, prompts, strict=True))
-        ]
+        rows = []
+        for index, (cache, prompt) in enumerate(zip(self._caches, prompts, strict=True)):
+            ids = input_ids[index, : last_index[index] + 1]
+            virtual = ids >= self.vocab
+            token_ids, rows_at = np.where(virtual, 0, ids), np.where(virtual, ids - self.vocab, -1)
+            rows.append(self._logits(cache, token_ids, rows_at, prompt.rows))
         return np.stack(rows)
+
+    def greedy(
+        self, rendered: Rendered, prompt: _Prompt, steps: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The likeliest tokens after a prompt.
+
+        Args:
+            rendered: the prompt, all of it.
+            prompt: its task's, as it was learned: a prefix stands for all its virtual tokens.
+            steps: how many tokens it goes on for.
+
+        Returns:
+            Logits after the prompt and after each token, float32 `[steps + 1, vocab]`, and the
+            likeliest token of each, int64 `[steps + 1]`.
+
+        Raises:
+            DataError: the base has no embedding of a token.
+        """
+        if rendered.token_ids.max(initial=0) >= self.vocab:
+            raise DataError(
+                "embedding a prompt for the reference",
+                found=f"token id {rendered.token_ids.max()}",
+                expected=f"ids below {self.vocab}, which the base has embeddings of",
+                fix="Use a tokenizer that belongs to the base.",
+            )
+        if prompt.prefix_kv is not None:
+            rendered = rendered.without_virtual()
+        cache = self._cache(prompt.prefix_kv)
+        logits = [self._logits(cache, rendered.token_ids, rendered.virtual_rows, prompt.rows)]
+        for _ in range(steps):
+            token = np.asarray([logits[-1].argmax()])
+            logits.append(self._logits(cache, token, np.full_like(token, -1), prompt.rows))
+        every = np.stack(logits)
+        return every, every.argmax(axis=-1)
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Keeps and copies caches, and drops the others; see `Engine.keep`."""
@@ -105,12 +146,17 @@ class TorchEngine:
         return cache
 
     @torch.no_grad()
-    def _row(
-        self, cache: Any, ids: NDArray[np.int64], rows: NDArray[np.float32]
+    def _logits(
+        self,
+        cache: Any,
+        token_ids: NDArray[np.int64],
+        virtual_rows: NDArray[np.int64],
+        rows: NDArray[np.float32],
     ) -> NDArray[np.float32]:
+        """Runs tokens as `Rendered` has them behind a cache: float32 `[vocab]` after the last."""
         output = self._base.inside(
             lambda: self._model(
-                inputs_embeds=self._embed(torch.from_numpy(ids), torch.from_numpy(rows))[None],
+                inputs_embeds=self._embed(token_ids, virtual_rows, rows)[None],
                 cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -119,10 +165,17 @@ class TorchEngine:
         logits: NDArray[np.float32] = output.logits[0, -1].float().cpu().numpy()
         return logits
 
-    def _embed(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """What the first layer sees of ids `[seq]`: `[seq, hidden]` in the base's dtype."""
-        virtual = ids >= self.vocab
-        real = ids.masked_fill(virtual, 0).to(self._model.device)
+    def _embed(
+        self,
+        token_ids: NDArray[np.int64],
+        virtual_rows: NDArray[np.int64],
+        rows: NDArray[np.float32],
+    ) -> Tensor:
+        """What the first layer sees: `[seq, hidden]` in the base's dtype."""
+        real = torch.from_numpy(token_ids).to(self._model.device)
         embedded: Tensor = self._model.get_input_embeddings()(real)
-        embedded[virtual] = rows[ids[virtual] - self.vocab].to(embedded)
+        virtual = virtual_rows >= 0
+        embedded[torch.from_numpy(virtual)] = torch.from_numpy(rows[virtual_rows[virtual]]).to(
+            embedded
+        )
         return embedded

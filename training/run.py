@@ -220,7 +220,7 @@ class _Run:
         for note in notes_on(tokenizer, parse_templates(config.tasks).values()):
             progress.say(note)
 
-        rules = sequence_rules(config, decoder)
+        rules = sequence_rules(config, decoder, tokenizer)
         sources = (config.data.train, config.data.validation)
 
         def load() -> list[list[TrainingSequence]]:

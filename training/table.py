@@ -61,6 +61,12 @@ def trained_entries(
         if rows is None:
             rows = torch.zeros(0, hidden).numpy()
         entries[task.taskname] = TaskEntry(
-            task, rows, rules.bos_id, rules.eos_id, config.virtual_prompt_style, prefix
+            task,
+            rows,
+            rules.bos_id,
+            rules.eos_id,
+            config.virtual_prompt_style,
+            prefix,
+            rules.end_ids,
         )
     return entries

@@ -5,7 +5,8 @@
     metadata "format"       "plc.prompt-table"
     metadata "version"      "1"
     metadata "base"         JSON: {"name", "fingerprint", "hidden", "vocab"}
-    metadata "tasks"        JSON: {taskname: {"task": TaskConfig, "bos_id", "eos_id", "method"}}
+    metadata "tasks"        JSON: {taskname: {"task": TaskConfig, "bos_id", "eos_id", "method"}},
+                            and "end_ids" of a task that has some
 
 A table holds tasks of different methods and virtual-token counts; adding one leaves the bytes of
 the others as they are. Knows nothing of how the rows were trained.
@@ -75,6 +76,7 @@ class TaskRecord:
     bos_id: int | None
     eos_id: int | None
     method: str
+    end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class TaskEntry:
         method: how the prompt was made; for people only.
         prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`, the keys and values of
             positions 0 to `virtual - 1` where prefix tuning learned them; else None.
+        end_ids: further ids that end an answer, each once: bases have several, and training
+            appends the first.
     """
 
     task: TaskConfig
@@ -97,6 +101,7 @@ class TaskEntry:
     eos_id: int | None
     method: str
     prefix_kv: NDArray[np.float32] | None = None
+    end_ids: tuple[int, ...] = ()
 
     @property
     def learned(self) -> NDArray[np.float32]:
@@ -105,8 +110,10 @@ class TaskEntry:
 
     def record(self) -> dict[str, Any]:
         """All but the rows, as plain data for JSON."""
-        record = TaskRecord(self.task, self.bos_id, self.eos_id, self.method)
+        record = TaskRecord(self.task, self.bos_id, self.eos_id, self.method, self.end_ids)
         plain: dict[str, Any] = plain_from_config(record)
+        if not self.end_ids:
+            del plain["end_ids"]  # as releases before them wrote and read it
         return plain
 
 
@@ -137,16 +144,26 @@ def entry_from_record(
     except ConfigError as error:
         found = f"the template of task '{taskname}': {error.found}"
         raise ArtifactError(doing, found=found) from error
-    for key, token_id in (("bos_id", record.bos_id), ("eos_id", record.eos_id)):
+    ids = [("bos_id", record.bos_id), ("eos_id", record.eos_id)]
+    for key, token_id in [*ids, *(("end_ids", each) for each in record.end_ids)]:
         if token_id is not None and not 0 <= token_id < base.vocab:
             raise ArtifactError(
                 doing,
                 found=f"{key} {token_id} of task '{taskname}'",
                 expected=f"a token of the base: 0 to {base.vocab - 1}",
             )
+    ends = (record.eos_id, *record.end_ids)
+    if len(set(ends)) < len(ends):
+        raise ArtifactError(
+            doing,
+            found=f"end_ids {list(record.end_ids)} beside eos_id {record.eos_id} of '{taskname}'",
+            expected="each id once",
+        )
     prefix = learned if learned.ndim == 5 else None
     rows = learned if prefix is None else np.zeros((0, base.hidden), np.float32)
-    entry = TaskEntry(record.task, rows, record.bos_id, record.eos_id, record.method, prefix)
+    entry = TaskEntry(
+        record.task, rows, record.bos_id, record.eos_id, record.method, prefix, record.end_ids
+    )
     check_learned(entry, base.hidden, doing)
     return entry
 

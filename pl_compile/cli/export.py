@@ -79,7 +79,10 @@ from pl_compile.errors import ParityError, list_problems
     "are rounded to 8 bits inside products then: --evaluate measures it, none avoids it.",
 )
 @click.option(
-    "--block", type=int, help="Inputs that share a scale; 0 for one scale a channel. [default: 32]"
+    "--block",
+    type=int,
+    help="Inputs that share a scale. native-cpu takes 32 and 64, other targets more of them, and 0 "
+    "for one scale a channel. [default: 32]",
 )
 @click.option(
     "--table-bits",
@@ -201,6 +204,7 @@ def command(
     else:
         if result.parity:
             print_parity("Parity with torch", result.parity)
+            print_tokens(result.tokens)
         print_folding(result.plan)
         print_plans(result.plans)
         print_effect(result.effect)
@@ -297,6 +301,16 @@ def print_parity(title: str, results: Any) -> None:
             for result in results
         ],
     )
+
+
+def print_tokens(checks: Any) -> None:
+    """A line per task: whether its tokens are those of transformers' own tokenizer."""
+    for check in checks:
+        verdict = check.difference or (
+            f"{check.compared} of {check.tokens} as in transformers"
+            + (f"; {check.why_not}" if check.why_not else "")
+        )
+        click.echo(f"tokens of task '{check.task}': {verdict}")
 
 
 def parity_error(doing: str, results: Any, fix: str) -> ParityError:

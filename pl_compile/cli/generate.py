@@ -58,7 +58,7 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
 )
 @click.option(
     "--repetition-penalty",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=click.FloatRange(0.001, 1000),
     default=1.0,
     show_default=True,
     help="1 is off.",

@@ -36,6 +36,12 @@ def command() -> None:
 @click.option("--truncate-field", help="The field that is cut when a request is too long.")
 @click.option("--base", help="The base, by name or folder; the one that ADAPTER names if left out.")
 @click.option(
+    "--end-token",
+    "end_tokens",
+    multiple=True,
+    help="A token that ends an answer, such as '<|eot_id|>'. [default: all that the base names]",
+)
+@click.option(
     "--allow-pickle",
     is_flag=True,
     help="Read an adapter_model.bin, as weights only; needs torch.",
@@ -49,6 +55,7 @@ def peft(
     choices: tuple[str, ...],
     truncate_field: str | None,
     base: str | None,
+    end_tokens: tuple[str, ...],
     allow_pickle: bool,
     output: Path,
     as_json: bool,
@@ -68,6 +75,7 @@ def peft(
         truncate_field=truncate_field,
         base=base,
         allow_pickle=allow_pickle,
+        end_tokens=end_tokens,
     )
     table = import_peft(request, progress=TerminalProgress())
     print_written(output, table, as_json=as_json)

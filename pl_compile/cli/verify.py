@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from pl_compile.cli.export import parity_error, print_parity
+from pl_compile.cli.export import parity_error, print_parity, print_tokens
 from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
+from pl_compile.errors import ParityError, list_problems
 
 
 @click.command("verify", epilog="Example: plc verify bundle --reference smollm2-135m")
@@ -24,6 +25,7 @@ def command(bundle: Path, reference: str | None, target: str | None, as_json: bo
 
     Exit code 3 if a comparison is beyond the tolerance.
     """
+    from pl_compile.driver.tokens import token_failures
     from pl_compile.driver.verify import verify_bundle
     from pl_compile.weights.bases import find_base
 
@@ -41,5 +43,12 @@ def command(bundle: Path, reference: str | None, target: str | None, as_json: bo
             click.echo("it holds no self-tests: it was exported without parity")
         if result.parity:
             print_parity("Parity with torch", result.parity)
+            print_tokens(result.tokens)
+    if differences := token_failures(result.tokens):
+        raise ParityError(
+            f"verifying {bundle}",
+            found=list_problems(differences),
+            fix="The bundle's tokenizer is not the base's: do not serve it, export it again.",
+        )
     if not result.passed:
         raise parity_error(f"verifying {bundle}", [*result.selftests, *result.parity], "")

@@ -13,6 +13,7 @@ from pl_compile.driver.tasks import merge_into
 from pl_compile.errors import BaseModelError, ConfigError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.end_tokens import end_tokens, tokens_named
 from pl_compile.text.render import notes_on
 from pl_compile.text.template import literal_escapes, parse_template, texts_of
 from pl_compile.text.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class PeftImport:
         choices: the closed set of answers; open if empty.
         truncate_field: the field that is cut when a request is too long.
         base: name or folder of the base; the one that the adapter names if None.
+        end_tokens: the tokens that end an answer; all that the base's files name if empty.
         allow_pickle: whether an `adapter_model.bin` may be read, as weights only.
     """
 
@@ -47,14 +49,15 @@ class PeftImport:
     truncate_field: str | None = None
     base: str | None = None
     allow_pickle: bool = False
+    end_tokens: Sequence[str] = ()
 
 
 def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTable:
     """Adds an adapter's prompt to a table and returns the table.
 
-    Its answers end with the base's EOS. PEFT puts virtual tokens before a BOS: where the adapter
-    was trained with one, the template has it as text. What stands behind is tokenised as
-    transformers does it.
+    Any of the base's end tokens ends its answers, unless the request names them. PEFT puts virtual
+    tokens before a BOS: where the adapter was trained with one, the template has it as text. What
+    stands behind is tokenised as transformers does it.
 
     Args:
         request: what to bring in.
@@ -64,9 +67,10 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
             task of that name in the table, or a disk that refuses.
-        BaseModelError: there is no such base.
+        BaseModelError: there is no such base, or its files name an end token that it has not.
         DataError: the base has no row for a token of the template or of a choice.
-        ConfigError: a wrong template, or one that does not open with all virtual tokens.
+        ConfigError: a wrong template, one that does not open with all virtual tokens, or an end
+            token that the base does not have.
         FingerprintError: the table belongs to another base.
     """
     unpickle = None
@@ -87,9 +91,13 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         )
     folder = find_base(name)
     checkpoint, config = open_base(folder)
-    entry = _entry(adapter, task, config)
-    # What no session could render is not taken in.
     tokenizer = Tokenizer.from_folder(folder, vocab=config.vocab)
+    if request.end_tokens:
+        ends = tokens_named(request.end_tokens, tokenizer, config.vocab)
+    else:
+        ends = end_tokens(folder, tokenizer, config.vocab)
+    entry = _entry(adapter, task, config, ends)
+    # What no session could render is not taken in.
     template = TaskPrompt.of(entry, tokenizer).renderer.template
     for note in notes_on(tokenizer, [template]):
         progress.say(note)
@@ -128,9 +136,12 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
     return task
 
 
-def _entry(adapter: PeftAdapter, task: TaskConfig, config: DecoderConfig) -> TaskEntry:
+def _entry(
+    adapter: PeftAdapter, task: TaskConfig, config: DecoderConfig, ends: tuple[int, ...]
+) -> TaskEntry:
     learned = adapter.learned(config)
     prefix = learned if adapter.is_prefix else None
     rows = learned[:0].reshape(0, config.hidden) if adapter.is_prefix else learned
     method = f"{adapter.method} (PEFT)"
-    return TaskEntry(task, rows, None, config.eos_id, method, prefix)
+    eos_id = ends[0] if ends else None
+    return TaskEntry(task, rows, None, eos_id, method, prefix, ends[1:])

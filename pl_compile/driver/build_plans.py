@@ -170,13 +170,18 @@ def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> Non
 
 
 def _as_now(report: dict[str, Any]) -> dict[str, Any]:
-    """A report as exports write it now: older ones had no choices, and scores by way of storing."""
+    """A report as exports write it now.
+
+    Older ones had no choices, no comparison of tokens, and scores by way of storing.
+    """
     stored = report["precision"]["quantization"]
     effect = [
         row if "scores" in row else {**row, "stored": stored, "scores": row[stored]}
         for row in report["effect"]
     ]
-    return {**report, "choices": report.get("choices", {}), "effect": effect}
+    checks = {"tokens": [], **report["checks"]}
+    choices = report.get("choices", {})
+    return {**report, "choices": choices, "checks": checks, "effect": effect}
 
 
 def _described(bundle: Bundle) -> Manifest:

@@ -21,7 +21,9 @@ from pl_compile.driver.parity import (
     self_limit_of,
     selftest_arrays,
     trace,
+    trace_reference,
 )
+from pl_compile.driver.tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.task_prompt import TaskPrompt
@@ -34,6 +36,7 @@ class Checks:
 
     Attributes:
         torch: the bundle as it is served, with torch in float32; empty where that was left out.
+        tokens: of the same prompts, with those of transformers' own tokenizer.
         folded: served behind folded prefixes, with all of each prompt computed.
         alone: in mixed batches, with each row alone.
         live: whether each prompt matters.
@@ -43,6 +46,7 @@ class Checks:
     """
 
     torch: tuple[Parity, ...]
+    tokens: tuple[TokenCheck, ...]
     folded: tuple[Parity, ...]
     alone: tuple[Parity, ...]
     live: tuple[Liveness, ...]
@@ -54,7 +58,7 @@ class Checks:
         """As plain data for the report."""
         return {
             kind: [asdict(result) for result in getattr(self, kind)]
-            for kind in ("torch", "folded", "alone", "live")
+            for kind in ("torch", "tokens", "folded", "alone", "live")
         }
 
 
@@ -81,10 +85,11 @@ def check_bundle(
 
     Raises:
         ExportError: a template that leaves no room for a comparison.
+        DataError: a template with tokens that the base has no embeddings of.
         BaseModelError: torch cannot load the base.
     """
     if base is None or engine is None:
-        return Checks((), (), (), (), {}, "not measured", ())
+        return Checks((), (), (), (), (), {}, "not measured", ())
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
@@ -93,7 +98,7 @@ def check_bundle(
     )
     progress.say("loading the reference (torch)")
     reference = TorchEngine(base, capacity=engine.capacity)
-    expected = trace(reference, rows, folded=False, label="reference (torch)", progress=progress)
+    expected = trace_reference(reference, rows, progress=progress)
     del reference
     follow = expected.tokens
     mixed = trace(engine, rows, follow=follow, label="bundle", progress=progress)
@@ -107,6 +112,7 @@ def check_bundle(
     with_torch = compare(rows, expected, mixed, reference_name(), limit_of(precision))
     folded = compare(rows, whole, mixed, "the same, not folded", itself)
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
+    tokens = compare_tokens(rows, base)
     live = liveness(engine, rows, learned)
     failures = [
         f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
@@ -114,6 +120,7 @@ def check_bundle(
         for result in [*with_torch, *folded, *by_row]
         if not result.passed
     ]
+    failures += token_failures(tokens)
     failures += [
         f"the prompt of task '{result.task}' changes nothing"
         for result in live
@@ -125,6 +132,7 @@ def check_bundle(
     kept = expected if exact else trace(engine, rows)
     return Checks(
         tuple(with_torch),
+        tuple(tokens),
         tuple(folded),
         tuple(by_row),
         tuple(live),

@@ -4,9 +4,10 @@ target      `native-cpu` where its kernels run here on the processor's own integ
             take the base; else `onnx-cpu`. Never a target for a GPU: none was ever run by this
             project, so nobody knows which is faster.
 quantize    4 or 8 bits where the weights lose nothing by it, else floats. A base that was published
-            in blocks of 4 or 8 bits (llama.cpp's Q4_1, Q8_0) and made floats for its checkpoint is
-            stored as it was. Every weight is looked at, one at a time; the first that would lose
-            something settles it, which for a base that was published as floats is the very first.
+            in blocks of 4 or 8 bits (llama.cpp's Q4_0, Q4_1, Q8_0) and became floats for its
+            checkpoint is stored as it was. Every weight is looked at, one at a time; the first that
+            would lose something settles it, which for a base that was published as floats is the
+            very first.
 """
 
 import math

@@ -99,6 +99,7 @@ def _task(entry: TaskEntry) -> dict[str, Any]:
         "template": entry.task.prompt_template,
         "bos_id": entry.bos_id,
         "eos_id": entry.eos_id,
+        "end_ids": list(entry.end_ids),
         "row_norms": {
             "smallest": float(norms.min()),
             "largest": float(norms.max()),

@@ -61,6 +61,7 @@ from pl_compile.driver.lint import lint_tasks
 from pl_compile.driver.parity import Parity
 from pl_compile.driver.report_page import report_page
 from pl_compile.driver.room import check_room
+from pl_compile.driver.tokens import TokenCheck
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.passes.quantize_weights import WeightError
@@ -189,6 +190,7 @@ class ExportResult:
         tasks: in order.
         plan: what it costs, and what was folded.
         parity: one comparison with torch per task; empty where it was not measured.
+        tokens: one per task with the tokens of transformers' own tokenizer; likewise.
         passed: "passed", "failed" or "not measured".
         failures: what was beyond its limit, as sentences.
         size_bytes: of the whole bundle.
@@ -201,6 +203,7 @@ class ExportResult:
     tasks: tuple[str, ...]
     plan: ExportPlan
     parity: tuple[Parity, ...]
+    tokens: tuple[TokenCheck, ...]
     passed: str
     failures: tuple[str, ...]
     size_bytes: int
@@ -361,6 +364,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         manifest.tasks,
         source.plan,
         checks.torch,
+        checks.tokens,
         checks.passed,
         checks.failures,
         size,
@@ -643,8 +647,9 @@ def _write_selftests(staging: Path, checks: Checks) -> None:
     for name, arrays in checks.selftests.items():
         path = task_folder(staging, name) / SELFTEST_NAME
         path.write_bytes(tensor_bytes(arrays))
-    for result in checks.torch:
-        write_json(task_folder(staging, result.task) / "parity.json", asdict(result))
+    for result, tokens in zip(checks.torch, checks.tokens, strict=True):
+        record = {**asdict(result), "tokens": asdict(tokens)}
+        write_json(task_folder(staging, result.task) / "parity.json", record)
 
 
 class _Clock:

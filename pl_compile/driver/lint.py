@@ -96,7 +96,7 @@ def _lint(
         findings.append("other tasks of this bundle open with BOS, this one does not")
     if entry.bos_id is not None and entry.bos_id != config.bos_id:
         findings.append(f"it opens with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
-    if entry.eos_id is None:
+    if entry.eos_id is None and not entry.end_ids:
         findings.append("no EOS ends its answers: they end by length, stop text or choice only")
     head = len(prompt.renderer.head())
     room = contract.capacity - len(prompt.renderer.prompt(dict.fromkeys(_fields(prompt), "")))

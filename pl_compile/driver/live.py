@@ -52,15 +52,16 @@ def liveness(
 
 def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, TaskPrompt]) -> Liveness:
     prompt = row.learned
-    own = _logits(engine, row.input_ids, prompt)
-    real = row.input_ids[row.input_ids < engine.vocab]
+    ids = prompt.fed(row.rendered).input_ids(engine.vocab)
+    own = _logits(engine, ids, prompt)
+    real = row.rendered.without_virtual().token_ids
     without = _logits(engine, real, prompt.without_prefix()) if len(real) else np.zeros_like(own)
     moved = _moved(own, without)
     strangers = [_in_place_of(prompt, p) for p in learned.values() if _alike(p, prompt)]
     stranger = next((p for p in strangers if not _same(p, prompt)), None)
     other = None
     if stranger is not None:
-        changed = _logits(engine, row.input_ids, stranger)
+        changed = _logits(engine, ids, stranger)
         other = _moved(own, changed)
     return Liveness(row.task, moved, other, moved > _MOVES and (other is None or other > _MOVES))
 

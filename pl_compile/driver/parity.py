@@ -1,15 +1,18 @@
-"""Two engines on the same steps: do they compute the same?
+"""A bundle and the reference on the same prompts: do they compute the same?
 
-In: a reference engine and an engine under test, and prompts of known tasks. Out: per task the
-largest logit difference over prefill and decode, and whether the greedy tokens agree. Rows of all
-tasks run in one batch in the engine under test, so a row that is disturbed by its neighbours is
-found; and it runs them as they are served, behind their folded prefixes.
+In: the reference, an engine under test, and prompts of known tasks. Out: per task the largest logit
+difference over prefill and decode, and whether the greedy tokens agree. Rows of all tasks run in
+one batch in the engine under test, so a row that is disturbed by its neighbours is found; and it
+runs them as they are served, behind their folded prefixes.
+
+The two share the rendered prompt, and nothing behind it: the engine is given ids, some of which
+stand for virtual tokens, and the reference makes embeddings of its own. `driver/tokens.py` compares
+what the rendering itself gives.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +21,9 @@ from pl_compile.artifact.bundle import NOTHING_LOST, Precision
 from pl_compile.errors import DataError, ExportError
 from pl_compile.progress import SILENT, Bar, Progress
 from pl_compile.runtime.batch import pad_right, parts_that_fit
-from pl_compile.runtime.engines.engine import Engine, Float32, Int64, prefix_length
+from pl_compile.runtime.engines.engine import Engine, Float32, Int64, Prompt, prefix_length
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
 
 DECODE_STEPS = 16
@@ -99,26 +103,21 @@ def _wider(one: Limit, other: Limit | None) -> Limit:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """A prompt that both engines are given.
+    """A prompt that both the engine and the reference are given.
 
     Attributes:
         task: its task's name.
-        input_ids: int64 `[seq]`; ids from `vocab` on are virtual. Those of a learned prefix, which
-            no id stands for, are left out.
+        rendered: all of it, the positions of a learned prefix included.
         learned: the task's prompt as it was learned.
         served: the same as a bundle serves it: behind a folded prefix, where it has one.
+        fields: what it was rendered from; empty where that is not known.
     """
 
     task: str
-    input_ids: Int64
+    rendered: Rendered
     learned: TaskPrompt
     served: TaskPrompt
-
-    def behind(self, prompt: TaskPrompt) -> tuple[Int64, int]:
-        """The ids that are given behind a prompt's prefix, and the entries that stand before."""
-        before = prefix_length(self.learned)
-        folded = min(prefix_length(prompt) - before, len(self.input_ids) - 1)
-        return self.input_ids[folded:], before + folded
+    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -220,25 +219,70 @@ def probe_rows(
             )
         for index in range(rows_per_task):
             words = min(3 + 11 * index + 5 * number, room // 2)
+            opens, ends = _awkward_texts(tokenizer, generator) if index % 2 else ("", "")
             rendered = None
-            while rendered is None or len(rendered) > longest:  # words may take several tokens
+            while rendered is None:
                 fields = {
-                    field: tokenizer.decode(generator.integers(vocab // 2, size=words).tolist())
+                    field: opens
+                    + tokenizer.decode(generator.integers(vocab, size=words).tolist())
+                    + ends
                     for field in names
                 }
+                rendered = _rendered_within(prompt, fields, longest, last_try=not words)
                 words //= 2
-                with suppress(DataError):  # by chance, a token that the base has no row for
-                    rendered = prompt.renderer.prompt(fields)
-            given = prompt.fed(rendered)
-            if not len(given):
+                opens, ends = (opens, ends) if words else ("", "")
+            if not len(prompt.fed(rendered)):
                 raise ExportError(
                     f"comparing task '{name}' with the reference",
                     found="a template that gives no token after the prefix",
                     expected="text or a field before the answer",
                 )
-            ids = given.input_ids(vocab)
-            rows.append(ProbeRow(name, ids, prompt, prompt if served is None else served[name]))
+            as_served = prompt if served is None else served[name]
+            rows.append(ProbeRow(name, rendered, prompt, as_served, fields))
     return rows
+
+
+def _rendered_within(
+    prompt: TaskPrompt, fields: Mapping[str, str], longest: int, *, last_try: bool
+) -> Rendered | None:
+    """A prompt; None where these words are not for this base: fewer may be."""
+    try:
+        rendered = prompt.renderer.prompt(fields)
+    except DataError:  # a tokenizer may know words that the base has no embeddings of
+        if last_try:
+            raise
+        return None
+    return rendered if len(rendered) <= longest else None  # words may take several tokens
+
+
+def _awkward_texts(tokenizer: Tokenizer, generator: np.random.Generator) -> tuple[str, str]:
+    """What is easily got wrong where a field opens and where it ends.
+
+    Blanks, the text of a token that was added to the vocabulary, and characters of several bytes.
+    """
+    added = tokenizer.added_texts
+    marker = str(generator.choice(added)) if added else ""
+    return f"  {marker}é😀", " "
+
+
+class Reference(Protocol):
+    """What a bundle is compared with: `training.reference.TorchEngine`."""
+
+    def greedy(self, rendered: Rendered, prompt: Prompt, steps: int) -> tuple[Float32, Int64]:
+        """Logits after a prompt and after each of its `steps` likeliest tokens, and the tokens."""
+
+
+def trace_reference(
+    reference: Reference, rows: Sequence[ProbeRow], *, progress: Progress = SILENT
+) -> Trace:
+    """Runs prompts and `DECODE_STEPS` decode steps, each row by itself, as it was learned."""
+    traces = []
+    with progress.bar("reference (torch)", len(rows)) as bar:
+        for row in rows:
+            traces.append(reference.greedy(row.rendered, row.learned, DECODE_STEPS))
+            bar.advance()
+    logits, tokens = zip(*traces, strict=True)
+    return Trace(np.stack(logits, 1), np.stack(tokens, 1))
 
 
 def trace(
@@ -264,7 +308,10 @@ def trace(
         progress: who is told.
     """
     prompts = [row.served if folded else row.learned for row in rows]
-    given = [row.behind(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    given = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        fed = prompt.fed(row.rendered)
+        given.append((fed.input_ids(engine.vocab), len(row.rendered) - len(fed)))
     # The engine's batch may be smaller than all tasks together; rows of one part still mix tasks.
     parts = parts_that_fit(
         [len(ids) for ids, _ in given],
@@ -352,8 +399,9 @@ def selftest_arrays(
         `logits` float32 `[steps, rows, ids]`.
     """
     mine = [index for index, row in enumerate(rows) if row.task == task]
-    input_ids, lengths = pad_right([rows[index].input_ids for index in mine])
     vocab = expected.logits.shape[-1]
+    given = [rows[index].learned.fed(rows[index].rendered) for index in mine]
+    input_ids, lengths = pad_right([each.input_ids(vocab) for each in given])
     logit_ids = np.unique(np.linspace(0, vocab - 1, SELFTEST_LOGITS).astype(np.int64))
     return {
         "input_ids": input_ids,
@@ -374,10 +422,19 @@ def run_selftest(
 ) -> Parity:
     """Runs a task's stored vectors as they are served, and compares."""
     rows = [
-        ProbeRow(task, ids[:length], learned, served)
+        ProbeRow(task, _read_back(ids[:length], engine.vocab, learned), learned, served, {})
         for ids, length in zip(arrays["input_ids"], arrays["lengths"], strict=True)
     ]
     expected = Trace(arrays["logits"], arrays["tokens"])
     actual = trace(engine, rows, follow=expected.tokens)
     chosen = Trace(actual.logits[:, :, arrays["logit_ids"]], actual.tokens)
     return compare(rows, expected, chosen, "self-test vectors", limit)[0]
+
+
+def _read_back(ids: Int64, vocab: int, learned: TaskPrompt) -> Rendered:
+    """The prompt that a self-test's ids stand for; they begin behind a learned prefix."""
+    prefix = np.arange(prefix_length(learned))
+    virtual = ids >= vocab
+    token_ids = np.concatenate([prefix * 0, np.where(virtual, 0, ids)])
+    rows = np.concatenate([prefix, np.where(virtual, ids - vocab, -1)])
+    return Rendered(token_ids, rows, len(token_ids))

@@ -46,6 +46,7 @@ def report_page(report: dict[str, Any]) -> str:
         f"<p>Numbers: <span class='{verdict}'>{report['parity']}</span></p>",
         *(f"<p class='bad'>{escape(failure)}</p>" for failure in report["failures"]),
         *_comparisons(checks),
+        *_tokens(checks["tokens"]),
         *_liveness(checks["live"]),
         *_costs(report),
         *_plans(report["plans"]),
@@ -123,6 +124,25 @@ def _comparisons(checks: dict[str, Any]) -> list[str]:
             _limits(bars),
         ]
     return parts
+
+
+def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
+    """What of the compared prompts transformers' own tokenizer gives too."""
+    if not checks:
+        return []
+    rows = [
+        [
+            check["task"],
+            f"{check['compared']}/{check['tokens']}",
+            check["difference"] or check["why_not"],
+            _verdict(not check["difference"]),
+        ]
+        for check in checks
+    ]
+    return [
+        "<h2>Tokens against transformers' tokenizer</h2>",
+        _table(["task", "compared", "", ""], rows),
+    ]
 
 
 def _plans(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -63,8 +63,8 @@ def score_answers(
         table: the prompts; None for none.
         progress: who is told.
     """
-    entries = _without_prompts(config, base) if table is None else table.entries
     tokenizer = Tokenizer.from_folder(find_base(config.base), vocab=base.config.vocab)
+    entries = _without_prompts(config, base, tokenizer) if table is None else table.entries
     session = Session.of_entries(tokenizer, entries, TorchEngine(base))
     wanted = config.validation
     options = EvalOptions(
@@ -90,8 +90,10 @@ def score_answers(
     return Scores({score.task: score.with_prompt for score in scores}, predictions)
 
 
-def _without_prompts(config: TrainConfig, base: FrozenBase) -> dict[str, TaskEntry]:
-    rules = sequence_rules(config, base.config)
+def _without_prompts(
+    config: TrainConfig, base: FrozenBase, tokenizer: Tokenizer
+) -> dict[str, TaskEntry]:
+    rules = sequence_rules(config, base.config, tokenizer)
     return {
         task.taskname: TaskEntry(
             task,
@@ -99,6 +101,7 @@ def _without_prompts(config: TrainConfig, base: FrozenBase) -> dict[str, TaskEnt
             rules.bos_id,
             rules.eos_id,
             "no-prompts",
+            end_ids=rules.end_ids,
         )
         for task in config.tasks
     }

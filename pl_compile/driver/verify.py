@@ -20,7 +20,9 @@ from pl_compile.driver.parity import (
     run_selftest,
     self_limit_of,
     trace,
+    trace_reference,
 )
+from pl_compile.driver.tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
@@ -40,6 +42,7 @@ class VerifyResult:
         files: how many files had the sums of the manifest.
         selftests: one comparison per task that has vectors.
         parity: one comparison per task with torch; empty without a reference.
+        tokens: one per task with the tokens of transformers' own tokenizer; likewise.
         passed: whether every comparison passed.
     """
 
@@ -47,6 +50,7 @@ class VerifyResult:
     files: int
     selftests: tuple[Parity, ...]
     parity: tuple[Parity, ...]
+    tokens: tuple[TokenCheck, ...]
     passed: bool
 
 
@@ -91,6 +95,7 @@ def verify_bundle(
     limit = self_limit_of(precision, same_kernels=same_kernels)
     selftests = []
     parity: list[Parity] = []
+    tokens: list[TokenCheck] = []
     with checking_engine(
         bundle.base_folder, target, contract, precision.dtype, flavour=flavour
     ) as engine:
@@ -102,13 +107,16 @@ def verify_bundle(
                     selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
                 bar.advance(note=name)
         if reference is not None:
-            parity = _with_torch(bundle, engine, learned, served, tokenizer, reference, progress)
+            parity, tokens = _with_torch(
+                bundle, engine, learned, served, tokenizer, reference, progress
+            )
     return VerifyResult(
         folder,
         len(bundle.files),
         tuple(selftests),
         tuple(parity),
-        all(result.passed for result in [*selftests, *parity]),
+        tuple(tokens),
+        all(result.passed for result in [*selftests, *parity]) and not token_failures(tokens),
     )
 
 
@@ -146,7 +154,7 @@ def _with_torch(
     tokenizer: Tokenizer,
     reference: Path,
     progress: Progress,
-) -> list[Parity]:
+) -> tuple[list[Parity], list[TokenCheck]]:
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
@@ -160,8 +168,8 @@ def _with_torch(
         seed=1,  # other words than the export's, which the self-tests hold
     )
     progress.say("loading the reference (torch)")
-    torch_engine = TorchEngine(reference, capacity=contract.capacity)
-    expected = trace(torch_engine, rows, folded=False, label="reference (torch)", progress=progress)
+    expected = trace_reference(TorchEngine(reference), rows, progress=progress)
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
     limit = limit_of(bundle.manifest.precision)
-    return compare(rows, expected, actual, reference_name(), limit)
+    parity = compare(rows, expected, actual, reference_name(), limit)
+    return parity, compare_tokens(rows, reference)

@@ -3,7 +3,8 @@
 A weight is `[inputs, outputs]`. `codes * scale` stands for it, without a zero point, as TensorRT
 wants it and as ONNX's DequantizeLinear computes it; or `codes * scale + low`, where a scheme has
 offsets: then a block of weights that lie on a line of 16 steps (llama.cpp's Q4_1, which many small
-bases were published in) is kept as it is.
+bases were published in) is kept as it is. So is one whose furthest weight is the eighth step from 0
+(Q4_0), also without offsets where a scale may be below 0.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ LOSSLESS = 2e-3
 _TRIED = {4: np.linspace(0.7, 1.0, 7, dtype=np.float32), 8: np.ones(1, np.float32)}
 
 
+# What to do about blocks that do not divide a weight, where a target takes any.
+OTHER_BLOCKS = "Choose another --block, or 0 for one scale a channel."
+
+
 @dataclass(frozen=True)
 class Scheme:
     """A way to store weights.
@@ -41,12 +46,14 @@ class Scheme:
         block: how many inputs share a scale, for each output; 0 for all of them (by channel).
         offset: whether each block has an offset too.
         half: whether scales and offsets are rounded to float16.
+        signed: whether a scale may be below 0: TensorRT allows none.
     """
 
     bits: Literal[4, 8]
     block: int
     offset: bool = False
     half: bool = False
+    signed: bool = False
 
     @property
     def name(self) -> str:
@@ -66,14 +73,14 @@ class Scheme:
         """Inputs that share a scale in a weight of so many."""
         return self.block or inputs
 
-    def check(self, name: str, inputs: int) -> None:
-        """Raises `ExportError` unless blocks divide a weight's inputs."""
+    def check(self, name: str, inputs: int, *, fix: str = OTHER_BLOCKS) -> None:
+        """Raises `ExportError`, which ends in `fix`, unless blocks divide a weight's inputs."""
         if inputs % self.block_of(inputs):
             raise ExportError(
                 f"quantising {name} to {self.name}",
                 found=f"{inputs} inputs, blocks of {self.block}",
                 expected="a block that divides the inputs",
-                fix="Choose another --block, or 0 for one scale a channel.",
+                fix=fix,
             )
 
 
@@ -82,7 +89,7 @@ class Grid:
     """What the codes of some blocks stand for.
 
     Attributes:
-        scales: float32 `[blocks, outputs]`, above 0.
+        scales: float32 `[blocks, outputs]`, above 0; or below, where a scheme is signed.
         lows: offsets, float32 `[blocks, outputs]`; None where a scheme has none.
     """
 
@@ -146,9 +153,9 @@ def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
 
 
 def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
-    """`block_error` where each block's grid reaches all of its weights: one quick try.
+    """`block_error` where each block's grid reaches all of its weights: a quick try.
 
-    `round_to_nearest` tries this grid among others, so its error is never more.
+    `round_to_nearest` tries these grids among others, so its error is never more.
 
     Args:
         weight: float32 `[inputs, outputs]`.
@@ -156,7 +163,8 @@ def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
     """
     inputs, outputs = weight.shape
     blocks = weight.reshape(-1, scheme.block_of(inputs), outputs)
-    return block_error(weight, _on_grid(blocks, _grid(blocks, scheme, 1.0), scheme))
+    grids = [_grid(blocks, scheme, 1.0), *_grids_of_all_codes(blocks, scheme)]
+    return min(block_error(weight, _on_grid(blocks, grid, scheme)) for grid in grids)
 
 
 def relative_error(weight: Float32, quantized: Quantized) -> float:
@@ -192,12 +200,12 @@ def best_grid(blocks: Float32, scheme: Scheme, importance: Float32 | None = None
         importance: float32 `[blocks, block]`: how much an error of each input counts; alike if
             None.
     """
-    tried = _TRIED[scheme.bits]
-    best = _grid(blocks, scheme, tried[-1])
+    tried = [_grid(blocks, scheme, part) for part in _TRIED[scheme.bits]]
+    tried += _grids_of_all_codes(blocks, scheme)
+    best = tried[0]
     least = np.full(best.scales.shape, np.inf, np.float32)
     scales, lows = best.scales.copy(), None if best.lows is None else best.lows.copy()
-    for part in tried:
-        grid = _grid(blocks, scheme, part)
+    for grid in tried:
         for number, block in enumerate(blocks):
             off = grid.values(grid.codes(block, number, scheme), number) - block
             weighed = 1.0 if importance is None else importance[number][:, None]
@@ -223,6 +231,23 @@ def _grid(blocks: Float32, scheme: Scheme, part: float) -> Grid:
         # The middle of the codes' reach, which is half a step below 0, is put on the range's.
         lows = _stored((least + most) / 2 + scales / 2, scheme)
     return Grid(scales, lows)
+
+
+def _grids_of_all_codes(blocks: Float32, scheme: Scheme) -> list[Grid]:
+    """The grid on which the weight furthest from 0 is 8 steps away, as in llama.cpp's Q4_0.
+
+    Only the lowest code is so far from 0. Where that weight is above 0, codes count downwards; or,
+    without scales below 0, all steps are one higher; or else it is the seventh step, too short.
+    With 8 bits there is next to nothing in it.
+    """
+    if scheme.bits != 4:
+        return []
+    least, most = blocks.min(1), blocks.max(1)
+    above = most > -least
+    scales = _stored(np.maximum(np.maximum(most, -least) / 8, _LEAST_SCALE), scheme)
+    if scheme.offset:
+        return [Grid(scales, np.where(above, scales, np.float32(0)))]
+    return [Grid(np.where(above, -scales, scales) if scheme.signed else scales, None)]
 
 
 def _stored(values: Float32, scheme: Scheme) -> Float32:

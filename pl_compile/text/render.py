@@ -11,6 +11,7 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,11 +53,16 @@ def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
 
 
 def is_field_value(value: object) -> bool:
-    """Whether a value may fill a field: a number, or text that UTF-8 can write."""
+    """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
     if isinstance(value, str):
         # JSON can carry half of a surrogate pair; no tokenizer takes it.
         return not any("\ud800" <= character <= "\udfff" for character in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all others
+        return False
 
 
 class TooLongError(DataError):
@@ -70,10 +76,17 @@ class SequenceRules:
     Attributes:
         bos_id: the id in front of everything, or None.
         eos_id: the id after an answer, or None.
+        end_ids: further ids that end an answer that is written.
     """
 
     bos_id: int | None = None
     eos_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end an answer that is written."""
+        return self.end_ids if self.eos_id is None else (self.eos_id, *self.end_ids)
 
 
 @dataclass(frozen=True)
@@ -137,9 +150,9 @@ class Renderer:
     def _check_rows(self) -> None:
         """Whether what every prompt of the task holds are rows of the base."""
         doing = f"reading task '{self.template.task.taskname}'"
-        for token_id in (self.rules.bos_id, self.rules.eos_id):
-            if token_id is not None:
-                self._tokenizer.check_row(token_id, doing)
+        opens = () if self.rules.bos_id is None else (self.rules.bos_id,)
+        for token_id in (*opens, *self.rules.ends):
+            self._tokenizer.check_row(token_id, doing)
         try:
             for text, markup in _fixed_texts(self.template):
                 self._tokenizer.encode(text, opens=False, markup=markup)
@@ -238,7 +251,8 @@ class Renderer:
             elif not is_field_value(value):
                 problems.append(f"field '{name}' is {value!r}, expected text or a number")
             else:
-                values[name] = str(value)
+                # A text may be of a type that has a text of its own for people.
+                values[name] = value if isinstance(value, str) else str(value)
         for name in fields:
             if name not in wanted:
                 if name == self.template.answer_field:

@@ -183,9 +183,23 @@ class Tokenizer:
         text: str = self._opening.decode(shown, skip_special_tokens=False)
         return text
 
+    @property
+    def added_texts(self) -> list[str]:
+        """The texts of the tokens that were added to the vocabulary, special or not."""
+        tokens = self._opening.get_added_tokens_decoder()
+        return [token.content for token in tokens.values()]
+
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))
+
+    def token_id(self, name: str) -> int | None:
+        """The id of what the vocabulary writes so; None where it has no such token."""
+        try:
+            found: int | None = self._opening.token_to_id(name)
+        except UnicodeEncodeError:  # half of a surrogate pair, which no vocabulary can hold
+            return None
+        return found
 
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one by one."""

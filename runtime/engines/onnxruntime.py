@@ -129,7 +129,7 @@ class OnnxRuntimeEngine:
         self._bound = (0, 0)
         self._inputs: dict[str, Any] = {}
         self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
-        self._next_token = np.empty(max_batch, np.int64)
+        self._next_token = zeros_as_touched((max_batch,), np.int64)
 
     def start(self, prompts: Sequence[Prompt]) -> Int64:
         """Copies the prefixes into the cache; see `Engine.start`."""

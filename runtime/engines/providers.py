@@ -1,11 +1,13 @@
 """Execution providers of ONNX Runtime by name: which there are, and how a session gets one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pl_compile.errors import ArtifactError, RequestError, unknown_name
+from pl_compile.errors import ArtifactError, RequestError, check_all, unknown_name
+from pl_compile.runtime.plain_values import shown
 
 # Short names, and the providers whose tensors lie in a GPU's memory.
 NAMES = {
@@ -32,6 +34,26 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
     library: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses what is of a wrong type, and a device that is no number."""
+        options = self.options
+        texts = isinstance(options, Mapping) and all(
+            _is_written(text) for pair in options.items() for text in pair
+        )
+        library = self.library is None or isinstance(self.library, str | Path)
+        doing = "reading the provider"
+        checks = {
+            f"name {shown(self.name)}, expected its name": _is_written(self.name),
+            f"options {shown(options)}, expected a mapping from text to text": texts,
+            f"library {shown(self.library)}, expected a path": library,
+        }
+        check_all(RequestError, doing, checks)
+        device = options.get("device_id", "0")
+        if not re.fullmatch("[0-9]{1,6}", device):
+            raise RequestError(
+                doing, found=f"device_id={device:.80}", expected="the number of a GPU"
+            )
+
     @property
     def full_name(self) -> str:
         """As ONNX Runtime has it."""
@@ -46,6 +68,11 @@ class Provider:
     def device_id(self) -> int:
         """Which of the devices; only GPUs are numbered."""
         return int(self.options.get("device_id", "0")) if self.device == "cuda" else 0
+
+
+def _is_written(text: object) -> bool:
+    """Whether ONNX Runtime, which is in C++, can be given a text."""
+    return isinstance(text, str) and text.isprintable()
 
 
 CPU = Provider()
@@ -70,12 +97,6 @@ def provider_of(name: str, pairs: tuple[str, ...] = (), library: Path | None = N
                 "reading the provider's options", found=f"'{pair}'", expected="name=value"
             )
         options[key] = value
-    if not options.get("device_id", "0").isdigit():
-        raise RequestError(
-            "reading the provider's options",
-            found=f"device_id={options['device_id']}",
-            expected="the number of a GPU",
-        )
     return Provider(name, options, library)
 
 
@@ -89,6 +110,7 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
 
     Raises:
         ArtifactError: it is not there, or offers no device.
+        RequestError: options for one that has none.
     """
     name, doing = provider.full_name, f"choosing the execution provider {provider.full_name}"
     if provider.library is not None:
@@ -100,6 +122,13 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
             doing,
             found="this ONNX Runtime was built without it",
             fix=f"{known} Those for NVIDIA's GPUs come with: pip install 'pl-compile[gpu]'",
+        )
+    if name == NAMES["cpu"] and provider.options:
+        raise RequestError(
+            doing,
+            found=f"options: {', '.join(provider.options)}",
+            expected="none: it would take no notice of them",
+            fix="Leave them out.",
         )
     chosen: list[Any] = [(name, dict(provider.options))] if provider.options else [name]
     return chosen if name == NAMES["cpu"] else [*chosen, NAMES["cpu"]]

@@ -60,13 +60,14 @@ def test_tasks_of_different_lengths_and_methods_share_a_table(path: Path) -> Non
         entry("mood", 3),
         entry("squad", 11, method="p-tuning", bos_id=None),
         entry("a-1_B", 1, eos_id=None),
+        entry("turns", 2, end_ids=(396, 0)),
     )
 
     write_prompt_table(written, path)
     read = read_prompt_table(path)
 
     assert read.base == BASE
-    assert list(read.entries) == ["mood", "squad", "a-1_B"]
+    assert list(read.entries) == ["mood", "squad", "a-1_B", "turns"]
     for name, expected in written.entries.items():
         found = read.entry(name)
         assert found.rows.dtype == np.float32
@@ -398,6 +399,31 @@ def test_notes_of_a_wrong_type_are_refused(path: Path, key: str, value: object) 
     _tampered(path, mood={key: value})
 
     assert key in refusal(path)
+
+
+@pytest.mark.parametrize("value", [7, "7", [7.0], [True], ["7"], [[7]], None])
+def test_further_end_tokens_of_a_wrong_type_are_refused(path: Path, value: object) -> None:
+    _tampered(path, mood={"end_ids": value})
+
+    assert "end_ids" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [[397], [-1], [5, 2**70], [1], [5, 5]])
+def test_further_end_tokens_are_other_tokens_of_the_base(path: Path, value: object) -> None:
+    _tampered(path, mood={"end_ids": value})
+
+    text = refusal(path)
+
+    assert "end_ids" in text
+    assert "expected a token of the base: 0 to 396" in text or "expected each id once" in text
+
+
+def test_a_task_with_one_end_token_is_written_as_releases_before_read_it(path: Path) -> None:
+    write_prompt_table(table(entry("mood", 3)), path)
+
+    with safe_open(path, framework="numpy") as file:
+        record = json.loads(file.metadata()["tasks"])["mood"]
+    assert set(record) == {"task", "bos_id", "eos_id", "method"}
 
 
 def test_a_task_stored_under_another_name_is_refused_with_both(path: Path) -> None:

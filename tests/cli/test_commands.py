@@ -16,7 +16,13 @@ from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.cli.main import COMMANDS, main
 from pl_compile.driver import parity
 from pl_compile.runtime.kernels import instruction_set
-from pl_compile.testing import random_table, tiny_examples, tiny_train_config, write_jsonl
+from pl_compile.testing import (
+    random_table,
+    sign_bundle,
+    tiny_examples,
+    tiny_train_config,
+    write_jsonl,
+)
 
 
 @pytest.fixture
@@ -204,8 +210,6 @@ def test_failed_parity_is_exit_code_3_and_leaves_a_marked_bundle(
 
 
 def test_an_altered_bundle_is_refused_by_every_reader(plc: Any, work: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(work / "bundle", tmp_path / "bundle")
     data = tmp_path / "bundle/base/model.onnx.data"
     content = bytearray(data.read_bytes())
@@ -361,6 +365,24 @@ def test_a_failed_verification_does_not_claim_to_have_marked_the_bundle(
     assert code == 3
     assert "marked" not in err
     assert "Do not serve it" in err
+
+
+def test_a_bundle_with_another_tokenizer_than_its_base_is_exit_code_3(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(work / "bundle", tmp_path / "bundle")
+    spec = json.loads((bundle / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = spec["model"]["vocab"]
+    vocab["Ġ"], vocab["0"] = vocab["0"], vocab["Ġ"]
+    (bundle / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    sign_bundle(bundle)
+
+    code, out, err = plc("verify", "bundle", "--reference", work / "base")
+
+    assert code == 3
+    assert "tokens of task 'ask': the text " in out
+    assert "is rendered to tokens [" in err
+    assert "The bundle's tokenizer is not the base's: do not serve it, export it again." in err
 
 
 def test_requests_are_not_overwritten_by_their_answers(

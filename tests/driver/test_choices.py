@@ -25,13 +25,13 @@ from pl_compile.training.run import Helpers
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 from pl_compile.weights.names import load_weight
 
-Published = Literal["floats", "q4_1", "q8_0"]
+Published = Literal["floats", "q4_0", "q4_1", "q8_0"]
 Planned = Callable[..., ExportPlan]
 
 BASES: dict[str, tuple[str, Published]] = {
     f"{family}-{published}": (family, published)
     for family in ("llama", "gpt2")
-    for published in ("floats", "q4_1", "q8_0")
+    for published in ("floats", "q4_0", "q4_1", "q8_0")
 }
 
 
@@ -170,7 +170,9 @@ def test_an_unknown_target_lists_auto_among_the_known_ones(
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize(("published", "stored"), [("q4_1", "int4"), ("q8_0", "int8")])
+@pytest.mark.parametrize(
+    ("published", "stored"), [("q4_0", "int4"), ("q4_1", "int4"), ("q8_0", "int8")]
+)
 def test_a_base_is_stored_as_it_was_published(
     bases: dict[str, Path], request_for: Any, family: str, published: str, stored: str
 ) -> None:

@@ -106,7 +106,7 @@ def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
     logits = np.full((2, 1, 3), number, np.float32)
     logits[0] = 1.0
     trace = Trace(logits, logits.argmax(-1))
-    row = ProbeRow("tone", np.zeros(1, np.int64), None, None)  # type: ignore[arg-type]
+    row = ProbeRow("tone", None, None, None, {})  # type: ignore[arg-type]
 
     (result,) = compare([row], trace, trace, "itself", Limit(1e9, 0.1))
 

@@ -34,7 +34,8 @@ OPTIONS = [
 @pytest.fixture(scope="module")
 def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("native-bases")
-    return {f: write_tiny_base(root / f, f, seed=1, blocks=True) for f in ("llama", "gpt2")}
+    # Random weights with which most tokens agree in 4 bits: not all do.
+    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in ("llama", "gpt2")}
 
 
 @pytest.fixture
@@ -157,6 +158,17 @@ def test_heads_that_the_kernels_do_not_take_are_refused(
         "choosing this project's kernels: heads of 8; expected a multiple of 16. "
         "Use --target onnx-cpu."
     )
+
+
+def test_a_base_that_blocks_do_not_divide_is_sent_to_a_target_that_takes_others(
+    exported: Exported,
+) -> None:
+    """Not to a scale for each channel, which the kernels do not take."""
+    with pytest.raises(ExportError) as error:
+        exported(options=BuildOptions("int4", 64))
+
+    assert "96 inputs, blocks of 64; expected a block that divides" in str(error.value)
+    assert str(error.value).endswith("Use --target onnx-cpu, which takes other blocks.")
 
 
 @pytest.mark.parametrize("block", [0, 16, 128])

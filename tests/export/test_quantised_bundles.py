@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
@@ -103,7 +104,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     bundle = read_bundle(result.bundle)
     config = read_decoder_config(block_bases[family])
     weights = load_weights(Checkpoint(block_bases[family]), config)
-    four, eight = Scheme(4, 16), Scheme(8, 16)
+    four, eight = Scheme(4, 16, signed=True), Scheme(8, 16)
     for name, array in weights.items():
         if name == "embedding.weight":
             weights[name] = round_to_nearest(array.T, eight).dequantized().T.copy()
@@ -125,6 +126,33 @@ def test_the_kernels_compute_what_the_codes_stand_for(
         logits.append(engine.step(ids, zero, zero + 23, [prompt]).copy())
 
     assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
+
+
+@pytest.mark.parametrize(("target", "signed"), [("onnx-cpu", True), ("native-cpu", False)])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_base_that_was_published_in_blocks_of_signed_scales_loses_nothing(
+    tmp_path: Path, family: str, target: str, signed: bool
+) -> None:
+    """As llama.cpp's Q4_0: what is compiled stands for the same numbers as the floats."""
+    base = write_tiny_base(tmp_path / "base", family, blocks=True, published="q4_0")
+    table = random_table(base, tmp_path / "table.safetensors")
+    request = ExportRequest(
+        table, base, tmp_path / "bundle", target=target, options=BuildOptions("int4")
+    )
+
+    result = export_bundle(request)
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    layers = [error for error in report["weight_errors"] if error["bits"] == 4]
+    assert len(layers) >= 8
+    assert {error["largest_block_error"] for error in layers} == {0.0}
+    assert result.passed == "passed"
+    scales = [
+        tensor.numpy()
+        for name, value in ir.load(result.bundle / "base/model.onnx").graph.initializers.items()
+        if "scales" in name and (tensor := value.const_value) is not None
+    ]
+    assert any((each < 0).any() for each in scales) == signed
 
 
 def test_tables_can_stay_floats_or_take_four_bits(exported: Exported) -> None:

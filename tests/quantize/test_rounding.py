@@ -1,5 +1,7 @@
 """Weights in a few bits: how near the codes come, and what GPTQ gains over the nearest ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,6 +160,58 @@ def test_the_block_that_loses_most_counts_beside_one_of_large_weights(
 
     assert relative_error(w, quantized) < LOSSLESS  # the norm of all sees next to nothing of it
     assert lost < block_error(w, quantized) <= error_on_full_range(w, scheme)
+
+
+# As llama.cpp's Q4_0 stores it: a float16 scale for 32 weights, of either sign, and the weight
+# furthest from 0 has the code -8. Few blocks of a real base use all the others.
+Q4_0_SCALES = np.random.default_rng(2).uniform(0.001, 0.02, (2, 1, 24)).astype(np.float16)
+
+
+def q4_0(scales: np.ndarray, *, highest: int) -> np.ndarray:
+    codes = np.random.default_rng(3).integers(-7, highest + 1, (2, 32, 24))
+    codes[:, 5] = -8
+    codes[0, :, 3] = 0  # a block of zeros
+    return (codes * scales.astype(np.float32)).reshape(64, 24).astype(np.float32)
+
+
+@pytest.mark.parametrize("highest", [7, 4, 0])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(4, 32, signed=True),
+        Scheme(4, 32, signed=True, half=True),
+        Scheme(4, 32, offset=True, half=True),
+    ],
+)
+def test_weights_that_reach_the_lowest_code_stay_as_they_are(scheme: Scheme, highest: int) -> None:
+    signs = np.where(np.arange(48).reshape(2, 1, 24) % 3 == 0, 1, -1)
+    w = q4_0(Q4_0_SCALES * signs, highest=highest)
+
+    quantized = round_to_nearest(w, scheme)
+
+    assert np.array_equal(quantized.dequantized(), w)
+    assert error_on_full_range(w, scheme) == 0
+    assert quantized.codes.min() >= -8
+    assert quantized.codes.max() <= 7
+
+
+def test_a_scale_is_below_zero_only_where_the_scheme_says_so() -> None:
+    above, below = q4_0(Q4_0_SCALES, highest=4), q4_0(-Q4_0_SCALES, highest=4)
+    scheme = Scheme(4, 32)
+
+    assert np.array_equal(round_to_nearest(above, scheme).dequantized(), above)
+    assert (round_to_nearest(below, scheme).grid.scales > 0).all()
+    assert (round_to_nearest(below, replace(scheme, signed=True)).grid.scales < 0).any()
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_gptq_keeps_weights_that_reach_the_lowest_code(offset: bool) -> None:
+    w = q4_0(-Q4_0_SCALES, highest=4)
+    x = np.random.default_rng(1).normal(size=(200, 64))
+
+    found = gptq(w, Scheme(4, 32, offset=offset, half=offset, signed=not offset), x.T @ x)
+
+    assert np.abs(found.dequantized() - w).max() < 1e-6
 
 
 def test_blocks_of_zeros_lose_nothing() -> None:

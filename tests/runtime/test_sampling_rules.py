@@ -47,7 +47,7 @@ def test_greedy_uses_no_noise() -> None:
 def test_logits_are_left_as_they_are() -> None:
     before = LOGITS.copy()
 
-    one(LOGITS, Sampling(0.7, repetition_penalty=1.3), seen=[0, 1, 2], blocked=3)
+    one(LOGITS, Sampling(0.7, repetition_penalty=1.3), seen=[0, 1, 2], blocked=[3])
 
     assert np.array_equal(LOGITS, before)
 
@@ -152,8 +152,8 @@ def test_a_penalty_of_one_changes_nothing() -> None:
 
 
 def test_a_blocked_token_never_comes() -> None:
-    greedy = one(LOGITS, blocked=2)
-    shares = draws(LOGITS, Sampling(temperature=1.0), 500, blocked=2)
+    greedy = one(LOGITS, blocked=[2])
+    shares = draws(LOGITS, Sampling(temperature=1.0), 500, blocked=[2])
 
     assert greedy == 3
     assert shares[2] == 0
@@ -169,7 +169,7 @@ def test_only_allowed_tokens_come() -> None:
 
 
 def test_an_allowed_token_comes_even_if_it_is_blocked() -> None:
-    assert one(LOGITS, blocked=4, allowed=[4]) == 4
+    assert one(LOGITS, blocked=[4], allowed=[4]) == 4
 
 
 def test_a_penalty_decides_among_allowed_tokens_too() -> None:
@@ -182,13 +182,16 @@ def test_a_penalty_decides_among_allowed_tokens_too() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"temperature": -0.1}, "temperature -0.1, expected 0 or more"),
-        ({"temperature": float("nan")}, "temperature nan, expected 0 or more"),
-        ({"top_k": -1}, "top_k -1, expected 0 or more"),
-        ({"top_p": 0.0}, "top_p 0.0, expected above 0 and at most 1"),
-        ({"top_p": 1.5}, "top_p 1.5, expected above 0 and at most 1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0, expected above 0"),
-        ({"seed": -1}, "seed -1, expected 0 or more"),
+        ({"temperature": -0.1}, "temperature -0.1, expected a number, 0 or more"),
+        ({"temperature": float("nan")}, "temperature nan, expected a number, 0 or more"),
+        ({"top_k": -1}, "top_k -1, expected a whole number, 0 or more"),
+        ({"top_p": 0.0}, "top_p 0.0, expected a number above 0, at most 1"),
+        ({"top_p": 1.5}, "top_p 1.5, expected a number above 0, at most 1"),
+        (
+            {"repetition_penalty": 0.0},
+            "repetition_penalty 0.0, expected a number from 0.001 to 1000",
+        ),
+        ({"seed": -1}, "seed -1, expected a whole number, 0 or more"),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_with_the_range(
@@ -206,8 +209,8 @@ def test_all_wrong_options_stand_in_one_message() -> None:
 
     assert str(error.value).splitlines() == [
         "reading the sampling options: 2 problems:",
-        "  - temperature -1.0, expected 0 or more",
-        "  - top_p 2.0, expected above 0 and at most 1.",
+        "  - temperature -1.0, expected a number, 0 or more",
+        "  - top_p 2.0, expected a number above 0, at most 1.",
     ]
 
 
@@ -228,7 +231,7 @@ def test_a_request_for_an_impossible_length_is_refused_with_both_numbers(
 
     assert str(error.value) == (
         f"reading a request for task 'mood': min_tokens {least}, max_tokens {most}; "
-        "expected 0 <= min_tokens <= max_tokens, and max_tokens at least 1."
+        "expected whole numbers, 0 <= min_tokens <= max_tokens, and max_tokens at least 1."
     )
 
 

@@ -306,7 +306,7 @@ def test_a_bundle_that_failed_parity_is_served_only_on_demand(bundle: Path, tmp_
 
 
 def test_an_empty_batch_size_is_refused(bundle: Path) -> None:
-    with pytest.raises(RequestError, match="max_batch 0; expected at least 1"):
+    with pytest.raises(RequestError, match="max_batch 0; expected a whole number, at least 1"):
         Session.open(bundle, max_batch=0)
 
 

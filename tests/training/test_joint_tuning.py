@@ -57,8 +57,8 @@ def fingerprint(base: Path) -> str:
 def losses_of(base: Path, entries: Mapping[str, TaskEntry], config: TrainConfig) -> list[float]:
     """The validation loss of each task, from what is in the files."""
     frozen = FrozenBase(base)
-    rules = sequence_rules(config, frozen.config)
     tokenizer = Tokenizer.from_folder(base)
+    rules = sequence_rules(config, frozen.config, tokenizer)
     rows = load_sequences(config, config.data.validation, frozen.config, tokenizer, rules, SILENT)
     losses = []
     for index, task in enumerate(config.tasks):

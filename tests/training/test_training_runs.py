@@ -182,11 +182,11 @@ def test_a_table_gives_the_loss_that_was_validated(
     config = tiny_run(tmp_path / "data", tiny_bases["gpt2"])
     result = run_training(config, tmp_path / "run")
     base = FrozenBase(tiny_bases["gpt2"])
-    rules = sequence_rules(config, base.config)
     from pl_compile.progress import SILENT
     from pl_compile.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(tiny_bases["gpt2"])
+    rules = sequence_rules(config, base.config, tokenizer)
     rows = load_sequences(config, config.data.validation, base.config, tokenizer, rules, SILENT)
     entries = read_prompt_table(tmp_path / "run/prompts.safetensors").entries
     for index, task in enumerate(result.tasks):
@@ -751,3 +751,24 @@ def test_the_examples_of_the_tasks_are_counted(tiny_bases: dict[str, Path], tmp_
         (TASKS[0]["taskname"], 3, 18),
         (TASKS[1]["taskname"], 5, 12),
     ]
+
+
+@pytest.mark.parametrize("add_eos", [True, False])
+def test_a_table_records_all_end_tokens_of_its_base_where_one_is_learned(
+    tiny_bases: dict[str, Path], tmp_path: Path, add_eos: bool
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["llama"], base)
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [11, 1, 5]}), encoding="utf-8")
+    config = tiny_run(
+        tmp_path / "data",
+        base,
+        data={"add_eos": add_eos},
+        trainer={"max_steps": 1, "val_check_interval": 1},
+    )
+
+    run_training(config, tmp_path / "run")
+
+    for entry in read_prompt_table(tmp_path / "run/prompts.safetensors").entries.values():
+        assert (entry.eos_id, entry.end_ids) == ((1, (11, 5)) if add_eos else (None, ()))

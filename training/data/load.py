@@ -9,23 +9,33 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import ConfigError, DataError, TrainingError, list_problems
 from pl_compile.progress import Progress
+from pl_compile.text.end_tokens import end_tokens
 from pl_compile.text.examples import read_examples
 from pl_compile.text.render import Renderer, SequenceRules
 from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.data.cache import cached, dataset_key, datasets_folder
 from pl_compile.training.data.dataset import SkipReport, TrainingSequence, render_examples
+from pl_compile.weights.bases import find_base
 
 
-def sequence_rules(config: TrainConfig, base: DecoderConfig) -> SequenceRules:
+def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenizer) -> SequenceRules:
     """What opens and ends the run's sequences.
 
+    The first of the base's end tokens is learned; the others end an answer too. Without `add_eos`
+    none does: such answers end elsewhere.
+
     Raises:
+        BaseModelError: the base's files name an end token that it does not have.
         ConfigError: the base has no such token.
     """
+    ends: tuple[int, ...] = ()
+    if config.data.add_eos:
+        ends = end_tokens(find_base(config.base), tokenizer, base.vocab)
+    eos_id = ends[0] if ends else None
     for wanted, key, token_id in (
         (config.data.add_bos, "add_bos", base.bos_id),
-        (config.data.add_eos, "add_eos", base.eos_id),
+        (config.data.add_eos, "add_eos", eos_id),
     ):
         if wanted and token_id is None:
             raise ConfigError(
@@ -33,9 +43,7 @@ def sequence_rules(config: TrainConfig, base: DecoderConfig) -> SequenceRules:
                 found=f"true, but the base '{config.base}' names no such token",
                 fix=f"Set data.{key}: false.",
             )
-    return SequenceRules(
-        base.bos_id if config.data.add_bos else None, base.eos_id if config.data.add_eos else None
-    )
+    return SequenceRules(base.bos_id if config.data.add_bos else None, eos_id, ends[1:])
 
 
 def load_sequences(

@@ -1,0 +1,101 @@
+"""The tokens that end an answer of a base: all that its folder names.
+
+Chat models have several: one ends a text, another a turn. Which of them a base writes depends on
+what it was asked, and the files of one folder seldom name the same ones. transformers' `generate`
+takes those of `generation_config.json` where there is one, and else those of `config.json`. Here
+each token that any file names ends an answer, since none of them is ever a part of one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pl_compile.config.strict_json import parse_json
+from pl_compile.errors import BaseModelError, ConfigError
+from pl_compile.text.tokenizer import Tokenizer
+
+_KEY = "eos_token_id"
+
+
+def end_tokens(folder: Path, tokenizer: Tokenizer, vocab: int) -> tuple[int, ...]:
+    """The ids that end an answer, each once; the first is the one that training learns.
+
+    Args:
+        folder: of the base. Looked into, in this order: `config.json`, `generation_config.json`,
+            and the `eos_token` of `tokenizer_config.json`.
+        tokenizer: of the base.
+        vocab: ids it knows.
+
+    Raises:
+        BaseModelError: a file that is no JSON object, or names what is no token of the base.
+    """
+    found: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        found += _listed(_read(folder / name), vocab, f"reading {folder / name}")
+    # A tokenizer may be larger than its base, which never writes the rest.
+    named = _named(folder / "tokenizer_config.json", tokenizer)
+    if named is not None and named < vocab:
+        found.append(named)
+    return tuple(dict.fromkeys(found))
+
+
+def tokens_named(names: Sequence[str], tokenizer: Tokenizer, vocab: int) -> tuple[int, ...]:
+    """The ids of tokens that a user names, each once.
+
+    Raises:
+        ConfigError: one that is no token of the base.
+    """
+    found = []
+    for name in names:
+        token_id = tokenizer.token_id(name)
+        if token_id is None or token_id >= vocab:
+            raise ConfigError(
+                "reading the tokens that end an answer",
+                found=f"{name!r}, which is {'no' if token_id is None else 'beyond any'} token "
+                "of the base",
+                expected="a token of its tokenizer.json, such as '<|eot_id|>'",
+                fix="A text of several tokens is a stop text of a request.",
+            )
+        found.append(token_id)
+    return tuple(dict.fromkeys(found))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"reading {path}", found=str(error), expected="a JSON object"
+        ) from error
+    if not isinstance(content, dict):
+        raise BaseModelError(f"reading {path}", found="no JSON object")
+    return content
+
+
+def _listed(settings: dict[str, Any], vocab: int, doing: str) -> list[int]:
+    """The ids under `_KEY`: one or a list, or none."""
+    value = settings.get(_KEY)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(each) is int and 0 <= each < vocab for each in ids):
+        raise BaseModelError(
+            doing,
+            found=f"'{_KEY}' is {value!r:.80}",
+            expected=f"a token's id, or a list of ids: 0 to {vocab - 1}",
+            fix="Correct the file, or leave the key out.",
+        )
+    return ids
+
+
+def _named(path: Path, tokenizer: Tokenizer) -> int | None:
+    """The id of the `eos_token` of a tokenizer's settings."""
+    token = _read(path).get("eos_token")
+    # Older files write the token with its settings.
+    name = token.get("content") if isinstance(token, dict) else token
+    if name is not None and not isinstance(name, str):
+        raise BaseModelError(
+            f"reading {path}", found=f"'eos_token' is {token!r:.80}", expected="a token's text"
+        )
+    return None if name is None else tokenizer.token_id(name)

@@ -1,0 +1,36 @@
+"""Numbers that callers give, as Python's own: a type that only looks right fails much later."""
+
+import math
+import operator
+import sys
+
+import numpy as np
+
+
+def whole(value: object) -> int | None:
+    """A whole number, numpy's included; None for all else, for fractions and truth values too."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def finite(value: object) -> float | None:
+    """A number that a double can hold, numpy's included; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: in short, and whatever it is."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python writes no number that is longer
+        return f"a number of more than {sys.get_int_max_str_digits()} digits"

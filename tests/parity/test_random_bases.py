@@ -1,0 +1,350 @@
+"""Random bases with random prompts, against `transformers` alone.
+
+What the project computes is compared with a helper that shares nothing with it: the base is made
+and run by transformers, its tokens come from a tokenizer of its own, adapters are written as PEFT
+writes them, and where everything stands in a sequence is worked out here. `PLC_SEED=7` tries 30
+other bases; a failure names its seed.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HfTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig
+
+from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.bring_in import PeftImport, import_peft
+from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.runtime import Request, Result, Session
+
+SEED = int(os.environ.get("PLC_SEED", "0"))
+
+STEPS = 5
+
+# Of the largest logit: float sums in another order, over three layers at most.
+LIMIT = 1e-4
+
+# Each task's virtual tokens, and where they stand. Blanks belong to the text that follows them.
+TEMPLATES = {
+    "rows": "Text: {text} Label: {label}",
+    "middle": "Text: {text} <|VIRTUAL_PROMPT_0|> Label: {label}",
+    "prefix": "Text: {text} Label: {label}",
+}
+VIRTUAL = {"rows": 5, "middle": 3, "prefix": 4}
+
+CORPUS = (
+    "The parcel: where is it? A graph of the prefix and the cache, 12.5 % of all entries. "
+    "Text: Label: hello world, naïve cafés, 日本 😀 and <|user|> <|end|> "
+)
+ADDED = ("<|user|>", "<|end|>", "[PAD]")
+TEXTS = ("hello world", "where is it?  12,5 %", "é 😀\n日本 <|user|>hi<|end|>", "a")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base as transformers made it.
+
+    Attributes:
+        folder: the Hugging Face folder.
+        config: of it.
+        plain: its tokenizer before any token was added.
+        about: what was drawn, for a failure's message.
+    """
+
+    folder: Path
+    config: Any
+    plain: HfTokenizer
+    about: str
+
+    @property
+    def prefix_shape(self) -> tuple[int, int, int]:
+        """Layers, key heads, width of a head."""
+        config = self.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        return config.num_hidden_layers, heads, width
+
+
+# Bases
+
+
+def write_tokenizer(folder: Path, draw: np.random.Generator) -> HfTokenizer:
+    """A byte-level tokenizer with added tokens; returns it as it was without these."""
+    tokenizer = HfTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=int(draw.integers(270, 340)),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([CORPUS] * 3, trainer)
+    plain = HfTokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ADDED])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return plain
+
+
+def draw_llama(draw: np.random.Generator) -> LlamaConfig:
+    kv_heads = int(draw.integers(1, 4))
+    heads = kv_heads * int(draw.integers(1, 4))
+    head_dim = int(draw.choice([2, 6, 8, 16, 32]))
+    hidden = heads * head_dim
+    if hidden < 12 or draw.integers(2):  # norms of a few numbers alone leave nothing to compare
+        hidden = heads * int(draw.integers(-(-12 // heads), 13))
+    return LlamaConfig(
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=None if hidden == heads * head_dim else head_dim,
+        intermediate_size=int(draw.integers(5, 60)),
+        num_hidden_layers=int(draw.integers(1, 4)),
+        max_position_embeddings=int(draw.integers(80, 130)),
+        rms_norm_eps=float(draw.choice([1e-6, 1e-5, 1e-2])),
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": float(draw.choice([100.0, 10000.0, 500000.0])),
+        },
+        attention_bias=bool(draw.integers(2)),
+        mlp_bias=bool(draw.integers(2)),
+    )
+
+
+def draw_gpt2(draw: np.random.Generator) -> GPT2Config:
+    heads = int(draw.integers(2, 5))
+    return GPT2Config(
+        n_embd=heads * int(draw.choice([6, 8, 10, 16, 32])),
+        n_head=heads,
+        n_inner=int(draw.integers(5, 60)) if draw.integers(2) else None,
+        n_layer=int(draw.integers(1, 4)),
+        n_positions=int(draw.integers(80, 130)),
+        layer_norm_epsilon=float(draw.choice([1e-6, 1e-5, 1e-2])),
+    )
+
+
+def randomise(model: Any, seed: int) -> None:
+    """Numbers at which every part matters: biases are no zeros, and norms no ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))
+            elif parameter.shape[0] in (
+                model.config.vocab_size,
+                model.config.max_position_embeddings,
+            ):
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(1.2 * noise / parameter.shape[1] ** 0.5)
+
+
+def draw_base(folder: Path, number: int) -> Base:
+    draw = np.random.default_rng([SEED, number])
+    folder.mkdir()
+    plain = write_tokenizer(folder, draw)
+    config: Any = (draw_llama if number % 2 else draw_gpt2)(draw)
+    # Not every table is as long as its tokenizer: some are padded.
+    config.vocab_size = plain.get_vocab_size() + len(ADDED) + int(draw.choice([0, 1, 6, 47]))
+    config.tie_word_embeddings = bool(draw.integers(2))
+    config.bos_token_id = config.eos_token_id = plain.get_vocab_size() + ADDED.index("<|end|>")
+    model = AutoModelForCausalLM.from_config(config)
+    randomise(model, number)
+    stored = [torch.float32, torch.bfloat16, torch.float16][int(draw.integers(3))]
+    size = ["5GB", "20KB"][int(draw.integers(2))]
+    model.to(stored).save_pretrained(folder, max_shard_size=size)
+    if number % 4 == 3:  # of the Llamas, each second one as older versions wrote it
+        file = folder / "config.json"
+        plain_config = json.loads(file.read_text(encoding="utf-8"))
+        plain_config["rope_theta"] = plain_config.pop("rope_parameters")["rope_theta"]
+        file.write_text(json.dumps(plain_config), encoding="utf-8")
+    about = f"PLC_SEED={SEED}, base {number}, {stored}, files of {size}: {config}"
+    return Base(folder, config, plain, about)
+
+
+# Prompts
+
+
+def write_adapter(folder: Path, base: Base, task: str, draw: np.random.Generator) -> Floats:
+    """Numbers that a prompt might have, as PEFT writes them."""
+    layers, heads, width = base.prefix_shape
+    is_prefix = task == "prefix"
+    across = layers * 2 * heads * width if is_prefix else base.config.hidden_size
+    numbers = draw.normal(0, 0.5, (VIRTUAL[task], across)).astype(np.float32)
+    folder.mkdir()
+    save_file({"prompt_embeddings": numbers}, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "PREFIX_TUNING" if is_prefix else "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": VIRTUAL[task],
+        "token_dim": base.config.hidden_size,
+        "num_layers": layers,
+        "num_attention_heads": heads,
+        "num_transformer_submodules": 1,
+        "inference_mode": True,
+        "base_model_name_or_path": str(base.folder),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return numbers
+
+
+def write_table(
+    folder: Path, base: Base, draw: np.random.Generator
+) -> tuple[Path, dict[str, Floats]]:
+    """The table of all tasks, and each task's numbers."""
+    table = folder / "table.safetensors"
+    numbers = {}
+    for task, template in TEMPLATES.items():
+        numbers[task] = write_adapter(folder / task, base, task, draw)
+        # PEFT's virtual tokens stand at the start: those of one task are moved afterwards.
+        import_peft(
+            PeftImport(folder / task, table, task, template.replace(" <|VIRTUAL_PROMPT_0|>", ""))
+        )
+    content = read_prompt_table(table)
+    entry = content.entries["middle"]
+    moved = replace(entry, task=replace(entry.task, prompt_template=TEMPLATES["middle"]))
+    write_prompt_table(replace(content, entries={**content.entries, "middle": moved}), table)
+    return table, numbers
+
+
+# The reference
+
+
+class Reference:
+    """transformers in float32, all of a sequence anew for each token."""
+
+    def __init__(self, base: Base, numbers: dict[str, Floats]) -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            base.folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.base = base
+        self.numbers = {task: torch.from_numpy(array) for task, array in numbers.items()}
+
+    def embed(self, text: str) -> Tensor:
+        ids = self.base.plain.encode(text, add_special_tokens=False).ids
+        embedded: Tensor = self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+        return embedded
+
+    @torch.no_grad()
+    def logits(self, task: str, text: str, answer: list[int]) -> Floats:
+        """After a prompt and what was answered so far: float32 `[vocab]`."""
+        body = text.rstrip(" ")
+        blanks = text[len(body) :] + " "
+        parts = [self.embed("Text:"), self.embed(" " + body)]
+        if task == "rows":
+            parts = [self.numbers[task], *parts]
+        if task == "middle":  # blanks cannot move across virtual tokens
+            parts += [self.embed(blanks), self.numbers[task], self.embed(" Label:")]
+        else:
+            parts.append(self.embed(blanks + "Label:"))
+        parts.append(self.model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long)))
+        cache = DynamicCache(config=self.model.config)
+        if task == "prefix":
+            self.fill(cache)
+        output = self.model(inputs_embeds=torch.cat(parts)[None], cache=cache, use_cache=True)
+        last: Floats = output.logits[0, -1].numpy()
+        return last
+
+    def fill(self, cache: DynamicCache) -> None:
+        """Puts PEFT's prefix where it belongs: each layer's keys, then its values, per token."""
+        layers, heads, width = self.base.prefix_shape
+        numbers = self.numbers["prefix"].reshape(-1, layers, 2, heads, width)
+        for layer in range(layers):
+            keys, values = numbers[:, layer].permute(1, 2, 0, 3)
+            cache.update(keys[None], values[None], layer)
+
+
+# What is compared
+
+
+def recorded(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
+    """Gets the logits of each step of a session, `[rows, vocab]`."""
+    steps: list[Floats] = []
+    step: Callable[..., Floats] = session.engine.step
+
+    def listening(*arguments: Any) -> Floats:
+        logits = step(*arguments)
+        steps.append(logits.copy())
+        return logits
+
+    monkeypatch.setattr(session.engine, "step", listening)
+    return steps
+
+
+def check_row(reference: Reference, request: Request, result: Result, logits: list[Floats]) -> None:
+    text = str(request.fields["text"])
+    for step, token in enumerate(result.token_ids):
+        expected = reference.logits(request.task, text, list(result.token_ids[:step]))
+        largest = np.abs(expected).max()
+        difference = np.abs(logits[step][0] - expected).max() / largest
+        where = f"{request.task}, {text!r}, step {step}: {reference.base.about}"
+        assert difference < LIMIT, f"differs by {difference:.1e} of the largest logit: {where}"
+        expected[reference.base.config.eos_token_id] = -np.inf  # `min_tokens` keeps it away
+        assert expected[token] > expected.max() - 2 * LIMIT * largest, where
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_a_random_base_answers_as_transformers_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    base = draw_base(tmp_path / "base", number)
+    draw = np.random.default_rng([SEED, number, 1])
+    table, numbers = write_table(tmp_path, base, draw)
+    reference = Reference(base, numbers)
+    # Kernels of native-cpu take heads of a multiple of 16.
+    targets = ["onnx-cpu"] if base.prefix_shape[2] % 16 else ["onnx-cpu", "native-cpu"]
+    requests = [
+        Request(task, {"text": text}, max_tokens=STEPS, min_tokens=STEPS)
+        for task in TEMPLATES
+        for text in draw.choice(TEXTS, 2, replace=False).tolist()
+    ]
+    for target in targets:
+        export = export_bundle(
+            ExportRequest(
+                table,
+                base.folder,
+                tmp_path / target,
+                target=target,
+                prompts="baked" if draw.integers(2) else "input",
+                fold="always" if draw.integers(2) else "never",
+                options=BuildOptions("none"),
+            )
+        )
+        assert export.passed == "passed", f"{export.failures}: {base.about}"
+        session = Session.open(export.bundle, threads=1)
+        steps = recorded(session, monkeypatch)
+
+        alone = []
+        rows = []
+        for request in requests:
+            steps.clear()
+            alone += session.generate([request])
+            rows.append(list(steps))
+            check_row(reference, request, alone[-1], rows[-1])
+        steps.clear()
+        order = draw.permutation(len(requests))
+        mixed = session.generate([requests[index] for index in order])
+
+        assert mixed == [alone[index] for index in order], base.about
+        # To the last bit: each row's logits are among those of the batch.
+        for row in rows:
+            for own, batch in zip(row, steps, strict=True):
+                assert any(np.array_equal(own[0], other) for other in batch), base.about

@@ -1,0 +1,297 @@
+"""Mistakes are planted, and the comparison with torch and with transformers' tokenizer sees them.
+
+The reference shares the rendered prompt with a bundle, and no more: not how ids stand for rows. And
+the rendered prompt is itself compared with what transformers' tokenizer gives.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HfTokenizer
+
+from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
+from pl_compile.config.task import TaskConfig
+from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.parity import probe_rows
+from pl_compile.driver.tokens import TokenCheck, compare_tokens
+from pl_compile.driver.verify import verify_bundle
+from pl_compile.errors import DataError
+from pl_compile.graph.prompt import embed
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.testing import random_table, sign_bundle, write_tiny_base
+from pl_compile.text.render import Rendered, Renderer
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.reference import TorchEngine
+
+
+@pytest.fixture
+def exported(tiny_bases: dict[str, Path], tmp_path: Path) -> Callable[..., ExportResult]:
+    def export(base: Path = tiny_bases["llama"], **changes: Any) -> ExportResult:
+        table = random_table(base, tmp_path / "table.safetensors", prefix=True)
+        request = ExportRequest(table, base, tmp_path / "bundle", target="onnx-cpu", **changes)
+        return export_bundle(request)
+
+    return export
+
+
+@pytest.mark.parametrize("fold", ["always", "never"])
+def test_ids_that_stand_for_the_wrong_rows(
+    exported: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch, fold: str
+) -> None:
+    def turned(self: Rendered, vocab: int) -> np.ndarray:
+        last = self.virtual_rows.max(initial=0)
+        return np.where(self.virtual_rows >= 0, vocab + last - self.virtual_rows, self.token_ids)
+
+    monkeypatch.setattr(Rendered, "input_ids", turned)
+
+    result = exported(fold=fold, tasks=("tone", "ask"))
+
+    assert [parity.passed for parity in result.parity] == [False, False]
+
+
+def test_a_graph_that_gathers_the_next_row(
+    exported: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off_by_one(g: Any, input_ids: Any, contract: Any, baked: Any) -> Any:
+        return embed(g, input_ids, replace(contract, vocab=contract.vocab + 1), baked)
+
+    monkeypatch.setattr("pl_compile.graph.decoder.embed", off_by_one)
+
+    result = exported()
+
+    # The third task's prompt is a prefix: no id stands for a row of it.
+    assert [parity.passed for parity in result.parity] == [False, False, True]
+
+
+def test_an_id_that_the_base_does_not_know_is_no_row_for_the_reference(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    table = read_prompt_table(random_table(tiny_bases["llama"], tmp_path / "table.safetensors"))
+    engine = TorchEngine(tiny_bases["llama"])
+    tokenizer = Tokenizer.from_folder(tiny_bases["llama"])
+    prompt = TaskPrompt.of(table.entry("tone"), tokenizer)
+    beyond = Rendered(np.asarray([5, engine.vocab + 1]), np.asarray([-1, -1]), 2)
+
+    with pytest.raises(DataError) as caught:
+        engine.greedy(beyond, prompt, 1)
+
+    assert f"token id {engine.vocab + 1}; expected ids below {engine.vocab}" in str(caught.value)
+
+
+def test_words_that_the_base_does_not_know_are_no_probes(
+    exported: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = Renderer.prompt
+
+    def strict(self: Renderer, fields: Any, **limits: Any) -> Rendered:
+        rendered = prompt(self, fields, **limits)
+        if len(rendered) > len(prompt(self, dict.fromkeys(fields, ""))) + 5:
+            raise DataError("rendering", found="a token that the base does not know")
+        return rendered
+
+    monkeypatch.setattr(Renderer, "prompt", strict)
+
+    assert exported(tasks=("tone",)).passed == "passed"
+
+
+def test_tokens_are_compared_with_those_of_transformers(
+    exported: Callable[..., ExportResult],
+) -> None:
+    result = exported()
+
+    assert [check.task for check in result.tokens] == ["tone", "ask", "order"]
+    assert all(check.compared == check.tokens > 40 for check in result.tokens)
+    assert {check.why_not + check.difference for check in result.tokens} == {""}
+    record = json.loads((result.bundle / "tasks" / "ask" / "parity.json").read_text("utf-8"))
+    assert record["tokens"]["compared"] == record["tokens"]["tokens"]
+
+
+def _as_markup(text: str, data: bool) -> tuple[str, bool]:
+    return text, False
+
+
+def _without_blanks(text: str, data: bool) -> tuple[str, bool]:
+    return text.lstrip(" "), data
+
+
+def _in_ascii(text: str, data: bool) -> tuple[str, bool]:
+    return text.encode("ascii", "replace").decode(), data
+
+
+@pytest.mark.parametrize("mistake", [_as_markup, _without_blanks, _in_ascii])
+def test_a_prompt_that_is_rendered_otherwise(
+    exported: Callable[..., ExportResult],
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: Callable[[str, bool], tuple[str, bool]],
+) -> None:
+    encode = Tokenizer.encode
+
+    def planted(self: Tokenizer, text: str, *, opens: bool, markup: bool) -> list[int]:
+        text, is_data = mistake(text, not markup)
+        return encode(self, text, opens=opens, markup=not is_data)
+
+    monkeypatch.setattr(Tokenizer, "encode", planted)
+
+    result = exported(tasks=("ask",))
+
+    assert result.passed == "failed"
+    # Both sides of the other comparison are given the same wrong prompt: it sees nothing.
+    assert [parity.passed for parity in result.parity] == [True]
+    assert "task 'ask': the text " in result.failures[0]
+    assert "where transformers " in result.failures[0]
+
+
+def test_a_tokenizer_that_is_not_the_base_s(
+    exported: Callable[..., ExportResult], tiny_bases: dict[str, Path]
+) -> None:
+    bundle = exported().bundle
+    spec = json.loads((bundle / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = spec["model"]["vocab"]
+    vocab["Ġ"], vocab["0"] = vocab["0"], vocab["Ġ"]  # in no template and in no label
+    (bundle / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    sign_bundle(bundle)
+
+    result = verify_bundle(bundle, tiny_bases["llama"])
+
+    assert not result.passed
+    assert all(parity.passed for parity in result.parity)
+    assert f"[{vocab['Ġ']}, " in "".join(check.difference for check in result.tokens)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        json.dumps({"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}),
+        json.dumps({"tokenizer_class": "CTRLTokenizer"}),
+    ],
+    ids=["no JSON", "no object", "code of its own", "no fast tokenizer"],
+)
+def test_a_base_without_a_tokenizer_for_transformers_is_compared_all_the_same(
+    exported: Callable[..., ExportResult], tmp_path: Path, config: str
+) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    (base / "tokenizer_config.json").write_text(config, encoding="utf-8")
+
+    result = exported(base, tasks=("tone",))
+
+    assert result.passed == "passed"
+    (check,) = result.tokens
+    assert check.compared == 0
+    assert check.why_not.startswith("transformers makes no tokenizer of the base (")
+    assert "\n" not in check.why_not
+
+
+def _write_sentencepiece_like(folder: Path, style: str) -> None:
+    """A tokenizer that puts a blank before whatever it is given, in the place of a base's."""
+    tokenizer = HfTokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = [AddedToken("<unk>", special=True), AddedToken("</s>", special=True)]
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(
+        ["the parcel in a place: sentiment becomes Q who was it"], trainer
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    if style == "prepend":
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=style, split=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _token_check(base: Path, template: str, **changes: Any) -> TokenCheck:
+    """Of a task with this template."""
+    task = TaskConfig("task", template, 3, **changes)
+    entry = TaskEntry(task, np.zeros((3, 24), np.float32), 0, None, "random")
+    tokenizer = Tokenizer.from_folder(base)
+    prompts = {"task": TaskPrompt.of(entry, tokenizer)}
+    rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
+    (check,) = compare_tokens(rows, base)
+    return check
+
+
+_TEMPLATES = (
+    "<|VIRTUAL_PROMPT_0|> {sentence} sentiment:{label}",
+    "Q: {question} <|VIRTUAL_PROMPT_0|> in {place}: {answer}",
+    " the  {question}{place}the <|VIRTUAL_PROMPT_0|>{answer}",
+    "{question} \n\n{question}<|VIRTUAL_PROMPT_0|>\tA {question}  {answer}",
+)
+
+
+@pytest.mark.parametrize("whitespace", ["keep", "nemo"])
+@pytest.mark.parametrize("style", ["byte level", "always", "first", "prepend"])
+def test_every_token_of_a_prompt_is_compared(tmp_path: Path, style: str, whitespace: str) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    if style != "byte level":
+        _write_sentencepiece_like(base, style)
+
+    checks = [_token_check(base, template, whitespace=whitespace) for template in _TEMPLATES]
+
+    assert {check.difference + check.why_not for check in checks} == {""}
+    assert all(check.compared == check.tokens for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("template", "unknown"),
+    [
+        ("the </s>{sentence}<|VIRTUAL_PROMPT_0|>{label}", ""),
+        ("the {sentence}</s> so:<|VIRTUAL_PROMPT_0|>{label}", "the text ' </s> so:'"),
+    ],
+)
+def test_what_transformers_cannot_say_is_left_out_and_said(
+    tmp_path: Path, template: str, unknown: str
+) -> None:
+    """Of tokenizers that put blanks, each kind has its own rule for one behind an added token."""
+    base = write_tiny_base(tmp_path / "base", "llama")
+    _write_sentencepiece_like(base, "prepend")
+
+    check = _token_check(base, template)
+
+    assert not check.difference
+    assert 0 < check.compared < check.tokens
+    assert f"cannot say what {unknown}" in check.why_not
+
+
+def test_a_blank_that_is_put_before_text_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    _write_sentencepiece_like(base, "prepend")
+    encode = Tokenizer.encode
+
+    def opening(self: Tokenizer, text: str, *, opens: bool, markup: bool) -> list[int]:
+        return encode(self, text, opens=True, markup=markup)
+
+    monkeypatch.setattr(Tokenizer, "encode", opening)
+
+    assert "is rendered to tokens" in _token_check(base, _TEMPLATES[1]).difference
+
+
+def test_probes_hold_what_is_easily_got_wrong(tiny_bases: dict[str, Path]) -> None:
+    tokenizer = Tokenizer.from_folder(tiny_bases["llama"])
+    entry = TaskEntry(
+        TaskConfig("task", _TEMPLATES[1], 3), np.zeros((3, 24), np.float32), 0, None, ""
+    )
+    prompts = {"task": TaskPrompt.of(entry, tokenizer)}
+
+    rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
+
+    assert tokenizer.added_texts == ["<|start|>", "<|end|>"]
+    for name in ("question", "place"):
+        texts = [row.fields[name] for row in rows]
+        assert any(text.startswith(" ") and text.endswith(" ") for text in texts)
+        assert any("<|start|>" in text or "<|end|>" in text for text in texts)
+        assert any("é" in text and "😀" in text for text in texts)
+        assert any(text == text.strip(" ") for text in texts)
+    ids = np.concatenate([row.rendered.token_ids for row in rows])
+    assert ids.max() > 380

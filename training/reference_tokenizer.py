@@ -1,0 +1,215 @@
+"""The reference's tokens: a prompt as `transformers`' own tokenizer has it.
+
+In: a template and what fills its fields. Out: its pieces, each with its tokens. The rules of
+`docs/templates.md` are followed here a second time, on purpose, so that a mistake of the renderer,
+or of what a bundle says its tokenizer is, does not stand on both sides of a comparison.
+
+A tokenizer that puts a blank before whatever it is given (SentencePiece's way) has no switch for
+that in `transformers`. Of a text that goes on, the blank is taken away before the model sees it;
+where that is not the same as if it had never been there, the piece is not known.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pl_compile.errors import BaseModelError
+from pl_compile.text.template import Field, Template, Virtual
+
+# How a blank is written by SentencePiece, and by a byte-level tokenizer.
+_SENTENCEPIECE, _BYTE_LEVEL = "▁", "Ġ"
+
+# How much of a text a message shows.
+_SHOWN_TEXT = 60
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt that is tokenised by itself.
+
+    Attributes:
+        name: what to call it in a message, with its text.
+        tokens: pairs of a token's id and -1, or of 0 and the row of a virtual token; None where
+            `transformers` has no way to say it.
+    """
+
+    name: str
+    tokens: tuple[tuple[int, int], ...] | None
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A part of a prompt before it is tokenised; `is_data` where a field filled it."""
+
+    text: str
+    is_data: bool
+
+
+class ReferenceTokenizer:
+    """The tokenizer that `transformers` makes of a base's folder.
+
+    Args:
+        folder: a Hugging Face folder.
+
+    Raises:
+        BaseModelError: `transformers` makes none, or one without rules of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        self.name = f"transformers {version('transformers')}"
+        with _errors_of_strangers(f"loading the tokenizer of {folder}"):
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            self._backend: Any = self._tokenizer.backend_tokenizer
+            self._added = set(self._tokenizer.get_added_vocab().values())
+            first = self._words("a")[0]
+            self._marker = first[0] if first.startswith((_SENTENCEPIECE, _BYTE_LEVEL)) else ""
+            self._puts_always = self._words(" a")[0].startswith(2 * _SENTENCEPIECE)
+
+    def pieces(
+        self, template: Template, fields: Mapping[str, str], bos_id: int | None
+    ) -> list[Piece]:
+        """A prompt, up to its answer.
+
+        Args:
+            template: of its task.
+            fields: a text for each input field.
+            bos_id: what comes before everything, if anything does.
+
+        Raises:
+            BaseModelError: the tokenizer fails.
+        """
+        with _errors_of_strangers("tokenising a prompt with transformers"):
+            return self._pieces(template, fields, bos_id)
+
+    def _pieces(
+        self, template: Template, fields: Mapping[str, str], bos_id: int | None
+    ) -> list[Piece]:
+        pieces = [] if bos_id is None else [Piece("BOS", ((bos_id, -1),))]
+        opens, behind_markup = True, False
+        # Other modes let what stands before a piece change its tokens.
+        is_by_itself = template.task.whitespace in ("keep", "nemo")
+        for part in _parts(template, fields):
+            if isinstance(part, Virtual):
+                rows = range(part.start, part.start + part.count)
+                name = f"the row of virtual tokens from {part.start} on"
+                pieces.append(Piece(name, tuple((0, row) for row in rows)))
+                continue
+            ids = self._ids(part, goes_on=self._marker != "" and not opens)
+            if behind_markup and (self._marker or not is_by_itself):
+                ids = None  # each kind of tokenizer has its own rule for the blank there
+            tokens = None if ids is None else tuple((token, -1) for token in ids)
+            pieces.append(Piece(f"the text {_shown(part.text)}", tokens))
+            opens = opens and not part.text.strip(" ")
+            behind_markup = not part.is_data and self._ends_in_markup(part.text)
+        return pieces
+
+    def _ids(self, part: _Text, *, goes_on: bool) -> list[int] | None:
+        """The ids of a text, without the blank before it where it goes on; None where unknown."""
+        if part.is_data or not self._has_markup(part.text):
+            return self._ids_of_data(part.text, goes_on=goes_on)
+        # Some put a blank behind each added token too.
+        return None if goes_on else self._ids_of_text(part.text)
+
+    def _ids_of_text(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=False, verbose=False
+        )["input_ids"]
+        return ids
+
+    def _has_markup(self, text: str) -> bool:
+        """Whether an added token is found in a text; unknown ones the model itself may give."""
+        return self._ids_of_text(text) != self._ids_of_data(text, goes_on=False)
+
+    def _ends_in_markup(self, text: str) -> bool:
+        return self._has_markup(text) and not self._added.isdisjoint(self._ids_of_text(text)[-1:])
+
+    def _ids_of_data(self, text: str, *, goes_on: bool) -> list[int] | None:
+        """The same, as if no token had been added to the vocabulary: data is never markup.
+
+        Args:
+            text: of the data.
+            goes_on: whether the blank that was put before it is taken away.
+        """
+        words = self._words(text)
+        if goes_on and (self._puts_always or not text.startswith(" ")):
+            if self._marker == _BYTE_LEVEL and not text[:1].isalpha():
+                return None  # the blank may have changed where the first word ends
+            words[0] = words[0].removeprefix(self._marker)
+        return [token.id for word in words for token in self._backend.model.tokenize(word)]
+
+    def _words(self, text: str) -> list[str]:
+        """What the model is given of a text: normalised, and in parts."""
+        if self._backend.normalizer is not None:
+            text = self._backend.normalizer.normalize_str(text)
+        if self._backend.pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@contextmanager
+def _errors_of_strangers(doing: str) -> Iterator[None]:
+    """What is wrong with a folder is raised as errors of all kinds, bare `Exception` among them."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise BaseModelError(doing, found=f"{type(error).__name__}: {reason}") from error
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_TEXT else text[:_SHOWN_TEXT] + "…")
+
+
+def _parts(template: Template, fields: Mapping[str, str]) -> list[Virtual | _Text]:
+    """What stands before the answer, each blank where it belongs."""
+    task = template.task
+    parts: list[Virtual | _Text] = []
+    for segment in template.segments:
+        if isinstance(segment, Field) and segment.name == template.answer_field:
+            break
+        if isinstance(segment, Virtual):
+            parts.append(segment)
+        elif isinstance(segment, Field):
+            parts.append(_Text(str(fields[segment.name]), is_data=True))
+        else:
+            parts.append(_Text(segment.text, is_data=False))
+    if task.whitespace == "nemo":
+        parts = [_without_white_space_at_virtual(parts, index) for index in range(len(parts))]
+    return _blanks_moved(parts, keep_at_virtual=task.whitespace != "nemo")
+
+
+def _without_white_space_at_virtual(parts: list[Virtual | _Text], index: int) -> Virtual | _Text:
+    part = parts[index]
+    if isinstance(part, Virtual):
+        return part
+    if index > 0 and isinstance(parts[index - 1], Virtual):
+        part = replace(part, text=part.text.lstrip())
+    if index + 1 < len(parts) and isinstance(parts[index + 1], Virtual):
+        part = replace(part, text=part.text.rstrip())
+    return part
+
+
+def _blanks_moved(parts: list[Virtual | _Text], *, keep_at_virtual: bool) -> list[Virtual | _Text]:
+    """Blanks that end a text belong to the next one; those before virtual tokens stay there."""
+    moved: list[Virtual | _Text] = []
+    blanks = ""
+    for part in parts:
+        if isinstance(part, Virtual):
+            moved += [_Text(blanks, is_data=True)] if blanks and keep_at_virtual else []
+            moved.append(part)
+            blanks = ""
+            continue
+        text = blanks + part.text
+        text = text if moved else text.lstrip(" ")  # those that open the prompt are dropped
+        body = text.rstrip(" ")
+        blanks = text[len(body) :]
+        if body:
+            moved.append(replace(part, text=body))
+    return moved
