@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TRAINS := $(VENV)/.trains
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types contract unit format install clean bench
+.PHONY: quickstart test lint types contract unit format install clean bench fuzz
 
 quickstart: $(TRAINS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart/run.sh quickstart
@@ -33,6 +33,11 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/make_bundles.py build/bench
 	$(BIN)/python benchmarks/inference.py plc:int4=build/bench/int4 plc:int8=build/bench/int8 \
 		plc:float=build/bench/none $(PEERS) --json
+
+# FUZZ="--atheris test_bundles" chooses how and what: tests/fuzz/deep.py.
+MINUTES ?= 5
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/deep.py --minutes $(MINUTES) $(FUZZ)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -337,11 +337,13 @@ def _check_finite(logits: Float32, prompts: Sequence[TaskPrompt]) -> None:
 
 def _listed(requests: Iterable[Request]) -> list[Request]:
     """The requests of a call, from whatever holds several of them."""
-    if not isinstance(requests, Iterable):
+    try:
+        waiting = iter(requests)  # some types only look as if they could be gone through
+    except TypeError:
         raise RequestError(
             "reading the requests", found=shown(requests), expected="a list of Request"
-        )
-    return list(requests)
+        ) from None
+    return list(waiting)
 
 
 def _count(name: str, given: object, most: int) -> int | None:

@@ -31,7 +31,10 @@ class TextStream(Protocol):
         """The text that `token_id` makes certain; often none."""
 
     def pending(self) -> str:
-        """The text that would follow if no token came any more; it is not handed out yet."""
+        """The text that would follow if no token came any more; it is not handed out yet.
+
+        An unfinished character at its end is no text yet.
+        """
 
     def finish(self) -> str:
         """The rest, once nothing can follow. An unfinished character is U+FFFD."""
@@ -134,7 +137,7 @@ class _Bytes:
         return self._decoder.decode(data)
 
     def pending(self) -> str:
-        return ""  # an unfinished character is no text yet
+        return ""  # what waits is an unfinished character
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -170,10 +173,10 @@ class _Windows:
         return "" if self._waits(token) else self.finish()
 
     def pending(self) -> str:
-        return self._decode(self._ids)[self._given :] if self._new < len(self._ids) else ""
+        return self._rest().rstrip("\ufffd")
 
     def finish(self) -> str:
-        piece = self.pending()
+        piece = self._rest()
         later = self._decode(self._ids[self._next :])
         if later or not self._strips:
             self._ids = self._ids[self._next :]
@@ -182,6 +185,9 @@ class _Windows:
             self._given += len(piece)
         self._new = len(self._ids)
         return piece
+
+    def _rest(self) -> str:
+        return self._decode(self._ids)[self._given :] if self._new < len(self._ids) else ""
 
 
 def _byte_level_alphabet() -> dict[str, int]:

@@ -87,6 +87,8 @@ class Tokenizer:
             # Settings of whoever saved the file; lengths are the renderer's business.
             tokenizer.no_truncation()
             tokenizer.no_padding()
+            if type(tokenizer.model).__name__ == "BPE":
+                tokenizer.model.dropout = None  # of its training: equal texts have equal ids
         self._added = self._opening.get_added_tokens_decoder()
         self._special = {key for key, token in self._added.items() if token.content in special}
         self._special_texts = special
@@ -129,7 +131,7 @@ class Tokenizer:
             markup: whether added tokens in it are parsed (templates) or are characters (data).
 
         Raises:
-            DataError: the base has no row for a token of the text.
+            DataError: the base has no row for a token of the text, or there is no token for it.
         """
         return self._checked(self._encoding(text, opens=opens, markup=markup).ids, text)
 
@@ -146,7 +148,7 @@ class Tokenizer:
             first: whether it is the first text of its sequence.
 
         Raises:
-            DataError: the base has no row for a token of the text.
+            DataError: the base has no row for a token of the text, or there is no token for it.
         """
         encoding = self._encoding(text, opens=opens, markup=True)
         ids = self._checked(encoding.ids, text)
@@ -236,14 +238,17 @@ class Tokenizer:
     @cached_property
     def _writes_everything(self) -> bool:
         """Whether no character is lost, as far as one can see without trying all."""
-        ids = self._encoding(_ALL_BYTES, opens=False, markup=False).ids
+        try:
+            ids = self._encoding(_ALL_BYTES, opens=False, markup=False).ids
+        except DataError:
+            return True  # what it cannot write is refused
         return self.decode(ids) == _ALL_BYTES
 
     @cached_property
     def _in_front(self) -> list[int]:
         """What the tokenizer puts before a whole text."""
         with self._switching:
-            whole = self._opening.encode("a")
+            whole = _encoded(self._opening, "a", add_special_tokens=True)
         ours = whole.sequence_ids
         return list(whole.ids[: ours.index(0)]) if 0 in ours else []
 
@@ -264,7 +269,7 @@ class Tokenizer:
         tokenizer = self._opening if opens else self._continuing
         with self._switching:
             tokenizer.encode_special_tokens = not markup
-            encoding = tokenizer.encode(text, add_special_tokens=False)
+            encoding = _encoded(tokenizer, text)
             if markup or self._is_bpe or self._special.isdisjoint(encoding.ids):
                 return encoding
             # The model itself found a special token: its vocabulary lists them beside words. (A
@@ -274,7 +279,7 @@ class Tokenizer:
                 self._unlisted[opens] = type(tokenizer).from_str(
                     unlisted if opens else _without_prefix(unlisted)
                 )
-            return self._unlisted[opens].encode(text, add_special_tokens=False)
+            return _encoded(self._unlisted[opens], text)
 
     def _checked(self, ids: list[int], text: str) -> list[int]:
         if self.vocab is not None and ids and max(ids) >= self.vocab:
@@ -293,6 +298,22 @@ class Tokenizer:
                 fix="Leave it out, or give the base a row for it (resize_token_embeddings in "
                 "transformers) and save it again.",
             )
+
+
+def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> Any:
+    """What the library makes of a text.
+
+    Raises:
+        DataError: there is neither a token for a part of it nor one for what is unknown.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(
+            f"tokenising {text!r:.60}",
+            found=f"the base's tokenizer has no token for a part of it ({error})",
+            fix="Leave it out, or give the tokenizer a token for unknown characters (unk_token).",
+        ) from error
 
 
 def _other_forms(folder: Path) -> str:

@@ -228,6 +228,7 @@ def test_a_request_keeps_what_it_was_made_of() -> None:
     [
         (None, "reading the requests: None"),
         (7, "reading the requests: 7"),
+        (np.array(2), "reading the requests: array(2)"),
         (request(), "reading the requests: Request("),
         ("tone", "serving request 0: 't'"),
         ({"task": "tone"}, "serving request 0: 'task'"),

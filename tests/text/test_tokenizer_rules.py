@@ -390,3 +390,33 @@ def test_the_text_of_the_file_is_kept_byte_for_byte(tiny_bases: dict[str, Path])
     text = (tiny_bases["gpt2"] / "tokenizer.json").read_text(encoding="utf-8")
 
     assert Tokenizer.from_folder(tiny_bases["gpt2"]).text == text
+
+
+# Settings of the model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.BPE(vocab={"a": 0}, merges=[], unk_token="[UNK]"),
+        models.Unigram([("a", -1.0)]),
+        models.WordLevel({"a": 0}, unk_token="[UNK]"),
+        models.WordPiece({"a": 0}, unk_token="[UNK]"),
+    ],
+)
+def test_text_that_a_tokenizer_has_no_token_for_at_all_is_refused_by_name(model: Any) -> None:
+    tokenizer = Tokenizer(HfTokenizer(model).to_str())
+
+    assert tokenizer.encode("a", opens=True, markup=False) == [0]
+    for markup in (True, False):
+        with pytest.raises(DataError, match="tokenising 'é': the base's tokenizer has no token"):
+            tokenizer.encode("é", opens=True, markup=markup)
+    assert tokenizer.unwritten("é") == ""  # refused, not left out
+
+
+def test_equal_texts_have_equal_ids_whatever_the_file_says_of_dropout() -> None:
+    vocab = {"a": 0, "b": 1, "ab": 2}
+    model = models.BPE(vocab=vocab, merges=[("a", "b")], dropout=0.9)
+    tokenizer = Tokenizer(HfTokenizer(model).to_str())
+
+    assert tokenizer.encode("ab" * 40, opens=True, markup=False) == [2] * 40
