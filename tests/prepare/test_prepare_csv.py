@@ -232,9 +232,9 @@ def test_lines_that_may_be_rows_are_counted_where_quotes_enclose_fields(
     rows = texts(tmp_path, content, read_jsonl)
 
     assert caplog.messages == [
-        f"a.csv: {count} rows go on over lines that could be rows of their own, first at line "
-        f"{line}. Give --quotes none if each line is a row, --quotes double if quotes hold lines "
-        "together."
+        "a.csv: quotes join lines that could be rows of their own (joined rows: "
+        f"{count}, first at line {line}). Give --quotes none if each line is a row, --quotes "
+        "double if quotes hold lines together."
     ]
     caplog.clear()
     assert texts(tmp_path, content, read_jsonl, quotes="double") == rows

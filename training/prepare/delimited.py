@@ -288,7 +288,8 @@ def _doubts(path: Path, rows: Sequence[_Row], delimiter: str) -> list[Problem]:
     refused = [row for row, fit in doubtful if fit[0] and not enclose]
     if doubtful and not refused:
         _log.warning(
-            "%s: %d rows go on over lines that could be rows of their own, first at line %d. %s",
+            "%s: quotes join lines that could be rows of their own (joined rows: %d, first at "
+            "line %d). %s",
             path.name,
             len(doubtful),
             doubtful[0][0].line,
