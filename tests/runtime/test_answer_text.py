@@ -124,9 +124,9 @@ def test_a_stop_text_in_bytes_that_are_not_certain_yet_ends_the_answer_at_once()
 def test_an_unfinished_character_in_bytes_is_no_stop_text_yet() -> None:
     tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
     answer = AnswerText(tokenizer, ("\ufffd",))
-    ids = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in "😀".encode()]
+    names = [f"<0x{byte:02X}>" for byte in "😀".encode()]
 
-    _write(answer, [token_id for token_id in ids if token_id is not None])
+    _write(answer, [tokenizer.token_id(name) or 0 for name in names])
 
     assert (answer.text, answer.stopped) == ("😀", False)
 
