@@ -46,7 +46,7 @@ _BUNDLES = st.sampled_from((tiny_bundle, folded_bundle)).map(lambda bundle: bund
 
 def _answers(folder: Path) -> list[Result]:
     session = Session.open(folder, max_batch=4, threads=1)
-    return session.generate(request for request in _REQUESTS if request.task in session.prompts)
+    return session.generate(r for r in _REQUESTS if (folder / "tasks" / r.task).is_dir())
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def manifests(draw: st.DrawFn) -> str:
     return json.dumps({**changed, "files": files} if isinstance(changed, dict) else changed)
 
 
-@fuzzed(120, text=manifests())
+@fuzzed(80, text=manifests())
 def test_a_manifest_that_is_accepted_answers_as_before(text: str) -> None:
     _check(Other(tiny_bundle(), "manifest.json", utf8(text)), same=True)
 
@@ -131,7 +131,7 @@ def small_files(draw: st.DrawFn) -> Other:
     return Other(bundle, name, utf8(draw(json_texts(json.loads(data)))))
 
 
-@fuzzed(120, other=small_files())
+@fuzzed(60, other=small_files())
 def test_a_task_of_other_values_is_refused_or_served(other: Other) -> None:
     _check(other, same=not other.name.endswith("task.json"))
 
@@ -149,7 +149,7 @@ def tensor_files(draw: st.DrawFn) -> Other:
     return Other(bundle, name, draw(spoiled_arrays(load_file(bundle / name), names)))
 
 
-@fuzzed(120, other=tensor_files())
+@fuzzed(60, other=tensor_files())
 def test_other_tensors_are_refused_or_served(other: Other) -> None:
     _check(other, same=other.name.endswith("selftest.safetensors"))
 
@@ -162,7 +162,7 @@ def graphs(draw: st.DrawFn) -> Other:
     return Other(bundle, name, draw(damaged((bundle / name).read_bytes(), first=40_000)))
 
 
-@fuzzed(40, other=graphs())
+@fuzzed(25, other=graphs())
 def test_another_graph_is_refused_or_served(other: Other) -> None:
     _check(other, same=False)
 
@@ -175,7 +175,7 @@ def any_files(draw: st.DrawFn) -> Other:
     return Other(bundle, name, draw(damaged((bundle / name).read_bytes())))
 
 
-@fuzzed(60, other=any_files())
+@fuzzed(40, other=any_files())
 def test_wrong_bytes_are_seen(other: Other) -> None:
     folder = copy_of(other.bundle, but=(other.name,))
     (folder / other.name).write_bytes(other.data())
