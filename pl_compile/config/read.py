@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pl_compile.config.utf8 import read_utf8
+from pl_compile.config.utf8 import is_utf8, read_utf8
 from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
 
 if TYPE_CHECKING:
@@ -205,12 +205,20 @@ class _NodeReader:
 
     def _value(self, node: "yaml.Node", where: str) -> Any:
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
             # 2024-99-99, or `!!bool maybe`: PyYAML lets through whatever Python raises there.
             kind = node.tag.rpartition(":")[2]
             found = f"{where}: {node.value!r}, which is no {kind}"
             raise ConfigError(self.doing, found=found, expected="valid YAML") from error
+        if not isinstance(value, str) or is_utf8(value):
+            return value
+        try:
+            # PyYAML leaves the halves of a pair apart. JSON writes "\ud83d\ude00" for an emoji.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            found = f"{where}: {value!r:.80}, half of a surrogate pair"
+            raise ConfigError(self.doing, found=found, expected="text") from None
 
     def _entries(self, node: "yaml.MappingNode") -> dict[str, Node]:
         entries: dict[str, Node] = {}

@@ -79,7 +79,9 @@ class Tokenizer:
             if any(map(_prefix_of, self._parts())):
                 self._continuing = HfTokenizer.from_str(_without_prefix(marked))
             decoders_of(self._opening)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
             raise ArtifactError(
                 f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
             ) from error
@@ -300,6 +302,11 @@ class Tokenizer:
             )
 
 
+def _is_of_library(error: BaseException) -> bool:
+    """Whether the library raised it: bare `Exception`s, and panics, which are none of Python's."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> Any:
     """What the library makes of a text.
 
@@ -308,7 +315,9 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
     """
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
         raise DataError(
             f"tokenising {text!r:.60}",
             found=f"the base's tokenizer has no token for a part of it ({error})",

@@ -15,6 +15,7 @@ from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.testing import (
     byte_fallback_tokenizer,
     random_table,
+    sign_bundle,
     tiny_examples,
     write_tiny_base,
 )
@@ -357,3 +358,18 @@ def test_a_bundle_is_served_from_any_path_in_any_locale(bundle: Path, tmp_path: 
     )
 
     assert (served.returncode, served.stdout) == (0, "stop\n"), served.stderr
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_error_and_prints_nothing(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    model = folder / "base" / "model.onnx"
+    # One of several places: what names it elsewhere finds it no more. And no UTF-8, which stands in
+    # the library's message then.
+    model.write_bytes(model.read_bytes().replace(b"layers.0", b"layers.\xf5", 1))
+    sign_bundle(folder)
+
+    with pytest.raises(ArtifactError, match=f"loading {model}: "):
+        Session.open(folder)
+    assert capfd.readouterr() == ("", "")

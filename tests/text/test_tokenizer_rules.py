@@ -414,6 +414,15 @@ def test_text_that_a_tokenizer_has_no_token_for_at_all_is_refused_by_name(model:
     assert tokenizer.unwritten("é") == ""  # refused, not left out
 
 
+def test_a_file_that_the_library_panics_at_is_refused() -> None:
+    model = models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")])
+    spec = json.loads(HfTokenizer(model).to_str())
+    spec["model"]["continuing_subword_prefix"] = "####"  # longer than the pieces
+
+    with pytest.raises(ArtifactError, match=r"reading tokenizer\.json: "):
+        Tokenizer(json.dumps(spec))
+
+
 def test_equal_texts_have_equal_ids_whatever_the_file_says_of_dropout() -> None:
     vocab = {"a": 0, "b": 1, "ab": 2}
     model = models.BPE(vocab=vocab, merges=[("a", "b")], dropout=0.9)
