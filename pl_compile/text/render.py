@@ -27,7 +27,6 @@ from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
 
-
 # What a field may hold, as far as the tokens of what follows depend on it.
 _KINDS_OF_VALUES = ("", " ", "a", "a ")
 

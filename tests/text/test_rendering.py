@@ -351,7 +351,7 @@ _TREES = (
     "{text} <|VIRTUAL_PROMPT_0|>[INST]{text}<|VIRTUAL_PROMPT_1|><|end|>{answer}",
     " {answer}<|VIRTUAL_PROMPT_0|>{text}<|VIRTUAL_PROMPT_1|>",
 )
-_VALUES = ("", " ", "who", "who  ", " who", "\n", "[INST]", 7)
+_VALUES = ("", " ", "who", "who  ", " who", "\n", "[INST]", "7")
 
 
 @pytest.mark.parametrize("whitespace", ["keep", "nemo", "transformers"])
