@@ -12,7 +12,7 @@ What it puts behind an added token depends on its kind. A task whose text is tok
 (`whitespace: transformers`) is therefore given to `transformers` as one whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -97,8 +97,10 @@ class ReferenceTokenizer:
         """
         pieces = [] if bos_id is None else [Piece("BOS", ((bos_id, -1),))]
         parts: Sequence[Virtual | _Text | Piece] = _parts(template, fields)
-        if template.task.whitespace == "transformers":
-            parts = self._joined(parts, is_first=bos_id is None)
+        as_one = template.task.whitespace == "transformers"
+        if as_one:
+            parts = self._joined(parts, self._ids_of_text if pieces else self._ids_at_start)
+        is_first = as_one and not pieces
         # Other modes let what stands before a piece change its tokens.
         is_by_itself = template.task.whitespace in ("keep", "nemo")
         opens, behind_markup = True, False
@@ -111,17 +113,23 @@ class ReferenceTokenizer:
                 name = f"the row of virtual tokens from {part.start} on"
                 pieces.append(Piece(name, tuple((0, row) for row in rows)))
                 continue
-            ids = self._ids(part, goes_on=self._marker != "" and not opens)
+            if is_first and not part.is_data and self._has_markup(part.text):
+                ids: list[int] | None = self._ids_at_start(part.text)
+            else:
+                ids = self._ids(part, goes_on=self._marker != "" and not opens)
+            is_first = False
             if behind_markup and (self._marker or not is_by_itself):
                 ids = None  # each kind of tokenizer has its own rule for the blank there
             tokens = None if ids is None else tuple((token, -1) for token in ids)
             pieces.append(Piece(f"the text {_shown(part.text)}", tokens))
             opens = opens and not part.text.strip(" ")
-            behind_markup = not part.is_data and self._ends_in_markup(part.text)
+            # An added token may take all white space behind it, over several parts.
+            is_white = behind_markup and not part.text.strip()
+            behind_markup = is_white or (not part.is_data and self._ends_in_markup(part.text))
         return pieces
 
     def _joined(
-        self, parts: Sequence[Virtual | _Text | Piece], *, is_first: bool
+        self, parts: Sequence[Virtual | _Text | Piece], ids_of: Callable[[str], list[int]]
     ) -> Sequence[Virtual | _Text | Piece]:
         """The same parts, with all text in one piece where `transformers` can be asked for it.
 
@@ -130,7 +138,7 @@ class ReferenceTokenizer:
 
         Args:
             parts: of the prompt.
-            is_first: whether they stand behind nothing, not even BOS.
+            ids_of: gives the ids of a text that stands where they do.
         """
         texts = [part for part in parts if isinstance(part, _Text)]
         start = parts.index(texts[0]) if texts else 0
@@ -139,16 +147,10 @@ class ReferenceTokenizer:
         if list(parts[start:end]) != texts or any(map(self._has_markup, data)):
             return parts
         whole = "".join(part.text for part in texts)
-        # What a tokenizer itself puts in front is no part of its text, which opens behind it.
-        has_front = is_first and self._front_text != "" and whole.startswith(self._front_text)
-        skipped = len(self._front_text) if has_front else 0
-        text = whole[skipped:]
-        ids = self._ids_of_text(text)
+        ids = ids_of(whole)
         for cut in accumulate(len(part.text) for part in texts[:-1]):
-            if cut <= skipped:
-                continue
-            before = self._ids_of_text(text[: cut - skipped])
-            behind, rest = ids[len(before) :], text[cut - skipped :]
+            before, rest = ids_of(whole[:cut]), whole[cut:]
+            behind = ids[len(before) :]
             # SentencePiece puts a blank before it, and has no other rule for what stands there.
             is_apart = self._marker == _SENTENCEPIECE or behind in (
                 self._ids_of_text(rest),
@@ -156,8 +158,7 @@ class ReferenceTokenizer:
             )
             if before + behind != ids or not is_apart:
                 return parts
-        tokens = [*self._front, *ids] if has_front else ids
-        piece = Piece(f"the text {_shown(whole)}", tuple((token, -1) for token in tokens))
+        piece = Piece(f"the text {_shown(whole)}", tuple((token, -1) for token in ids))
         return [*parts[:start], piece, *parts[end:]]
 
     def _ids(self, part: _Text, *, goes_on: bool) -> list[int] | None:
@@ -173,6 +174,15 @@ class ReferenceTokenizer:
                 text, add_special_tokens=False, split_special_tokens=False, verbose=False
             )["input_ids"]
         return ids
+
+    def _ids_at_start(self, text: str) -> list[int]:
+        """The same where nothing stands before, not even BOS.
+
+        What the tokenizer itself puts in front is no part of its text, which opens behind it.
+        """
+        if not self._front or not text.startswith(self._front_text):
+            return self._ids_of_text(text)
+        return self._front + self._ids_of_text(text.removeprefix(self._front_text))
 
     def _has_markup(self, text: str) -> bool:
         """Whether an added token is found in a text; unknown ones the model itself may give."""

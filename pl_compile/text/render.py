@@ -30,6 +30,11 @@ from pl_compile.text.tokenizer import Tokenizer
 # What a field may hold, as far as the tokens of what follows depend on it.
 _KINDS_OF_VALUES = ("", " ", "a", "a ")
 
+# What a token takes that strips: white space as Unicode has it, which lacks four that Python has.
+_WHITE_SPACE = "".join(
+    c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f"
+)
+
 # How many trees of answers a task keeps: blanks at the end of a field make more of them.
 _MOST_TRIES = 16
 
@@ -143,18 +148,22 @@ class _Place(NamedTuple):
         opens: whether no text stands before, or none since an added token opened a section.
         empty: whether nothing but BOS stands before.
         first: whether no real token stands before, BOS included.
+        strips: whether a token stands before that takes the white space behind it.
     """
 
     blanks: str = ""
     opens: bool = True
     empty: bool = True
     first: bool = True
+    strips: bool = False
 
     def with_text(self, text: str) -> tuple[str, "_Place"]:
         """What is tokenised here where a text follows that is no markup, and the place behind."""
         text = self.blanks + text
         if self.empty:
             text = text.lstrip(" ")
+        if self.strips:
+            text = text.lstrip(_WHITE_SPACE)
         body = text.rstrip(" ")
         blanks = text[len(body) :]
         return body, _Place(blanks, False, False, False) if body else self._replace(blanks=blanks)
@@ -467,7 +476,7 @@ class _Sequence:
             place = place._replace(first=False)
         self.ids += [0] * segment.count
         self.rows += range(segment.start, segment.start + segment.count)
-        self.place = place._replace(blanks="", empty=False)
+        self.place = place._replace(blanks="", empty=False, strips=False)
 
     def add_text(self, text: str, *, markup: bool) -> None:
         here = self.place
@@ -475,7 +484,7 @@ class _Sequence:
         if body and markup and self._as_one:
             piece = self._tokenizer.encode_template(body, opens=here.opens, first=here.first)
             self.add(piece.ids)
-            blanks = "" if piece.takes_blanks else self.place.blanks
-            self.place = self.place._replace(opens=piece.opens, blanks=blanks)
+            blanks = "" if piece.strips else self.place.blanks
+            self.place = self.place._replace(opens=piece.opens, blanks=blanks, strips=piece.strips)
         elif body:
             self.add(self._tokenizer.encode(body, opens=here.opens, markup=markup))

@@ -40,12 +40,12 @@ class TemplateText(NamedTuple):
     Attributes:
         ids: of its tokens.
         opens: whether the text that follows opens a section.
-        takes_blanks: whether its last token takes the blanks that follow.
+        strips: whether its last token takes the white space that follows.
     """
 
     ids: list[int]
     opens: bool
-    takes_blanks: bool
+    strips: bool
 
 
 class Tokenizer:

@@ -632,6 +632,8 @@ _WHOLE = (
     "<s>{q}[INST]who[/INST]was {a}",
     "<s><|user|> {q} <|end|>{a} <|end|>",
     "<s><s>{q}</s>{a}",
+    "<s><|user|>{b}{q}",
+    "<s><|user|> {b} {b}\n who",
 )
 
 
@@ -663,7 +665,7 @@ def test_a_template_for_transformers_gives_the_ids_of_the_whole_text(
         whitespace="transformers",
     )
     renderer = Renderer(parse_template(task), Tokenizer(file.to_str()), SequenceRules())
-    fields = {"q": "who was there", "a": "nobody"}
+    fields = {"q": "who was there", "a": "nobody", "b": " \n"}
     fields = {name: fields[name] for name in renderer.template.fields}
     text = template.format(**fields)
 
