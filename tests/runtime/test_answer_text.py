@@ -122,6 +122,20 @@ def test_a_stop_text_in_bytes_that_are_not_certain_yet_ends_the_answer_at_once()
     assert answer.finish() == ""
 
 
+@pytest.mark.parametrize("before", ["é", "日", "😀", "a😀é日"])
+def test_a_stop_text_behind_many_bytes_that_wait_ends_the_answer_at_once(before: str) -> None:
+    tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
+    answer = AnswerText(tokenizer, ("é\n",))
+    file = HfTokenizer.from_str(tokenizer.text)
+    text = before * 60
+
+    for byte in f"{text}é\n".encode():
+        assert not answer.stopped
+        answer.push(file.token_to_id(f"<0x{byte:02X}>"))
+
+    assert (answer.text, answer.stopped) == (text, True)
+
+
 def test_an_unfinished_character_in_bytes_is_no_stop_text_yet() -> None:
     tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
     answer = AnswerText(tokenizer, ("\ufffd",))
