@@ -306,10 +306,10 @@ def print_parity(title: str, results: Any) -> None:
 def print_tokens(checks: Any) -> None:
     """A line per task: whether its tokens are those of transformers' own tokenizer."""
     for check in checks:
-        verdict = check.difference or (
-            f"{check.compared} of {check.tokens} as in transformers"
-            + (f"; {check.why_not}" if check.why_not else "")
-        )
+        compared = f"{check.compared} of {check.tokens} as in transformers"
+        if not check.compared:
+            compared = f"NOT COMPARED with transformers, none of {check.tokens}"
+        verdict = check.difference or "; ".join(filter(None, [compared, check.why_not]))
         click.echo(f"tokens of task '{check.task}': {verdict}")
 
 

@@ -106,8 +106,8 @@ def _lint(
         findings += prompt.trie.problems()
         if not prompt.trie.fixed:
             findings.append(
-                "nothing but a field stands before its answer, so blanks at the field's end change "
-                "how choices are tokenised: put text between them"
+                "no text stands between a field and its answer, so what the field holds changes "
+                "how choices are tokenised: put text there"
             )
     return TaskLint(
         entry.task.taskname,

@@ -135,7 +135,9 @@ def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
             check["task"],
             f"{check['compared']}/{check['tokens']}",
             check["difference"] or check["why_not"],
-            _verdict(not check["difference"]),
+            _verdict(not check["difference"])
+            if check["compared"] or check["difference"]
+            else "not compared",
         ]
         for check in checks
     ]
