@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pl_compile.errors import ArtifactError
-
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+from pl_compile.config.floats import check_floats
+from pl_compile.errors import ArtifactError, first_line_of
 
 
 def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -23,14 +22,13 @@ def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
     doing = f"reading {path} as weights only"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = {name: tensor.dtype for name, tensor in content.items()}
+        kinds = {name: str(each.dtype).removeprefix("torch.") for name, each in content.items()}
         tensors = {name: tensor.detach().float().numpy() for name, tensor in content.items()}
     except Exception as error:  # a damaged or hostile pickle can end in any
-        reason = str(error).strip().split("\n")[0]
-        raise ArtifactError(doing, found=reason, expected="tensors by name") from error
+        raise ArtifactError(
+            doing, found=first_line_of(error), expected="tensors by name"
+        ) from error
     if not all(isinstance(name, str) for name in tensors):
         raise ArtifactError(doing, found="names that are no text", expected="tensors by name")
-    codes = [f"'{name}' of {kind}" for name, kind in kinds.items() if kind not in _FLOATS]
-    if codes:
-        raise ArtifactError(doing, found=", ".join(codes[:5]), expected="floats of 16 bits or more")
+    check_floats(kinds, ArtifactError, doing)
     return tensors

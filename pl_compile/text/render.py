@@ -11,13 +11,14 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.config.plain_values import finite
+from pl_compile.config.utf8 import is_writable
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
@@ -56,13 +57,8 @@ def is_field_value(value: object) -> bool:
     """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
     if isinstance(value, str):
         # JSON can carry half of a surrogate pair; no tokenizer takes it.
-        return not any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all others
-        return False
+        return is_writable(value)
+    return finite(value) is not None
 
 
 class TooLongError(DataError):
