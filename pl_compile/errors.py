@@ -21,7 +21,7 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 
 from collections.abc import Iterable, Mapping, Sequence
 
-# What a message shows at most: what a stranger's file holds may be of any length.
+# What a message shows at most: what a file from elsewhere holds may be of any length.
 _MOST_CHARACTERS = 8000
 
 

@@ -278,8 +278,7 @@ def is_bundle(folder: Path) -> bool:
         content = read_json_object(folder / MANIFEST, ArtifactError, "looking for a bundle")
     except (FileNotFoundError, ArtifactError):
         return False
-    found: bool = content.get("format") == FORMAT
-    return found
+    return content.get("format") == FORMAT
 
 
 def rank_folder(rank: int) -> str:

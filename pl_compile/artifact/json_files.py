@@ -1,4 +1,4 @@
-"""Files of JSON that a stranger may have made: into what they must be, or one clear error."""
+"""Files of JSON from elsewhere: into what they must be, or one clear error."""
 
 from pathlib import Path
 from typing import TypeVar

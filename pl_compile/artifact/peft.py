@@ -206,7 +206,7 @@ def _check_prepends(entry: TaskEntry) -> None:
 
 def _read_config(path: Path, doing: str) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = read_json_object(path, ArtifactError, f"{doing}, {_CONFIG}")
+        config = read_json_object(path, ArtifactError, f"{doing}, {_CONFIG}")
     except FileNotFoundError:
         raise ArtifactError(
             doing, found=f"no {_CONFIG}", expected="a folder that PEFT's save_pretrained wrote"

@@ -37,7 +37,9 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def read_json_object(path: Path, error: type[PlcError], doing: str, *, fix: str = "") -> Any:
+def read_json_object(
+    path: Path, error: type[PlcError], doing: str, *, fix: str = ""
+) -> dict[str, Any]:
     """The object in a file of JSON, as a dict.
 
     Args:

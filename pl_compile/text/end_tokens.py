@@ -63,10 +63,9 @@ def tokens_named(names: Sequence[str], tokenizer: Tokenizer, vocab: int) -> tupl
 def _read(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is none."""
     try:
-        content: dict[str, Any] = read_json_object(path, BaseModelError, f"reading {path}")
+        return read_json_object(path, BaseModelError, f"reading {path}")
     except FileNotFoundError:
         return {}
-    return content
 
 
 def _listed(path: Path) -> list[int]:
