@@ -402,7 +402,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     from pl_compile.weights.open_base import open_base
 
     checkpoint, config = open_base(base)
-    eos_id = end_tokens(base, Tokenizer.from_folder(base), config.vocab)[0]
+    eos_id = next(iter(end_tokens(base, Tokenizer.from_folder(base), config.vocab)), None)
     generator = np.random.default_rng(seed)
     entries = {}
     for index, spec in enumerate(TASKS):
