@@ -19,10 +19,9 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 `AssertionError` or whatever Python raises: it never ends in a polite message.
 """
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
 
-# What a message shows at most: what a stranger's file holds may be of any length.
+# What a message shows at most: what a file from elsewhere holds may be of any length.
 _MOST_CHARACTERS = 8000
 
 
@@ -161,10 +160,9 @@ def reason_of(error: Exception) -> str:
     return str(error)
 
 
-def doing_of(error: OSError) -> str:
-    """What was being done to the file that an error of the system names."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-    return f"{'writing' if error.errno in full else 'reading'} {error.filename}"
+def first_line_of(error: object) -> str:
+    """What another library's error says first, or of what kind it is: one says nothing at times."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_all(error: type[PlcError], doing: str, checks: Mapping[str, bool]) -> None:

@@ -15,22 +15,20 @@ from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
+from pl_compile.config.plain_values import shown, whole
+from pl_compile.config.sizes import MOST
 from pl_compile.errors import ArtifactError, DataError, RequestError, check_all, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.engines.providers import Provider
-from pl_compile.runtime.plain_values import shown, whole
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
-
-# More rows than any machine makes use of.
-_MAX_BATCH = 4096
 
 
 class Session:
@@ -95,7 +93,7 @@ class Session:
             RequestError: an argument of a wrong type or beyond its range, or more rows than there
                 is memory for.
         """
-        max_batch = _count("max_batch", max_batch, _MAX_BATCH)
+        max_batch = _count("max_batch", max_batch, MOST["max_batch"])
         # Each waits by spinning: with many more than there are cores, none gets on.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
         problems = {

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.json_files import record_of
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.contract import GraphContract, size_checks
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.read import build, node_from_plain, plain_from_config
+from pl_compile.config.sizes import size_checks
 from pl_compile.config.strict_json import parse_json
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import (
@@ -289,7 +290,7 @@ def read_prompt_table(path: Path) -> PromptTable:
         ArtifactError: no such file, not a table of ours, of a newer version, or damaged.
     """
     doing = f"reading the prompt table {path}"
-    file = read_tensor_file(path, doing=doing)
+    file = read_tensor_file(path, doing=doing, floats=True)
     rows, metadata = file.tensors, file.metadata
     if metadata.get("format") != FORMAT:
         raise ArtifactError(

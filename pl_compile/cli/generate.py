@@ -9,6 +9,7 @@ import click
 
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
+from pl_compile.config.sizes import MOST
 
 
 @click.command(
@@ -69,7 +70,7 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
     "--batch",
-    type=click.IntRange(1, 4096),
+    type=click.IntRange(1, MOST["max_batch"]),
     help="Rows that step together. [default: 16, or what a plan was built for]",
 )
 @click.option(

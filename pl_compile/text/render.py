@@ -11,7 +11,6 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.config.plain_values import finite
 from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
@@ -72,12 +72,7 @@ def is_field_value(value: object) -> bool:
     """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
     if isinstance(value, str):
         return is_utf8(value)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all others
-        return False
+    return finite(value) is not None
 
 
 class TooLongError(DataError):

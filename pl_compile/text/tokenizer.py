@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pl_compile.errors import ArtifactError, DataError
+from pl_compile.config.utf8 import read_text
+from pl_compile.errors import ArtifactError, DataError, reason_of
 from pl_compile.text.streaming import TextStream, decoders_of, open_stream
 from pl_compile.text.tokenizer_json import (
     parts_of,
@@ -25,6 +26,9 @@ from pl_compile.text.tokenizer_json import (
     without_prefix,
     without_special,
 )
+
+# Several times the largest tokenizers there are.
+_MOST_BYTES = 128 << 20
 
 # Other forms of a tokenizer, from which transformers can make a `tokenizer.json`.
 _OTHER_FORMS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -116,7 +120,7 @@ class Tokenizer:
         """
         path = folder / "tokenizer.json"
         try:
-            return cls(path.read_text(encoding="utf-8"), name=str(path), vocab=vocab)
+            return cls(read_text(path, most_bytes=_MOST_BYTES), name=str(path), vocab=vocab)
         except FileNotFoundError:
             raise ArtifactError(
                 f"reading {path}",
@@ -126,8 +130,10 @@ class Tokenizer:
                 "from transformers import AutoTokenizer; "
                 f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"reading {path}", found=str(error)) from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"reading {path}", found=reason_of(error), expected="a UTF-8 text file"
+            ) from error
 
     def encode(self, text: str, *, opens: bool, markup: bool) -> list[int]:
         """The ids of a piece of text; no BOS or EOS is added.

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.config.decoder import DEQUANTIZE, DecoderConfig
+from pl_compile.config.floats import EXPECTED, FLOATS
 from pl_compile.errors import BaseModelError, list_problems
-from pl_compile.weights.checkpoint import FLOATS, Checkpoint
+from pl_compile.weights.checkpoint import Checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -119,14 +120,14 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         f"'{name}' ({header.kind})"
         for name, header in headers.items()
         if name.endswith(_OF_CODES)
-        or header.kind not in (*FLOATS, *(_MASKS if _has_no_effect(name, config) else ()))
+        or header.kind not in (*FLOATS.values(), *(_MASKS if _has_no_effect(name, config) else ()))
     ]
     if codes:
         raise BaseModelError(
             doing,
             found=f"tensors of codes ({len(codes)}): {', '.join(sorted(codes)[:3])}"
             + (", …" if len(codes) > 3 else ""),
-            expected=f"weights that are floats ({', '.join(FLOATS)})",
+            expected=EXPECTED,
             fix=DEQUANTIZE,
         )
     if config.layers > len(headers):

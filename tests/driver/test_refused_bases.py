@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from pl_compile.artifact.peft import write_peft_adapter
@@ -22,6 +23,7 @@ from pl_compile.errors import BaseModelError
 from pl_compile.testing import random_table, tiny_run, write_tiny_base
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.run import run_training
+from pl_compile.weights.bases import find_base
 
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
@@ -99,6 +101,34 @@ def test_what_transformers_alone_refuses_is_one_error(
 
     with pytest.raises(BaseModelError, match=r"loading the base .*: transformers .* refuses it: "):
         FrozenBase(base)
+
+
+def test_a_base_for_which_there_is_no_memory_is_not_said_to_be_wrong(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+
+    with pytest.raises(BaseModelError, match="there is not enough memory for it in torch"):
+        FrozenBase(tiny_bases["llama"])
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_a_base(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What transformers calls while it loads, and what our own call of it may get wrong.
+    def ours(*_: object, **__: object) -> None:
+        find_base([])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", ours)
+    with pytest.raises((TypeError, AttributeError)):
+        FrozenBase(tiny_bases["llama"])
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda: None)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        FrozenBase(tiny_bases["llama"])
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
