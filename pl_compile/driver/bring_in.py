@@ -1,7 +1,7 @@
 """Prompts that others trained, and those of a training checkpoint, into a prompt table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pl_compile.artifact.from_checkpoint import read_checkpoint_table
@@ -96,7 +96,7 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         ends = tokens_named(request.end_tokens, tokenizer, config.vocab)
     else:
         ends = end_tokens(folder, tokenizer, config.vocab)
-    entry = _entry(adapter, task, config, ends)
+    entry = replace(_entry(adapter, task, config, ends), rendering=tokenizer.rendering)
     # What no session could render is not taken in.
     template = TaskPrompt.of(entry, tokenizer).renderer.template
     for note in notes_on(tokenizer, [template]):

@@ -291,6 +291,8 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             source.recipe.config,
             source.recipe.contract,
             weights["embedding.weight"],
+            request.base,
+            source.tokenizer,
         )
         precision = _precision(options, moments, compiled.weight_errors)
         (staging / "tokenizer.json").write_text(source.tokenizer.text, encoding="utf-8")

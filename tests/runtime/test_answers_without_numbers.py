@@ -112,7 +112,7 @@ def test_a_row_that_fails_late_takes_nothing_with_it(
     alone = session.generate(GOOD)
     step, steps = session.engine.step, 0
 
-    def broken_step(*args: object) -> np.ndarray:  # type: ignore[type-arg]
+    def broken_step(*args: object) -> np.ndarray:
         nonlocal steps
         logits = step(*args).copy()  # type: ignore[arg-type]
         steps += 1
@@ -135,7 +135,7 @@ def test_scores_of_labels_too(bundles: tuple[Path, Path], monkeypatch: pytest.Mo
     (expected,) = session.score(GOOD[:1])
     step, steps = session.engine.step, 0
 
-    def broken_step(*args: object) -> np.ndarray:  # type: ignore[type-arg]
+    def broken_step(*args: object) -> np.ndarray:
         nonlocal steps
         logits = step(*args).copy()  # type: ignore[arg-type]
         steps += 1
