@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.artifact.prompt_table import BaseIdentity, check_prefix, read_prompt_table
+from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
 from pl_compile.driver.ask import answer_of, answers_to, checked_requests
 from pl_compile.driver.verify import check_reference
 from pl_compile.errors import AnswerError, ConfigError, DataError, unknown_name
@@ -20,7 +20,7 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.open_base import open_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.
@@ -92,9 +92,7 @@ def session_on_table(path: Path, base: Path) -> Session:
 
     table = read_prompt_table(path)
     checkpoint, config = open_base(base)
-    fingerprint = fingerprint_base(checkpoint, config)
-    identity = BaseIdentity(str(base), fingerprint, config.hidden, config.vocab)
-    table.check_base(identity, str(base))
+    table.check_base(identify_base(str(base), checkpoint, config), str(base))
     for entry in table.entries.values():
         check_prefix(entry, config, f"reading the prompt table {path}")
     tokenizer = Tokenizer.from_folder(base, vocab=config.vocab)

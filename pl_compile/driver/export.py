@@ -39,7 +39,6 @@ from pl_compile.artifact.folded_prefix import (
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import (
-    BaseIdentity,
     TaskEntry,
     check_prefix,
     read_prompt_table,
@@ -74,7 +73,8 @@ from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_b
 from pl_compile.text.examples import read_examples
 from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 
@@ -264,8 +264,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         progress.say(note)
     progress.say(f"reading {request.base}")
     checkpoint, config = source.checkpoint, source.recipe.config
-    fingerprint = fingerprint_base(checkpoint, config)
-    identity = BaseIdentity(source.identity.name, fingerprint, config.hidden, config.vocab)
+    identity = identify_base(source.identity.name, checkpoint, config)
     source.check_base(identity, str(request.base))
     weights = load_weights(checkpoint, config)
     clock.lap("read")
