@@ -389,7 +389,6 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         prefix: whether `PREFIX_TASK`, with a random prefix, is the third task.
     """
     from pl_compile.artifact.prompt_table import (
-        BaseIdentity,
         PromptTable,
         TaskEntry,
         write_prompt_table,
@@ -398,7 +397,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     from pl_compile.config.task import TaskConfig
     from pl_compile.text.end_tokens import end_tokens
     from pl_compile.text.tokenizer import Tokenizer
-    from pl_compile.weights.checkpoint import fingerprint_base
+    from pl_compile.weights.identity import identify_base
     from pl_compile.weights.open_base import open_base
 
     checkpoint, config = open_base(base)
@@ -417,7 +416,6 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         prefix_kv = generator.normal(0, 1, shape).astype(np.float32)
         no_rows = np.zeros((0, config.hidden), np.float32)
         entries[task.taskname] = TaskEntry(task, no_rows, None, eos_id, "random", prefix_kv)
-    fingerprint = fingerprint_base(checkpoint, config)
-    identity = BaseIdentity(base.name, fingerprint, config.hidden, config.vocab)
+    identity = identify_base(base.name, checkpoint, config)
     write_prompt_table(PromptTable(identity, entries), path)
     return path

@@ -311,15 +311,3 @@ def print_tokens(checks: Any) -> None:
             compared = f"NOT COMPARED with transformers, none of {check.tokens}"
         verdict = check.difference or "; ".join(filter(None, [compared, check.why_not]))
         click.echo(f"tokens of task '{check.task}': {verdict}")
-
-
-def parity_error(doing: str, results: Any, fix: str) -> ParityError:
-    """The error for comparisons that failed."""
-    failed = [result for result in results if not result.passed]
-    worst = max(failed, key=lambda result: float(result.relative_difference))
-    return ParityError(
-        doing,
-        found=f"task '{worst.task}' {worst.finding}",
-        expected=f"at most {worst.tolerance:.0e}, and {worst.tokens_needed:.0%} of the tokens",
-        fix=f"{fix} Do not serve it: export it again, and report it if that does not help.",
-    )

@@ -87,11 +87,13 @@ class SequenceRules:
         bos_id: the id in front of everything, or None.
         eos_id: the id after an answer, or None.
         end_ids: further ids that end an answer that is written.
+        rendering: the rules it was rendered by in training (`text.tokenizer.RENDERING`).
     """
 
     bos_id: int | None = None
     eos_id: int | None = None
     end_ids: tuple[int, ...] = ()
+    rendering: int = 1
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -43,6 +43,11 @@ _ALL_BYTES = "".join(
 _COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
 
 
+# Since 2 the text of an added token in a field is characters, be it special or not; before, that of
+# one that is not special was the token.
+RENDERING = 2
+
+
 class TemplateText(NamedTuple):
     """A text of a template, tokenised as a part of one whole text.
 
@@ -201,6 +206,15 @@ class Tokenizer:
         """The texts of the tokens that were added to the vocabulary, special or not."""
         tokens = self._opening.get_added_tokens_decoder()
         return [token.content for token in tokens.values()]
+
+    @property
+    def rendering(self) -> int:
+        """Which rules of rendering a task's record names: see `RENDERING`.
+
+        1 where the tokenizer has no token that the later rules read in another way.
+        """
+        plain = set(self.added_texts) - set(self._special_texts)
+        return RENDERING if plain else 1
 
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""

@@ -214,6 +214,10 @@ class OnnxRuntimeEngine:
         """Moves and copies rows; see `Engine.keep`."""
         self._caches.keep(rows, entries)
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Engine.clear`."""
+        self._caches.clear(rows)
+
     def cached(self, length: int) -> Float32:
         """Reads the head of row 0; see `Engine.cached`."""
         return self._caches.head(length)

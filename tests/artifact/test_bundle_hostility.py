@@ -193,6 +193,15 @@ def test_all_damaged_files_stand_in_one_message(bundle: Path) -> None:
     ]
 
 
+def test_names_and_sizes_are_compared_where_sums_are_not(bundle: Path) -> None:
+    (bundle / "base" / "model.onnx").write_bytes(bytes(len(MODEL)))
+    assert read_bundle(bundle, sums=False).entries
+
+    (bundle / "base" / "model.onnx").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="has 0 bytes"):
+        read_bundle(bundle, sums=False)
+
+
 def test_a_folder_in_place_of_a_file_is_found(bundle: Path) -> None:
     (bundle / "tasks/mood/parity.json").unlink()
     (bundle / "tasks/mood/parity.json").mkdir()

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.config.strict_json import with_null
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.evaluate import session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
-from pl_compile.driver.parity import NO_NUMBER, Limit, ProbeRow, Trace, compare
+from pl_compile.driver.parity import Limit, ProbeRow, Trace, compare
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import BaseModelError
 from pl_compile.testing import random_table, tiny_run, write_tiny_base
@@ -141,11 +142,11 @@ def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
     (result,) = compare([row], trace, trace, "itself", Limit(1e9, 0.1))
 
     assert not result.passed
-    assert (result.equal_tokens, result.max_abs_difference) == (1, NO_NUMBER)
+    assert (result.equal_tokens, result.is_number) == (1, False)
     assert result.finding == (
         "has, beside itself, logits that are no finite numbers, and 1 of 2 tokens agree"
     )
-    json.dumps(asdict(result), allow_nan=False)
+    assert with_null(asdict(result))["max_abs_difference"] is None
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -167,4 +168,6 @@ def test_a_base_whose_logits_mean_nothing_fails_and_says_so(tmp_path: Path, fact
     assert said in " ".join(result.failures)
     report = (tmp_path / "bundle" / "report.json").read_text()
     json.loads(report, parse_constant=lambda name: pytest.fail(f"{name} in a report"))
-    assert verify_bundle(tmp_path / "bundle").passed is (factor == 0)
+    verified = verify_bundle(tmp_path / "bundle")
+    assert verified.passed is (factor == 0)
+    assert ("task 'tone' has no self-test" in " ".join(verified.failures)) is (factor != 0)

@@ -43,7 +43,8 @@ def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenize
                 found=f"true, but the base '{config.base}' names no such token",
                 fix=f"Set data.{key}: false.",
             )
-    return SequenceRules(base.bos_id if config.data.add_bos else None, eos_id, ends[1:])
+    bos_id = base.bos_id if config.data.add_bos else None
+    return SequenceRules(bos_id, eos_id, ends[1:], tokenizer.rendering)
 
 
 def load_sequences(
