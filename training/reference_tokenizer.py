@@ -18,6 +18,7 @@ from typing import Any
 
 from pl_compile.errors import BaseModelError
 from pl_compile.text.template import Field, Template, Virtual
+from pl_compile.text.tokenizer import is_of_tokenizers
 
 # How a blank is written by SentencePiece, and by a byte-level tokenizer.
 _SENTENCEPIECE, _BYTE_LEVEL = "▁", "Ġ"
@@ -67,6 +68,8 @@ class ReferenceTokenizer:
                 folder, local_files_only=True, trust_remote_code=False
             )
             self._backend: Any = self._tokenizer.backend_tokenizer
+            if hasattr(self._backend.model, "dropout"):
+                self._backend.model.dropout = None  # of its training: what it gives is random
             self._added = set(self._tokenizer.get_added_vocab().values())
             first = self._words("a")[0]
             self._marker = first[0] if first.startswith((_SENTENCEPIECE, _BYTE_LEVEL)) else ""
@@ -158,7 +161,9 @@ def _errors_of_strangers(doing: str) -> Iterator[None]:
     """What is wrong with a folder is raised as errors of all kinds, bare `Exception` among them."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_tokenizers(error):
+            raise
         reason = (str(error).splitlines() or [""])[0]
         raise BaseModelError(doing, found=f"{type(error).__name__}: {reason}") from error
 

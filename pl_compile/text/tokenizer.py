@@ -79,7 +79,9 @@ class Tokenizer:
             if any(map(_prefix_of, self._parts())):
                 self._continuing = HfTokenizer.from_str(_without_prefix(marked))
             decoders_of(self._opening)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:
+            if not is_of_tokenizers(error):
+                raise
             raise ArtifactError(
                 f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
             ) from error
@@ -192,6 +194,24 @@ class Tokenizer:
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))
+
+    def difference(self, other: "Tokenizer") -> str:
+        """An example of what another tokenizer makes otherwise than this one; empty if none."""
+        mine, others = self._opening.get_vocab(), other._opening.get_vocab()
+        for name in sorted(mine.keys() | others.keys()):
+            if mine.get(name) != others.get(name):
+                return f"{name!r} is {_id_named(mine.get(name))}, and {_id_named(others.get(name))}"
+        for text in sorted({*self.added_texts} ^ {*other.added_texts}):
+            return f"{text!r} is an added token of one alone"
+        for markup in (True, False):
+            for each in (f"The year 2024, it's\n  a  {_COMMON}.", *self.added_texts):
+                ids = [
+                    tokenizer._encoding(each, opens=True, markup=markup).ids
+                    for tokenizer in (self, other)
+                ]
+                if ids[0] != ids[1]:
+                    return f"{each!r} is {ids[0]}, and {ids[1]}"
+        return ""
 
     def token_id(self, name: str) -> int | None:
         """The id of what the vocabulary writes so; None where it has no such token."""
@@ -308,12 +328,33 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
     """
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:
+        if not is_of_tokenizers(error):
+            raise
+        doing = f"tokenising {text!r:.60}"
+        if not isinstance(error, Exception):
+            raise DataError(
+                doing,
+                found=f"the base's tokenizer breaks off ({error})",
+                fix="The text is fine: parts of the base's tokenizer.json do not work together.",
+            ) from error
         raise DataError(
-            f"tokenising {text!r:.60}",
+            doing,
             found=f"the base's tokenizer has no token for a part of it ({error})",
             fix="Leave it out, or give the tokenizer a token for unknown characters (unk_token).",
         ) from error
+
+
+def _id_named(token_id: int | None) -> str:
+    return "no token" if token_id is None else f"id {token_id}"
+
+
+def is_of_tokenizers(error: BaseException) -> bool:
+    """Whether the library can have raised it: bare `Exception`s, and panics of Rust.
+
+    A panic's class, which nothing exports, is none of the `Exception`s.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _other_forms(folder: Path) -> str:
@@ -360,7 +401,9 @@ def _without_prefix(text: str) -> str:
         for part in _parts_of(spec.get(key) or {}):
             kind = part.get("type")
             if kind == "Prepend":
-                part["prepend"] = ""
+                # One that puts nothing there makes the library break off behind it.
+                part.clear()
+                part |= {"type": "Sequence", "normalizers": []}
             if kind == "Metaspace":
                 part["prepend_scheme"] = "never"
             if "add_prefix_space" in part:
