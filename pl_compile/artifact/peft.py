@@ -28,7 +28,7 @@ from pl_compile.config.strict_json import parse_json
 from pl_compile.errors import ArtifactError, list_problems
 from pl_compile.text.template import parse_template
 
-_CONFIG = "adapter_config.json"
+CONFIG_NAME = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _TENSOR = "prompt_embeddings"
@@ -114,7 +114,7 @@ class PeftAdapter:
         heads = config.kv_heads if self.is_prefix else config.heads
         sizes = {"num_layers": config.layers, "num_attention_heads": heads, "token_dim": width}
         problems = [
-            f"{_CONFIG} says {name} {self.sizes[name]!r:.40}, and the base has {size}"
+            f"{CONFIG_NAME} says {name} {self.sizes[name]!r:.40}, and the base has {size}"
             for name, size in sizes.items()
             if name in self.sizes and self.sizes[name] != size
         ]
@@ -161,7 +161,7 @@ def write_peft_adapter(
         embeddings = entry.prefix_kv.transpose(3, 0, 1, 2, 4).reshape(virtual, -1)
     with folder_written_whole(folder, is_ours=_is_ours) as staging:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (staging / _CONFIG).write_text(text, encoding="utf-8")
+        (staging / CONFIG_NAME).write_text(text, encoding="utf-8")
         tensors = {_TENSOR: np.asarray(embeddings, np.float32)}
         (staging / _WEIGHTS).write_bytes(tensor_bytes(tensors, {"format": "pt"}))
 
@@ -177,7 +177,7 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
         ArtifactError: no such folder, a pickle, a damaged file, or an adapter of another kind.
     """
     doing = f"reading the PEFT adapter {folder}"
-    config = _read_config(folder / _CONFIG, doing)
+    config = _read_config(folder / CONFIG_NAME, doing)
     weights, pickled = folder / _WEIGHTS, folder / _PICKLE
     tensors: Mapping[str, NDArray[Any]]
     if weights.is_file() or not pickled.is_file():
@@ -247,12 +247,12 @@ def _read_config(path: Path, doing: str) -> dict[str, Any]:
         config = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            doing, found=f"no {_CONFIG}", expected="a folder that PEFT's save_pretrained wrote"
+            doing, found=f"no {CONFIG_NAME}", expected="a folder that PEFT's save_pretrained wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise ArtifactError(doing, found=f"{_CONFIG}: {error}", expected="JSON") from error
+        raise ArtifactError(doing, found=f"{CONFIG_NAME}: {error}", expected="JSON") from error
     if not isinstance(config, dict):
-        raise ArtifactError(doing, found=f"{_CONFIG} holds no object")
+        raise ArtifactError(doing, found=f"{CONFIG_NAME} holds no object")
     problems, fix = [], ""
     if config.get("peft_type") not in list(_METHODS):
         kind, known = config.get("peft_type"), ", ".join(_METHODS)
@@ -272,4 +272,4 @@ def _read_config(path: Path, doing: str) -> dict[str, Any]:
 
 
 def _is_ours(folder: Path) -> bool:
-    return {path.name for path in folder.iterdir()} <= {_CONFIG, _WEIGHTS}
+    return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, _WEIGHTS}

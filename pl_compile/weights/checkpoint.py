@@ -129,10 +129,19 @@ class Checkpoint:
         if single.is_file():
             return {single: set()}
         if not index.is_file():
+            others = sorted(path.name for path in self.folder.glob("*.safetensors"))
+            fix = "Pickled .bin checkpoints are not read: save the model with safetensors."
+            if others:
+                fix = (
+                    f"Rename it to {_SINGLE}, if it holds the whole model."
+                    if len(others) == 1
+                    else f"Copy {_INDEX} too, or save the model again with transformers."
+                )
             raise self._error(
                 self.folder.name,
-                f"neither {_SINGLE} nor {_INDEX}",
-                fix="Pickled .bin checkpoints are not read: save the model with safetensors.",
+                f"neither {_SINGLE} nor {_INDEX}"
+                + (f", but {', '.join(others[:3])}{', …' * (len(others) > 3)}" if others else ""),
+                fix=fix,
             )
         with self._reporting(index):
             content = parse_json(index.read_text(encoding="utf-8"))
