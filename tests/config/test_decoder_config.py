@@ -178,7 +178,8 @@ def test_a_gpt2_that_computes_otherwise_is_refused(
 ) -> None:
     assert refusal(tmp_path, GPT2, **{key: value}) == (
         f"reading {tmp_path / 'config.json'}: '{key}' is {value!r}, "
-        f"and only {supported} is supported. Use another base: docs/importing.md says which are read."
+        f"and only {supported} is supported. "
+        "Use another base: docs/importing.md says which are read."
     )
 
 
