@@ -51,7 +51,9 @@ class PlcError(Exception):
         if len(text) > _MOST_CHARACTERS:
             text = f"{text[:_MOST_CHARACTERS]} … ({len(text)} characters)."
         separator = "\n" if "\n" in text else " "
-        super().__init__(f"{text}{separator}{fix}".rstrip())
+        whole = f"{text}{separator}{fix}".rstrip()
+        # A path or a value may hold what no terminal and no file takes: half of a character.
+        super().__init__(whole.encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(PlcError):

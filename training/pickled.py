@@ -21,16 +21,35 @@ def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
         ArtifactError: the file cannot be read, or holds anything but tensors by name.
     """
     doing = f"reading {path} as weights only"
+    wanted = "tensors by name"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = {name: tensor.dtype for name, tensor in content.items()}
-        tensors = {name: tensor.detach().float().numpy() for name, tensor in content.items()}
+    except OSError as error:
+        raise ArtifactError(doing, found=error.strerror or str(error), expected=wanted) from error
     except Exception as error:  # a damaged or hostile pickle can end in any
-        reason = str(error).strip().split("\n")[0]
-        raise ArtifactError(doing, found=reason, expected="tensors by name") from error
-    if not all(isinstance(name, str) for name in tensors):
-        raise ArtifactError(doing, found="names that are no text", expected="tensors by name")
-    codes = [f"'{name}' of {kind}" for name, kind in kinds.items() if kind not in _FLOATS]
+        raise ArtifactError(
+            doing,
+            found="a file that is damaged, or holds something else",
+            expected=f"what torch.save writes of {wanted}",
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in content.values()
+    ):
+        raise ArtifactError(doing, found="something else", expected=wanted)
+    if not all(isinstance(name, str) for name in content):
+        raise ArtifactError(doing, found="names that are no text", expected=wanted)
+    codes = [f"'{name}' of {t.dtype}" for name, t in content.items() if t.dtype not in _FLOATS]
     if codes:
         raise ArtifactError(doing, found=", ".join(codes[:5]), expected="floats of 16 bits or more")
-    return tensors
+    sparse = [f"'{name}'" for name, tensor in content.items() if not _is_all_there(tensor)]
+    if sparse:
+        found = f"{', '.join(sparse[:5])}, whose numbers are not all in the file"
+        raise ArtifactError(doing, found=found, expected="each number of a tensor by itself")
+    return {name: tensor.detach().float().numpy() for name, tensor in content.items()}
+
+
+def _is_all_there(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a number for each place: a view may repeat one without end."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.files import check_regular
+from pl_compile.config import lfs
 from pl_compile.errors import ArtifactError, reason_of
 
 # How safetensors' names of floats of 8 bits and fewer begin: numpy has none of them, and they mean
@@ -43,6 +44,8 @@ def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
     """
     from safetensors import SafetensorError, safe_open  # where there is a tensor to read
 
+    if lfs.is_pointer_file(path):
+        raise ArtifactError(doing, found=f"{path.name}: {lfs.FOUND}", fix=lfs.FIX)
     try:
         check_regular(path)
         with safe_open(path, framework="numpy") as file:

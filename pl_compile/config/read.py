@@ -11,12 +11,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pl_compile.config.utf8 import read_utf8
+from pl_compile.config.utf8 import is_utf8, read_utf8
 from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
 
 if TYPE_CHECKING:
@@ -48,6 +48,37 @@ class Node:
     key_where: str = ""
     name: str = ""
     written: str = ""
+
+
+class KnownKeys:
+    """The keys that mappings of one kind may have, and what to say of another one.
+
+    Args:
+        names: the keys.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._listed = False
+
+    def hint(self, key: str) -> str:
+        """The key that is meant, if one is near; else all of them, the first time."""
+        near = did_you_mean(key, self._names)
+        if near or self._listed:
+            return near
+        self._listed = True
+        return f"Known keys: {', '.join(self._names)}."
+
+
+def unknown_key(node: Node, path: str, hint: str) -> tuple[str, str]:
+    """The place of a key that is unknown, and what to say of it.
+
+    Args:
+        node: its value.
+        path: the key, with those it lies in.
+        hint: a sentence that helps on; may be empty.
+    """
+    return node.key_where or node.where, f"unknown key '{path}'. {hint}".rstrip(" .")
 
 
 def read_yaml(path: Path) -> Node:
@@ -174,12 +205,20 @@ class _NodeReader:
 
     def _value(self, node: "yaml.Node", where: str) -> Any:
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
             # 2024-99-99, or `!!bool maybe`: PyYAML lets through whatever Python raises there.
             kind = node.tag.rpartition(":")[2]
             found = f"{where}: {node.value!r}, which is no {kind}"
             raise ConfigError(self.doing, found=found, expected="valid YAML") from error
+        if not isinstance(value, str) or is_utf8(value):
+            return value
+        try:
+            # PyYAML leaves the halves of a pair apart. JSON writes "\ud83d\ude00" for an emoji.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            found = f"{where}: {value!r:.80}, half of a surrogate pair"
+            raise ConfigError(self.doing, found=found, expected="text") from None
 
     def _entries(self, node: "yaml.MappingNode") -> dict[str, Node]:
         entries: dict[str, Node] = {}
@@ -238,14 +277,10 @@ def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[st
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     before = len(problems)
-    listed = f"Known keys: {', '.join(fields)}."
+    known = KnownKeys(fields)
     for key, value in node.data.items():
         if key not in fields:
-            hint = did_you_mean(key, fields)
-            if not hint:
-                hint, listed = listed, ""  # once is enough
-            place = value.key_where or value.where
-            problems.append(f"{place}: unknown key '{_join(path, key)}'. {hint}".rstrip(" ."))
+            problems.append(": ".join(unknown_key(value, _join(path, key), known.hint(key))))
     values = {}
     for name, field in fields.items():
         if name in node.data:

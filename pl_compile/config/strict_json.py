@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from pl_compile.config.utf8 import is_utf8
+
 # How JSON writes one half of a pair; whole pairs match too and are looked at again.
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]:,]|[^\s"{}\[\]:,]+')
@@ -115,7 +117,7 @@ def _after_blanks(text: str, start: int) -> int:
 
 def _refuse_halves(value: Any) -> None:
     for part in _texts(value):
-        if any("\ud800" <= character <= "\udfff" for character in part):
+        if not is_utf8(part):
             raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is no text")
 
 

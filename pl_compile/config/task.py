@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import ConfigError
 
 # Not two underscores in front: safetensors keeps "__metadata__" for itself.
@@ -55,8 +56,15 @@ class TaskConfig:
         if not _TASKNAME.fullmatch(self.taskname):
             raise ConfigError(
                 "checking a task",
-                found=f"taskname '{self.taskname}'",
+                found=f"taskname {self.taskname!r}",
                 expected="1 to 64 letters, digits, '_' or '-', not opening with '-' or '__'",
+            )
+        texts = (self.prompt_template, self.init_text or "", *self.choices)
+        if not all(map(is_utf8, texts)):
+            raise ConfigError(
+                f"checking the texts of task '{self.taskname}'",
+                found=f"{next(text for text in texts if not is_utf8(text))!r:.80}",
+                expected="text: this holds half of a surrogate pair, or a byte that was no UTF-8",
             )
         stripped = [choice.strip() for choice in self.choices]
         if "" in stripped or len(set(stripped)) < len(stripped):

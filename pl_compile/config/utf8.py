@@ -1,4 +1,4 @@
-"""UTF-8 files as text, with the line of a byte that is none."""
+"""What UTF-8 can write, and its files as text, with the line of a byte that is none."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,14 @@ def read_utf8(path: Path) -> str:
         line = len(split_lines(before))
         byte = error.object[error.start]
         raise ValueError(f"line {line}: the byte 0x{byte:02x}") from None
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write a text: it holds no half of a surrogate pair.
+
+    JSON, YAML and a command line can carry such halves; no tokenizer and no file takes them.
+    """
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def split_lines(text: str) -> list[str]:

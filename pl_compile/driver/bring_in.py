@@ -67,7 +67,7 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     Args:
         request: what to bring in.
         progress: told of what the tokenizer cannot write, of a backslash where a line end may be
-            meant, and of an adapter that was saved with another tokenizer or beside another base.
+            meant, of choices that are never answered, and of an adapter that was saved with another tokenizer or beside another base.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
@@ -104,9 +104,11 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     entry = _entry(adapter, task, config, ends)
     # What no session could render is not taken in.
     check_squares(entry, f"importing task '{task.taskname}'")
-    template = TaskPrompt.of(entry, tokenizer).renderer.template
-    for note in notes_on(tokenizer, [template]):
+    prompt = TaskPrompt.of(entry, tokenizer)
+    for note in notes_on(tokenizer, [prompt.renderer.template]):
         progress.say(note)
+    for problem in prompt.trie.problems() if prompt.trie else ():
+        progress.say(f"task '{task.taskname}': {problem}")
     fingerprint = fingerprint_base(checkpoint, config)
     for note in (
         _on_its_tokenizer(request.adapter, tokenizer),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
@@ -55,8 +56,7 @@ def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
 def is_field_value(value: object) -> bool:
     """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
     if isinstance(value, str):
-        # JSON can carry half of a surrogate pair; no tokenizer takes it.
-        return not any("\ud800" <= character <= "\udfff" for character in value)
+        return is_utf8(value)
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:

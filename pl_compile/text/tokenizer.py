@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from pl_compile.config import lfs
 from pl_compile.errors import ArtifactError, DataError
 from pl_compile.text.streaming import TextStream, decoders_of, open_stream
 
@@ -83,7 +84,10 @@ class Tokenizer:
             if not is_of_tokenizers(error):
                 raise
             raise ArtifactError(
-                f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
+                f"reading {name}",
+                found=lfs.FOUND if lfs.is_pointer(text) else str(error),
+                expected="a tokenizer.json of 'tokenizers'",
+                fix=lfs.FIX if lfs.is_pointer(text) else _of_newer_form(error),
             ) from error
         for tokenizer in (self._opening, self._continuing):
             # Settings of whoever saved the file; lengths are the renderer's business.
@@ -355,6 +359,18 @@ def is_of_tokenizers(error: BaseException) -> bool:
     A panic's class, which nothing exports, is none of the `Exception`s.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _of_newer_form(error: BaseException) -> str:
+    """What to do where the library finds a part of the file that it does not know."""
+    if "untagged enum" not in str(error):
+        return ""
+    from tokenizers import __version__
+
+    return (
+        f"A newer release than tokenizers {__version__}, which is installed, may have written it: "
+        "pip install -U tokenizers; or save it with an older one."
+    )
 
 
 def _other_forms(folder: Path) -> str:

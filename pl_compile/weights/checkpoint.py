@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from pl_compile.config import lfs
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.strict_json import parse_json
 from pl_compile.errors import BaseModelError, list_problems
@@ -174,6 +175,8 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:
+            if lfs.is_pointer_file(path):
+                raise self._error(path.name, lfs.FOUND, fix=lfs.FIX) from error
             raise self._error(path.name, str(error)) from error
 
     def _error(

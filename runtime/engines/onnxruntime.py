@@ -97,20 +97,18 @@ class OnnxRuntimeEngine:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         kernels.register(options)
         providers = choose(onnxruntime, options, provider)
+        path = _utf8(model)
         try:
+            # Without its fallback, which prints the error and tries another provider.
             self._session: Any = onnxruntime.InferenceSession(
-                _utf8(model), options, providers=providers
+                path, options, providers=providers, enable_fallback=0
             )
-        except UnicodeDecodeError:
-            raise ArtifactError(
-                f"loading {model}",
-                found="a path that is not UTF-8",
-                fix="ONNX Runtime takes no other: rename the folder.",
-            ) from None
         except Exception as error:  # the library's errors share no base of their own
+            # Names of a damaged graph may be no UTF-8: then there is no text of its error.
+            said = "" if isinstance(error, UnicodeDecodeError) else str(error).strip()
             raise ArtifactError(
                 f"loading {model}",
-                found=str(error).splitlines()[0],
+                found=said.partition("\n")[0] or "a graph that ONNX Runtime cannot read",
                 fix="Export the bundle again with this version of onnxruntime.",
             ) from error
         check_used(self._session, provider, model)
@@ -253,7 +251,14 @@ class OnnxRuntimeEngine:
 
 def _utf8(path: Path) -> str:
     """A path as ONNX Runtime wants it, whatever encoding Python writes paths in (`LC_ALL=C`)."""
-    return os.fsencode(path).decode("utf-8")
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeError:
+        raise ArtifactError(
+            f"loading {path}",
+            found="a path that is not UTF-8",
+            fix="ONNX Runtime takes no other: rename the folder.",
+        ) from None
 
 
 def _new_caches(provider: Provider, contract: GraphContract, max_batch: int, dtype: str) -> Caches:

@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,6 +36,11 @@ data:
 trainer:
   max_steps: 7
 """
+TASK = {
+    "taskname": "mood",
+    "prompt_template": "<|VIRTUAL_PROMPT_0|> {text} mood:{label}",
+    "total_virtual_tokens": 5,
+}
 N_LINES = MINIMAL.count("\n")
 
 Writer = Callable[[str], Path]
@@ -529,6 +535,35 @@ def test_a_value_that_is_not_what_it_is_said_to_be_has_its_line(
         "expected valid YAML."
     )
     assert "which is no" in refusal(write(f"{value}: 1\n"))
+
+
+def test_a_character_in_two_halves_as_json_writes_it_is_one(write: Writer) -> None:
+    text = json.dumps(
+        TASK | {"prompt_template": "<|VIRTUAL_PROMPT_0|>😀{label}", "choices": ["é😀"]}
+    )
+    (task,) = read_train(write(MINIMAL), f"tasks=[{text}]").tasks
+
+    assert "\\ud83d" in text
+    assert (task.prompt_template, task.choices) == ("<|VIRTUAL_PROMPT_0|>😀{label}", ("é😀",))
+
+
+def test_half_of_a_character_is_refused_with_its_line(write: Writer) -> None:
+    path = write('seed: 1\nbase: "a\\ud83d"\n')
+
+    found = "train.yaml:2: 'a\\ud83d', half of a surrogate pair; expected text."
+    assert refusal(path) == f"reading {path}: {found}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt_template": "a\udcff{label}"}, {"choices": ("\ud83d",)}, {"init_text": "\ude00"}],
+)
+def test_texts_of_a_task_are_texts(change: dict[str, Any]) -> None:
+    task: dict[str, Any] = TASK | change
+
+    with pytest.raises(ConfigError, match="half of a surrogate pair") as error:
+        TaskConfig(**task)
+    assert str(error.value).isascii()
 
 
 # --set

@@ -62,6 +62,18 @@ def test_nothing_is_told_of_an_adapter_that_fits(base: Path, adapter: Path) -> N
     assert told(adapter) == []
 
 
+def test_a_choice_that_is_never_answered_is_told(base: Path, adapter: Path) -> None:
+    edited(base, "config.json", lambda spec: spec.update(eos_token_id=None))
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (base / name).unlink(missing_ok=True)
+    request = PeftImport(adapter, adapter.parent / "table.safetensors", "tone", "{q}:{a}")
+    listener = Listener()
+
+    import_peft(replace(request, choices=("pos", "positive")), progress=listener)
+
+    assert any("task 'tone': " in line and "'positive'" in line for line in listener.lines)
+
+
 def _with_a_token(spec: Any) -> None:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     spec["added_tokens"].append({"id": 397, "content": "<new>", "special": True, **flags})

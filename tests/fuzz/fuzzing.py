@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
@@ -153,12 +153,20 @@ def tiny_table() -> Path:
 @functools.cache
 def tiny_bundle() -> Path:
     """A bundle of `tiny_table()`."""
+    return _exported(tiny_table(), "auto")
+
+
+@functools.cache
+def folded_bundle() -> Path:
+    """A bundle of the two tasks of rows, whose constant heads are folded."""
+    return _exported(random_table(tiny_base("llama"), scratch() / "rows.safetensors"), "always")
+
+
+def _exported(table: Path, fold: Literal["auto", "always"]) -> Path:
     from pl_compile.driver.export import ExportRequest, export_bundle
 
-    folder = scratch() / "bundle"
-    export_bundle(
-        ExportRequest(tiny_table(), tiny_base("llama"), folder, capacity=80, measure_parity=False)
-    )
+    folder = scratch() / f"bundle-{fold}"
+    export_bundle(ExportRequest(table, tiny_base("llama"), folder, capacity=80, fold=fold))
     return folder
 
 

@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import PlcError
-from pl_compile.testing import FAMILIES
+from pl_compile.testing import FAMILIES, assert_close
 from pl_compile.weights.checkpoint import fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
@@ -167,7 +167,8 @@ def _check(family: str, folder: Path) -> None:
     same_numbers = all(getattr(config, name) == getattr(expected, name) for name in sizes)
     if same_numbers and _same(weights, their_weights):
         again = _logits(folder)
-        assert again is None or np.array_equal(again, logits)
+        if again is not None:
+            assert_close(again, logits, relative=1e-5)  # a setting may change an order of sums
 
 
 @fuzzed(80, given=configs())

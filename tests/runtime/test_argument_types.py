@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import RequestError
+from pl_compile.errors import PlcError, RequestError
 from pl_compile.runtime import Provider, Request, Sampling, Session
 from pl_compile.testing import random_table
 
@@ -318,3 +318,11 @@ def test_what_a_session_accepts_it_can_open_with(bundle: Path) -> None:
 
     assert opened.engine.max_batch == 4096
     assert opened.generate([request()])[0].text
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "\ud83d"])
+def test_a_message_can_be_printed_whatever_a_path_holds(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PlcError, match="opening the bundle") as error:
+        Session.open(tmp_path / name)
+
+    assert str(error.value).encode()

@@ -19,6 +19,7 @@ from pl_compile.runtime.requests import Event
 from pl_compile.testing import (
     byte_fallback_tokenizer,
     random_table,
+    sign_bundle,
     tiny_examples,
     write_tiny_base,
 )
@@ -383,3 +384,18 @@ def test_a_second_thread_that_reads_a_stream_is_refused_by_name() -> None:
     thread.join(60)
 
     assert got == [piece]
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_error_and_prints_nothing(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    model = folder / "base" / "model.onnx"
+    # One of several places: what names it elsewhere finds it no more. And no UTF-8, which stands in
+    # the library's message then.
+    model.write_bytes(model.read_bytes().replace(b"layers.0", b"layers.\xf5", 1))
+    sign_bundle(folder)
+
+    with pytest.raises(ArtifactError, match=f"loading {model}: "):
+        Session.open(folder)
+    assert capfd.readouterr() == ("", "")

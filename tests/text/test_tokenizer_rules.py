@@ -365,7 +365,7 @@ def test_a_broken_file_is_named_with_what_was_expected(tmp_path: Path, text: str
         Tokenizer.from_folder(tmp_path)
 
     assert str(error.value).startswith(f"reading {path}: ")
-    assert str(error.value).endswith("; expected a tokenizer.json of 'tokenizers'.")
+    assert "; expected a tokenizer.json of 'tokenizers'." in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -412,6 +412,15 @@ def test_text_that_a_tokenizer_has_no_token_for_at_all_is_refused_by_name(model:
         with pytest.raises(DataError, match="tokenising 'é': the base's tokenizer has no token"):
             tokenizer.encode("é", opens=True, markup=markup)
     assert tokenizer.unwritten("é") == ""  # refused, not left out
+
+
+def test_a_file_that_the_library_panics_at_is_refused() -> None:
+    model = models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")])
+    spec = json.loads(HfTokenizer(model).to_str())
+    spec["model"]["continuing_subword_prefix"] = "####"  # longer than the pieces
+
+    with pytest.raises(ArtifactError, match=r"reading tokenizer\.json: "):
+        Tokenizer(json.dumps(spec))
 
 
 def test_equal_texts_have_equal_ids_whatever_the_file_says_of_dropout() -> None:
