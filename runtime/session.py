@@ -31,6 +31,7 @@ from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.engines.providers import Provider
+from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
@@ -150,10 +151,13 @@ class Session:
         """The answers piece by piece, as they are written; pieces of several rows take turns.
 
         Raises:
-            RequestError: as for `generate`, before the first event.
+            RequestError: as for `generate`, before the first event; or two threads read one stream.
             AnswerError: the logits of some requests are no finite numbers; after the last event of
                 the others. What was handed out of such a request is not an answer.
         """
+        return OneReader(self._events(requests))
+
+    def _events(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
         rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         with self._using_the_cache():

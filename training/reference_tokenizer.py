@@ -22,6 +22,7 @@ from typing import Any
 
 from pl_compile.errors import BaseModelError
 from pl_compile.text.template import Field, Template, Virtual
+from pl_compile.text.tokenizer import is_of_tokenizers
 
 # How a blank is written by SentencePiece, and by a byte-level tokenizer.
 _SENTENCEPIECE, _BYTE_LEVEL = "▁", "Ġ"
@@ -73,6 +74,8 @@ class ReferenceTokenizer:
                 folder, local_files_only=True, trust_remote_code=False
             )
             self._backend: Any = self._tokenizer.backend_tokenizer
+            if hasattr(self._backend.model, "dropout"):
+                self._backend.model.dropout = None  # of its training: what it gives is random
             self._added = set(self._tokenizer.get_added_vocab().values())
             whole = self._tokenizer("a", return_special_tokens_mask=True)
             in_front = takewhile(bool, whole["special_tokens_mask"])
@@ -221,7 +224,9 @@ def _errors_of_strangers(doing: str) -> Iterator[None]:
     """What is wrong with a folder is raised as errors of all kinds, bare `Exception` among them."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_tokenizers(error):
+            raise
         reason = (str(error).splitlines() or [""])[0]
         raise BaseModelError(doing, found=f"{type(error).__name__}: {reason}") from error
 

@@ -432,15 +432,19 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str, *, s
                 fix="Do not use this bundle; export it again.",
             )
     sizes, problems = _regular_files(folder)
+    fix = "Copy the bundle again, or export it again."
     if not problems:
         needed = {"tokenizer.json", *(set(sizes) - _NOT_SUMMED)}
         problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
+        if problems and needed <= set(sizes):
+            fix = "Remove what the manifest does not name: a file manager may have put it there."
         for name, record in files.items():
-            problems += _problems_of_file(folder / name, name, record, sizes.get(name), sums)
+            damaged = _problems_of_file(folder / name, name, record, sizes.get(name), sums)
+            if damaged:
+                problems += damaged
+                fix = "Copy the bundle again, or export it again."
     if problems:
-        raise ArtifactError(
-            doing, found=list_problems(problems), fix="Copy the bundle again, or export it again."
-        )
+        raise ArtifactError(doing, found=list_problems(problems), fix=fix)
 
 
 def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:

@@ -402,6 +402,23 @@ def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
         )
 
 
+def check_squares(entry: TaskEntry, doing: str) -> None:
+    """Raises `ArtifactError` where a base in float32 would make infinity of a task's numbers.
+
+    Norms and products of queries and keys sum squares of what they are given. Beyond float32 some
+    engines go on as if nothing was wrong, and others answer nothing.
+    """
+    squares = np.square(entry.learned, dtype=np.float64).sum(axis=-1)
+    if squares.max(initial=0) > np.finfo(np.float32).max:
+        raise ArtifactError(
+            doing,
+            found=f"virtual tokens of '{entry.task.taskname}' with numbers up to "
+            f"{np.abs(entry.learned).max():.1e}",
+            expected="numbers whose squares a base can sum",
+            fix="The run that made them diverged: train again with a lower learning rate.",
+        )
+
+
 def check_prefix(entry: TaskEntry, sizes: GraphContract | DecoderConfig, doing: str) -> None:
     """Raises `ArtifactError` unless a task's prefix, if it has one, fits the layers of its base."""
     if entry.prefix_kv is None:

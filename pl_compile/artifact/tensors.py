@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.config import lfs
 from pl_compile.config.floats import check_floats
 from pl_compile.config.utf8 import check_regular
 from pl_compile.errors import ArtifactError, reason_of
@@ -43,6 +44,8 @@ def read_tensor_file(
     """
     from safetensors import SafetensorError, safe_open  # where there is a tensor to read
 
+    if lfs.is_pointer_file(path):
+        raise ArtifactError(doing, found=f"{path.name}: {lfs.FOUND}", fix=lfs.FIX)
     try:
         check_regular(path)
         with safe_open(path, framework="numpy") as file:

@@ -103,9 +103,12 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
     keys, read = _FAMILIES[family]
     problems = keys.problems(hf)
     if problems:
-        raise BaseModelError(doing, found=list_problems(problems))
+        raise BaseModelError(doing, found=list_problems(problems), fix=_ANOTHER_BASE)
     aliased = {keys.aliases[key]: value for key, value in hf.items() if key in keys.aliases}
     return read(_Settings(hf | aliased, doing))
+
+
+_ANOTHER_BASE = "Use another base: docs/importing.md says which are read."
 
 
 def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
@@ -123,7 +126,11 @@ def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
             )
 
 
-_KINDS = {int: "a whole number", float: "a number with a point", bool: "true or false"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number with a point, such as 1e-05",
+    bool: "true or false",
+}
 
 
 class _Settings:
@@ -152,8 +159,7 @@ class _Settings:
             raise BaseModelError(self._doing, found=f"'{key}' is missing")
         if type(value) is not kind:
             found = f"'{key}' is {'null' if value is None else repr(value)[:80]}"
-            fix = "Write it with a point: 1.0." if kind is float and type(value) is int else ""
-            raise BaseModelError(self._doing, found=found, expected=_KINDS[kind], fix=fix)
+            raise BaseModelError(self._doing, found=found, expected=_KINDS[kind])
         result: T = value
         return result
 
@@ -232,7 +238,9 @@ class _Settings:
             if name != "rope_theta" and value is not None and value != _NOT_SCALED.get(name)
         ]
         if problems:
-            raise BaseModelError(f"{self._doing}, '{key}'", found=list_problems(problems))
+            raise BaseModelError(
+                f"{self._doing}, '{key}'", found=list_problems(problems), fix=_ANOTHER_BASE
+            )
         return rope
 
     def pad_id_within(self, vocab: int) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+import numpy as np
+
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
     EXACT,
@@ -41,6 +43,7 @@ from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import (
     TaskEntry,
     check_prefix,
+    check_squares,
     read_prompt_table,
 )
 from pl_compile.artifact.selftest import SELFTEST_NAME
@@ -254,7 +257,8 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         DataError: data for calibration or evaluation that cannot be read.
         FingerprintError: the table was trained on another base.
         BaseModelError: the base cannot be read.
-        ExportError: the target, the capacity, the disk or the memory cannot hold it.
+        ExportError: the target, the capacity, the disk or the memory cannot hold it, or the numbers
+            of a prompt or of the base are so large that no answer comes out.
     """
     check_replaceable(request.output, is_bundle)
     clock = _Clock()
@@ -292,6 +296,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             request.base,
             source.tokenizer,
         )
+        for each in lint:
+            for finding in each.findings:
+                progress.say(f"task '{each.task}': {finding}")
         precision = _precision(options, moments, compiled.weight_errors)
         (staging / "tokenizer.json").write_text(source.tokenizer.text, encoding="utf-8")
         for entry in source.entries:
@@ -422,6 +429,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     for number, entry in enumerate(entries):
         name = entry.task.taskname
         check_prefix(entry, config, f"exporting task '{name}'")
+        check_squares(entry, f"exporting task '{name}'")
         # What a session could not render is not written.
         prompts[name] = TaskPrompt.of(entry, tokenizer, number)
     _check_files(request, prompts)
@@ -672,6 +680,13 @@ def _has_reference(request: ExportRequest, target: str, progress: Progress) -> b
 
 def _write_selftests(staging: Path, checks: Checks) -> None:
     for name, arrays in checks.selftests.items():
+        if not np.isfinite(arrays["logits"]).all():
+            raise ExportError(
+                f"answering for task '{name}' with the new bundle",
+                found="logits that are not finite numbers",
+                fix="The numbers of its prompt or of the base are too large: train it again, or "
+                "look at the base. Nothing was written.",
+            )
         path = task_folder(staging, name) / SELFTEST_NAME
         path.write_bytes(tensor_bytes(arrays))
     for result, tokens in zip(checks.torch, checks.tokens, strict=True):

@@ -94,7 +94,7 @@ def _lint(
 ) -> TaskLint:
     # A row of a prefix is what one virtual token has in all layers.
     by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
-    norms = np.linalg.norm(by_token.reshape(len(by_token), -1), axis=1)
+    norms = np.linalg.norm(by_token.reshape(len(by_token), -1).astype(np.float64), axis=1)
     findings = []
     if not norms.min() > 0:
         findings.append("a virtual token is all zeros: nothing was learned there")

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pl_compile.config import lfs
 from pl_compile.config.utf8 import read_text
 from pl_compile.errors import ArtifactError, DataError, reason_of
 from pl_compile.text.streaming import TextStream, decoders_of, open_stream
@@ -94,10 +95,13 @@ class Tokenizer:
                 self._continuing = HfTokenizer.from_str(without_prefix(marked))
             decoders_of(self._opening)
         except BaseException as error:
-            if not _is_of_library(error):
+            if not is_of_tokenizers(error):
                 raise
             raise ArtifactError(
-                f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
+                f"reading {name}",
+                found=lfs.FOUND if lfs.is_pointer(text) else str(error),
+                expected="a tokenizer.json of 'tokenizers'",
+                fix=lfs.FIX if lfs.is_pointer(text) else _of_newer_form(error),
             ) from error
         for tokenizer in (self._opening, self._continuing):
             # Settings of whoever saved the file; lengths are the renderer's business.
@@ -220,6 +224,24 @@ class Tokenizer:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))
 
+    def difference(self, other: "Tokenizer") -> str:
+        """An example of what another tokenizer makes otherwise than this one; empty if none."""
+        mine, others = self._opening.get_vocab(), other._opening.get_vocab()
+        for name in sorted(mine.keys() | others.keys()):
+            if mine.get(name) != others.get(name):
+                return f"{name!r} is {_id_named(mine.get(name))}, and {_id_named(others.get(name))}"
+        for text in sorted({*self.added_texts} ^ {*other.added_texts}):
+            return f"{text!r} is an added token of one alone"
+        for markup in (True, False):
+            for each in (f"The year 2024, it's\n  a  {_COMMON}.", *self.added_texts):
+                ids = [
+                    tokenizer._encoding(each, opens=True, markup=markup).ids
+                    for tokenizer in (self, other)
+                ]
+                if ids[0] != ids[1]:
+                    return f"{each!r} is {ids[0]}, and {ids[1]}"
+        return ""
+
     def token_id(self, name: str) -> int | None:
         """The id of what the vocabulary writes so; None where it has no such token."""
         try:
@@ -327,11 +349,6 @@ class Tokenizer:
             )
 
 
-def _is_of_library(error: BaseException) -> bool:
-    """Whether the library raised it: bare `Exception`s, and panics, which are none of Python's."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
 def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> Any:
     """What the library makes of a text.
 
@@ -341,13 +358,44 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except BaseException as error:
-        if not _is_of_library(error):
+        if not is_of_tokenizers(error):
             raise
+        doing = f"tokenising {text!r:.60}"
+        if not isinstance(error, Exception):
+            raise DataError(
+                doing,
+                found=f"the base's tokenizer breaks off ({error})",
+                fix="The text is fine: parts of the base's tokenizer.json do not work together.",
+            ) from error
         raise DataError(
-            f"tokenising {text!r:.60}",
+            doing,
             found=f"the base's tokenizer has no token for a part of it ({error})",
             fix="Leave it out, or give the tokenizer a token for unknown characters (unk_token).",
         ) from error
+
+
+def _id_named(token_id: int | None) -> str:
+    return "no token" if token_id is None else f"id {token_id}"
+
+
+def is_of_tokenizers(error: BaseException) -> bool:
+    """Whether the library can have raised it: bare `Exception`s, and panics of Rust.
+
+    A panic's class, which nothing exports, is none of the `Exception`s.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _of_newer_form(error: BaseException) -> str:
+    """What to do where the library finds a part of the file that it does not know."""
+    if "untagged enum" not in str(error):
+        return ""
+    from tokenizers import __version__
+
+    return (
+        f"A newer release than tokenizers {__version__}, which is installed, may have written it: "
+        "pip install -U tokenizers; or save it with an older one."
+    )
 
 
 def _other_forms(folder: Path) -> str:

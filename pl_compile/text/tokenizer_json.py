@@ -49,7 +49,9 @@ def without_prefix(text: str) -> str:
         for part in parts_of(spec.get(key) or {}):
             kind = part.get("type")
             if kind == "Prepend":
-                part["prepend"] = ""
+                # One that puts nothing there makes the library break off behind it.
+                part.clear()
+                part |= {"type": "Sequence", "normalizers": []}
             if kind == "Metaspace":
                 part["prepend_scheme"] = "never"
             if "add_prefix_space" in part:

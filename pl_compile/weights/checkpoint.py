@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from pl_compile.config import lfs
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.floats import FLOATS
 from pl_compile.config.strict_json import read_json_object
@@ -132,11 +133,7 @@ class Checkpoint:
             doing = f"reading the weights of {self.folder}, {_INDEX}"
             content = read_json_object(index, BaseModelError, doing, fix="Copy the base again.")
         except FileNotFoundError:
-            raise self._error(
-                self.folder.name,
-                f"neither {_SINGLE} nor {_INDEX}",
-                fix="Pickled .bin checkpoints are not read: save the model with safetensors.",
-            ) from None
+            raise self._without_index() from None
         files = content.get("weight_map")
         if not isinstance(files, dict) or not files:
             raise self._error(_INDEX, "no 'weight_map' of tensors to files")
@@ -154,6 +151,20 @@ class Checkpoint:
             raise self._error(_INDEX, list_problems(problems, most=5))
         return dict(sorted(paths.items()))
 
+    def _without_index(self) -> BaseModelError:
+        """What to say where neither file is there that names all tensors."""
+        others = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        found = f"neither {_SINGLE} nor {_INDEX}"
+        if not others:
+            fix = "Pickled .bin checkpoints are not read: save the model with safetensors."
+        elif len(others) == 1:
+            fix = f"Rename it to {_SINGLE}, if it holds the whole model."
+        else:
+            fix = f"Copy {_INDEX} too, or save the model again with transformers."
+        if others:
+            found += f", but {', '.join(others[:3])}{', …' * (len(others) > 3)}"
+        return self._error(self.folder.name, found, fix=fix)
+
     @contextmanager
     def _reporting(self, path: Path) -> Iterator[None]:
         try:
@@ -166,6 +177,8 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:
+            if lfs.is_pointer_file(path):
+                raise self._error(path.name, lfs.FOUND, fix=lfs.FIX) from error
             raise self._error(path.name, str(error)) from error
 
     def _error(

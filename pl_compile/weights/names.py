@@ -137,6 +137,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
             found=f"{len(headers)} tensors",
             expected=f"those of {config.layers} layers, as config.json says",
         )
+    _check_prefix(checkpoint, config)
     problems, read = [], set()
     shapes = weight_shapes(config)
     for ours, source in _sources(config).items():
@@ -157,6 +158,26 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         raise BaseModelError(doing, found=list_problems(problems))
     if config.tied and _HEAD in headers:
         _check_tied(checkpoint, _stored_name(checkpoint, config, _EMBEDDINGS[config.family]))
+
+
+def _check_prefix(checkpoint: Checkpoint, config: DecoderConfig) -> None:
+    """Raises where all tensors have the names of this family, with something before them."""
+    embedding = _EMBEDDINGS[config.family].removeprefix(_PREFIXES[config.family])
+    prefixes = [
+        name.removesuffix(embedding).removesuffix(_PREFIXES[config.family])
+        for name in checkpoint.names
+        if name.endswith(f".{embedding}")
+    ]
+    for prefix in filter(None, prefixes):
+        if all(name.startswith(prefix) for name in checkpoint.names):
+            raise BaseModelError(
+                f"reading the weights of {checkpoint.folder}",
+                found=f"'{prefix}' before the names of all tensors: something that holds the model "
+                "was saved",
+                expected=f"names such as '{_EMBEDDINGS[config.family]}'",
+                fix="Save the model itself: of PEFT's, merge_and_unload(); of a data-parallel "
+                "model, model.module; of a compiled one, model._orig_mod.",
+            )
 
 
 def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:

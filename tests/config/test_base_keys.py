@@ -256,6 +256,7 @@ def test_weights_that_are_codes_are_refused_before_any_is_looked_for(
         ("llama", {"hidden_act": None}, "'hidden_act' is None"),
         ("llama", {"tie_word_embeddings": None}, "'tie_word_embeddings' is null; expected true"),
         ("llama", {"rms_norm_eps": 1}, "'rms_norm_eps' is 1; expected a number with a point"),
+        ("llama", {"rms_norm_eps": 0}, "'rms_norm_eps' is 0; expected .* a point, such as 1e-05."),
         ("llama", {"rms_norm_eps": -1e-5}, "'rms_norm_eps' is -1e-05; expected above 0"),
         ("gpt2", {"layer_norm_epsilon": 0.0}, "'layer_norm_epsilon' is 0.0; expected above 0"),
         ("llama", {"num_hidden_layers": 0}, "'num_hidden_layers' is 0; expected 1 to"),

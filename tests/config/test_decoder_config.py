@@ -159,6 +159,7 @@ def test_all_settings_that_we_do_not_compute_stand_in_one_message(tmp_path: Path
         f"reading {tmp_path / 'config.json'}: 2 problems:",
         "  - 'hidden_act' is 'gelu', and only 'silu' or 'swish' is supported",
         "  - 'sliding_window' is 16, and that is not supported.",
+        "Use another base: docs/importing.md says which are read.",
     ]
 
 
@@ -176,7 +177,8 @@ def test_a_gpt2_that_computes_otherwise_is_refused(
 ) -> None:
     assert refusal(tmp_path, GPT2, **{key: value}) == (
         f"reading {tmp_path / 'config.json'}: '{key}' is {value!r}, "
-        f"and only {supported} is supported."
+        f"and only {supported} is supported. "
+        "Use another base: docs/importing.md says which are read."
     )
 
 

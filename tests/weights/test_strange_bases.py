@@ -291,3 +291,21 @@ def test_pipes_are_not_waited_for(tiny_bases: dict[str, Path], tmp_path: Path) -
         os.mkfifo(folder / name)
 
         refusal(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
+def test_what_holds_the_model_is_named_in_one_line(
+    tiny_bases: dict[str, Path], tmp_path: Path, family: str, prefix: str
+) -> None:
+    text = refusal(
+        altered(
+            tiny_bases[family],
+            tmp_path / "base",
+            lambda stored: {prefix + name: tensor for name, tensor in stored.items()},
+        )
+    )
+
+    assert f"'{prefix}' before the names of all tensors" in text
+    assert "merge_and_unload()" in text
+    assert "\n" not in text
