@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pl_compile.cli.terminal import OutputPath, example
+from pl_compile.cli.terminal import OutputPath, TerminalProgress, example
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -169,5 +169,6 @@ def csv_file(
         quotes=quotes,
         fractions=fractions,
         seed=seed,
+        progress=TerminalProgress(),
     )
     _print(files, output_dir, as_json=as_json)
