@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from pl_compile.cli.provider import chosen_provider, provider_options
-from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
+from pl_compile.cli.terminal import (
+    OutputPath,
+    TerminalProgress,
+    json_option,
+    print_json,
+    print_table,
+)
 from pl_compile.config.sizes import MOST
 from pl_compile.errors import AnswerError
 
@@ -27,7 +33,7 @@ from pl_compile.errors import AnswerError
     help="Requests as JSONL: taskname and fields, any mix of tasks.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Answers as JSONL; a table if left out."
+    "--output", type=OutputPath(path_type=Path), help="Answers as JSONL; a table if left out."
 )
 @click.option(
     "--max-tokens",

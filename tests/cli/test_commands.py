@@ -521,6 +521,41 @@ def test_two_processes_do_not_train_in_one_folder(
     assert "another process that trains there" in err
 
 
+def test_a_run_does_not_write_over_the_config_that_it_is_given(
+    plc: Any, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = yaml.safe_dump(tiny_train_config(tmp_path, tiny_bases["llama"]))
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+
+    code, _, err = plc("train", "config.yaml", "--output", ".")
+
+    assert code == 1
+    assert "starting a run in .: config.yaml of no run, which the run would write over." in err
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == config
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train a.yaml",
+        "export",
+        "fetch",
+        "generate bundle --input a.jsonl",
+        "prepare csv --input a.csv --taskname a",
+        "prepare squad --input a",
+        "import checkpoint a",
+        "import peft a --task a --template {a}",
+        "tasks export-peft a b",
+    ],
+)
+def test_an_empty_output_is_not_the_current_folder(plc: Any, tmp_path: Path, command: str) -> None:
+    code, _, err = plc(*command.split(), "--output", "")
+
+    assert code == 2
+    assert "it is empty; write . for the current folder." in err
+    assert not any(tmp_path.iterdir())
+
+
 # What an export may choose
 
 
