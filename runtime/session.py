@@ -232,9 +232,13 @@ class Session:
         finally:
             self._streaming = False
 
-    def check(self, request: Request) -> None:
-        """Raises `RequestError` if `request` cannot be served."""
-        self._row(0, request, doing="checking a request")
+    def check(self, request: Request) -> int:
+        """Whether `request` can be served, and how many tokens its truncate field would lose.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        return self._row(0, request, doing="checking a request").cut_tokens
 
     def _row(self, index: int, request: Request, *, doing: str = "") -> "_Row":
         doing = doing or f"serving request {index}"
@@ -386,7 +390,7 @@ class _Row:
         self._index = index
         self._seen = seen
         self._limit = limit
-        self._cut_tokens = cut_tokens
+        self.cut_tokens = cut_tokens
         self._choices = choices
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
@@ -441,6 +445,6 @@ class _Row:
             tuple(self.token_ids),
             self.finished,
             self.prompt_tokens,
-            self._cut_tokens,
+            self.cut_tokens,
         )
         return Event(self._index, piece, result)

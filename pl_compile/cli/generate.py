@@ -137,9 +137,12 @@ def command(
         return
     request = Request(str(task), _parse_fields(fields), **options)
     if probabilities:
-        _score(Session.open(bundle, max_batch=batch, provider=chosen), request, as_json)
+        session = Session.open(bundle, max_batch=batch, provider=chosen)
+        _note_cut(session, request)
+        _score(session, request, as_json)
         return
     session = Session.open(bundle, max_batch=1, provider=chosen)
+    _note_cut(session, request)
     if as_json:
         result = session.generate([request])[0]
         print_json(
@@ -157,6 +160,15 @@ def command(
         click.echo(event.text, nl=False)
         sys.stdout.flush()
     click.echo()
+
+
+def _note_cut(session: Any, request: Any) -> None:
+    """Says on standard error what a request loses."""
+    cut = session.check(request)
+    if cut:
+        field = session.prompts[request.task].renderer.template.task.truncate_field
+        fits = f"to fit the bundle's {session.engine.capacity} tokens"
+        TerminalProgress().say(f"field '{field}' is cut by {cut} tokens {fits}")
 
 
 def _refuse_others(source: Path | None) -> None:

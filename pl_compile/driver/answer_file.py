@@ -1,6 +1,6 @@
 """A file of requests to answers, line for line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from pl_compile.errors import RequestError, list_problems
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
-from pl_compile.text.examples import read_examples
+from pl_compile.text.examples import Example, cut_note, read_examples
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def answer_file(
         session: serves them, in batches that mix tasks.
         source: JSONL or a JSON array with `taskname` and fields.
         options: of every `Request`.
-        progress: who is told.
+        progress: who is told, also of requests that are cut to fit.
 
     Raises:
         DataError: `source` cannot be read.
@@ -61,7 +61,8 @@ def answer_file(
     requests: list[Request] = []
     expected: list[Any] = []
     problems: list[str] = []
-    for example in read_examples([source], templates, answers=False):
+    examples = read_examples([source], templates, answers=False)
+    for example in examples:
         inputs = dict(example.fields)
         expected.append(inputs.pop(templates[example.taskname].answer_field or "", None))
         requests.append(Request(example.taskname, inputs, **options))
@@ -71,6 +72,7 @@ def answer_file(
             problems.append(f"{example.where}: {error}")
     if problems:
         raise RequestError(f"answering {source}", found=list_problems(problems))
+    tell_cuts(session, requests, examples, progress)
 
     results: dict[int, Result] = {}
     with progress.bar("answering", len(requests)) as bar:
@@ -82,3 +84,16 @@ def answer_file(
         Answered(index, request, results[index], right)
         for index, (request, right) in enumerate(zip(requests, expected, strict=True))
     ]
+
+
+def tell_cuts(
+    session: Session, requests: Sequence[Request], examples: Sequence[Example], progress: Progress
+) -> None:
+    """Says which of the requests, made of examples, the session must cut to fit its cache."""
+    lost = {
+        example.where: session.check(request)
+        for request, example in zip(requests, examples, strict=True)
+    }
+    cuts = {where: tokens for where, tokens in lost.items() if tokens}
+    if cuts:
+        progress.say(cut_note(cuts, len(examples), session.engine.capacity))

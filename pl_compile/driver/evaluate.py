@@ -12,9 +12,16 @@ from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import BaseIdentity, check_prefix, read_prompt_table
+from pl_compile.driver.answer_file import tell_cuts
+from pl_compile.driver.right_answers import (
+    check_answers,
+    first_of_each_task,
+    metric_for,
+    right_answer,
+)
 from pl_compile.driver.verify import check_reference
-from pl_compile.errors import ConfigError, DataError, RequestError, list_problems, unknown_name
-from pl_compile.metrics import METRICS, choose_metric
+from pl_compile.errors import ConfigError, RequestError, list_problems, unknown_name
+from pl_compile.metrics import METRICS
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
@@ -37,6 +44,7 @@ class EvalOptions:
         baseline: whether the base is also asked without virtual tokens.
         max_tokens: longest answer; from the right answers if None.
         limit: first examples of each task only; all if None.
+        tell_cuts: whether it is said which examples are cut to fit; a run has said it before.
     """
 
     metric: str = "auto"
@@ -44,6 +52,7 @@ class EvalOptions:
     baseline: bool = True
     max_tokens: int | None = None
     limit: int | None = None
+    tell_cuts: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def evaluate(
     """The scores of every task that occurs in the data.
 
     Raises:
-        DataError: the data cannot be read, or an example has no answer.
+        DataError: the data cannot be read, or examples have no answer that can be scored.
         RequestError: examples that cannot be served, all of a task with their places.
         ConfigError: an unknown metric.
     """
@@ -134,11 +143,11 @@ def evaluate(
         raise ConfigError("choosing the metric", found=found, fix=fix)
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
     examples = read_examples(data, templates, answers=False)
-    scores = []
-    for task in dict.fromkeys(example.taskname for example in examples):
-        mine = [example for example in examples if example.taskname == task][: options.limit]
-        scores.append(_score(session, task, mine, options, reference, progress))
-    return scores
+    by_task = first_of_each_task(examples, options.limit)
+    check_answers(by_task, templates, options.metric)
+    return [
+        _score(session, task, mine, options, reference, progress) for task, mine in by_task.items()
+    ]
 
 
 def _score(
@@ -149,11 +158,9 @@ def _score(
     reference: Session | None,
     progress: Progress,
 ) -> TaskScore:
-    prompt = session.prompts[task]
-    answers = [_answer(example, prompt.renderer.template.answer_field) for example in examples]
-    metric = options.metric
-    if metric == "auto":
-        metric = choose_metric(answers, prompt.choices or None)
+    template = session.prompts[task].renderer.template
+    answers = [right_answer(example, template) for example in examples]
+    metric = metric_for(answers, template, options.metric)
     flat = [
         text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)
     ]
@@ -168,13 +175,15 @@ def _score(
     requests = [
         Request(
             task,
-            _inputs(example, prompt.renderer.template.answer_field),
+            _inputs(example, template.answer_field),
             max_tokens=max_tokens,
             stop=stop,
         )
         for example in examples
     ]
     _check_all(session, requests, examples)
+    if options.tell_cuts:
+        tell_cuts(session, requests, examples, progress)
 
     def answered(by: Session, label: str, *, use_prompt: bool) -> list[Result]:
         asked = [replace(request, use_prompt=use_prompt) for request in requests]
@@ -219,18 +228,6 @@ def _check_all(session: Session, requests: Sequence[Request], examples: Sequence
             problems.append(f"{example.where}: {error}")
     if problems:
         raise RequestError("reading the examples to score", found=list_problems(problems))
-
-
-def _answer(example: Example, field: str | None) -> Any:
-    if field is None or field not in example.fields:
-        raise DataError(
-            f"scoring task '{example.taskname}'",
-            found=f"{example.where} has no answer field '{field}'",
-            expected="data with the right answers",
-            fix="Give the ground-truth file.",
-        )
-    answer = example.fields[field]
-    return [str(text) for text in answer] if isinstance(answer, list) else str(answer)
 
 
 def _inputs(example: Example, answer_field: str | None) -> dict[str, Any]:
