@@ -139,8 +139,10 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
             fix=f"Write {_MARKER} once, at the start, or leave it out.",
         )
     # What a config's template is asked beside is asked below, in the words of this command.
-    template = parse_template(replace(task, answer_only_loss=False, truncate_field=None))
-    problems = _template_problems(template, request)
+    alone = replace(task, answer_only_loss=False, truncate_field=None)
+    if not marked:  # characters are counted from where the user's text begins
+        parse_template(replace(alone, prompt_template=request.template + _MARKER))
+    problems = _template_problems(parse_template(alone), request)
     if problems:
         raise ConfigError(doing, found=list_problems(problems))
     return task

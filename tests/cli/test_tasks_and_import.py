@@ -133,6 +133,8 @@ def test_an_adapter_of_another_base_is_refused(
         ("{a}:", "ends in '{a}:': write the answer as {name} at its end"),
         ("no slot", "a template without a field: write the answer as {name} at its end"),
         ("", "a template without a field"),
+        ("{a}:{", "a single '{' at character 5"),
+        ("{a}:{a}", "the answer field 'a' is used 2 times"),
     ],
 )
 def test_a_template_that_peft_cannot_have_trained_is_refused(
