@@ -72,7 +72,7 @@ def answer_file(
             problems.append(f"{example.where}: {error}")
     if problems:
         raise RequestError(f"answering {source}", found=list_problems(problems))
-    tell_cuts(session, requests, examples, progress)
+    tell_cuts(session, list(zip(requests, examples, strict=True)), progress)
 
     results: dict[int, Result] = {}
     with progress.bar("answering", len(requests)) as bar:
@@ -87,13 +87,10 @@ def answer_file(
 
 
 def tell_cuts(
-    session: Session, requests: Sequence[Request], examples: Sequence[Example], progress: Progress
+    session: Session, rows: Sequence[tuple[Request, Example]], progress: Progress
 ) -> None:
-    """Says which of the requests, made of examples, the session must cut to fit its cache."""
-    lost = {
-        example.where: session.check(request)
-        for request, example in zip(requests, examples, strict=True)
-    }
+    """Says which of the requests, each with its example, the session must cut to fit its cache."""
+    lost = {example.where: session.check(request) for request, example in rows}
     cuts = {where: tokens for where, tokens in lost.items() if tokens}
     if cuts:
-        progress.say(cut_note(cuts, len(examples), session.engine.capacity))
+        progress.say(cut_note(cuts, len(rows), session.engine.capacity))

@@ -21,7 +21,7 @@ from pl_compile.driver.right_answers import (
 )
 from pl_compile.driver.verify import check_reference
 from pl_compile.errors import ConfigError, RequestError, list_problems, unknown_name
-from pl_compile.metrics import METRICS
+from pl_compile.metrics import METRICS, Reference
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
@@ -135,7 +135,7 @@ def evaluate(
 
     Raises:
         DataError: the data cannot be read, or examples have no answer that can be scored.
-        RequestError: examples that cannot be served, all of a task with their places.
+        RequestError: examples that cannot be served, all with their places, before any is.
         ConfigError: an unknown metric.
     """
     if options.metric not in ("auto", *METRICS):
@@ -145,19 +145,28 @@ def evaluate(
     examples = read_examples(data, templates, answers=False)
     by_task = first_of_each_task(examples, options.limit)
     check_answers(by_task, templates, options.metric)
-    return [
-        _score(session, task, mine, options, reference, progress) for task, mine in by_task.items()
-    ]
+    asked = [_asked(session, task, mine, options) for task, mine in by_task.items()]
+    rows = [pair for each in asked for pair in zip(each.requests, each.examples, strict=True)]
+    _check_all(session, rows)
+    if options.tell_cuts:
+        tell_cuts(session, rows, progress)
+    return [_score(session, each, options, reference, progress) for each in asked]
 
 
-def _score(
-    session: Session,
-    task: str,
-    examples: Sequence[Example],
-    options: EvalOptions,
-    reference: Session | None,
-    progress: Progress,
-) -> TaskScore:
+@dataclass(frozen=True)
+class _Asked:
+    """What a task is asked, and what is right."""
+
+    task: str
+    metric: str
+    examples: Sequence[Example]
+    answers: Sequence[Reference]
+    requests: Sequence[Request]
+
+
+def _asked(
+    session: Session, task: str, examples: Sequence[Example], options: EvalOptions
+) -> _Asked:
     template = session.prompts[task].renderer.template
     answers = [right_answer(example, template) for example in examples]
     metric = metric_for(answers, template, options.metric)
@@ -181,19 +190,27 @@ def _score(
         )
         for example in examples
     ]
-    _check_all(session, requests, examples)
-    if options.tell_cuts:
-        tell_cuts(session, requests, examples, progress)
+    return _Asked(task, metric, examples, answers, requests)
+
+
+def _score(
+    session: Session,
+    asked: _Asked,
+    options: EvalOptions,
+    reference: Session | None,
+    progress: Progress,
+) -> TaskScore:
+    task, metric, answers, requests = asked.task, asked.metric, asked.answers, asked.requests
 
     def answered(by: Session, label: str, *, use_prompt: bool) -> list[Result]:
-        asked = [replace(request, use_prompt=use_prompt) for request in requests]
+        wanted = [replace(request, use_prompt=use_prompt) for request in requests]
         results: dict[int, Result] = {}
-        with progress.bar(f"{task}: {label}", len(asked)) as bar:
-            for event in by.stream(asked):
+        with progress.bar(f"{task}: {label}", len(wanted)) as bar:
+            for event in by.stream(wanted):
                 if event.result is not None:
                     results[event.index] = event.result
                     bar.advance()
-        return [results[index] for index in range(len(asked))]
+        return [results[index] for index in range(len(wanted))]
 
     label = "with prompt" if options.prompt else "no prompt"
     with_prompt = [r.text for r in answered(session, label, use_prompt=options.prompt)]
@@ -208,7 +225,7 @@ def _score(
     return TaskScore(
         task,
         metric,
-        len(examples),
+        len(requests),
         METRICS[metric](with_prompt, answers),
         without,
         same,
@@ -218,10 +235,10 @@ def _score(
     )
 
 
-def _check_all(session: Session, requests: Sequence[Request], examples: Sequence[Example]) -> None:
+def _check_all(session: Session, rows: Sequence[tuple[Request, Example]]) -> None:
     """Raises `RequestError` with the places of all examples that cannot be served."""
     problems = []
-    for request, example in zip(requests, examples, strict=True):
+    for request, example in rows:
         try:
             session.check(request)
         except RequestError as error:

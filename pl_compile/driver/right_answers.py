@@ -55,7 +55,7 @@ def check_answers(
         raise DataError(
             "reading the examples to score",
             found=list_problems(problems),
-            fix="Give data with right answers that the task can give.",
+            fix="Correct these examples, or give the file that holds the right answers.",
         )
 
 

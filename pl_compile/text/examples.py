@@ -184,7 +184,7 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         and not is_field_value(value[name])
         and not (not answers and name == template.answer_field and _is_list_of_texts(value[name]))
     ]
-    parts = []
+    parts: list[str] = []
     answer = value.get(template.answer_field or "")
     if answers and answer is not None:
         parts += filter(None, [choice_problem(answer, template.task.choices)])

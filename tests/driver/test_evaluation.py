@@ -12,7 +12,7 @@ from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_tab
 from pl_compile.driver.answer_file import answer_file
 from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_reference, session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import ArtifactError, ConfigError, DataError, FingerprintError
+from pl_compile.errors import ArtifactError, ConfigError, DataError, FingerprintError, RequestError
 from pl_compile.runtime import Session
 from pl_compile.testing import random_table, tiny_examples, write_jsonl
 
@@ -182,6 +182,23 @@ def test_all_answers_that_cannot_be_scored_are_named_together(
 
     assert "rows.jsonl:1: the answer 'chilly'" in str(caught.value)
     assert "rows.jsonl:2 has no answer field 'answer'" in str(caught.value)
+
+
+def test_examples_of_all_tasks_are_checked_before_the_first_is_answered(
+    session: Session, tmp_path: Path
+) -> None:
+    rows = [
+        {"taskname": "ask", "question": "who?", "place": "town", "answer": "him"},
+        {"taskname": "tone", "sentence": "cold " * 2000, "label": "negative"},
+        {"taskname": "ask", "question": "who?", "place": "town " * 2000, "answer": "him"},
+    ]
+    asked = NoAnswers(session.tokenizer, session.prompts, session.engine)
+
+    with pytest.raises(RequestError) as caught:
+        evaluate(asked, [write_jsonl(tmp_path / "rows.jsonl", rows)], EvalOptions())
+
+    assert "rows.jsonl:2: " in str(caught.value)
+    assert "rows.jsonl:3: " in str(caught.value)
 
 
 def test_an_export_refuses_labels_that_are_no_choice_before_it_builds(
