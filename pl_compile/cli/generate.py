@@ -138,11 +138,10 @@ def command(
     request = Request(str(task), _parse_fields(fields), **options)
     if probabilities:
         session = Session.open(bundle, max_batch=batch, provider=chosen)
-        _note_cut(session, request)
         _score(session, request, as_json)
+        _note_cut(session, request)
         return
     session = Session.open(bundle, max_batch=1, provider=chosen)
-    _note_cut(session, request)
     if as_json:
         result = session.generate([request])[0]
         print_json(
@@ -155,20 +154,21 @@ def command(
                 "cut_tokens": result.cut_tokens,
             }
         )
-        return
-    for event in session.stream([request]):
-        click.echo(event.text, nl=False)
-        sys.stdout.flush()
-    click.echo()
+    else:
+        for event in session.stream([request]):
+            click.echo(event.text, nl=False)
+            sys.stdout.flush()
+        click.echo()
+    _note_cut(session, request)
 
 
 def _note_cut(session: Any, request: Any) -> None:
-    """Says on standard error what a request loses."""
+    """Says on standard error what a request, now answered, has lost."""
     cut = session.check(request)
     if cut:
         field = session.prompts[request.task].renderer.template.task.truncate_field
         fits = f"to fit the bundle's {session.engine.capacity} tokens"
-        TerminalProgress().say(f"field '{field}' is cut by {cut} tokens {fits}")
+        TerminalProgress().say(f"field '{field}' was cut by {cut} tokens {fits}")
 
 
 def _refuse_others(source: Path | None) -> None:
