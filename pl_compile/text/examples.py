@@ -80,6 +80,34 @@ def _each_once(problems: Sequence[_Problem], *, most: int = 3) -> list[str]:
     ]
 
 
+def choice_problem(answer: object, choices: Sequence[str]) -> str:
+    """What is wrong with a right answer, or with a list of them, of a task with these choices."""
+    answers = answer if isinstance(answer, list) else [answer]
+    if not choices or any(str(each) in choices for each in answers):
+        return ""
+    return f"the answer {answer!r} is not one of the choices {list(choices)}"
+
+
+def cut_note(cuts: Mapping[str, int], total: int, limit: int, *, most: int = 3) -> str:
+    """A line about examples whose truncate field was cut.
+
+    Args:
+        cuts: how many tokens each of them lost, by its place; at least one.
+        total: examples in all.
+        limit: tokens that they had to fit.
+        most: places to show.
+    """
+    return (
+        f"cut {len(cuts)} of {total} to fit {limit} tokens, by up to {max(cuts.values())} "
+        f"({first_places(list(cuts), most)})"
+    )
+
+
+def first_places(places: Sequence[str], most: int) -> str:
+    """The first of several places, for a message."""
+    return f"{', '.join(places[:most])}{' …' if len(places) > most else ''}"
+
+
 def _objects(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
     try:
         lines = split_lines(read_utf8(path))
@@ -195,10 +223,10 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         and not is_field_value(value[name])
         and not (not answers and name == template.answer_field and _is_list_of_texts(value[name]))
     ]
-    parts = []
-    choices, answer = template.task.choices, value.get(template.answer_field or "")
-    if answers and choices and answer is not None and str(answer) not in choices:
-        parts.append(f"the answer {answer!r} is not one of the choices {list(choices)}")
+    parts: list[str] = []
+    answer = value.get(template.answer_field or "")
+    if answers and answer is not None:
+        parts += filter(None, [choice_problem(answer, template.task.choices)])
     if missing:
         parts.append(f"no field {', '.join(map(repr, missing))}")
     if foreign:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,19 @@ def test_requests_that_are_no_json_are_refused_with_their_line(
 
     assert (code, out) == (1, "")
     assert "reading a.jsonl: a.jsonl:2: not JSON (NaN is not JSON" in err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_request_that_is_cut_to_fit_is_said(plc: Any, work: Path, form: list[str]) -> None:
+    request = ("generate", work / "bundle", "--task", "ask", "--field", "place=town")
+
+    code, out, err = plc(*request, "--field", f"question={'who ' * 2000}", *form)
+
+    assert code == 0
+    assert re.search(r"field 'question' was cut by \d+ tokens to fit the bundle's \d+ tokens", err)
+    assert "was cut by" not in out
+
+    assert "was cut by" not in plc(*request, "--field", "question=who?", *form)[2]
 
 
 def test_a_stop_text_that_holds_a_backslash_is_said(plc: Any, work: Path) -> None:
