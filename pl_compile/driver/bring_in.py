@@ -67,7 +67,8 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     Args:
         request: what to bring in.
         progress: told of what the tokenizer cannot write, of a backslash where a line end may be
-            meant, of choices that are never answered, and of an adapter that was saved with another tokenizer or beside another base.
+            meant, of choices that are never answered, and of an adapter that was saved with another
+            tokenizer or beside another base.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
