@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,12 @@ from typing import Any
 
 import yaml
 
-from pl_compile.artifact.files import append_line, sha256_of, write_atomically
+from pl_compile.artifact.files import (
+    append_line,
+    remove_left_behind_in,
+    sha256_of,
+    write_atomically,
+)
 from pl_compile.artifact.prompt_table import TABLE_NAME
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
@@ -27,11 +31,6 @@ _NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "paralle
 
 # A checkpoint among the best, by validation loss and step (NeMo's pattern).
 _AMONG_BEST = re.compile(r"val_loss=(?P<loss>\d+\.\d+)-step=(?P<step>\d+)\.safetensors")
-
-_HALF_WRITTEN = re.compile(
-    r"\.(.+\.safetensors|config\.yaml|(metrics|history)\.jsonl|curves\.png|base)"
-    r"\.[0-9a-f]{8}(\.old)?"
-)
 
 
 def last_checkpoint(run_folder: Path) -> Path:
@@ -130,7 +129,8 @@ class RunFolder:
             self.records = [record for record in self._read() if record["step"] <= step]
         if not self._writes:
             return
-        self._remove_half_written()
+        # One among the best may not be written again; all else is, which removes what is left.
+        remove_left_behind_in(self.checkpoints)
         text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
         write_atomically(self._config, text.encode())
         text = "".join(json.dumps(record) + "\n" for record in self.records)
@@ -156,13 +156,6 @@ class RunFolder:
                 doing, found=list_problems(problems), expected="what a run has measured", fix=fix
             )
         return records
-
-    def _remove_half_written(self) -> None:
-        """What a killed process left beside the names of its files (`write_atomically`)."""
-        for folder in (self.table.parent, self.checkpoints):
-            for left in folder.glob(".*"):
-                if _HALF_WRITTEN.fullmatch(left.name):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def log(self, record: Record) -> None:
         """Appends one record to `metrics.jsonl`."""

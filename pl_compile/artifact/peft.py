@@ -24,7 +24,7 @@ from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.strict_json import read_json_object
 from pl_compile.errors import ArtifactError, list_problems
 from pl_compile.text.template import parse_template
 
@@ -32,7 +32,6 @@ CONFIG_NAME = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _TENSOR = "prompt_embeddings"
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 # Sizes of its base that an adapter records.
 _SIZES = ("num_layers", "num_attention_heads", "token_dim")
@@ -50,7 +49,7 @@ _METHODS = {
 }
 
 Unpickle: TypeAlias = Callable[[Path], Mapping[str, NDArray[Any]]]
-"""Reads the arrays of a pickle without running what else is in it."""
+"""Reads the floats of a pickle by name without running what else is in it."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
     if weights.is_file() or not pickled.is_file():
         with suppress(ImportError):
             import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
-        tensors = read_tensor_file(weights, doing=doing).tensors
+        tensors = read_tensor_file(weights, doing=doing, floats=True).tensors
     elif unpickle is not None:
         tensors = unpickle(pickled)
     else:
@@ -213,10 +212,6 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
             found=f"'{_TENSOR}' of shape {stored.shape}",
             expected=f"num_virtual_tokens, {virtual}, of any width",
         )
-    if str(stored.dtype) not in _FLOATS:
-        raise ArtifactError(
-            doing, found=f"'{_TENSOR}' of {stored.dtype}", expected=f"one of {', '.join(_FLOATS)}"
-        )
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
         embeddings = np.ascontiguousarray(stored, np.float32)
     if not np.isfinite(embeddings).all():
@@ -244,15 +239,11 @@ def _check_prepends(entry: TaskEntry) -> None:
 
 def _read_config(path: Path, doing: str) -> dict[str, Any]:
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        config = read_json_object(path, ArtifactError, f"{doing}, {CONFIG_NAME}")
+    except FileNotFoundError:
         raise ArtifactError(
             doing, found=f"no {CONFIG_NAME}", expected="a folder that PEFT's save_pretrained wrote"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(doing, found=f"{CONFIG_NAME}: {error}", expected="JSON") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(doing, found=f"{CONFIG_NAME} holds no object")
     problems, fix = [], ""
     if config.get("peft_type") not in list(_METHODS):
         kind, known = config.get("peft_type"), ", ".join(_METHODS)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pl_compile.config.utf8 import is_utf8, read_utf8
+from pl_compile.config.utf8 import is_utf8, read_text
 from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def read_yaml(path: Path) -> Node:
     """
     doing = f"reading {path}"
     try:
-        text = read_utf8(path)
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(doing, found="no such file", fix="Check the path.") from None
     except (OSError, ValueError) as error:

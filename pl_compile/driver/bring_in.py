@@ -1,17 +1,12 @@
 """Prompts that others trained, and those of a training checkpoint, into a prompt table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
-from pl_compile.artifact.prompt_table import (
-    BaseIdentity,
-    PromptTable,
-    TaskEntry,
-    check_squares,
-)
+from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, check_squares
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import merge_into
@@ -24,6 +19,7 @@ from pl_compile.text.template import literal_escapes, parse_template, texts_of
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.open_base import open_base
 
 _MARKER = "<|VIRTUAL_PROMPT_0|>"
@@ -102,7 +98,7 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         ends = tokens_named(request.end_tokens, tokenizer, config.vocab)
     else:
         ends = end_tokens(folder, tokenizer, config.vocab)
-    entry = _entry(adapter, task, config, ends)
+    entry = replace(_entry(adapter, task, config, ends), rendering=tokenizer.rendering)
     # What no session could render is not taken in.
     check_squares(entry, f"importing task '{task.taskname}'")
     prompt = TaskPrompt.of(entry, tokenizer)
@@ -110,14 +106,13 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         progress.say(note)
     for problem in prompt.trie.problems() if prompt.trie else ():
         progress.say(f"task '{task.taskname}': {problem}")
-    fingerprint = fingerprint_base(checkpoint, config)
+    base = identify_base(name, checkpoint, config)
     for note in (
         _on_its_tokenizer(request.adapter, tokenizer),
-        _on_its_base(adapter, folder, fingerprint),
+        _on_its_base(adapter, folder, base.fingerprint),
     ):
         if note:
             progress.say(note)
-    base = BaseIdentity(name, fingerprint, config.hidden, config.vocab)
     return merge_into(request.output, PromptTable(base, {task.taskname: entry}))
 
 

@@ -18,6 +18,7 @@ from pl_compile.driver.parity import (
     Parity,
     compare,
     limit_of,
+    parity_failures,
     probe_rows,
     self_limit_of,
     selftest_arrays,
@@ -115,12 +116,7 @@ def check_bundle(
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
     tokens = compare_tokens(rows, base)
     live = liveness(engine, rows, learned)
-    failures = [
-        f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
-        f"{result.tokens_needed:.0%} of the tokens"
-        for result in [*with_torch, *folded, *by_row]
-        if not result.passed
-    ]
+    failures = parity_failures([*with_torch, *folded, *by_row])
     failures += token_failures(tokens)
     failures += [
         f"the prompt of task '{result.task}' changes nothing"

@@ -162,11 +162,14 @@ def test_the_method_and_the_base_are_told(tmp_path: Path, peft_type: str, method
     assert (read.method, read.base, read.virtual) == (method, "tiny", VIRTUAL)
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.bool_])
-def test_rows_that_are_codes_are_refused(tmp_path: Path, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(np.int8, "I8"), (np.uint8, "U8"), (np.int64, "I64"), (np.bool_, "BOOL")],
+)
+def test_rows_that_are_codes_are_refused(tmp_path: Path, kind: Any, name: str) -> None:
     text = refusal(adapter(tmp_path / "a", ROWS.astype(kind)))
 
-    assert f"'prompt_embeddings' of {np.dtype(kind)}; expected one of float64, float32" in text
+    assert f"'prompt_embeddings' of {name}; expected floats of 16 bits or more" in text
 
 
 def test_rows_of_8_bits_are_refused_by_their_name(tmp_path: Path) -> None:
@@ -303,7 +306,7 @@ def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
     folder = adapter(tmp_path / "a")
     (folder / "adapter_config.json").write_text(text, encoding="latin-1")
 
-    assert refusal(folder).startswith("adapter_config.json")
+    assert ", adapter_config.json: " in refusal(folder)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 9, -1])

@@ -1,6 +1,7 @@
 """A run that was interrupted ends like one that was not; another run is not resumed."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -224,13 +225,15 @@ def test_what_a_killed_process_left_half_written_is_removed(
     (run / "checkpoints/.last.safetensors.0badcafe").write_bytes(b"half")
     (run / ".prompts.safetensors.0badcafe").write_bytes(b"half")
     (run / ".metrics.jsonl.0badcafe").write_bytes(b"half")
-    (run / ".base.0badcafe.old").mkdir()
-    (run / ".base.0badcafe.old/config.json").write_text("{}")
+    (run / "checkpoints/.val_loss=0.1-step=1.safetensors.0badcafe").write_bytes(b"half")
     (run / ".notes").write_text("the user's")
+    in_use = run / "checkpoints/.last.safetensors.89abcdef"
 
-    run_training(config, run, resume=True)
+    with in_use.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run_training(config, run, resume=True)
 
-    assert _names(run) == before | {".notes"}
+    assert _names(run) == before | {".notes", f"checkpoints/{in_use.name}"}
 
 
 def test_a_resumed_run_goes_on_where_its_files_were_moved(
