@@ -14,8 +14,10 @@ def is_pointer(text: str) -> bool:
 
 
 def is_pointer_file(path: Path) -> bool:
-    """The same of a file, whose first bytes are read."""
+    """The same of a file, whose first bytes are read; a pipe would be waited for, and is none."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return file.read(len(_POINTER)) == _POINTER.encode()
     except OSError:

@@ -14,7 +14,7 @@ from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import ArtifactError, ExportError
+from pl_compile.errors import ArtifactError
 from pl_compile.progress import SILENT
 from pl_compile.testing import random_table
 
@@ -149,6 +149,7 @@ def test_numbers_whose_squares_are_beyond_float32_are_refused(
         export_bundle(replace(request, measure_parity=False))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_base_whose_numbers_overflow_is_no_damaged_bundle(base: Path, tmp_path: Path) -> None:
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], 1e38)
@@ -157,11 +158,11 @@ def test_a_base_whose_numbers_overflow_is_no_damaged_bundle(base: Path, tmp_path
     table = random_table(base, tmp_path / "table.safetensors")
     request = ExportRequest(table, base, tmp_path / "bundle")
 
-    with pytest.raises(ExportError, match=r"logits that are not finite.*are too large") as error:
-        export_bundle(request)
+    result = export_bundle(request)
 
-    assert ".bundle." not in str(error.value)  # the folder that is removed
-    assert not (tmp_path / "bundle").exists()
+    assert result.passed == "failed"
+    assert "logits that are no finite numbers" in " ".join(result.failures)
+    assert not list(tmp_path.glob("bundle/tasks/*/selftest.safetensors"))
 
 
 def test_findings_are_told_where_a_bundle_is_exported(base: Path, tmp_path: Path) -> None:
