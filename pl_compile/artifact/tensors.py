@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.files import check_regular
+from pl_compile.config.damage import damage_of
 from pl_compile.errors import ArtifactError, reason_of
 
 # How safetensors' names of floats of 8 bits and fewer begin: numpy has none of them, and they mean
@@ -59,7 +60,10 @@ def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         # The last two: a number format that numpy does not know.
-        raise ArtifactError(doing, found=reason_of(error), expected="a safetensors file") from error
+        found, fix = damage_of(path) if isinstance(error, SafetensorError) else ("", "")
+        raise ArtifactError(
+            doing, found=found or reason_of(error), expected="a safetensors file", fix=fix
+        ) from error
     return TensorFile(tensors, metadata)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from pl_compile.config.damage import damage_of
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.strict_json import parse_json
 from pl_compile.errors import BaseModelError, list_problems
@@ -165,7 +166,10 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:
-            raise self._error(path.name, str(error)) from error
+            found, fix = damage_of(path) if isinstance(error, SafetensorError) else ("", "")
+            raise self._error(
+                path.name, found or str(error), fix=fix or "Copy the base again."
+            ) from error
 
     def _error(
         self, file: str, found: str, *, expected: str = "", fix: str = "Copy the base again."
