@@ -24,6 +24,8 @@ def damage_of(path: Path) -> tuple[str, str]:
         return "an empty file", _COPY
     with path.open("rb") as file:
         start = file.read(_LENGTH)
+        if start.startswith(b"PK\x03\x04"):
+            return "a zip, such as torch.save writes, and no safetensors", ""
         length = int.from_bytes(start, "little")
         if length > _MOST_HEADER:
             is_text = _is_text(start + file.read(1000))

@@ -26,6 +26,7 @@ def test_a_file_that_was_cut_is_told_apart(tmp_path: Path, kept: int) -> None:
         (WHOLE + b"x", f"{len(WHOLE) + 1} bytes, {len(WHOLE)} by its header"),
         ("base: tiny # of café\n".encode(), "a text, such as a config or examples"),
         (b"{'a'}: " + "é".encode() * 900, "a text, such as a config or examples"),
+        (b"PK\x03\x04" + bytes(99), "a zip, such as torch.save writes"),
         (b"\xff" * 100, ""),
         (WHOLE, ""),
         (WHOLE[:8] + b"[" * (len(WHOLE) - 8), ""),
