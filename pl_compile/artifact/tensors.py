@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.config import lfs
+from pl_compile.config.damage import damage_of
 from pl_compile.config.floats import check_floats
 from pl_compile.config.utf8 import check_regular
 from pl_compile.errors import ArtifactError, reason_of
@@ -44,8 +44,6 @@ def read_tensor_file(
     """
     from safetensors import SafetensorError, safe_open  # where there is a tensor to read
 
-    if lfs.is_pointer_file(path):
-        raise ArtifactError(doing, found=f"{path.name}: {lfs.FOUND}", fix=lfs.FIX)
     try:
         check_regular(path)
         with safe_open(path, framework="numpy") as file:
@@ -55,7 +53,12 @@ def read_tensor_file(
             if floats:
                 check_floats(kinds, ArtifactError, doing)
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
+        found, fix = damage_of(path)
+        raise ArtifactError(
+            doing, found=found or reason_of(error), expected="a safetensors file", fix=fix
+        ) from error
+    except OSError as error:
         raise ArtifactError(doing, found=reason_of(error), expected="a safetensors file") from error
     except (TypeError, AttributeError) as error:
         found = f"numbers that numpy cannot hold: {', '.join(sorted({*kinds.values()}))}"

@@ -241,11 +241,15 @@ def _answer_file(
 
 
 def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:
+    from pl_compile.text.render import is_field_value
+
     values: dict[str, str] = {}
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals or not name:
             raise click.UsageError(f"--field {field}: expected NAME=VALUE.")
+        if not is_field_value(field):  # Python keeps bytes that are no UTF-8 as half surrogates
+            raise click.UsageError(f"--field {field!r}: not UTF-8.")
         if name in values:
             raise click.UsageError(f"--field {name} is given twice.")
         values[name] = value

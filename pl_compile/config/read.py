@@ -27,6 +27,9 @@ T = TypeVar("T")
 # An alias of aliases, ten levels deep, is a file of a few lines and more values than memory holds.
 _MOST_VALUES = 100_000
 
+# What YAML 1.1 calls the key "<<", which takes over the keys of another mapping.
+_MERGE = "tag:yaml.org,2002:merge"
+
 # Numbers that YAML 1.1 reads as nobody does who has not learnt it: 010 is 8, and 1:30 is 90.
 _ODD_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 
@@ -156,6 +159,19 @@ def build(kind: type[T], node: Node, *, doing: str) -> T:
     return typing.cast(T, value)
 
 
+def _cause(error: "yaml.MarkedYAMLError", text: str) -> str:
+    """What PyYAML stumbled over, in words for whoever wrote the text; often nothing."""
+    mark = error.problem_mark
+    line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+    if error.problem == "but found another document":
+        return "a second document begins here (---), and one is read"
+    if "'\\t'" in (error.problem or ""):
+        return "a tab, where YAML wants blanks"
+    if any(quote in each for each in line for quote in "\u201c\u201d\u201e\u2018\u2019"):
+        return "typographic quotes; write straight ones, \" or '"
+    return ""
+
+
 def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
     import yaml  # a runtime reads JSON alone
 
@@ -168,7 +184,7 @@ def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{name}:{mark.line + 1}" if mark else name
-        found = f"{place}: {error.problem or error}"
+        found = f"{place}: {_cause(error, text) or error.problem or error}"
         raise ConfigError(doing, found=found, expected="valid YAML") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(doing, found=f"{name}: {error}", expected="valid YAML") from error
@@ -224,6 +240,9 @@ class _NodeReader:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
             line = f"{self.name}:{key_node.start_mark.line + 1}"
+            if key_node.tag == _MERGE:
+                found = f"{line}: a merge key (<<), which is not read"
+                raise ConfigError(self.doing, found=found, fix="Write its keys out.")
             key = self._value(key_node, line)
             if not isinstance(key, str):
                 raise ConfigError(self.doing, found=f"{line}: the key {key!r}", expected="text")
@@ -324,7 +343,8 @@ def _convert_literal(kind: Any, node: Node, path: str, problems: list[str]) -> A
 
 def _convert_tuple(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
     if not isinstance(node.data, list):
-        problems.append(_mismatch(node, path, "a list"))
+        none = " ([] for none)" if node.data is None and get_args(kind)[-1] is Ellipsis else ""
+        problems.append(_mismatch(node, path, f"a list{none}"))
         return None
     arguments = get_args(kind)
     if arguments[-1] is Ellipsis:

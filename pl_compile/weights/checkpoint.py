@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from pl_compile.config import lfs
+from pl_compile.config.damage import damage_of
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.floats import FLOATS
 from pl_compile.config.strict_json import read_json_object
@@ -177,9 +177,10 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:
-            if lfs.is_pointer_file(path):
-                raise self._error(path.name, lfs.FOUND, fix=lfs.FIX) from error
-            raise self._error(path.name, str(error)) from error
+            found, fix = damage_of(path) if isinstance(error, SafetensorError) else ("", "")
+            raise self._error(
+                path.name, found or str(error), fix=fix or "Copy the base again."
+            ) from error
 
     def _error(
         self, file: str, found: str, *, expected: str = "", fix: str = "Copy the base again."

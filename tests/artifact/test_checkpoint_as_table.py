@@ -107,4 +107,4 @@ def test_a_checkpoint_that_was_cut_short_is_refused(path: Path, n_bytes: int) ->
     checkpoint(path)
     path.write_bytes(path.read_bytes()[:n_bytes])
 
-    assert refusal(path).endswith("expected a safetensors file.")
+    assert refusal(path).endswith("expected a safetensors file. Copy it again.")

@@ -314,4 +314,4 @@ def test_damaged_weights_are_refused(tmp_path: Path, n_bytes: int) -> None:
     path = adapter(tmp_path / "a") / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:n_bytes])
 
-    assert refusal(tmp_path / "a").endswith("expected a safetensors file.")
+    assert refusal(tmp_path / "a").endswith("expected a safetensors file. Copy it again.")

@@ -570,6 +570,13 @@ def test_an_empty_output_is_not_the_current_folder(plc: Any, tmp_path: Path, com
     assert not any(tmp_path.iterdir())
 
 
+def test_a_field_that_is_not_utf8_says_so(plc: Any, work: Path) -> None:
+    code, _, err = plc("generate", work / "bundle", "--task", "tone", "--field", "sentence=\udcff")
+
+    assert code == 2
+    assert "--field 'sentence=\\udcff': not UTF-8." in err
+
+
 # What an export may choose
 
 

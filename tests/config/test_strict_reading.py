@@ -474,6 +474,25 @@ def test_broken_yaml_is_refused_with_its_line(write: Writer) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("a: &x {b: 1}\nc:\n  <<: *x\n", ":3: a merge key (<<), which is not read. Write its keys"),
+        ("a: 1\n---\na: 2\n", ":2: a second document begins here (---), and one is read"),
+        ("a:\n\tb: 1\n", ":2: a tab, where YAML wants blanks"),
+        ("a: 1\nb: “c: d”\n", ":2: typographic quotes; write straight ones"),
+    ],
+)
+def test_what_yaml_stumbles_over_is_named(write: Writer, text: str, cause: str) -> None:
+    assert cause in refusal(write(text))
+
+
+def test_no_list_is_told_how_an_empty_one_is_written(write: Writer) -> None:
+    assert "'data.validation' is empty, expected a list ([] for none)" in refusal(
+        write(MINIMAL), "data.validation=null"
+    )
+
+
 def test_a_tag_that_would_run_code_is_refused_with_its_line(write: Writer) -> None:
     path = write("seed: 3\nbase: !!python/name:os.getcwd x\n")
 
