@@ -7,7 +7,8 @@
     ├── BaseModelError          the base is missing, unsupported or damaged
     ├── TrainingError           a run cannot start, resume or go on
     ├── ArtifactError           a prompt table or bundle is missing, damaged or foreign
-    │   └── FingerprintError    it belongs to another base
+    │   ├── FingerprintError    it belongs to another base
+    │   └── AnswerError         its numbers are not finite for some requests; the others are done
     ├── RequestError            a request to the runtime cannot be served as asked
     ├── RankError               the processes that share a base cannot start, or one of them ended
     ├── KernelsError            the C++ kernels are of another version, or lack what is asked for
@@ -19,10 +20,10 @@ Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ou
 `AssertionError` or whatever Python raises: it never ends in a polite message.
 """
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-# What a message shows at most: what a stranger's file holds may be of any length.
+# What a message shows at most: what a file from elsewhere holds may be of any length.
 _MOST_CHARACTERS = 8000
 
 
@@ -84,6 +85,33 @@ class ArtifactError(PlcError):
 
 class FingerprintError(ArtifactError):
     """An artifact belongs to another base than the one given."""
+
+
+class AnswerError(ArtifactError):
+    """Some requests have no answer: what was computed for them is no number.
+
+    All other requests were answered before it is raised.
+
+    Args:
+        doing: what was being done.
+        places: of the requests without an answer: which they are, as their message names them, by
+            their index.
+        results: what there is, one for each request; None for those without. Of a stream, whose
+            events were handed out, nothing.
+    """
+
+    def __init__(
+        self, doing: str, places: Mapping[int, str], *, results: Sequence[Any] = ()
+    ) -> None:
+        self.places = dict(places)
+        self.results = tuple(results)
+        problems = [f"{place}: logits that are not finite numbers" for place in places.values()]
+        super().__init__(
+            doing,
+            found=list_problems(problems),
+            fix="The numbers of the prompt or of the base are too large: train it again, or verify "
+            "the bundle.",
+        )
 
 
 class RequestError(PlcError):
@@ -161,10 +189,9 @@ def reason_of(error: Exception) -> str:
     return str(error)
 
 
-def doing_of(error: OSError) -> str:
-    """What was being done to the file that an error of the system names."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-    return f"{'writing' if error.errno in full else 'reading'} {error.filename}"
+def first_line_of(error: object) -> str:
+    """What another library's error says first, or of what kind it is: one says nothing at times."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_all(error: type[PlcError], doing: str, checks: Mapping[str, bool]) -> None:

@@ -389,17 +389,19 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         prefix: whether `PREFIX_TASK`, with a random prefix, is the third task.
     """
     from pl_compile.artifact.prompt_table import (
-        BaseIdentity,
         PromptTable,
         TaskEntry,
         write_prompt_table,
     )
     from pl_compile.config.read import build, node_from_plain
     from pl_compile.config.task import TaskConfig
-    from pl_compile.weights.checkpoint import fingerprint_base
+    from pl_compile.text.end_tokens import end_tokens
+    from pl_compile.text.tokenizer import Tokenizer
+    from pl_compile.weights.identity import identify_base
     from pl_compile.weights.open_base import open_base
 
     checkpoint, config = open_base(base)
+    eos_id = next(iter(end_tokens(base, Tokenizer.from_folder(base), config.vocab)), None)
     generator = np.random.default_rng(seed)
     entries = {}
     for index, spec in enumerate(TASKS):
@@ -407,16 +409,13 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         rows = generator.normal(0, 0.3, (task.total_virtual_tokens, config.hidden))
         # One task opens with BOS and one does not: what a table records must be what is served.
         bos_id = config.bos_id if index else None
-        entries[task.taskname] = TaskEntry(
-            task, rows.astype(np.float32), bos_id, config.eos_id, "random"
-        )
+        entries[task.taskname] = TaskEntry(task, rows.astype(np.float32), bos_id, eos_id, "random")
     if prefix:
         task = build(TaskConfig, node_from_plain(PREFIX_TASK, "PREFIX_TASK"), doing="reading it")
         shape = (config.layers, 2, config.kv_heads, task.total_virtual_tokens, config.head_dim)
         prefix_kv = generator.normal(0, 1, shape).astype(np.float32)
         no_rows = np.zeros((0, config.hidden), np.float32)
-        entries[task.taskname] = TaskEntry(task, no_rows, None, config.eos_id, "random", prefix_kv)
-    fingerprint = fingerprint_base(checkpoint, config)
-    identity = BaseIdentity(base.name, fingerprint, config.hidden, config.vocab)
+        entries[task.taskname] = TaskEntry(task, no_rows, None, eos_id, "random", prefix_kv)
+    identity = identify_base(base.name, checkpoint, config)
     write_prompt_table(PromptTable(identity, entries), path)
     return path

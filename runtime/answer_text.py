@@ -21,6 +21,8 @@ class AnswerText:
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._stream = tokenizer.stream()
         self._stops = tuple(stops)
+        # Tokens in which a stop text may stand: four for a character, and some to both sides.
+        self._recent = 4 * max(map(len, stops), default=0) + 8
         self._given = ""
         self._held = ""
         self.stopped = False
@@ -33,8 +35,12 @@ class AnswerText:
     def push(self, token_id: int) -> str:
         """The text that a token makes certain."""
         self._held += self._stream.push(token_id)
-        # A later token may change what is pending, but a stop text in it ends the answer here.
-        if self._stops and self._ends_in(self._held + self._stream.pending()):
+        # A later token may change what is pending, but a stop text in it ends the answer here. All
+        # that is pending, which may be the whole answer, is looked at only where there may be one.
+        recent = self._held + self._stream.pending(self._recent) if self._stops else ""
+        if any(stop in recent for stop in self._stops) and self._ends_in(
+            self._held + self._stream.pending()
+        ):
             return self.finish()
         return self._give(len(self._held) - self._uncertain())
 

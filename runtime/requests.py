@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pl_compile.config.plain_values import shown, whole
 from pl_compile.errors import RequestError, list_problems
-from pl_compile.runtime.plain_values import shown, whole
 from pl_compile.runtime.sampling import Sampling
 from pl_compile.text.render import is_field_value
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.config.plain_values import finite, shown, whole
 from pl_compile.errors import RequestError, check_all
-from pl_compile.runtime.plain_values import finite, shown, whole
 
 Float32 = NDArray[np.float32]
 

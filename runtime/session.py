@@ -9,28 +9,35 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.errors import ArtifactError, DataError, RequestError, check_all, unknown_name
+from pl_compile.config.plain_values import shown, whole
+from pl_compile.config.sizes import MOST
+from pl_compile.errors import (
+    AnswerError,
+    ArtifactError,
+    DataError,
+    RequestError,
+    check_all,
+    unknown_name,
+)
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.engines.providers import Provider
-from pl_compile.runtime.plain_values import shown, whole
+from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
-
-# More rows than any machine makes use of.
-_MAX_BATCH = 4096
 
 
 class Session:
@@ -95,7 +102,7 @@ class Session:
             RequestError: an argument of a wrong type or beyond its range, or more rows than there
                 is memory for.
         """
-        max_batch = _count("max_batch", max_batch, _MAX_BATCH)
+        max_batch = _count("max_batch", max_batch, MOST["max_batch"])
         # Each waits by spinning: with many more than there are cores, none gets on.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
         problems = {
@@ -126,19 +133,31 @@ class Session:
 
         Raises:
             RequestError: one of them cannot be served; it says which and why. None is started.
+            AnswerError: the logits of some are no finite numbers. Its `results` are those of the
+                others, in the order of the requests, and None for these.
         """
         requests = _listed(requests)
-        results = {
-            event.index: event.result for event in self.stream(requests) if event.result is not None
-        }
+        results: dict[int, Result] = {}
+        try:
+            for event in self.stream(requests):
+                if event.result is not None:
+                    results[event.index] = event.result
+        except AnswerError as error:
+            error.results = tuple(results.get(index) for index in range(len(requests)))
+            raise
         return [results[index] for index in range(len(requests))]
 
     def stream(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
         """The answers piece by piece, as they are written; pieces of several rows take turns.
 
         Raises:
-            RequestError: as for `generate`, before the first event.
+            RequestError: as for `generate`, before the first event; or two threads read one stream.
+            AnswerError: the logits of some requests are no finite numbers; after the last event of
+                the others. What was handed out of such a request is not an answer.
         """
+        return OneReader(self._events(requests))
+
+    def _events(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
         rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         with self._using_the_cache():
@@ -150,6 +169,7 @@ class Session:
             )
             for part in parts:
                 yield from self._run(rows[part])
+        _check_rows("answering requests", rows)
 
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
@@ -159,11 +179,14 @@ class Session:
 
         Raises:
             RequestError: one cannot be served, its task has no choices, or a label does not fit.
+            AnswerError: as for `generate`.
         """
         rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         tries = [self._trie_of(index, row) for index, row in enumerate(rows)]
         with self._using_the_cache():
-            return [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
+            scores = [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
+        _check_rows("scoring requests", rows, [labels or None for labels in scores])
+        return scores
 
     def _trie_of(self, index: int, row: "_Row") -> LabelTrie:
         trie = row.prompt.trie_behind(row.request.fields)
@@ -188,10 +211,11 @@ class Session:
         self.engine.start(prompts)
         past, last = np.asarray([row.held]), np.asarray([len(row.input_ids) - 1])
         logits = self.engine.step(row.input_ids[None], past, last, prompts)
+        if not _are_numbers(logits).all():
+            return self._without_scores(row, used=1)
         reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
 
         def spread(node: int, after: Float32) -> None:
-            _check_finite(after[None], prompts)
             wide = after.astype(np.float64)
             total = wide.max() + np.log(np.exp(wide - wide.max()).sum())
             for token, child in trie.children[node].items():
@@ -206,6 +230,8 @@ class Session:
             # Row 0 holds the prompt still: only what stands behind it was written over.
             self.engine.keep([0] * len(part), int(past[0]))
             logits = self.engine.step(ids, past.repeat(len(part)), lengths - 1, prompts * len(part))
+            if not _are_numbers(logits).all():
+                return self._without_scores(row, used=len(part))
             for node, after in zip(part, logits, strict=True):
                 spread(node, after)
         for node, parent in enumerate(trie.parents):
@@ -217,6 +243,12 @@ class Session:
             LabelScore(label.strip(), float(share), float(of_all))
             for label, share, of_all in zip(trie.labels, shares, log, strict=True)
         )
+
+    def _without_scores(self, row: "_Row", *, used: int) -> tuple[LabelScore, ...]:
+        """Notes that a row's logits are no numbers; none of them stays in the cache."""
+        row.failed = True
+        self.engine.clear(range(used))
+        return ()
 
     @contextmanager
     def _using_the_cache(self) -> Iterator[None]:
@@ -293,9 +325,14 @@ class Session:
         while rows:
             logits, drawn = self._step(input_ids, past, last, rows)
             past = past + last + 1
+            numbers = _are_numbers(logits)
             for index, row in enumerate(rows):
-                yield row.advance(logits[index], drawn[index])
-            live = [index for index, row in enumerate(rows) if row.finished is None]
+                if numbers[index]:
+                    yield row.advance(logits[index], drawn[index])
+                else:
+                    row.failed = True
+                    self.engine.clear([index])
+            live = [index for index, row in enumerate(rows) if row.is_live]
             if len(live) < len(rows):
                 self.engine.keep(live, int(past.max()))
                 rows, past = [rows[index] for index in live], past[live]
@@ -311,28 +348,26 @@ class Session:
         candidates = engine.candidates if isinstance(engine, DrawingEngine) else 0
         draws = [row.draw(candidates) for row in rows]
         if not isinstance(engine, DrawingEngine) or not any(draws):
-            logits = engine.step(input_ids, past, last, prompts)
-            _check_finite(logits, prompts)
-            return logits, [None] * len(rows)
+            return engine.step(input_ids, past, last, prompts), [None] * len(rows)
         given = [draw or GREEDY for draw in draws]
         logits, tokens = engine.step_and_draw(input_ids, past, last, prompts, given)
-        _check_finite(logits, prompts)
         pairs = zip(draws, tokens.tolist(), strict=True)
         return logits, [token if draw else None for draw, token in pairs]
 
 
-def _check_finite(logits: Float32, prompts: Sequence[TaskPrompt]) -> None:
-    """Raises `ArtifactError` where logits are no numbers: any token would seem the likeliest."""
+def _are_numbers(logits: Float32) -> NDArray[np.bool_]:
+    """Whether the logits of each row are numbers; if not, any token would seem the likeliest."""
     largest = logits.max(axis=-1)  # NaN where one of them is
-    if np.isfinite(largest).all():
-        return
-    row = int(np.flatnonzero(~np.isfinite(largest))[0])
-    raise ArtifactError(
-        f"answering for task '{prompts[row].renderer.template.task.taskname}'",
-        found="logits that are not finite numbers",
-        fix="The numbers of its prompt or of the base are too large: train it again, or verify the "
-        "bundle.",
-    )
+    finite: NDArray[np.bool_] = np.isfinite(largest)
+    return finite
+
+
+def _check_rows(doing: str, rows: Iterable["_Row"], results: Sequence[Any] = ()) -> None:
+    """Raises `AnswerError` with the rows whose logits were no numbers."""
+    failed = sorted((row.index, row.request.task) for row in rows if row.failed)
+    if failed:
+        places = {index: f"request {index} (task '{task}')" for index, task in failed}
+        raise AnswerError(doing, places, results=results)
 
 
 def _listed(requests: Iterable[Request]) -> list[Request]:
@@ -376,6 +411,7 @@ class _Row:
         choices: TrieWalk | None,
         text: AnswerText,
     ) -> None:
+        self.index = index
         self.request = request
         self.prompt = prompt
         self.input_ids = input_ids
@@ -383,13 +419,18 @@ class _Row:
         self.prompt_tokens = prompt_tokens
         self.token_ids: list[int] = []
         self.finished: FinishReason | None = None
-        self._index = index
+        self.failed = False  # its logits are no finite numbers
         self._seen = seen
         self._limit = limit
         self._cut_tokens = cut_tokens
         self._choices = choices
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is more to write."""
+        return self.finished is None and not self.failed
 
     def draw(self, candidates: int) -> Draw | None:
         """What the graph needs to choose the next token; None where it is chosen here."""
@@ -434,7 +475,7 @@ class _Row:
 
     def _event(self, piece: str) -> Event:
         if self.finished is None:
-            return Event(self._index, piece)
+            return Event(self.index, piece)
         result = Result(
             self.request.task,
             self._text.text,
@@ -443,4 +484,4 @@ class _Row:
             self.prompt_tokens,
             self._cut_tokens,
         )
-        return Event(self._index, piece, result)
+        return Event(self.index, piece, result)

@@ -60,7 +60,7 @@ class TaskPrompt:
                 expected="one marker, at the very start: a prefix stands before everything",
                 fix="Move the marker to the start and train the task again.",
             )
-        rules = SequenceRules(entry.bos_id, entry.eos_id, entry.end_ids)
+        rules = SequenceRules(entry.bos_id, entry.eos_id, entry.end_ids, entry.rendering)
         renderer = Renderer(template, tokenizer, rules)
         trie = renderer.label_trie() if entry.task.choices else None
         return cls(renderer, entry.rows, entry.prefix_kv, task_id, trie)

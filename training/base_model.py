@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 import torch
@@ -213,6 +214,7 @@ def _load(
 
     transformers.AttentionInterface.register(attention.NAME, attention.packed_attention)
     transformers.utils.logging.disable_progress_bar()
+    doing = f"loading the base {folder}"
     try:
         model, loading = (loader or transformers.AutoModelForCausalLM).from_pretrained(
             folder,
@@ -223,13 +225,19 @@ def _load(
             output_loading_info=True,
             **(options or {}),
         )
-    except PlcError:
-        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise BaseModelError(
+            doing,
+            found=f"there is not enough memory for it in {dtype}",
+            fix="End other programs, or choose a smaller trainer.precision.",
+        ) from error
     # Whatever there is: transformers checks a config with errors of its own kinds, asks for
     # packages, and meets a wrong setting where it first uses it (TypeError, AssertionError).
     except Exception as error:
+        if isinstance(error, PlcError) or _is_of_our_code(error):
+            raise
         raise BaseModelError(
-            f"loading the base {folder}",
+            doing,
             found=f"transformers {transformers.__version__} refuses it: "
             + (" ".join(str(error).split()) or type(error).__name__),
             fix="Correct the file that it names, or save the base again with save_pretrained.",
@@ -238,11 +246,17 @@ def _load(
     missing = sorted(loading["missing_keys"])
     if missing:
         raise BaseModelError(
-            f"loading the base {folder}",
+            doing,
             found=f"{len(missing)} missing tensors: {', '.join(missing[:5])}",
             fix="Copy the base again, or fetch it anew.",
         )
     return model
+
+
+def _is_of_our_code(error: Exception) -> bool:
+    """Whether an error comes from our call, or from what of ours is called inside: our mistake."""
+    _, *inside = (str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__))
+    return not inside or any(name.startswith("pl_compile.") for name in inside)
 
 
 def _decoder_layers(model: Any) -> list[Any]:

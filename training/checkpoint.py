@@ -14,11 +14,12 @@ Data order and dropout follow from seed and step, so they need no state. No pick
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +30,7 @@ from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.from_checkpoint import FORMAT
 from pl_compile.artifact.prompt_table import PromptTable
 from pl_compile.config.read import plain_from_config
-from pl_compile.errors import TrainingError, list_problems
+from pl_compile.errors import TrainingError, list_problems, reason_of
 from pl_compile.training.loop import Job
 from pl_compile.training.precision import Dtype
 from pl_compile.training.run_state import RunState
@@ -51,9 +52,7 @@ def save_checkpoint(
     Raises:
         ArtifactError: the disk refuses; what the file held before is still there.
     """
-    tensors: dict[str, Tensor] = {f"method/{n}": t for n, t in job.method.state_dict().items()}
-    if job.base.trainable:
-        tensors |= {f"base/{n}": t for n, t in job.base.model.named_parameters()}
+    tensors = _parameters(job)
     for index, moments in job.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
     for name, entry in table.entries.items():
@@ -73,20 +72,25 @@ def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
     """Puts a stored state into the job's method, optimiser and scaler; says where the run stands.
 
     Raises:
-        TrainingError: no readable checkpoint, or it belongs to a run with another identity: the
-            differences are listed.
+        TrainingError: no readable checkpoint, a damaged one, or it belongs to a run with another
+            identity: the differences are listed. Nothing of the job is changed then.
     """
+    doing = f"resuming from {path}"
     with _opened(path) as (file, metadata):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    stored = json.loads(metadata.get("identity", "null"))
-    differences = _differences(stored, json.loads(json.dumps(identity)))
-    if differences:
-        raise TrainingError(
-            f"resuming from {path}",
-            found=list_problems(differences),
-            expected="the run that is resumed, unchanged",
-            fix="Start a new run in another --output.",
-        )
+        differences = _differences(_recorded(metadata, "identity"), _as_stored(identity))
+        if differences:
+            raise TrainingError(
+                doing,
+                found=list_problems(differences),
+                expected="the run that is resumed, unchanged",
+                fix="Start a new run in another --output.",
+            )
+        problems = _damage(job, tensors)
+        if problems:
+            raise ValueError(list_problems(problems))
+        scaler = _scaler_state(job, _recorded(metadata, "scaler"))
+        state = _run_state(job, _recorded(metadata, "state"))
     job.method.load_state_dict(_under("method/", tensors))
     if job.base.trainable:
         job.base.model.load_state_dict(_under("base/", tensors), strict=False)  # a tied head
@@ -95,10 +99,9 @@ def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
         index, moment = name.split("/")
         moments.setdefault(int(index), {})[moment] = tensor
     job.optimizer.load_state_dict({**job.optimizer.state_dict(), "state": moments})
-    scaler = json.loads(metadata["scaler"])
     if scaler:
         job.scaler.load_state_dict(scaler)
-    return RunState(**json.loads(metadata["state"]))
+    return state
 
 
 def recorded_precision(path: Path) -> Dtype:
@@ -108,21 +111,21 @@ def recorded_precision(path: Path) -> Dtype:
         TrainingError: no readable checkpoint.
     """
     with _opened(path) as (_, metadata):
-        identity = json.loads(metadata.get("identity", "null"))
-    try:
-        precision: Dtype = identity["config"]["trainer"]["precision"]
-    except (TypeError, KeyError) as error:
-        raise TrainingError(
-            f"resuming from {path}",
-            found="a checkpoint that does not say which run it belongs to",
-            fix="Start the run anew, without --resume.",
-        ) from error
+        try:
+            precision: Dtype = _recorded(metadata, "identity")["config"]["trainer"]["precision"]
+        except (TypeError, KeyError):
+            raise ValueError("a checkpoint that does not say which run it belongs to") from None
+        if precision not in get_args(Dtype):
+            raise ValueError(f"a run with the precision {precision!r}")
     return precision
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A checkpoint's tensors and metadata, for the time of a `with` block."""
+    """A checkpoint's tensors and metadata, for the time of a `with` block.
+
+    What the block finds wrong with them is a `ValueError`: a `TrainingError` for the user.
+    """
     doing = f"resuming from {path}"
     try:
         with safe_open(path, framework="pt") as file:
@@ -131,10 +134,101 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 found = f"format {metadata.get('format')!r}"
                 raise TrainingError(doing, found=found, expected=FORMAT)
             yield file, metadata
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise TrainingError(
-            doing, found=str(error), fix="Start the run anew, without --resume."
+            doing, found=reason_of(error), fix="Start the run anew, without --resume."
         ) from error
+
+
+def _recorded(metadata: Mapping[str, str], key: str) -> Any:
+    """What a checkpoint's metadata say under `key`. The loss of a skipped step may be NaN."""
+    try:
+        return json.loads(metadata[key])
+    except KeyError:
+        raise ValueError(f"a checkpoint without '{key}'") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"metadata '{key}' that is no JSON: {reason_of(error)}") from error
+
+
+def _as_stored(value: Any) -> Any:
+    """Plain data as a reader of the file gets it: tuples are lists, keys are texts."""
+    return json.loads(json.dumps(value))
+
+
+def _parameters(job: Job) -> dict[str, Tensor]:
+    """All that is trained, by its name in the file."""
+    tensors: dict[str, Tensor] = {f"method/{n}": t for n, t in job.method.state_dict().items()}
+    if job.base.trainable:
+        tensors |= {f"base/{n}": t for n, t in job.base.model.named_parameters()}
+    return tensors
+
+
+def _damage(job: Job, tensors: Mapping[str, Tensor]) -> list[str]:
+    """How a file's tensors differ from those that a checkpoint of this job has."""
+    parameters = _parameters(job)
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in parameters.items()}
+    if any(name.startswith("optimizer/") for name in tensors):  # none where each step was skipped
+        for index, parameter in enumerate(job.parameters):
+            expected[f"optimizer/{index}/step"] = (torch.Size(), torch.float32)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                expected[f"optimizer/{index}/{moment}"] = (parameter.shape, parameter.dtype)
+    found = {
+        name: (tensor.shape, tensor.dtype)
+        for name, tensor in tensors.items()
+        if not name.startswith("table/")
+    }
+    problems = [f"no tensor '{name}'" for name in expected.keys() - found.keys()]
+    problems += [f"a tensor '{name}' too many" for name in found.keys() - expected.keys()]
+    for name in expected.keys() & found.keys():
+        (shape, dtype), (own, own_dtype) = found[name], expected[name]
+        if (shape, dtype) != (own, own_dtype):
+            problems.append(
+                f"'{name}' is {list(shape)} of {dtype}, expected {list(own)} of {own_dtype}"
+            )
+        elif name in parameters and not tensors[name].isfinite().all():
+            problems.append(f"'{name}' holds numbers that are not finite")
+    return sorted(problems)
+
+
+def _scaler_state(job: Job, stored: Any) -> dict[str, Any]:
+    """The state of the job's scaler: empty where it does nothing."""
+    own = job.scaler.state_dict()
+    problem = ValueError(f"a loss scaler of {stored!r}, expected numbers for {', '.join(own)}")
+    if not isinstance(stored, dict) or stored.keys() != own.keys():
+        raise problem
+    for key, value in stored.items():
+        if type(value) is not type(own[key]) or not 0 <= value < math.inf:
+            raise problem
+    if stored and not stored["scale"]:
+        raise problem
+    return stored
+
+
+def _run_state(job: Job, stored: Any) -> RunState:
+    """Where the run stands; a file of an older release may lack what has a default now."""
+    kinds = get_type_hints(RunState)
+    if not isinstance(stored, dict) or "step" not in stored:
+        raise ValueError(f"a state of {stored!r}, expected the steps that are done")
+    wrong = [
+        f"'{key}' of {value!r}"
+        for key, value in stored.items()
+        if key not in kinds or not isinstance(value, kinds[key]) or isinstance(value, bool)
+    ]
+    if wrong:
+        raise ValueError(f"a state with {', '.join(wrong)}")
+    state = RunState(**stored)
+    counts = (state.best_step, state.skipped, state.skipped_in_row, state.waited)
+    measured = [m for m in (state.best_loss, state.stop_loss, state.seconds) if m is not None]
+    holds = (
+        0 <= state.step <= job.schedule.max_steps
+        and all(0 <= count <= state.step for count in counts)
+        and all(map(math.isfinite, measured))
+        and state.seconds >= 0
+        and state.ended in ("", "max_time", "early_stopping")
+    )
+    if not holds:
+        raise ValueError(f"a state that no run of {job.schedule.max_steps} steps has: {stored}")
+    return state
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

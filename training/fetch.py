@@ -141,5 +141,5 @@ def _is_complete(folder: Path, base: PackagedBase) -> bool:
         return stamp["wheel_sha256"] == base.wheel_sha256 and all(
             sha256_of(folder / name) == sum_ for name, sum_ in files
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pl_compile.config.floats import check_floats
 from pl_compile.errors import ArtifactError
-
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -38,9 +37,8 @@ def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
         raise ArtifactError(doing, found="something else", expected=wanted)
     if not all(isinstance(name, str) for name in content):
         raise ArtifactError(doing, found="names that are no text", expected=wanted)
-    codes = [f"'{name}' of {t.dtype}" for name, t in content.items() if t.dtype not in _FLOATS]
-    if codes:
-        raise ArtifactError(doing, found=", ".join(codes[:5]), expected="floats of 16 bits or more")
+    kinds = {name: str(each.dtype).removeprefix("torch.") for name, each in content.items()}
+    check_floats(kinds, ArtifactError, doing)
     sparse = [f"'{name}'" for name, tensor in content.items() if not _is_all_there(tensor)]
     if sparse:
         found = f"{', '.join(sparse[:5])}, whose numbers are not all in the file"

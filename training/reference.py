@@ -126,6 +126,9 @@ class TorchEngine:
             if cache.get_seq_length() > entries:
                 cache.crop(entries - cache.get_seq_length())  # takes how many go, negative
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """Nothing: each row has a cache of its own, which ends with it."""
+
     def cached(self, length: int) -> NDArray[np.float32]:
         """Reads the head of row 0; see `Engine.cached`."""
         layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in self._caches[0].layers]

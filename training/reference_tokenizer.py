@@ -7,20 +7,27 @@ or of what a bundle says its tokenizer is, does not stand on both sides of a com
 A tokenizer that puts a blank before whatever it is given (SentencePiece's way) has no switch for
 that in `transformers`. Of a text that goes on, the blank is taken away before the model sees it;
 where that is not the same as if it had never been there, the piece is not known.
+
+What it puts behind an added token depends on its kind. A task whose text is tokenised as one whole
+(`whitespace: transformers`) is therefore given to `transformers` as one whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
 from pl_compile.errors import BaseModelError
 from pl_compile.text.template import Field, Template, Virtual
+from pl_compile.text.tokenizer import is_of_tokenizers
 
 # How a blank is written by SentencePiece, and by a byte-level tokenizer.
 _SENTENCEPIECE, _BYTE_LEVEL = "▁", "Ġ"
+
+_TOKENISING = "tokenising a prompt with transformers"
 
 # How much of a text a message shows.
 _SHOWN_TEXT = 60
@@ -67,10 +74,16 @@ class ReferenceTokenizer:
                 folder, local_files_only=True, trust_remote_code=False
             )
             self._backend: Any = self._tokenizer.backend_tokenizer
+            if hasattr(self._backend.model, "dropout"):
+                self._backend.model.dropout = None  # of its training: what it gives is random
             self._added = set(self._tokenizer.get_added_vocab().values())
-            first = self._words("a")[0]
-            self._marker = first[0] if first.startswith((_SENTENCEPIECE, _BYTE_LEVEL)) else ""
-            self._puts_always = self._words(" a")[0].startswith(2 * _SENTENCEPIECE)
+            whole = self._tokenizer("a", return_special_tokens_mask=True)
+            in_front = takewhile(bool, whole["special_tokens_mask"])
+            self._front: list[int] = whole["input_ids"][: sum(in_front)]
+            self._front_text = "".join(self._tokenizer.convert_ids_to_tokens(self._front))
+        first = "".join(self._words("a"))
+        self._marker = first[0] if first.startswith((_SENTENCEPIECE, _BYTE_LEVEL)) else ""
+        self._puts_always = "".join(self._words(" a")).startswith(2 * _SENTENCEPIECE)
 
     def pieces(
         self, template: Template, fields: Mapping[str, str], bos_id: int | None
@@ -85,30 +98,71 @@ class ReferenceTokenizer:
         Raises:
             BaseModelError: the tokenizer fails.
         """
-        with _errors_of_strangers("tokenising a prompt with transformers"):
-            return self._pieces(template, fields, bos_id)
-
-    def _pieces(
-        self, template: Template, fields: Mapping[str, str], bos_id: int | None
-    ) -> list[Piece]:
         pieces = [] if bos_id is None else [Piece("BOS", ((bos_id, -1),))]
-        opens, behind_markup = True, False
+        parts: Sequence[Virtual | _Text | Piece] = _parts(template, fields)
+        as_one = template.task.whitespace == "transformers"
+        if as_one:
+            parts = self._joined(parts, self._ids_of_text if pieces else self._ids_at_start)
+        is_first = as_one and not pieces
         # Other modes let what stands before a piece change its tokens.
         is_by_itself = template.task.whitespace in ("keep", "nemo")
-        for part in _parts(template, fields):
+        opens, behind_markup = True, False
+        for part in parts:
+            if isinstance(part, Piece):
+                pieces.append(part)
+                continue
             if isinstance(part, Virtual):
                 rows = range(part.start, part.start + part.count)
                 name = f"the row of virtual tokens from {part.start} on"
                 pieces.append(Piece(name, tuple((0, row) for row in rows)))
                 continue
-            ids = self._ids(part, goes_on=self._marker != "" and not opens)
+            if is_first and not part.is_data and self._has_markup(part.text):
+                ids: list[int] | None = self._ids_at_start(part.text)
+            else:
+                ids = self._ids(part, goes_on=self._marker != "" and not opens)
+            is_first = False
             if behind_markup and (self._marker or not is_by_itself):
                 ids = None  # each kind of tokenizer has its own rule for the blank there
             tokens = None if ids is None else tuple((token, -1) for token in ids)
             pieces.append(Piece(f"the text {_shown(part.text)}", tokens))
             opens = opens and not part.text.strip(" ")
-            behind_markup = not part.is_data and self._ends_in_markup(part.text)
+            # An added token may take all white space behind it, over several parts.
+            is_white = behind_markup and not part.text.strip()
+            behind_markup = is_white or (not part.is_data and self._ends_in_markup(part.text))
         return pieces
+
+    def _joined(
+        self, parts: Sequence[Virtual | _Text | Piece], ids_of: Callable[[str], list[int]]
+    ) -> Sequence[Virtual | _Text | Piece]:
+        """The same parts, with all text in one piece where `transformers` can be asked for it.
+
+        Not where virtual tokens stand inside, nor where a field holds what it takes for an added
+        token, nor where the tokens of a part depend on its neighbours.
+
+        Args:
+            parts: of the prompt.
+            ids_of: gives the ids of a text that stands where they do.
+        """
+        texts = [part for part in parts if isinstance(part, _Text)]
+        start = parts.index(texts[0]) if texts else 0
+        end = start + len(texts)
+        data = [part.text for part in texts if part.is_data]
+        if list(parts[start:end]) != texts or any(map(self._has_markup, data)):
+            return parts
+        whole = "".join(part.text for part in texts)
+        ids = ids_of(whole)
+        for cut in accumulate(len(part.text) for part in texts[:-1]):
+            before, rest = ids_of(whole[:cut]), whole[cut:]
+            behind = ids[len(before) :]
+            # SentencePiece puts a blank before it, and has no other rule for what stands there.
+            is_apart = self._marker == _SENTENCEPIECE or behind in (
+                self._ids_of_text(rest),
+                self._ids_of_text(rest.lstrip(" ")),  # an added token may take the blanks
+            )
+            if before + behind != ids or not is_apart:
+                return parts
+        piece = Piece(f"the text {_shown(whole)}", tuple((token, -1) for token in ids))
+        return [*parts[:start], piece, *parts[end:]]
 
     def _ids(self, part: _Text, *, goes_on: bool) -> list[int] | None:
         """The ids of a text, without the blank before it where it goes on; None where unknown."""
@@ -118,10 +172,20 @@ class ReferenceTokenizer:
         return None if goes_on else self._ids_of_text(part.text)
 
     def _ids_of_text(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=False, verbose=False
-        )["input_ids"]
+        with _errors_of_strangers(_TOKENISING):
+            ids: list[int] = self._tokenizer(
+                text, add_special_tokens=False, split_special_tokens=False, verbose=False
+            )["input_ids"]
         return ids
+
+    def _ids_at_start(self, text: str) -> list[int]:
+        """The same where nothing stands before, not even BOS.
+
+        What the tokenizer itself puts in front is no part of its text, which opens behind it.
+        """
+        if not self._front or not text.startswith(self._front_text):
+            return self._ids_of_text(text)
+        return self._front + self._ids_of_text(text.removeprefix(self._front_text))
 
     def _has_markup(self, text: str) -> bool:
         """Whether an added token is found in a text; unknown ones the model itself may give."""
@@ -141,16 +205,18 @@ class ReferenceTokenizer:
         if goes_on and (self._puts_always or not text.startswith(" ")):
             if self._marker == _BYTE_LEVEL and not text[:1].isalpha():
                 return None  # the blank may have changed where the first word ends
-            words[0] = words[0].removeprefix(self._marker)
-        return [token.id for word in words for token in self._backend.model.tokenize(word)]
+            words[:1] = [word.removeprefix(self._marker) for word in words[:1]]
+        with _errors_of_strangers(_TOKENISING):
+            return [token.id for word in words for token in self._backend.model.tokenize(word)]
 
     def _words(self, text: str) -> list[str]:
         """What the model is given of a text: normalised, and in parts."""
-        if self._backend.normalizer is not None:
-            text = self._backend.normalizer.normalize_str(text)
-        if self._backend.pre_tokenizer is None:
-            return [text]
-        return [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
+        with _errors_of_strangers(_TOKENISING):
+            if self._backend.normalizer is not None:
+                text = self._backend.normalizer.normalize_str(text)
+            if self._backend.pre_tokenizer is None:
+                return [text]
+            return [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
 @contextmanager
@@ -158,7 +224,9 @@ def _errors_of_strangers(doing: str) -> Iterator[None]:
     """What is wrong with a folder is raised as errors of all kinds, bare `Exception` among them."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_tokenizers(error):
+            raise
         reason = (str(error).splitlines() or [""])[0]
         raise BaseModelError(doing, found=f"{type(error).__name__}: {reason}") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pl_compile.artifact.files import write_atomically
-from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, write_prompt_table
+from pl_compile.artifact.prompt_table import PromptTable, write_prompt_table
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
@@ -65,7 +65,7 @@ from pl_compile.training.team import (
     told_by_the_leader,
 )
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.open_base import open_base
 
 
@@ -213,8 +213,7 @@ class _Run:
         self._folder = find_base(config.base)
         progress.say(f"loading {self._folder}")
         checkpoint, decoder = open_base(self._folder)
-        fingerprint = fingerprint_base(checkpoint, decoder)
-        identity = BaseIdentity(config.base, fingerprint, decoder.hidden, decoder.vocab)
+        identity = identify_base(config.base, checkpoint, decoder)
         self._kept = existing_tasks(config, identity)
         tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
         for note in notes_on(tokenizer, parse_templates(config.tasks).values()):
@@ -249,7 +248,7 @@ class _Run:
         )
         # A learned prefix starts as what BOS and text compute: BOS is inside.
         self._rules = replace(rules, bos_id=None) if self._method.learned_prefix else rules
-        self._run = RunFolder(output, config, fingerprint, writes=team.leads)
+        self._run = RunFolder(output, config, identity.fingerprint, writes=team.leads)
         self._loggers: list[Logger] = []
 
     def go(self, *, resume: bool) -> TrainResult:

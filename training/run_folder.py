@@ -4,19 +4,24 @@ import fcntl
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pl_compile.artifact.files import append_line, sha256_of, write_atomically
+from pl_compile.artifact.files import (
+    append_line,
+    remove_left_behind_in,
+    sha256_of,
+    write_atomically,
+)
 from pl_compile.artifact.prompt_table import TABLE_NAME
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
-from pl_compile.errors import TrainingError
+from pl_compile.config.utf8 import read_utf8, split_lines
+from pl_compile.errors import TrainingError, list_problems, reason_of
 from pl_compile.training.loop import Record
 from pl_compile.training.run_state import RunState
 
@@ -25,12 +30,7 @@ from pl_compile.training.run_state import RunState
 _NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "parallel"))
 
 # A checkpoint among the best, by validation loss and step (NeMo's pattern).
-_AMONG_BEST = re.compile(r"val_loss=(?P<loss>[0-9.]+)-step=(?P<step>\d+)\.safetensors")
-
-_HALF_WRITTEN = re.compile(
-    r"\.(.+\.safetensors|config\.yaml|(metrics|history)\.jsonl|curves\.png|base)"
-    r"\.[0-9a-f]{8}(\.old)?"
-)
+_AMONG_BEST = re.compile(r"val_loss=(?P<loss>\d+\.\d+)-step=(?P<step>\d+)\.safetensors")
 
 
 def last_checkpoint(run_folder: Path) -> Path:
@@ -126,24 +126,36 @@ class RunFolder:
     def open(self, step: int) -> None:
         """Writes the resolved config and drops records past `step`, which will be made again."""
         if step and self._metrics.is_file():
-            lines = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A kill or a full disk may have cut the last line; whole lines end in a line feed.
-            whole = [json.loads(line) for line in lines if line.endswith("\n")]
-            self.records = [record for record in whole if record["step"] <= step]
+            self.records = [record for record in self._read() if record["step"] <= step]
         if not self._writes:
             return
-        self._remove_half_written()
+        # One among the best may not be written again; all else is, which removes what is left.
+        remove_left_behind_in(self.checkpoints)
         text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
         write_atomically(self._config, text.encode())
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomically(self._metrics, text.encode())
 
-    def _remove_half_written(self) -> None:
-        """What a killed process left beside the names of its files (`write_atomically`)."""
-        for folder in (self.table.parent, self.checkpoints):
-            for left in folder.glob(".*"):
-                if _HALF_WRITTEN.fullmatch(left.name):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    def _read(self) -> list[Record]:
+        """The records in `metrics.jsonl`; raises `TrainingError` with every line that is none."""
+        doing = f"resuming from {self._metrics}"
+        fix = "Put back the file as the run wrote it, or start a new run in another --output."
+        records, problems = [], []
+        try:
+            # A kill or a full disk may have cut the last line; whole lines end in a line feed.
+            *whole, _ = split_lines(read_utf8(self._metrics))
+        except (OSError, ValueError) as error:
+            raise TrainingError(doing, found=reason_of(error), fix=fix) from error
+        for number, line in enumerate(whole, 1):
+            try:
+                records.append(_record(line))
+            except (ValueError, RecursionError) as error:
+                problems.append(f"line {number}: {reason_of(error)}")
+        if problems:
+            raise TrainingError(
+                doing, found=list_problems(problems), expected="what a run has measured", fix=fix
+            )
+        return records
 
     def log(self, record: Record) -> None:
         """Appends one record to `metrics.jsonl`."""
@@ -199,6 +211,52 @@ class RunFolder:
     def _kept_best(self) -> list[tuple[float, Path]]:
         matches = ((path, _AMONG_BEST.fullmatch(path.name)) for path in self.checkpoints.glob("*"))
         return [(float(match["loss"]), path) for path, match in matches if match]
+
+
+def _record(line: str) -> Record:
+    """A line of `metrics.jsonl`, of whose keys those that are read again have been checked.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    record = json.loads(line)  # takes NaN, which a loss may be
+    if not isinstance(record, dict):
+        raise ValueError(f"{record!r}")
+    wrong = [
+        f"'{key}' of {record.get(key)!r}"
+        for key, holds in _FORMS.items()
+        if (key in record or key == "step") and not holds(record.get(key))
+    ]
+    if wrong:
+        raise ValueError(", ".join(wrong))
+    return record
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_by_task(value: Any) -> bool:
+    return _is_numbers(value) and all(re.fullmatch("[0-9]{1,9}", task) for task in value)
+
+
+def _is_scores(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_numbers, value.values()))
+
+
+# What the keys of a record hold that are read again.
+_FORMS: Mapping[str, Callable[[Any], bool]] = {
+    "step": lambda value: type(value) is int and value >= 0,
+    "train_loss": _is_number,
+    "val_loss": _is_number,
+    "by_task": _is_by_task,
+    "baseline_by_task": _is_by_task,
+    "val_metrics": _is_scores,
+}
 
 
 def _sums(paths: Sequence[Path]) -> dict[str, str]:

@@ -68,5 +68,6 @@ def trained_entries(
             config.virtual_prompt_style,
             prefix,
             rules.end_ids,
+            rules.rendering,
         )
     return entries

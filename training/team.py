@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from pl_compile.config.train import ParallelConfig
-from pl_compile.errors import PlcError, TrainingError
+from pl_compile.errors import PlcError, TrainingError, first_line_of
 
 T = TypeVar("T")
 
@@ -244,7 +244,7 @@ def team_of(config: ParallelConfig, device: str) -> Iterator[Team]:
     except (RuntimeError, OSError) as error:
         raise TrainingError(
             f"waiting for the {size} processes of the run",
-            found=str(error).splitlines()[0],
+            found=first_line_of(error),
             expected=f"all of them within {config.timeout_seconds} s",
             fix="Look at the messages of the others; they must reach MASTER_ADDR:MASTER_PORT.",
         ) from error

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.files import read_text, sha256_of
+from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.folded_prefix import (
     FOLDED_NAME,
     FoldedPrefix,
@@ -48,9 +48,10 @@ from pl_compile.artifact.prompt_table import (
 from pl_compile.artifact.selftest import SELFTEST_NAME, check_selftest
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.build import Dtype, Quantization
-from pl_compile.config.contract import MOST, GraphContract
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
-from pl_compile.config.strict_json import parse_json, with_null
+from pl_compile.config.sizes import MOST
+from pl_compile.config.strict_json import read_json_object, with_null
 from pl_compile.errors import (
     ArtifactError,
     ConfigError,
@@ -274,10 +275,10 @@ def sum_of_base(sums: Mapping[str, str]) -> str:
 def is_bundle(folder: Path) -> bool:
     """Whether a folder says of itself that it is a bundle, of whatever version."""
     try:
-        content = json.loads(read_text(folder / MANIFEST))
-    except (OSError, ValueError, RecursionError):
+        content = read_json_object(folder / MANIFEST, ArtifactError, "looking for a bundle")
+    except (FileNotFoundError, ArtifactError):
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+    return content.get("format") == FORMAT
 
 
 def rank_folder(rank: int) -> str:
@@ -328,8 +329,13 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     write_json(bundle / MANIFEST, {**content, "files": records})
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
     """Opens a bundle and checks every file of it.
+
+    Args:
+        folder: the bundle.
+        sums: whether files are read to compare their sums; names and sizes always are.
+            Whoever has just made the sums leaves it out.
 
     Raises:
         ArtifactError: no manifest, a newer version, a file that is missing, altered or cut short,
@@ -337,7 +343,7 @@ def read_bundle(folder: Path) -> Bundle:
     """
     doing = f"opening the bundle {folder}"
     manifest = _read_manifest(folder, doing)
-    _check_files(folder, manifest.files, doing)
+    _check_files(folder, manifest.files, doing, sums=sums)
     entries = {name: _read_task(folder, name, manifest) for name in manifest.tasks}
     return Bundle(folder, manifest, entries, manifest.files)
 
@@ -345,14 +351,12 @@ def read_bundle(folder: Path) -> Bundle:
 def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     path = folder / MANIFEST
     try:
-        content = parse_json(read_text(path))
-    except (FileNotFoundError, NotADirectoryError):
+        content = read_json_object(path, ArtifactError, f"{doing}, {MANIFEST}")
+    except FileNotFoundError:
         raise ArtifactError(
             doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(doing, found=f"{MANIFEST}: {reason_of(error)}") from error
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    if content.pop("format", None) != FORMAT:
         raise ArtifactError(doing, found=f"{MANIFEST} of another format", expected=FORMAT)
     version = content.pop("version", None)
     if type(version) is not int or version != VERSION:  # 1.0 and true are equal to 1
@@ -416,7 +420,7 @@ class _StoredManifest(Manifest):
     files: Mapping[str, FileRecord] = field(kw_only=True)
 
 
-def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> None:
+def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str, *, sums: bool) -> None:
     for name in files:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name:
@@ -428,15 +432,19 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str) -> N
                 fix="Do not use this bundle; export it again.",
             )
     sizes, problems = _regular_files(folder)
+    fix = "Copy the bundle again, or export it again."
     if not problems:
         needed = {"tokenizer.json", *(set(sizes) - _NOT_SUMMED)}
         problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
+        if problems and needed <= set(sizes):
+            fix = "Remove what the manifest does not name: a file manager may have put it there."
         for name, record in files.items():
-            problems += _problems_of_file(folder / name, name, record, sizes.get(name))
+            damaged = _problems_of_file(folder / name, name, record, sizes.get(name), sums)
+            if damaged:
+                problems += damaged
+                fix = "Copy the bundle again, or export it again."
     if problems:
-        raise ArtifactError(
-            doing, found=list_problems(problems), fix="Copy the bundle again, or export it again."
-        )
+        raise ArtifactError(doing, found=list_problems(problems), fix=fix)
 
 
 def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:
@@ -467,11 +475,15 @@ def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:
     return sizes, sorted(problems)
 
 
-def _problems_of_file(path: Path, name: str, record: FileRecord, size: int | None) -> list[str]:
+def _problems_of_file(
+    path: Path, name: str, record: FileRecord, size: int | None, sums: bool
+) -> list[str]:
     if size is None:
         return [f"{name} is missing"]
     if size != record.size_bytes:
         return [f"{name} has {size} bytes, expected {record.size_bytes}"]
+    if not sums:
+        return []
     try:
         found = sha256_of(path)
     except OSError as error:
@@ -486,10 +498,11 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     if f"tasks/{name}/task.json" not in manifest.files:
         raise ArtifactError(doing, found="task.json is not in the manifest")
     learned = _read_learned(folder, name, manifest, doing)
+    path = task_folder(folder, name) / "task.json"
     try:
-        record = parse_json(read_text(task_folder(folder, name) / "task.json"))
+        record = read_json_object(path, ArtifactError, f"{doing}, {path.name}")
         entry = entry_from_record(record, learned, name, base=manifest.base, doing=doing)
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
+    except (RecursionError, ConfigError) as error:
         raise ArtifactError(doing, found=f"damaged task.json ({reason_of(error)})") from error
     check_prefix(entry, manifest.graph, doing)
     virtual, capacity = entry.task.total_virtual_tokens, manifest.graph.capacity
@@ -515,7 +528,7 @@ def _read_learned(
             expected="one of them",
         )
     path = task_folder(folder, name) / found[0]
-    tensors = read_tensor_file(path, doing=f"reading {path}").tensors
+    tensors = read_tensor_file(path, doing=f"reading {path}", floats=True).tensors
     tensor = path.stem
     if list(tensors) != [tensor]:
         raise ArtifactError(

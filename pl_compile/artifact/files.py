@@ -6,52 +6,19 @@ time, so what is not locked was left by a process that was killed, and the next 
 that name removes it. Knows nothing of what the bytes mean.
 """
 
-import errno
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
-from pl_compile.errors import ArtifactError, doing_of, reason_of
-
-# What is read in one piece, such as JSON. More is no file of ours, and would fill the memory.
-MOST_TEXT_BYTES = 16 << 20
+from pl_compile.errors import ArtifactError, reason_of
 
 _CHUNK_BYTES = 1 << 17
 
 # What stands behind the final name in a temporary one.
 _RANDOM_BYTES = 4
-
-
-def check_regular(path: Path) -> None:
-    """Raises `OSError` unless there is a file with content: a pipe would be waited for."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "a pipe, a device or a socket, not a file", str(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a small file that a stranger may have made.
-
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: it has more than `MOST_TEXT_BYTES`, or is not UTF-8.
-    """
-    check_regular(path)
-    with _opened(path) as file:
-        data = file.read(MOST_TEXT_BYTES + 1)
-    if len(data) > MOST_TEXT_BYTES:
-        raise ValueError(f"more than {MOST_TEXT_BYTES >> 20} MiB, which no file of this kind has")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8 at byte {error.start}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -128,6 +95,14 @@ def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iter
         _remove_left_behind(path, suffix=".old")
 
 
+def remove_left_behind_in(folder: Path) -> None:
+    """Removes what killed processes left in a folder of ours, whatever its name was to be.
+
+    What is written again under its name needs no such call.
+    """
+    _remove_unlocked(folder, ".+")
+
+
 def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
     """Raises `ArtifactError` unless a folder may be written under this name.
 
@@ -154,21 +129,14 @@ def sha256_of(path: Path) -> str:
         OSError: it cannot be read; the error names the file.
     """
     digest = hashlib.sha256()
-    with _opened(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    with path.open("rb") as file:
+        try:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        except OSError as error:
+            error.filename = str(path)  # the system's own names it only where it is opened
+            raise
     return digest.hexdigest()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read; errors name it. The system's own do so only where a file is opened."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def _new_beside(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
@@ -204,13 +172,18 @@ def _new_folder(path: Path) -> int:
 
 
 def _remove_left_behind(path: Path, suffix: str = "") -> None:
-    """Removes what killed processes left beside `path`: what nobody holds a lock on."""
+    """Removes what killed processes left beside `path`."""
+    _remove_unlocked(path.parent, re.escape(path.name), suffix)
+
+
+def _remove_unlocked(folder: Path, name: str, suffix: str = "") -> None:
+    """Removes what has a temporary name for `name`, a pattern, and what nobody holds a lock on."""
     import fcntl
 
     digits = f"[0-9a-f]{{{2 * _RANDOM_BYTES}}}"
-    name = re.compile(rf"\.{re.escape(path.name)}\.{digits}{re.escape(suffix)}")
+    temporary = re.compile(rf"\.{name}\.{digits}{re.escape(suffix)}")
     with suppress(OSError):  # a folder that may be written to, but not listed
-        for left in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
+        for left in [each for each in folder.iterdir() if temporary.fullmatch(each.name)]:
             # In use, somebody else's, no file or folder, or on a file system without locks.
             with suppress(OSError):
                 descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -263,7 +236,7 @@ def _naming_others(folder: Path) -> Iterator[None]:
         name = error.filename
         if not isinstance(name, str | Path) or Path(name).is_relative_to(folder):
             raise
-        raise ArtifactError(doing_of(error), found=reason_of(error)) from error
+        raise ArtifactError(str(name), found=reason_of(error)) from error
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def read_checkpoint_table(path: Path) -> PromptTable:
         ArtifactError: no such file, no checkpoint of ours, one without prompts, or a damaged one.
     """
     doing = f"reading the prompts of the checkpoint {path}"
-    file = read_tensor_file(path, doing=doing, prefix=_PREFIX)
+    file = read_tensor_file(path, doing=doing, prefix=_PREFIX, floats=True)
     if file.metadata.get("format") != FORMAT:
         raise ArtifactError(
             doing, found=f"format {file.metadata.get('format')!r}", expected=f"{FORMAT!r}"

@@ -1,11 +1,11 @@
-"""Files of JSON that a stranger may have made: into what they must be, or one clear error."""
+"""Files of JSON from elsewhere: into what they must be, or one clear error."""
 
 from pathlib import Path
 from typing import TypeVar
 
-from pl_compile.artifact.files import read_text
 from pl_compile.config.read import build, node_from_plain
 from pl_compile.config.strict_json import parse_json
+from pl_compile.config.utf8 import read_text
 from pl_compile.errors import ArtifactError, ConfigError, reason_of
 
 T = TypeVar("T")

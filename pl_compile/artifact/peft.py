@@ -13,7 +13,7 @@ to the model as its filled cache: keys are those after rotary positions, as `Tas
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,15 +24,22 @@ from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.strict_json import read_json_object
 from pl_compile.errors import ArtifactError, list_problems
 from pl_compile.text.template import parse_template
 
-_CONFIG = "adapter_config.json"
+CONFIG_NAME = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _TENSOR = "prompt_embeddings"
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+# Sizes of its base that an adapter records.
+_SIZES = ("num_layers", "num_attention_heads", "token_dim")
+
+# Methods that change the base's matrices, which can take the changes in.
+_MERGED = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "HRA")
+
+_OTHER_BASE = "Name the base that the adapter was trained on with --base."
 
 # PEFT's name of a method to ours.
 _METHODS = {
@@ -42,7 +49,7 @@ _METHODS = {
 }
 
 Unpickle: TypeAlias = Callable[[Path], Mapping[str, NDArray[Any]]]
-"""Reads the arrays of a pickle without running what else is in it."""
+"""Reads the floats of a pickle by name without running what else is in it."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,13 @@ class PeftAdapter:
         method: our name of the method.
         base: the base it was trained on, as PEFT's user called it; empty if it does not say.
         embeddings: float32 `[virtual, width]`, as PEFT stores them.
+        sizes: what it says of its base, by PEFT's names; without what it leaves out.
     """
 
     method: str
     base: str
     embeddings: NDArray[np.float32]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def virtual(self) -> int:
@@ -90,11 +99,28 @@ class PeftAdapter:
                 found=f"{found} numbers for a virtual token",
                 expected=f"{expected}: "
                 + ("layers * 2 * kv_heads * head_dim" if self.is_prefix else "the base's width"),
-                fix="Name the base that the adapter was trained on with --base.",
+                fix=_OTHER_BASE,
             )
+        self._check_sizes(config)
         if not self.is_prefix:
             return self.embeddings
         return self.embeddings.reshape(self.virtual, *cache).transpose(1, 2, 3, 0, 4)
+
+    def _check_sizes(self, config: DecoderConfig) -> None:
+        """Raises `ArtifactError` where the adapter says that its base has other sizes."""
+        # PEFT takes them from the base, and of grouped heads those that keys and values have.
+        width = config.kv_heads * config.head_dim if self.is_prefix else config.hidden
+        heads = config.kv_heads if self.is_prefix else config.heads
+        sizes = {"num_layers": config.layers, "num_attention_heads": heads, "token_dim": width}
+        problems = [
+            f"{CONFIG_NAME} says {name} {self.sizes[name]!r:.40}, and the base has {size}"
+            for name, size in sizes.items()
+            if name in self.sizes and self.sizes[name] != size
+        ]
+        if problems:
+            raise ArtifactError(
+                "matching the adapter with the base", found=list_problems(problems), fix=_OTHER_BASE
+            )
 
 
 def write_peft_adapter(
@@ -134,7 +160,7 @@ def write_peft_adapter(
         embeddings = entry.prefix_kv.transpose(3, 0, 1, 2, 4).reshape(virtual, -1)
     with folder_written_whole(folder, is_ours=_is_ours) as staging:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (staging / _CONFIG).write_text(text, encoding="utf-8")
+        (staging / CONFIG_NAME).write_text(text, encoding="utf-8")
         tensors = {_TENSOR: np.asarray(embeddings, np.float32)}
         (staging / _WEIGHTS).write_bytes(tensor_bytes(tensors, {"format": "pt"}))
 
@@ -150,13 +176,13 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
         ArtifactError: no such folder, a pickle, a damaged file, or an adapter of another kind.
     """
     doing = f"reading the PEFT adapter {folder}"
-    config = _read_config(folder / _CONFIG, doing)
+    config = _read_config(folder / CONFIG_NAME, doing)
     weights, pickled = folder / _WEIGHTS, folder / _PICKLE
     tensors: Mapping[str, NDArray[Any]]
     if weights.is_file() or not pickled.is_file():
         with suppress(ImportError):
             import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
-        tensors = read_tensor_file(weights, doing=doing).tensors
+        tensors = read_tensor_file(weights, doing=doing, floats=True).tensors
     elif unpickle is not None:
         tensors = unpickle(pickled)
     else:
@@ -174,24 +200,26 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
         )
     stored = tensors[_TENSOR]
     virtual = config.get("num_virtual_tokens")
-    is_count = type(virtual) is int and stored.shape[:1] == (virtual,)  # true is no count
-    if stored.ndim != 2 or not is_count or stored.size == 0:
+    if type(virtual) is not int:
+        raise ArtifactError(
+            doing,
+            found=f"num_virtual_tokens is {virtual!r:.40}",
+            expected=f"a whole number, such as {stored.shape[0] if stored.ndim else 8}",
+        )
+    if stored.ndim != 2 or stored.shape[0] != virtual or stored.size == 0:
         raise ArtifactError(
             doing,
             found=f"'{_TENSOR}' of shape {stored.shape}",
             expected=f"num_virtual_tokens, {virtual}, of any width",
-        )
-    if str(stored.dtype) not in _FLOATS:
-        raise ArtifactError(
-            doing, found=f"'{_TENSOR}' of {stored.dtype}", expected=f"one of {', '.join(_FLOATS)}"
         )
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
         embeddings = np.ascontiguousarray(stored, np.float32)
     if not np.isfinite(embeddings).all():
         raise ArtifactError(doing, found=f"'{_TENSOR}' with numbers that are not finite")
     name = config.get("base_model_name_or_path")
+    sizes = {size: config[size] for size in _SIZES if config.get(size) is not None}
     return PeftAdapter(
-        _METHODS[config["peft_type"]], name if isinstance(name, str) else "", embeddings
+        _METHODS[config["peft_type"]], name if isinstance(name, str) else "", embeddings, sizes
     )
 
 
@@ -211,27 +239,28 @@ def _check_prepends(entry: TaskEntry) -> None:
 
 def _read_config(path: Path, doing: str) -> dict[str, Any]:
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        config = read_json_object(path, ArtifactError, f"{doing}, {CONFIG_NAME}")
+    except FileNotFoundError:
         raise ArtifactError(
-            doing, found=f"no {_CONFIG}", expected="a folder that PEFT's save_pretrained wrote"
+            doing, found=f"no {CONFIG_NAME}", expected="a folder that PEFT's save_pretrained wrote"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(doing, found=f"{_CONFIG}: {error}", expected="JSON") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(doing, found=f"{_CONFIG} holds no object")
-    problems = []
+    problems, fix = [], ""
     if config.get("peft_type") not in list(_METHODS):
         kind, known = config.get("peft_type"), ", ".join(_METHODS)
         problems.append(f"peft_type is {kind!r}, and only {known} are prompts of one task")
+        if kind in _MERGED:
+            fix = (
+                "Merge it into its base (merge_and_unload() in peft), save that with its tokenizer "
+                "and use it as a base."
+            )
     if config.get("task_type") != "CAUSAL_LM":
         problems.append(f"task_type is {config.get('task_type')!r}, and only 'CAUSAL_LM' is a GPT")
     if config.get("modules_to_save"):
         problems.append("modules_to_save: the adapter changes the base")
     if problems:
-        raise ArtifactError(doing, found=list_problems(problems))
+        raise ArtifactError(doing, found=list_problems(problems), fix=fix)
     return config
 
 
 def _is_ours(folder: Path) -> bool:
-    return {path.name for path in folder.iterdir()} <= {_CONFIG, _WEIGHTS}
+    return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, _WEIGHTS}

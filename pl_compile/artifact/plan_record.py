@@ -12,8 +12,8 @@ from typing import Literal
 
 from pl_compile.artifact.folded_prefix import sum_of_files
 from pl_compile.artifact.json_files import read_record
-from pl_compile.config.contract import size_checks
 from pl_compile.config.read import plain_from_config
+from pl_compile.config.sizes import size_checks
 from pl_compile.errors import ArtifactError, ConfigError, check_all
 
 PLAN_NAME = "model.plan"

@@ -6,7 +6,7 @@
     metadata "version"      "1"
     metadata "base"         JSON: {"name", "fingerprint", "hidden", "vocab"}
     metadata "tasks"        JSON: {taskname: {"task": TaskConfig, "bos_id", "eos_id", "method"}},
-                            and "end_ids" of a task that has some
+                            "end_ids" of a task that has some, and "rendering" beyond 1
 
 A table holds tasks of different methods and virtual-token counts; adding one leaves the bytes of
 the others as they are. Knows nothing of how the rows were trained.
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.json_files import record_of
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.contract import GraphContract, size_checks
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.read import build, node_from_plain, plain_from_config
+from pl_compile.config.sizes import size_checks
 from pl_compile.config.strict_json import parse_json
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import (
@@ -38,6 +39,7 @@ from pl_compile.errors import (
     unknown_name,
 )
 from pl_compile.text.template import parse_template
+from pl_compile.text.tokenizer import RENDERING
 
 FORMAT = "plc.prompt-table"
 VERSION = 1
@@ -77,6 +79,7 @@ class TaskRecord:
     eos_id: int | None
     method: str
     end_ids: tuple[int, ...] = ()
+    rendering: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class TaskEntry:
             positions 0 to `virtual - 1` where prefix tuning learned them; else None.
         end_ids: further ids that end an answer, each once: bases have several, and training
             appends the first.
+        rendering: the rules that turned its fields into tokens in training; 1 also where the base's
+            tokenizer has nothing that later ones read otherwise (`text.tokenizer.RENDERING`).
     """
 
     task: TaskConfig
@@ -102,6 +107,7 @@ class TaskEntry:
     method: str
     prefix_kv: NDArray[np.float32] | None = None
     end_ids: tuple[int, ...] = ()
+    rendering: int = 1
 
     @property
     def learned(self) -> NDArray[np.float32]:
@@ -110,10 +116,15 @@ class TaskEntry:
 
     def record(self) -> dict[str, Any]:
         """All but the rows, as plain data for JSON."""
-        record = TaskRecord(self.task, self.bos_id, self.eos_id, self.method, self.end_ids)
+        record = TaskRecord(
+            self.task, self.bos_id, self.eos_id, self.method, self.end_ids, self.rendering
+        )
         plain: dict[str, Any] = plain_from_config(record)
+        # Left out as releases before them wrote and read it.
         if not self.end_ids:
-            del plain["end_ids"]  # as releases before them wrote and read it
+            del plain["end_ids"]
+        if self.rendering == 1:
+            del plain["rendering"]
         return plain
 
 
@@ -152,6 +163,13 @@ def entry_from_record(
                 found=f"{key} {token_id} of task '{taskname}'",
                 expected=f"a token of the base: 0 to {base.vocab - 1}",
             )
+    if not 1 <= record.rendering <= RENDERING:
+        raise ArtifactError(
+            doing,
+            found=f"rendering {record.rendering} of task '{taskname}'",
+            expected=f"1 to {RENDERING}",
+            fix="Use the release of plc that wrote it, or a newer one.",
+        )
     ends = (record.eos_id, *record.end_ids)
     if len(set(ends)) < len(ends):
         raise ArtifactError(
@@ -162,7 +180,14 @@ def entry_from_record(
     prefix = learned if learned.ndim == 5 else None
     rows = learned if prefix is None else np.zeros((0, base.hidden), np.float32)
     entry = TaskEntry(
-        record.task, rows, record.bos_id, record.eos_id, record.method, prefix, record.end_ids
+        record.task,
+        rows,
+        record.bos_id,
+        record.eos_id,
+        record.method,
+        prefix,
+        record.end_ids,
+        record.rendering,
     )
     check_learned(entry, base.hidden, doing)
     return entry
@@ -289,7 +314,7 @@ def read_prompt_table(path: Path) -> PromptTable:
         ArtifactError: no such file, not a table of ours, of a newer version, or damaged.
     """
     doing = f"reading the prompt table {path}"
-    file = read_tensor_file(path, doing=doing)
+    file = read_tensor_file(path, doing=doing, floats=True)
     rows, metadata = file.tensors, file.metadata
     if metadata.get("format") != FORMAT:
         raise ArtifactError(
@@ -374,6 +399,23 @@ def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
             doing,
             found=f"a prefix of '{name}' and bos_id {entry.bos_id}",
             expected="no BOS: a prefix stands before everything",
+        )
+
+
+def check_squares(entry: TaskEntry, doing: str) -> None:
+    """Raises `ArtifactError` where a base in float32 would make infinity of a task's numbers.
+
+    Norms and products of queries and keys sum squares of what they are given. Beyond float32 some
+    engines go on as if nothing was wrong, and others answer nothing.
+    """
+    squares = np.square(entry.learned, dtype=np.float64).sum(axis=-1)
+    if squares.max(initial=0) > np.finfo(np.float32).max:
+        raise ArtifactError(
+            doing,
+            found=f"virtual tokens of '{entry.task.taskname}' with numbers up to "
+            f"{np.abs(entry.learned).max():.1e}",
+            expected="numbers whose squares a base can sum",
+            fix="The run that made them diverged: train again with a lower learning rate.",
         )
 
 

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.files import check_regular
+from pl_compile.config import lfs
+from pl_compile.config.floats import check_floats
+from pl_compile.config.utf8 import check_regular
 from pl_compile.errors import ArtifactError, reason_of
-
-# How safetensors' names of floats of 8 bits and fewer begin: numpy has none of them, and they mean
-# nothing without the scales beside them.
-_CODES = ("F8_", "F6_", "F4")
 
 
 @dataclass(frozen=True)
@@ -30,36 +28,38 @@ class TensorFile:
     metadata: dict[str, str]
 
 
-def read_tensor_file(path: Path, *, doing: str, prefix: str = "") -> TensorFile:
+def read_tensor_file(
+    path: Path, *, doing: str, prefix: str = "", floats: bool = False
+) -> TensorFile:
     """Reads a safetensors file.
 
     Args:
         path: the file.
         doing: what an error says was being done.
         prefix: only tensors whose name begins with it are read.
+        floats: whether each of them must be of floats, as weights are.
 
     Raises:
-        ArtifactError: there is no such file, or it is damaged.
+        ArtifactError: there is no such file, it is damaged, or has numbers of another kind.
     """
     from safetensors import SafetensorError, safe_open  # where there is a tensor to read
 
+    if lfs.is_pointer_file(path):
+        raise ArtifactError(doing, found=f"{path.name}: {lfs.FOUND}", fix=lfs.FIX)
     try:
         check_regular(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-            kinds = {name: file.get_slice(name).get_dtype() for name in names}
-            codes = [
-                f"'{name}' of {kind}" for name, kind in kinds.items() if kind.startswith(_CODES)
-            ]
-            if codes:
-                raise ArtifactError(
-                    doing, found=", ".join(codes[:5]), expected="floats of 16 bits or more"
-                )
+            kinds = {name: str(file.get_slice(name).get_dtype()) for name in names}
+            if floats:
+                check_floats(kinds, ArtifactError, doing)
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, TypeError, AttributeError) as error:
-        # The last two: a number format that numpy does not know.
+    except (OSError, SafetensorError) as error:
         raise ArtifactError(doing, found=reason_of(error), expected="a safetensors file") from error
+    except (TypeError, AttributeError) as error:
+        found = f"numbers that numpy cannot hold: {', '.join(sorted({*kinds.values()}))}"
+        raise ArtifactError(doing, found=found) from error
     return TensorFile(tensors, metadata)
 
 

@@ -1,7 +1,9 @@
 """`plc eval`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +16,7 @@ from pl_compile.cli.terminal import (
     print_json,
     print_table,
 )
+from pl_compile.errors import AnswerError
 
 
 @click.command(
@@ -89,9 +92,19 @@ def command(
     options = evaluate.EvalOptions(
         metric=metric, baseline=not no_baseline, max_tokens=max_tokens, limit=limit
     )
-    scores = evaluate.evaluate(
-        session, data, options, reference=compared, progress=TerminalProgress()
-    )
+    failed = None
+    try:
+        scores = evaluate.evaluate(
+            session, data, options, reference=compared, progress=TerminalProgress()
+        )
+    except AnswerError as error:
+        scores, failed = list(error.results), error  # told behind the other tasks' scores
+    _print_scores(path, scores, as_json)
+    if failed is not None:
+        raise failed
+
+
+def _print_scores(path: Path, scores: Sequence[Any], as_json: bool) -> None:
     if as_json:
         left_out = ("asked", "expected")  # what --data holds
         print_json(

@@ -306,20 +306,8 @@ def print_parity(title: str, results: Any) -> None:
 def print_tokens(checks: Any) -> None:
     """A line per task: whether its tokens are those of transformers' own tokenizer."""
     for check in checks:
-        verdict = check.difference or (
-            f"{check.compared} of {check.tokens} as in transformers"
-            + (f"; {check.why_not}" if check.why_not else "")
-        )
+        compared = f"{check.compared} of {check.tokens} as in transformers"
+        if not check.compared:
+            compared = f"NOT COMPARED with transformers, none of {check.tokens}"
+        verdict = check.difference or "; ".join(filter(None, [compared, check.why_not]))
         click.echo(f"tokens of task '{check.task}': {verdict}")
-
-
-def parity_error(doing: str, results: Any, fix: str) -> ParityError:
-    """The error for comparisons that failed."""
-    failed = [result for result in results if not result.passed]
-    worst = max(failed, key=lambda result: float(result.relative_difference))
-    return ParityError(
-        doing,
-        found=f"task '{worst.task}' {worst.finding}",
-        expected=f"at most {worst.tolerance:.0e}, and {worst.tokens_needed:.0%} of the tokens",
-        fix=f"{fix} Do not serve it: export it again, and report it if that does not help.",
-    )

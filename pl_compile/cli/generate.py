@@ -9,6 +9,8 @@ import click
 
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
+from pl_compile.config.sizes import MOST
+from pl_compile.errors import AnswerError
 
 
 @click.command(
@@ -69,7 +71,7 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, p
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
     "--batch",
-    type=click.IntRange(1, 4096),
+    type=click.IntRange(1, MOST["max_batch"]),
     help="Rows that step together. [default: 16, or what a plan was built for]",
 )
 @click.option(
@@ -192,25 +194,32 @@ def _answer_file(
     from pl_compile.artifact.files import write_atomically
     from pl_compile.driver.answer_file import answer_file
 
-    answers = answer_file(session, source, options, progress=TerminalProgress())
+    failed = None
+    try:
+        answers = answer_file(session, source, options, progress=TerminalProgress())
+    except AnswerError as error:
+        answers, failed = list(error.results), error  # told when the others' answers are kept
     records = [answer.record() for answer in answers]
     if output is not None:
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         write_atomically(output, "".join(lines).encode())
-        click.echo(f"wrote {len(records)} answers to {output}", err=True)
+        count = len(records) - len(failed.places if failed else ())
+        click.echo(f"wrote {count} answers to {output}", err=True)
     if as_json:
         print_json({"answers": records})
     elif output is None:
         rows = [
             [
-                answer.result.task,
+                answer.request.task,
                 " | ".join(str(value) for value in answer.request.fields.values()),
-                answer.result.text,
+                "(none)" if answer.result is None else answer.result.text,
                 "" if answer.expected is None else str(answer.expected).strip(),
             ]
             for answer in answers
         ]
         print_table(f"Answers to {source}", ["task", "input", "answer", "expected"], rows)
+    if failed is not None:
+        raise failed
 
 
 def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:

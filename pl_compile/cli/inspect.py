@@ -12,7 +12,7 @@ from pl_compile.cli.terminal import json_option, print_json
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Say what PATH holds: a bundle, a prompt table, a checkpoint, a run folder or a base."""
+    """Say what PATH holds: a bundle, prompt table, checkpoint, run folder, base or adapter."""
     from pl_compile.driver.describe import describe
 
     description = describe(path)

@@ -14,7 +14,7 @@ from importlib import import_module
 import click
 
 from pl_compile import __version__
-from pl_compile.errors import PlcError, doing_of, reason_of
+from pl_compile.errors import PlcError, reason_of
 
 # Command to what `plc --help` says of it, in the order of the flow.
 COMMANDS = {
@@ -94,7 +94,7 @@ def main() -> None:
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         of_output = error.filename is None
-        doing = "writing the output" if of_output else doing_of(error)
+        doing = "writing the output" if of_output else error.filename
         click.echo(f"error: {doing}: {reason_of(error)}.", err=True)
         if of_output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,13 +1,18 @@
 """`plc verify`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pl_compile.cli.export import parity_error, print_parity, print_tokens
+from pl_compile.cli.export import print_parity, print_tokens
 from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
 from pl_compile.errors import ParityError, list_problems
+
+if TYPE_CHECKING:
+    from pl_compile.driver.verify import VerifyResult
 
 
 @click.command("verify", epilog="Example: plc verify bundle --reference smollm2-135m")
@@ -25,7 +30,6 @@ def command(bundle: Path, reference: str | None, target: str | None, as_json: bo
 
     Exit code 3 if a comparison is beyond the tolerance.
     """
-    from pl_compile.driver.tokens import token_failures
     from pl_compile.driver.verify import verify_bundle
     from pl_compile.weights.bases import find_base
 
@@ -44,11 +48,20 @@ def command(bundle: Path, reference: str | None, target: str | None, as_json: bo
         if result.parity:
             print_parity("Parity with torch", result.parity)
             print_tokens(result.tokens)
-    if differences := token_failures(result.tokens):
+    if not result.passed:
         raise ParityError(
             f"verifying {bundle}",
-            found=list_problems(differences),
-            fix="The bundle's tokenizer is not the base's: do not serve it, export it again.",
+            found=list_problems(result.failures),
+            fix=" ".join(_fixes(result)),
         )
-    if not result.passed:
-        raise parity_error(f"verifying {bundle}", [*result.selftests, *result.parity], "")
+
+
+def _fixes(result: "VerifyResult") -> Iterator[str]:
+    """What may be behind what was found, and what to do."""
+    yield "Do not serve it."
+    if any(check.difference for check in result.tokens):
+        yield (
+            "Where tokens differ, the bundle's tokenizer is not that of the base's tokenizer.json, "
+            "or transformers builds another one from the base's files: save that one with the base."
+        )
+    yield "Export it again, and report it if that does not help."

@@ -16,7 +16,7 @@ class Keys:
     """What is known of the keys of a family's config.json.
 
     Attributes:
-        read: keys whose values are in `DecoderConfig`.
+        read: keys whose values are in `DecoderConfig`, and the one of `text.end_tokens`.
         fixed: key to the values that the graph computes; any other is refused.
         without_effect: keys that change no logit of inference.
         aliases: other names of keys that are read, as transformers has them.
@@ -39,7 +39,7 @@ class Keys:
         problems = [
             f"'{key}' is {values[key]!r:.80}, and {_computed(allowed)}"
             for key, allowed in self.fixed.items()
-            if key in values and not _is_one_of(values[key], allowed)
+            if key in values and not _is_allowed(key, values[key], allowed)
         ]
         for other, key in self.aliases.items():
             if {other, key} <= values.keys() and values[other] != values[key]:
@@ -64,10 +64,15 @@ class Keys:
         return problems
 
 
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Whether a value, or each one of a list, is allowed; true is not 1."""
-    if isinstance(value, list):
+def _is_allowed(key: str, value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether a value is allowed, or each one of a list where the key may have one."""
+    if isinstance(value, list) and key in _LISTS:
         return all(_is_one_of(each, allowed) for each in value)
+    return _is_one_of(value, allowed)
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether a value is allowed; true is not 1."""
     return any(
         value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
     )
@@ -82,6 +87,9 @@ def _computed(allowed: tuple[Any, ...]) -> str:
 # Names under which a file says that its weights are codes: of transformers, of compressed-tensors
 # in its first releases, and of MLX.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
+
+# Keys with a list of values: one for each layer, or for each product of a layer.
+_LISTS = ("layer_types", "mlp_multipliers", "no_rope_layers")
 
 # Looked at by name, and stated in no table.
 _CHECKED = ("model_type", "architectures", "auto_map", *QUANTIZED)

@@ -88,7 +88,10 @@ class BuildOptions:
         if self.table_bits not in (None, 0, 4, 8):
             problems.append(f"table_bits {self.table_bits}, expected 0, 4 or 8")
         if self.candidates is not None and self.sampling == "host":
-            problems.append(f"candidates {self.candidates}, and the host samples")
+            problems.append(
+                f"candidates {self.candidates}, and the host samples: ask for sampling graph, or "
+                "leave candidates out"
+            )
         if self.candidates is not None and self.candidates < 1:
             problems.append(f"candidates {self.candidates}, expected 1 or more")
         if self.ranks < 1:

@@ -15,11 +15,11 @@ next_token       int64 [batch]                  sampling "graph"
 present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pl_compile.config.ranks import kv_heads_of_ranks
+from pl_compile.config.sizes import size_checks
 from pl_compile.errors import ConfigError, check_all
 
 PromptsMode = Literal["input", "baked"]
@@ -36,31 +36,6 @@ TOP_P = "top_p"
 NOISE = "noise"
 LOGITS = "logits"
 NEXT_TOKEN = "next_token"
-
-# More than any base has. A manifest is input from a stranger: what it says is looked at before
-# anything of that size is made.
-MOST = {
-    "layers": 1 << 14,
-    "kv_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "hidden": 1 << 20,
-    "vocab": 1 << 24,
-    "capacity": 1 << 26,
-    "ranks": 1 << 10,
-    "max_batch": 1 << 16,
-}
-
-
-def size_checks(sizes: Mapping[str, int]) -> dict[str, bool]:
-    """What `check_all` needs to refuse sizes that no base could have.
-
-    Args:
-        sizes: by their names in `MOST`.
-    """
-    return {
-        f"{name} {size}, expected 1 to {MOST[name]}": 1 <= size <= MOST[name]
-        for name, size in sizes.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pl_compile.config.base_keys import GPT2, LLAMA, QUANTIZED, Keys
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.sizes import MOST, size_checks
+from pl_compile.config.strict_json import read_json_object
 from pl_compile.errors import BaseModelError, check_all, list_problems
 
 T = TypeVar("T")
-
-# No base is as large in any direction.
-_SIZE_BELOW = 2**31
 
 # The largest float32, in which bases compute.
 _FLOAT32_MAX = 3.4e38
@@ -48,7 +46,6 @@ class DecoderConfig:
         attention_bias: whether q, k, v and the attention output have biases.
         mlp_bias: whether the feed-forward products have biases.
         bos_id: token that opens a sequence, if the base has one.
-        eos_id: token that ends an answer, if the base has one.
     """
 
     family: str
@@ -66,17 +63,12 @@ class DecoderConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     bos_id: int | None = None
-    eos_id: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses sizes that no decoder could have."""
         sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions")
         doing = "reading the sizes of the base"
-        checks = {
-            f"{name} {getattr(self, name)}, expected at least 1": getattr(self, name) >= 1
-            for name in sizes
-        }
-        check_all(BaseModelError, doing, checks)
+        check_all(BaseModelError, doing, size_checks({name: getattr(self, name) for name in sizes}))
         checks = {
             f"{self.heads} query heads on {self.kv_heads} key heads, expected a multiple": (
                 self.heads % self.kv_heads == 0
@@ -96,15 +88,11 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
     """
     path = folder / "config.json"
     doing = f"reading {path}"
-    if not path.is_file():  # a pipe would be waited for
-        fix = "Give a Hugging Face model folder."
-        raise BaseModelError(doing, found="no such file", fix=fix)
     try:
-        hf = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(doing, found=str(error), expected="a JSON object") from error
-    if not isinstance(hf, dict):
-        raise BaseModelError(doing, found="no JSON object")
+        hf = read_json_object(path, BaseModelError, doing)
+    except FileNotFoundError:
+        fix = "Give a Hugging Face model folder."
+        raise BaseModelError(doing, found="no such file", fix=fix) from None
     family = hf.get("model_type")
     if not isinstance(family, str) or family not in _FAMILIES:
         # No near name is proposed: gptj is not gpt2.
@@ -115,9 +103,12 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
     keys, read = _FAMILIES[family]
     problems = keys.problems(hf)
     if problems:
-        raise BaseModelError(doing, found=list_problems(problems))
+        raise BaseModelError(doing, found=list_problems(problems), fix=_ANOTHER_BASE)
     aliased = {keys.aliases[key]: value for key, value in hf.items() if key in keys.aliases}
     return read(_Settings(hf | aliased, doing))
+
+
+_ANOTHER_BASE = "Use another base: docs/importing.md says which are read."
 
 
 def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
@@ -135,7 +126,11 @@ def _refuse_codes(hf: Mapping[str, Any], doing: str) -> None:
             )
 
 
-_KINDS = {int: "a whole number", float: "a number with a point", bool: "true or false"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number with a point, such as 1e-05",
+    bool: "true or false",
+}
 
 
 class _Settings:
@@ -164,16 +159,15 @@ class _Settings:
             raise BaseModelError(self._doing, found=f"'{key}' is missing")
         if type(value) is not kind:
             found = f"'{key}' is {'null' if value is None else repr(value)[:80]}"
-            fix = "Write it with a point: 1.0." if kind is float and type(value) is int else ""
-            raise BaseModelError(self._doing, found=found, expected=_KINDS[kind], fix=fix)
+            raise BaseModelError(self._doing, found=found, expected=_KINDS[kind])
         result: T = value
         return result
 
-    def size(self, key: str, default: int | None = None, *, null: bool = False) -> int:
-        """The value of `key`, a size; see `get`."""
+    def size(self, key: str, name: str, default: int | None = None, *, null: bool = False) -> int:
+        """The value of `key`, the size that is called `name` in `MOST`; see `get`."""
         value = self.get(key, int, default, null=null)
-        if not 1 <= value < _SIZE_BELOW:
-            found, expected = f"'{key}' is {value!r:.80}", f"1 to {_SIZE_BELOW - 1}"
+        if not 1 <= value <= MOST[name]:
+            found, expected = f"'{key}' is {value!r:.80}", f"1 to {MOST[name]}"
             raise BaseModelError(self._doing, found=found, expected=expected)
         return value
 
@@ -187,7 +181,7 @@ class _Settings:
 
     def heads_of(self, heads: str, hidden: str) -> tuple[int, int]:
         """How many heads there are, and the width that they divide."""
-        count, width = self.size(heads), self.size(hidden)
+        count, width = self.size(heads, "heads"), self.size(hidden, "hidden")
         if width % count:
             raise BaseModelError(
                 self._doing,
@@ -244,7 +238,9 @@ class _Settings:
             if name != "rope_theta" and value is not None and value != _NOT_SCALED.get(name)
         ]
         if problems:
-            raise BaseModelError(f"{self._doing}, '{key}'", found=list_problems(problems))
+            raise BaseModelError(
+                f"{self._doing}, '{key}'", found=list_problems(problems), fix=_ANOTHER_BASE
+            )
         return rope
 
     def pad_id_within(self, vocab: int) -> None:
@@ -260,15 +256,11 @@ class _Settings:
     def token_id(self, key: str) -> int | None:
         """A token's id, or None."""
         value = self._values.get(key)
-        # Some bases list several ids that end an answer; the first is the one they train with.
-        first = value[0] if isinstance(value, list) and value else value
-        if first is not None and type(first) is not int:
+        if value is not None and type(value) is not int:
             raise BaseModelError(
-                self._doing,
-                found=f"'{key}' is {value!r:.80}",
-                expected="a token's id, or a list of ids",
+                self._doing, found=f"'{key}' is {value!r:.80}", expected="a token's id, or null"
             )
-        return first
+        return value
 
 
 _DEFAULT_THETA = 10000.0
@@ -279,25 +271,24 @@ _NOT_SCALED = {"rope_type": "default", "type": "default", "partial_rotary_factor
 
 def _llama(hf: _Settings) -> DecoderConfig:
     heads, hidden = hf.heads_of("num_attention_heads", "hidden_size")
-    vocab = hf.size("vocab_size")
+    vocab = hf.size("vocab_size", "vocab")
     hf.pad_id_within(vocab)
     return DecoderConfig(
         family="llama",
-        layers=hf.size("num_hidden_layers"),
+        layers=hf.size("num_hidden_layers", "layers"),
         hidden=hidden,
         heads=heads,
-        kv_heads=hf.size("num_key_value_heads", heads, null=True),
-        head_dim=hf.size("head_dim", hidden // heads, null=True),
-        ffn=hf.size("intermediate_size"),
+        kv_heads=hf.size("num_key_value_heads", "kv_heads", heads, null=True),
+        head_dim=hf.size("head_dim", "head_dim", hidden // heads, null=True),
+        ffn=hf.size("intermediate_size", "ffn"),
         vocab=vocab,
-        positions=hf.size("max_position_embeddings"),
+        positions=hf.size("max_position_embeddings", "positions"),
         norm_eps=hf.epsilon("rms_norm_eps"),
         tied=hf.get("tie_word_embeddings", bool, False),
         rope_theta=hf.rope_theta(),
         attention_bias=hf.get("attention_bias", bool, False),
         mlp_bias=hf.get("mlp_bias", bool, False),
         bos_id=hf.token_id("bos_token_id"),
-        eos_id=hf.token_id("eos_token_id"),
     )
 
 
@@ -305,20 +296,19 @@ def _gpt2(hf: _Settings) -> DecoderConfig:
     heads, hidden = hf.heads_of("n_head", "n_embd")
     return DecoderConfig(
         family="gpt2",
-        layers=hf.size("n_layer"),
+        layers=hf.size("n_layer", "layers"),
         hidden=hidden,
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        ffn=hf.size("n_inner", 4 * hidden, null=True),
-        vocab=hf.size("vocab_size"),
-        positions=hf.size("n_positions"),
+        ffn=hf.size("n_inner", "ffn", 4 * hidden, null=True),
+        vocab=hf.size("vocab_size", "vocab"),
+        positions=hf.size("n_positions", "positions"),
         norm_eps=hf.epsilon("layer_norm_epsilon"),
         tied=hf.get("tie_word_embeddings", bool, True),
         attention_bias=True,
         mlp_bias=True,
         bos_id=hf.token_id("bos_token_id"),
-        eos_id=hf.token_id("eos_token_id"),
     )
 
 

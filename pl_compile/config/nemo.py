@@ -13,7 +13,14 @@ from pl_compile.config.interpolate import MISSING, resolve
 from pl_compile.config.nemo_file import NemoFile
 from pl_compile.config.nemo_forms import refuse_other_forms
 from pl_compile.config.nemo_keys import REQUIRED, has_no_effect
-from pl_compile.config.read import Node, found_in, node_from_plain, text_expected
+from pl_compile.config.read import (
+    KnownKeys,
+    Node,
+    found_in,
+    node_from_plain,
+    text_expected,
+    unknown_key,
+)
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, did_you_mean, list_problems
 
@@ -239,7 +246,7 @@ def _tasks(file: NemoFile) -> None:
 def _templates(file: NemoFile) -> dict[str, Node]:
     """The templates by taskname, without the keys that are null."""
     templates: dict[str, Node] = {}
-    listed = f"Known keys: {', '.join(_TASK_KEYS)}."
+    known = KnownKeys(_TASK_KEYS)
     for index, node in enumerate(file.items("model.task_templates")):
         path = f"model.task_templates.{index}"
         data = node.data if isinstance(node.data, dict) else {}
@@ -255,11 +262,7 @@ def _templates(file: NemoFile) -> dict[str, Node]:
             file.problem(name.where, f"task '{name.data}' has two templates")
         for key, value in data.items():
             if key not in _TASK_KEYS:
-                hint = did_you_mean(key, _TASK_KEYS)
-                if not hint:
-                    hint, listed = listed, ""  # once is enough
-                place = value.key_where or value.where
-                file.problem(place, f"unknown key '{path}.{key}'. {hint}".rstrip(" ."))
+                file.problem(*unknown_key(value, f"{path}.{key}", known.hint(key)))
         named = {key: replace(value, name=f"{path}.{key}") for key, value in data.items()}
         given = {key: value for key, value in named.items() if value.data is not None}
         templates[name.data] = replace(node, data=given, name=path)

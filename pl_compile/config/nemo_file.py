@@ -10,7 +10,7 @@ from typing import Any
 
 from pl_compile.config.interpolate import MISSING
 from pl_compile.config.nemo_keys import HINTS, KEYS, Ignored, Moved, Only
-from pl_compile.config.read import Node, found_in, text_expected
+from pl_compile.config.read import KnownKeys, Node, found_in, text_expected, unknown_key
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import did_you_mean
 
@@ -32,7 +32,7 @@ class NemoFile:
         self._groups = {"": root.where}  # by NeMo's key: where its mapping stands
         self._moved: dict[str, Node] = {}  # by our key
         self._ignored: dict[str, list[str]] = {}  # by reason: NeMo's keys
-        self._listed: set[str] = set()  # groups whose known keys have been listed
+        self._known: dict[str, KnownKeys] = {}  # by group
         self._read(root, "")
 
     def apply_rules(self) -> None:
@@ -161,22 +161,18 @@ class NemoFile:
     def _unknown(self, key: str, node: Node) -> None:
         path, _, name = key.rpartition(".")
         siblings = _names_below(path)
+        known = self._known.setdefault(path, KnownKeys(siblings))
         # A key that was put into a wrong group is known by its last name.
-        elsewhere = next((known for known in KEYS if known.endswith(f".{name}")), "")
+        elsewhere = next((other for other in KEYS if other.endswith(f".{name}")), "")
         if key in HINTS:
             hint = HINTS[key]
         elif not path and name in _OUR_KEYS and not elsewhere:
             hint = "It belongs to plc's own form; 'model' and 'exp_manager' belong to NeMo's."
-        elif near := did_you_mean(name, siblings):
-            hint = near
-        elif elsewhere:
+        elif elsewhere and not did_you_mean(name, siblings):
             hint = f"Did you mean '{elsewhere}'?"
-        elif path not in self._listed:
-            self._listed.add(path)  # once is enough
-            hint = f"Known keys: {', '.join(siblings)}."
         else:
-            hint = ""
-        self.problem(node.key_where or node.where, f"unknown key '{key}'. {hint}".rstrip(" ."))
+            hint = known.hint(name)
+        self.problem(*unknown_key(node, key, hint))
 
 
 def plain(node: Node) -> Any:

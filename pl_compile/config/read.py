@@ -11,12 +11,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pl_compile.config.utf8 import is_utf8, read_utf8
+from pl_compile.config.utf8 import is_utf8, read_text
 from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
 
 if TYPE_CHECKING:
@@ -50,6 +50,37 @@ class Node:
     written: str = ""
 
 
+class KnownKeys:
+    """The keys that mappings of one kind may have, and what to say of another one.
+
+    Args:
+        names: the keys.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._listed = False
+
+    def hint(self, key: str) -> str:
+        """The key that is meant, if one is near; else all of them, the first time."""
+        near = did_you_mean(key, self._names)
+        if near or self._listed:
+            return near
+        self._listed = True
+        return f"Known keys: {', '.join(self._names)}."
+
+
+def unknown_key(node: Node, path: str, hint: str) -> tuple[str, str]:
+    """The place of a key that is unknown, and what to say of it.
+
+    Args:
+        node: its value.
+        path: the key, with those it lies in.
+        hint: a sentence that helps on; may be empty.
+    """
+    return node.key_where or node.where, f"unknown key '{path}'. {hint}".rstrip(" .")
+
+
 def read_yaml(path: Path) -> Node:
     """The tree of a YAML file (safe tags only; a key given twice is refused).
 
@@ -58,7 +89,7 @@ def read_yaml(path: Path) -> Node:
     """
     doing = f"reading {path}"
     try:
-        text = read_utf8(path)
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(doing, found="no such file", fix="Check the path.") from None
     except (OSError, ValueError) as error:
@@ -246,14 +277,10 @@ def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[st
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     before = len(problems)
-    listed = f"Known keys: {', '.join(fields)}."
+    known = KnownKeys(fields)
     for key, value in node.data.items():
         if key not in fields:
-            hint = did_you_mean(key, fields)
-            if not hint:
-                hint, listed = listed, ""  # once is enough
-            place = value.key_where or value.where
-            problems.append(f"{place}: unknown key '{_join(path, key)}'. {hint}".rstrip(" ."))
+            problems.append(": ".join(unknown_key(value, _join(path, key), known.hint(key))))
     values = {}
     for name, field in fields.items():
         if name in node.data:

@@ -13,9 +13,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
-from pl_compile.config.utf8 import is_utf8
+from pl_compile.config.utf8 import is_utf8, read_text
+from pl_compile.errors import PlcError, reason_of
 
 # How JSON writes one half of a pair; whole pairs match too and are looked at again.
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -33,6 +35,33 @@ def parse_json(text: str) -> Any:
     value, end = _value(text, _after_blanks(text, 0))
     _check_end(text, end)
     return value
+
+
+def read_json_object(
+    path: Path, error: type[PlcError], doing: str, *, fix: str = ""
+) -> dict[str, Any]:
+    """The object in a file of JSON, as a dict.
+
+    Args:
+        path: the file, of at most `MOST_TEXT_BYTES`.
+        error: what is raised where there is no such object in it.
+        doing: what an error says was being done.
+        fix: what its reader is told to do.
+
+    Raises:
+        FileNotFoundError: there is no such file: the caller knows what that means.
+        PlcError: as `error`: it cannot be read, is no JSON, or holds something else.
+    """
+    expected = "a JSON object"
+    try:
+        content = parse_json(read_text(path))
+    except (FileNotFoundError, NotADirectoryError) as reason:
+        raise FileNotFoundError(*reason.args) from reason
+    except (OSError, ValueError) as reason:
+        raise error(doing, found=reason_of(reason), expected=expected, fix=fix) from reason
+    if not isinstance(content, dict):
+        raise error(doing, found="other JSON", expected=expected, fix=fix)
+    return content
 
 
 def with_null(value: Any) -> Any:

@@ -1,25 +1,64 @@
-"""What UTF-8 can write, and its files as text, with the line of a byte that is none."""
+"""What UTF-8 can write, and its files as text, read whole, with the line of a byte that is none.
 
+Such files may come from anybody. What has one name in a folder and is read in one piece, such as
+JSON, goes through `read_text`, which refuses what would never end. Data of any size, which may come
+through a pipe, goes through `read_utf8`.
+"""
+
+import errno
+import os
 import re
+import stat
 from pathlib import Path
+
+# More is no config, manifest or record, and would fill the memory.
+MOST_TEXT_BYTES = 16 << 20
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
+def check_regular(path: Path) -> None:
+    """Raises `OSError` unless there is a file with content: a pipe would be waited for."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe, a device or a socket, not a file", str(path))
+
+
+def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """The text of a file, with its line ends as they are; a byte order mark is taken off.
+
+    Args:
+        path: the file.
+        most_bytes: what no file of its kind is larger than.
+
+    Raises:
+        OSError: there is no such file, it is a pipe or a device, or it cannot be read.
+        ValueError: it is larger, or is not UTF-8; says the line and the byte.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        try:
+            data = file.read(most_bytes + 1)
+        except OSError as error:
+            error.filename = str(path)  # the system's own names it only where it is opened
+            raise
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most_bytes >> 20} MiB, which no file of this kind has")
+    return _decoded(data)
+
+
 def read_utf8(path: Path) -> str:
-    """The text of a file with its line ends as they are; a byte order mark is taken off.
+    """The text of a file of data, of any size; a pipe is read to its end.
+
+    Line ends are as they are; a byte order mark is taken off.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not UTF-8; says the line and the byte.
     """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].decode("utf-8")
-        line = len(split_lines(before))
-        byte = error.object[error.start]
-        raise ValueError(f"line {line}: the byte 0x{byte:02x}") from None
+    return _decoded(path.read_bytes())
 
 
 def is_utf8(text: str) -> bool:
@@ -36,3 +75,13 @@ def split_lines(text: str) -> list[str]:
     `str.splitlines` cuts at nine more characters, which are data here.
     """
     return _LINE_END.split(text)
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode("utf-8")
+        line = len(split_lines(before))
+        byte = error.object[error.start]
+        raise ValueError(f"line {line}: the byte 0x{byte:02x}") from None

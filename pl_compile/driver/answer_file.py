@@ -1,11 +1,12 @@
 """A file of requests to answers, line for line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pl_compile.errors import RequestError, list_problems
+from pl_compile.driver.ask import answer_of, answers_to, checked_requests
+from pl_compile.errors import AnswerError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
@@ -19,26 +20,28 @@ class Answered:
     Attributes:
         index: its place in the file.
         request: what the model was given.
-        result: what it wrote.
+        result: what it wrote; None where what was computed is no number.
         expected: the right answer, where the file held one; it is not shown to the model.
     """
 
     index: int
     request: Request
-    result: Result
+    result: Result | None
     expected: Any
 
     def record(self) -> dict[str, Any]:
         """The answer as a line of the output file."""
-        record = {
-            "index": self.index,
-            "taskname": self.result.task,
-            "prediction": self.result.text,
-            "token_ids": list(self.result.token_ids),
-            "finish_reason": self.result.finish_reason,
-            "prompt_tokens": self.result.prompt_tokens,
-            "cut_tokens": self.result.cut_tokens,
-        }
+        record: dict[str, Any] = {"index": self.index, "taskname": self.request.task}
+        if self.result is None:
+            record |= {"prediction": None, "finish_reason": "error"}
+        else:
+            record |= {
+                "prediction": self.result.text,
+                "token_ids": list(self.result.token_ids),
+                "finish_reason": self.result.finish_reason,
+                "prompt_tokens": self.result.prompt_tokens,
+                "cut_tokens": self.result.cut_tokens,
+            }
         return record if self.expected is None else {**record, "expected": self.expected}
 
 
@@ -56,29 +59,28 @@ def answer_file(
     Raises:
         DataError: `source` cannot be read.
         RequestError: requests that cannot be served, all of them with their places.
+        AnswerError: the logits of some are no finite numbers. Its `results` are what would have
+            been returned, and these have no `result`.
     """
+    doing = f"answering {source}"
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
-    requests: list[Request] = []
-    expected: list[Any] = []
-    problems: list[str] = []
-    for example in read_examples([source], templates, answers=False):
-        inputs = dict(example.fields)
-        expected.append(inputs.pop(templates[example.taskname].answer_field or "", None))
-        requests.append(Request(example.taskname, inputs, **options))
-        try:
-            session.check(requests[-1])
-        except RequestError as error:
-            problems.append(f"{example.where}: {error}")
-    if problems:
-        raise RequestError(f"answering {source}", found=list_problems(problems))
+    examples = read_examples([source], templates, answers=False)
+    requests = checked_requests(session, examples, options, doing=doing)
 
-    results: dict[int, Result] = {}
-    with progress.bar("answering", len(requests)) as bar:
-        for event in session.stream(requests):
-            if event.result is not None:
-                results[event.index] = event.result
-                bar.advance()
-    return [
-        Answered(index, request, results[index], right)
-        for index, (request, right) in enumerate(zip(requests, expected, strict=True))
-    ]
+    def answered(results: Sequence[Result | None]) -> list[Answered]:
+        return [
+            Answered(index, request, result, answer_of(session, example))
+            for index, (request, result, example) in enumerate(
+                zip(requests, results, examples, strict=True)
+            )
+        ]
+
+    try:
+        return answered(
+            answers_to(
+                session, requests, examples, doing=doing, label="answering", progress=progress
+            )
+        )
+    except AnswerError as error:
+        error.results = tuple(answered(error.results))
+        raise

@@ -1,16 +1,16 @@
 """Prompts that others trained, and those of a training checkpoint, into a prompt table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
-from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, TaskEntry
+from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, check_squares
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import merge_into
-from pl_compile.errors import BaseModelError, ConfigError
+from pl_compile.errors import BaseModelError, ConfigError, PlcError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.end_tokens import end_tokens, tokens_named
@@ -19,6 +19,7 @@ from pl_compile.text.template import literal_escapes, parse_template, texts_of
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.open_base import open_base
 
 _MARKER = "<|VIRTUAL_PROMPT_0|>"
@@ -61,8 +62,9 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
 
     Args:
         request: what to bring in.
-        progress: told of what the tokenizer cannot write, and of a backslash where a line end may
-            be meant.
+        progress: told of what the tokenizer cannot write, of a backslash where a line end may be
+            meant, of choices that are never answered, and of an adapter that was saved with
+            another tokenizer or beside another base.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
@@ -96,13 +98,21 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         ends = tokens_named(request.end_tokens, tokenizer, config.vocab)
     else:
         ends = end_tokens(folder, tokenizer, config.vocab)
-    entry = _entry(adapter, task, config, ends)
+    entry = replace(_entry(adapter, task, config, ends), rendering=tokenizer.rendering)
     # What no session could render is not taken in.
-    template = TaskPrompt.of(entry, tokenizer).renderer.template
-    for note in notes_on(tokenizer, [template]):
+    check_squares(entry, f"importing task '{task.taskname}'")
+    prompt = TaskPrompt.of(entry, tokenizer)
+    for note in notes_on(tokenizer, [prompt.renderer.template]):
         progress.say(note)
-    fingerprint = fingerprint_base(checkpoint, config)
-    base = BaseIdentity(name, fingerprint, config.hidden, config.vocab)
+    for problem in prompt.trie.problems() if prompt.trie else ():
+        progress.say(f"task '{task.taskname}': {problem}")
+    base = identify_base(name, checkpoint, config)
+    for note in (
+        _on_its_tokenizer(request.adapter, tokenizer),
+        _on_its_base(adapter, folder, base.fingerprint),
+    ):
+        if note:
+            progress.say(note)
     return merge_into(request.output, PromptTable(base, {task.taskname: entry}))
 
 
@@ -115,6 +125,38 @@ def import_checkpoint(checkpoint: Path, output: Path) -> PromptTable:
         FingerprintError: they belong to different bases.
     """
     return merge_into(output, read_checkpoint_table(checkpoint))
+
+
+def _on_its_tokenizer(adapter: Path, tokenizer: Tokenizer) -> str:
+    """A note on a tokenizer that was saved with the adapter and is not the base's, or nothing."""
+    if not (adapter / "tokenizer.json").is_file():
+        return ""
+    try:
+        difference = Tokenizer.from_folder(adapter).difference(tokenizer)
+    except PlcError as error:
+        return f"the tokenizer beside the adapter is not compared: {error}"
+    if not difference:
+        return ""
+    return (
+        f"the tokenizer beside the adapter is not that of the base, which is used: {difference}. "
+        "If it was trained with its own, save that with the base and import the adapter again."
+    )
+
+
+def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
+    """A note where the base that the adapter names is here and is another one, or nothing."""
+    try:
+        named = find_base(adapter.base)
+        if named.resolve() == folder.resolve():
+            return ""
+        if fingerprint_base(*open_base(named)) == fingerprint:
+            return ""
+    except PlcError:
+        return ""  # it is not here, or nothing that is imported
+    return (
+        f"the adapter names {adapter.base} as its base, which has other numbers than {folder}: on "
+        "these it does not answer as it was trained to"
+    )
 
 
 def _task(request: PeftImport, virtual: int) -> TaskConfig:

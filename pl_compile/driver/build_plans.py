@@ -19,7 +19,7 @@ from pl_compile.artifact.bundle import (
     write_json,
     write_manifest,
 )
-from pl_compile.artifact.files import folder_written_whole, read_text
+from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.plan_record import (
     EP_CONTEXT_NAME,
     PACKAGES,
@@ -32,7 +32,7 @@ from pl_compile.artifact.plan_record import (
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.strict_json import read_json_object
 from pl_compile.driver.probe_attention import choose_attention
 from pl_compile.driver.report_page import report_page
 from pl_compile.errors import ArtifactError, ExportError
@@ -152,19 +152,17 @@ def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
 def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> None:
     """The export's report with the new plans; nothing where it was taken away."""
     path = bundle.folder / REPORT
-    if not path.is_file():
-        return
-    plans = [asdict(record) for record in records]
+    doing, fix = f"reading {path}", "Remove it: no runtime reads it."
     try:
-        report = {**_as_now(parse_json(read_text(path))), "plans": plans}
+        stored = read_json_object(path, ArtifactError, doing, fix=fix)
+    except FileNotFoundError:
+        return
+    try:
+        report = {**_as_now(stored), "plans": [asdict(record) for record in records]}
         page = report_page(report)
-    # The last three: it is JSON, and not what an export writes. No sum says that it is whole.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"reading {path}",
-            found="no report of an export",
-            fix="Remove it: no runtime reads it.",
-        ) from error
+    # It is JSON, and not what an export writes. No sum says that it is whole.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(doing, found="no report of an export", fix=fix) from error
     write_json(staging / REPORT, report)
     (staging / REPORT_PAGE).write_text(page, encoding="utf-8")
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import Precision, Verdict
@@ -17,6 +18,7 @@ from pl_compile.driver.parity import (
     Parity,
     compare,
     limit_of,
+    parity_failures,
     probe_rows,
     self_limit_of,
     selftest_arrays,
@@ -40,7 +42,7 @@ class Checks:
         folded: served behind folded prefixes, with all of each prompt computed.
         alone: in mixed batches, with each row alone.
         live: whether each prompt matters.
-        selftests: vectors of each task.
+        selftests: vectors of each task whose logits are finite numbers.
         passed: "passed", "failed", or "not measured" where torch was left out.
         failures: what was beyond its limit, as sentences.
     """
@@ -114,12 +116,7 @@ def check_bundle(
     by_row = compare(rows, alone, mixed, "the same, row by row", itself)
     tokens = compare_tokens(rows, base)
     live = liveness(engine, rows, learned)
-    failures = [
-        f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
-        f"{result.tokens_needed:.0%} of the tokens"
-        for result in [*with_torch, *folded, *by_row]
-        if not result.passed
-    ]
+    failures = parity_failures([*with_torch, *folded, *by_row])
     failures += token_failures(tokens)
     failures += [
         f"the prompt of task '{result.task}' changes nothing"
@@ -130,13 +127,15 @@ def check_bundle(
     # behind its own tokens.
     exact = (precision.quantization, precision.dtype) == ("none", "float32")
     kept = expected if exact else trace(engine, rows)
+    vectors = {name: selftest_arrays(rows, kept, name) for name in learned}
     return Checks(
         tuple(with_torch),
         tuple(tokens),
         tuple(folded),
         tuple(by_row),
         tuple(live),
-        {name: selftest_arrays(rows, kept, name) for name in learned},
+        # Vectors that are no numbers could check nothing, and no reader takes them.
+        {name: arrays for name, arrays in vectors.items() if np.isfinite(arrays["logits"]).all()},
         "failed" if failures else "passed",
         tuple(failures),
     )

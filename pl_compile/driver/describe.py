@@ -1,4 +1,4 @@
-"""What a path holds, as plain data: a bundle, plan, table, checkpoint, run folder or base."""
+"""What a path holds, as plain data: a bundle, plan, table, checkpoint, run, base or adapter."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +8,8 @@ import numpy as np
 
 from pl_compile.artifact.bundle import MANIFEST, read_bundle
 from pl_compile.artifact.from_checkpoint import FORMAT as CHECKPOINT
+from pl_compile.artifact.peft import CONFIG_NAME as ADAPTER
+from pl_compile.artifact.peft import read_peft_adapter
 from pl_compile.artifact.plan_record import PLAN_NAME, read_plan_record
 from pl_compile.artifact.prompt_table import FORMAT, TABLE_NAME, TaskEntry, read_prompt_table
 from pl_compile.artifact.tensors import read_tensor_file
@@ -34,14 +36,29 @@ def describe(path: Path) -> dict[str, Any]:
             }
         if (path / "config.json").is_file():
             return {"kind": "base", "path": str(path), **asdict(read_decoder_config(path))}
+        if (path / ADAPTER).is_file():
+            return _adapter(path)
     elif path.is_file():
         return _file(path)
     raise ArtifactError(
         f"looking into {path}",
         found="nothing that plc knows" if path.exists() else "no such file or folder",
-        expected="a bundle, a plan, a prompt table, a checkpoint, a run folder or a Hugging Face "
-        "folder",
+        expected="a bundle, a plan, a prompt table, a checkpoint, a run folder, an adapter of "
+        "PEFT's or a Hugging Face folder",
     )
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    adapter = read_peft_adapter(path)
+    return {
+        "kind": "adapter",
+        "path": str(path),
+        "method": adapter.method,
+        "virtual_tokens": adapter.virtual,
+        "base": adapter.base,
+        "sizes_of_base": dict(adapter.sizes),
+        "next": f"plc import peft {path} --task NAME --template TEXT --output TABLE",
+    }
 
 
 def _bundle(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pl_compile import __version__
-from pl_compile.errors import KernelsError, MissingExtraError, PlcError
+from pl_compile.errors import KernelsError, MissingExtraError, PlcError, first_line_of
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
 # What each extra brings, and what a user cannot do without it. Those of TensorRT and NCCL are named
@@ -98,7 +98,7 @@ def _providers() -> Finding:
     try:
         providers = _available_providers()
     except Exception as error:  # whatever a broken package raises
-        return Finding(name, False, f"onnxruntime does not load: {_first_line(error)}")
+        return Finding(name, False, f"onnxruntime does not load: {first_line_of(error)}")
     return Finding(name, "CPUExecutionProvider" in providers, ", ".join(providers))
 
 
@@ -139,11 +139,11 @@ def find_gpus() -> Gpus:
             return Gpus(None, why_not="no driver found")
         why = f"{error.found}: pip install 'pl-compile[gpu]'"
     except PlcError as error:
-        why = f"CUDA says: {_first_line(error.found)}"
+        why = f"CUDA says: {first_line_of(error.found)}"
         if driver is None:
             why = f"no driver found ({why})"
     except Exception as error:  # whatever a broken package raises
-        why = f"cuda-bindings does not work: {_first_line(error)}"
+        why = f"cuda-bindings does not work: {first_line_of(error)}"
     return Gpus(driver, why_not=why)
 
 
@@ -162,7 +162,7 @@ def _onnx_cuda(gpus: Gpus) -> Finding:
     try:
         providers = _available_providers()
     except Exception as error:  # whatever a broken package raises
-        return Finding(name, False, f"onnxruntime does not load: {_first_line(error)}")
+        return Finding(name, False, f"onnxruntime does not load: {first_line_of(error)}")
     if _CUDA not in providers:
         detail = "this ONNX Runtime was built without CUDA: pip install 'pl-compile[gpu]'"
         if _version("onnxruntime-gpu") is not None:
@@ -195,12 +195,12 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             why = f"{package} is not installed: pip install 'pl-compile[{target}]'"
         else:
-            why = f"{package} does not load: {_first_line(error)}"
+            why = f"{package} does not load: {first_line_of(error)}"
         return [Finding(build, False, f"{why}; or use --defer-build"), Finding(run, False, why)]
     try:
         problem, detail = _building(trt)
     except Exception as error:
-        problem, detail = f"its builder does not start: {_first_line(error)}", ""
+        problem, detail = f"its builder does not start: {first_line_of(error)}", ""
     if problem:
         built = Finding(build, False, f"{found}; {problem}")
     else:
@@ -222,7 +222,7 @@ def _building(trt: Any) -> tuple[str, str]:
         return "it has no layer for caches: 10.15 or newer is needed", ""
     said: list[tuple[str, str]] = []
     if trt.Builder(logger_of(trt, said)) is None:
-        reason = _first_line(said[-1][1]) if said else "it does not say why"
+        reason = first_line_of(said[-1][1]) if said else "it does not say why"
         return f"its builder does not start here ({reason}): --defer-build, and plc build there", ""
     sums = "a layer of its own" if has_collectives(trt) else "the plugin in runtime/plugins"
     return "", f"its builder starts here; sums over ranks: {sums}"
@@ -264,7 +264,7 @@ def ranks_on_gpus(gpus: Gpus) -> Finding:
     except ImportError:
         return Finding(name, False, "nccl4py is not installed: pip install 'pl-compile[nccl]'")
     except Exception as error:  # whatever a broken package raises
-        return Finding(name, False, f"nccl4py does not load: {_first_line(error)}")
+        return Finding(name, False, f"nccl4py does not load: {first_line_of(error)}")
     if gpus.capability is None:
         return Finding(name, False, gpus.why_not)
     if gpus.count < 2:
@@ -278,7 +278,3 @@ def _default_base() -> Finding:
     there = (folder / "config.json").is_file()
     detail = str(folder) if there else f"not in the cache: plc fetch {DEFAULT_BASE}"
     return Finding(f"base {DEFAULT_BASE}", there, detail)
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

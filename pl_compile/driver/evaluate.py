@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.artifact.prompt_table import BaseIdentity, check_prefix, read_prompt_table
+from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
+from pl_compile.driver.ask import answer_of, answers_to, checked_requests
 from pl_compile.driver.verify import check_reference
-from pl_compile.errors import ConfigError, DataError, RequestError, list_problems, unknown_name
+from pl_compile.errors import AnswerError, ConfigError, DataError, unknown_name
 from pl_compile.metrics import METRICS, choose_metric
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.open_base import open_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.
 _EXTRA_TOKENS = 8
+
+_DOING = "scoring examples"
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,7 @@ def session_on_table(path: Path, base: Path) -> Session:
 
     table = read_prompt_table(path)
     checkpoint, config = open_base(base)
-    fingerprint = fingerprint_base(checkpoint, config)
-    identity = BaseIdentity(str(base), fingerprint, config.hidden, config.vocab)
-    table.check_base(identity, str(base))
+    table.check_base(identify_base(str(base), checkpoint, config), str(base))
     for entry in table.entries.values():
         check_prefix(entry, config, f"reading the prompt table {path}")
     tokenizer = Tokenizer.from_folder(base, vocab=config.vocab)
@@ -128,16 +128,24 @@ def evaluate(
         DataError: the data cannot be read, or an example has no answer.
         RequestError: examples that cannot be served, all of a task with their places.
         ConfigError: an unknown metric.
+        AnswerError: the logits of some examples are no finite numbers: a score without them would
+            not be that of the data. Its `results` are the scores of the other tasks.
     """
     if options.metric not in ("auto", *METRICS):
         found, fix = unknown_name(options.metric, ("auto", *METRICS), what="metric")
         raise ConfigError("choosing the metric", found=found, fix=fix)
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
     examples = read_examples(data, templates, answers=False)
-    scores = []
+    scores: list[TaskScore] = []
+    failed: list[str] = []
     for task in dict.fromkeys(example.taskname for example in examples):
         mine = [example for example in examples if example.taskname == task][: options.limit]
-        scores.append(_score(session, task, mine, options, reference, progress))
+        try:
+            scores.append(_score(session, task, mine, options, reference, progress))
+        except AnswerError as error:
+            failed += error.places.values()
+    if failed:
+        raise AnswerError(_DOING, dict(enumerate(failed)), results=scores)
     return scores
 
 
@@ -150,7 +158,7 @@ def _score(
     progress: Progress,
 ) -> TaskScore:
     prompt = session.prompts[task]
-    answers = [_answer(example, prompt.renderer.template.answer_field) for example in examples]
+    answers = [_answer(session, example) for example in examples]
     metric = options.metric
     if metric == "auto":
         metric = choose_metric(answers, prompt.choices or None)
@@ -165,37 +173,23 @@ def _score(
         lengths = [session.tokenizer.count(text) for text in flat]
         max_tokens = max(lengths, default=0) + _EXTRA_TOKENS
 
-    requests = [
-        Request(
-            task,
-            _inputs(example, prompt.renderer.template.answer_field),
-            max_tokens=max_tokens,
-            stop=stop,
-        )
-        for example in examples
-    ]
-    _check_all(session, requests, examples)
+    asked = {"max_tokens": max_tokens, "stop": stop}
+    requests = checked_requests(session, examples, asked, doing=_DOING)
 
-    def answered(by: Session, label: str, *, use_prompt: bool) -> list[Result]:
-        asked = [replace(request, use_prompt=use_prompt) for request in requests]
-        results: dict[int, Result] = {}
-        with progress.bar(f"{task}: {label}", len(asked)) as bar:
-            for event in by.stream(asked):
-                if event.result is not None:
-                    results[event.index] = event.result
-                    bar.advance()
-        return [results[index] for index in range(len(asked))]
+    def answered(by: Session, label: str, *, use_prompt: bool) -> list[str]:
+        wanted = [replace(request, use_prompt=use_prompt) for request in requests]
+        label = f"{task}: {label}"
+        results = answers_to(by, wanted, examples, doing=_DOING, label=label, progress=progress)
+        return [result.text for result in results]
 
     label = "with prompt" if options.prompt else "no prompt"
-    with_prompt = [r.text for r in answered(session, label, use_prompt=options.prompt)]
+    with_prompt = answered(session, label, use_prompt=options.prompt)
     without = None
     if options.baseline:
-        texts = [result.text for result in answered(session, "without prompt", use_prompt=False)]
-        without = METRICS[metric](texts, answers)
+        without = METRICS[metric](answered(session, "without prompt", use_prompt=False), answers)
     same = None
     if reference is not None:
-        texts = [result.text for result in answered(reference, "reference", use_prompt=True)]
-        same = same_answers(texts, with_prompt)
+        same = same_answers(answered(reference, "reference", use_prompt=True), with_prompt)
     return TaskScore(
         task,
         metric,
@@ -209,29 +203,14 @@ def _score(
     )
 
 
-def _check_all(session: Session, requests: Sequence[Request], examples: Sequence[Example]) -> None:
-    """Raises `RequestError` with the places of all examples that cannot be served."""
-    problems = []
-    for request, example in zip(requests, examples, strict=True):
-        try:
-            session.check(request)
-        except RequestError as error:
-            problems.append(f"{example.where}: {error}")
-    if problems:
-        raise RequestError("reading the examples to score", found=list_problems(problems))
-
-
-def _answer(example: Example, field: str | None) -> Any:
-    if field is None or field not in example.fields:
+def _answer(session: Session, example: Example) -> Any:
+    answer = answer_of(session, example)
+    if answer is None:
+        field = session.prompts[example.taskname].renderer.template.answer_field
         raise DataError(
             f"scoring task '{example.taskname}'",
             found=f"{example.where} has no answer field '{field}'",
             expected="data with the right answers",
             fix="Give the ground-truth file.",
         )
-    answer = example.fields[field]
     return [str(text) for text in answer] if isinstance(answer, list) else str(answer)
-
-
-def _inputs(example: Example, answer_field: str | None) -> dict[str, Any]:
-    return {name: value for name, value in example.fields.items() if name != answer_field}

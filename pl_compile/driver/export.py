@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+import numpy as np
+
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
     EXACT,
@@ -39,9 +41,9 @@ from pl_compile.artifact.folded_prefix import (
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import (
-    BaseIdentity,
     TaskEntry,
     check_prefix,
+    check_squares,
     read_prompt_table,
 )
 from pl_compile.artifact.selftest import SELFTEST_NAME
@@ -53,11 +55,16 @@ from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.checks import Checks, check_bundle
 from pl_compile.driver.choose import choose
-from pl_compile.driver.compile_base import BaseRecipe, compile_base, float_engine
+from pl_compile.driver.compile_base import (
+    BaseRecipe,
+    CompiledBase,
+    compile_base,
+    float_engine,
+)
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
 from pl_compile.driver.engines import can_check, checking_engine
 from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate, same_answers
-from pl_compile.driver.lint import lint_tasks
+from pl_compile.driver.lint import TaskLint, lint_tasks
 from pl_compile.driver.parity import Parity
 from pl_compile.driver.report_page import report_page
 from pl_compile.driver.room import check_room
@@ -74,7 +81,8 @@ from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_b
 from pl_compile.text.examples import read_examples
 from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.weights.identity import identify_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 
@@ -249,23 +257,18 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         DataError: data for calibration or evaluation that cannot be read.
         FingerprintError: the table was trained on another base.
         BaseModelError: the base cannot be read.
-        ExportError: the target, the capacity, the disk or the memory cannot hold it.
+        ExportError: the target, the capacity, the disk or the memory cannot hold it, or the numbers
+            of a prompt or of the base are so large that no answer comes out.
     """
     check_replaceable(request.output, is_bundle)
     clock = _Clock()
     source = _read(request, progress)
     options, target = source.recipe.options, source.recipe.exporter.target
-    for name, choice in source.plan.choices.items():
-        if choice.reason:
-            progress.say(f"{name} {choice.chosen}: {choice.reason}")
+    _say_notes(source, progress)
     _check_room(request, options, source.plan)
-    templates = [prompt.renderer.template for prompt in source.prompts.values()]
-    for note in notes_on(source.tokenizer, templates):
-        progress.say(note)
     progress.say(f"reading {request.base}")
     checkpoint, config = source.checkpoint, source.recipe.config
-    fingerprint = fingerprint_base(checkpoint, config)
-    identity = BaseIdentity(source.identity.name, fingerprint, config.hidden, config.vocab)
+    identity = identify_base(source.identity.name, checkpoint, config)
     source.check_base(identity, str(request.base))
     weights = load_weights(checkpoint, config)
     clock.lap("read")
@@ -273,8 +276,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     moments = _calibrate(request, source, weights, progress)
     clock.lap("calibrate")
     with folder_written_whole(request.output, is_ours=is_bundle) as staging:
-        prompts = source.recipe.contract.prompts
-        progress.say(f"building the graph for {target}, prompts {prompts}")
+        progress.say(f"building the graph for {target}, prompts {source.recipe.contract.prompts}")
         (staging / "base").mkdir()
         compiled = compile_base(
             source.recipe,
@@ -291,7 +293,12 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             source.recipe.config,
             source.recipe.contract,
             weights["embedding.weight"],
+            request.base,
+            source.tokenizer,
         )
+        for each in lint:
+            for finding in each.findings:
+                progress.say(f"task '{each.task}': {finding}")
         precision = _precision(options, moments, compiled.weight_errors)
         (staging / "tokenizer.json").write_text(source.tokenizer.text, encoding="utf-8")
         for entry in source.entries:
@@ -316,26 +323,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         _write_selftests(staging, checks)
         clock.lap("checks")
 
-        report = {
-            "parity": checks.passed,
-            "failures": list(checks.failures),
-            "target": target,
-            "choices": {name: asdict(choice) for name, choice in source.plan.choices.items()},
-            "base": asdict(source.identity),
-            "precision": asdict(precision),
-            "prompts": prompts,
-            "ranks": source.recipe.contract.ranks,
-            "plans": [asdict(record) for record in compiled.plans],
-            "sampling": options.sampling,
-            "checks": checks.record(),
-            "lint": [asdict(finding) for finding in lint],
-            "cost": asdict(source.plan.base),
-            "tasks": [asdict(cost) for cost in source.plan.tasks],
-            "passes": [asdict(record) for record in compiled.passes],
-            "weight_errors": [asdict(error) for error in compiled.weight_errors],
-            "effect": [asdict(each) for each in effect],
-            "seconds": clock.laps,
-        }
+        report = _report(source, compiled, precision, lint, effect, checks, clock)
         write_json(staging / REPORT, report)
         (staging / REPORT_PAGE).write_text(report_page(report), encoding="utf-8")
         manifest = Manifest(
@@ -353,11 +341,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         )
         progress.say("summing up")
         write_manifest(staging, manifest)
-        # What a runtime would refuse is not left behind.
-        written = read_bundle(staging)
-        prompts_of_bundle(written, source.tokenizer)
-        for name in source.prompts:
-            written.selftest(name)
+        _read_back(staging, source)
     size = sum(path.stat().st_size for path in request.output.rglob("*") if path.is_file())
     return ExportResult(
         request.output,
@@ -372,6 +356,56 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         compiled.plans,
         effect,
     )
+
+
+def _say_notes(source: _Source, progress: Progress) -> None:
+    """Tells what was chosen and why, and what of the texts the tokenizer cannot write."""
+    for name, choice in source.plan.choices.items():
+        if choice.reason:
+            progress.say(f"{name} {choice.chosen}: {choice.reason}")
+    templates = [prompt.renderer.template for prompt in source.prompts.values()]
+    for note in notes_on(source.tokenizer, templates):
+        progress.say(note)
+
+
+def _report(
+    source: _Source,
+    compiled: CompiledBase,
+    precision: Precision,
+    lint: Sequence[TaskLint],
+    effect: Sequence[Effect],
+    checks: Checks,
+    clock: "_Clock",
+) -> dict[str, Any]:
+    """What `report.json` holds."""
+    return {
+        "parity": checks.passed,
+        "failures": list(checks.failures),
+        "target": source.recipe.exporter.target,
+        "choices": {name: asdict(choice) for name, choice in source.plan.choices.items()},
+        "base": asdict(source.identity),
+        "precision": asdict(precision),
+        "prompts": source.recipe.contract.prompts,
+        "ranks": source.recipe.contract.ranks,
+        "plans": [asdict(record) for record in compiled.plans],
+        "sampling": source.recipe.options.sampling,
+        "checks": checks.record(),
+        "lint": [asdict(finding) for finding in lint],
+        "cost": asdict(source.plan.base),
+        "tasks": [asdict(cost) for cost in source.plan.tasks],
+        "passes": [asdict(record) for record in compiled.passes],
+        "weight_errors": [asdict(error) for error in compiled.weight_errors],
+        "effect": [asdict(each) for each in effect],
+        "seconds": clock.laps,
+    }
+
+
+def _read_back(staging: Path, source: _Source) -> None:
+    """Raises what a runtime would raise: such a bundle is not left behind."""
+    written = read_bundle(staging, sums=False)
+    prompts_of_bundle(written, source.tokenizer)
+    for name in source.prompts:
+        written.selftest(name)
 
 
 def _read(request: ExportRequest, progress: Progress) -> _Source:
@@ -395,6 +429,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     for number, entry in enumerate(entries):
         name = entry.task.taskname
         check_prefix(entry, config, f"exporting task '{name}'")
+        check_squares(entry, f"exporting task '{name}'")
         # What a session could not render is not written.
         prompts[name] = TaskPrompt.of(entry, tokenizer, number)
     _check_files(request, prompts)
@@ -645,6 +680,13 @@ def _has_reference(request: ExportRequest, target: str, progress: Progress) -> b
 
 def _write_selftests(staging: Path, checks: Checks) -> None:
     for name, arrays in checks.selftests.items():
+        if not np.isfinite(arrays["logits"]).all():
+            raise ExportError(
+                f"answering for task '{name}' with the new bundle",
+                found="logits that are not finite numbers",
+                fix="The numbers of its prompt or of the base are too large: train it again, or "
+                "look at the base. Nothing was written.",
+            )
         path = task_folder(staging, name) / SELFTEST_NAME
         path.write_bytes(tensor_bytes(arrays))
     for result, tokens in zip(checks.torch, checks.tokens, strict=True):

@@ -1,11 +1,12 @@
 """What looks wrong with a task before anybody is asked anything.
 
-In: tasks and the base's sizes. Out: findings, as sentences for the report. None of them stops an
-export: what cannot work at all is refused where it is read.
+In: tasks, their base and its tokenizer. Out: findings, as sentences for the report. None of them
+stops an export: what cannot work at all is refused where it is read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import BaseModelError, DataError
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.text.end_tokens import end_tokens
+from pl_compile.text.tokenizer import Tokenizer
 
 # Rows this many times longer or shorter than embeddings are nothing that training usually leaves.
 _UNUSUAL = 50.0
@@ -51,6 +55,8 @@ def lint_tasks(
     config: DecoderConfig,
     contract: GraphContract,
     embedding: NDArray[np.float32],
+    base: Path,
+    tokenizer: Tokenizer,
 ) -> list[TaskLint]:
     """Looks at every task.
 
@@ -60,13 +66,22 @@ def lint_tasks(
         config: the base.
         contract: the graph that they are compiled into.
         embedding: float32 `[vocab, hidden]`.
+        base: its folder, whose files name end tokens.
+        tokenizer: the base's.
     """
     median = float(np.median(np.linalg.norm(embedding, axis=1)))
     with_bos = [entry.task.taskname for entry in entries if entry.bos_id is not None]
-    return [
-        _lint(entry, prompts[entry.task.taskname], config, contract, median, len(with_bos))
-        for entry in entries
-    ]
+    try:
+        ends, unread = end_tokens(base, tokenizer, config.vocab), []
+    except BaseModelError as error:
+        ends, unread = (), [f"nobody knows which tokens end answers of its base: {error}"]
+    found = []
+    for entry in entries:
+        prompt = prompts[entry.task.taskname]
+        lint = _lint(entry, prompt, config, contract, median, len(with_bos))
+        older = unread + _older_rules(entry, prompt, tokenizer, ends)
+        found.append(replace(lint, findings=(*lint.findings, *older)))
+    return found
 
 
 def _lint(
@@ -79,7 +94,7 @@ def _lint(
 ) -> TaskLint:
     # A row of a prefix is what one virtual token has in all layers.
     by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
-    norms = np.linalg.norm(by_token.reshape(len(by_token), -1), axis=1)
+    norms = np.linalg.norm(by_token.reshape(len(by_token), -1).astype(np.float64), axis=1)
     findings = []
     if not norms.min() > 0:
         findings.append("a virtual token is all zeros: nothing was learned there")
@@ -106,8 +121,8 @@ def _lint(
         findings += prompt.trie.problems()
         if not prompt.trie.fixed:
             findings.append(
-                "nothing but a field stands before its answer, so blanks at the field's end change "
-                "how choices are tokenised: put text between them"
+                "no text stands between a field and its answer, so what the field holds changes "
+                "how choices are tokenised: put text there"
             )
     return TaskLint(
         entry.task.taskname,
@@ -119,6 +134,47 @@ def _lint(
         room,
         tuple(findings),
     )
+
+
+def _older_rules(
+    entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer, ends: Sequence[int]
+) -> list[str]:
+    """What a task lacks, or is rendered to, since an earlier release made it."""
+    findings = []
+    own = prompt.renderer.rules.ends
+    missing = [f"'{tokenizer.token_name(each)}' ({each})" for each in ends if each not in own]
+    if own and missing:
+        findings.append(
+            f"its base names end tokens that do not end its answers: {', '.join(missing)}; unless "
+            "that is meant, import or train it again"
+        )
+    if entry.rendering < tokenizer.rendering:
+        findings.append(
+            "an earlier release made it, which read the text of an added token in a field as that "
+            "token; now it is characters: if fields hold such texts, import or train it again"
+        )
+    by_peft = entry.method.endswith("(PEFT)") and entry.task.whitespace == "keep"
+    if by_peft and _is_other_as_one_text(entry, prompt, tokenizer):
+        findings.append(
+            "an earlier release imported it with whitespace: keep, and transformers puts blanks "
+            "where that has none: import it again"
+        )
+    return findings
+
+
+def _is_other_as_one_text(entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer) -> bool:
+    """Whether `whitespace: transformers` gives other tokens, in front of a field or without one."""
+    whole = replace(entry, task=replace(entry.task, whitespace="transformers"))
+    renderers = prompt.renderer, TaskPrompt.of(whole, tokenizer).renderer
+    for text in ("", "a"):
+        fields = dict.fromkeys(_fields(prompt), text)
+        try:
+            one, other = (renderer.prompt(fields).token_ids.tolist() for renderer in renderers)
+        except DataError:  # a text that this base has no token for
+            continue
+        if one != other:
+            return True
+    return False
 
 
 def _fields(prompt: TaskPrompt) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ stand for virtual tokens, and the reference makes embeddings of its own. `driver
 what the rendering itself gives.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,9 +28,6 @@ from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
 
 DECODE_STEPS = 16
-
-# Stands for a difference that is none, since a report cannot hold infinity: the largest float32.
-NO_NUMBER = float(np.finfo(np.float32).max)
 
 # Room that a probe needs for random words: they may take more tokens than they were drawn from.
 _WORDS_AT_LEAST = 8
@@ -142,7 +140,8 @@ class Parity:
         reference: what it was compared with.
         rows: probe rows of the task.
         steps: compared steps of each: the prompt and the decoded tokens, which both are given.
-        max_abs_difference: of the logits; `NO_NUMBER` where one of them is none, or infinite.
+        max_abs_difference: of the logits; infinite where one of them is no finite number (null in
+            a report).
         largest_logit: of the reference, absolute.
         tolerance: allowed difference, relative to the largest logit.
         equal_tokens: greedy tokens that agree.
@@ -164,18 +163,38 @@ class Parity:
     passed: bool
 
     @property
+    def is_number(self) -> bool:
+        """Whether all logits were finite numbers, so that there is a difference."""
+        return math.isfinite(self.max_abs_difference)
+
+    @property
     def relative_difference(self) -> float:
         """The difference as a part of the largest logit, or as it is where all of them are 0."""
-        return self.max_abs_difference / (self.largest_logit or 1.0)
+        return relative_difference(self.max_abs_difference, self.largest_logit)
 
     @property
     def finding(self) -> str:
         """What was compared, as the middle of a sentence about the task."""
         same = f"{self.equal_tokens} of {self.rows * self.steps} tokens agree"
-        if self.max_abs_difference == NO_NUMBER:
+        if not self.is_number:
             return f"has, beside {self.reference}, logits that are no finite numbers, and {same}"
         part = f"{self.relative_difference:.1e} of the largest logit"
         return f"differs from {self.reference} by {part}, and {same}"
+
+
+def parity_failures(results: Iterable[Parity]) -> list[str]:
+    """The comparisons that are beyond their limits, as sentences."""
+    return [
+        f"task '{result.task}' {result.finding}; allowed are {result.tolerance:.0e} and "
+        f"{result.tokens_needed:.0%} of the tokens"
+        for result in results
+        if not result.passed
+    ]
+
+
+def relative_difference(difference: float, largest_logit: float) -> float:
+    """A difference as a part of the largest logit, or as it is where all of them are 0."""
+    return difference / (largest_logit or 1.0)
 
 
 def probe_rows(
@@ -363,7 +382,7 @@ def compare(
         mine = [index for index, row in enumerate(rows) if row.task == task]
         ours, theirs = actual.logits[:, mine], expected.logits[:, mine]
         known = (np.isfinite(ours) & np.isfinite(theirs)).all(-1)
-        difference = float(np.abs(ours - theirs).max()) if known.all() else NO_NUMBER
+        difference = float(np.abs(ours - theirs).max()) if known.all() else math.inf
         largest = float(np.abs(theirs[known]).max(initial=0))
         # Where a logit is no number, the greedy token means nothing, however alike it is.
         same = (actual.tokens[:, mine] == expected.tokens[:, mine]) & known

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from pl_compile.config.strict_json import with_null
+from pl_compile.driver.parity import relative_difference
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
        color: #1b1f24; background: #fff; }
@@ -28,7 +31,8 @@ _COLOURS = {"bar": "#4c78a8", "limit": "#a40e26", "good": "#54a24b"}
 
 
 def report_page(report: dict[str, Any]) -> str:
-    """The page of a report."""
+    """The page of a report, in which null stands for a number that is not finite."""
+    report = with_null(report)
     checks = report["checks"]
     precision = report["precision"]
     stored = precision["quantization"]
@@ -92,13 +96,14 @@ def _comparisons(checks: dict[str, Any]) -> list[str]:
         rows = []
         bars = []
         for result in results:
-            relative = result["max_abs_difference"] / (result["largest_logit"] or 1.0)
+            difference = _or_infinite(result["max_abs_difference"])
+            relative = relative_difference(difference, result["largest_logit"])
             steps = result["rows"] * result["steps"]
             apart = result["first_divergence"]
             rows.append(
                 [
                     result["task"],
-                    f"{result['max_abs_difference']:.2e}",
+                    f"{difference:.2e}",
                     f"{relative:.2e}",
                     f"{result['tolerance']:.0e}",
                     f"{result['equal_tokens']}/{steps}",
@@ -126,6 +131,11 @@ def _comparisons(checks: dict[str, Any]) -> list[str]:
     return parts
 
 
+def _or_infinite(number: float | None) -> float:
+    """A number of a report: infinite where it has null, as it was before it was written."""
+    return math.inf if number is None else number
+
+
 def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
     """What of the compared prompts transformers' own tokenizer gives too."""
     if not checks:
@@ -135,7 +145,9 @@ def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
             check["task"],
             f"{check['compared']}/{check['tokens']}",
             check["difference"] or check["why_not"],
-            _verdict(not check["difference"]),
+            _verdict(not check["difference"])
+            if check["compared"] or check["difference"]
+            else "not compared",
         ]
         for check in checks
     ]
@@ -179,7 +191,7 @@ def _liveness(results: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
         [
             result["task"],
-            f"{result['without']:.2e}",
+            f"{_or_infinite(result['without']):.2e}",
             "-" if result["other"] is None else f"{result['other']:.2e}",
             _verdict(result["is_live"]),
         ]
@@ -246,7 +258,8 @@ def _lint(results: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
         [
             result["task"],
-            f"{result['smallest_norm']:.2f} to {result['largest_norm']:.2f}",
+            f"{_or_infinite(result['smallest_norm']):.2f} to "
+            f"{_or_infinite(result['largest_norm']):.2f}",
             "-" if result["embedding_norm"] is None else f"{result['embedding_norm']:.2f}",
             "yes" if result["bos"] else "no",
             str(result["room"]),

@@ -52,10 +52,10 @@ def compare_tokens(rows: Sequence[ProbeRow], base: Path) -> list[TokenCheck]:
     tasks = {task: [row for row in rows if row.task == task] for task in (r.task for r in rows)}
     try:
         tokenizer = ReferenceTokenizer(base)
-        return [_compare_task(task, mine, tokenizer) for task, mine in tasks.items()]
     except BaseModelError as error:  # what the base computes can be compared all the same
         why = f"transformers makes no tokenizer of the base ({error.found})"
         return [TokenCheck(task, _count(mine), 0, why, "") for task, mine in tasks.items()]
+    return [_compare_task(task, mine, tokenizer) for task, mine in tasks.items()]
 
 
 def token_failures(checks: Sequence[TokenCheck]) -> list[str]:
@@ -71,18 +71,21 @@ def _compare_task(
     task: str, rows: Sequence[ProbeRow], tokenizer: "ReferenceTokenizer"
 ) -> TokenCheck:
     tokens, compared = _count(rows), 0
-    unknown = ""
+    why_not = ""
     for row in rows:
         renderer = row.learned.renderer
-        pieces = tokenizer.pieces(renderer.template, row.fields, renderer.rules.bos_id)
+        try:
+            pieces = tokenizer.pieces(renderer.template, row.fields, renderer.rules.bos_id)
+        except BaseModelError as error:
+            why_not = why_not or f"{tokenizer.name} fails at a prompt ({error.found})"
+            continue
         count, difference = _compare(pieces, row.rendered, tokenizer.name)
         compared += count
         if difference:
             return TokenCheck(task, tokens, compared, "", difference)
-        unknown = unknown or next((p.name for p in pieces if p.tokens is None), "")
-    why_not = unknown and (
-        f"{tokenizer.name} cannot say what {unknown} is behind what stands before it"
-    )
+        unknown = next((piece.name for piece in pieces if piece.tokens is None), "")
+        if unknown and not why_not:
+            why_not = f"{tokenizer.name} cannot say what {unknown} is behind what stands before it"
     return TokenCheck(task, tokens, compared, why_not, "")
 
 

@@ -102,6 +102,7 @@ def _without_prompts(
             rules.eos_id,
             "no-prompts",
             end_ids=rules.end_ids,
+            rendering=rules.rendering,
         )
         for task in config.tasks
     }

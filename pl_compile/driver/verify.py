@@ -16,6 +16,7 @@ from pl_compile.driver.parity import (
     Parity,
     compare,
     limit_of,
+    parity_failures,
     probe_rows,
     run_selftest,
     self_limit_of,
@@ -44,6 +45,7 @@ class VerifyResult:
         parity: one comparison per task with torch; empty without a reference.
         tokens: one per task with the tokens of transformers' own tokenizer; likewise.
         passed: whether every comparison passed.
+        failures: what was beyond its limit, as sentences.
     """
 
     bundle: Path
@@ -52,6 +54,7 @@ class VerifyResult:
     parity: tuple[Parity, ...]
     tokens: tuple[TokenCheck, ...]
     passed: bool
+    failures: tuple[str, ...]
 
 
 def verify_bundle(
@@ -110,13 +113,22 @@ def verify_bundle(
             parity, tokens = _with_torch(
                 bundle, engine, learned, served, tokenizer, reference, progress
             )
+    failures = [*token_failures(tokens), *parity_failures([*selftests, *parity])]
+    if bundle.manifest.parity == "failed":
+        known = {test.task for test in selftests}
+        failures += [
+            f"task '{name}' has no self-test: its numbers were not finite when it was exported"
+            for name in served
+            if name not in known
+        ]
     return VerifyResult(
         folder,
         len(bundle.files),
         tuple(selftests),
         tuple(parity),
         tuple(tokens),
-        all(result.passed for result in [*selftests, *parity]) and not token_failures(tokens),
+        not failures,
+        tuple(failures),
     )
 
 

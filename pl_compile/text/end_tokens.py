@@ -3,14 +3,15 @@
 Chat models have several: one ends a text, another a turn. Which of them a base writes depends on
 what it was asked, and the files of one folder seldom name the same ones. transformers' `generate`
 takes those of `generation_config.json` where there is one, and else those of `config.json`. Here
-each token that any file names ends an answer, since none of them is ever a part of one.
+each token that any file names ends an answer, since none of them is ever a part of one. A token
+that the base has no row for ends nothing, whichever file names it: the base never writes it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.strict_json import read_json_object
 from pl_compile.errors import BaseModelError, ConfigError
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -22,21 +23,20 @@ def end_tokens(folder: Path, tokenizer: Tokenizer, vocab: int) -> tuple[int, ...
 
     Args:
         folder: of the base. Looked into, in this order: `config.json`, `generation_config.json`,
-            and the `eos_token` of `tokenizer_config.json`.
+            and the `eos_token` of `tokenizer_config.json` and, in older folders, of
+            `special_tokens_map.json`.
         tokenizer: of the base.
         vocab: ids it knows.
 
     Raises:
-        BaseModelError: a file that is no JSON object, or names what is no token of the base.
+        BaseModelError: a file that is no JSON object, or names what is no token.
     """
     found: list[int] = []
     for name in ("config.json", "generation_config.json"):
-        found += _listed(_read(folder / name), vocab, f"reading {folder / name}")
-    # A tokenizer may be larger than its base, which never writes the rest.
-    named = _named(folder / "tokenizer_config.json", tokenizer)
-    if named is not None and named < vocab:
-        found.append(named)
-    return tuple(dict.fromkeys(found))
+        found += _listed(folder / name)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        found += _named(folder / name, tokenizer)
+    return tuple(dict.fromkeys(each for each in found if each < vocab))
 
 
 def tokens_named(names: Sequence[str], tokenizer: Tokenizer, vocab: int) -> tuple[int, ...]:
@@ -62,35 +62,28 @@ def tokens_named(names: Sequence[str], tokenizer: Tokenizer, vocab: int) -> tupl
 
 def _read(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is none."""
-    if not path.is_file():
-        return {}
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"reading {path}", found=str(error), expected="a JSON object"
-        ) from error
-    if not isinstance(content, dict):
-        raise BaseModelError(f"reading {path}", found="no JSON object")
-    return content
+        return read_json_object(path, BaseModelError, f"reading {path}")
+    except FileNotFoundError:
+        return {}
 
 
-def _listed(settings: dict[str, Any], vocab: int, doing: str) -> list[int]:
+def _listed(path: Path) -> list[int]:
     """The ids under `_KEY`: one or a list, or none."""
-    value = settings.get(_KEY)
+    value = _read(path).get(_KEY)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(each) is int and 0 <= each < vocab for each in ids):
+    if not all(type(each) is int and each >= 0 for each in ids):
         raise BaseModelError(
-            doing,
+            f"reading {path}",
             found=f"'{_KEY}' is {value!r:.80}",
-            expected=f"a token's id, or a list of ids: 0 to {vocab - 1}",
+            expected="a token's id, or a list of ids",
             fix="Correct the file, or leave the key out.",
         )
     return ids
 
 
-def _named(path: Path, tokenizer: Tokenizer) -> int | None:
-    """The id of the `eos_token` of a tokenizer's settings."""
+def _named(path: Path, tokenizer: Tokenizer) -> list[int]:
+    """The id of the `eos_token` of a tokenizer's settings, if they name a token."""
     token = _read(path).get("eos_token")
     # Older files write the token with its settings.
     name = token.get("content") if isinstance(token, dict) else token
@@ -98,4 +91,5 @@ def _named(path: Path, tokenizer: Tokenizer) -> int | None:
         raise BaseModelError(
             f"reading {path}", found=f"'eos_token' is {token!r:.80}", expected="a token's text"
         )
-    return None if name is None else tokenizer.token_id(name)
+    token_id = None if name is None else tokenizer.token_id(name)
+    return [] if token_id is None else [token_id]

@@ -7,8 +7,9 @@ token. A label ends at its node. Stored as `labels.json` of a task in a bundle:
     parents    for each node, its parent; -1 of the root. A parent stands before its children
     tokens     for each node, the token that leads to it; -1 of the root
     ends       for each label, its node
-    fixed      whether the tokens are the same after every prompt of the task; where they are not,
-               blanks at the end of a field move into the answer, and the tree is made anew
+    fixed      whether the tokens are the same after every prompt of the task; where they are not
+               (blanks at the end of a field move into the answer, or it opens the text where the
+               field is empty), this is the tree for empty fields
 """
 
 from collections.abc import Sequence

@@ -11,18 +11,33 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.config.plain_values import finite
 from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
+
+# What a field may hold, as far as the tokens of what follows depend on it.
+_KINDS_OF_VALUES = ("", " ", "a", "a ")
+
+# What a token takes that strips: white space as Unicode has it, which lacks four that Python has.
+_WHITE_SPACE = "".join(
+    c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f"
+)
+
+# How many trees of answers a task keeps: blanks at the end of a field make more of them.
+_MOST_TRIES = 16
 
 
 def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
@@ -45,7 +60,7 @@ def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
             "left out of a text, or taken for unknown"
         )
     for template in templates:
-        fixed = "".join(text for text, _ in _fixed_texts(template))
+        fixed = "".join(_fixed_texts(template))
         lost = tokenizer.unwritten(fixed)
         if lost:
             where = f"the template and the choices of task '{template.task.taskname}'"
@@ -57,12 +72,7 @@ def is_field_value(value: object) -> bool:
     """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
     if isinstance(value, str):
         return is_utf8(value)
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all others
-        return False
+    return finite(value) is not None
 
 
 class TooLongError(DataError):
@@ -77,11 +87,13 @@ class SequenceRules:
         bos_id: the id in front of everything, or None.
         eos_id: the id after an answer, or None.
         end_ids: further ids that end an answer that is written.
+        rendering: the rules it was rendered by in training (`text.tokenizer.RENDERING`).
     """
 
     bos_id: int | None = None
     eos_id: int | None = None
     end_ids: tuple[int, ...] = ()
+    rendering: int = 1
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -125,6 +137,35 @@ class Rendered:
         return Rendered(self.token_ids[count:], self.virtual_rows[count:], start)
 
 
+class _Place(NamedTuple):
+    """A place in a sequence: all that the tokens of a text depend on, but the text.
+
+    Attributes:
+        blanks: at the end of what stands before; they wait for the text that follows.
+        opens: whether no text stands before, or none since an added token opened a section.
+        empty: whether nothing but BOS stands before.
+        first: whether no real token stands before, BOS included.
+        strips: whether a token stands before that takes the white space behind it.
+    """
+
+    blanks: str = ""
+    opens: bool = True
+    empty: bool = True
+    first: bool = True
+    strips: bool = False
+
+    def with_text(self, text: str) -> tuple[str, "_Place"]:
+        """What is tokenised here where a text follows that is no markup, and the place behind."""
+        text = self.blanks + text
+        if self.empty:
+            text = text.lstrip(" ")
+        if self.strips:
+            text = text.lstrip(_WHITE_SPACE)
+        body = text.rstrip(" ")
+        blanks = text[len(body) :]
+        return body, _Place(blanks, False, False, False) if body else self._replace(blanks=blanks)
+
+
 class Renderer:
     """Renders the examples of one task.
 
@@ -145,19 +186,54 @@ class Renderer:
         segments = template.segments
         places = [i for i, s in enumerate(segments) if s == Field(template.answer_field or "")]
         self._answer_index = places[0] if places else len(segments)
+        self._tries: dict[_Place, LabelTrie] = {}
         self._check_rows()
 
     def _check_rows(self) -> None:
-        """Whether what every prompt of the task holds are rows of the base."""
+        """Whether the base has a row for each token of the task's own text.
+
+        It is tokenised as it is in prompts whose fields are empty, and in others.
+        """
         doing = f"reading task '{self.template.task.taskname}'"
         opens = () if self.rules.bos_id is None else (self.rules.bos_id,)
         for token_id in (*opens, *self.rules.ends):
             self._tokenizer.check_row(token_id, doing)
         try:
-            for text, markup in _fixed_texts(self.template):
-                self._tokenizer.encode(text, opens=False, markup=markup)
+            for value in ("", "a"):
+                place = self._opened().place
+                for index in range(len(self.template.segments)):
+                    if index == self._answer_index:
+                        self._answers(_for_answer(place), self.template.task.choices)
+                    place = self._behind(place, index, value)
         except DataError as error:
             raise DataError(doing, found=str(error)) from error
+
+    @cached_property
+    def _answer_places(self) -> frozenset[_Place]:
+        """All places that an answer may have, as far as its tokens depend on them."""
+        places = {self._opened().place}
+        for index, segment in enumerate(self.template.segments[: self._answer_index]):
+            values = _KINDS_OF_VALUES if isinstance(segment, Field) else ("",)
+            behind = set()
+            for place, value in product(places, values):
+                with suppress(DataError):  # such a prompt is refused: nothing stands behind it
+                    behind.add(self._behind(place, index, value))
+            places = behind
+        return frozenset(map(_for_answer, places))
+
+    def _behind(self, place: _Place, index: int, value: str) -> _Place:
+        """The place behind segment `index`, which stands at `place`.
+
+        Args:
+            place: where the segment stands.
+            index: of the segment.
+            value: what fills it, if it is a field. Its tokens are not needed.
+        """
+        if isinstance(self.template.segments[index], Field):
+            return place.with_text(self._laid_out(value, index))[1]
+        sequence = self._from(place)
+        self._append(sequence, index, {})
+        return sequence.place
 
     def unwritten(self, fields: Mapping[str, object]) -> str:
         """The characters of an example that the tokenizer cannot write, each once."""
@@ -204,30 +280,27 @@ class Renderer:
             self._append(sequence, index, {})
         return sequence.rendered(len(sequence.ids))
 
-    @property
-    def has_fixed_answers(self) -> bool:
-        """Whether an answer is the same tokens whatever the fields hold.
-
-        Behind a field, blanks at its end move into the answer; and where there is no text before,
-        empty fields make it the first.
-        """
-        before = self.template.segments[: self._answer_index]
-        texts = [isinstance(s, Text) and bool(s.text.strip(" ")) for s in before]
-        return any(texts) and (texts[-1] or isinstance(before[-1], Virtual))
-
     def label_trie(self, fields: Mapping[str, object] | None = None) -> LabelTrie:
         """The task's choices as a tree of tokens.
 
         Args:
-            fields: what the answer follows; needed only where answers are not fixed.
+            fields: what the answer follows, empty texts if they are left out; needed only where
+                the tree is not `fixed`. Blanks at the end of a field may move into the answer, and
+                where there is no text before, the answer opens the text.
 
         Raises:
             DataError: as for `prompt`.
         """
-        labels = self.template.task.choices
-        fields = fields or dict.fromkeys(self.template.input_fields, "")
-        sequences = self.answers(fields, labels)
-        return LabelTrie.of(labels, sequences, fixed=self.has_fixed_answers)
+        place = self._place_of_answer(fields or dict.fromkeys(self.template.input_fields, ""))
+        trie = self._tries.get(place)
+        if trie is None:
+            if len(self._tries) == _MOST_TRIES:
+                self._tries.pop(next(iter(self._tries)))
+            labels = self.template.task.choices
+            fixed = len(self._answer_places) == 1
+            trie = LabelTrie.of(labels, self._answers(place, labels), fixed=fixed)
+            self._tries[place] = trie
+        return trie
 
     def answers(self, fields: Mapping[str, object], texts: Sequence[str]) -> list[list[int]]:
         """The ids of several answers after one prompt, EOS included: what `example` ends in.
@@ -235,10 +308,26 @@ class Renderer:
         Raises:
             DataError: as for `prompt`.
         """
-        before = self._sequence(self._values(fields, self.template.input_fields))
-        # The layout of white space may depend on the place of the answer: it is asked where it is.
-        answers = [self._laid_out(text, self._answer_index) for text in texts]
-        return [before.answered(text, self.rules.eos_id) for text in answers]
+        return self._answers(self._place_of_answer(fields), texts)
+
+    def _place_of_answer(self, fields: Mapping[str, object]) -> _Place:
+        """Where the answer stands, as far as its tokens depend on it."""
+        values = self._values(fields, self.template.input_fields)
+        place = self._opened().place
+        for index, segment in enumerate(self.template.segments[: self._answer_index]):
+            value = values[segment.name] if isinstance(segment, Field) else ""
+            place = self._behind(place, index, value)
+        return _for_answer(place)
+
+    def _answers(self, place: _Place, texts: Sequence[str]) -> list[list[int]]:
+        end = [] if self.rules.eos_id is None else [self.rules.eos_id]
+        answers = []
+        for text in texts:
+            sequence = self._from(place)
+            # The layout of white space may depend on the place of the answer: it is asked there.
+            sequence.add_text(self._laid_out(text, self._answer_index), markup=False)
+            answers.append(sequence.ids + end)
+        return answers
 
     def _values(self, fields: Mapping[str, object], wanted: tuple[str, ...]) -> dict[str, str]:
         problems = []
@@ -311,11 +400,15 @@ class Renderer:
 
     def _opened(self) -> "_Sequence":
         """A sequence that holds nothing but its BOS, if it has one."""
-        as_one = self.template.task.whitespace == "transformers"
-        sequence = _Sequence(self._tokenizer, as_one=as_one)
+        sequence = self._from(_Place(first=self.rules.bos_id is None))
         if self.rules.bos_id is not None:
             sequence.add([self.rules.bos_id])
         return sequence
+
+    def _from(self, place: _Place) -> "_Sequence":
+        """What follows from a place on, nothing yet."""
+        as_one = self.template.task.whitespace == "transformers"
+        return _Sequence(self._tokenizer, as_one=as_one, place=place)
 
     def _append(self, sequence: "_Sequence", index: int, values: Mapping[str, str]) -> None:
         segment = self.template.segments[index]
@@ -337,29 +430,31 @@ class Renderer:
         return text
 
 
-def _fixed_texts(template: Template) -> Iterator[tuple[str, bool]]:
-    """All text that is not an example's, and whether it is markup."""
-    for segment in template.segments:
-        if isinstance(segment, Text):
-            yield segment.text, True
-    for choice in template.task.choices:
-        yield choice, False
+def _for_answer(place: _Place) -> _Place:
+    """The same place for text that is no markup: a BOS before it makes no difference."""
+    return place._replace(first=False)
+
+
+def _fixed_texts(template: Template) -> Iterator[str]:
+    """All text that is not an example's."""
+    yield from (segment.text for segment in template.segments if isinstance(segment, Text))
+    yield from template.task.choices
 
 
 class _Sequence:
-    """A sequence under construction.
+    """A sequence under construction, or what follows from a place of one on.
 
-    `blanks` waits at its end for the text that follows; `opens` is true until there is a text,
-    `empty` until there is anything but BOS. `as_one`: texts of the template are tokenised as if
-    they were one with what stands around them.
+    Args:
+        tokenizer: the base's.
+        as_one: whether texts of the template are tokenised as if they were one with what stands
+            around them.
+        place: where it starts.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, as_one: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, as_one: bool, place: _Place) -> None:
         self.ids: list[int] = []
         self.rows: list[int] = []
-        self.blanks = ""
-        self.opens = True
-        self.empty = True
+        self.place = place
         self._tokenizer = tokenizer
         self._as_one = as_one
 
@@ -372,32 +467,21 @@ class _Sequence:
         self.rows += [-1] * len(ids)
 
     def add_virtual(self, segment: Virtual, *, keep_blanks: bool) -> None:
-        if self.blanks and keep_blanks:  # blanks cannot move across virtual tokens
-            self.add(self._tokenizer.encode(self.blanks, opens=self.opens, markup=False))
-        self.blanks = ""
+        place = self.place
+        if place.blanks and keep_blanks:  # blanks cannot move across virtual tokens
+            self.add(self._tokenizer.encode(place.blanks, opens=place.opens, markup=False))
+            place = place._replace(first=False)
         self.ids += [0] * segment.count
         self.rows += range(segment.start, segment.start + segment.count)
-        self.empty = False
+        self.place = place._replace(blanks="", empty=False, strips=False)
 
     def add_text(self, text: str, *, markup: bool) -> None:
-        text = self.blanks + text
-        if self.empty:
-            text = text.lstrip(" ")
-        body = text.rstrip(" ")
-        self.blanks = text[len(body) :]
+        here = self.place
+        body, self.place = here.with_text(text)
         if body and markup and self._as_one:
-            first = -1 not in self.rows
-            piece = self._tokenizer.encode_template(body, opens=self.opens, first=first)
+            piece = self._tokenizer.encode_template(body, opens=here.opens, first=here.first)
             self.add(piece.ids)
-            self.opens, self.empty = piece.opens, False
-            if piece.takes_blanks:
-                self.blanks = ""
+            blanks = "" if piece.strips else self.place.blanks
+            self.place = self.place._replace(opens=piece.opens, blanks=blanks, strips=piece.strips)
         elif body:
-            self.add(self._tokenizer.encode(body, opens=self.opens, markup=markup))
-            self.opens = self.empty = False
-
-    def answered(self, text: str, eos_id: int | None) -> list[int]:
-        """The ids that an answer would add, without adding them."""
-        body = (self.blanks + text).rstrip(" ")
-        ids = self._tokenizer.encode(body, opens=self.opens, markup=False)
-        return ids if eos_id is None else [*ids, eos_id]
+            self.add(self._tokenizer.encode(body, opens=here.opens, markup=markup))

@@ -9,7 +9,7 @@ Which text that is follows from the decoder of the tokenizer:
 - A decoder that may change text far back (a pattern over several tokens, say): nothing is certain
   before the end.
 
-The cost of a token does not grow with the answer, but in the last case.
+The cost of a token does not grow with the answer.
 """
 
 import codecs
@@ -30,10 +30,14 @@ class TextStream(Protocol):
     def push(self, token_id: int) -> str:
         """The text that `token_id` makes certain; often none."""
 
-    def pending(self) -> str:
+    def pending(self, last: int | None = None) -> str:
         """The text that would follow if no token came any more; it is not handed out yet.
 
         An unfinished character at its end is no text yet.
+
+        Args:
+            last: how many of the tokens that wait are looked at, the latest ones; None for all.
+                Few cost little, but what stands before them might change how they are written.
         """
 
     def finish(self) -> str:
@@ -136,7 +140,7 @@ class _Bytes:
             data = token.encode()
         return self._decoder.decode(data)
 
-    def pending(self) -> str:
+    def pending(self, last: int | None = None) -> str:
         return ""  # what waits is an unfinished character
 
     def finish(self) -> str:
@@ -172,8 +176,19 @@ class _Windows:
         self._ids.append(token_id)
         return "" if self._waits(token) else self.finish()
 
-    def pending(self) -> str:
-        return self._rest().rstrip("\ufffd")
+    def pending(self, last: int | None = None) -> str:
+        if last is None or last >= len(self._ids) - self._new:
+            return self._rest().rstrip("\ufffd")
+        start = len(self._ids) - last
+        # Never from the middle of a character on, which has three such bytes at most.
+        places = range(start, max(start - 4, self._new - 1), -1)
+        start = next((place for place in places if not self._continues(place)), start)
+        return self._decode(self._ids[start:]).rstrip("\ufffd")
+
+    def _continues(self, place: int) -> bool:
+        """Whether the token there is a byte inside of a character."""
+        token = self._token_of(self._ids[place]) or ""
+        return _is_byte(token) and token[3] in "89AB"
 
     def finish(self) -> str:
         piece = self._rest()

@@ -10,11 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pl_compile.config.sizes import MOST
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, list_problems, unknown_name
-
-# More than any base has positions; what is made of the number is not to fill the memory.
-_MOST_VIRTUAL = 1_000_000
 
 # What a shell or YAML leaves in single quotes of a line end, a tab or a carriage return.
 _ESCAPE = re.compile(r"\\[ntr]")
@@ -174,9 +172,9 @@ def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]
 def _check_markers(
     task: TaskConfig, markers: list[int], splits: tuple[int, ...], problems: list[str]
 ) -> None:
-    total = task.total_virtual_tokens
-    if not 1 <= total <= _MOST_VIRTUAL:
-        problems.append(f"total_virtual_tokens is {total}, expected 1 to {_MOST_VIRTUAL}")
+    total, most = task.total_virtual_tokens, MOST["virtual tokens"]
+    if not 1 <= total <= most:
+        problems.append(f"total_virtual_tokens is {total}, expected 1 to {most}")
     if len(markers) != len(splits):
         given = (
             f"virtual_token_splits has {len(splits)} numbers"

@@ -10,16 +10,26 @@ r"""Text to token ids and back: the `tokenizers` library with rules of ours.
 """
 
 import json
-import re
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
-from pl_compile.errors import ArtifactError, DataError
+from pl_compile.config import lfs
+from pl_compile.config.utf8 import read_text
+from pl_compile.errors import ArtifactError, DataError, reason_of
 from pl_compile.text.streaming import TextStream, decoders_of, open_stream
+from pl_compile.text.tokenizer_json import (
+    parts_of,
+    prefix_of,
+    with_all_special,
+    without_prefix,
+    without_special,
+)
+
+# Several times the largest tokenizers there are.
+_MOST_BYTES = 128 << 20
 
 # Other forms of a tokenizer, from which transformers can make a `tokenizer.json`.
 _OTHER_FORMS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -34,18 +44,23 @@ _ALL_BYTES = "".join(
 _COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
 
 
+# Since 2 the text of an added token in a field is characters, be it special or not; before, that of
+# one that is not special was the token.
+RENDERING = 2
+
+
 class TemplateText(NamedTuple):
     """A text of a template, tokenised as a part of one whole text.
 
     Attributes:
         ids: of its tokens.
         opens: whether the text that follows opens a section.
-        takes_blanks: whether its last token takes the blanks that follow.
+        strips: whether its last token takes the white space that follows.
     """
 
     ids: list[int]
     opens: bool
-    takes_blanks: bool
+    strips: bool
 
 
 class Tokenizer:
@@ -73,17 +88,20 @@ class Tokenizer:
         # of a runtime's time to start.
         self._switching = threading.Lock()
         try:
-            marked, special = _with_all_special(text)
+            marked, special = with_all_special(text)
             self._opening = HfTokenizer.from_str(marked)
             self._continuing = self._opening
-            if any(map(_prefix_of, self._parts())):
-                self._continuing = HfTokenizer.from_str(_without_prefix(marked))
+            if any(map(prefix_of, self._parts())):
+                self._continuing = HfTokenizer.from_str(without_prefix(marked))
             decoders_of(self._opening)
         except BaseException as error:
-            if not _is_of_library(error):
+            if not is_of_tokenizers(error):
                 raise
             raise ArtifactError(
-                f"reading {name}", found=str(error), expected="a tokenizer.json of 'tokenizers'"
+                f"reading {name}",
+                found=lfs.FOUND if lfs.is_pointer(text) else str(error),
+                expected="a tokenizer.json of 'tokenizers'",
+                fix=lfs.FIX if lfs.is_pointer(text) else _of_newer_form(error),
             ) from error
         for tokenizer in (self._opening, self._continuing):
             # Settings of whoever saved the file; lengths are the renderer's business.
@@ -111,7 +129,7 @@ class Tokenizer:
         """
         path = folder / "tokenizer.json"
         try:
-            return cls(path.read_text(encoding="utf-8"), name=str(path), vocab=vocab)
+            return cls(read_text(path, most_bytes=_MOST_BYTES), name=str(path), vocab=vocab)
         except FileNotFoundError:
             raise ArtifactError(
                 f"reading {path}",
@@ -121,8 +139,10 @@ class Tokenizer:
                 "from transformers import AutoTokenizer; "
                 f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"reading {path}", found=str(error)) from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"reading {path}", found=reason_of(error), expected="a UTF-8 text file"
+            ) from error
 
     def encode(self, text: str, *, opens: bool, markup: bool) -> list[int]:
         """The ids of a piece of text; no BOS or EOS is added.
@@ -191,9 +211,36 @@ class Tokenizer:
         tokens = self._opening.get_added_tokens_decoder()
         return [token.content for token in tokens.values()]
 
+    @property
+    def rendering(self) -> int:
+        """Which rules of rendering a task's record names: see `RENDERING`.
+
+        1 where the tokenizer has no token that the later rules read in another way.
+        """
+        plain = set(self.added_texts) - set(self._special_texts)
+        return RENDERING if plain else 1
+
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))
+
+    def difference(self, other: "Tokenizer") -> str:
+        """An example of what another tokenizer makes otherwise than this one; empty if none."""
+        mine, others = self._opening.get_vocab(), other._opening.get_vocab()
+        for name in sorted(mine.keys() | others.keys()):
+            if mine.get(name) != others.get(name):
+                return f"{name!r} is {_id_named(mine.get(name))}, and {_id_named(others.get(name))}"
+        for text in sorted({*self.added_texts} ^ {*other.added_texts}):
+            return f"{text!r} is an added token of one alone"
+        for markup in (True, False):
+            for each in (f"The year 2024, it's\n  a  {_COMMON}.", *self.added_texts):
+                ids = [
+                    tokenizer._encoding(each, opens=True, markup=markup).ids
+                    for tokenizer in (self, other)
+                ]
+                if ids[0] != ids[1]:
+                    return f"{each!r} is {ids[0]}, and {ids[1]}"
+        return ""
 
     def token_id(self, name: str) -> int | None:
         """The id of what the vocabulary writes so; None where it has no such token."""
@@ -257,7 +304,7 @@ class Tokenizer:
     @cached_property
     def _opens_sections(self) -> bool:
         """Whether a blank is put before each section between added tokens, or the text alone."""
-        return "section" in map(_prefix_of, self._parts())
+        return "section" in map(prefix_of, self._parts())
 
     def _first_added(self, ids: list[int]) -> int:
         return next((place for place, key in enumerate(ids) if key in self._added), len(ids))
@@ -265,7 +312,7 @@ class Tokenizer:
     def _parts(self) -> Iterator[dict[str, Any]]:
         for component in (self._opening.normalizer, self._opening.pre_tokenizer):
             if component is not None:
-                yield from _parts_of(json.loads(component.__getstate__()))
+                yield from parts_of(json.loads(component.__getstate__()))
 
     def _encoding(self, text: str, *, opens: bool, markup: bool) -> Any:
         tokenizer = self._opening if opens else self._continuing
@@ -277,9 +324,9 @@ class Tokenizer:
             # The model itself found a special token: its vocabulary lists them beside words. (A
             # BPE makes nothing but what its merges make.)
             if opens not in self._unlisted:
-                unlisted = _without_special(self.text, self._special_texts)
+                unlisted = without_special(self.text, self._special_texts)
                 self._unlisted[opens] = type(tokenizer).from_str(
-                    unlisted if opens else _without_prefix(unlisted)
+                    unlisted if opens else without_prefix(unlisted)
                 )
             return _encoded(self._unlisted[opens], text)
 
@@ -302,11 +349,6 @@ class Tokenizer:
             )
 
 
-def _is_of_library(error: BaseException) -> bool:
-    """Whether the library raised it: bare `Exception`s, and panics, which are none of Python's."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
 def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> Any:
     """What the library makes of a text.
 
@@ -316,88 +358,47 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except BaseException as error:
-        if not _is_of_library(error):
+        if not is_of_tokenizers(error):
             raise
+        doing = f"tokenising {text!r:.60}"
+        if not isinstance(error, Exception):
+            raise DataError(
+                doing,
+                found=f"the base's tokenizer breaks off ({error})",
+                fix="The text is fine: parts of the base's tokenizer.json do not work together.",
+            ) from error
         raise DataError(
-            f"tokenising {text!r:.60}",
+            doing,
             found=f"the base's tokenizer has no token for a part of it ({error})",
             fix="Leave it out, or give the tokenizer a token for unknown characters (unk_token).",
         ) from error
+
+
+def _id_named(token_id: int | None) -> str:
+    return "no token" if token_id is None else f"id {token_id}"
+
+
+def is_of_tokenizers(error: BaseException) -> bool:
+    """Whether the library can have raised it: bare `Exception`s, and panics of Rust.
+
+    A panic's class, which nothing exports, is none of the `Exception`s.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _of_newer_form(error: BaseException) -> str:
+    """What to do where the library finds a part of the file that it does not know."""
+    if "untagged enum" not in str(error):
+        return ""
+    from tokenizers import __version__
+
+    return (
+        f"A newer release than tokenizers {__version__}, which is installed, may have written it: "
+        "pip install -U tokenizers; or save it with an older one."
+    )
 
 
 def _other_forms(folder: Path) -> str:
     """What is there instead of a `tokenizer.json`."""
     others = [name for name in _OTHER_FORMS if (folder / name).is_file()]
     return f"no such file, but {', '.join(others)}" if others else "no such file"
-
-
-def _with_all_special(text: str) -> tuple[str, Collection[str]]:
-    """The same tokenizer with all its added tokens special, and those that were.
-
-    Only their list is read and written: reading all of a file of megabytes takes longer than a
-    step.
-    """
-    lists = list(re.finditer(r'"added_tokens"\s*:\s*(?=\[)', text))
-    if len(lists) > 1:
-        raise ValueError("two lists of added tokens")
-    if not lists:
-        return text, ()
-    start = lists[0].end()
-    tokens, end = json.JSONDecoder().raw_decode(text, start)
-    if not all(
-        isinstance(token, dict) and {"content", "special"} <= set(token) for token in tokens
-    ):
-        return text, ()  # the library says what is wrong
-    edited = json.dumps([{**token, "special": True} for token in tokens])
-    special = {token["content"] for token in tokens if token["special"]}
-    return text[:start] + edited + text[end:], special
-
-
-def _prefix_of(part: dict[str, Any]) -> str:
-    """What a part of a tokenizer puts a blank before: each "section", the whole "text" or ""."""
-    if part.get("type") == "Prepend":
-        return "section" if part.get("prepend") else ""
-    if part.get("add_prefix_space"):
-        return "section"
-    return {"always": "section", "first": "text"}.get(part.get("prepend_scheme", ""), "")
-
-
-def _without_prefix(text: str) -> str:
-    """The same tokenizer, but without the blank before the text."""
-    spec = json.loads(text)
-    for key in ("normalizer", "pre_tokenizer"):
-        for part in _parts_of(spec.get(key) or {}):
-            kind = part.get("type")
-            if kind == "Prepend":
-                part["prepend"] = ""
-            if kind == "Metaspace":
-                part["prepend_scheme"] = "never"
-            if "add_prefix_space" in part:
-                part["add_prefix_space"] = False
-    return json.dumps(spec)
-
-
-def _without_special(text: str, special: Collection[str]) -> str:
-    """The same tokenizer without added tokens, whose model knows no text of a special one."""
-    spec = json.loads(text)
-    spec["added_tokens"] = []
-    model = spec["model"]
-    unwritable = uuid4().hex  # what no text holds
-
-    def renamed(piece: str) -> str:
-        return unwritable + piece if piece in special else piece
-
-    if isinstance(model["vocab"], list):
-        model["vocab"] = [[renamed(piece), score] for piece, score in model["vocab"]]
-    else:
-        model["vocab"] = {renamed(piece): key for piece, key in model["vocab"].items()}
-        model["unk_token"] = renamed(model["unk_token"])
-    return json.dumps(spec)
-
-
-def _parts_of(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A normalizer or a pre-tokenizer and all that it is made of."""
-    yield component
-    for key in ("normalizers", "pretokenizers"):
-        for part in component.get(key, ()):
-            yield from _parts_of(part)

@@ -37,9 +37,16 @@ def find_base(base: str) -> Path:
                 doing,
                 found=f"{folder} holds no config.json",
                 expected="a Hugging Face model folder",
+                fix=_snapshots_in(folder),
             )
     raise BaseModelError(
         doing,
         found="no such folder, and nothing fetched under that name",
         fix=f"Run: plc fetch {DEFAULT_BASE}, or give a Hugging Face folder.",
     )
+
+
+def _snapshots_in(folder: Path) -> str:
+    """What to name instead of a model's folder in the cache of Hugging Face, if it is one."""
+    found = sorted(path.parent for path in folder.glob("snapshots/*/config.json"))
+    return f"Name the snapshot in it: {' or '.join(map(str, found[:3]))}." if found else ""

@@ -16,8 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from pl_compile.config import lfs
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.config.strict_json import parse_json
+from pl_compile.config.floats import FLOATS
+from pl_compile.config.strict_json import read_json_object
+from pl_compile.config.utf8 import check_regular
 from pl_compile.errors import BaseModelError, list_problems
 
 # Written out, so that a field that is added to DecoderConfig later changes no fingerprint.
@@ -41,15 +44,12 @@ _FINGERPRINTED = (
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
-# What safetensors calls the floats that are weights as they are, with the bits of an exponent that
-# is all ones: infinity, or no number.
+# The bits of an exponent that is all ones: infinity, or no number.
 _EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
-    "F64": np.uint64(0x7FF0_0000_0000_0000),
-    "F32": np.uint32(0x7F80_0000),
-    "F16": np.uint16(0x7C00),
-    "BF16": np.uint16(0x7F80),
+    FLOATS["float32"]: np.uint32(0x7F80_0000),
+    FLOATS["float16"]: np.uint16(0x7C00),
+    FLOATS["bfloat16"]: np.uint16(0x7F80),
 }
-FLOATS = tuple(_EXPONENTS)
 
 # How many numbers are looked at together: what fits a processor's cache.
 _BLOCK = 1 << 16
@@ -85,6 +85,7 @@ class Checkpoint:
         self._headers: dict[str, Header] = {}
         for path, listed in self._paths().items():
             with self._reporting(path):
+                check_regular(path)
                 file = safe_open(path, framework="numpy")
                 held = set(file.keys())
                 slices = {name: file.get_slice(name) for name in held}
@@ -126,17 +127,14 @@ class Checkpoint:
     def _paths(self) -> dict[Path, set[str]]:
         """The files, each with the tensors that the index says it holds."""
         single, index = self.folder / _SINGLE, self.folder / _INDEX
-        if single.is_file():
+        if single.exists():
             return {single: set()}
-        if not index.is_file():
-            raise self._error(
-                self.folder.name,
-                f"neither {_SINGLE} nor {_INDEX}",
-                fix="Pickled .bin checkpoints are not read: save the model with safetensors.",
-            )
-        with self._reporting(index):
-            content = parse_json(index.read_text(encoding="utf-8"))
-        files = content.get("weight_map") if isinstance(content, dict) else None
+        try:
+            doing = f"reading the weights of {self.folder}, {_INDEX}"
+            content = read_json_object(index, BaseModelError, doing, fix="Copy the base again.")
+        except FileNotFoundError:
+            raise self._without_index() from None
+        files = content.get("weight_map")
         if not isinstance(files, dict) or not files:
             raise self._error(_INDEX, "no 'weight_map' of tensors to files")
         paths: dict[Path, set[str]] = {}
@@ -148,10 +146,24 @@ class Checkpoint:
             else:
                 paths.setdefault(self.folder / name, set()).add(tensor)
         with self._reporting(index):
-            problems += [f"there is no {path.name}" for path in sorted(paths) if not path.is_file()]
+            problems += [f"there is no {path.name}" for path in sorted(paths) if not path.exists()]
         if problems:
             raise self._error(_INDEX, list_problems(problems, most=5))
         return dict(sorted(paths.items()))
+
+    def _without_index(self) -> BaseModelError:
+        """What to say where neither file is there that names all tensors."""
+        others = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        found = f"neither {_SINGLE} nor {_INDEX}"
+        if not others:
+            fix = "Pickled .bin checkpoints are not read: save the model with safetensors."
+        elif len(others) == 1:
+            fix = f"Rename it to {_SINGLE}, if it holds the whole model."
+        else:
+            fix = f"Copy {_INDEX} too, or save the model again with transformers."
+        if others:
+            found += f", but {', '.join(others[:3])}{', …' * (len(others) > 3)}"
+        return self._error(self.folder.name, found, fix=fix)
 
     @contextmanager
     def _reporting(self, path: Path) -> Iterator[None]:
@@ -165,6 +177,8 @@ class Checkpoint:
             TypeError,
             AttributeError,
         ) as error:
+            if lfs.is_pointer_file(path):
+                raise self._error(path.name, lfs.FOUND, fix=lfs.FIX) from error
             raise self._error(path.name, str(error)) from error
 
     def _error(
@@ -207,11 +221,11 @@ def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
 
 def _is_finite(array: NDArray[Any], kind: str) -> bool:
     """Whether all numbers are finite as float32; of what is no float, True."""
-    if kind not in FLOATS:
-        return True
-    if kind == "F64":
+    if kind == FLOATS["float64"]:
         with np.errstate(over="ignore"):
-            array, kind = array.astype(np.float32), "F32"
+            array, kind = array.astype(np.float32), FLOATS["float32"]
+    if kind not in _EXPONENTS:
+        return True
     ones = _EXPONENTS[kind]
     bits = array.reshape(-1).view(ones.dtype)
     blocks = (bits[start : start + _BLOCK] for start in range(0, bits.size, _BLOCK))

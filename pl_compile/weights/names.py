@@ -19,13 +19,15 @@ below are the whole knowledge about the families' own names.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.config.decoder import DEQUANTIZE, DecoderConfig
+from pl_compile.config.floats import EXPECTED, FLOATS
 from pl_compile.errors import BaseModelError, list_problems
-from pl_compile.weights.checkpoint import FLOATS, Checkpoint
+from pl_compile.weights.checkpoint import Checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -118,14 +120,14 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         f"'{name}' ({header.kind})"
         for name, header in headers.items()
         if name.endswith(_OF_CODES)
-        or header.kind not in (*FLOATS, *(_MASKS if _has_no_effect(name, config) else ()))
+        or header.kind not in (*FLOATS.values(), *(_MASKS if _has_no_effect(name, config) else ()))
     ]
     if codes:
         raise BaseModelError(
             doing,
             found=f"tensors of codes ({len(codes)}): {', '.join(sorted(codes)[:3])}"
             + (", …" if len(codes) > 3 else ""),
-            expected=f"weights that are floats ({', '.join(FLOATS)})",
+            expected=EXPECTED,
             fix=DEQUANTIZE,
         )
     if config.layers > len(headers):
@@ -135,6 +137,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
             found=f"{len(headers)} tensors",
             expected=f"those of {config.layers} layers, as config.json says",
         )
+    _check_prefix(checkpoint, config)
     problems, read = [], set()
     shapes = weight_shapes(config)
     for ours, source in _sources(config).items():
@@ -157,14 +160,31 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         _check_tied(checkpoint, _stored_name(checkpoint, config, _EMBEDDINGS[config.family]))
 
 
+def _check_prefix(checkpoint: Checkpoint, config: DecoderConfig) -> None:
+    """Raises where all tensors have the names of this family, with something before them."""
+    embedding = _EMBEDDINGS[config.family].removeprefix(_PREFIXES[config.family])
+    prefixes = [
+        name.removesuffix(embedding).removesuffix(_PREFIXES[config.family])
+        for name in checkpoint.names
+        if name.endswith(f".{embedding}")
+    ]
+    for prefix in filter(None, prefixes):
+        if all(name.startswith(prefix) for name in checkpoint.names):
+            raise BaseModelError(
+                f"reading the weights of {checkpoint.folder}",
+                found=f"'{prefix}' before the names of all tensors: something that holds the model "
+                "was saved",
+                expected=f"names such as '{_EMBEDDINGS[config.family]}'",
+                fix="Save the model itself: of PEFT's, merge_and_unload(); of a data-parallel "
+                "model, model.module; of a compiled one, model._orig_mod.",
+            )
+
+
 def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
     """Raises unless the head that a file has is the embedding, to which config.json ties it."""
     vocab, _ = shape = checkpoint.headers[embedding].shape
     same = checkpoint.headers[_HEAD].shape == shape and all(
-        np.array_equal(
-            np.asarray(checkpoint.rows(_HEAD, rows), np.float32),
-            np.asarray(checkpoint.rows(embedding, rows), np.float32),
-        )
+        _is_same(checkpoint.rows(_HEAD, rows), checkpoint.rows(embedding, rows))
         for rows in (slice(row, min(row + _ROWS, vocab)) for row in range(0, vocab, _ROWS))
     )
     if not same:
@@ -175,6 +195,14 @@ def _check_tied(checkpoint: Checkpoint, embedding: str) -> None:
             fix="Set tie_word_embeddings in config.json to what the base was trained with; if they "
             f"were tied, take '{_HEAD}' out.",
         )
+
+
+def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays hold the same numbers, whatever types they are stored in."""
+    # Asked each time a base is opened; most are the same bytes, which is seen without a copy.
+    if one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+        return True
+    return np.array_equal(one.astype(np.float32), other.astype(np.float32))
 
 
 def _stored_name(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> str:

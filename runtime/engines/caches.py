@@ -20,6 +20,9 @@ class Caches(Protocol):
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """Sets rows to zero; see `Engine.clear`."""
+
     def head(self, length: int) -> Float32:
         """The first entries of row 0; see `Engine.cached`."""
 
@@ -58,6 +61,11 @@ class HostCaches:
         for new, old in moves(rows):
             for block in self.blocks:
                 block[new, :, :entries] = block[old, :, :entries]
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Caches.clear`."""
+        for block in self.blocks:
+            block[list(rows)] = 0
 
     def head(self, length: int) -> Float32:
         """See `Caches.head`."""

@@ -89,8 +89,12 @@ class Cuda:
         """Zeroed memory; its address."""
         address = int(self.call("cudaMalloc", size))
         self._held.add(address)
-        self.call("cudaMemsetAsync", address, 0, size, self.stream)
+        self.zero(address, size)
         return address
+
+    def zero(self, address: int, size: int) -> None:
+        """Sets bytes to zero."""
+        self.call("cudaMemsetAsync", address, 0, size, self.stream)
 
     def free(self, address: int) -> None:
         """Gives memory back."""
@@ -164,6 +168,13 @@ class CudaCaches:
             for index in range(len(self.addresses)):
                 to, source = self.address(index, new), self.address(index, old)
                 self._cuda.copy_rows(to, self._head, source, self._head, width, heads, kind)
+        self._cuda.wait()
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Caches.clear`."""
+        for row in rows:
+            for index in range(len(self.addresses)):
+                self._cuda.zero(self.address(index, row), self._row)
         self._cuda.wait()
 
     def head(self, length: int) -> Float32:

@@ -70,6 +70,13 @@ class Engine(Protocol):
             entries: how many of each row's are kept; what stands behind them is dropped.
         """
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """Sets rows of the cache to zero: what is no number there would reach rows that come after.
+
+        Attention over a whole cache weighs what stands behind a row's own entries with 0, and 0
+        times NaN is NaN.
+        """
+
     def cached(self, length: int) -> Float32:
         """The first `length` entries of row 0: float32 `[layers, 2, kv_heads, length, head_dim]`.
 

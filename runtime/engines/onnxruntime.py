@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, first_line_of
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefixes
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
@@ -206,13 +206,17 @@ class OnnxRuntimeEngine:
         except Exception as error:  # the library's errors share no base of their own
             raise ArtifactError(
                 f"running {self._model}",
-                found=str(error).splitlines()[0],
+                found=first_line_of(error),
                 fix="Export the bundle again with this version of onnxruntime.",
             ) from error
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
         self._caches.keep(rows, entries)
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Engine.clear`."""
+        self._caches.clear(rows)
 
     def cached(self, length: int) -> Float32:
         """Reads the head of row 0; see `Engine.cached`."""

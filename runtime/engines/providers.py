@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pl_compile.errors import ArtifactError, RequestError, check_all, unknown_name
-from pl_compile.runtime.plain_values import shown
+from pl_compile.config.plain_values import shown
+from pl_compile.errors import ArtifactError, RequestError, check_all, first_line_of, unknown_name
 
 # Short names, and the providers whose tensors lie in a GPU's memory.
 NAMES = {
@@ -142,7 +142,7 @@ def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> 
         if "already" not in str(error):
             raise ArtifactError(
                 doing,
-                found=f"{provider.library} does not load: {str(error).splitlines()[0]}",
+                found=f"{provider.library} does not load: {first_line_of(error)}",
                 fix="See plc doctor.",
             ) from error
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]

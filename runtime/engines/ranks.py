@@ -100,6 +100,10 @@ class RankedEngine:
         """See `Engine.keep`."""
         self._each([("keep", list(rows), entries)] * len(self._ranks))
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Engine.clear`."""
+        self._each([("clear", list(rows))] * len(self._ranks))
+
     def cached(self, length: int) -> Float32:
         """See `Engine.cached`: the heads of all ranks."""
         parts = self._each([("cached", length)] * len(self._ranks))

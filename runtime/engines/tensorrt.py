@@ -132,6 +132,10 @@ class TensorRtEngine:
         """See `Engine.keep`."""
         self._plan.caches.keep(rows, entries)
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Engine.clear`."""
+        self._plan.caches.clear(rows)
+
     def cached(self, length: int) -> Float32:
         """See `Engine.cached`."""
         return self._plan.caches.head(length)

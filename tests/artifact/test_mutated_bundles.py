@@ -2,15 +2,14 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.driver.describe import describe
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.errors import ArtifactError, PlcError
@@ -61,12 +60,20 @@ def _place(content: Any, data: st.DataObject) -> tuple[Any, Any]:
         holder = inner
 
 
-def _altered(content: Any, data: st.DataObject) -> str:
+def _sorted(content: Any) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def _altered(content: Any, data: st.DataObject) -> Any:
     holder, key = _place(content, data)
     value = holder[key]
-    how = data.draw(st.sampled_from(["replace", "remove", "repeat", "shift"]))
+    how = data.draw(st.sampled_from(["replace", "remove", "repeat", "shift", "reorder"]))
     if how == "remove":
         del holder[key]
+    elif how == "reorder" and isinstance(holder, dict):  # which changes nothing
+        items = [*holder.items()][::-1]
+        holder.clear()
+        holder.update(items)
     elif how == "repeat" and isinstance(holder, list):
         holder.append(value)
     elif how == "repeat":
@@ -77,7 +84,7 @@ def _altered(content: Any, data: st.DataObject) -> str:
         holder[key] = data.draw(st.sampled_from([value[1:], value[:-1], value * 2]))
     else:
         holder[key] = data.draw(_VALUES)
-    return json.dumps(content)
+    return content
 
 
 def _answers(bundle: Path) -> list[tuple[int, ...]]:
@@ -93,6 +100,7 @@ def test_an_altered_bundle_is_refused_or_answers_as_before(
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
     text = (copy / name).read_text(encoding="utf-8")
+    trials: Counter[str] = Counter()
 
     @given(st.data())
     @settings(
@@ -104,35 +112,27 @@ def test_an_altered_bundle_is_refused_or_answers_as_before(
         suppress_health_check=list(HealthCheck),
     )
     def trial(data: st.DataObject) -> None:
-        (copy / name).write_text(_altered(json.loads(text), data), encoding="utf-8")
+        content = _altered(json.loads(text), data)
+        same = _sorted(content) == _sorted(json.loads(text))
+        (copy / name).write_text(json.dumps(content), encoding="utf-8")
         if name != "manifest.json":
             sign_bundle(copy)
         try:
             json.dumps(describe(copy), allow_nan=False)
             found = _answers(copy)
         except PlcError:
+            assert not same
+            trials["refused"] += 1
             return
-        # A task may say another template or end: that is another task, and its own answer is right.
-        assert found == before or name.endswith("task.json")
+        trials["served"] += 1
+        for request, ids, expected in zip(REQUESTS, found, before, strict=True):
+            # A task may say another template or end: that is another task, and its own answer is
+            # right. No other one may change.
+            may_differ = name == f"tasks/{request.task}/task.json" and not same
+            assert ids == expected or may_differ
 
     trial()
-
-
-def test_a_prompt_whose_logits_are_no_numbers_is_told_with_its_task(
-    bundle: Path, tmp_path: Path
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(bundle, copy)
-    path = copy / "tasks/order/prefix_kv.safetensors"
-    prefix = read_tensor_file(path, doing="reading").tensors["prefix_kv"]
-    path.write_bytes(tensor_bytes({"prefix_kv": np.copysign(np.float32(3e38), prefix)}))
-    sign_bundle(copy)
-    session = Session.open(copy, max_batch=3)
-
-    with pytest.raises(ArtifactError, match="for task 'order': logits that are not finite numbers"):
-        session.generate(REQUESTS)
-
-    assert session.generate(REQUESTS[:2]) == Session.open(bundle).generate(REQUESTS[:2])
+    assert min(trials["served"], trials["refused"]) >= 3, trials
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

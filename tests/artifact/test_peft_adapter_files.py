@@ -162,11 +162,14 @@ def test_the_method_and_the_base_are_told(tmp_path: Path, peft_type: str, method
     assert (read.method, read.base, read.virtual) == (method, "tiny", VIRTUAL)
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.bool_])
-def test_rows_that_are_codes_are_refused(tmp_path: Path, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(np.int8, "I8"), (np.uint8, "U8"), (np.int64, "I64"), (np.bool_, "BOOL")],
+)
+def test_rows_that_are_codes_are_refused(tmp_path: Path, kind: Any, name: str) -> None:
     text = refusal(adapter(tmp_path / "a", ROWS.astype(kind)))
 
-    assert f"'prompt_embeddings' of {np.dtype(kind)}; expected one of float64, float32" in text
+    assert f"'prompt_embeddings' of {name}; expected floats of 16 bits or more" in text
 
 
 def test_rows_of_8_bits_are_refused_by_their_name(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_rows_that_are_not_finite_in_float32_are_refused(tmp_path: Path, number:
 def test_true_is_no_number_of_virtual_tokens(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", ROWS[:1], num_virtual_tokens=True)
 
-    assert "expected num_virtual_tokens, True" in refusal(folder)
+    assert "num_virtual_tokens is True; expected a whole number, such as 1" in refusal(folder)
 
 
 def test_an_adapter_may_name_no_base(tmp_path: Path) -> None:
@@ -217,6 +220,42 @@ def test_a_prefix_of_another_base_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "said", [{"num_layers": 3}, {"num_attention_heads": 3}, {"token_dim": 12}, {"num_layers": "2"}]
+)
+def test_rows_whose_base_had_other_sizes_are_refused(tmp_path: Path, said: dict[str, Any]) -> None:
+    read = read_peft_adapter(adapter(tmp_path / "a", **said))
+
+    [(name, value)] = said.items()
+    with pytest.raises(ArtifactError, match=f"says {name} {value!r}, and the base has") as error:
+        read.learned(CONFIG)
+
+    assert str(error.value).endswith("Name the base that the adapter was trained on with --base.")
+
+
+def test_sizes_that_are_those_of_the_base_or_are_left_out_are_taken(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 6, "token_dim": HIDDEN}
+    read = read_peft_adapter(adapter(tmp_path / "a", **sizes))
+    assert read.learned(CONFIG).tolist() == ROWS.tolist()
+
+    unknown: dict[str, Any] = dict.fromkeys(sizes)
+    assert read_peft_adapter(adapter(tmp_path / "b", **unknown)).learned(CONFIG).shape == (3, 6)
+
+
+def test_a_prefix_of_other_heads_is_refused_though_it_has_as_many_numbers(tmp_path: Path) -> None:
+    write_peft_adapter(table(rows=ROWS[:0], prefix_kv=PREFIX), "mood", tmp_path / "a", "tiny")
+
+    other = replace(CONFIG, layers=1, kv_heads=6)
+    with pytest.raises(ArtifactError, match="num_layers 2, and the base has 1") as error:
+        read_peft_adapter(tmp_path / "a").learned(other)
+
+    assert "num_attention_heads 3, and the base has 6" in str(error.value)
+
+
+def test_a_lora_is_refused_with_what_makes_a_base_of_it(tmp_path: Path) -> None:
+    assert "merge_and_unload()" in refusal(adapter(tmp_path / "a", peft_type="LORA"))
+
+
+@pytest.mark.parametrize(
     ("changes", "found"),
     [
         ({"peft_type": "LORA"}, "peft_type is 'LORA', and only PROMPT_TUNING, P_TUNING, PREFIX"),
@@ -225,6 +264,11 @@ def test_a_prefix_of_another_base_is_refused(tmp_path: Path) -> None:
         ({"task_type": "SEQ_2_SEQ_LM"}, "task_type is 'SEQ_2_SEQ_LM', and only 'CAUSAL_LM'"),
         ({"task_type": None}, "task_type is None"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save: the adapter changes the base"),
+        (
+            {"num_virtual_tokens": "3"},
+            "num_virtual_tokens is '3'; expected a whole number, such as 3",
+        ),
+        ({"num_virtual_tokens": True}, "num_virtual_tokens is True"),
         ({"num_virtual_tokens": 4}, "'prompt_embeddings' of shape (3, 6); expected num_virtual"),
         ({"rows": np.zeros((3, 2, 3), np.float32)}, "'prompt_embeddings' of shape (3, 2, 3)"),
         ({"name": "lm_head.weight"}, "tensors lm_head.weight; expected 'prompt_embeddings' alone"),
@@ -262,7 +306,7 @@ def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
     folder = adapter(tmp_path / "a")
     (folder / "adapter_config.json").write_text(text, encoding="latin-1")
 
-    assert refusal(folder).startswith("adapter_config.json")
+    assert ", adapter_config.json: " in refusal(folder)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 9, -1])

@@ -12,12 +12,8 @@ from typing import Any
 
 import pytest
 
-from pl_compile.artifact.files import (
-    folder_written_whole,
-    read_text,
-    sha256_of,
-    write_atomically,
-)
+from pl_compile.artifact.files import folder_written_whole, sha256_of, write_atomically
+from pl_compile.config.utf8 import read_text
 from pl_compile.errors import ArtifactError
 
 FULL = "No space left on device"
@@ -346,7 +342,7 @@ def test_a_file_that_the_block_cannot_read_is_named(tmp_path: Path) -> None:
     ):
         tmp_path.read_bytes()
 
-    assert str(error.value) == f"reading {tmp_path}: Is a directory."
+    assert str(error.value) == f"{tmp_path}: Is a directory."
     assert _names(tmp_path) == []
 
 

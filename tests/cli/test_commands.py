@@ -365,10 +365,11 @@ def test_a_failed_verification_does_not_claim_to_have_marked_the_bundle(
     assert code == 3
     assert "marked" not in err
     assert "Do not serve it" in err
+    assert "tokenizer" not in err
 
 
 def test_a_bundle_with_another_tokenizer_than_its_base_is_exit_code_3(
-    plc: Any, work: Path, tmp_path: Path
+    plc: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = shutil.copytree(work / "bundle", tmp_path / "bundle")
     spec = json.loads((bundle / "tokenizer.json").read_text(encoding="utf-8"))
@@ -382,7 +383,15 @@ def test_a_bundle_with_another_tokenizer_than_its_base_is_exit_code_3(
     assert code == 3
     assert "tokens of task 'ask': the text " in out
     assert "is rendered to tokens [" in err
-    assert "The bundle's tokenizer is not the base's: do not serve it, export it again." in err
+    assert "Where tokens differ, the bundle's tokenizer is not that" in err
+    assert "or transformers builds another one" in err
+
+    # Numbers that fail too are told beside it.
+    monkeypatch.setitem(parity.SELF_LIMITS, "none", parity.Limit(1e-12, 1.0))
+    code, _, err = plc("verify", "bundle", "--reference", work / "base")
+    assert code == 3
+    assert "is rendered to tokens [" in err
+    assert "differs from self-test vectors by" in err
 
 
 def test_requests_are_not_overwritten_by_their_answers(
@@ -476,7 +485,7 @@ def test_a_file_that_cannot_be_read_is_no_fault_of_the_output(
 
     code, _, err = plc("inspect", tmp_path / "secret")
 
-    assert (code, err) == (1, f"error: reading {tmp_path / 'secret'}: Permission denied.\n")
+    assert (code, err) == (1, f"error: {tmp_path / 'secret'}: Permission denied.\n")
 
 
 def test_a_bundle_for_an_unknown_target_is_refused(plc: Any, work: Path) -> None:

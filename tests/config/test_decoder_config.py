@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.sizes import MOST
 from pl_compile.errors import BaseModelError
 
 LLAMA: dict[str, Any] = {
@@ -68,7 +69,6 @@ def test_a_llama_is_read_number_by_number(tmp_path: Path) -> None:
         attention_bias=False,
         mlp_bias=False,
         bos_id=1,
-        eos_id=2,
     )
 
 
@@ -89,7 +89,6 @@ def test_a_gpt2_is_read_number_by_number(tmp_path: Path) -> None:
         attention_bias=True,
         mlp_bias=True,
         bos_id=0,
-        eos_id=1,
     )
 
 
@@ -103,7 +102,6 @@ def test_what_a_llama_leaves_out_has_the_value_of_transformers(tmp_path: Path) -
         tie_word_embeddings=...,
         rope_theta=...,
         bos_token_id=...,
-        eos_token_id=None,
     )
 
     assert config.kv_heads == 6
@@ -111,7 +109,6 @@ def test_what_a_llama_leaves_out_has_the_value_of_transformers(tmp_path: Path) -
     assert config.tied is False
     assert config.rope_theta == 10000.0
     assert config.bos_id is None
-    assert config.eos_id is None
 
 
 def test_biases_of_a_llama_are_seen(tmp_path: Path) -> None:
@@ -133,8 +130,10 @@ def test_the_rotary_base_is_found_in_the_newer_key(tmp_path: Path) -> None:
     assert read(tmp_path, LLAMA, rope_scaling=None).rope_theta == 5000.0
 
 
-def test_of_several_end_tokens_the_first_counts(tmp_path: Path) -> None:
-    assert read(tmp_path, LLAMA, eos_token_id=[7, 8, 9]).eos_id == 7
+@pytest.mark.parametrize("value", [[1, 2], [1], "1", True])
+def test_one_token_opens_a_sequence(tmp_path: Path, value: object) -> None:
+    with pytest.raises(BaseModelError, match=r"'bos_token_id' is .*a token's id, or null"):
+        read(tmp_path, LLAMA, bos_token_id=value)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +159,7 @@ def test_all_settings_that_we_do_not_compute_stand_in_one_message(tmp_path: Path
         f"reading {tmp_path / 'config.json'}: 2 problems:",
         "  - 'hidden_act' is 'gelu', and only 'silu' or 'swish' is supported",
         "  - 'sliding_window' is 16, and that is not supported.",
+        "Use another base: docs/importing.md says which are read.",
     ]
 
 
@@ -177,7 +177,8 @@ def test_a_gpt2_that_computes_otherwise_is_refused(
 ) -> None:
     assert refusal(tmp_path, GPT2, **{key: value}) == (
         f"reading {tmp_path / 'config.json'}: '{key}' is {value!r}, "
-        f"and only {supported} is supported."
+        f"and only {supported} is supported. "
+        "Use another base: docs/importing.md says which are read."
     )
 
 
@@ -223,7 +224,6 @@ def test_a_missing_setting_is_named(tmp_path: Path, settings: dict[str, Any], ke
     [
         (LLAMA, "num_attention_heads", "6"),
         (LLAMA, "vocab_size", "397"),
-        (LLAMA, "eos_token_id", "2"),
         (LLAMA, "rope_parameters", "default"),
         (GPT2, "n_head", "3"),
         (GPT2, "n_layer", 2.5),
@@ -257,7 +257,7 @@ def test_a_folder_without_a_config_says_what_to_give(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[1]", "no JSON object."),
+        ("[1]", "other JSON; expected a JSON object."),
     ],
 )
 def test_a_config_that_is_no_json_object_is_refused(
@@ -279,4 +279,57 @@ def test_the_tiny_bases_are_what_transformers_wrote(
 
     assert config.family == family
     assert (config.hidden, config.vocab, config.positions) == (24, 397, 96)
-    assert (config.bos_id, config.eos_id) == (0, 1)
+    assert config.bos_id == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "most"),
+    [
+        (LLAMA, "num_hidden_layers", "layers"),
+        (LLAMA, "num_attention_heads", "heads"),
+        (LLAMA, "num_key_value_heads", "kv_heads"),
+        (LLAMA, "head_dim", "head_dim"),
+        (LLAMA, "hidden_size", "hidden"),
+        (LLAMA, "intermediate_size", "ffn"),
+        (LLAMA, "vocab_size", "vocab"),
+        (LLAMA, "max_position_embeddings", "positions"),
+        (GPT2, "n_layer", "layers"),
+        (GPT2, "n_inner", "ffn"),
+        (GPT2, "n_positions", "positions"),
+    ],
+)
+def test_a_size_is_bounded_as_in_the_files_of_ours(
+    tmp_path: Path, settings: dict[str, Any], key: str, most: str
+) -> None:
+    for size in (0, MOST[most] + 1):
+        with pytest.raises(BaseModelError, match=f"'{key}' is {size}; expected 1 to {MOST[most]}"):
+            read(tmp_path, settings, **{key: size})
+
+
+@pytest.mark.parametrize("settings", [LLAMA, GPT2])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("is_encoder_decoder", [False]),
+        ("sliding_window", [None, None]),
+        ("logit_scale", [1.0]),
+        ("alibi", []),
+        ("return_dict", []),
+    ],
+)
+def test_a_list_stands_for_no_single_value(
+    tmp_path: Path, settings: dict[str, Any], key: str, value: object
+) -> None:
+    with pytest.raises(BaseModelError, match=f"'{key}' is "):
+        read(tmp_path, settings, **{key: value})
+
+
+def test_an_activation_in_a_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="'hidden_act' is "):
+        read(tmp_path, LLAMA, hidden_act=["silu"])
+
+
+def test_what_is_said_of_each_layer_is_a_list(tmp_path: Path) -> None:
+    layers = {"layer_types": ["full_attention"] * 3, "no_rope_layers": [1] * 3}
+
+    assert read(tmp_path, LLAMA, **layers, mlp_multipliers=[1.0, 1.0]) == read(tmp_path, LLAMA)

@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.config.strict_json import with_null
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.evaluate import session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
-from pl_compile.driver.parity import NO_NUMBER, Limit, ProbeRow, Trace, compare
+from pl_compile.driver.parity import Limit, ProbeRow, Trace, compare
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import BaseModelError
 from pl_compile.testing import random_table, tiny_run, write_tiny_base
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.run import run_training
+from pl_compile.weights.bases import find_base
 
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
@@ -101,6 +104,34 @@ def test_what_transformers_alone_refuses_is_one_error(
         FrozenBase(base)
 
 
+def test_a_base_for_which_there_is_no_memory_is_not_said_to_be_wrong(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+
+    with pytest.raises(BaseModelError, match="there is not enough memory for it in torch"):
+        FrozenBase(tiny_bases["llama"])
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_a_base(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What transformers calls while it loads, and what our own call of it may get wrong.
+    def ours(*_: object, **__: object) -> None:
+        find_base([])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", ours)
+    with pytest.raises((TypeError, AttributeError)):
+        FrozenBase(tiny_bases["llama"])
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda: None)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        FrozenBase(tiny_bases["llama"])
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
     logits = np.full((2, 1, 3), number, np.float32)
@@ -111,11 +142,11 @@ def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
     (result,) = compare([row], trace, trace, "itself", Limit(1e9, 0.1))
 
     assert not result.passed
-    assert (result.equal_tokens, result.max_abs_difference) == (1, NO_NUMBER)
+    assert (result.equal_tokens, result.is_number) == (1, False)
     assert result.finding == (
         "has, beside itself, logits that are no finite numbers, and 1 of 2 tokens agree"
     )
-    json.dumps(asdict(result), allow_nan=False)
+    assert with_null(asdict(result))["max_abs_difference"] is None
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -137,4 +168,6 @@ def test_a_base_whose_logits_mean_nothing_fails_and_says_so(tmp_path: Path, fact
     assert said in " ".join(result.failures)
     report = (tmp_path / "bundle" / "report.json").read_text()
     json.loads(report, parse_constant=lambda name: pytest.fail(f"{name} in a report"))
-    assert verify_bundle(tmp_path / "bundle").passed is (factor == 0)
+    verified = verify_bundle(tmp_path / "bundle")
+    assert verified.passed is (factor == 0)
+    assert ("task 'tone' has no self-test" in " ".join(verified.failures)) is (factor != 0)

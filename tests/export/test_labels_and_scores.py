@@ -221,4 +221,4 @@ def test_answers_behind_a_field_are_not_fixed_and_are_made_anew(
         (scores,) = session.score([Request("tone", {"sentence": text})])
         assert sum(score.probability for score in scores) == pytest.approx(1.0)
     report = json.loads((bundle / "report.json").read_text())
-    assert "nothing but a field stands before its answer" in report["lint"][0]["findings"][-1]
+    assert "no text stands between a field and its answer" in report["lint"][0]["findings"][-1]

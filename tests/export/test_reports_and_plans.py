@@ -288,6 +288,11 @@ def test_the_report_of_an_older_export_can_be_written_anew(
     report = json.loads((result.bundle / "report.json").read_text())
     older = {key: value for key, value in report.items() if key != "choices"}
     older["checks"] = {kind: rows for kind, rows in report["checks"].items() if kind != "tokens"}
+    for lint in older["lint"]:
+        lint["largest_norm"] = None  # it was no finite number
+    row = {"task": "tone", "max_abs_difference": None, "largest_logit": 1.0, "rows": 1, "steps": 2}
+    row |= {"first_divergence": None, "equal_tokens": 0, "tolerance": 0.1, "passed": False}
+    older["checks"]["torch"] = [row]
     older["effect"] = []
     for row in report["effect"]:
         kept = {key: value for key, value in row.items() if key not in ("stored", "scores")}
@@ -299,10 +304,11 @@ def test_the_report_of_an_older_export_can_be_written_anew(
     _report(read_bundle(result.bundle), staging, [])
 
     page = (staging / "report.html").read_text()
+    assert ">inf<" in page
     assert ("<th>int4</th><th>float32</th>" in page) == (quantize == "int4")
     anew = json.loads((staging / "report.json").read_text())
     assert anew["choices"] == {}
-    assert anew["checks"] == report["checks"]
+    assert anew["checks"] == {"tokens": [], **older["checks"]}
     for row, known in zip(anew["effect"], report["effect"], strict=True):
         assert {key: row[key] for key in known} == known
 
@@ -328,7 +334,7 @@ def test_room_for_floats_is_asked_where_scores_need_them_beside_the_bundle(
 
     asked: list[Path] = []
     monkeypatch.setattr(export_page, "check_room", lambda path, **_: asked.append(path))
-    monkeypatch.setattr(export_page, "fingerprint_base", no_more)
+    monkeypatch.setattr(export_page, "identify_base", no_more)
     data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
 
     with pytest.raises(EnoughError):
@@ -434,10 +440,10 @@ def test_a_report_that_is_none_is_refused_where_it_is_written_anew(
     with pytest.raises(ArtifactError) as error:
         _report(bundle, tmp_path, [])
 
-    assert str(error.value) == (
-        f"reading {bundle.folder / 'report.json'}: no report of an export. "
-        "Remove it: no runtime reads it."
-    )
+    said = str(error.value)
+    assert said.startswith(f"reading {bundle.folder / 'report.json'}: ")
+    assert said.endswith(". Remove it: no runtime reads it.")
+    assert "no report of an export" in said or "expected a JSON object" in said
     assert list(tmp_path.glob("report.*")) == []
 
 

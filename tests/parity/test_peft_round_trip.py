@@ -85,7 +85,7 @@ def prefix_entry(base: Path) -> TaskEntry:
     shape = (config.layers, 2, config.kv_heads, VIRTUAL, config.head_dim)
     prefix: NDArray[np.float32] = np.random.default_rng(3).normal(0, 1, shape).astype(np.float32)
     rows = np.zeros((0, config.hidden), np.float32)
-    return TaskEntry(TASK, rows, None, config.eos_id, "prefix-tuning", prefix)
+    return TaskEntry(TASK, rows, None, 1, "prefix-tuning", prefix)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig
@@ -61,13 +61,15 @@ class Base:
     Attributes:
         folder: the Hugging Face folder.
         config: of it.
-        plain: its tokenizer before any token was added.
+        opening: its tokenizer before any token was added.
+        going_on: the same, without the blank that it may put before a text.
         about: what was drawn, for a failure's message.
     """
 
     folder: Path
     config: Any
-    plain: HfTokenizer
+    opening: HfTokenizer
+    going_on: HfTokenizer
     about: str
 
     @property
@@ -84,8 +86,8 @@ class Base:
 # Bases
 
 
-def write_tokenizer(folder: Path, draw: np.random.Generator) -> HfTokenizer:
-    """A byte-level tokenizer with added tokens; returns it as it was without these."""
+def byte_level_tokenizer(draw: np.random.Generator) -> tuple[HfTokenizer, HfTokenizer]:
+    """As GPT-2's and Llama 3's are made; it puts no blank before a text."""
     tokenizer = HfTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -95,12 +97,63 @@ def write_tokenizer(folder: Path, draw: np.random.Generator) -> HfTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator([CORPUS] * 3, trainer)
-    plain = HfTokenizer.from_str(tokenizer.to_str())
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ADDED])
+    return tokenizer, tokenizer
+
+
+def sentencepiece_tokenizer(draw: np.random.Generator) -> tuple[HfTokenizer, HfTokenizer]:
+    """As Llama 2's is made: with and without the blank that it puts before a text."""
+    trained = HfTokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=int(draw.integers(60, 120)), show_progress=False)
+    # What is not in here is written in bytes.
+    trained.train_from_iterator([CORPUS.replace("日本 😀", "")] * 3, trainer)
+    model = json.loads(trained.to_str())["model"]
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    scheme = str(draw.choice(["prepend", "first", "always"]))
+
+    def made(scheme: str) -> HfTokenizer:
+        tokenizer = HfTokenizer(
+            models.BPE(
+                {piece: index for index, piece in enumerate(pieces)},
+                [tuple(pair) for pair in model["merges"]],
+                unk_token="<unk>",
+                fuse_unk=True,
+                byte_fallback=True,
+            )
+        )
+        blanks = normalizers.Replace(" ", "▁")
+        if scheme == "prepend":
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        return tokenizer
+
+    return made(scheme), made("never")
+
+
+def write_tokenizer(
+    folder: Path, draw: np.random.Generator, *, is_byte_level: bool
+) -> tuple[HfTokenizer, HfTokenizer]:
+    """A tokenizer with added tokens, special or not; returns both ways to tokenise without these.
+
+    The first is for the text that opens a sequence, the second for text that goes on.
+    """
+    make = byte_level_tokenizer if is_byte_level else sentencepiece_tokenizer
+    opening, going_on = make(draw)
+    tokenizer = HfTokenizer.from_str(opening.to_str())
+    tokenizer.add_tokens([AddedToken(text, special=bool(draw.integers(2))) for text in ADDED])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return plain
+    return opening, going_on
 
 
 def draw_llama(draw: np.random.Generator) -> LlamaConfig:
@@ -160,12 +213,15 @@ def randomise(model: Any, seed: int) -> None:
 def draw_base(folder: Path, number: int) -> Base:
     draw = np.random.default_rng([SEED, number])
     folder.mkdir()
-    plain = write_tokenizer(folder, draw)
+    opening, going_on = write_tokenizer(folder, draw, is_byte_level=number % 3 != 0)
     config: Any = (draw_llama if number % 2 else draw_gpt2)(draw)
     # Not every table is as long as its tokenizer: some are padded.
-    config.vocab_size = plain.get_vocab_size() + len(ADDED) + int(draw.choice([0, 1, 6, 47]))
+    known = opening.get_vocab_size()
+    config.vocab_size = known + len(ADDED) + int(draw.choice([0, 1, 6, 47]))
     config.tie_word_embeddings = bool(draw.integers(2))
-    config.bos_token_id = config.eos_token_id = plain.get_vocab_size() + ADDED.index("<|end|>")
+    config.bos_token_id = known + ADDED.index("<|end|>")
+    others = draw.choice(known, int(draw.integers(3)), replace=False).tolist()
+    config.eos_token_id = [config.bos_token_id, *others] if others else config.bos_token_id
     model = AutoModelForCausalLM.from_config(config)
     randomise(model, number)
     stored = [torch.float32, torch.bfloat16, torch.float16][int(draw.integers(3))]
@@ -177,7 +233,7 @@ def draw_base(folder: Path, number: int) -> Base:
         plain_config["rope_theta"] = plain_config.pop("rope_parameters")["rope_theta"]
         file.write_text(json.dumps(plain_config), encoding="utf-8")
     about = f"PLC_SEED={SEED}, base {number}, {stored}, files of {size}: {config}"
-    return Base(folder, config, plain, about)
+    return Base(folder, config, opening, going_on, about)
 
 
 # Prompts
@@ -238,8 +294,9 @@ class Reference:
         self.base = base
         self.numbers = {task: torch.from_numpy(array) for task, array in numbers.items()}
 
-    def embed(self, text: str) -> Tensor:
-        ids = self.base.plain.encode(text, add_special_tokens=False).ids
+    def embed(self, text: str, *, opens: bool = False) -> Tensor:
+        tokenizer = self.base.opening if opens else self.base.going_on
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
         embedded: Tensor = self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
         return embedded
 
@@ -248,7 +305,7 @@ class Reference:
         """After a prompt and what was answered so far: float32 `[vocab]`."""
         body = text.rstrip(" ")
         blanks = text[len(body) :] + " "
-        parts = [self.embed("Text:"), self.embed(" " + body)]
+        parts = [self.embed("Text:", opens=True), self.embed(" " + body)]
         if task == "rows":
             parts = [self.numbers[task], *parts]
         if task == "middle":  # blanks cannot move across virtual tokens
@@ -297,7 +354,7 @@ def check_row(reference: Reference, request: Request, result: Result, logits: li
         difference = np.abs(logits[step][0] - expected).max() / largest
         where = f"{request.task}, {text!r}, step {step}: {reference.base.about}"
         assert difference < LIMIT, f"differs by {difference:.1e} of the largest logit: {where}"
-        expected[reference.base.config.eos_token_id] = -np.inf  # `min_tokens` keeps it away
+        expected[reference.base.config.eos_token_id] = -np.inf  # `min_tokens` keeps them away
         assert expected[token] > expected.max() - 2 * LIMIT * largest, where
 
 

@@ -8,26 +8,41 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
+from pl_compile.cli.export import print_tokens
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.parity import probe_rows
-from pl_compile.driver.tokens import TokenCheck, compare_tokens
+from pl_compile.driver.tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
 from pl_compile.graph.prompt import embed
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.testing import random_table, sign_bundle, write_tiny_base
+from pl_compile.testing import (
+    byte_fallback_tokenizer,
+    random_table,
+    sign_bundle,
+    write_tiny_base,
+)
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.reference import TorchEngine
+from pl_compile.training.reference_tokenizer import ReferenceTokenizer, _errors_of_strangers
 
 
 @pytest.fixture
@@ -209,10 +224,10 @@ def _write_sentencepiece_like(folder: Path, style: str) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _token_check(base: Path, template: str, **changes: Any) -> TokenCheck:
+def _token_check(base: Path, template: str, bos_id: int | None = 0, **changes: Any) -> TokenCheck:
     """Of a task with this template."""
     task = TaskConfig("task", template, 3, **changes)
-    entry = TaskEntry(task, np.zeros((3, 24), np.float32), 0, None, "random")
+    entry = TaskEntry(task, np.zeros((3, 24), np.float32), bos_id, None, "random")
     tokenizer = Tokenizer.from_folder(base)
     prompts = {"task": TaskPrompt.of(entry, tokenizer)}
     rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
@@ -260,6 +275,139 @@ def test_what_transformers_cannot_say_is_left_out_and_said(
     assert not check.difference
     assert 0 < check.compared < check.tokens
     assert f"cannot say what {unknown}" in check.why_not
+
+
+_CONTROL: list[dict[str, Any]] = [
+    {"content": "[INST]", "special": True},
+    {"content": "[/INST]"},
+    {"content": "<|user|>", "special": True, "rstrip": True},
+]
+# As adapters of other libraries are brought in: BOS stands in the template, behind the rows.
+_IMPORTED = (
+    "<|VIRTUAL_PROMPT_0|><s>{question} {answer}",
+    "<|VIRTUAL_PROMPT_0|><s>{question} Answer: {answer}",
+    "<|VIRTUAL_PROMPT_0|><s>[INST] {question} [/INST]{answer}",
+    "<|VIRTUAL_PROMPT_0|><s><|user|> {question} [/INST] {answer}",
+    "[INST]{question}[/INST] so <|VIRTUAL_PROMPT_0|>{answer}",
+)
+
+
+def _write_tokenizer_with_bos(folder: Path, kind: str) -> Path:
+    """A tokenizer that opens a text with "<s>", alone in its folder."""
+    if kind == "byte level":
+        write_tiny_base(folder, "llama")
+        path = folder / "tokenizer.json"
+        file = HfTokenizer.from_file(str(path))
+        file.add_tokens([AddedToken("<s>", special=True)])
+        file.add_tokens([AddedToken(**token) for token in _CONTROL])
+        bos = file.token_to_id("<s>")
+        file.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", bos)])
+        file.save(str(path))
+        return folder
+    folder.mkdir()
+    text = byte_fallback_tokenizer(cast(Any, kind), _CONTROL)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["byte level", "prepend", "first", "always"])
+def test_text_that_is_tokenised_as_one_whole_is_compared_as_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    base = _write_tokenizer_with_bos(tmp_path / "base", kind)
+    settings: dict[str, Any] = {"bos_id": None, "whitespace": "transformers"}
+
+    checks = [_token_check(base, template, **settings) for template in _IMPORTED]
+
+    assert {check.difference for check in checks} == {""}
+    for check in checks:
+        # The rest: rows whose fields hold what transformers takes for an added token.
+        assert check.tokens / 4 < check.compared < check.tokens, check
+        assert "cannot say what" in check.why_not
+
+    encode = Tokenizer.encode
+
+    def joined(self: Tokenizer, text: str, *, opens: bool, markup: bool) -> list[int]:
+        return encode(self, text, opens=False, markup=markup)[1:]
+
+    monkeypatch.setattr(Tokenizer, "encode", joined)
+    checks = [_token_check(base, template, **settings) for template in _IMPORTED]
+    assert all("is rendered to tokens" in check.difference for check in checks)
+
+
+def test_a_prompt_that_transformers_fails_at_hides_no_difference(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_bases["llama"]
+    tokenizer = Tokenizer.from_folder(base)
+    prompts = {
+        name: TaskPrompt.of(
+            TaskEntry(TaskConfig(name, template, 3), np.zeros((3, 24), np.float32), 0, None, ""),
+            tokenizer,
+        )
+        for name, template in (("differs", _TEMPLATES[0]), ("fails", _TEMPLATES[1]))
+    }
+    rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
+    wrong = [
+        replace(row, rendered=row.rendered.behind(2)) if row.task == "differs" else row
+        for row in rows
+    ]
+    words = ReferenceTokenizer._words
+
+    def failing(self: ReferenceTokenizer, text: str) -> list[str]:
+        if "in" in text:
+            with _errors_of_strangers("tokenising"):
+                raise IndexError("list index out of range")
+        return words(self, text)
+
+    monkeypatch.setattr(ReferenceTokenizer, "_words", failing)
+
+    differs, fails = compare_tokens(wrong, base)
+
+    assert "BOS is rendered to tokens" in differs.difference
+    assert (fails.compared, fails.difference) == (0, "")
+    assert fails.why_not.endswith("fails at a prompt (IndexError: list index out of range)")
+    assert token_failures([differs, fails]) != []
+
+
+def test_tokens_that_were_not_compared_are_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tokens([TokenCheck("a", 40, 0, "it fails", ""), TokenCheck("b", 40, 30, "it fails", "")])
+
+    none, some = capsys.readouterr().out.splitlines()
+    assert none.endswith("'a': NOT COMPARED with transformers, none of 40; it fails")
+    assert some.endswith("'b': 30 of 40 as in transformers; it fails")
+
+
+def test_a_mistake_of_ours_is_no_error_of_transformers(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*arguments: Any, **options: Any) -> list[Any]:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(ReferenceTokenizer, "_ids", mistaken)
+
+    with pytest.raises(IndexError):
+        _token_check(tiny_bases["llama"], _TEMPLATES[0])
+
+
+def test_a_text_of_which_nothing_is_left_is_no_token(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    _write_sentencepiece_like(base, "always")
+    path = base / "tokenizer.json"
+    file = HfTokenizer.from_file(str(path))
+    file.normalizer = normalizers.Replace("~", "")
+    file.save(str(path))
+
+    check = _token_check(
+        base,
+        "Q:{question}<|VIRTUAL_PROMPT_0|>~<|VIRTUAL_PROMPT_1|>so:{answer}",
+        virtual_token_splits=(2, 1),
+    )
+
+    assert check.difference + check.why_not == ""
+    assert check.compared == check.tokens
 
 
 def test_a_blank_that_is_put_before_text_that_goes_on(

@@ -211,6 +211,36 @@ def test_rows_of_several_lines_are_read_where_quotes_enclose_fields(
     assert [row["label"] for row in texts(tmp_path, content, read_jsonl)] == ["x", "a"]
 
 
+@pytest.mark.parametrize(
+    ("content", "count", "line"),
+    [
+        ('"text"\tlabel\n"Hello\t1\nmid\t0\nend"\t1\n', 1, 2),
+        ('text,label\n"a, b",1\n"Hello\nmid,0\nend",1\n', 1, 3),
+        ('text,label\n"say ""a""",x\n"Hello, you\nyes",a\nb,x\n"So, so\nyes",a\n', 2, 3),
+        ('text,label\nb,x\n"Hello\nmid,0\nend",1\n', 1, 3),  # a row of its own lies within
+        ('"text"\r"one\r\rtwo"\r', 1, 2),
+    ],
+)
+def test_lines_that_may_be_rows_are_counted_where_quotes_enclose_fields(
+    tmp_path: Path,
+    read_jsonl: Reader,
+    caplog: pytest.LogCaptureFixture,
+    content: str,
+    count: int,
+    line: int,
+) -> None:
+    rows = texts(tmp_path, content, read_jsonl)
+
+    assert caplog.messages == [
+        "a.csv: quotes join lines that could be rows of their own (joined rows: "
+        f"{count}, first at line {line}). Give --quotes none if each line is a row, --quotes "
+        "double if quotes hold lines together."
+    ]
+    caplog.clear()
+    assert texts(tmp_path, content, read_jsonl, quotes="double") == rows
+    assert caplog.messages == []
+
+
 def test_quotes_that_were_needless_are_taken_off_with_a_word(
     tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:

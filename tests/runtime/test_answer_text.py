@@ -11,6 +11,7 @@ from pl_compile.text.tokenizer import Tokenizer
 
 EOS = 1
 VOCAB = 397
+_FIRST_BYTE = 3  # in the tokenizer with byte fallback
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +122,24 @@ def test_a_stop_text_in_bytes_that_are_not_certain_yet_ends_the_answer_at_once()
     assert answer.finish() == ""
 
 
+@pytest.mark.parametrize("before", ["é", "日", "😀", "a😀é日"])
+def test_a_stop_text_behind_many_bytes_that_wait_ends_the_answer_at_once(before: str) -> None:
+    tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
+    answer = AnswerText(tokenizer, ("é\n",))
+    text = before * 60
+
+    for byte in f"{text}é\n".encode():
+        assert not answer.stopped
+        answer.push(_FIRST_BYTE + byte)
+
+    assert (answer.text, answer.stopped) == (text, True)
+
+
 def test_an_unfinished_character_in_bytes_is_no_stop_text_yet() -> None:
     tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
     answer = AnswerText(tokenizer, ("\ufffd",))
-    names = [f"<0x{byte:02X}>" for byte in "😀".encode()]
 
-    _write(answer, [tokenizer.token_id(name) or 0 for name in names])
+    _write(answer, [_FIRST_BYTE + byte for byte in "😀".encode()])
 
     assert (answer.text, answer.stopped) == ("😀", False)
 
@@ -201,7 +214,10 @@ _STOPS = ("\n\n", "\n", "ab", "aba", "a b", " a", "  ", "b\n", "\n a")
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
 @settings(derandomize=True, deadline=None, max_examples=300, database=None)
 @given(
-    ids=st.lists(st.integers(0, VOCAB - 1) | st.sampled_from((3 + 0x0A, 3 + 0xF0)), max_size=12),
+    ids=st.lists(
+        st.integers(0, VOCAB - 1) | st.sampled_from((_FIRST_BYTE + 0x0A, _FIRST_BYTE + 0xF0)),
+        max_size=12,
+    ),
     stops=st.lists(st.sampled_from(_STOPS), max_size=2).map(tuple),
 )
 def test_pieces_of_any_tokens_make_up_what_decode_gives_of_them(

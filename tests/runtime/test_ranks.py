@@ -99,6 +99,9 @@ def test_ranks_compute_what_one_process_does(
     assert session.score([REQUEST])[0][0].probability == pytest.approx(
         alone.score([REQUEST])[0][0].probability, rel=1e-4
     )
+    assert session.engine.cached(2).any()
+    session.engine.clear([0])  # of every rank
+    assert not session.engine.cached(2).any()
     assert verify_bundle(result.bundle).passed
 
 

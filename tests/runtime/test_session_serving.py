@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.runtime.one_reader import OneReader
+from pl_compile.runtime.requests import Event
 from pl_compile.testing import (
     byte_fallback_tokenizer,
     random_table,
@@ -358,6 +362,28 @@ def test_a_bundle_is_served_from_any_path_in_any_locale(bundle: Path, tmp_path: 
     )
 
     assert (served.returncode, served.stdout) == (0, "stop\n"), served.stderr
+
+
+def test_a_second_thread_that_reads_a_stream_is_refused_by_name() -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    piece = Event(0, "text")
+    got: list[Event] = []
+
+    def events() -> Generator[Event, None, None]:
+        reading.set()
+        assert go_on.wait(60)
+        yield piece
+
+    stream = OneReader(events())
+    thread = threading.Thread(target=lambda: got.extend(stream))
+    thread.start()
+    assert reading.wait(60)
+    with pytest.raises(RequestError, match="reading a stream: two threads that read it at once"):
+        next(stream)
+    go_on.set()
+    thread.join(60)
+
+    assert got == [piece]
 
 
 def test_a_graph_that_cannot_be_loaded_is_one_error_and_prints_nothing(

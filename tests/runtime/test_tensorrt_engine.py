@@ -337,6 +337,13 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
             offset = on_gpu.address(index, row) - on_gpu.address(index, 0)
             assert offset == on_host.address(index, row) - on_host.address(index, 0)
 
+    for caches in both:
+        caches.clear([2])
+        caches.keep([1], 6)
+        assert np.abs(caches.head(6)).max() > 1
+        caches.clear([0])
+        assert not caches.head(6).any()
+
 
 def test_bfloat16_rounds_as_ml_dtypes_does() -> None:
     import ml_dtypes

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -340,6 +341,71 @@ def test_answers_beside_virtual_tokens_are_what_examples_end_in_the_nemo_way(
     ]
 
 
+_TREES = (
+    "<|VIRTUAL_PROMPT_0|><s>{text}<|VIRTUAL_PROMPT_1|>{answer}",
+    "<|VIRTUAL_PROMPT_0|><s>{text}[INST]<|VIRTUAL_PROMPT_1|>{answer}",
+    "<|VIRTUAL_PROMPT_0|>{text}<|VIRTUAL_PROMPT_1|> {answer}",
+    "<|VIRTUAL_PROMPT_0|>who {text}<|VIRTUAL_PROMPT_1|>\n{answer}",
+    "<|VIRTUAL_PROMPT_0|>{text}[INST] {answer}<|VIRTUAL_PROMPT_1|>",
+    "<s><|VIRTUAL_PROMPT_0|><|VIRTUAL_PROMPT_1|>{text}{answer}",
+    "{text} <|VIRTUAL_PROMPT_0|>[INST]{text}<|VIRTUAL_PROMPT_1|><|end|>{answer}",
+    " {answer}<|VIRTUAL_PROMPT_0|>{text}<|VIRTUAL_PROMPT_1|>",
+)
+_VALUES = ("", " ", "who", "who  ", " who", "\n", "[INST]", "7")
+
+
+@pytest.mark.parametrize("whitespace", ["keep", "nemo", "transformers"])
+@pytest.mark.parametrize(
+    "kind", ["prepend", "first", "always", "byte level", "byte level with a prefix"]
+)
+def test_the_tree_of_choices_is_what_examples_end_in_whatever_the_fields_hold(
+    tokenizer: Tokenizer, kind: str, whitespace: Any
+) -> None:
+    file = _whole_tokenizer(kind, tokenizer.text)
+    choices = ("there", " was", "who")
+    fixed = []
+    for template in _TREES:
+        task = TaskConfig(
+            "mood",
+            template,
+            4,
+            virtual_token_splits=(3, 1),
+            answer_field="answer",
+            answer_only_loss=template.endswith("{answer}"),
+            choices=choices,
+            whitespace=whitespace,
+        )
+        rules = SequenceRules(None, 2)
+        renderer = Renderer(parse_template(task), Tokenizer(file.to_str()), rules)
+        values = [{"text": value} for value in _VALUES]
+        values = [{key: each[key] for key in renderer.template.input_fields} for each in values]
+
+        trees = [renderer.label_trie(fields) for fields in values]
+
+        if template.endswith("{answer}"):
+            for fields, tree in zip(values, trees, strict=True):
+                tails = [_tail(renderer, {**fields, "answer": label}) for label in choices]
+                assert [tree.path(end) for end in tree.ends] == tails, (template, fields)
+        assert len({tree.fixed for tree in trees}) == 1
+        assert len(set(trees)) == 1 or not trees[0].fixed, template
+        fixed.append(trees[0].fixed)
+    # One tree: text stands between field and answer, or before both and no token opens anew.
+    assert fixed[:4] == [whitespace != "transformers", True, False, True]
+    assert fixed[-1]
+
+
+def test_a_task_keeps_no_more_trees_than_some(rendering: Rendering) -> None:
+    renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text}{label}", choices=("who", "was"))
+
+    for count in range(40):
+        fields = {"text": "he" + " " * count}
+        tree = renderer.label_trie(fields)
+        assert tree is renderer.label_trie(fields)
+        assert tree.path(tree.ends[0]) == _tail(renderer, {**fields, "label": "who"})
+
+    assert len(renderer._tries) < 20
+
+
 def test_answers_leave_the_prompt_as_it_is(rendering: Rendering) -> None:
     renderer = rendering.renderer(SQUAD)
 
@@ -566,6 +632,8 @@ _WHOLE = (
     "<s>{q}[INST]who[/INST]was {a}",
     "<s><|user|> {q} <|end|>{a} <|end|>",
     "<s><s>{q}</s>{a}",
+    "<s><|user|>{b}{q}",
+    "<s><|user|> {b} {b}\n who",
 )
 
 
@@ -597,7 +665,7 @@ def test_a_template_for_transformers_gives_the_ids_of_the_whole_text(
         whitespace="transformers",
     )
     renderer = Renderer(parse_template(task), Tokenizer(file.to_str()), SequenceRules())
-    fields = {"q": "who was there", "a": "nobody"}
+    fields = {"q": "who was there", "a": "nobody", "b": " \n"}
     fields = {name: fields[name] for name in renderer.template.fields}
     text = template.format(**fields)
 
@@ -649,6 +717,38 @@ def test_what_each_prompt_of_a_task_holds_must_be_rows_of_the_base(
     Renderer(parse_template(task), tokenizer, SequenceRules())
     with pytest.raises(DataError, match=r"reading task 'ask': .*has no row for"):
         Renderer(parse_template(task), _tokenizer_beyond(tokenizer), rules)
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "is_refused"),
+    [
+        ("was{q}who", {}, False),
+        ("was who", {}, True),
+        ("who{q}", {}, True),  # it opens the text
+        ("{q}who", {}, True),  # where the field is empty
+        ("was{q}{a}", {"choices": ("who", "was")}, False),
+        ("was {a}", {"choices": ("who", "was")}, True),
+        ("was {q}{a}", {"choices": ("who", "was")}, True),
+    ],
+)
+def test_rows_are_needed_for_the_tokens_that_occur_and_for_no_others(
+    template: str, settings: dict[str, Any], is_refused: bool
+) -> None:
+    """A tokenizer writes a word otherwise where it opens a text, or stands behind a blank."""
+    words = HfTokenizer(models.WordLevel({"who": 0, "was": 1, "▁was": 2, "▁": 3, "▁who": 4}, ""))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = Tokenizer(words.to_str(), vocab=4)
+    only = "choices" in settings
+    task = TaskConfig(
+        "ask", f"<|VIRTUAL_PROMPT_0|>{template}", 3, answer_only_loss=only, **settings
+    )
+
+    with (
+        pytest.raises(DataError, match=r"reading task 'ask': .*'▁who' with id 4, which the base")
+        if is_refused
+        else nullcontext()
+    ):
+        Renderer(parse_template(task), tokenizer, SequenceRules())
 
 
 def test_a_field_with_a_token_that_the_base_has_no_row_for_is_refused(tokenizer: Tokenizer) -> None:

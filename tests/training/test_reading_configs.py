@@ -77,7 +77,6 @@ def test_data_that_is_no_file_is_named_before_it_is_read(
     assert str(error.value).splitlines() == [
         "reading the examples: 3 problems:",
         f"  - {names[0]}: No such file or directory",
-        f"  - {names[1]}: a folder, a pipe or a device",
-        f"  - {names[2]}: a folder, a pipe or a device; "
-        "expected files, which a run reads more than once.",
+        f"  - {names[1]}: a pipe, a device or a socket, not a file",
+        f"  - {names[2]}: Is a directory; expected files, which a run reads more than once.",
     ]

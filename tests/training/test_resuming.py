@@ -1,6 +1,8 @@
 """A run that was interrupted ends like one that was not; another run is not resumed."""
 
 import dataclasses
+import fcntl
+import json
 import os
 import shutil
 import time
@@ -11,6 +13,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from pl_compile.artifact.files import append_line
 from pl_compile.artifact.prompt_table import read_prompt_table
@@ -26,6 +31,7 @@ from pl_compile.testing import (
 )
 from pl_compile.training.checkpoint import save_checkpoint
 from pl_compile.training.run import TrainResult, run_training
+from pl_compile.training.run_state import RunState
 
 Records = Callable[[Path], list[dict[str, Any]]]
 Sums = Callable[[Path | None], dict[str, str]]
@@ -219,13 +225,15 @@ def test_what_a_killed_process_left_half_written_is_removed(
     (run / "checkpoints/.last.safetensors.0badcafe").write_bytes(b"half")
     (run / ".prompts.safetensors.0badcafe").write_bytes(b"half")
     (run / ".metrics.jsonl.0badcafe").write_bytes(b"half")
-    (run / ".base.0badcafe.old").mkdir()
-    (run / ".base.0badcafe.old/config.json").write_text("{}")
+    (run / "checkpoints/.val_loss=0.1-step=1.safetensors.0badcafe").write_bytes(b"half")
     (run / ".notes").write_text("the user's")
+    in_use = run / "checkpoints/.last.safetensors.89abcdef"
 
-    run_training(config, run, resume=True)
+    with in_use.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run_training(config, run, resume=True)
 
-    assert _names(run) == before | {".notes"}
+    assert _names(run) == before | {".notes", f"checkpoints/{in_use.name}"}
 
 
 def test_a_resumed_run_goes_on_where_its_files_were_moved(
@@ -357,6 +365,140 @@ def test_a_damaged_checkpoint_is_named(tiny_bases: dict[str, Path], work: Path) 
 
     assert str(caught.value).startswith(f"resuming from {last}: ")
     assert str(caught.value).endswith("Start the run anew, without --resume.")
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _without(name: str) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.pop(name)
+
+
+def _with(name: str, tensor: torch.Tensor) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.update({name: tensor})
+
+
+def _altered_checkpoint(
+    path: Path,
+    metadata: dict[str, str | None] | None = None,
+    change: Callable[[Tensors], Any] | None = None,
+) -> None:
+    """The checkpoint with other metadata (None takes a key away) or other tensors."""
+    with safe_open(path, framework="pt") as file:
+        kept = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    kept = {key: value for key, value in {**kept, **(metadata or {})}.items() if value is not None}
+    if change is not None:
+        change(tensors)
+    save_file(tensors, path, kept)
+
+
+def _state(**changes: object) -> str:
+    return json.dumps({**dataclasses.asdict(RunState(step=6)), **changes})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"identity": None}, "a checkpoint without 'identity'"),
+        ({"identity": "{"}, "metadata 'identity' that is no JSON"),
+        ({"identity": "[" * 100_000}, "metadata 'identity' that is no JSON"),
+        ({"identity": "7"}, "does not say which run it belongs to"),
+        ({"identity": '{"config": {"trainer": {"precision": ["x"]}}}'}, "the precision ['x']"),
+        ({"scaler": None}, "a checkpoint without 'scaler'"),
+        ({"scaler": '{"scale": 2.0}'}, "a loss scaler of {'scale': 2.0}"),
+        ({"scaler": "[]"}, "a loss scaler of []"),
+        ({"state": None}, "a checkpoint without 'state'"),
+        ({"state": "[1]"}, "a state of [1]"),
+        ({"state": "{}"}, "expected the steps that are done"),
+        ({"state": _state(step=7)}, "a state that no run of 6 steps has"),
+        ({"state": _state(step="6")}, "a state with 'step' of '6'"),
+        ({"state": _state(step=True)}, "a state with 'step' of True"),
+        ({"state": _state(skipped=-1)}, "a state that no run"),
+        ({"state": _state(best_loss=float("nan"))}, "a state that no run"),
+        ({"state": _state(ended="soon")}, "a state that no run"),
+        ({"state": _state(moons=3)}, "a state with 'moons' of 3"),
+    ],
+)
+def test_metadata_of_a_checkpoint_are_looked_at_before_they_are_believed(
+    tiny_bases: dict[str, Path], work: Path, metadata: dict[str, str | None], said: str
+) -> None:
+    config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)
+    last = work / "run/checkpoints/last.safetensors"
+    _altered_checkpoint(last, metadata)
+
+    with pytest.raises(TrainingError) as caught:
+        run_training(config, work / "run", resume=True)
+
+    assert str(caught.value).startswith(f"resuming from {last}: ")
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("Start the run anew, without --resume.")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("method/prompts.0"), "no tensor 'method/prompts.0'"),
+        (_without("optimizer/0/exp_avg"), "no tensor 'optimizer/0/exp_avg'"),
+        (_with("optimizer/9/step", torch.tensor(1.0)), "'optimizer/9/step' too many"),
+        (_with("optimizer/x", torch.tensor(1.0)), "'optimizer/x' too many"),
+        (_with("method/prompts.0", torch.ones(3)), "'method/prompts.0' is [3] of torch.float32"),
+        (_with("optimizer/0/exp_avg", torch.ones(3)), "'optimizer/0/exp_avg' is [3] of"),
+        (lambda tensors: tensors["method/prompts.0"].fill_(torch.nan), "that are not finite"),
+    ],
+)
+def test_tensors_of_a_checkpoint_are_those_of_the_run(
+    tiny_bases: dict[str, Path], work: Path, change: Callable[[Tensors], Any], said: str
+) -> None:
+    config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)
+    _altered_checkpoint(work / "run/checkpoints/last.safetensors", change=change)
+
+    with pytest.raises(TrainingError) as caught:
+        run_training(config, work / "run", resume=True)
+
+    assert said in str(caught.value)
+
+
+def test_the_loss_of_a_skipped_step_may_be_no_number(
+    tiny_bases: dict[str, Path], work: Path
+) -> None:
+    config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)
+    state = _state(loss=float("nan"), skipped=1)
+    _altered_checkpoint(work / "run/checkpoints/last.safetensors", {"state": state})
+
+    assert run_training(config, work / "run", resume=True).skipped == 1
+
+
+def test_records_that_are_none_are_listed_with_their_lines(
+    tiny_bases: dict[str, Path], work: Path
+) -> None:
+    config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)
+    metrics = work / "run/metrics.jsonl"
+    bad = [
+        "{",
+        "7",
+        "[" * 100_000,
+        "{}",
+        '{"step": "1"}',
+        '{"step": 6, "by_task": {"x": 1.0}}',
+        '{"step": 6, "by_task": [1.0]}',
+        '{"step": 6, "val_metrics": {"tone": 1.0}}',
+        '{"step": 6, "train_loss": "low"}',
+    ]
+    metrics.write_text('{"step": 0, "baseline": NaN}\n' + "\n".join(bad) + "\n")
+
+    with pytest.raises(TrainingError) as caught:
+        run_training(config, work / "run", resume=True)
+
+    doing, *lines = str(caught.value).splitlines()
+    assert doing == f"resuming from {metrics}: {len(bad)} problems:"
+    assert [line.partition(":")[0] for line in lines[:-1]] == [
+        f"  - line {number}" for number in range(2, len(bad) + 2)
+    ]
+    assert lines[-1].startswith("Put back the file as the run wrote it")
+    metrics.write_bytes(b'{"step": 1}\n\xff\n')
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl: line 2: the byte 0xff"):
+        run_training(config, work / "run", resume=True)
 
 
 def test_a_table_is_no_checkpoint(tiny_bases: dict[str, Path], work: Path) -> None:

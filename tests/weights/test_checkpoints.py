@@ -152,3 +152,40 @@ def test_a_base_is_found_by_folder_or_by_fetched_name(
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"holds no config\.json"):
         find_base(str(tmp_path))
+
+
+def test_the_folder_of_a_model_in_a_cache_of_hugging_face_has_the_base_deeper(
+    tmp_path: Path,
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "5eed"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+
+    with pytest.raises(BaseModelError) as error:
+        find_base(str(tmp_path / "models--org--name"))
+
+    assert str(error.value).endswith(f"Name the snapshot in it: {snapshot}.")
+
+
+@pytest.mark.parametrize(
+    ("names", "fix"),
+    [
+        (("model.fp16.safetensors",), "Rename it to model.safetensors"),
+        (
+            ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+            "Copy model.safetensors.index.json too",
+        ),
+        ((), "Pickled .bin checkpoints are not read"),
+    ],
+)
+def test_weights_under_other_names_are_named(
+    tmp_path: Path, names: tuple[str, ...], fix: str
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+
+    with pytest.raises(BaseModelError) as error:
+        Checkpoint(tmp_path)
+
+    assert all(name in str(error.value) for name in names)
+    assert fix in str(error.value)

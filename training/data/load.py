@@ -1,13 +1,13 @@
 """A run's examples, from files to sequences: rendered once, then taken from the cache."""
 
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.train import TrainConfig
-from pl_compile.errors import ConfigError, DataError, TrainingError, list_problems
+from pl_compile.config.utf8 import check_regular
+from pl_compile.errors import ConfigError, DataError, TrainingError, list_problems, reason_of
 from pl_compile.progress import Progress
 from pl_compile.text.end_tokens import end_tokens
 from pl_compile.text.examples import read_examples
@@ -43,7 +43,8 @@ def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenize
                 found=f"true, but the base '{config.base}' names no such token",
                 fix=f"Set data.{key}: false.",
             )
-    return SequenceRules(base.bos_id if config.data.add_bos else None, eos_id, ends[1:])
+    bos_id = base.bos_id if config.data.add_bos else None
+    return SequenceRules(bos_id, eos_id, ends[1:], tokenizer.rendering)
 
 
 def load_sequences(
@@ -104,14 +105,12 @@ def _check_files(paths: Sequence[Path]) -> None:
     problems = []
     for path in paths:
         try:
-            is_file = stat.S_ISREG(path.stat().st_mode)
+            check_regular(path)
         except (OSError, ValueError) as error:
-            problems.append(f"{path}: {getattr(error, 'strerror', None) or error}")
-            continue
-        if not is_file:
-            problems.append(f"{path}: a folder, a pipe or a device")
-        elif not os.access(path, os.R_OK):
-            problems.append(f"{path}: it may not be read")
+            problems.append(f"{path}: {reason_of(error)}")
+        else:
+            if not os.access(path, os.R_OK):
+                problems.append(f"{path}: it may not be read")
     if problems:
         raise DataError(
             "reading the examples",

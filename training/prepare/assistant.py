@@ -116,7 +116,7 @@ def _read(fold: Path, folder: str, problems: list[str]) -> list[tuple[str, str, 
     for path in paths:
         table = read_table(path, delimiter=";", quotes="double")
         records = table.records
-        found += table.problems
+        found += map(str, table.problems)
         missing = [name for name in _COLUMNS if records and name not in records[0].fields]
         found += [f"{path.name}:1: the column '{name}' is missing" for name in missing]
         for record in [] if missing else records:

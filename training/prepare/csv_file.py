@@ -35,7 +35,7 @@ def prepare_csv(
             that cuts the header into most fields.
         quotes: one of `QUOTES`: how a field in quotes writes a quote ("double", "backslash"), or
             that quotes are characters of the texts ("none"). None is "double", and refuses what
-            could be rows of a file without quotes.
+            could be rows of a file without quotes, or warns of it.
         fractions: the shares of training, validation and test, together 1: the rows are shuffled
             and go to NAME_train.jsonl, NAME_val.jsonl and NAME_test.jsonl. A share of 0 makes no
             file. None keeps the order and writes one NAME.jsonl.
@@ -58,7 +58,7 @@ def prepare_csv(
     quotes = quotes and _known(quotes, QUOTES, "quotes", doing)
 
     table = read_table(input_path, delimiter=separator, quotes=quotes)
-    records, problems = table.records, table.problems
+    records, problems = table.records, [str(problem) for problem in table.problems]
     if any("taskname" in record.fields for record in records[:1]):
         problems.append(f"{input_path.name}: a column 'taskname', which --taskname sets")
     if not records and not problems:

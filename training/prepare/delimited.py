@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
 from pl_compile.config.utf8 import split_lines
 from pl_compile.errors import DataError
@@ -44,15 +44,25 @@ _REST_OF_LINE = re.compile(r"([^\r\n]*)(?:\r\n|\r|\n|\Z)")
 _WORD = re.compile(r"[^\W\d]")
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
-Broken: TypeAlias = list[tuple[int, str]]  # lines, and what is wrong with them
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One row of a table: its first line as "file.csv:12", and its fields by the header's names."""
 
     where: str
     fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a line, and which option may put it right, if one is known to."""
+
+    where: str
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -61,40 +71,46 @@ class Table:
 
     Attributes:
         records: the rows that have as many fields as the header.
-        problems: what is wrong with single lines, each with file and line.
-        advice: which option may put it right, as a sentence; empty where none is known to.
+        problems: what is wrong with single lines.
     """
 
     records: list[Record]
-    problems: list[str]
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    in_quotes: bool
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row, with the number of its first line, and as it stands in the file."""
-
-    line: int
-    cells: list[_Cell]
-    source: str
+    problems: list[Problem]
 
     @property
-    def in_quotes(self) -> bool:
-        return any(cell.in_quotes for cell in self.cells)
+    def advice(self) -> str:
+        """What to do next, as a sentence; empty where no option is known to help."""
+        return next((problem.advice for problem in self.problems if problem.advice), "")
+
+
+class _Row(NamedTuple):
+    """A row of a file.
+
+    Attributes:
+        line: the number of its first line.
+        source: as it stands in the file, with its line end.
+        cells: the texts of its fields; none for an empty line.
+        in_quotes: which of them, from 0, stand in quotes.
+        problem: how it breaks the rules of quotes; it has no cells then.
+    """
+
+    line: int
+    source: str
+    cells: Sequence[str] = ()
+    in_quotes: Sequence[int] = ()
+    problem: str = ""
 
     @property
     def lines(self) -> list[str]:
         return split_lines(self.source.rstrip("\r\n"))
 
     @property
+    def is_one_line(self) -> bool:
+        return not _line_ends(self.source.rstrip("\r\n"))
+
+    @property
     def has_quote_inside(self) -> bool:
-        return any(cell.in_quotes and '"' in cell.text for cell in self.cells)
+        return any('"' in self.cells[column] for column in self.in_quotes)
 
 
 def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None = None) -> Table:
@@ -109,98 +125,114 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
             one that cuts the header into most fields.
         quotes: one of `QUOTES`: a quote in a quoted field is written twice, or behind a backslash,
             or quotes enclose nothing. None is "double", and refuses what could be rows of a file
-            whose quotes enclose nothing.
+            whose quotes enclose nothing, or warns of it.
 
     Raises:
         DataError: the file cannot be read at all, or its delimiter cannot be told.
     """
     text = read_text(path)
     if "\0" in text:
-        line = len(split_lines(text[: text.index("\0")]))
-        return Table([], [f"{path.name}:{line}: a NUL, which no text holds (is it UTF-16?)"])
-    first_line = 1
-    if sep := _SEP.match(text):
-        if delimiter not in (None, sep[1]):
-            raise DataError(
-                f"reading {path}",
-                found=f"line 1 says that {sep[1]!r} stands between fields, and not {delimiter!r}",
-                fix="Leave --delimiter out.",
-            )
-        text, first_line, delimiter = text[sep.end() :], 2, sep[1]
+        line = 1 + _line_ends(text[: text.index("\0")])
+        return _refused(path, line, "a NUL, which no text holds (is it UTF-16?)")
+    text, first_line, delimiter = _without_sep(path, text, delimiter)
     if delimiter is None:
         delimiter = _sniff(path, text, quotes or "double")
-
-    broken: Broken = []
-    rows = list(_rows(text, first_line, delimiter, quotes or "double", broken))
-    while rows and not rows[-1].cells:
+    rows = list(_rows(text, first_line, delimiter, quotes or "double"))
+    while rows and not rows[-1].cells and not rows[-1].problem:
         rows.pop()
-    if not rows and not broken:
-        return Table([], [f"{path.name}: the file is empty, expected a header row"])
-    advice = _advice(quotes or "double") if broken else ""
-    if rows and quotes is None and not broken:
-        broken = _doubts(path, rows, delimiter)
-        advice = _EITHER if broken else ""
-    problems = [f"{path.name}:{line}: {problem}" for line, problem in broken]
-    if not rows or rows[0].line > first_line:
-        return Table([], problems, advice)  # the header itself is broken
-    if not rows[0].cells:
-        return Table([], [f"{path.name}:{first_line}: an empty line, expected a header row"])
+    if not rows:
+        return Table([], [Problem(path.name, "the file is empty, expected a header row")])
+    header, *below = rows
+    if not header.cells and not header.problem:
+        return _refused(path, first_line, "an empty line, expected a header row")
 
-    names = [cell.text.strip() for cell in rows[0].cells]
-    left_out = _nameless(path, names, [row for row in rows[1:] if len(row.cells) == len(names)])
-    at = f"{path.name}:{first_line}"
-    problems += [f"{at}: {problem}" for problem in _header_problems(names, left_out)]
-    if any(map(_NUMBER.fullmatch, names)):
-        _log.warning("%s is taken for the header, with the names %s", at, ", ".join(names))
-    if len(names) == 1 and re.search(r"[^\w\s.-]", names[0]):
-        _log.warning("%s: one column is found, '%s'; is another --delimiter meant?", at, names[0])
+    advice = _advice(quotes or "double")
+    problems = [
+        Problem(f"{path.name}:{row.line}", row.problem, advice) for row in rows if row.problem
+    ]
+    if quotes is None and not problems:
+        problems = _doubts(path, rows, delimiter)
+    if header.problem:
+        return Table([], problems)
+    columns, of_header = _columns(path, header, below)
+    problems += of_header
+    width = len(header.cells)
     records = []
-    for row in rows[1:]:
+    for row in below:
         where = f"{path.name}:{row.line}"
-        if len(row.cells) == len(names):
-            cells = enumerate(zip(names, row.cells, strict=True))
-            fields = {name: cell.text for i, (name, cell) in cells if i not in left_out}
-            records.append(Record(where, fields))
-        else:
-            problems.append(f"{where}: {len(row.cells)} fields, the header has {len(names)}")
-            if row.in_quotes:
-                advice = advice or _advice(quotes or "double")
-    return Table(records, problems, advice)
+        if len(row.cells) == width:
+            records.append(Record(where, {name: row.cells[i] for name, i in columns.items()}))
+        elif not row.problem:
+            what = f"{len(row.cells)} fields, the header has {width}"
+            problems.append(Problem(where, what, advice if row.in_quotes else ""))
+    return Table(records, problems)
 
 
-def _rows(text: str, line: int, delimiter: str, quotes: str, broken: Broken) -> Iterator[_Row]:
-    """The rows of a text whose first line is `line`; what breaks the rules of quotes is no row."""
+def _refused(path: Path, line: int, what: str) -> Table:
+    return Table([], [Problem(f"{path.name}:{line}", what)])
+
+
+def _without_sep(path: Path, text: str, delimiter: str | None) -> tuple[str, int, str | None]:
+    """The text behind a first line `sep=;`, the number of its first line, and the delimiter."""
+    sep = _SEP.match(text)
+    if not sep:
+        return text, 1, delimiter
+    if delimiter not in (None, sep[1]):
+        raise DataError(
+            f"reading {path}",
+            found=f"line 1 says that {sep[1]!r} stands between fields, and not {delimiter!r}",
+            fix="Leave --delimiter out.",
+        )
+    return text[sep.end() :], 2, sep[1]
+
+
+def _rows(text: str, line: int, delimiter: str, quotes: str) -> Iterator[_Row]:
+    """The rows of a text whose first line is `line`."""
     at = 0
     while at < len(text):
-        cells, end, problem = _cells(text, at, delimiter, quotes)
-        source = text[at:end]
-        if problem:
-            broken.append((line, problem))
-        else:
-            yield _Row(line, cells if source.strip("\r\n") else [], source)
-        line += len(split_lines(source)) - 1
-        at = end
+        row, at = _row(text, at, line, delimiter, quotes)
+        yield row
+        line += _line_ends(row.source)
 
 
-def _cells(text: str, at: int, delimiter: str, quotes: str) -> tuple[list[_Cell], int, str]:
-    """The fields of the row at `at`, where the next row begins, and what is wrong with it."""
-    bare, stop = _edges(delimiter)
+def _line_ends(text: str) -> int:
+    """How many there are, as `split_lines` knows them."""
+    return text.count("\n") + text.count("\r") - text.count("\r\n")
+
+
+def _row(text: str, start: int, line: int, delimiter: str, quotes: str) -> tuple[_Row, int]:
+    """The row at `start`, and where the next one begins."""
     enclosed = _IN_QUOTES[quotes]
-    cells: list[_Cell] = []
+    first = _rest_of_line(text, start)
+    if enclosed is None or '"' not in first[1]:
+        return _Row(line, first[0], first[1].split(delimiter) if first[1] else ()), first.end()
+    bare, stop = _edges(delimiter)
+    cells: list[str] = []
+    in_quotes: list[int] = []
+    at = start
     while True:
-        in_quotes = text.startswith('"', at) and enclosed is not None
-        field = (enclosed if enclosed and in_quotes else bare).match(text, at)
+        opens = text.startswith('"', at)
+        field = (enclosed if opens else bare).match(text, at)
         if field is None:
-            return [], len(text), "a field opens with a quote that nothing closes"
+            problem = "a field opens with a quote that nothing closes"
+            return _Row(line, text[start:], problem=problem), len(text)
         end = stop.match(text, field.end())
         if end is None:
-            rest = _REST_OF_LINE.match(text, field.end())
-            assert rest is not None, "matches anything"
-            return [], rest.end(), f"{rest[1][:40]!r} stands behind the closing quote of a field"
-        cells.append(_Cell(_plain(field[1], quotes) if in_quotes else field[0], in_quotes))
+            rest = _rest_of_line(text, field.end())
+            problem = f"{rest[1][:40]!r} stands behind the closing quote of a field"
+            return _Row(line, text[start : rest.end()], problem=problem), rest.end()
+        if opens:
+            in_quotes.append(len(cells))
+        cells.append(_plain(field[1], quotes) if opens else field[0])
         at = end.end()
         if end[0] != delimiter:
-            return cells, at, ""
+            return _Row(line, text[start:at], cells, in_quotes), at
+
+
+def _rest_of_line(text: str, at: int) -> re.Match[str]:
+    rest = _REST_OF_LINE.match(text, at)
+    assert rest is not None, "matches anything"
+    return rest
 
 
 @cache
@@ -221,7 +253,7 @@ def _sniff(path: Path, text: str, quotes: str) -> str:
     # The header alone decides: commas and semicolons inside texts would outvote the real one.
     widths = {}
     for name, separator in DELIMITERS.items():
-        header = next(_rows(text, 1, separator, quotes, []), None)
+        header = next(_rows(text, 1, separator, quotes), None)
         widths[name] = len(header.cells) if header else 0
     widest = [name for name, width in widths.items() if width == max(widths.values())]
     if len(widest) > 1 and max(widths.values()) > 1:
@@ -233,12 +265,13 @@ def _sniff(path: Path, text: str, quotes: str) -> str:
     return DELIMITERS[widest[0]]
 
 
-def _doubts(path: Path, rows: Sequence[_Row], delimiter: str) -> Broken:
+def _doubts(path: Path, rows: Sequence[_Row], delimiter: str) -> list[Problem]:
     """Rows that go on over several lines which could be rows of a file without quotes.
 
-    None is in doubt where the header has quotes, or some row needs them: for a delimiter or a quote
-    inside a field. Where nothing needs quotes, they may be characters of the texts: a warning says
-    that they are taken off.
+    They are refused, unless quotes are known to enclose fields: the header has them, or some row
+    needs them, for a delimiter or a quote inside a field, or because its first line alone is no
+    row. A warning counts them then. Where nothing needs quotes, they may be characters of the
+    texts: a warning says that they are taken off.
     """
     width = len(rows[0].cells)
 
@@ -246,20 +279,32 @@ def _doubts(path: Path, rows: Sequence[_Row], delimiter: str) -> Broken:
         return line.count(delimiter) + 1 == width
 
     quoted = [row for row in rows if len(row.cells) == width and row.in_quotes]
-    single = [row for row in quoted if len(row.lines) == 1]
-    if rows[0].in_quotes or any(not fits(row.source) or row.has_quote_inside for row in single):
-        return []
-    several = [row for row in quoted if len(row.lines) > 1]
-    if not several:
+    single = [row for row in quoted if row.is_one_line]
+    several = [(row, [fits(line) for line in row.lines]) for row in quoted if not row.is_one_line]
+    doubtful = [(row, fit) for row, fit in several if any(fit[1:-1]) or (fit[0] and fit[-1])]
+    enclose = bool(rows[0].in_quotes) or any(
+        not fits(r.source) or r.has_quote_inside for r in single
+    )
+    refused = [row for row, fit in doubtful if fit[0] and not enclose]
+    if doubtful and not refused:
+        _log.warning(
+            "%s: quotes join lines that could be rows of their own (joined rows: %d, first at "
+            "line %d). %s",
+            path.name,
+            len(doubtful),
+            doubtful[0][0].line,
+            _EITHER,
+        )
+    if not enclose and not several:
         _warn_of_needless_quotes(path, rows[1:], width)
     return [
-        (
-            row.line,
+        Problem(
+            f"{path.name}:{row.line}",
             f"a field in quotes goes on to line {row.line + len(row.lines) - 1}, but these lines "
             "could be rows of their own",
+            _EITHER,
         )
-        for row in several
-        if fits(row.lines[0]) and any(map(fits, row.lines[1:]))
+        for row in refused
     ]
 
 
@@ -271,12 +316,11 @@ def _warn_of_needless_quotes(path: Path, rows: Sequence[_Row], width: int) -> No
     rows = [row for row in rows if len(row.cells) == width]
     lines = []
     for column in range(width):
-        cells = [row.cells[column] for row in rows]
-        if any(not cell.in_quotes and _WORD.search(cell.text) for cell in cells):
+        if any(column not in row.in_quotes and _WORD.search(row.cells[column]) for row in rows):
             lines += [
                 row.line
-                for row, cell in zip(rows, cells, strict=True)
-                if cell.in_quotes and cell.text == cell.text.strip() != ""
+                for row in rows
+                if column in row.in_quotes and row.cells[column].strip() == row.cells[column] != ""
             ]
     if lines:
         _log.warning(
@@ -293,13 +337,28 @@ def _advice(quotes: str) -> str:
     return f"Give --quotes {', '.join(others)}."
 
 
+def _columns(
+    path: Path, header: _Row, below: Sequence[_Row]
+) -> tuple[dict[str, int], list[Problem]]:
+    """Where each named column stands, and what is wrong with the header."""
+    names = [name.strip() for name in header.cells]
+    at = f"{path.name}:{header.line}"
+    left_out = _nameless(path, names, [row for row in below if len(row.cells) == len(names)])
+    if any(map(_NUMBER.fullmatch, names)):
+        _log.warning("%s is taken for the header, with the names %s", at, ", ".join(names))
+    if len(names) == 1 and re.search(r"[^\w\s.-]", names[0]):
+        _log.warning("%s: one column is found, '%s'; is another --delimiter meant?", at, names[0])
+    columns = {name: index for index, name in enumerate(names) if index not in left_out}
+    return columns, [Problem(at, what) for what in _header_problems(names, left_out)]
+
+
 def _nameless(path: Path, names: Sequence[str], rows: Sequence[_Row]) -> set[int]:
     """The columns without a name that hold nothing but numbers of rows, or nothing."""
     left_out = set()
-    for index, name in enumerate(names):
-        values = [row.cells[index].text for row in rows]
+    for index in (index for index, name in enumerate(names) if not name and len(names) > 1):
+        values = [row.cells[index] for row in rows]
         is_index = index == 0 and all(map(str.isdecimal, values)) and _all_differ(values)
-        if not name and len(names) > 1 and (is_index or not any(map(str.strip, values))):
+        if is_index or not any(map(str.strip, values)):
             left_out.add(index)
             what = "numbers the rows" if is_index and values else "is empty"
             _log.warning(

@@ -1,0 +1,89 @@
+"""The examples of a data file as requests, and what a session answers to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pl_compile.errors import AnswerError, RequestError, list_problems
+from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.requests import Request, Result
+from pl_compile.runtime.session import Session
+from pl_compile.text.examples import Example
+
+
+def answer_of(session: Session, example: Example) -> Any:
+    """The right answer, where the example holds one; None where not."""
+    return example.fields.get(_answer_field(session, example))
+
+
+def checked_requests(
+    session: Session, examples: Sequence[Example], options: Mapping[str, Any], *, doing: str
+) -> list[Request]:
+    """A request for each example, without its answer.
+
+    Args:
+        session: will serve them.
+        examples: of tasks that it has.
+        options: of every `Request`.
+        doing: what they are wanted for.
+
+    Raises:
+        RequestError: requests that cannot be served, all of them with their places.
+    """
+    requests: list[Request] = []
+    problems: list[str] = []
+    for example in examples:
+        hidden = _answer_field(session, example)
+        fields = {name: value for name, value in example.fields.items() if name != hidden}
+        try:
+            request = Request(example.taskname, fields, **options)
+            session.check(request)
+        except RequestError as error:
+            problems.append(f"{example.where}: {error}")
+        else:
+            requests.append(request)
+    if problems:
+        raise RequestError(doing, found=list_problems(problems))
+    return requests
+
+
+def answers_to(
+    session: Session,
+    requests: Sequence[Request],
+    examples: Sequence[Example],
+    *,
+    doing: str,
+    label: str,
+    progress: Progress = SILENT,
+) -> list[Result]:
+    """The answers to requests, in their order.
+
+    Args:
+        session: serves them, in batches that mix tasks.
+        requests: those of `checked_requests`.
+        examples: what they were made of.
+        doing: what they are wanted for.
+        label: what to call it while it runs.
+        progress: who is told.
+
+    Raises:
+        AnswerError: as of `Session.generate`, with the places of the examples.
+    """
+    results: dict[int, Result] = {}
+    with progress.bar(label, len(requests)) as bar:
+        try:
+            for event in session.stream(requests):
+                if event.result is not None:
+                    results[event.index] = event.result
+                    bar.advance()
+        except AnswerError as error:
+            places = {
+                index: f"{examples[index].where} (task '{examples[index].taskname}')"
+                for index in error.places
+            }
+            known = [results.get(index) for index in range(len(requests))]
+            raise AnswerError(doing, places, results=known) from error
+    return [results[index] for index in range(len(requests))]
+
+
+def _answer_field(session: Session, example: Example) -> str:
+    return session.prompts[example.taskname].renderer.template.answer_field or ""

@@ -1,0 +1,85 @@
+"""The content of a `tokenizer.json`, read and changed where the library has no switch.
+
+Each function takes and gives the file's text, or a part of it: what makes tokens of it is
+`tokenizer.py`.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+from uuid import uuid4
+
+
+def with_all_special(text: str) -> tuple[str, Collection[str]]:
+    """The same tokenizer with all its added tokens special, and those that were.
+
+    Only their list is read and written: reading all of a file of megabytes takes longer than a
+    step.
+    """
+    lists = list(re.finditer(r'"added_tokens"\s*:\s*(?=\[)', text))
+    if len(lists) > 1:
+        raise ValueError("two lists of added tokens")
+    if not lists:
+        return text, ()
+    start = lists[0].end()
+    tokens, end = json.JSONDecoder().raw_decode(text, start)
+    if not all(
+        isinstance(token, dict) and {"content", "special"} <= set(token) for token in tokens
+    ):
+        return text, ()  # the library says what is wrong
+    edited = json.dumps([{**token, "special": True} for token in tokens])
+    special = {token["content"] for token in tokens if token["special"]}
+    return text[:start] + edited + text[end:], special
+
+
+def prefix_of(part: dict[str, Any]) -> str:
+    """What a part of a tokenizer puts a blank before: each "section", the whole "text" or ""."""
+    if part.get("type") == "Prepend":
+        return "section" if part.get("prepend") else ""
+    if part.get("add_prefix_space"):
+        return "section"
+    return {"always": "section", "first": "text"}.get(part.get("prepend_scheme", ""), "")
+
+
+def without_prefix(text: str) -> str:
+    """The same tokenizer, but without the blank before the text."""
+    spec = json.loads(text)
+    for key in ("normalizer", "pre_tokenizer"):
+        for part in parts_of(spec.get(key) or {}):
+            kind = part.get("type")
+            if kind == "Prepend":
+                # One that puts nothing there makes the library break off behind it.
+                part.clear()
+                part |= {"type": "Sequence", "normalizers": []}
+            if kind == "Metaspace":
+                part["prepend_scheme"] = "never"
+            if "add_prefix_space" in part:
+                part["add_prefix_space"] = False
+    return json.dumps(spec)
+
+
+def without_special(text: str, special: Collection[str]) -> str:
+    """The same tokenizer without added tokens, whose model knows no text of a special one."""
+    spec = json.loads(text)
+    spec["added_tokens"] = []
+    model = spec["model"]
+    unwritable = uuid4().hex  # what no text holds
+
+    def renamed(piece: str) -> str:
+        return unwritable + piece if piece in special else piece
+
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[renamed(piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {renamed(piece): key for piece, key in model["vocab"].items()}
+        model["unk_token"] = renamed(model["unk_token"])
+    return json.dumps(spec)
+
+
+def parts_of(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A normalizer or a pre-tokenizer and all that it is made of."""
+    yield component
+    for key in ("normalizers", "pretokenizers"):
+        for part in component.get(key, ()):
+            yield from parts_of(part)
