@@ -264,9 +264,13 @@ class Session:
         finally:
             self._streaming = False
 
-    def check(self, request: Request) -> None:
-        """Raises `RequestError` if `request` cannot be served."""
-        self._row(0, request, doing="checking a request")
+    def check(self, request: Request) -> int:
+        """Whether `request` can be served, and how many tokens its truncate field would lose.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        return self._row(0, request, doing="checking a request").cut_tokens
 
     def _row(self, index: int, request: Request, *, doing: str = "") -> "_Row":
         doing = doing or f"serving request {index}"
@@ -422,7 +426,7 @@ class _Row:
         self.failed = False  # its logits are no finite numbers
         self._seen = seen
         self._limit = limit
-        self._cut_tokens = cut_tokens
+        self.cut_tokens = cut_tokens
         self._choices = choices
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
@@ -482,6 +486,6 @@ class _Row:
             tuple(self.token_ids),
             self.finished,
             self.prompt_tokens,
-            self._cut_tokens,
+            self.cut_tokens,
         )
         return Event(self.index, piece, result)

@@ -16,6 +16,8 @@ from typing import Any
 import pl_compile
 from pl_compile.artifact.files import write_atomically
 
+HISTORY_NAME = "history.jsonl"
+
 _PACKAGES = ("torch", "transformers", "numpy")
 _GIT_SECONDS = 10  # a large checkout on a slow disk must not hold up a run
 
@@ -72,7 +74,7 @@ def record_start(
     """
     event = "resumed" if resumed else "started"
     record = {"event": event, "step": step, "precision": dict(precision), **describe_run(argv)}
-    path = run_folder / "history.jsonl"
+    path = run_folder / HISTORY_NAME
     earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_atomically(path, (earlier + json.dumps(record, ensure_ascii=False) + "\n").encode())
     return record

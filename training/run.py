@@ -269,6 +269,7 @@ class _Run:
                 state = replace(state, ended="")  # it was given more time
             progress.say(f"resuming after step {state.step}")
         self._team.check_equal("the beginning", self._digest(state.step, self._run.identity))
+        self._team.lead(lambda: self._record_start(state, resume))
         self._team.after_leader(lambda: self._run.open(state.step))
         self._loggers = self._team.lead(lambda: self._open_loggers(state, resume)) or []
         try:
@@ -293,9 +294,12 @@ class _Run:
             raise
         return result
 
-    def _open_loggers(self, state: RunState, resumed: bool) -> list[Logger]:
+    def _record_start(self, state: RunState, resumed: bool) -> None:
+        # Before all else: by this file the next run knows that the others are a run's own.
         precision = asdict(self._precision)
         record_start(self._output, sys.argv, state.step, resumed=resumed, precision=precision)
+
+    def _open_loggers(self, state: RunState, resumed: bool) -> list[Logger]:
         return open_loggers(
             self._config.logging,
             self._output,

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pl_compile.artifact.bundle import MANIFEST
 from pl_compile.artifact.files import (
     append_line,
     remove_left_behind_in,
@@ -23,6 +24,7 @@ from pl_compile.config.train import TrainConfig
 from pl_compile.config.utf8 import read_utf8, split_lines
 from pl_compile.errors import TrainingError, list_problems, reason_of
 from pl_compile.training.loop import Record
+from pl_compile.training.provenance import HISTORY_NAME
 from pl_compile.training.run_state import RunState
 
 # What a resumed run may change: where files lie, who is told, how the work is shared. How long it
@@ -31,6 +33,16 @@ _NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "paralle
 
 # A checkpoint among the best, by validation loss and step (NeMo's pattern).
 _AMONG_BEST = re.compile(r"val_loss=(?P<loss>\d+\.\d+)-step=(?P<step>\d+)\.safetensors")
+
+# Of a record of `history.jsonl`, in bytes: more than a command line may have.
+_MOST_OF_A_RECORD = 4 << 20
+
+
+# What a run writes, besides its table and its history.
+_WRITTEN = ("config.yaml", "metrics.jsonl", "curves.png", "checkpoints", "base")
+
+# What tells the folders that others read whole, in which a run's files would be strangers.
+_OF_OTHERS = {"config.json": "a base", MANIFEST: "a bundle"}
 
 
 def last_checkpoint(run_folder: Path) -> Path:
@@ -57,6 +69,34 @@ def check_free(output: Path, *, resume: bool) -> None:
             f"starting a run in {output}",
             found="a run is there already",
             fix="Add --resume to go on with it, or choose another --output.",
+        )
+    if not has_run and not _is_begun(output):
+        _check_nothing_is_lost(output)
+
+
+def _is_begun(output: Path) -> bool:
+    """Whether a run began in a folder, which may have ended before it left a checkpoint."""
+    try:
+        with (output / HISTORY_NAME).open("rb") as file:
+            record = json.loads(file.readline(_MOST_OF_A_RECORD))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "event" in record
+
+
+def _check_nothing_is_lost(output: Path) -> None:
+    """Raises `TrainingError` where a run would write over somebody's files, or among a base's."""
+    doing = f"starting a run in {output}"
+    for name, what in _OF_OTHERS.items():
+        if (output / name).is_file():
+            found = f"{name}, as {what} has it"
+            raise TrainingError(doing, found=found, fix="Choose another --output.")
+    there = [name for name in (*_WRITTEN, HISTORY_NAME) if (output / name).exists()]
+    if there:
+        raise TrainingError(
+            doing,
+            found=f"{', '.join(there)} of no run, which the run would write over",
+            fix="Choose another --output, or move them away.",
         )
 
 

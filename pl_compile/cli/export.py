@@ -8,6 +8,7 @@ import click
 
 from pl_compile.cli.plan import plan_options, print_plans
 from pl_compile.cli.terminal import (
+    OutputPath,
     TerminalProgress,
     json_option,
     need_extra,
@@ -36,7 +37,7 @@ from pl_compile.errors import ParityError, list_problems
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(path_type=Path),
     default=Path("bundle"),
     show_default=True,
     help="The bundle's folder; a bundle there is replaced.",
@@ -120,7 +121,7 @@ from pl_compile.errors import ParityError, list_problems
 )
 @click.option(
     "--dump-passes",
-    type=click.Path(path_type=Path),
+    type=OutputPath(path_type=Path),
     metavar="DIR",
     help="Write the graph as text after each pass.",
 )

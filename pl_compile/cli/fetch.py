@@ -4,7 +4,13 @@ from pathlib import Path
 
 import click
 
-from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
+from pl_compile.cli.terminal import (
+    OutputPath,
+    TerminalProgress,
+    json_option,
+    need_extra,
+    print_json,
+)
 
 
 @click.command(
@@ -12,7 +18,7 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, p
 )
 @click.argument("name", default="smollm2-135m")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder to make; the cache if left out."
+    "--output", type=OutputPath(path_type=Path), help="Folder to make; the cache if left out."
 )
 @json_option
 def command(name: str, output: Path | None, as_json: bool) -> None:

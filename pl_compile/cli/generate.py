@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from pl_compile.cli.provider import chosen_provider, provider_options
-from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
+from pl_compile.cli.terminal import (
+    OutputPath,
+    TerminalProgress,
+    json_option,
+    print_json,
+    print_table,
+)
 from pl_compile.config.sizes import MOST
 from pl_compile.errors import AnswerError
 
@@ -27,7 +33,7 @@ from pl_compile.errors import AnswerError
     help="Requests as JSONL: taskname and fields, any mix of tasks.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Answers as JSONL; a table if left out."
+    "--output", type=OutputPath(path_type=Path), help="Answers as JSONL; a table if left out."
 )
 @click.option(
     "--max-tokens",
@@ -139,7 +145,9 @@ def command(
         return
     request = Request(str(task), _parse_fields(fields), **options)
     if probabilities:
-        _score(Session.open(bundle, max_batch=batch, provider=chosen), request, as_json)
+        session = Session.open(bundle, max_batch=batch, provider=chosen)
+        _score(session, request, as_json)
+        _note_cut(session, request)
         return
     session = Session.open(bundle, max_batch=1, provider=chosen)
     if as_json:
@@ -154,11 +162,21 @@ def command(
                 "cut_tokens": result.cut_tokens,
             }
         )
-        return
-    for event in session.stream([request]):
-        click.echo(event.text, nl=False)
-        sys.stdout.flush()
-    click.echo()
+    else:
+        for event in session.stream([request]):
+            click.echo(event.text, nl=False)
+            sys.stdout.flush()
+        click.echo()
+    _note_cut(session, request)
+
+
+def _note_cut(session: Any, request: Any) -> None:
+    """Says on standard error what a request, now answered, has lost."""
+    cut = session.check(request)
+    if cut:
+        field = session.prompts[request.task].renderer.template.task.truncate_field
+        fits = f"to fit the bundle's {session.engine.capacity} tokens"
+        TerminalProgress().say(f"field '{field}' was cut by {cut} tokens {fits}")
 
 
 def _refuse_others(source: Path | None) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 
 from pl_compile.cli.tasks import print_written
-from pl_compile.cli.terminal import TerminalProgress, example, json_option, need_extra
+from pl_compile.cli.terminal import OutputPath, TerminalProgress, example, json_option, need_extra
 
 _output = click.option(
     "--output",
     metavar="TABLE",
-    type=click.Path(path_type=Path),
+    type=OutputPath(path_type=Path),
     required=True,
     help="The prompt table; its other tasks stay as they are, and it is made if it is not there.",
 )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pl_compile.cli.terminal import example
+from pl_compile.cli.terminal import OutputPath, TerminalProgress, example
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +33,7 @@ def _input_and_output(what: str) -> Callable[[F], F]:
                 "--output",
                 "output_dir",
                 metavar="DIR",
-                type=click.Path(path_type=Path, file_okay=False),
+                type=OutputPath(path_type=Path, file_okay=False),
                 required=True,
                 help="The folder to write to; made if it is not there.",
             ),
@@ -169,5 +169,6 @@ def csv_file(
         quotes=quotes,
         fractions=fractions,
         seed=seed,
+        progress=TerminalProgress(),
     )
     _print(files, output_dir, as_json=as_json)

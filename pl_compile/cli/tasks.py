@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pl_compile.cli.terminal import example, json_option, print_json, print_table
+from pl_compile.cli.terminal import OutputPath, example, json_option, print_json, print_table
 
 _table = click.argument("table", type=click.Path(path_type=Path))
 
@@ -82,7 +82,7 @@ def rename(table: Path, old: str, new: str, as_json: bool) -> None:
 @click.option("--base", help="What the adapter calls its base; as TABLE does if left out.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(path_type=Path),
     required=True,
     help="The adapter's folder; one that this command wrote is replaced.",
 )

@@ -21,6 +21,16 @@ json_option = click.option(
 )
 
 
+class OutputPath(click.Path):
+    """A path to write to. An empty one, of a shell's variable without a value, is refused."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path; `Path` would take an empty one for the current folder."""
+        if value == "":
+            self.fail("it is empty; write . for the current folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def example(command: str) -> str:
     """The epilog of a command inside a group."""
     return f"\b\nExample:\n  {command}"  # \b keeps click from joining the lines

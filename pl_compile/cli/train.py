@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pl_compile.cli.terminal import (
+    OutputPath,
     TerminalProgress,
     json_option,
     need_extra,
@@ -26,7 +27,7 @@ from pl_compile.progress import SILENT, Progress
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(path_type=Path),
     help="Run folder; runs/<name of CONFIG> if left out.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the run folder, bit for bit.")

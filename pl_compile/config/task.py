@@ -15,6 +15,16 @@ from pl_compile.errors import ConfigError
 _TASKNAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
+def check_taskname(name: str, *, doing: str) -> None:
+    """Raises `ConfigError` unless a task may have this name."""
+    if not _TASKNAME.fullmatch(name):
+        raise ConfigError(
+            doing,
+            found=f"taskname '{name}'",
+            expected="1 to 64 letters, digits, '_' or '-', not opening with '-' or '__'",
+        )
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """A named prompt. The keys are those of NeMo's `task_templates`, and four more.
@@ -53,12 +63,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without parsing the template."""
-        if not _TASKNAME.fullmatch(self.taskname):
-            raise ConfigError(
-                "checking a task",
-                found=f"taskname {self.taskname!r}",
-                expected="1 to 64 letters, digits, '_' or '-', not opening with '-' or '__'",
-            )
+        check_taskname(self.taskname, doing="checking a task")
         texts = (self.prompt_template, self.init_text or "", *self.choices)
         if not all(map(is_utf8, texts)):
             raise ConfigError(

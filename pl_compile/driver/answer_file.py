@@ -54,7 +54,7 @@ def answer_file(
         session: serves them, in batches that mix tasks.
         source: JSONL or a JSON array with `taskname` and fields.
         options: of every `Request`.
-        progress: who is told.
+        progress: who is told, also of requests that are cut to fit.
 
     Raises:
         DataError: `source` cannot be read.
@@ -65,7 +65,8 @@ def answer_file(
     doing = f"answering {source}"
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
     examples = read_examples([source], templates, answers=False)
-    requests = checked_requests(session, examples, options, doing=doing)
+    rows = [(example, options) for example in examples]
+    requests = checked_requests(session, rows, doing=doing, progress=progress)
 
     def answered(results: Sequence[Result | None]) -> list[Answered]:
         return [

@@ -7,7 +7,7 @@ from pl_compile.errors import AnswerError, RequestError, list_problems
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
-from pl_compile.text.examples import Example
+from pl_compile.text.examples import Example, cut_note
 
 
 def answer_of(session: Session, example: Example) -> Any:
@@ -16,33 +16,42 @@ def answer_of(session: Session, example: Example) -> Any:
 
 
 def checked_requests(
-    session: Session, examples: Sequence[Example], options: Mapping[str, Any], *, doing: str
+    session: Session,
+    rows: Sequence[tuple[Example, Mapping[str, Any]]],
+    *,
+    doing: str,
+    progress: Progress = SILENT,
 ) -> list[Request]:
     """A request for each example, without its answer.
 
     Args:
         session: will serve them.
-        examples: of tasks that it has.
-        options: of every `Request`.
+        rows: examples of tasks that it has, each with the options of its `Request`.
         doing: what they are wanted for.
+        progress: who is told which of them are cut to fit the session's cache.
 
     Raises:
         RequestError: requests that cannot be served, all of them with their places.
     """
     requests: list[Request] = []
     problems: list[str] = []
-    for example in examples:
+    cuts: dict[str, int] = {}
+    for example, options in rows:
         hidden = _answer_field(session, example)
         fields = {name: value for name, value in example.fields.items() if name != hidden}
         try:
             request = Request(example.taskname, fields, **options)
-            session.check(request)
+            lost = session.check(request)
         except RequestError as error:
             problems.append(f"{example.where}: {error}")
-        else:
-            requests.append(request)
+            continue
+        requests.append(request)
+        if lost:
+            cuts[example.where] = lost
     if problems:
         raise RequestError(doing, found=list_problems(problems))
+    if cuts:
+        progress.say(cut_note(cuts, len(rows), session.engine.capacity))
     return requests
 
 

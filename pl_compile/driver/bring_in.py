@@ -10,12 +10,18 @@ from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, check_squar
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import merge_into
-from pl_compile.errors import BaseModelError, ConfigError, PlcError
+from pl_compile.errors import (
+    BaseModelError,
+    ConfigError,
+    PlcError,
+    list_problems,
+    unknown_name,
+)
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.end_tokens import end_tokens, tokens_named
 from pl_compile.text.render import notes_on
-from pl_compile.text.template import literal_escapes, parse_template, texts_of
+from pl_compile.text.template import Field, Template, literal_escapes, parse_template, texts_of
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import fingerprint_base
@@ -23,6 +29,7 @@ from pl_compile.weights.identity import identify_base
 from pl_compile.weights.open_base import open_base
 
 _MARKER = "<|VIRTUAL_PROMPT_0|>"
+_ANY_MARKER = "<|VIRTUAL_PROMPT_"
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
 
 
 def _task(request: PeftImport, virtual: int) -> TaskConfig:
-    marked = "<|VIRTUAL_PROMPT_" in request.template
+    marked = _ANY_MARKER in request.template
     task = TaskConfig(
         taskname=request.taskname,
         prompt_template=request.template if marked else _MARKER + request.template,
@@ -169,13 +176,43 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
         truncate_field=request.truncate_field,
         whitespace="transformers",
     )
-    if not parse_template(task).opens_with_all_virtual_tokens:
+    doing = f"importing task '{request.taskname}'"
+    if marked and (
+        request.template.count(_ANY_MARKER) > 1 or not request.template.startswith(_MARKER)
+    ):
         raise ConfigError(
-            f"importing task '{request.taskname}'",
-            found="a template with text before its virtual tokens",
-            expected=f"{_MARKER} at its start: there PEFT had them in training",
+            doing,
+            found="virtual tokens elsewhere than at the start of the template",
+            expected="them in front of everything: there PEFT had them in training",
+            fix=f"Write {_MARKER} once, at the start, or leave it out.",
         )
+    # What a config's template is asked beside is asked below, in the words of this command.
+    alone = replace(task, answer_only_loss=False, truncate_field=None)
+    if not marked:  # characters are counted from where the user's text begins
+        parse_template(replace(alone, prompt_template=request.template + _MARKER))
+    problems = _template_problems(parse_template(alone), request)
+    if problems:
+        raise ConfigError(doing, found=list_problems(problems))
     return task
+
+
+def _template_problems(template: Template, request: PeftImport) -> list[str]:
+    """What keeps a template from being served: no answer at its end, no such field to cut."""
+    fields, cut = template.fields, request.truncate_field
+    if not fields:
+        return ["a template without a field: write the answer as {name} at its end"]
+    problems = []
+    if not isinstance(template.segments[-1], Field):
+        problems.append(
+            f"a template that ends in {request.template[-12:]!r}: write the answer as {{name}} at "
+            "its end"
+        )
+    if cut is not None and cut not in fields:
+        found, fix = unknown_name(cut, fields, what="field")
+        problems.append(f"the field to cut: {found}. {fix}")
+    elif cut is not None and cut == template.answer_field:
+        problems.append(f"the field to cut, '{cut}', is the answer, which is never cut")
+    return problems
 
 
 def _entry(

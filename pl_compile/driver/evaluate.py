@@ -12,11 +12,18 @@ from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
-from pl_compile.driver.ask import answer_of, answers_to, checked_requests
+from pl_compile.driver.ask import answers_to, checked_requests
+from pl_compile.driver.right_answers import (
+    check_answers,
+    first_of_each_task,
+    metric_for,
+    right_answer,
+)
 from pl_compile.driver.verify import check_reference
-from pl_compile.errors import AnswerError, ConfigError, DataError, unknown_name
-from pl_compile.metrics import METRICS, choose_metric
+from pl_compile.errors import AnswerError, ConfigError, unknown_name
+from pl_compile.metrics import METRICS, Reference
 from pl_compile.progress import SILENT, Progress
+from pl_compile.runtime.requests import Request
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
@@ -39,6 +46,7 @@ class EvalOptions:
         baseline: whether the base is also asked without virtual tokens.
         max_tokens: longest answer; from the right answers if None.
         limit: first examples of each task only; all if None.
+        tell_cuts: whether it is said which examples are cut to fit; a run has said it before.
     """
 
     metric: str = "auto"
@@ -46,6 +54,7 @@ class EvalOptions:
     baseline: bool = True
     max_tokens: int | None = None
     limit: int | None = None
+    tell_cuts: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,8 +134,8 @@ def evaluate(
     """The scores of every task that occurs in the data.
 
     Raises:
-        DataError: the data cannot be read, or an example has no answer.
-        RequestError: examples that cannot be served, all of a task with their places.
+        DataError: the data cannot be read, or examples have no answer that can be scored.
+        RequestError: examples that cannot be served, all with their places, before any is.
         ConfigError: an unknown metric.
         AnswerError: the logits of some examples are no finite numbers: a score without them would
             not be that of the data. Its `results` are the scores of the other tasks.
@@ -136,12 +145,23 @@ def evaluate(
         raise ConfigError("choosing the metric", found=found, fix=fix)
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
     examples = read_examples(data, templates, answers=False)
+    by_task = first_of_each_task(examples, options.limit)
+    check_answers(by_task, templates, options.metric)
+    asked = [_asked(session, task, mine, options) for task, mine in by_task.items()]
+    requests = iter(
+        checked_requests(
+            session,
+            [(example, each.options) for each in asked for example in each.examples],
+            doing=_DOING,
+            progress=progress if options.tell_cuts else SILENT,
+        )
+    )
     scores: list[TaskScore] = []
     failed: list[str] = []
-    for task in dict.fromkeys(example.taskname for example in examples):
-        mine = [example for example in examples if example.taskname == task][: options.limit]
+    for each in asked:
+        mine = [next(requests) for _ in each.examples]
         try:
-            scores.append(_score(session, task, mine, options, reference, progress))
+            scores.append(_score(session, each, mine, options, reference, progress))
         except AnswerError as error:
             failed += error.places.values()
     if failed:
@@ -149,19 +169,23 @@ def evaluate(
     return scores
 
 
-def _score(
-    session: Session,
-    task: str,
-    examples: Sequence[Example],
-    options: EvalOptions,
-    reference: Session | None,
-    progress: Progress,
-) -> TaskScore:
-    prompt = session.prompts[task]
-    answers = [_answer(session, example) for example in examples]
-    metric = options.metric
-    if metric == "auto":
-        metric = choose_metric(answers, prompt.choices or None)
+@dataclass(frozen=True)
+class _Asked:
+    """What a task is asked, and what is right."""
+
+    task: str
+    metric: str
+    examples: Sequence[Example]
+    answers: Sequence[Reference]
+    options: Mapping[str, Any]  # of every request
+
+
+def _asked(
+    session: Session, task: str, examples: Sequence[Example], options: EvalOptions
+) -> _Asked:
+    template = session.prompts[task].renderer.template
+    answers = [right_answer(example, template) for example in examples]
+    metric = metric_for(answers, template, options.metric)
     flat = [
         text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)
     ]
@@ -173,13 +197,25 @@ def _score(
         lengths = [session.tokenizer.count(text) for text in flat]
         max_tokens = max(lengths, default=0) + _EXTRA_TOKENS
 
-    asked = {"max_tokens": max_tokens, "stop": stop}
-    requests = checked_requests(session, examples, asked, doing=_DOING)
+    return _Asked(task, metric, examples, answers, {"max_tokens": max_tokens, "stop": stop})
+
+
+def _score(
+    session: Session,
+    asked: _Asked,
+    requests: Sequence[Request],
+    options: EvalOptions,
+    reference: Session | None,
+    progress: Progress,
+) -> TaskScore:
+    task, metric, answers = asked.task, asked.metric, asked.answers
 
     def answered(by: Session, label: str, *, use_prompt: bool) -> list[str]:
         wanted = [replace(request, use_prompt=use_prompt) for request in requests]
         label = f"{task}: {label}"
-        results = answers_to(by, wanted, examples, doing=_DOING, label=label, progress=progress)
+        results = answers_to(
+            by, wanted, asked.examples, doing=_DOING, label=label, progress=progress
+        )
         return [result.text for result in results]
 
     label = "with prompt" if options.prompt else "no prompt"
@@ -193,7 +229,7 @@ def _score(
     return TaskScore(
         task,
         metric,
-        len(examples),
+        len(requests),
         METRICS[metric](with_prompt, answers),
         without,
         same,
@@ -201,16 +237,3 @@ def _score(
         tuple(request.fields for request in requests),
         tuple(answer if isinstance(answer, str) else " | ".join(answer) for answer in answers),
     )
-
-
-def _answer(session: Session, example: Example) -> Any:
-    answer = answer_of(session, example)
-    if answer is None:
-        field = session.prompts[example.taskname].renderer.template.answer_field
-        raise DataError(
-            f"scoring task '{example.taskname}'",
-            found=f"{example.where} has no answer field '{field}'",
-            expected="data with the right answers",
-            fix="Give the ground-truth file.",
-        )
-    return [str(text) for text in answer] if isinstance(answer, list) else str(answer)

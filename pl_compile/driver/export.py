@@ -67,6 +67,7 @@ from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate, same_an
 from pl_compile.driver.lint import TaskLint, lint_tasks
 from pl_compile.driver.parity import Parity
 from pl_compile.driver.report_page import report_page
+from pl_compile.driver.right_answers import check_answers, first_of_each_task
 from pl_compile.driver.room import check_room
 from pl_compile.driver.tokens import TokenCheck
 from pl_compile.errors import ConfigError, ExportError
@@ -478,9 +479,11 @@ def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
 def _check_files(request: ExportRequest, prompts: Mapping[str, TaskPrompt]) -> None:
     """Raises if data cannot be read, or dumps cannot be written, before anything long begins."""
     templates = {name: prompt.renderer.template for name, prompt in prompts.items()}
-    for paths in (request.calibrate, request.evaluate):
-        if paths:
-            read_examples(paths, templates, answers=False)
+    if request.calibrate:
+        read_examples(request.calibrate, templates, answers=False)
+    if request.evaluate:
+        to_score = read_examples(request.evaluate, templates, answers=False)
+        check_answers(first_of_each_task(to_score, None), templates, EvalOptions().metric)
     dumps = request.dump_passes
     if dumps is None:
         return

@@ -73,6 +73,7 @@ def score_answers(
         baseline=False,
         max_tokens=wanted.max_tokens,
         limit=wanted.limit,
+        tell_cuts=False,
     )
     scores = evaluate(session, config.data.validation, options, progress=progress)
     predictions = [

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from pl_compile.metrics.classification import accuracy_scores, exact_match_scores
-from pl_compile.metrics.intent_slot import intent_slot_scores
-from pl_compile.metrics.pairs import Reference
+from pl_compile.metrics.intent_slot import FORM, form_problem, intent_slot_scores
+from pl_compile.metrics.pairs import Reference, single_problem
 from pl_compile.metrics.rouge import rouge_scores
 from pl_compile.metrics.squad import squad_scores
 
-__all__ = ["METRICS", "Metric", "Reference", "choose_metric"]
+__all__ = ["METRICS", "Metric", "Reference", "choose_metric", "reference_problem"]
 
 Metric: TypeAlias = Callable[[Sequence[str], Sequence[Reference]], dict[str, float]]
 
@@ -47,3 +47,15 @@ def choose_metric(answers: Sequence[Reference], choices: Sequence[str] | None) -
     if all("Intent:" in text and "Slots:" in text for text in texts):
         return "intent_slot"
     return "squad"
+
+
+def reference_problem(metric: str, reference: Reference) -> str:
+    """What keeps a row's right answers from being scored by a metric, or nothing.
+
+    What the metric itself refuses, for those who ask before there are predictions.
+    """
+    if metric == "accuracy" and (problem := single_problem(reference)):
+        return f"{problem}, expected one: the metrics 'squad' and 'exact_match' take several"
+    if metric == "intent_slot" and (problem := form_problem(reference)):
+        return f"{problem}, expected {FORM}"
+    return ""

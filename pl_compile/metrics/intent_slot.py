@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pl_compile.errors import DataError, list_problems
-from pl_compile.metrics.pairs import Reference, check_pairs, percent, single_references
+from pl_compile.metrics.pairs import (
+    Reference,
+    answers_of,
+    check_pairs,
+    percent,
+    single_problem,
+    single_references,
+)
+
+FORM = r"references such as 'Intent: NAME\nSlots: a(b), c(d)' or '... Slots: None'"
 
 _NAME_OR_END = re.compile(r"[^(),]*(\(|$)")
 
@@ -65,20 +74,25 @@ def intent_slot_scores(
     }
 
 
+def form_problem(reference: Reference) -> str:
+    """What keeps a right answer from being read as intent and slots; empty where nothing does."""
+    problem = single_problem(reference)
+    if problem:
+        return problem
+    (text,) = answers_of(reference)
+    is_read = parse_intent_and_slots(text).intent and "slots:" in text.lower()
+    return "" if is_read else repr(text)
+
+
 def _parse_references(references: Sequence[str]) -> list[IntentAndSlots]:
-    parsed = [parse_intent_and_slots(reference) for reference in references]
     problems = [
-        f"row {row}: {reference!r}"
-        for row, (reference, answer) in enumerate(zip(references, parsed, strict=True), start=1)
-        if not answer.intent or "slots:" not in reference.lower()
+        f"row {row}: {problem}"
+        for row, reference in enumerate(references, start=1)
+        if (problem := form_problem(reference))
     ]
     if problems:
-        raise DataError(
-            "scoring intent_slot",
-            found=list_problems(problems),
-            expected=r"references such as 'Intent: NAME\nSlots: a(b), c(d)' or '... Slots: None'",
-        )
-    return parsed
+        raise DataError("scoring intent_slot", found=list_problems(problems), expected=FORM)
+    return [parse_intent_and_slots(reference) for reference in references]
 
 
 def _split_items(text: str) -> list[str]:

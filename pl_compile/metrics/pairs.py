@@ -36,17 +36,22 @@ def answers_of(reference: Reference) -> list[str]:
     return [reference] if isinstance(reference, str) else list(reference)
 
 
+def single_problem(reference: Reference) -> str:
+    """What keeps a row from a metric that knows one right answer; empty where nothing does."""
+    count = len(answers_of(reference))
+    return "" if count == 1 else f"{count} right answers"
+
+
 def single_references(metric: str, references: Sequence[Reference]) -> list[str]:
     """References for a metric that knows one right answer a row; a list of one is opened.
 
     Raises:
         DataError: rows with no or several right answers.
     """
-    all_answers = [answers_of(reference) for reference in references]
     problems = [
-        f"row {row}: {len(answers)} right answers"
-        for row, answers in enumerate(all_answers, start=1)
-        if len(answers) != 1
+        f"row {row}: {problem}"
+        for row, reference in enumerate(references, start=1)
+        if (problem := single_problem(reference))
     ]
     if problems:
         raise DataError(
@@ -55,7 +60,7 @@ def single_references(metric: str, references: Sequence[Reference]) -> list[str]
             expected="one right answer a row",
             fix="The metrics 'squad' and 'exact_match' take several.",
         )
-    return [answers[0] for answers in all_answers]
+    return [answers_of(reference)[0] for reference in references]
 
 
 def percent(part: float, whole: int) -> float:

@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from pl_compile.config import lfs
 from pl_compile.config.strict_json import parse_json, parse_json_array
 from pl_compile.config.utf8 import read_utf8, split_lines
-from pl_compile.errors import DataError, did_you_mean, list_problems, unknown_name
+from pl_compile.errors import DataError, did_you_mean, list_problems, reason_of, unknown_name
 from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
+
+_Problem: TypeAlias = tuple[str, str]  # where, and what
 
 
 @dataclass(frozen=True)
@@ -48,35 +51,75 @@ def read_examples(
             not fit: all of them, each with file and line.
     """
     examples: list[Example] = []
-    problems: list[str] = []
+    problems: list[_Problem] = []
     for path in paths:
         for where, value in _objects(path, problems):
             found = _problem(value, templates, answers)
             if found:
-                problems.append(f"{where}: {found}")
+                problems.append((where, found))
             else:
                 fields = {key: item for key, item in value.items() if key != "taskname"}
                 examples.append(Example(value["taskname"], fields, where))
     doing = f"reading {', '.join(str(path) for path in paths)}"
     if problems:
-        raise DataError(doing, found=list_problems(problems))
+        raise DataError(doing, found=list_problems(_each_once(problems)))
     if not examples:
         raise DataError(doing, found="no examples", expected="at least one JSON object a line")
     return examples
 
 
-def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _each_once(problems: Sequence[_Problem], *, most: int = 3) -> list[str]:
+    """The problems as texts: what is wrong in many places is one text, with the first places."""
+    places: dict[str, list[str]] = {}
+    for where, what in problems:
+        places.setdefault(what, []).append(where)
+    return [
+        f"{', '.join(found[:most])}"
+        f"{f' and {len(found) - most} more' if len(found) > most else ''}: {what}"
+        for what, found in places.items()
+    ]
+
+
+def choice_problem(answer: object, choices: Sequence[str]) -> str:
+    """What is wrong with a right answer, or with a list of them, of a task with these choices."""
+    answers = answer if isinstance(answer, list) else [answer]
+    if not choices or any(str(each) in choices for each in answers):
+        return ""
+    return f"the answer {answer!r} is not one of the choices {list(choices)}"
+
+
+def cut_note(cuts: Mapping[str, int], total: int, limit: int, *, most: int = 3) -> str:
+    """A line about examples whose truncate field was cut.
+
+    Args:
+        cuts: how many tokens each of them lost, by its place; at least one.
+        total: examples in all.
+        limit: tokens that they had to fit.
+        most: places to show.
+    """
+    return (
+        f"cut {len(cuts)} of {total} to fit {limit} tokens, by up to {max(cuts.values())} "
+        f"({first_places(list(cuts), most)})"
+    )
+
+
+def first_places(places: Sequence[str], most: int) -> str:
+    """The first of several places, for a message."""
+    return f"{', '.join(places[:most])}{' …' if len(places) > most else ''}"
+
+
+def _objects(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
     try:
         lines = split_lines(read_utf8(path))
-    except OSError as error:
-        problems.append(f"{path}: {error.strerror or error}, expected a UTF-8 file")
-        return
-    except ValueError as error:
-        problems.append(f"{path}, {error}, expected a UTF-8 file")
+    except (OSError, ValueError) as error:
+        problems.append((str(path), f"{reason_of(error)}, expected a UTF-8 file"))
         return
     first = next((line for line in lines if line.strip()), "")
     if first.lstrip().startswith("["):
         yield from _items(path, "\n".join(lines), problems)
+        return
+    if lfs.is_pointer(first):
+        problems.append((str(path), f"{lfs.FOUND}. {lfs.FIX}".rstrip(".")))
         return
     malformed = False
     for number, line in enumerate(lines, start=1):
@@ -86,19 +129,21 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
         try:
             yield where, parse_json(line)
         except json.JSONDecodeError as error:
-            form = "" if malformed else _other_form(line, lines[number:])
-            problems.append(f"{where}: not JSON ({_reason(error)}){form}")
-            if form == _SPREAD:
+            form = _other_form(line)
+            if not form and not malformed:
+                form = _form_of_all(line, lines[number:])
+            problems.append((where, f"not JSON ({_reason(error)}){form}"))
+            if form in (_SPREAD, _TABLE):
                 return  # each of its lines would be a mistake of its own
             malformed = True
 
 
-def _items(path: Path, text: str, problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _items(path: Path, text: str, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
     try:
         for index, item in enumerate(parse_json_array(text)):
             yield f"{path}, item {index}", item
     except json.JSONDecodeError as error:
-        problems.append(f"{path}:{error.lineno}: not a JSON array ({_reason(error)})")
+        problems.append((f"{path}:{error.lineno}", f"not a JSON array ({_reason(error)})"))
 
 
 def _reason(error: json.JSONDecodeError) -> str:
@@ -110,20 +155,44 @@ _JOINED = ": objects joined by commas, expected no comma at the end, or a JSON a
 _PYTHON = ": Python's way to write it, expected what json.dumps writes"
 
 
-def _other_form(line: str, rest: Sequence[str]) -> str:
+_CURLY = ": typographic quotes, expected straight ones"
+_COMMENT = ": a comment, which JSON does not have: take it out"
+_TWO = ": more than one value, expected one object on each line"
+_TABLE = ": the file looks like CSV or TSV: plc prepare csv makes JSON lines of it"
+
+
+def _other_form(line: str) -> str:
     """What a line that is no JSON looks like, as the end of a message; often nothing."""
     line = line.strip()
-    if line.startswith("{'"):
-        return _PYTHON
+    if line.startswith(("{'", "{\u201c", "{\u2018")):
+        return _PYTHON if line[1] == "'" else _CURLY
+    if line.startswith(("//", "#", "/*")):
+        return _COMMENT
     if line.endswith(",") and _is_json(line[:-1]):
         return _JOINED
-    if line.startswith("{") and not line.endswith("}") and rest:
+    return _TWO if _has_two(line) else ""
+
+
+def _form_of_all(line: str, rest: Sequence[str]) -> str:
+    """What a file looks like whose first line that is no JSON is `line`, followed by `rest`."""
+    lines = [line, *rest]
+    if not any(each.lstrip().startswith("{") for each in lines):
+        return _TABLE if any(separator in line for separator in ",;\t|") else ""
+    if line.lstrip().startswith("{") and not line.rstrip().endswith("}") and rest:
         try:
-            json.JSONDecoder().raw_decode("\n".join([line, *rest]))
+            json.JSONDecoder().raw_decode("\n".join(lines).lstrip())
         except (ValueError, RecursionError):
             return ""
         return _SPREAD
     return ""
+
+
+def _has_two(line: str) -> bool:
+    try:
+        parse_json(line)
+    except json.JSONDecodeError as error:
+        return line.startswith("{") and error.msg == "Extra data"
+    return False
 
 
 def _is_json(text: str) -> bool:
@@ -139,9 +208,7 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         return "not a JSON object"
     taskname = value.get("taskname")
     if not isinstance(taskname, str):
-        holder = next((key for key, item in value.items() if _is_list_of_objects(item)), None)
-        hint = "" if holder is None else f": write the list '{holder}' alone, without what holds it"
-        return f"no 'taskname'{hint}"
+        return f"no 'taskname': {_without_taskname(value, templates, answers)}"
     if taskname not in templates:
         return ". ".join(unknown_name(taskname, tuple(templates), what="task"))
     template = templates[taskname]
@@ -156,23 +223,48 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         and not is_field_value(value[name])
         and not (not answers and name == template.answer_field and _is_list_of_texts(value[name]))
     ]
-    parts = []
-    choices, answer = template.task.choices, value.get(template.answer_field or "")
-    if answers and choices and answer is not None and str(answer) not in choices:
-        parts.append(f"the answer {answer!r} is not one of the choices {list(choices)}")
+    parts: list[str] = []
+    answer = value.get(template.answer_field or "")
+    if answers and answer is not None:
+        parts += filter(None, [choice_problem(answer, template.task.choices)])
     if missing:
         parts.append(f"no field {', '.join(map(repr, missing))}")
     if foreign:
         hints = filter(None, (did_you_mean(name, missing) for name in foreign))
         text = f"{', '.join(map(repr, foreign))} not in the template of '{taskname}'"
-        parts.append(". ".join([text, *hints]))
+        parts.append(". ".join([text, *hints]) if missing else f"{text}: take them out")
     if wrong:
         parts.append(f"fields {', '.join(map(repr, wrong))} are no text or number")
     return "; ".join(parts)
 
 
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+def _without_taskname(
+    value: Mapping[str, Any], templates: Mapping[str, Template], answers: bool
+) -> str:
+    """What to do with an object that names no task."""
+    holder = next((key for key, item in value.items() if _is_list_of_rows(item, templates)), None)
+    if holder is not None:
+        return f"write the list '{holder}' alone, without what holds it"
+    wanted = {name: t.fields if answers else t.input_fields for name, t in templates.items()}
+    fitting = [name for name, fields in wanted.items() if set(fields) <= {*value}]
+    if fitting:
+        return f'add "taskname": {" or ".join(map(json.dumps, fitting))} to each row'
+    template = next(iter(templates.values()))
+    names = template.fields if answers else template.input_fields
+    fields = "".join(f", {json.dumps(name, ensure_ascii=False)}: \u2026" for name in names)
+    return f'expected {{"taskname": {json.dumps(template.task.taskname)}{fields}}}'
+
+
+def _is_list_of_rows(value: Any, templates: Mapping[str, Template]) -> bool:
+    """Whether a value holds examples; the messages of a chat are objects too, and none."""
+
+    def is_row(item: Any) -> bool:
+        fits = any(set(template.fields) <= {*item} for template in templates.values())
+        return "taskname" in item or fits
+
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and is_row(value[0])
+    )
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -16,6 +16,7 @@ NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
     "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
+_WRITTEN = {**NAMES, **{full.lower(): full for full in NAMES.values()}}
 _ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
@@ -24,7 +25,7 @@ class Provider:
     """What runs a graph.
 
     Attributes:
-        name: as ONNX Runtime has it, or one of `NAMES`.
+        name: as ONNX Runtime has it, or one of `NAMES`, which may be written in any case.
         options: the provider's own, as text.
         library: of a plug-in provider, which is registered under `name`; None for one that ONNX
             Runtime was built with.
@@ -57,7 +58,7 @@ class Provider:
     @property
     def full_name(self) -> str:
         """As ONNX Runtime has it."""
-        return NAMES.get(self.name, self.name)
+        return _WRITTEN.get(self.name.lower(), self.name)
 
     @property
     def device(self) -> str:
@@ -110,19 +111,22 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
 
     Raises:
         ArtifactError: it is not there, or offers no device.
-        RequestError: options for one that has none.
+        RequestError: no provider has that name, or options for one that has none.
     """
     name, doing = provider.full_name, f"choosing the execution provider {provider.full_name}"
     if provider.library is not None:
         return _plug_in(onnxruntime, options, provider, doing)
     available = onnxruntime.get_available_providers()
     if name not in available:
-        _, known = unknown_name(provider.name, tuple(available), what="provider")
-        raise ArtifactError(
-            doing,
-            found="this ONNX Runtime was built without it",
-            fix=f"{known} Those for NVIDIA's GPUs come with: pip install 'pl-compile[gpu]'",
-        )
+        gpu = "Those for NVIDIA's GPUs come with: pip install 'pl-compile[gpu]'"
+        if name in onnxruntime.get_all_providers():  # in some build of it
+            here = ", ".join(available)
+            raise ArtifactError(
+                doing, found="this ONNX Runtime was built without it", expected=here, fix=gpu
+            )
+        short = [short for short, full in NAMES.items() if full in available]
+        found, known = unknown_name(provider.name, (*short, *available), what="provider")
+        raise RequestError("choosing the execution provider", found=found, fix=f"{known} {gpu}")
     if name == NAMES["cpu"] and provider.options:
         raise RequestError(
             doing,

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,19 @@ def test_requests_that_are_no_json_are_refused_with_their_line(
 
     assert (code, out) == (1, "")
     assert "reading a.jsonl: a.jsonl:2: not JSON (NaN is not JSON" in err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_request_that_is_cut_to_fit_is_said(plc: Any, work: Path, form: list[str]) -> None:
+    request = ("generate", work / "bundle", "--task", "ask", "--field", "place=town")
+
+    code, out, err = plc(*request, "--field", f"question={'who ' * 2000}", *form)
+
+    assert code == 0
+    assert re.search(r"field 'question' was cut by \d+ tokens to fit the bundle's \d+ tokens", err)
+    assert "was cut by" not in out
+
+    assert "was cut by" not in plc(*request, "--field", "question=who?", *form)[2]
 
 
 def test_a_stop_text_that_holds_a_backslash_is_said(plc: Any, work: Path) -> None:
@@ -519,6 +533,41 @@ def test_two_processes_do_not_train_in_one_folder(
 
     assert code == 1
     assert "another process that trains there" in err
+
+
+def test_a_run_does_not_write_over_the_config_that_it_is_given(
+    plc: Any, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = yaml.safe_dump(tiny_train_config(tmp_path, tiny_bases["llama"]))
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+
+    code, _, err = plc("train", "config.yaml", "--output", ".")
+
+    assert code == 1
+    assert "starting a run in .: config.yaml of no run, which the run would write over." in err
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == config
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train a.yaml",
+        "export",
+        "fetch",
+        "generate bundle --input a.jsonl",
+        "prepare csv --input a.csv --taskname a",
+        "prepare squad --input a",
+        "import checkpoint a",
+        "import peft a --task a --template {a}",
+        "tasks export-peft a b",
+    ],
+)
+def test_an_empty_output_is_not_the_current_folder(plc: Any, tmp_path: Path, command: str) -> None:
+    code, _, err = plc(*command.split(), "--output", "")
+
+    assert code == 2
+    assert "it is empty; write . for the current folder." in err
+    assert not any(tmp_path.iterdir())
 
 
 # What an export may choose

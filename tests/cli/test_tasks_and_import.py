@@ -124,8 +124,17 @@ def test_an_adapter_of_another_base_is_refused(
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("Q: <|VIRTUAL_PROMPT_0|>{a}:{b}", "a template with text before its virtual tokens"),
-        ("{a}:", "answer_only_loss needs the answer at the end of the template"),
+        (
+            "Q: <|VIRTUAL_PROMPT_0|>{a}:{b}",
+            "Write <|VIRTUAL_PROMPT_0|> once, at the start, or leave it out",
+        ),
+        ("<|VIRTUAL_PROMPT_0|>{a}<|VIRTUAL_PROMPT_1|>{b}", "at the start, or leave it out"),
+        ("<|VIRTUAL_PROMPT_1|>{a}:{b}", "at the start, or leave it out"),
+        ("{a}:", "ends in '{a}:': write the answer as {name} at its end"),
+        ("no slot", "a template without a field: write the answer as {name} at its end"),
+        ("", "a template without a field"),
+        ("{a}:{", "a single '{' at character 5"),
+        ("{a}:{a}", "the answer field 'a' is used 2 times"),
     ],
 )
 def test_a_template_that_peft_cannot_have_trained_is_refused(
@@ -140,6 +149,25 @@ def test_a_template_that_peft_cannot_have_trained_is_refused(
     assert code == 1
     assert message in err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("b", "the field to cut, 'b', is the answer, which is never cut"),
+        ("c", "the field to cut: field 'c' does not exist. Known fields: a, b."),
+    ],
+)
+def test_a_field_to_cut_is_one_that_a_request_gives(
+    plc: Any, table: Path, field: str, message: str
+) -> None:
+    plc("tasks", "export-peft", table, "tone", "--output", "a")
+    arguments = ("import", "peft", "a", "--task", "x", "--template", "{a}:{b}", "--output", "new")
+
+    code, _, err = plc(*arguments, "--truncate-field", field)
+
+    assert code == 1
+    assert message in err
 
 
 def test_a_pickled_adapter_needs_a_flag(plc: Any, table: Path, tmp_path: Path) -> None:

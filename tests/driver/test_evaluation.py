@@ -1,15 +1,18 @@
 """Scoring a bundle: which metric, what the base alone gets, and what cannot be scored."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+from pl_compile.driver.answer_file import answer_file
 from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_reference, session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import ArtifactError, ConfigError, DataError, FingerprintError
+from pl_compile.errors import ArtifactError, ConfigError, DataError, FingerprintError, RequestError
 from pl_compile.runtime import Session
 from pl_compile.testing import random_table, tiny_examples, write_jsonl
 
@@ -132,6 +135,107 @@ def test_data_without_answers_cannot_be_scored(session: Session, tmp_path: Path)
 
     with pytest.raises(DataError, match=r"rows\.jsonl:1 has no answer field 'label'"):
         evaluate(session, [path], EvalOptions())
+
+
+class NoAnswers(Session):
+    """A session that must not be asked."""
+
+    def stream(self, requests: object) -> Any:
+        raise AssertionError("an answer was made")
+
+
+@pytest.mark.parametrize(
+    ("label", "metric", "problem"),
+    [
+        ("Positive", "auto", r"the answer 'Positive' is not one of the choices \["),
+        (" positive", "auto", "the answer ' positive' is not one of"),
+        (["good", "fine"], "exact_match", r"the answer \['good', 'fine'\] is not one of"),
+        ([], "exact_match", r"the answer \[\] is not one of"),
+        (["positive", "neutral"], "auto", "2 right answers, expected one"),
+        ("positive", "intent_slot", "'positive', expected references such as 'Intent: NAME"),
+    ],
+)
+def test_an_answer_that_cannot_be_scored_is_refused_before_any_is_made(
+    session: Session, tmp_path: Path, label: Any, metric: str, problem: str
+) -> None:
+    rows = [
+        {"taskname": "tone", "sentence": "warm", "label": "positive"},
+        {"taskname": "tone", "sentence": "cold", "label": label},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    asked = NoAnswers(session.tokenizer, session.prompts, session.engine)
+
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: {problem}"):
+        evaluate(asked, [path], EvalOptions(metric=metric))
+
+
+def test_all_answers_that_cannot_be_scored_are_named_together(
+    session: Session, tmp_path: Path
+) -> None:
+    rows = [
+        {"taskname": "tone", "sentence": "cold", "label": "chilly"},
+        {"taskname": "ask", "question": "who?", "place": "town"},
+    ]
+
+    with pytest.raises(DataError) as caught:
+        evaluate(session, [write_jsonl(tmp_path / "rows.jsonl", rows)], EvalOptions())
+
+    assert "rows.jsonl:1: the answer 'chilly'" in str(caught.value)
+    assert "rows.jsonl:2 has no answer field 'answer'" in str(caught.value)
+
+
+def test_examples_of_all_tasks_are_checked_before_the_first_is_answered(
+    session: Session, tmp_path: Path
+) -> None:
+    rows = [
+        {"taskname": "ask", "question": "who?", "place": "town", "answer": "him"},
+        {"taskname": "tone", "sentence": "cold " * 2000, "label": "negative"},
+        {"taskname": "ask", "question": "who?", "place": "town " * 2000, "answer": "him"},
+    ]
+    asked = NoAnswers(session.tokenizer, session.prompts, session.engine)
+
+    with pytest.raises(RequestError) as caught:
+        evaluate(asked, [write_jsonl(tmp_path / "rows.jsonl", rows)], EvalOptions())
+
+    assert "rows.jsonl:2: " in str(caught.value)
+    assert "rows.jsonl:3: " in str(caught.value)
+
+
+def test_an_export_refuses_labels_that_are_no_choice_before_it_builds(
+    work: Path, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"taskname": "tone", "sentence": "cold", "label": "chilly"}]
+    request = ExportRequest(
+        work / "table.safetensors",
+        tiny_bases["llama"],
+        tmp_path / "bundle",
+        evaluate=(write_jsonl(tmp_path / "rows.jsonl", rows),),
+    )
+
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the answer 'chilly'"):
+        export_bundle(request)
+
+
+def test_it_is_said_which_examples_are_cut_to_fit(
+    session: Session, tmp_path: Path, told: Any
+) -> None:
+    rows = [
+        {"taskname": "ask", "question": "who " * times, "place": "town", "answer": "him"}
+        for times in (1, 2000)
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    evaluate(session, [path], EvalOptions(baseline=False), progress=told)
+    evaluate(session, [path], EvalOptions(baseline=False, tell_cuts=False), progress=told)
+    answer_file(session, path, {"max_tokens": 4}, progress=told)
+
+    assert len(told.lines) == 2
+    for line in told.lines:
+        assert re.fullmatch(
+            rf"cut 1 of 2 to fit {session.engine.capacity} tokens, by up to \d+ "
+            rf"\({re.escape(str(path))}:2\)",
+            line,
+        )
 
 
 def test_an_unknown_metric_lists_the_known_ones(session: Session, work: Path) -> None:

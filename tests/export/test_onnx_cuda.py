@@ -121,11 +121,30 @@ def test_a_provider_is_read_from_the_command_line() -> None:
         1,
     )
     assert provider_of("cpu").device == "cpu"
+    for name in ("CPU", "cpuexecutionprovider", "CPUExecutionProvider"):
+        assert provider_of(name).full_name == "CPUExecutionProvider"
+    assert provider_of("NV-TensorRT-RTX").device == "cuda"
     assert provider_of("QNNExecutionProvider").full_name == "QNNExecutionProvider"
     with pytest.raises(RequestError, match="'fast'; expected name=value"):
         provider_of("cuda", ("fast",))
     with pytest.raises(RequestError, match="device_id=first; expected the number of a GPU"):
         provider_of("cuda", ("device_id=first",))
+
+
+def test_a_name_that_no_provider_has_is_not_taken_for_one_of_another_build() -> None:
+    class Built:
+        def get_available_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+        def get_all_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    with pytest.raises(RequestError, match=r"'cpuu' does not exist\. Did you mean 'cpu'\?"):
+        providers.choose(Built(), None, Provider("cpuu"))
+    with pytest.raises(RequestError, match=r"'' does not exist\. Known providers: cpu, CPUExec"):
+        providers.choose(Built(), None, Provider(""))
+    with pytest.raises(ArtifactError, match="was built without it; expected CPUExecutionProvider"):
+        providers.choose(Built(), None, Provider("CUDA"))
 
 
 def test_a_plug_in_that_is_missing_or_offers_nothing_is_refused(

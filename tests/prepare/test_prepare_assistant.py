@@ -131,7 +131,7 @@ def test_a_folder_without_fold_1_says_what_it_should_hold(tmp_path: Path) -> Non
         prepare_assistant(tmp_path, tmp_path / "out")
 
     assert str(error.value) == (
-        f"looking for the Assistant set in {tmp_path}: no such folder; "
+        f"looking for the Assistant set in {tmp_path}: no KFold_1 in it; "
         "expected one folder KFold_1 with trainset/ and testset/csv/. "
         "Give the unpacked NLU-Evaluation-Data, or its fold itself."
     )

@@ -29,6 +29,37 @@ def test_each_file_is_printed_with_its_rows(tmp_path: Path) -> None:
     assert result.stdout == f"{tmp_path}/out/n.jsonl: 2 rows\n"
 
 
+def test_the_fields_are_said_and_what_is_replaced_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "n.csv").write_text("text,label\na,b\n")
+    arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}/out"]
+
+    for replaced in ([], [f"replaced {tmp_path}/out/n.jsonl"]):
+        result = CliRunner().invoke(command.command, [*arguments, "--taskname", "t"])
+
+        assert result.stderr == "fields: text, label\n"
+        assert caplog.messages == replaced
+
+
+@pytest.mark.parametrize("kind", ["", "symlink", "hardlink"])
+@pytest.mark.parametrize("split", [[], ["--split", "0.5", "0", "0.5"]])
+def test_an_input_is_never_written_over(tmp_path: Path, kind: str, split: list[str]) -> None:
+    rows = "text\na\nb\n"
+    output = tmp_path / ("n_test.jsonl" if split else "n.jsonl")
+    source = tmp_path / "n.csv" if kind or split else output
+    source.write_text(rows)
+    if kind or split:
+        output.hardlink_to(source) if kind == "hardlink" else output.symlink_to(source)
+    arguments = ["csv", "--input", str(source), "--output", str(tmp_path), "--taskname", "t"]
+
+    result = CliRunner().invoke(command.command, arguments + split)
+
+    assert f"{output} is the input itself" in str(result.exception)
+    assert source.read_text() == rows
+    assert not (tmp_path / "n_train.jsonl").exists()
+
+
 def test_json_prints_one_object(tmp_path: Path) -> None:
     (tmp_path / "n.csv").write_text("n;m\n1;2\n3;4\n")
     arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}", "--json"]

@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -124,6 +125,7 @@ def texts(tmp_path: Path, content: str, read_jsonl: Reader, **options: Any) -> l
     path.write_bytes(content.encode())
     prepare_csv(path, tmp_path / "out", taskname="t", **options)
     rows = read_jsonl(tmp_path / "out" / "a.jsonl")
+    (tmp_path / "out" / "a.jsonl").unlink()
     return [{key: value for key, value in row.items() if key != "taskname"} for row in rows]
 
 
@@ -355,8 +357,9 @@ def test_wrong_options_are_refused_with_what_they_may_be(tmp_path: Path) -> None
     path = tmp_path / "n.csv"
     path.write_text("n\n1\n2\n")
 
-    with pytest.raises(ConfigError, match=r"an empty taskname\. Give one with --taskname"):
-        prepare_csv(path, tmp_path, taskname=" ")
+    for name in ("", " ", "a b/c{x}"):
+        with pytest.raises(ConfigError, match=rf"taskname '{re.escape(name)}'; expected 1 to 64"):
+            prepare_csv(path, tmp_path, taskname=name)
     with pytest.raises(
         ConfigError, match=r"delimiter '\|'; expected one of comma, semicolon, tab, pip"
     ):
@@ -367,6 +370,14 @@ def test_wrong_options_are_refused_with_what_they_may_be(tmp_path: Path) -> None
         prepare_csv(path, tmp_path, taskname="t", fractions=(0.5, 0.4, 0.2))
     with pytest.raises(ConfigError, match=r"fractions 1\.5, -0\.5, 0\.0; expected three numbers"):
         prepare_csv(path, tmp_path, taskname="t", fractions=(1.5, -0.5, 0.0))
+
+
+def test_a_column_that_no_template_can_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "n.csv"
+    path.write_text("a{b},c\n1,2\n")
+
+    with pytest.raises(DataError, match=r"braces in the column 'a\{b\}'"):
+        prepare_csv(path, tmp_path, taskname="t")
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -214,6 +214,23 @@ def test_a_missing_file_is_asked_for(tmp_path: Path) -> None:
         prepare_squad(tmp_path, tmp_path / "out", train_file="x.json", dev_file="y.json")
 
 
+def test_a_file_in_place_of_the_folder_is_told_how_to_be_given(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = next(folder.glob("*train*"))
+
+    with pytest.raises(DataError, match=rf"a file; expected .* Give --input {folder}, and both"):
+        prepare_squad(path, tmp_path / "out")
+
+
+def test_what_is_learned_from_is_not_what_is_measured_on(folder: Path, tmp_path: Path) -> None:
+    path = next(folder.glob("*train*"))
+    (folder / "link.json").symlink_to(path)
+
+    with pytest.raises(DataError, match=f"{path.name} for training and for development too"):
+        prepare_squad(folder, tmp_path / "out", train_file=path.name, dev_file="link.json")
+
+
 def test_all_problems_of_a_file_are_listed_with_their_json_paths(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -141,7 +141,7 @@ def test_what_other_programs_read_differently_is_refused_with_its_line(
 def test_another_form_of_the_same_rows_is_named_once(write: Writer, text: str, form: str) -> None:
     path = write("", text)
 
-    assert f": {path}:2: " in refusal(path).replace("\n  -", ":")
+    assert f": {path}:2" in refusal(path).replace("\n  -", ":")
     assert refusal(path).count(form) == 1
 
 
@@ -168,7 +168,63 @@ def test_a_line_without_a_taskname_is_refused(write: Writer, name: object) -> No
     named = {"text": "who", "label": "x"} | ({} if name is ... else {"taskname": name})
     path = write(named)
 
-    assert refusal(path) == f"reading {path}: {path}:1: no 'taskname'."
+    assert refusal(path) == (
+        f'reading {path}: {path}:1: no \'taskname\': add "taskname": "mood" or "news" to each row.'
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "x"}]},
+        {"instruction": "x", "input": "", "output": "y"},
+        {"text": "x", "rows": [{}]},
+        {"text": "x", "rows": [3]},
+    ],
+)
+def test_rows_of_another_kind_are_told_the_form_of_a_task(
+    write: Writer, row: dict[str, Any]
+) -> None:
+    path = write(*[row] * 9)
+
+    assert f"{path}:3 and 6 more: no 'taskname'" in refusal(path)
+    assert 'expected {"taskname": "mood", "text": …, "label": …}.' in refusal(path)
+    assert ("add" if "text" in row else '{"taskname": "mood", "text": …}') in refusal(
+        path, answers=False
+    )
+
+
+@pytest.mark.parametrize("inner", [GOOD, {"text": "who", "label": "x"}])
+def test_a_list_of_rows_is_to_be_written_alone(write: Writer, inner: dict[str, Any]) -> None:
+    assert "no 'taskname': write the list 'data' alone" in refusal(write({"data": [inner]}))
+
+
+def test_keys_that_no_template_has_are_to_be_taken_out_of_all_rows(write: Writer) -> None:
+    path = write(*[{**GOOD, "id": 1, "meta": {}}] * 30)
+
+    assert refusal(path) == (
+        f"reading {path}: {path}:1, {path}:2, {path}:3 and 27 more: "
+        "'id', 'meta' not in the template of 'mood': take them out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "form"),
+    [
+        (["taskname,text,label", *["mood,a,b"] * 5], "plc prepare csv makes JSON lines of it"),
+        (["taskname\ttext\tlabel", "mood\ta\tb"], "plc prepare csv makes JSON lines of it"),
+        (["version https://git-lfs.github.com/spec/v1", "oid sha256:a"], "Run `git lfs pull`"),
+        (["// my data", GOOD, "# more", GOOD], "a comment, which JSON does not have: take it out"),
+        ([json.dumps(GOOD) * 2, json.dumps(GOOD) * 2], "expected one object on each line"),
+        (["{“taskname”: “mood”}"], "typographic quotes, expected straight ones"),
+        (['{"taskname": 1'] + ["{'taskname': 'mood'}"] * 30, "Python's way to write it"),
+    ],
+)
+def test_what_is_not_json_is_named_once(write: Writer, lines: list[object], form: str) -> None:
+    message = refusal(write(*lines))
+
+    assert message.count(form) == 1
+    assert len(message.splitlines()) <= 3
 
 
 def test_an_unknown_task_is_refused_with_the_near_name_and_the_known_ones(write: Writer) -> None:
@@ -244,7 +300,7 @@ def test_bytes_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
     path.write_bytes(f"{json.dumps(GOOD)}\r\r\n{line}".encode("latin-1"))
 
     assert refusal(path) == (
-        f"reading {path}: {path}, line 3: the byte 0xe9, expected a UTF-8 file."
+        f"reading {path}: {path}: line 3: the byte 0xe9, expected a UTF-8 file."
     )
 
 
@@ -278,13 +334,13 @@ def test_a_missing_file_does_not_hide_the_problems_of_another(
 
 
 def test_of_very_many_problems_the_first_are_listed_and_the_rest_counted(write: Writer) -> None:
-    path = write(*["3"] * 25)
+    path = write(*[{**GOOD, "taskname": f"no {number}"} for number in range(25)])
 
     lines = refusal(path).splitlines()
 
     assert lines[0] == f"reading {path}: 25 problems:"
-    assert lines[1] == f"  - {path}:1: not a JSON object"
-    assert lines[20] == f"  - {path}:20: not a JSON object"
+    assert lines[1].startswith(f"  - {path}:1: task 'no 0' does not exist")
+    assert lines[20].startswith(f"  - {path}:20: task 'no 19' does not exist")
     assert lines[21:] == ["  - and 5 more."]
 
 

@@ -117,6 +117,25 @@ def test_an_example_that_fits_after_truncation_is_used(tokenizer: Tokenizer) -> 
     assert report.count == 0
 
 
+def test_what_is_cut_to_fit_is_reported_with_its_places(tokenizer: Tokenizer) -> None:
+    renderer = _renderer(tokenizer, truncate_field="text")
+    longest = _example(" the" * 40, where="a.jsonl:2")
+    examples = [
+        _example("who", where="a.jsonl:1"),
+        longest,
+        _example(" the" * 30, where="a.jsonl:3"),
+        _example("who", label=" the" * 30, where="a.jsonl:4"),
+    ]
+
+    sequences, report = render_examples(examples, {"mood": renderer}, max_length=20)
+
+    lost = len(renderer.example(longest.fields)) - len(sequences[1])
+    assert report.lines() == [
+        "left out 1 of 4: longer than 20 tokens even after truncation (a.jsonl:4)",
+        f"cut 2 of 4 to fit 20 tokens, by up to {lost} (a.jsonl:2, a.jsonl:3)",
+    ]
+
+
 def test_data_of_which_nothing_is_usable_is_refused_with_the_reasons(tokenizer: Tokenizer) -> None:
     examples = [_example(" the" * 30, where="a.jsonl:1"), _example("", "", where="a.jsonl:2")]
     renderer = _renderer(tokenizer, SequenceRules(None, None))

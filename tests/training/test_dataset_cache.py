@@ -34,7 +34,7 @@ def sequence(length: int, *, task: int = 0, where: str = "file.jsonl:3") -> Trai
 
 MADE: Made = (
     [sequence(4), sequence(1, task=7), sequence(9)],
-    SkipReport(5, {"too long": ["a:1"]}, ["a:2"], "ü"),
+    SkipReport(5, {"too long": ["a:1"]}, ["a:2"], "ü", {"a:3": 4}, 9),
 )
 
 

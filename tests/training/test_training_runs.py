@@ -594,6 +594,36 @@ def test_a_table_in_the_folder_is_not_overwritten(
         run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "history.jsonl", "curves.png", "checkpoints/a", "base"]
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_of_no_run_is_not_written_over(
+    tiny_bases: dict[str, Path], tmp_path: Path, name: str, linked: bool
+) -> None:
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    (tmp_path / "mine").write_text('"an event"\n')
+    mine.symlink_to(tmp_path / "mine") if linked else shutil.copy(tmp_path / "mine", mine)
+
+    with pytest.raises(TrainingError, match=f"{name.partition('/')[0]} of no run, which the run"):
+        run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
+
+    assert mine.read_text() == '"an event"\n'
+    assert sum(1 for path in (tmp_path / "run").rglob("*") if path.is_file()) == 1
+
+
+@pytest.mark.parametrize(("name", "what"), [("config.json", "base"), ("manifest.json", "bundle")])
+def test_no_run_starts_in_the_folder_of_a_base_or_a_bundle(
+    tiny_bases: dict[str, Path], tmp_path: Path, name: str, what: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{}")
+
+    with pytest.raises(TrainingError, match=f"{name}, as a {what} has it"):
+        run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
+
+
 def test_fewer_examples_than_a_batch_are_refused(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pl_compile.errors import DataError, list_problems
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text.examples import Example
+from pl_compile.text.examples import Example, cut_note, first_places
 from pl_compile.text.render import Rendered, Renderer, TooLongError
 
 
@@ -44,19 +44,23 @@ class TrainingSequence:
 
 @dataclass
 class SkipReport:
-    """Which examples were left out, and why; and which are used without some of their characters.
+    """Which examples were left out, and why; and which are used without some of their text.
 
     Attributes:
         total: examples in all.
         places: where those that were left out stand, by reason.
         unwritten: where those stand that hold characters the tokenizer cannot write.
         characters: these characters, each once.
+        cut: the tokens that examples lost, by their place, to fit.
+        max_length: what they had to fit, in tokens.
     """
 
     total: int = 0
     places: dict[str, list[str]] = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
     characters: str = ""
+    cut: dict[str, int] = field(default_factory=dict)
+    max_length: int = 0
 
     @property
     def count(self) -> int:
@@ -76,20 +80,18 @@ class SkipReport:
     def lines(self, *, most: int = 3) -> list[str]:
         """One line a reason, with the first places."""
         lines = [
-            f"left out {len(places)} of {self.total}: {reason} ({_first(places, most)})"
+            f"left out {len(places)} of {self.total}: {reason} ({first_places(places, most)})"
             for reason, places in self.places.items()
         ]
         if self.unwritten:
             lines.append(
                 f"{len(self.unwritten)} of {self.total} hold characters that the base's tokenizer "
                 f"cannot write and leaves out or takes for unknown: {self.characters[:20]!r} "
-                f"({_first(self.unwritten, most)})"
+                f"({first_places(self.unwritten, most)})"
             )
+        if self.cut:
+            lines.append(cut_note(self.cut, self.total, self.max_length, most=most))
         return lines
-
-
-def _first(places: list[str], most: int) -> str:
-    return f"{', '.join(places[:most])}{' …' if len(places) > most else ''}"
 
 
 def render_examples(
@@ -114,14 +116,16 @@ def render_examples(
     """
     numbers = {name: index for index, name in enumerate(renderers)}
     sequences: list[TrainingSequence] = []
-    report = SkipReport(total=len(examples))
+    report = SkipReport(total=len(examples), max_length=max_length)
     problems: list[str] = []
     with progress.bar("tokenising", len(examples)) as bar:
         for example in examples:
             bar.advance()
             renderer = renderers[example.taskname]
             try:
-                rendered = renderer.example(example.fields, max_length=max_length)
+                whole = rendered = renderer.example(example.fields)
+                if len(whole) > max_length:
+                    rendered = renderer.example(example.fields, max_length=max_length)
             except TooLongError:
                 report.add(f"longer than {max_length} tokens even after truncation", example.where)
                 continue
@@ -137,6 +141,8 @@ def render_examples(
                 task = numbers[example.taskname]
                 sequences.append(TrainingSequence(task, rendered, in_loss, example.where))
                 report.note_unwritten(renderer.unwritten(example.fields), example.where)
+                if len(rendered) < len(whole):
+                    report.cut[example.where] = len(whole) - len(rendered)
     if problems:
         raise DataError("rendering the examples", found=list_problems(problems))
     if not sequences:

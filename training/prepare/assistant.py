@@ -63,6 +63,7 @@ def prepare_assistant(
             "assistant_test.jsonl": without_field(test, "label"),
             "assistant_test_ground_truth.jsonl": test,
         },
+        inputs=fold.rglob("*.csv"),
     )
 
 
@@ -101,7 +102,8 @@ def _find_fold(folder: Path) -> Path:
     if len(folds) != 1:
         raise DataError(
             f"looking for the Assistant set in {folder}",
-            found=", ".join(map(str, folds)) or "no such folder",
+            found=", ".join(map(str, folds))
+            or (f"no {_FOLD_NAME} in it" if folder.is_dir() else "no such folder"),
             expected=f"one folder {_FOLD_NAME} with trainset/ and testset/csv/",
             fix="Give the unpacked NLU-Evaluation-Data, or its fold itself.",
         )

@@ -10,7 +10,9 @@ import random
 from collections.abc import Collection
 from pathlib import Path
 
+from pl_compile.config.task import check_taskname
 from pl_compile.errors import ConfigError, DataError, list_problems
+from pl_compile.progress import SILENT, Progress
 from pl_compile.training.prepare.delimited import DELIMITERS, QUOTES, read_table
 from pl_compile.training.prepare.splits import Row, deal_out, shuffled, write_jsonl
 
@@ -24,6 +26,7 @@ def prepare_csv(
     quotes: str | None = None,
     fractions: tuple[float, float, float] | None = None,
     seed: int = 1234,
+    progress: Progress = SILENT,
 ) -> dict[str, int]:
     """Writes a delimited file as JSON lines, under the file's name without its ending.
 
@@ -40,20 +43,20 @@ def prepare_csv(
             and go to NAME_train.jsonl, NAME_val.jsonl and NAME_test.jsonl. A share of 0 makes no
             file. None keeps the order and writes one NAME.jsonl.
         seed: of the shuffle.
+        progress: told the names of the fields.
 
     Returns:
         The number of rows by file name.
 
     Raises:
-        ConfigError: an empty `taskname`, an unknown delimiter or way of quotes, or impossible
-            fractions.
+        ConfigError: a `taskname` that no config can have, an unknown delimiter or way of quotes, or
+            impossible fractions.
         DataError: the file is missing or malformed; all problems with their lines. Nothing is
             written then.
         ArtifactError: the disk refuses.
     """
     doing = f"reading {input_path}"
-    if not taskname.strip():
-        raise ConfigError(doing, found="an empty taskname", fix="Give one with --taskname.")
+    check_taskname(taskname, doing=doing)
     separator = delimiter and DELIMITERS[_known(delimiter, DELIMITERS, "delimiter", doing)]
     quotes = quotes and _known(quotes, QUOTES, "quotes", doing)
 
@@ -61,15 +64,18 @@ def prepare_csv(
     records, problems = table.records, [str(problem) for problem in table.problems]
     if any("taskname" in record.fields for record in records[:1]):
         problems.append(f"{input_path.name}: a column 'taskname', which --taskname sets")
+    names = [name for record in records[:1] for name in record.fields if {"{", "}"} & {*name}]
+    problems += [f"{input_path.name}: braces in the column {name!r}" for name in names]
     if not records and not problems:
         problems.append(f"{input_path.name}: no rows below the header")
     if problems:
         raise DataError(doing, found=list_problems(problems), fix=table.advice)
+    progress.say(f"fields: {', '.join(records[0].fields)}")
     rows: list[Row] = [{"taskname": taskname, **record.fields} for record in records]
 
     name = input_path.stem
     if fractions is None:
-        return write_jsonl(output_dir, {f"{name}.jsonl": rows})
+        return write_jsonl(output_dir, {f"{name}.jsonl": rows}, inputs=(input_path,))
     splits = deal_out(shuffled(rows, random.Random(seed)), fractions)
     return write_jsonl(
         output_dir,
@@ -80,6 +86,7 @@ def prepare_csv(
             )
             if share > 0
         },
+        inputs=(input_path,),
     )
 
 

@@ -51,7 +51,8 @@ def prepare_phrasebank(
             found=f"the training fraction {train_fraction}",
             expected="a number above 0 and below 1",
         )
-    rows = _read(input_path / _FILE_NAME if input_path.is_dir() else input_path)
+    path = input_path / _FILE_NAME if input_path.is_dir() else input_path
+    rows = _read(path)
 
     rest = (1 - train_fraction) / 2
     rows = shuffled(rows, random.Random(seed))
@@ -64,6 +65,7 @@ def prepare_phrasebank(
             "financial_phrase_bank_test.jsonl": without_field(test, "label"),
             "financial_phrase_bank_test_ground_truth.jsonl": test,
         },
+        inputs=(path,),
     )
 
 

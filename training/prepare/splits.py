@@ -5,14 +5,17 @@ whole or not at all. Knows no data set.
 """
 
 import json
+import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from pl_compile.artifact.files import write_atomically
 from pl_compile.errors import ConfigError, DataError, list_problems
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Row: TypeAlias = Mapping[str, str | list[str]]
@@ -52,18 +55,25 @@ def without_field(rows: Sequence[Row], field: str) -> list[Row]:
     return [{name: value for name, value in row.items() if name != field} for row in rows]
 
 
-def write_jsonl(output_dir: Path, files: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+def write_jsonl(
+    output_dir: Path, files: Mapping[str, Sequence[Row]], *, inputs: Iterable[Path]
+) -> dict[str, int]:
     """Writes one JSON object a line; each file is replaced only once its new rows are on the disk.
+
+    A file that was there is replaced, and a warning says so: the same data set is often prepared
+    again.
 
     Args:
         output_dir: made if it is not there.
         files: the rows of each file by its name.
+        inputs: what the rows were read from, which is never replaced.
 
     Returns:
         The number of rows by file name.
 
     Raises:
-        DataError: a file would hold no rows. None of them is written then.
+        DataError: a file would hold no rows, or stand in the place of an input. None of them is
+            written then.
         ArtifactError: the disk refuses.
     """
     empty = [f"{name} would hold no rows" for name, rows in files.items() if not rows]
@@ -73,8 +83,22 @@ def write_jsonl(output_dir: Path, files: Mapping[str, Sequence[Row]]) -> dict[st
             found=list_problems(empty),
             fix="The input has too few rows for this split.",
         )
+    originals = [path for path in inputs if path.exists()]
+    lost = [
+        f"{path} is the input itself"
+        for path in (output_dir / name for name in files)
+        if path.exists() and any(path.samefile(original) for original in originals)
+    ]
+    if lost:
+        raise DataError(
+            f"writing to {output_dir}", found=list_problems(lost), fix="Choose another --output."
+        )
     for name, rows in files.items():
+        path = output_dir / name
+        replaced = path.exists()
         # ASCII escapes: no reader can take U+2028 or U+0085 inside a text for the end of a line.
         lines = [json.dumps(row) + "\n" for row in rows]
-        write_atomically(output_dir / name, "".join(lines).encode("ascii"))
+        write_atomically(path, "".join(lines).encode("ascii"))
+        if replaced:
+            _log.warning("replaced %s", path)
     return {name: len(rows) for name, rows in files.items()}

@@ -65,8 +65,16 @@ def prepare_squad(
             with their JSON path. Nothing is written then.
         ArtifactError: the disk refuses.
     """
+    _check_folder(input_path)
     train_path = _find(input_path, train_file, "train")
     dev_path = _find(input_path, dev_file, "dev")
+    if train_path.exists() and dev_path.exists() and train_path.samefile(dev_path):
+        raise DataError(
+            f"looking for SQuAD in {input_path}",
+            found=f"{train_path.name} for training and for development too",
+            expected="two files",
+            fix="What a run has learned from cannot tell how well it does.",
+        )
     train = _read(train_path, include_topic)
     dev = _read(dev_path, include_topic)
 
@@ -79,6 +87,21 @@ def prepare_squad(
             "squad_test.jsonl": without_field(truth, "answer"),
             "squad_test_ground_truth.jsonl": truth,
         },
+        inputs=(train_path, dev_path),
+    )
+
+
+def _check_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    doing = f"looking for SQuAD in {path}"
+    if not path.exists():
+        raise DataError(doing, found="no such folder", fix="Check the path.")
+    raise DataError(
+        doing,
+        found="a file",
+        expected="the folder that holds it",
+        fix=f"Give --input {path.parent}, and both files by name with --train-file and --dev-file.",
     )
 
 
