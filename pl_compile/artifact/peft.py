@@ -108,14 +108,19 @@ class PeftAdapter:
 
     def _check_sizes(self, config: DecoderConfig) -> None:
         """Raises `ArtifactError` where the adapter says that its base has other sizes."""
-        # PEFT takes them from the base, and of grouped heads those that keys and values have.
-        width = config.kv_heads * config.head_dim if self.is_prefix else config.hidden
-        heads = config.kv_heads if self.is_prefix else config.heads
-        sizes = {"num_layers": config.layers, "num_attention_heads": heads, "token_dim": width}
+        # PEFT takes them from the base; of grouped heads, by its release and the method, all of
+        # them or those that keys and values have.
+        heads = {config.heads, config.kv_heads}
+        sizes = {
+            "num_layers": {config.layers},
+            "num_attention_heads": heads,
+            "token_dim": {config.hidden, *(each * config.head_dim for each in heads)},
+        }
         problems = [
-            f"{CONFIG_NAME} says {name} {self.sizes[name]!r:.40}, and the base has {size}"
-            for name, size in sizes.items()
-            if name in self.sizes and self.sizes[name] != size
+            f"{CONFIG_NAME} says {name} {self.sizes[name]!r:.40}, and the base has "
+            f"{' or '.join(map(str, sorted(known)))}"
+            for name, known in sizes.items()
+            if name in self.sizes and self.sizes[name] not in known
         ]
         if problems:
             raise ArtifactError(

@@ -55,8 +55,12 @@ def read_tensor_file(
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         found, fix = damage_of(path)
+        where = "" if path.name in doing else f"{path.name}: "
         raise ArtifactError(
-            doing, found=found or reason_of(error), expected="a safetensors file", fix=fix
+            doing,
+            found=f"{where}{found or reason_of(error)}",
+            expected="a safetensors file",
+            fix=fix,
         ) from error
     except OSError as error:
         raise ArtifactError(doing, found=reason_of(error), expected="a safetensors file") from error

@@ -220,7 +220,7 @@ def test_a_prefix_of_another_base_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{"num_layers": 3}, {"num_attention_heads": 3}, {"token_dim": 12}, {"num_layers": "2"}]
+    "said", [{"num_layers": 3}, {"num_attention_heads": 4}, {"token_dim": 13}, {"num_layers": "2"}]
 )
 def test_rows_whose_base_had_other_sizes_are_refused(tmp_path: Path, said: dict[str, Any]) -> None:
     read = read_peft_adapter(adapter(tmp_path / "a", **said))
@@ -236,6 +236,9 @@ def test_sizes_that_are_those_of_the_base_or_are_left_out_are_taken(tmp_path: Pa
     sizes: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 6, "token_dim": HIDDEN}
     read = read_peft_adapter(adapter(tmp_path / "a", **sizes))
     assert read.learned(CONFIG).tolist() == ROWS.tolist()
+
+    sizes["num_attention_heads"] = CONFIG.kv_heads  # as some releases count grouped heads
+    assert read_peft_adapter(adapter(tmp_path / "c", **sizes)).learned(CONFIG).shape == (3, 6)
 
     unknown: dict[str, Any] = dict.fromkeys(sizes)
     assert read_peft_adapter(adapter(tmp_path / "b", **unknown)).learned(CONFIG).shape == (3, 6)

@@ -291,7 +291,10 @@ def test_a_bundle_of_floats_is_scored_once(exported: Exported, tmp_path: Path) -
         ),
         ({"quantize": "int4", "block": -1}, "block -1, expected 0 or more"),
         ({"quantize": "int4", "table_bits": 5}, "table_bits 5, expected 0, 4 or 8"),
-        ({"candidates": 9}, "candidates 9, and the host samples"),
+        (
+            {"candidates": 9},
+            "candidates 9, and the host samples: ask for sampling graph, or leave candidates out",
+        ),
         ({"sampling": "graph", "candidates": 0}, "candidates 0, expected 1 or more"),
     ],
 )

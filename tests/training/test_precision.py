@@ -332,7 +332,7 @@ def test_a_checkpoint_that_names_no_run_is_refused(
         metadata = {k: v for k, v in file.metadata().items() if k != "identity"}
     save_file(tensors, last, metadata)
 
-    with pytest.raises(TrainingError, match="does not say which run it belongs to"):
+    with pytest.raises(TrainingError, match="a checkpoint without 'identity'"):
         run_training(config, run, resume=True)
 
 
