@@ -73,6 +73,8 @@ REPORT_PAGE = "report.html"
 # What the comparison of an export came to.
 Verdict = Literal["passed", "failed", "not measured"]
 
+_COPY_OR_EXPORT = "Copy the bundle again, or export it again."
+
 # What the numbers of a base are before anything is rounded.
 EXACT: Dtype = "float32"
 
@@ -351,7 +353,7 @@ def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
 def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     path = folder / MANIFEST
     try:
-        content = read_json_object(path, ArtifactError, f"{doing}, {MANIFEST}")
+        content = read_json_object(path, ArtifactError, f"{doing}, {MANIFEST}", fix=_COPY_OR_EXPORT)
     except FileNotFoundError:
         raise ArtifactError(
             doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
@@ -432,7 +434,7 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str, *, s
                 fix="Do not use this bundle; export it again.",
             )
     sizes, problems = _regular_files(folder)
-    fix = "Copy the bundle again, or export it again."
+    fix = _COPY_OR_EXPORT
     if not problems:
         needed = {"tokenizer.json", *(set(sizes) - _NOT_SUMMED)}
         problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
@@ -442,7 +444,7 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str, *, s
             damaged = _problems_of_file(folder / name, name, record, sizes.get(name), sums)
             if damaged:
                 problems += damaged
-                fix = "Copy the bundle again, or export it again."
+                fix = _COPY_OR_EXPORT
     if problems:
         raise ArtifactError(doing, found=list_problems(problems), fix=fix)
 
@@ -500,7 +502,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     learned = _read_learned(folder, name, manifest, doing)
     path = task_folder(folder, name) / "task.json"
     try:
-        record = read_json_object(path, ArtifactError, f"{doing}, {path.name}")
+        record = read_json_object(path, ArtifactError, f"{doing}, {path.name}", fix=_COPY_OR_EXPORT)
         entry = entry_from_record(record, learned, name, base=manifest.base, doing=doing)
     except (RecursionError, ConfigError) as error:
         raise ArtifactError(doing, found=f"damaged task.json ({reason_of(error)})") from error

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pl_compile.config import lfs
 from pl_compile.config.utf8 import is_utf8, read_text
 from pl_compile.errors import PlcError, reason_of
 
@@ -54,7 +55,10 @@ def read_json_object(
     """
     expected = "a JSON object"
     try:
-        content = parse_json(read_text(path))
+        text = read_text(path)
+        if lfs.is_pointer(text):
+            raise error(doing, found=lfs.FOUND, expected=expected, fix=lfs.FIX)
+        content = parse_json(text)
     except (FileNotFoundError, NotADirectoryError) as reason:
         raise FileNotFoundError(*reason.args) from reason
     except (OSError, ValueError) as reason:

@@ -5,6 +5,7 @@ JSON, goes through `read_text`, which refuses what would never end. Data of any 
 through a pipe, goes through `read_utf8`.
 """
 
+import codecs
 import errno
 import os
 import re
@@ -78,6 +79,8 @@ def split_lines(text: str) -> list[str]:
 
 
 def _decoded(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("UTF-16, as some editors save texts: save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

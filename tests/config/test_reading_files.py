@@ -107,3 +107,14 @@ def test_that_there_is_no_file_is_for_the_caller_to_say(tmp_path: Path, name: st
 
     with pytest.raises(FileNotFoundError):
         read_json_object(tmp_path / name, BaseModelError, "doing it")
+
+
+def test_utf_16_and_pointers_of_git_lfs_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "llama"}', encoding="utf-16")
+    with pytest.raises(BaseModelError, match="UTF-16, as some editors save texts: save it as"):
+        read_json_object(path, BaseModelError, "reading")
+
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(BaseModelError, match=r"a pointer of Git LFS.*git lfs pull"):
+        read_json_object(path, BaseModelError, "reading")

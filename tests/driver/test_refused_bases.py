@@ -149,7 +149,6 @@ def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
     assert with_null(asdict(result))["max_abs_difference"] is None
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("factor", [0.0, 1e38])
 def test_a_base_whose_logits_mean_nothing_fails_and_says_so(tmp_path: Path, factor: float) -> None:
     """Weights of zeros, and weights that are finite while what they compute is not."""
