@@ -6,11 +6,14 @@ Sizes are tiny and odd, no two alike, so that a transposed axis cannot go unseen
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pl_compile.progress import SILENT, Bar
 
 if TYPE_CHECKING:
     from pl_compile.config.train import TrainConfig
@@ -22,6 +25,21 @@ _CORPUS = (
     "Context: the year 1987 was cold. Question: who was there? Answer: nobody at all! positive "
     "negative neutral sentiment: lights kitchen off, timer 12 minutes. naïve café 😀 {braces} <|x|>"
 )
+
+
+class Told:
+    """A progress that remembers its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """A line."""
+        self.lines.append(line)
+
+    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
+        """Nothing that is remembered."""
+        return SILENT.bar(label, total)
 
 
 def write_tiny_base(

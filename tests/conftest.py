@@ -6,15 +6,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pl_compile.artifact.prompt_table import read_prompt_table
-from pl_compile.progress import SILENT, Bar
-from pl_compile.testing import FAMILIES, write_tiny_base
+from pl_compile.testing import FAMILIES, Told, write_tiny_base
 
 
 @pytest.fixture(scope="session")
@@ -130,21 +128,6 @@ def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def real_curves() -> None:
     """For tests that look at `curves.png`."""
-
-
-class Told:
-    """A progress that remembers its lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        """A line."""
-        self.lines.append(line)
-
-    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
-        """Nothing that is remembered."""
-        return SILENT.bar(label, total)
 
 
 @pytest.fixture

@@ -421,8 +421,6 @@ def test_a_pipe_is_refused_and_not_waited_for(bundle: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json", "tasks/mood/task.json"])
 def test_a_device_is_refused(bundle: Path, name: str) -> None:
-    if not Path("/dev/zero").exists():
-        pytest.skip("no /dev/zero")
     (bundle / name).unlink()
     (bundle / name).symlink_to("/dev/zero")
 

@@ -15,19 +15,7 @@ from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_tab
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.errors import ArtifactError
-from pl_compile.progress import SILENT
-from pl_compile.testing import random_table
-
-
-class Listener:
-    """Who is told of lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+from pl_compile.testing import Told, random_table
 
 
 @pytest.fixture
@@ -44,7 +32,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 def told(adapter: Path, **settings: Any) -> list[str]:
     request = PeftImport(adapter, adapter.parent / "table.safetensors", "tone", "{q}:{a}")
-    listener = Listener()
+    listener = Told()
     import_peft(replace(request, **settings), progress=listener)
     return [line for line in listener.lines if "adapter" in line]
 
@@ -67,7 +55,7 @@ def test_a_choice_that_is_never_answered_is_told(base: Path, adapter: Path) -> N
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
         (base / name).unlink(missing_ok=True)
     request = PeftImport(adapter, adapter.parent / "table.safetensors", "tone", "{q}:{a}")
-    listener = Listener()
+    listener = Told()
 
     import_peft(replace(request, choices=("pos", "positive")), progress=listener)
 
@@ -171,7 +159,7 @@ def test_findings_are_told_where_a_bundle_is_exported(base: Path, tmp_path: Path
     write_prompt_table(
         replace(table, entries={"tone": replace(table.entry("tone"), rows=rows)}), path
     )
-    listener = Listener()
+    listener = Told()
 
     export_bundle(
         ExportRequest(path, base, tmp_path / "bundle", measure_parity=False), progress=listener

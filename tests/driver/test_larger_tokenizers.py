@@ -18,26 +18,15 @@ from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.driver.train import train_run
 from pl_compile.errors import DataError, PlcError, RequestError
-from pl_compile.progress import SILENT
 from pl_compile.runtime import Request, Session
-from pl_compile.testing import random_table, tiny_examples, tiny_run, write_jsonl
+from pl_compile.testing import Told, random_table, tiny_examples, tiny_run, write_jsonl
 
-# The tokenizer makes one token of it, with the first id behind the base's.
+# The tokenizer makes one token of it, with the first id after the base's.
 BEYOND = "ZZ"
 
 
-class Listener:
-    """Who is told of lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def told(self) -> bool:
-        return any("larger than its base: 2 tokens from 'ZZ' (id 397)" in s for s in self.lines)
+def said(listener: Told) -> bool:
+    return any("larger than its base: 2 tokens from 'ZZ' (id 397)" in s for s in listener.lines)
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +50,22 @@ def table(base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(base: Path, table: Path) -> Path:
-    listener = Listener()
+    listener = Told()
     request = ExportRequest(table, base, base.parent / "bundle")
     bundle = export_bundle(request, progress=listener).bundle
-    assert listener.told()
+    assert said(listener)
     return bundle
 
 
 def test_training_tells_it_and_refuses_the_lines_of_the_data(base: Path, tmp_path: Path) -> None:
     rows = [*tiny_examples(4), {"taskname": "tone", "sentence": f"a {BEYOND}", "label": "neutral"}]
     config = tiny_run(tmp_path, base, rows=rows)
-    listener = Listener()
+    listener = Told()
 
     with pytest.raises(DataError, match=r"train\.jsonl:5: tokenising .*'ZZ' with id 397"):
         train_run(config, tmp_path / "run", progress=listener)
 
-    assert listener.told()
+    assert said(listener)
 
 
 def test_an_added_token_of_that_kind_is_characters_in_data(bundle: Path) -> None:
@@ -151,11 +140,11 @@ def test_a_task_that_always_holds_such_a_token_is_neither_imported_nor_exported(
 
 def test_an_import_tells_it(base: Path, table: Path, tmp_path: Path) -> None:
     write_peft_adapter(read_prompt_table(table), "tone", tmp_path / "adapter", str(base))
-    listener = Listener()
+    listener = Told()
 
     import_peft(
         PeftImport(tmp_path / "adapter", tmp_path / "new", "tone", "{sentence}: {label}"),
         progress=listener,
     )
 
-    assert listener.told()
+    assert said(listener)

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import DataError
-from pl_compile.progress import Bar
-from pl_compile.testing import TASKS, tiny_examples, write_jsonl
+from pl_compile.testing import TASKS, Told, tiny_examples, write_jsonl
 from pl_compile.text.examples import read_examples
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
@@ -65,19 +63,6 @@ class Maker:
     def __call__(self) -> Made:
         self.calls += 1
         return self.made
-
-
-class Listener:
-    """Who is told of lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
-        raise NotImplementedError
 
 
 def only_file(folder: Path) -> Path:
@@ -200,7 +185,7 @@ def test_what_cannot_be_made_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    listener = Listener()
+    listener = Told()
 
     made = cached(KEY, Maker(), tmp_path / "file" / "cache", progress=listener)
 

@@ -9,20 +9,8 @@ import yaml
 
 from pl_compile.driver.train import train_run
 from pl_compile.errors import DataError
-from pl_compile.progress import SILENT
-from pl_compile.testing import tiny_train_config
+from pl_compile.testing import Told, tiny_train_config
 from pl_compile.training.read_config import read_train_config
-
-
-class Listener:
-    """A `Progress` that keeps its lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.bar = SILENT.bar
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.mark.parametrize("nemo", [False, True])
@@ -50,7 +38,7 @@ def test_a_template_in_single_quotes_is_read_as_it_is_and_said(tmp_path: Path, n
         }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    listener = Listener()
+    listener = Told()
 
     read = read_train_config(path, progress=listener)
 
