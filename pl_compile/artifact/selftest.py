@@ -78,6 +78,8 @@ def _problems_of_values(
     seq, steps = arrays["input_ids"].shape[1], len(arrays["tokens"])
     before = 0 if entry.prefix_kv is None else entry.prefix_kv.shape[3]
     room = graph.capacity - before - (steps - 1)
+    if room < 1:
+        return [f"{steps} steps, expected at most {graph.capacity - before}, which the cache holds"]
     ranges = {
         "input_ids": (0, graph.vocab + len(entry.rows) - 1),
         "lengths": (1, min(seq, room)),

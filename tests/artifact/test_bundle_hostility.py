@@ -648,6 +648,10 @@ def _changed(name: str, place: tuple[int, ...], value: float) -> dict[str, Any]:
             {"tokens": np.zeros((15, 2), int), "logits": np.zeros((15, 2, 2), np.float32)},
             "lengths of 3 to 4, expected 1 to 3",  # 14 tokens follow, and 17 are the capacity
         ),
+        (
+            {"tokens": np.zeros((18, 2), int), "logits": np.zeros((18, 2, 2), np.float32)},
+            "18 steps, expected at most 17, which the cache holds",
+        ),
     ],
 )
 def test_vectors_that_cannot_be_run_are_refused(
