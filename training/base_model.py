@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 # The attention function of everything but the packed line.
 _PLAIN = "sdpa"
+# Of a processor's vectors, by torch's name of what it computes with.
+_VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
 class FrozenBase:
@@ -285,7 +287,12 @@ def _checkpoint_layers(model: Any) -> None:
 
 
 def _compile_layers(model: Any) -> None:
+    # torch keeps on disk what it compiled, under a key in which settings count and processors do
+    # not. Where machines share that folder, code for AVX-512 would be taken on one with AVX2, and
+    # compute wrong numbers; so the width of its vectors is made a setting.
+    bits = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+    options = {} if bits is None else {"cpp.simdlen": bits}
     for layer in _decoder_layers(model):
         for module in layer.children():
             if "Attention" not in type(module).__name__:
-                module.compile(dynamic=True)
+                module.compile(dynamic=True, options=options)

@@ -115,6 +115,7 @@ def test_onnx_cpu_is_taken_where_the_kernels_are_missing_or_slow(
     instructions: Callable[[], str | None],
     reason: str,
 ) -> None:
+    monkeypatch.delenv("PLC_KERNELS", raising=False)
     monkeypatch.setattr(choose, "instruction_set", instructions)
 
     plan = planned(bases["llama-q4_1"])

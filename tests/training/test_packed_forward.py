@@ -274,6 +274,30 @@ def test_a_compiled_base_ends_at_the_same_numbers(load: Load) -> None:
         same(found, wanted)
 
 
+@pytest.mark.parametrize(
+    ("capability", "options"),
+    [("AVX2", {"cpp.simdlen": 256}), ("AVX512", {"cpp.simdlen": 512}), ("DEFAULT", {})],
+)
+def test_what_was_compiled_for_another_processor_is_not_used(
+    tiny_bases: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    options: dict[str, int],
+) -> None:
+    """torch's cache on disk is by settings: one folder of it, filled with AVX-512, made NaN of a
+    base on AVX2."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **given: compiled.append(given["options"])
+    )
+
+    FrozenBase(tiny_bases["gpt2"], compile=True)
+
+    assert compiled
+    assert all(each == options for each in compiled)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("batch", ["several tasks in one batch", "loss over whole sequences"])
