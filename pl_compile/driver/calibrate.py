@@ -28,7 +28,7 @@ from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.engines.onnxruntime import PIECE, OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.text.examples import Example, read_examples
+from pl_compile.text.examples import Example, cut_note, read_examples
 
 # Enough for stable moments of a small base, and a minute's work.
 MOST_EXAMPLES = 128
@@ -40,7 +40,12 @@ _AT_ONCE = 1024
 
 
 def calibration_prompts(
-    paths: Sequence[Path], learned: Mapping[str, TaskPrompt], *, capacity: int, vocab: int
+    paths: Sequence[Path],
+    learned: Mapping[str, TaskPrompt],
+    *,
+    capacity: int,
+    vocab: int,
+    progress: Progress = SILENT,
 ) -> list[tuple[TaskPrompt, Int64]]:
     """The examples as sequences of ids, right answers included where the data gives them.
 
@@ -49,6 +54,7 @@ def calibration_prompts(
         learned: the tasks by name.
         capacity: longest sequence; fields that may be cut are.
         vocab: ids the base knows.
+        progress: who is told which examples are cut to fit.
 
     Raises:
         DataError: the data cannot be read, or a prompt is too long.
@@ -57,6 +63,7 @@ def calibration_prompts(
     examples = read_examples(paths, templates, answers=False)
     count = min(len(examples), MOST_EXAMPLES)
     rows = []
+    cuts: dict[str, int] = {}
     for number in np.linspace(0, len(examples) - 1, count).astype(int):
         example = examples[number]
         prompt = learned[example.taskname]
@@ -70,10 +77,15 @@ def calibration_prompts(
             if value != []
         }
         try:
-            given = prompt.fed(rendered(fields, max_length=capacity))
+            kept = rendered(fields, max_length=capacity)
+            lost = len(rendered(fields)) - len(kept)
         except DataError as error:
             raise DataError(f"calibrating on {example.where}", found=str(error)) from error
-        rows.append((prompt, given.input_ids(vocab)))
+        if lost:
+            cuts[example.where] = lost
+        rows.append((prompt, prompt.fed(kept).input_ids(vocab)))
+    if cuts:
+        progress.say(f"calibrating: {cut_note(cuts, count, capacity)}")
     return rows
 
 

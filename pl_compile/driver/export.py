@@ -552,6 +552,7 @@ def _calibrate(
         source.prompts,
         capacity=source.recipe.contract.capacity,
         vocab=source.recipe.config.vocab,
+        progress=progress,
     )
     return measure_moments(
         source.recipe.exporter,

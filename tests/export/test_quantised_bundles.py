@@ -1,6 +1,7 @@
 """Bundles with rounded weights: right kernels, stated errors, batches that are bit-equal."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from pl_compile.quantize.scheme import Scheme, round_to_nearest
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
+from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
@@ -424,6 +425,30 @@ def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answe
         calibration_prompts(paths[1:], learned, capacity=90, vocab=397)[n][1] for n in (0, 1)
     )
     assert len(short) < len(long)
+
+
+def test_calibration_says_which_examples_it_cuts(
+    block_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    from pl_compile.artifact.prompt_table import read_prompt_table
+    from pl_compile.driver.calibrate import calibration_prompts
+
+    base = block_bases["llama"]
+    table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
+    tokenizer = Tokenizer.from_folder(base)
+    learned = {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
+    rows = [
+        {"taskname": "ask", "question": question, "place": "b", "answer": "cold"}
+        for question in ("why?", "cold " * 90)
+    ]
+    path, told = write_jsonl(tmp_path / "ask.jsonl", rows), Told()
+
+    calibration_prompts([path], learned, capacity=60, vocab=397, progress=told)
+
+    (line,) = told.lines
+    assert re.fullmatch(
+        r"calibrating: cut 1 of 2 to fit 60 tokens, by up to \d+ \(.*ask\.jsonl:2\)", line
+    )
 
 
 def test_calibration_names_the_example_that_does_not_fit(
