@@ -15,6 +15,7 @@ from pl_compile.config import lfs
 from pl_compile.config.strict_json import parse_json, parse_json_array
 from pl_compile.config.utf8 import read_utf8, split_lines
 from pl_compile.errors import DataError, did_you_mean, list_problems, reason_of, unknown_name
+from pl_compile.text.other_forms import SPREAD, TABLE, form_of_file, form_of_line
 from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
 
@@ -129,12 +130,12 @@ def _objects(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
         try:
             yield where, parse_json(line)
         except json.JSONDecodeError as error:
-            form = _other_form(line)
+            form = form_of_line(line)
             if not form and not malformed:
-                form = _form_of_all(line, lines[number:])
+                form = form_of_file(lines, number - 1)
             problems.append((where, f"not JSON ({_reason(error)}){form}"))
-            if form in (_SPREAD, _TABLE):
-                return  # each of its lines would be a mistake of its own
+            if form in (SPREAD, TABLE):
+                return
             malformed = True
 
 
@@ -148,59 +149,6 @@ def _items(path: Path, text: str, problems: list[_Problem]) -> Iterator[tuple[st
 
 def _reason(error: json.JSONDecodeError) -> str:
     return f"{error.msg}, column {error.colno}"
-
-
-_SPREAD = ": an object over several lines, expected one on each line, or a JSON array in [ ]"
-_JOINED = ": objects joined by commas, expected no comma at the end, or a JSON array in [ ]"
-_PYTHON = ": Python's way to write it, expected what json.dumps writes"
-
-
-_CURLY = ": typographic quotes, expected straight ones"
-_COMMENT = ": a comment, which JSON does not have: take it out"
-_TWO = ": more than one value, expected one object on each line"
-_TABLE = ": the file looks like CSV or TSV: plc prepare csv makes JSON lines of it"
-
-
-def _other_form(line: str) -> str:
-    """What a line that is no JSON looks like, as the end of a message; often nothing."""
-    line = line.strip()
-    if line.startswith(("{'", "{\u201c", "{\u2018")):
-        return _PYTHON if line[1] == "'" else _CURLY
-    if line.startswith(("//", "#", "/*")):
-        return _COMMENT
-    if line.endswith(",") and _is_json(line[:-1]):
-        return _JOINED
-    return _TWO if _has_two(line) else ""
-
-
-def _form_of_all(line: str, rest: Sequence[str]) -> str:
-    """What a file looks like whose first line that is no JSON is `line`, followed by `rest`."""
-    lines = [line, *rest]
-    if not any(each.lstrip().startswith("{") for each in lines):
-        return _TABLE if any(separator in line for separator in ",;\t|") else ""
-    if line.lstrip().startswith("{") and not line.rstrip().endswith("}") and rest:
-        try:
-            json.JSONDecoder().raw_decode("\n".join(lines).lstrip())
-        except (ValueError, RecursionError):
-            return ""
-        return _SPREAD
-    return ""
-
-
-def _has_two(line: str) -> bool:
-    try:
-        parse_json(line)
-    except json.JSONDecodeError as error:
-        return line.startswith("{") and error.msg == "Extra data"
-    return False
-
-
-def _is_json(text: str) -> bool:
-    try:
-        parse_json(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> str:

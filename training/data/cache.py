@@ -37,6 +37,7 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.text import (
     examples,
     label_trie,
+    other_forms,
     render,
     streaming,
     template,
@@ -55,7 +56,7 @@ from pl_compile.weights.bases import cache_folder
 _VERSION = 2
 _CODE = (
     *(lfs, plain_values, sizes, strict_json, task, utf8),
-    *(examples, label_trie, render, streaming, template, tokenizer, tokenizer_json),
+    *(examples, label_trie, other_forms, render, streaming, template, tokenizer, tokenizer_json),
     dataset,
 )
 
