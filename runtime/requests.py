@@ -20,7 +20,8 @@ class Request:
         task: its name in the bundle.
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
-            written to its end.
+            written to its end: the truncate field is cut until the longest one fits behind it, and
+            a request where none does is refused.
         min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.

@@ -181,30 +181,22 @@ class Session:
             RequestError: one cannot be served, its task has no choices, or a label does not fit.
             AnswerError: as for `generate`.
         """
-        rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
-        tries = [self._trie_of(index, row) for index, row in enumerate(rows)]
+        rows, tries = [], []
+        for index, request in enumerate(_listed(requests)):
+            doing = f"scoring request {index}"
+            row = self._row(index, request, doing=doing, scored=True)
+            if row.trie is None:
+                raise RequestError(
+                    doing,
+                    found=f"task '{request.task}' has no choices",
+                    expected="a task with a closed set of answers",
+                )
+            rows.append(row)
+            tries.append(row.trie)
         with self._using_the_cache():
             scores = [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
         _check_rows("scoring requests", rows, [labels or None for labels in scores])
         return scores
-
-    def _trie_of(self, index: int, row: "_Row") -> LabelTrie:
-        trie = row.prompt.trie_behind(row.request.fields)
-        doing = f"scoring request {index}"
-        if trie is None:
-            raise RequestError(
-                doing,
-                found=f"task '{row.request.task}' has no choices",
-                expected="a task with a closed set of answers",
-            )
-        longest = max(len(trie.path(node)) for node in trie.ends)
-        if row.prompt_tokens + longest > self.engine.capacity:
-            raise RequestError(
-                doing,
-                found=f"{row.prompt_tokens} tokens, and a label of {longest}",
-                expected=f"at most {self.engine.capacity}",
-            )
-        return trie
 
     def _scored(self, row: "_Row", trie: LabelTrie) -> tuple[LabelScore, ...]:
         prompts = [row.prompt]
@@ -272,7 +264,10 @@ class Session:
         """
         return self._row(0, request, doing="checking a request").cut_tokens
 
-    def _row(self, index: int, request: Request, *, doing: str = "") -> "_Row":
+    def _row(
+        self, index: int, request: Request, *, doing: str = "", scored: bool = False
+    ) -> "_Row":
+        """A request as a row; of a closed set where it is constrained to it, or `scored`."""
         doing = doing or f"serving request {index}"
         if not isinstance(request, Request):
             raise RequestError(doing, found=shown(request), expected="a Request")
@@ -280,13 +275,15 @@ class Session:
             found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
             raise RequestError(doing, found=found, fix=fix)
         prompt = self.prompts[request.task]
-        choices = None
         try:
-            rendered, cut_tokens = self._rendered(request, prompt)
-            trie = prompt.trie_behind(request.fields) if request.constrain else None
-            choices = TrieWalk(trie) if trie else None
+            whole = prompt.renderer.prompt(request.fields)
+            if prompt.choices and (request.constrain or scored):
+                rendered, trie = self._with_room_for_choices(request, prompt, whole)
+            else:
+                rendered, trie = self._with_room(request, prompt, whole), None
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
+        cut_tokens = len(whole) - len(rendered)
         if not request.use_prompt:
             rendered, prompt = rendered.without_virtual(), prompt.without_prefix()
         fed = prompt.fed(rendered)
@@ -294,7 +291,6 @@ class Session:
             after = "" if prompt.prefix_kv is None else " after the prefix"
             expected = f"at least one token{after}"
             raise RequestError(doing, found="an empty prompt", expected=expected)
-        room = self.engine.capacity - len(rendered)
         return _Row(
             index=index,
             request=request,
@@ -303,22 +299,32 @@ class Session:
             held=len(rendered) - len(fed),
             prompt_tokens=len(rendered),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
-            limit=min(request.max_tokens, room) if choices is None else room,
+            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
             cut_tokens=cut_tokens,
-            choices=choices,
-            text=AnswerText(self.tokenizer, request.stop if choices is None else ()),
+            trie=trie,
+            text=AnswerText(self.tokenizer, request.stop if trie is None else ()),
         )
 
-    def _rendered(self, request: Request, prompt: TaskPrompt) -> tuple[Rendered, int]:
-        """The prompt of a task, fitted into the cache, and how many tokens it lost."""
+    def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
+        """The prompt, cut where it does not fit; then it makes room for the answer, within reason.
+
+        One that fits is left as it is: its answer may end where the cache does.
+        """
         capacity = self.engine.capacity
-        whole = fitted = prompt.renderer.prompt(request.fields)
-        if len(whole) >= capacity:
-            # Only a prompt that does not fit is cut. It makes room for the answer, within reason.
-            task = prompt.renderer.template.task
-            room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
-            fitted = prompt.renderer.prompt(request.fields, max_length=capacity - room)
-        return fitted, len(whole) - len(fitted)
+        if len(whole) < capacity:
+            return whole
+        task = prompt.renderer.template.task
+        room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
+        return prompt.renderer.prompt(request.fields, max_length=capacity - room)
+
+    def _with_room_for_choices(
+        self, request: Request, prompt: TaskPrompt, whole: Rendered
+    ) -> tuple[Rendered, LabelTrie | None]:
+        """The prompt, cut where the longest choice does not fit behind it, and the choices."""
+        trie, capacity = prompt.trie_behind(request.fields), self.engine.capacity
+        if trie is None or len(whole) + trie.longest <= capacity:
+            return whole, trie
+        return prompt.renderer.prompt_and_choices(request.fields, max_length=capacity)
 
     def _run(self, rows: list["_Row"]) -> Iterator[Event]:
         """Steps rows together until all are finished."""
@@ -412,7 +418,7 @@ class _Row:
         seen: list[int],
         limit: int,
         cut_tokens: int,
-        choices: TrieWalk | None,
+        trie: LabelTrie | None,
         text: AnswerText,
     ) -> None:
         self.index = index
@@ -427,7 +433,8 @@ class _Row:
         self._seen = seen
         self._limit = limit
         self.cut_tokens = cut_tokens
-        self._choices = choices
+        self.trie = trie
+        self._choices = None if trie is None else TrieWalk(trie)
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
 
@@ -471,7 +478,7 @@ class _Row:
         piece = self._text.push(token_id)
         if self._text.stopped or complete:
             self.finished = "stop"
-        elif len(self.token_ids) >= self._limit:
+        elif self._choices is None and len(self.token_ids) >= self._limit:
             self.finished = "length"
         if self.finished is not None:
             piece += self._text.finish()

@@ -78,6 +78,11 @@ class LabelTrie:
             node = self.parents[node]
         return path[::-1]
 
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return max(len(self.path(end)) for end in self.ends)
+
     @property
     def inner_nodes(self) -> list[int]:
         """The nodes, but the root, after which a token of some label follows."""

@@ -11,7 +11,7 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -252,7 +252,30 @@ class Renderer:
                 that is too long and cannot be cut.
         """
         values = self._values(fields, self.template.input_fields)
-        return self._fitted(values, max_length, answered=False)
+        if max_length is not None:
+            values = self._fitted(values, max_length, lambda cut: len(self._rendered(cut)))
+        return self._rendered(values)
+
+    def prompt_and_choices(
+        self, fields: Mapping[str, object], *, max_length: int
+    ) -> tuple[Rendered, LabelTrie]:
+        """A prompt of a task with choices that leaves room for each of them, and their tree.
+
+        Args:
+            fields: as for `prompt`.
+            max_length: longest allowed, in tokens, the longest choice included.
+
+        Raises:
+            DataError: as for `prompt`.
+        """
+
+        def length(cut: Mapping[str, str]) -> int:
+            # Anew: a field that is cut may end otherwise, and the choices behind it begin so.
+            return len(self._rendered(cut)) + self.label_trie(cut).longest
+
+        values = self._values(fields, self.template.input_fields)
+        values = self._fitted(values, max_length, length, " with the longest choice")
+        return self._rendered(values), self.label_trie(values)
 
     def example(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is trained on: prompt, answer and EOS.
@@ -265,7 +288,9 @@ class Renderer:
             DataError: as for `prompt`.
         """
         values = self._values(fields, self.template.fields)
-        return self._fitted(values, max_length, answered=True)
+        if max_length is not None:
+            values = self._fitted(values, max_length, lambda cut: len(self._answered(cut)))
+        return self._answered(values)
 
     def head(self) -> Rendered:
         """What every prompt of the task opens with: all that stands before the first field.
@@ -359,36 +384,52 @@ class Renderer:
         return values
 
     def _fitted(
-        self, values: dict[str, str], max_length: int | None, *, answered: bool
-    ) -> Rendered:
-        rendered = self._rendered(values, answered=answered)
+        self,
+        values: dict[str, str],
+        max_length: int,
+        length_of: Callable[[Mapping[str, str]], int],
+        what: str = "",
+    ) -> dict[str, str]:
+        """The values with the truncate field cut until they fit.
+
+        Args:
+            values: of all fields.
+            max_length: longest allowed, in tokens.
+            length_of: what counts as the length of values.
+            what: what it counts beside the prompt, for a message.
+
+        Raises:
+            TooLongError: they do not fit, however much is cut.
+        """
         field = self.template.task.truncate_field
         # One cut leaves room for a token more (NeMo's rule), since text cut at a token may be
         # tokenised a little differently; the rare case that still does not fit is cut again.
-        while max_length is not None and len(rendered) > max_length:
+        while (length := length_of(values)) > max_length:
             text = "" if field is None else values[field]
             count = self._tokenizer.count(text)
             if field is None or not text:
                 state = "no truncate_field" if field is None else f"its field '{field}' used up"
                 raise TooLongError(
                     f"rendering task '{self.template.task.taskname}'",
-                    found=f"{len(rendered)} tokens, {state}",
+                    found=f"{length} tokens{what}, {state}",
                     expected=f"at most {max_length}",
                     fix="Shorten the example, or name a longer truncate_field in the task.",
                 )
-            excess = len(rendered) - max_length + 1
+            excess = length - max_length + 1
             values = {**values, field: self._tokenizer.head(text, max(0, count - excess))}
-            rendered = self._rendered(values, answered=answered)
-        return rendered
+        return values
 
-    def _rendered(self, values: Mapping[str, str], *, answered: bool) -> Rendered:
+    def _rendered(self, values: Mapping[str, str]) -> Rendered:
+        sequence = self._sequence(values)
+        return sequence.rendered(len(sequence.ids))
+
+    def _answered(self, values: Mapping[str, str]) -> Rendered:
         sequence = self._sequence(values)
         answer_start = len(sequence.ids)
-        if answered:
-            for index in range(self._answer_index, len(self.template.segments)):
-                self._append(sequence, index, values)
-            if self.rules.eos_id is not None:
-                sequence.add([self.rules.eos_id])
+        for index in range(self._answer_index, len(self.template.segments)):
+            self._append(sequence, index, values)
+        if self.rules.eos_id is not None:
+            sequence.add([self.rules.eos_id])
         return sequence.rendered(answer_start)
 
     def _sequence(self, values: Mapping[str, str]) -> "_Sequence":

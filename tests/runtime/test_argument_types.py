@@ -237,6 +237,8 @@ def test_a_request_keeps_what_it_was_made_of() -> None:
     ],
 )
 def test_requests_come_in_a_list(session: Session, call: str, requests: Any, doing: str) -> None:
+    if call == "score":
+        doing = doing.replace("serving", "scoring")
     text = refused(doing, lambda: list(getattr(session, call)(requests)))
 
     assert "; expected a" in text

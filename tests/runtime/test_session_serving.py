@@ -171,7 +171,7 @@ def test_a_long_field_is_cut_and_leaves_room_for_the_answer(session: Session) ->
 def test_a_prompt_longer_than_the_capacity_is_refused(session: Session) -> None:
     request = Request("tone", {"sentence": "so cold " * 60})
 
-    with pytest.raises(RequestError, match=r"request 0.*no truncate_field; expected at most 79"):
+    with pytest.raises(RequestError, match=r"request 0.*no truncate_field; expected at most 80"):
         session.generate([request])
 
 
