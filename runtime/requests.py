@@ -21,7 +21,7 @@ class Request:
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
             written to its end: the truncate field is cut until the longest one fits behind it, and
-            a request where none does is refused.
+            where it cannot be, the request is refused.
         min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.
@@ -85,7 +85,8 @@ class Result:
 
     Attributes:
         task: the request's task.
-        text: the answer, without blanks at its ends, without end token and stop text.
+        text: the answer, without blanks at its ends, without end token and stop text. A choice is
+            the text of `choices`, however its tokens are decoded.
         token_ids: the tokens written, the end token included.
         finish_reason: "stop" (an end token, a stop text or a complete choice) or "length".
         prompt_tokens: tokens given, virtual ones included.

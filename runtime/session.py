@@ -302,7 +302,7 @@ class Session:
             limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
             cut_tokens=cut_tokens,
             trie=trie,
-            text=AnswerText(self.tokenizer, request.stop if trie is None else ()),
+            text=AnswerText(self.tokenizer, request.stop),
         )
 
     def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
@@ -435,6 +435,7 @@ class _Row:
         self.cut_tokens = cut_tokens
         self.trie = trie
         self._choices = None if trie is None else TrieWalk(trie)
+        self._chosen = ""  # what is certain of a choice
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
 
@@ -465,31 +466,38 @@ class _Row:
             )
         self.token_ids.append(token_id)
         self._seen.append(token_id)
-        if self._choices is None:
-            complete, ends = False, token_id in rules.ends
-        else:
-            # A choice is written to its end, whatever its tokens mean elsewhere.
-            self._choices.push(token_id)
-            complete = not self._choices.allowed()
-            ends = complete and token_id == rules.eos_id
-        if ends:
+        if self._choices is not None:
+            return self._choose(self._choices, token_id)
+        if token_id in rules.ends:
             self.finished = "stop"
-            return self._event(self._text.finish())
+            return self._event(self._text.finish(), self._text.text)
         piece = self._text.push(token_id)
-        if self._text.stopped or complete:
+        if self._text.stopped:
             self.finished = "stop"
-        elif self._choices is None and len(self.token_ids) >= self._limit:
+        elif len(self.token_ids) >= self._limit:
             self.finished = "length"
         if self.finished is not None:
             piece += self._text.finish()
-        return self._event(piece)
+        return self._event(piece, self._text.text)
 
-    def _event(self, piece: str) -> Event:
+    def _choose(self, choices: TrieWalk, token_id: int) -> Event:
+        """A token of a choice, which is written to its end, whatever its tokens mean elsewhere.
+
+        Its text is the choice's own, not that of its tokens: handed out as far as it is certain.
+        """
+        choices.push(token_id)
+        if not choices.allowed():
+            self.finished = "stop"
+        piece = choices.text[len(self._chosen) :]
+        self._chosen = choices.text
+        return self._event(piece, self._chosen)
+
+    def _event(self, piece: str, text: str) -> Event:
         if self.finished is None:
             return Event(self.index, piece)
         result = Result(
             self.request.task,
-            self._text.text,
+            text,
             tuple(self.token_ids),
             self.finished,
             self.prompt_tokens,

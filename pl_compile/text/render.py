@@ -176,7 +176,7 @@ class Renderer:
 
     Raises:
         DataError: the base has no row for a token that the task always has: one of the template's
-            text, of its choices, BOS or EOS.
+            text, of its choices, BOS or EOS. Or two choices are the same tokens.
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, rules: SequenceRules) -> None:
@@ -203,7 +203,7 @@ class Renderer:
                 place = self._opened().place
                 for index in range(len(self.template.segments)):
                     if index == self._answer_index:
-                        self._answers(_for_answer(place), self.template.task.choices)
+                        self._choices_at(_for_answer(place))
                     place = self._behind(place, index, value)
         except DataError as error:
             raise DataError(doing, found=str(error)) from error
@@ -323,7 +323,7 @@ class Renderer:
                 self._tries.pop(next(iter(self._tries)))
             labels = self.template.task.choices
             fixed = len(self._answer_places) == 1
-            trie = LabelTrie.of(labels, self._answers(place, labels), fixed=fixed)
+            trie = LabelTrie.of(labels, self._choices_at(place), fixed=fixed)
             self._tries[place] = trie
         return trie
 
@@ -343,6 +343,22 @@ class Renderer:
             value = values[segment.name] if isinstance(segment, Field) else ""
             place = self._behind(place, index, value)
         return _for_answer(place)
+
+    def _choices_at(self, place: _Place) -> list[list[int]]:
+        """The ids of the task's choices. Two that are the same could not be told apart."""
+        choices = self.template.task.choices
+        answers = self._answers(place, choices)
+        first: dict[tuple[int, ...], str] = {}
+        for choice, ids in zip(choices, answers, strict=True):
+            other = first.setdefault(tuple(ids), choice)
+            if other != choice:
+                raise DataError(
+                    "tokenising its choices",
+                    found=f"{other!r} and {choice!r} are the same tokens",
+                    expected="choices that the base's tokenizer keeps apart",
+                    fix="It may know no capitals, or lack a character: write one otherwise.",
+                )
+        return answers
 
     def _answers(self, place: _Place, texts: Sequence[str]) -> list[list[int]]:
         end = [] if self.rules.eos_id is None else [self.rules.eos_id]

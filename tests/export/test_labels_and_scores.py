@@ -184,12 +184,6 @@ def trie(labels: list[str], sequences: list[list[int]]) -> LabelTrie:
     return LabelTrie.of(labels, sequences, fixed=True)
 
 
-def test_labels_of_the_same_tokens_are_found() -> None:
-    assert trie(["a", "b", "c"], [[7, 1], [5, 1], [7, 1]]).problems() == [
-        "'a' and 'c' are the same tokens: the second is never answered"
-    ]
-
-
 def test_a_label_that_opens_another_is_found_where_no_eos_tells_them_apart() -> None:
     assert trie(["a", "ab"], [[7], [7, 3]]).problems() == [
         "'a' opens 'ab', and no EOS ends it: the longer one is never answered"

@@ -1,17 +1,18 @@
 """A closed set of answers as it is served: whole choices, whatever the prompt's length."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+from pl_compile.artifact.prompt_table import PromptTable, read_prompt_table, write_prompt_table
 from pl_compile.driver.evaluate import EvalOptions, evaluate
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import RequestError
-from pl_compile.runtime import Request, Session
-from pl_compile.testing import random_table, write_jsonl
+from pl_compile.errors import DataError, RequestError
+from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.testing import byte_fallback_tokenizer, random_table, write_jsonl, write_tiny_base
 
 CAPACITY = 40
 CHOICES = ("nobody at all", "nobody")
@@ -29,24 +30,27 @@ def session(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("choices")
     base = tiny_bases["llama"]
     path = random_table(base, folder / "table.safetensors")
-    table = read_prompt_table(path)
-    tone = table.entry("tone")
-    entries = {
-        name: replace(
-            tone,
-            task=replace(
-                tone.task,
-                taskname=name,
-                prompt_template=f"<|VIRTUAL_PROMPT_0|>{template}",
-                truncate_field=field,
-                choices=CHOICES,
-            ),
-        )
+    tasks: dict[str, dict[str, object]] = {
+        name: {
+            "prompt_template": f"<|VIRTUAL_PROMPT_0|>{template}",
+            "truncate_field": field,
+            "choices": CHOICES,
+        }
         for name, (template, field) in TEMPLATES.items()
     }
-    write_prompt_table(replace(table, entries=entries), path)
+    write_prompt_table(with_choices(read_prompt_table(path), **tasks), path)
     request = ExportRequest(path, base, folder / "bundle", capacity=CAPACITY, measure_parity=False)
     return Session.open(export_bundle(request).bundle)
+
+
+def with_choices(table: PromptTable, **tasks: dict[str, object]) -> PromptTable:
+    """A table of tasks like 'tone', each with some of its settings changed."""
+    tone = table.entry("tone")
+    entries = {
+        name: replace(tone, task=replace(tone.task, taskname=name, **changes))  # type: ignore[arg-type]
+        for name, changes in tasks.items()
+    }
+    return replace(table, entries=entries)
 
 
 def longest(session: Session, task: str) -> int:
@@ -155,3 +159,94 @@ def test_scored_examples_are_cut_or_refused_likewise(session: Session, tmp_path:
     assert set(score.predictions) <= set(CHOICES)
     with pytest.raises(RequestError, match=r"kept.jsonl:23: .* tokens with the longest choice, no"):
         evaluate(session, data("kept"), EvalOptions())
+
+
+# Tokenizers that decode a choice to another text
+
+WRITTEN_OTHERWISE = ("Yes", "NO", "\uff21\uff11", "\uff21\uff12", "no\tone\n", "e\u0301")
+
+
+def normalising(tokenizer: str) -> str:
+    """A `tokenizer.json` that knows no capitals and no wide characters."""
+    spec = json.loads(tokenizer)
+    parts = [{"type": "NFKC"}, {"type": "Lowercase"}, *filter(None, [spec["normalizer"]])]
+    spec["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    return json.dumps(spec)
+
+
+@pytest.fixture(scope="module", params=["byte level", "byte fallback"])
+def base_of_small_letters(
+    tiny_bases: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Path:
+    tokenizer = (tiny_bases["llama"] / "tokenizer.json").read_text(encoding="utf-8")
+    if request.param == "byte fallback":
+        tokenizer = byte_fallback_tokenizer("prepend")
+    folder = tmp_path_factory.mktemp("small") / "base"
+    return write_tiny_base(folder, "llama", tokenizer=normalising(tokenizer))
+
+
+def table_of_choices(base: Path, path: Path, *choices: str) -> Path:
+    table = read_prompt_table(random_table(base, path))
+    write_prompt_table(with_choices(table, tone={"choices": choices}), path)
+    return path
+
+
+def test_the_answer_is_the_choice_itself_however_its_tokens_are_decoded(
+    base_of_small_letters: Path, tmp_path: Path
+) -> None:
+    base = base_of_small_letters
+    path = table_of_choices(base, tmp_path / "table.safetensors", *WRITTEN_OTHERWISE)
+    request = ExportRequest(path, base, tmp_path / "bundle", measure_parity=False)
+    session = Session.open(export_bundle(request).bundle)
+    asked = [
+        Request("tone", {"sentence": "x"}, sampling=Sampling(temperature=50.0, seed=seed))
+        for seed in range(40)
+    ]
+    pieces: list[list[str]] = [[] for _ in asked]
+    results = {}
+
+    for event in session.stream(asked):
+        pieces[event.index].append(event.text)
+        if event.result is not None:
+            results[event.index] = event.result
+
+    labels = [choice.strip() for choice in WRITTEN_OTHERWISE]
+    assert {result.text for result in results.values()} == set(labels)
+    assert ["".join(each) for each in pieces] == [results[index].text for index in range(40)]
+    assert [score.label for score in session.score(asked[:1])[0]] == labels
+    assert any(each[0] for each in pieces)  # what is certain is handed out as it comes
+    # The tokens are those of the choice, as the task learned them.
+    trie = session.prompts["tone"].trie
+    assert trie is not None
+    for result in results.values():
+        assert list(result.token_ids) == trie.path(trie.ends[labels.index(result.text)])
+
+
+def test_right_choices_are_scored_as_right(base_of_small_letters: Path, tmp_path: Path) -> None:
+    base = base_of_small_letters
+    path = table_of_choices(base, tmp_path / "table.safetensors", "Yes", "NO")
+    request = ExportRequest(path, base, tmp_path / "bundle", measure_parity=False)
+    session = Session.open(export_bundle(request).bundle)
+    rows = [{"taskname": "tone", "sentence": "x", "label": label} for label in ("Yes", "NO")]
+
+    (score,) = evaluate(session, [write_jsonl(tmp_path / "data.jsonl", rows)], EvalOptions())
+
+    assert score.with_prompt["accuracy"] == 50.0
+
+
+def test_choices_that_the_tokenizer_makes_one_are_refused(
+    base_of_small_letters: Path, tmp_path: Path
+) -> None:
+    base = base_of_small_letters
+    path = table_of_choices(base, tmp_path / "table.safetensors", "no", "Yes", "yes")
+
+    with pytest.raises(DataError) as error:
+        export_bundle(ExportRequest(path, base, tmp_path / "bundle", measure_parity=False))
+
+    assert str(error.value) == (
+        "reading task 'tone': tokenising its choices: 'Yes' and 'yes' are the same tokens; "
+        "expected choices that the base's tokenizer keeps apart. It may know no capitals, or lack "
+        "a character: write one otherwise."
+    )
