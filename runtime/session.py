@@ -43,7 +43,8 @@ from pl_compile.text.tokenizer import Tokenizer
 class Session:
     """Answers requests from compiled artifacts.
 
-    Not safe for use from several threads at once: the cache is one.
+    Not safe for use from several threads at once: the cache is one. What numpy does about numbers
+    that overflow or vanish (`np.seterr`) is the caller's affair, and makes no difference here.
 
     Args:
         tokenizer: the base's.
@@ -74,6 +75,7 @@ class Session:
         return cls(tokenizer, prompts, engine)
 
     @classmethod
+    @np.errstate(all="ignore")
     def open(
         cls,
         bundle: str | Path,
@@ -171,6 +173,7 @@ class Session:
                 yield from self._run(rows[part])
         _check_rows("answering requests", rows)
 
+    @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
 

@@ -242,3 +242,16 @@ def test_an_empty_stop_text_is_refused() -> None:
     assert str(error.value) == (
         "reading a request for task 'mood': an empty stop text. Leave it out."
     )
+
+
+# The caller's numpy
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 0.001, 1.0, 1e308])
+def test_a_draw_does_not_depend_on_what_numpy_does_about_errors(temperature: float) -> None:
+    sampling = Sampling(temperature, top_p=0.9, repetition_penalty=1000.0)
+    spread = np.asarray([-1e38, 1e-38, 90.0, 89.0, 3e38], np.float32)
+    before = one(spread, sampling, seen=[0, 1, 4])
+
+    with np.errstate(all="raise"):
+        assert one(spread, sampling, seen=[0, 1, 4]) == before

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pl_compile.driver.export import ExportRequest, export_bundle
@@ -82,6 +83,25 @@ def test_more_requests_than_rows_are_answered_in_order(bundle: Path) -> None:
     narrow = Session.open(bundle, max_batch=2).generate(requests)
 
     assert narrow == Session.open(bundle, max_batch=16).generate(requests)
+
+
+def test_what_numpy_does_about_errors_is_the_callers_and_changes_nothing(bundle: Path) -> None:
+    requests = [
+        *mixed_requests(3, sampling=Sampling(temperature=0.001)),
+        *mixed_requests(3, sampling=Sampling(temperature=1e-300, repetition_penalty=1000.0)),
+    ]
+    labelled = [Request("tone", {"sentence": "so cold"})]
+    session = Session.open(bundle)
+    answers, scores = session.generate(requests), session.score(labelled)
+
+    with np.errstate(all="raise"):
+        session = Session.open(bundle)
+        assert session.generate(requests) == answers
+        assert session.score(labelled) == scores
+        stream = session.stream(requests)
+        next(stream)
+        assert set(np.geterr().values()) == {"raise"}
+        assert [event.result for event in stream][-1] is not None
 
 
 def test_seeds_change_draws_and_repeat_them(session: Session) -> None:
