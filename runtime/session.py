@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,13 @@ from pl_compile.errors import (
 )
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
-from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
+from pl_compile.runtime.engines.engine import (
+    ClosingEngine,
+    DrawingEngine,
+    Engine,
+    Float32,
+    Int64,
+)
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.engines.providers import Provider
 from pl_compile.runtime.one_reader import OneReader
@@ -46,10 +52,12 @@ class Session:
     Not safe for use from several threads at once: the cache is one. What numpy does about numbers
     that overflow or vanish (`np.seterr`) is the caller's affair, and makes no difference here.
 
+    It is closed with `close`, or as a context manager (`with Session.open(bundle) as session:`).
+
     Args:
         tokenizer: the base's.
         prompts: the tasks by name.
-        engine: runs the steps.
+        engine: runs the steps, and is closed with the session.
     """
 
     def __init__(
@@ -57,7 +65,7 @@ class Session:
     ) -> None:
         self.tokenizer = tokenizer
         self.prompts = dict(prompts)
-        self.engine = engine
+        self._engine: Engine | None = engine
         self._streaming = False
 
     @classmethod
@@ -130,11 +138,52 @@ class Session:
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
         return cls(tokenizer, prompts, engine)
 
+    @property
+    def engine(self) -> Engine:
+        """What runs the steps.
+
+        Raises:
+            RequestError: the session was closed.
+        """
+        return self._check_open()
+
+    def close(self) -> None:
+        """Ends the ranks, and lets the caches and the base go. Closing once more does nothing.
+
+        Afterwards each call raises `RequestError`; so does a stream that has not ended.
+        """
+        engine, self._engine = self._engine, None
+        if isinstance(engine, ClosingEngine):
+            engine.close()
+
+    def _check_open(self) -> Engine:
+        if self._engine is None:
+            raise RequestError(
+                "using a session",
+                found="one that was closed",
+                fix="Open another one: Session.open(bundle).",
+            )
+        return self._engine
+
+    def __enter__(self) -> Self:
+        """The session itself.
+
+        Raises:
+            RequestError: it was closed.
+        """
+        self._check_open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes it, whatever happened."""
+        self.close()
+
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The answers to `requests`, in their order.
 
         Raises:
-            RequestError: one of them cannot be served; it says which and why. None is started.
+            RequestError: one of them cannot be served; it says which and why. None is started. Or
+                the session was closed.
             AnswerError: the logits of some are no finite numbers. Its `results` are those of the
                 others, in the order of the requests, and None for these.
         """
@@ -153,13 +202,15 @@ class Session:
         """The answers piece by piece, as they are written; pieces of several rows take turns.
 
         Raises:
-            RequestError: as for `generate`, before the first event; or two threads read one stream.
+            RequestError: as for `generate`, before the first event; two threads read one stream; or
+                the session is closed before its end.
             AnswerError: the logits of some requests are no finite numbers; after the last event of
                 the others. What was handed out of such a request is not an answer.
         """
         return OneReader(self._events(requests))
 
     def _events(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
+        self._check_open()
         rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         with self._using_the_cache():
@@ -170,7 +221,9 @@ class Session:
                 max_batch=self.engine.max_batch,
             )
             for part in parts:
-                yield from self._run(rows[part])
+                for event in self._run(rows[part]):
+                    yield event
+                    self._check_open()  # the reader may have closed it
         _check_rows("answering requests", rows)
 
     @np.errstate(all="ignore")
@@ -181,9 +234,11 @@ class Session:
         once; then all that the labels share and where they part is one batch behind it.
 
         Raises:
-            RequestError: one cannot be served, its task has no choices, or a label does not fit.
+            RequestError: one cannot be served, its task has no choices, a label does not fit, or
+                the session was closed.
             AnswerError: as for `generate`.
         """
+        self._check_open()
         rows, tries = [], []
         for index, request in enumerate(_listed(requests)):
             doing = f"scoring request {index}"
@@ -263,8 +318,9 @@ class Session:
         """Whether `request` can be served, and how many tokens its truncate field would lose.
 
         Raises:
-            RequestError: it cannot be served.
+            RequestError: it cannot be served, or the session was closed.
         """
+        self._check_open()
         return self._row(0, request, doing="checking a request").cut_tokens
 
     def _row(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Generator
 from pathlib import Path
 
@@ -289,6 +290,42 @@ def test_two_streams_of_one_session_cannot_interleave(session: Session) -> None:
 
     first.close()
     assert len(session.generate(mixed_requests(2))) == 2
+
+
+def test_a_closed_session_answers_nothing_more_and_holds_nothing(bundle: Path) -> None:
+    request = Request("tone", {"sentence": "x"})
+    with Session.open(bundle) as session:
+        assert session.generate([request])[0].text
+        engine = weakref.ref(session.engine)
+        begun = session.stream(mixed_requests(2))
+        next(begun)
+    session.close()  # once more
+
+    assert engine() is None
+    for call in (
+        lambda: session.generate([request]),
+        lambda: session.generate([]),
+        lambda: next(session.stream([request])),
+        lambda: session.score([request]),
+        lambda: session.score([]),
+        lambda: session.check(request),
+        lambda: session.engine,
+        lambda: next(begun),
+        session.__enter__,
+    ):
+        with pytest.raises(RequestError) as error:
+            call()
+        assert str(error.value) == (
+            "using a session: one that was closed. Open another one: Session.open(bundle)."
+        )
+
+
+def test_a_session_is_closed_whatever_happens_in_it(bundle: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Session.open(bundle) as session:
+        raise KeyboardInterrupt
+
+    with pytest.raises(RequestError, match="one that was closed"):
+        session.generate([])
 
 
 @pytest.mark.parametrize(
