@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.errors import RequestError, list_problems
 from pl_compile.runtime.sampling import Sampling
-from pl_compile.text.render import is_field_value
+from pl_compile.text.render import expected_value, is_field_value
 
 FinishReason = Literal["stop", "length"]
 
@@ -66,8 +66,9 @@ class Request:
         named = isinstance(self.fields, Mapping)
         yield f"fields {shown(self.fields)}, expected a mapping from name to value", named
         for name, value in self.fields.items() if named else ():
-            problem = f"field {shown(name)} is {shown(value)}, expected text or a number"
-            yield problem, isinstance(name, str) and is_field_value(value)
+            yield f"field {shown(name)}, expected a text as its name", isinstance(name, str)
+            problem = f"field {shown(name)} is {shown(value)}, expected {expected_value(value)}"
+            yield problem, is_field_value(value)
         texts = isinstance(self.stop, list | tuple) and all(
             isinstance(text, str) for text in self.stop
         )

@@ -55,7 +55,7 @@ class Sampling:
         }
         least, most = PENALTIES
         expected = {
-            "temperature": ("a number, 0 or more", 0, math.inf),
+            "temperature": ("a finite number, 0 or more", 0, math.inf),
             "top_k": ("a whole number, 0 or more", 0, math.inf),
             "top_p": ("a number above 0, at most 1", math.ulp(0), 1),
             "repetition_penalty": (f"a number from {least} to {most}", least, most),

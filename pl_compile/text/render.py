@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.config.plain_values import finite
+from pl_compile.config.plain_values import finite, shown
 from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
@@ -73,6 +73,15 @@ def is_field_value(value: object) -> bool:
     if isinstance(value, str):
         return is_utf8(value)
     return finite(value) is not None
+
+
+def expected_value(value: object) -> str:
+    """What should have been in the place of a value that may not fill a field, for a message."""
+    if isinstance(value, str):
+        return "text that UTF-8 can write: this holds half of a surrogate pair"
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        return "a finite number that a double can hold: give it as text"
+    return "text or a number"
 
 
 class TooLongError(DataError):
@@ -379,7 +388,9 @@ class Renderer:
                 hint = did_you_mean(name, set(fields) - set(wanted))
                 problems.append(f"field '{name}' is missing. {hint}".rstrip())
             elif not is_field_value(value):
-                problems.append(f"field '{name}' is {value!r}, expected text or a number")
+                problems.append(
+                    f"field '{name}' is {shown(value)}, expected {expected_value(value)}"
+                )
             else:
                 # A text may be of a type that has a text of its own for people.
                 values[name] = value if isinstance(value, str) else str(value)

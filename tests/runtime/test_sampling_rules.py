@@ -182,8 +182,9 @@ def test_a_penalty_decides_among_allowed_tokens_too() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"temperature": -0.1}, "temperature -0.1, expected a number, 0 or more"),
-        ({"temperature": float("nan")}, "temperature nan, expected a number, 0 or more"),
+        ({"temperature": -0.1}, "temperature -0.1, expected a finite number, 0 or more"),
+        ({"temperature": float("nan")}, "temperature nan, expected a finite number, 0 or more"),
+        ({"temperature": float("inf")}, "temperature inf, expected a finite number, 0 or more"),
         ({"top_k": -1}, "top_k -1, expected a whole number, 0 or more"),
         ({"top_p": 0.0}, "top_p 0.0, expected a number above 0, at most 1"),
         ({"top_p": 1.5}, "top_p 1.5, expected a number above 0, at most 1"),
@@ -209,7 +210,7 @@ def test_all_wrong_options_stand_in_one_message() -> None:
 
     assert str(error.value).splitlines() == [
         "reading the sampling options: 2 problems:",
-        "  - temperature -1.0, expected a number, 0 or more",
+        "  - temperature -1.0, expected a finite number, 0 or more",
         "  - top_p 2.0, expected a number above 0, at most 1.",
     ]
 
