@@ -5,12 +5,16 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from pl_compile.errors import RequestError
 from pl_compile.runtime.requests import Event
 
 
 class OneReader(Generator[Event, None, None]):
     """A generator that refuses a second reader while one is reading.
+
+    Its numbers are computed as numpy does by itself, whatever `np.seterr` says where it is read.
 
     Args:
         events: what is read.
@@ -47,6 +51,8 @@ class OneReader(Generator[Event, None, None]):
                 fix="Read it in one thread, or give each a session of its own.",
             )
         try:
-            yield
+            # Around each step: set inside of the generator, it would reach the reader's numbers.
+            with np.errstate(all="ignore"):
+                yield
         finally:
             self._reading.release()

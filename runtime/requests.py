@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.errors import RequestError, list_problems
 from pl_compile.runtime.sampling import Sampling
-from pl_compile.text.render import is_field_value
+from pl_compile.text.render import expected_value, is_field_value
 
 FinishReason = Literal["stop", "length"]
 
@@ -20,7 +20,8 @@ class Request:
         task: its name in the bundle.
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
-            written to its end.
+            written to its end: the truncate field is cut until the longest one fits behind it, and
+            where it cannot be, the request is refused.
         min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.
@@ -65,8 +66,9 @@ class Request:
         named = isinstance(self.fields, Mapping)
         yield f"fields {shown(self.fields)}, expected a mapping from name to value", named
         for name, value in self.fields.items() if named else ():
-            problem = f"field {shown(name)} is {shown(value)}, expected text or a number"
-            yield problem, isinstance(name, str) and is_field_value(value)
+            yield f"field {shown(name)}, expected a text as its name", isinstance(name, str)
+            problem = f"field {shown(name)} is {shown(value)}, expected {expected_value(value)}"
+            yield problem, is_field_value(value)
         texts = isinstance(self.stop, list | tuple) and all(
             isinstance(text, str) for text in self.stop
         )
@@ -84,7 +86,8 @@ class Result:
 
     Attributes:
         task: the request's task.
-        text: the answer, without blanks at its ends, without end token and stop text.
+        text: the answer, without blanks at its ends, without end token and stop text. A choice is
+            the text of `choices`, however its tokens are decoded.
         token_ids: the tokens written, the end token included.
         finish_reason: "stop" (an end token, a stop text or a complete choice) or "length".
         prompt_tokens: tokens given, virtual ones included.

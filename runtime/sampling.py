@@ -55,7 +55,7 @@ class Sampling:
         }
         least, most = PENALTIES
         expected = {
-            "temperature": ("a number, 0 or more", 0, math.inf),
+            "temperature": ("a finite number, 0 or more", 0, math.inf),
             "top_k": ("a whole number, 0 or more", 0, math.inf),
             "top_p": ("a number above 0, at most 1", math.ulp(0), 1),
             "repetition_penalty": (f"a number from {least} to {most}", least, most),
@@ -112,6 +112,7 @@ def draw_in_graph(
     return Draw(sampling.temperature, sampling.top_k, sampling.top_p, noise)
 
 
+@np.errstate(all="ignore")
 def next_token(
     logits: Float32,
     sampling: Sampling,
@@ -148,9 +149,8 @@ def _choose(scores: Float32, sampling: Sampling, generator: "np.random.Generator
     if sampling.temperature == 0.0:
         return int(np.argmax(scores))
     ranked = _ranked(scores, sampling.top_k)
-    # From the highest down, in float64: a tiny temperature must not make infinities of them.
-    with np.errstate(over="ignore"):
-        scaled = (scores[ranked].astype(np.float64) - scores[ranked[0]]) / sampling.temperature
+    # From the highest down, in float64: with a tiny temperature all others end at 0, or at -inf.
+    scaled = (scores[ranked].astype(np.float64) - scores[ranked[0]]) / sampling.temperature
     probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     # A token stays if those before it have not reached top_p yet: the first always does.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,13 @@ from pl_compile.errors import (
 )
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.batch import pad_right, parts_that_fit
-from pl_compile.runtime.engines.engine import DrawingEngine, Engine, Float32, Int64
+from pl_compile.runtime.engines.engine import (
+    ClosingEngine,
+    DrawingEngine,
+    Engine,
+    Float32,
+    Int64,
+)
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.engines.providers import Provider
 from pl_compile.runtime.one_reader import OneReader
@@ -43,12 +49,15 @@ from pl_compile.text.tokenizer import Tokenizer
 class Session:
     """Answers requests from compiled artifacts.
 
-    Not safe for use from several threads at once: the cache is one.
+    Not safe for use from several threads at once: the cache is one. What numpy does about numbers
+    that overflow or vanish (`np.seterr`) is the caller's affair, and makes no difference here.
+
+    It is closed with `close`, or as a context manager (`with Session.open(bundle) as session:`).
 
     Args:
         tokenizer: the base's.
         prompts: the tasks by name.
-        engine: runs the steps.
+        engine: runs the steps, and is closed with the session.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class Session:
     ) -> None:
         self.tokenizer = tokenizer
         self.prompts = dict(prompts)
-        self.engine = engine
+        self._engine: Engine | None = engine
         self._streaming = False
 
     @classmethod
@@ -74,6 +83,7 @@ class Session:
         return cls(tokenizer, prompts, engine)
 
     @classmethod
+    @np.errstate(all="ignore")
     def open(
         cls,
         bundle: str | Path,
@@ -128,11 +138,52 @@ class Session:
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
         return cls(tokenizer, prompts, engine)
 
+    @property
+    def engine(self) -> Engine:
+        """What runs the steps.
+
+        Raises:
+            RequestError: the session was closed.
+        """
+        return self._check_open()
+
+    def close(self) -> None:
+        """Ends the ranks, and lets the caches and the base go. Closing once more does nothing.
+
+        Afterwards each call raises `RequestError`; so does a stream that has not ended.
+        """
+        engine, self._engine = self._engine, None
+        if isinstance(engine, ClosingEngine):
+            engine.close()
+
+    def _check_open(self) -> Engine:
+        if self._engine is None:
+            raise RequestError(
+                "using a session",
+                found="one that was closed",
+                fix="Open another one: Session.open(bundle).",
+            )
+        return self._engine
+
+    def __enter__(self) -> Self:
+        """The session itself.
+
+        Raises:
+            RequestError: it was closed.
+        """
+        self._check_open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes it, whatever happened."""
+        self.close()
+
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The answers to `requests`, in their order.
 
         Raises:
-            RequestError: one of them cannot be served; it says which and why. None is started.
+            RequestError: one of them cannot be served; it says which and why. None is started. Or
+                the session was closed.
             AnswerError: the logits of some are no finite numbers. Its `results` are those of the
                 others, in the order of the requests, and None for these.
         """
@@ -151,13 +202,15 @@ class Session:
         """The answers piece by piece, as they are written; pieces of several rows take turns.
 
         Raises:
-            RequestError: as for `generate`, before the first event; or two threads read one stream.
+            RequestError: as for `generate`, before the first event; two threads read one stream; or
+                the session is closed before its end.
             AnswerError: the logits of some requests are no finite numbers; after the last event of
                 the others. What was handed out of such a request is not an answer.
         """
         return OneReader(self._events(requests))
 
     def _events(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
+        self._check_open()
         rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         with self._using_the_cache():
@@ -168,9 +221,12 @@ class Session:
                 max_batch=self.engine.max_batch,
             )
             for part in parts:
-                yield from self._run(rows[part])
+                for event in self._run(rows[part]):
+                    yield event
+                    self._check_open()  # the reader may have closed it
         _check_rows("answering requests", rows)
 
+    @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
 
@@ -178,33 +234,27 @@ class Session:
         once; then all that the labels share and where they part is one batch behind it.
 
         Raises:
-            RequestError: one cannot be served, its task has no choices, or a label does not fit.
+            RequestError: one cannot be served, its task has no choices, a label does not fit, or
+                the session was closed.
             AnswerError: as for `generate`.
         """
-        rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
-        tries = [self._trie_of(index, row) for index, row in enumerate(rows)]
+        self._check_open()
+        rows, tries = [], []
+        for index, request in enumerate(_listed(requests)):
+            doing = f"scoring request {index}"
+            row = self._row(index, request, doing=doing, scored=True)
+            if row.trie is None:
+                raise RequestError(
+                    doing,
+                    found=f"task '{request.task}' has no choices",
+                    expected="a task with a closed set of answers",
+                )
+            rows.append(row)
+            tries.append(row.trie)
         with self._using_the_cache():
             scores = [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
         _check_rows("scoring requests", rows, [labels or None for labels in scores])
         return scores
-
-    def _trie_of(self, index: int, row: "_Row") -> LabelTrie:
-        trie = row.prompt.trie_behind(row.request.fields)
-        doing = f"scoring request {index}"
-        if trie is None:
-            raise RequestError(
-                doing,
-                found=f"task '{row.request.task}' has no choices",
-                expected="a task with a closed set of answers",
-            )
-        longest = max(len(trie.path(node)) for node in trie.ends)
-        if row.prompt_tokens + longest > self.engine.capacity:
-            raise RequestError(
-                doing,
-                found=f"{row.prompt_tokens} tokens, and a label of {longest}",
-                expected=f"at most {self.engine.capacity}",
-            )
-        return trie
 
     def _scored(self, row: "_Row", trie: LabelTrie) -> tuple[LabelScore, ...]:
         prompts = [row.prompt]
@@ -268,11 +318,15 @@ class Session:
         """Whether `request` can be served, and how many tokens its truncate field would lose.
 
         Raises:
-            RequestError: it cannot be served.
+            RequestError: it cannot be served, or the session was closed.
         """
+        self._check_open()
         return self._row(0, request, doing="checking a request").cut_tokens
 
-    def _row(self, index: int, request: Request, *, doing: str = "") -> "_Row":
+    def _row(
+        self, index: int, request: Request, *, doing: str = "", scored: bool = False
+    ) -> "_Row":
+        """A request as a row; of a closed set where it is constrained to it, or `scored`."""
         doing = doing or f"serving request {index}"
         if not isinstance(request, Request):
             raise RequestError(doing, found=shown(request), expected="a Request")
@@ -280,13 +334,15 @@ class Session:
             found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
             raise RequestError(doing, found=found, fix=fix)
         prompt = self.prompts[request.task]
-        choices = None
         try:
-            rendered, cut_tokens = self._rendered(request, prompt)
-            trie = prompt.trie_behind(request.fields) if request.constrain else None
-            choices = TrieWalk(trie) if trie else None
+            whole = prompt.renderer.prompt(request.fields)
+            if prompt.choices and (request.constrain or scored):
+                rendered, trie = self._with_room_for_choices(request, prompt, whole)
+            else:
+                rendered, trie = self._with_room(request, prompt, whole), None
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
+        cut_tokens = len(whole) - len(rendered)
         if not request.use_prompt:
             rendered, prompt = rendered.without_virtual(), prompt.without_prefix()
         fed = prompt.fed(rendered)
@@ -294,7 +350,6 @@ class Session:
             after = "" if prompt.prefix_kv is None else " after the prefix"
             expected = f"at least one token{after}"
             raise RequestError(doing, found="an empty prompt", expected=expected)
-        room = self.engine.capacity - len(rendered)
         return _Row(
             index=index,
             request=request,
@@ -303,22 +358,32 @@ class Session:
             held=len(rendered) - len(fed),
             prompt_tokens=len(rendered),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
-            limit=min(request.max_tokens, room) if choices is None else room,
+            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
             cut_tokens=cut_tokens,
-            choices=choices,
-            text=AnswerText(self.tokenizer, request.stop if choices is None else ()),
+            trie=trie,
+            text=AnswerText(self.tokenizer, request.stop),
         )
 
-    def _rendered(self, request: Request, prompt: TaskPrompt) -> tuple[Rendered, int]:
-        """The prompt of a task, fitted into the cache, and how many tokens it lost."""
+    def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
+        """The prompt, cut where it does not fit; then it makes room for the answer, within reason.
+
+        One that fits is left as it is: its answer may end where the cache does.
+        """
         capacity = self.engine.capacity
-        whole = fitted = prompt.renderer.prompt(request.fields)
-        if len(whole) >= capacity:
-            # Only a prompt that does not fit is cut. It makes room for the answer, within reason.
-            task = prompt.renderer.template.task
-            room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
-            fitted = prompt.renderer.prompt(request.fields, max_length=capacity - room)
-        return fitted, len(whole) - len(fitted)
+        if len(whole) < capacity:
+            return whole
+        task = prompt.renderer.template.task
+        room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
+        return prompt.renderer.prompt(request.fields, max_length=capacity - room)
+
+    def _with_room_for_choices(
+        self, request: Request, prompt: TaskPrompt, whole: Rendered
+    ) -> tuple[Rendered, LabelTrie | None]:
+        """The prompt, cut where the longest choice does not fit behind it, and the choices."""
+        trie, capacity = prompt.trie_behind(request.fields), self.engine.capacity
+        if trie is None or len(whole) + trie.longest <= capacity:
+            return whole, trie
+        return prompt.renderer.prompt_and_choices(request.fields, max_length=capacity)
 
     def _run(self, rows: list["_Row"]) -> Iterator[Event]:
         """Steps rows together until all are finished."""
@@ -412,7 +477,7 @@ class _Row:
         seen: list[int],
         limit: int,
         cut_tokens: int,
-        choices: TrieWalk | None,
+        trie: LabelTrie | None,
         text: AnswerText,
     ) -> None:
         self.index = index
@@ -427,7 +492,9 @@ class _Row:
         self._seen = seen
         self._limit = limit
         self.cut_tokens = cut_tokens
-        self._choices = choices
+        self.trie = trie
+        self._choices = None if trie is None else TrieWalk(trie)
+        self._chosen = ""  # what is certain of a choice
         self._text = text
         self._generator = np.random.default_rng(request.sampling.seed)
 
@@ -458,31 +525,38 @@ class _Row:
             )
         self.token_ids.append(token_id)
         self._seen.append(token_id)
-        if self._choices is None:
-            complete, ends = False, token_id in rules.ends
-        else:
-            # A choice is written to its end, whatever its tokens mean elsewhere.
-            self._choices.push(token_id)
-            complete = not self._choices.allowed()
-            ends = complete and token_id == rules.eos_id
-        if ends:
+        if self._choices is not None:
+            return self._choose(self._choices, token_id)
+        if token_id in rules.ends:
             self.finished = "stop"
-            return self._event(self._text.finish())
+            return self._event(self._text.finish(), self._text.text)
         piece = self._text.push(token_id)
-        if self._text.stopped or complete:
+        if self._text.stopped:
             self.finished = "stop"
         elif len(self.token_ids) >= self._limit:
             self.finished = "length"
         if self.finished is not None:
             piece += self._text.finish()
-        return self._event(piece)
+        return self._event(piece, self._text.text)
 
-    def _event(self, piece: str) -> Event:
+    def _choose(self, choices: TrieWalk, token_id: int) -> Event:
+        """A token of a choice, which is written to its end, whatever its tokens mean elsewhere.
+
+        Its text is the choice's own, not that of its tokens: handed out as far as it is certain.
+        """
+        choices.push(token_id)
+        if not choices.allowed():
+            self.finished = "stop"
+        piece = choices.text[len(self._chosen) :]
+        self._chosen = choices.text
+        return self._event(piece, self._chosen)
+
+    def _event(self, piece: str, text: str) -> Event:
         if self.finished is None:
             return Event(self.index, piece)
         result = Result(
             self.request.task,
-            self._text.text,
+            text,
             tuple(self.token_ids),
             self.finished,
             self.prompt_tokens,

@@ -78,6 +78,25 @@ class LabelTrie:
             node = self.parents[node]
         return path[::-1]
 
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """For each node, what all answers that are possible there begin with; at an end, its label.
+
+        Labels without white space at their ends, as they stand in the data: a tokenizer that
+        normalises (to small letters, say) decodes their tokens to another text.
+        """
+        texts = [""] * len(self.parents)
+        labels = {end: label.strip() for end, label in zip(self.ends, self.labels, strict=True)}
+        for node in reversed(range(len(texts))):  # a parent stands before its children
+            below = [texts[child] for child in self.children[node].values()]
+            texts[node] = labels[node] if node in labels else _common_start(below)
+        return tuple(texts)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return max(len(self.path(end)) for end in self.ends)
+
     @property
     def inner_nodes(self) -> list[int]:
         """The nodes, but the root, after which a token of some label follows."""
@@ -87,11 +106,7 @@ class LabelTrie:
         """What keeps labels apart badly, as sentences; none of a sound set."""
         problems = []
         for index, node in enumerate(self.ends):
-            first = self.ends.index(node)
-            if first < index:
-                pair = f"'{self.labels[first]}' and '{self.labels[index]}'"
-                problems.append(f"{pair} are the same tokens: the second is never answered")
-            elif self.children[node]:
+            if self.children[node]:
                 longer = [
                     self.labels[i] for i, end in enumerate(self.ends) if self._is_below(end, node)
                 ]
@@ -107,6 +122,13 @@ class LabelTrie:
             if node == other:
                 return True
         return False
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts, default=""), max(texts, default="")  # which differ the earliest
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+    return first[:length]
 
 
 class TrieWalk:
@@ -126,6 +148,11 @@ class TrieWalk:
         if self._node in self._ends:
             return []
         return sorted(self._trie.children[self._node])
+
+    @property
+    def text(self) -> str:
+        """What is certain of the answer: it only grows, and is the answer once that is complete."""
+        return self._trie.texts[self._node]
 
     def push(self, token_id: int) -> None:
         """Goes on with one of the allowed tokens."""

@@ -11,7 +11,7 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.config.plain_values import finite
+from pl_compile.config.plain_values import finite, shown
 from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.text.label_trie import LabelTrie
@@ -73,6 +73,15 @@ def is_field_value(value: object) -> bool:
     if isinstance(value, str):
         return is_utf8(value)
     return finite(value) is not None
+
+
+def expected_value(value: object) -> str:
+    """What should have been in the place of a value that may not fill a field, for a message."""
+    if isinstance(value, str):
+        return "text that UTF-8 can write: this holds half of a surrogate pair"
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        return "a finite number that a double can hold: give it as text"
+    return "text or a number"
 
 
 class TooLongError(DataError):
@@ -176,7 +185,7 @@ class Renderer:
 
     Raises:
         DataError: the base has no row for a token that the task always has: one of the template's
-            text, of its choices, BOS or EOS.
+            text, of its choices, BOS or EOS. Or two choices are the same tokens.
     """
 
     def __init__(self, template: Template, tokenizer: Tokenizer, rules: SequenceRules) -> None:
@@ -203,7 +212,7 @@ class Renderer:
                 place = self._opened().place
                 for index in range(len(self.template.segments)):
                     if index == self._answer_index:
-                        self._answers(_for_answer(place), self.template.task.choices)
+                        self._choices_at(_for_answer(place))
                     place = self._behind(place, index, value)
         except DataError as error:
             raise DataError(doing, found=str(error)) from error
@@ -252,7 +261,30 @@ class Renderer:
                 that is too long and cannot be cut.
         """
         values = self._values(fields, self.template.input_fields)
-        return self._fitted(values, max_length, answered=False)
+        if max_length is not None:
+            values = self._fitted(values, max_length, lambda cut: len(self._rendered(cut)))
+        return self._rendered(values)
+
+    def prompt_and_choices(
+        self, fields: Mapping[str, object], *, max_length: int
+    ) -> tuple[Rendered, LabelTrie]:
+        """A prompt of a task with choices that leaves room for each of them, and their tree.
+
+        Args:
+            fields: as for `prompt`.
+            max_length: longest allowed, in tokens, the longest choice included.
+
+        Raises:
+            DataError: as for `prompt`.
+        """
+
+        def length(cut: Mapping[str, str]) -> int:
+            # Anew: a field that is cut may end otherwise, and the choices behind it begin so.
+            return len(self._rendered(cut)) + self.label_trie(cut).longest
+
+        values = self._values(fields, self.template.input_fields)
+        values = self._fitted(values, max_length, length, " with the longest choice")
+        return self._rendered(values), self.label_trie(values)
 
     def example(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is trained on: prompt, answer and EOS.
@@ -265,7 +297,9 @@ class Renderer:
             DataError: as for `prompt`.
         """
         values = self._values(fields, self.template.fields)
-        return self._fitted(values, max_length, answered=True)
+        if max_length is not None:
+            values = self._fitted(values, max_length, lambda cut: len(self._answered(cut)))
+        return self._answered(values)
 
     def head(self) -> Rendered:
         """What every prompt of the task opens with: all that stands before the first field.
@@ -298,7 +332,7 @@ class Renderer:
                 self._tries.pop(next(iter(self._tries)))
             labels = self.template.task.choices
             fixed = len(self._answer_places) == 1
-            trie = LabelTrie.of(labels, self._answers(place, labels), fixed=fixed)
+            trie = LabelTrie.of(labels, self._choices_at(place), fixed=fixed)
             self._tries[place] = trie
         return trie
 
@@ -319,6 +353,22 @@ class Renderer:
             place = self._behind(place, index, value)
         return _for_answer(place)
 
+    def _choices_at(self, place: _Place) -> list[list[int]]:
+        """The ids of the task's choices. Two that are the same could not be told apart."""
+        choices = self.template.task.choices
+        answers = self._answers(place, choices)
+        first: dict[tuple[int, ...], str] = {}
+        for choice, ids in zip(choices, answers, strict=True):
+            other = first.setdefault(tuple(ids), choice)
+            if other != choice:
+                raise DataError(
+                    "tokenising its choices",
+                    found=f"{other!r} and {choice!r} are the same tokens",
+                    expected="choices that the base's tokenizer keeps apart",
+                    fix="It may know no capitals, or lack a character: write one otherwise.",
+                )
+        return answers
+
     def _answers(self, place: _Place, texts: Sequence[str]) -> list[list[int]]:
         end = [] if self.rules.eos_id is None else [self.rules.eos_id]
         answers = []
@@ -338,7 +388,9 @@ class Renderer:
                 hint = did_you_mean(name, set(fields) - set(wanted))
                 problems.append(f"field '{name}' is missing. {hint}".rstrip())
             elif not is_field_value(value):
-                problems.append(f"field '{name}' is {value!r}, expected text or a number")
+                problems.append(
+                    f"field '{name}' is {shown(value)}, expected {expected_value(value)}"
+                )
             else:
                 # A text may be of a type that has a text of its own for people.
                 values[name] = value if isinstance(value, str) else str(value)
@@ -359,36 +411,52 @@ class Renderer:
         return values
 
     def _fitted(
-        self, values: dict[str, str], max_length: int | None, *, answered: bool
-    ) -> Rendered:
-        rendered = self._rendered(values, answered=answered)
+        self,
+        values: dict[str, str],
+        max_length: int,
+        length_of: Callable[[Mapping[str, str]], int],
+        what: str = "",
+    ) -> dict[str, str]:
+        """The values with the truncate field cut until they fit.
+
+        Args:
+            values: of all fields.
+            max_length: longest allowed, in tokens.
+            length_of: what counts as the length of values.
+            what: what it counts beside the prompt, for a message.
+
+        Raises:
+            TooLongError: they do not fit, however much is cut.
+        """
         field = self.template.task.truncate_field
         # One cut leaves room for a token more (NeMo's rule), since text cut at a token may be
         # tokenised a little differently; the rare case that still does not fit is cut again.
-        while max_length is not None and len(rendered) > max_length:
+        while (length := length_of(values)) > max_length:
             text = "" if field is None else values[field]
             count = self._tokenizer.count(text)
             if field is None or not text:
                 state = "no truncate_field" if field is None else f"its field '{field}' used up"
                 raise TooLongError(
                     f"rendering task '{self.template.task.taskname}'",
-                    found=f"{len(rendered)} tokens, {state}",
+                    found=f"{length} tokens{what}, {state}",
                     expected=f"at most {max_length}",
                     fix="Shorten the example, or name a longer truncate_field in the task.",
                 )
-            excess = len(rendered) - max_length + 1
+            excess = length - max_length + 1
             values = {**values, field: self._tokenizer.head(text, max(0, count - excess))}
-            rendered = self._rendered(values, answered=answered)
-        return rendered
+        return values
 
-    def _rendered(self, values: Mapping[str, str], *, answered: bool) -> Rendered:
+    def _rendered(self, values: Mapping[str, str]) -> Rendered:
+        sequence = self._sequence(values)
+        return sequence.rendered(len(sequence.ids))
+
+    def _answered(self, values: Mapping[str, str]) -> Rendered:
         sequence = self._sequence(values)
         answer_start = len(sequence.ids)
-        if answered:
-            for index in range(self._answer_index, len(self.template.segments)):
-                self._append(sequence, index, values)
-            if self.rules.eos_id is not None:
-                sequence.add([self.rules.eos_id])
+        for index in range(self._answer_index, len(self.template.segments)):
+            self._append(sequence, index, values)
+        if self.rules.eos_id is not None:
+            sequence.add([self.rules.eos_id])
         return sequence.rendered(answer_start)
 
     def _sequence(self, values: Mapping[str, str]) -> "_Sequence":

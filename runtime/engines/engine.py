@@ -113,6 +113,14 @@ class DrawingEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class ClosingEngine(Engine, Protocol):
+    """An engine that holds more than memory, which is not given back with the object alone."""
+
+    def close(self) -> None:
+        """Gives it back; once is enough."""
+
+
 class Prompt(Protocol):
     """The prompt of a task, as an engine needs it.
 

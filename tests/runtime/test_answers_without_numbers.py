@@ -56,6 +56,15 @@ def requests_file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "requests.jsonl", rows)
 
 
+def test_they_are_told_whatever_numpy_does_about_errors(bundles: tuple[Path, Path]) -> None:
+    session = Session.open(bundles[1])
+
+    with np.errstate(all="raise"), pytest.raises(AnswerError) as error:
+        session.generate(MIXED)
+
+    assert set(error.value.places) == {1, 3}
+
+
 @pytest.mark.parametrize("max_batch", [1, 2, 16])
 def test_the_others_are_answered_as_ever(bundles: tuple[Path, Path], max_batch: int) -> None:
     whole, broken = bundles

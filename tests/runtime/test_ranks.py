@@ -25,7 +25,7 @@ from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.ranks import kv_heads_of_ranks, shards
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
-from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError
+from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError, RequestError
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.local_group import LocalGroup, _RankProcess
@@ -245,6 +245,20 @@ def test_when_a_rank_is_killed_all_end_and_every_call_says_so(divided: Path, vic
     with pytest.raises(
         RankError, match=r"they have ended: rank .*ended by signal 9.*Open it again"
     ):
+        session.generate([REQUEST])
+
+
+@built
+def test_ranks_end_when_their_session_is_closed(divided: Path) -> None:
+    with Session.open(divided) as session:
+        group = session.engine
+        assert isinstance(group, LocalGroup)
+        assert session.generate([REQUEST])[0].token_ids
+        assert alive(group.process_ids) == group.process_ids
+
+    assert alive(group.process_ids) == []
+    session.close()
+    with pytest.raises(RequestError, match="using a session: one that was closed"):
         session.generate([REQUEST])
 
 

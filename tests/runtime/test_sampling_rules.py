@@ -182,8 +182,9 @@ def test_a_penalty_decides_among_allowed_tokens_too() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"temperature": -0.1}, "temperature -0.1, expected a number, 0 or more"),
-        ({"temperature": float("nan")}, "temperature nan, expected a number, 0 or more"),
+        ({"temperature": -0.1}, "temperature -0.1, expected a finite number, 0 or more"),
+        ({"temperature": float("nan")}, "temperature nan, expected a finite number, 0 or more"),
+        ({"temperature": float("inf")}, "temperature inf, expected a finite number, 0 or more"),
         ({"top_k": -1}, "top_k -1, expected a whole number, 0 or more"),
         ({"top_p": 0.0}, "top_p 0.0, expected a number above 0, at most 1"),
         ({"top_p": 1.5}, "top_p 1.5, expected a number above 0, at most 1"),
@@ -209,7 +210,7 @@ def test_all_wrong_options_stand_in_one_message() -> None:
 
     assert str(error.value).splitlines() == [
         "reading the sampling options: 2 problems:",
-        "  - temperature -1.0, expected a number, 0 or more",
+        "  - temperature -1.0, expected a finite number, 0 or more",
         "  - top_p 2.0, expected a number above 0, at most 1.",
     ]
 
@@ -242,3 +243,16 @@ def test_an_empty_stop_text_is_refused() -> None:
     assert str(error.value) == (
         "reading a request for task 'mood': an empty stop text. Leave it out."
     )
+
+
+# The caller's numpy
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 0.001, 1.0, 1e308])
+def test_a_draw_does_not_depend_on_what_numpy_does_about_errors(temperature: float) -> None:
+    sampling = Sampling(temperature, top_p=0.9, repetition_penalty=1000.0)
+    spread = np.asarray([-1e38, 1e-38, 90.0, 89.0, 3e38], np.float32)
+    before = one(spread, sampling, seen=[0, 1, 4])
+
+    with np.errstate(all="raise"):
+        assert one(spread, sampling, seen=[0, 1, 4]) == before

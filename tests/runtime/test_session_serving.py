@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pl_compile.driver.export import ExportRequest, export_bundle
@@ -82,6 +84,25 @@ def test_more_requests_than_rows_are_answered_in_order(bundle: Path) -> None:
     narrow = Session.open(bundle, max_batch=2).generate(requests)
 
     assert narrow == Session.open(bundle, max_batch=16).generate(requests)
+
+
+def test_what_numpy_does_about_errors_is_the_callers_and_changes_nothing(bundle: Path) -> None:
+    requests = [
+        *mixed_requests(3, sampling=Sampling(temperature=0.001)),
+        *mixed_requests(3, sampling=Sampling(temperature=1e-300, repetition_penalty=1000.0)),
+    ]
+    labelled = [Request("tone", {"sentence": "so cold"})]
+    session = Session.open(bundle)
+    answers, scores = session.generate(requests), session.score(labelled)
+
+    with np.errstate(all="raise"):
+        session = Session.open(bundle)
+        assert session.generate(requests) == answers
+        assert session.score(labelled) == scores
+        stream = session.stream(requests)
+        next(stream)
+        assert set(np.geterr().values()) == {"raise"}
+        assert [event.result for event in stream][-1] is not None
 
 
 def test_seeds_change_draws_and_repeat_them(session: Session) -> None:
@@ -171,7 +192,7 @@ def test_a_long_field_is_cut_and_leaves_room_for_the_answer(session: Session) ->
 def test_a_prompt_longer_than_the_capacity_is_refused(session: Session) -> None:
     request = Request("tone", {"sentence": "so cold " * 60})
 
-    with pytest.raises(RequestError, match=r"request 0.*no truncate_field; expected at most 79"):
+    with pytest.raises(RequestError, match=r"request 0.*no truncate_field; expected at most 80"):
         session.generate([request])
 
 
@@ -269,6 +290,42 @@ def test_two_streams_of_one_session_cannot_interleave(session: Session) -> None:
 
     first.close()
     assert len(session.generate(mixed_requests(2))) == 2
+
+
+def test_a_closed_session_answers_nothing_more_and_holds_nothing(bundle: Path) -> None:
+    request = Request("tone", {"sentence": "x"})
+    with Session.open(bundle) as session:
+        assert session.generate([request])[0].text
+        engine = weakref.ref(session.engine)
+        begun = session.stream(mixed_requests(2))
+        next(begun)
+    session.close()  # once more
+
+    assert engine() is None
+    for call in (
+        lambda: session.generate([request]),
+        lambda: session.generate([]),
+        lambda: next(session.stream([request])),
+        lambda: session.score([request]),
+        lambda: session.score([]),
+        lambda: session.check(request),
+        lambda: session.engine,
+        lambda: next(begun),
+        session.__enter__,
+    ):
+        with pytest.raises(RequestError) as error:
+            call()
+        assert str(error.value) == (
+            "using a session: one that was closed. Open another one: Session.open(bundle)."
+        )
+
+
+def test_a_session_is_closed_whatever_happens_in_it(bundle: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Session.open(bundle) as session:
+        raise KeyboardInterrupt
+
+    with pytest.raises(RequestError, match="one that was closed"):
+        session.generate([])
 
 
 @pytest.mark.parametrize(

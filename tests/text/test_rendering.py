@@ -473,6 +473,15 @@ def test_a_value_that_is_no_text_or_number_is_refused_and_shown(
     )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, 10**5000], ids=range(4))
+def test_a_number_that_no_double_holds_is_refused_as_such(
+    rendering: Rendering, value: object
+) -> None:
+    text = error_of(rendering.renderer(SQUAD), {**FIELDS, "context": value})
+
+    assert "expected a finite number that a double can hold: give it as text. Its f" in text
+
+
 def test_half_a_surrogate_pair_is_refused_as_the_callers_mistake(rendering: Rendering) -> None:
     text = error_of(rendering.renderer(SQUAD), {**FIELDS, "context": "cut \ud83d"})
 
