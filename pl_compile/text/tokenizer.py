@@ -136,8 +136,7 @@ class Tokenizer:
                 found=_other_forms(folder),
                 expected="the tokenizer of the base in one file",
                 fix="Where transformers can read the folder, Python makes it: "
-                "from transformers import AutoTokenizer; "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
+                + as_saved_by_transformers(folder),
             ) from None
         except (OSError, ValueError) as error:
             raise ArtifactError(
@@ -175,7 +174,7 @@ class Tokenizer:
         """
         encoding = self._encoding(text, opens=opens, markup=True)
         ids = self._checked(encoding.ids, text)
-        front = self._in_front
+        front = self.in_front
         if first and front and ids[: len(front)] == front:
             rest = text[encoding.offsets[len(front) - 1][1] :]
             if not rest:
@@ -308,7 +307,7 @@ class Tokenizer:
         return self.decode(ids) == _ALL_BYTES
 
     @cached_property
-    def _in_front(self) -> list[int]:
+    def in_front(self) -> list[int]:
         """What the tokenizer puts before a whole text."""
         with self._switching:
             whole = _encoded(self._opening, "a", add_special_tokens=True)
@@ -427,6 +426,15 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
 
 def _id_named(token_id: int | None) -> str:
     return "no token" if token_id is None else f"id {token_id}"
+
+
+def as_saved_by_transformers(folder: Path) -> str:
+    """The Python that writes what transformers makes of a folder's tokenizer into the folder."""
+    path = repr(str(folder))
+    return (
+        "from transformers import AutoTokenizer; "
+        f"AutoTokenizer.from_pretrained({path}).save_pretrained({path})"
+    )
 
 
 def is_of_tokenizers(error: BaseException) -> bool:
