@@ -9,7 +9,7 @@ that in `transformers`. Of a text that goes on, the blank is taken away before t
 where that is not the same as if it had never been there, the piece is not known.
 
 What it puts behind an added token depends on its kind. A task whose text is tokenised as one whole
-(`whitespace: transformers`) is therefore given to `transformers` as one whole.
+(`whitespace: transformers`) is therefore also given to `transformers` as one whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +48,20 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A prompt whose text is tokenised as one whole.
+
+    Attributes:
+        pieces: the text is one of them.
+        ends_where_parts_do: whether each part of it has the same tokens by itself, so that it makes
+            no difference where the text is cut.
+    """
+
+    pieces: list[Piece]
+    ends_where_parts_do: bool
+
+
+@dataclass(frozen=True)
 class _Text:
     """A part of a prompt before it is tokenised; `is_data` where a field filled it."""
 
@@ -66,13 +80,32 @@ class ReferenceTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        import transformers
+        from transformers import AutoTokenizer
 
-        self.name = f"transformers {version('transformers')}"
-        with _errors_of_strangers(f"loading the tokenizer of {folder}"):
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+        self._load(
+            folder,
+            lambda: AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
-            )
+            ),
+        )
+
+    @classmethod
+    def of_file(cls, path: Path) -> "ReferenceTokenizer":
+        """The one that `transformers` makes of a `tokenizer.json` alone.
+
+        Raises:
+            BaseModelError: it makes none.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        new = cls.__new__(cls)
+        new._load(path, lambda: PreTrainedTokenizerFast(tokenizer_file=str(path)))
+        return new
+
+    def _load(self, path: Path, make: Callable[[], Any]) -> None:
+        self.name = f"transformers {version('transformers')}"
+        with _errors_of_strangers(f"loading the tokenizer of {path}"):
+            self._tokenizer: Any = make()
             self._backend: Any = self._tokenizer.backend_tokenizer
             if hasattr(self._backend.model, "dropout"):
                 self._backend.model.dropout = None  # of its training: what it gives is random
@@ -88,7 +121,7 @@ class ReferenceTokenizer:
     def pieces(
         self, template: Template, fields: Mapping[str, str], bos_id: int | None
     ) -> list[Piece]:
-        """A prompt, up to its answer.
+        """A prompt, up to its answer, cut where its segments begin and end.
 
         Args:
             template: of its task.
@@ -99,22 +132,15 @@ class ReferenceTokenizer:
             BaseModelError: the tokenizer fails.
         """
         pieces = [] if bos_id is None else [Piece("BOS", ((bos_id, -1),))]
-        parts: Sequence[Virtual | _Text | Piece] = _parts(template, fields)
+        parts = _parts(template, fields)
         as_one = template.task.whitespace == "transformers"
-        if as_one:
-            parts = self._joined(parts, self._ids_of_text if pieces else self._ids_at_start)
         is_first = as_one and not pieces
         # Other modes let what stands before a piece change its tokens.
         is_by_itself = template.task.whitespace in ("keep", "nemo")
         opens, behind_markup = True, False
-        for part in parts:
-            if isinstance(part, Piece):
-                pieces.append(part)
-                continue
+        for index, part in enumerate(parts):
             if isinstance(part, Virtual):
-                rows = range(part.start, part.start + part.count)
-                name = f"the row of virtual tokens from {part.start} on"
-                pieces.append(Piece(name, tuple((0, row) for row in rows)))
+                pieces.append(_rows(part))
                 continue
             if is_first and not part.is_data and self._has_markup(part.text):
                 ids: list[int] | None = self._ids_at_start(part.text)
@@ -123,6 +149,12 @@ class ReferenceTokenizer:
             is_first = False
             if behind_markup and (self._marker or not is_by_itself):
                 ids = None  # each kind of tokenizer has its own rule for the blank there
+            if (
+                as_one
+                and part.text != part.text.rstrip()
+                and self._may_be_taken(parts[index + 1 :])
+            ):
+                ids = None
             tokens = None if ids is None else tuple((token, -1) for token in ids)
             pieces.append(Piece(f"the text {_shown(part.text)}", tokens))
             opens = opens and not part.text.strip(" ")
@@ -131,38 +163,57 @@ class ReferenceTokenizer:
             behind_markup = is_white or (not part.is_data and self._ends_in_markup(part.text))
         return pieces
 
-    def _joined(
-        self, parts: Sequence[Virtual | _Text | Piece], ids_of: Callable[[str], list[int]]
-    ) -> Sequence[Virtual | _Text | Piece]:
-        """The same parts, with all text in one piece where `transformers` can be asked for it.
+    def whole(
+        self, template: Template, fields: Mapping[str, str], bos_id: int | None
+    ) -> Whole | None:
+        """The same prompt, with all its text in one piece.
 
-        Not where virtual tokens stand inside, nor where a field holds what it takes for an added
-        token, nor where the tokens of a part depend on its neighbours.
+        None where the task's text is not tokenised as one, or `transformers` cannot be asked:
+        virtual tokens stand inside, or a field holds what it takes for an added token.
 
-        Args:
-            parts: of the prompt.
-            ids_of: gives the ids of a text that stands where they do.
+        Raises:
+            BaseModelError: the tokenizer fails.
         """
+        if template.task.whitespace != "transformers":
+            return None
+        parts = _parts(template, fields)
         texts = [part for part in parts if isinstance(part, _Text)]
         start = parts.index(texts[0]) if texts else 0
         end = start + len(texts)
         data = [part.text for part in texts if part.is_data]
-        if list(parts[start:end]) != texts or any(map(self._has_markup, data)):
-            return parts
-        whole = "".join(part.text for part in texts)
-        ids = ids_of(whole)
-        for cut in accumulate(len(part.text) for part in texts[:-1]):
-            before, rest = ids_of(whole[:cut]), whole[cut:]
-            behind = ids[len(before) :]
-            # SentencePiece puts a blank before it, and has no other rule for what stands there.
-            is_apart = self._marker == _SENTENCEPIECE or behind in (
-                self._ids_of_text(rest),
-                self._ids_of_text(rest.lstrip(" ")),  # an added token may take the blanks
-            )
-            if before + behind != ids or not is_apart:
-                return parts
-        piece = Piece(f"the text {_shown(whole)}", tuple((token, -1) for token in ids))
-        return [*parts[:start], piece, *parts[end:]]
+        if not texts or parts[start:end] != texts or any(map(self._has_markup, data)):
+            return None
+        ids_of = self._ids_at_start if bos_id is None else self._ids_of_text
+        text = "".join(part.text for part in texts)
+        ids = ids_of(text)
+        pieces = [] if bos_id is None else [Piece("BOS", ((bos_id, -1),))]
+        pieces += [_rows(part) for part in parts[:start] if isinstance(part, Virtual)]
+        pieces.append(Piece(f"the text {_shown(text)}", tuple((token, -1) for token in ids)))
+        pieces += [_rows(part) for part in parts[end:] if isinstance(part, Virtual)]
+        cuts = accumulate(len(part.text) for part in texts[:-1])
+        return Whole(pieces, all(self._ends_at(cut, text, ids, ids_of) for cut in cuts))
+
+    def _ends_at(
+        self, cut: int, text: str, ids: list[int], ids_of: Callable[[str], list[int]]
+    ) -> bool:
+        """Whether what stands before and behind a place of a text has the same tokens by itself."""
+        before, rest = ids_of(text[:cut]), text[cut:]
+        behind = ids[len(before) :]
+        # SentencePiece puts a blank before it, and has no other rule for what stands there.
+        is_apart = self._marker == _SENTENCEPIECE or behind in (
+            self._ids_of_text(rest),
+            self._ids_of_text(rest.lstrip(" ")),  # an added token may take the blanks
+        )
+        return is_apart and before + behind == ids
+
+    def _may_be_taken(self, behind: Sequence[Virtual | _Text]) -> bool:
+        """Whether an added token may take the white space before it: over parts of nothing else."""
+        part = next(
+            (part for part in behind if isinstance(part, Virtual) or part.text.strip()), None
+        )
+        if part is None or isinstance(part, Virtual) or part.is_data:
+            return False
+        return not self._added.isdisjoint(self._ids_of_text(part.text.lstrip())[:1])
 
     def _ids(self, part: _Text, *, goes_on: bool) -> list[int] | None:
         """The ids of a text, without the blank before it where it goes on; None where unknown."""
@@ -229,6 +280,11 @@ def _errors_of_strangers(doing: str) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [""])[0]
         raise BaseModelError(doing, found=f"{type(error).__name__}: {reason}") from error
+
+
+def _rows(part: Virtual) -> Piece:
+    name = f"the row of virtual tokens from {part.start} on"
+    return Piece(name, tuple((0, row) for row in range(part.start, part.start + part.count)))
 
 
 def _shown(text: str) -> str:

@@ -23,11 +23,12 @@ from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import TrainingError
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text.render import notes_on
+from pl_compile.text.render import Renderer, notes_on
 from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.checkpoint import load_checkpoint, recorded_precision, save_checkpoint
+from pl_compile.training.compare_tokens import notes_on_tokens
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
 from pl_compile.training.data.dataset import TrainingSequence
@@ -216,10 +217,15 @@ class _Run:
         identity = identify_base(config.base, checkpoint, decoder)
         self._kept = existing_tasks(config, identity)
         tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
-        for note in notes_on(tokenizer, parse_templates(config.tasks).values()):
+        templates = parse_templates(config.tasks)
+        for note in notes_on(tokenizer, templates.values()):
             progress.say(note)
 
         rules = sequence_rules(config, decoder, tokenizer)
+        if team.leads:
+            renderers = [Renderer(t, tokenizer, rules) for t in templates.values()]
+            for note in notes_on_tokens(renderers, self._folder):
+                progress.say(note)
         sources = (config.data.train, config.data.validation)
 
         def load() -> list[list[TrainingSequence]]:

@@ -216,11 +216,13 @@ def command(
         )
     if result.passed == "failed":
         rounded = result.plan.choices["quantize"].chosen != "none"
+        fixes = ["The bundle is marked as failed; report.html says more. Do not serve it."]
+        fixes += ["--quantize none keeps floats."] if rounded else []
+        fixes += fixes_for_tokens(result.tokens, request.base)
         raise ParityError(
             f"exporting {result.bundle}",
             found=list_problems(result.failures),
-            fix="The bundle is marked as failed; report.html says more. Do not serve it."
-            + (" --quantize none keeps floats." if rounded else ""),
+            fix=" ".join(fixes),
         )
 
 
@@ -304,11 +306,25 @@ def print_parity(title: str, results: Any) -> None:
     )
 
 
+def fixes_for_tokens(checks: Any, base: Path) -> list[str]:
+    """What to do where prompts are to have the tokens of another tokenizer than `tokenizer.json`'s.
+
+    Args:
+        checks: of the prompts' tokens.
+        base: the Hugging Face folder.
+    """
+    from pl_compile.training.compare_tokens import way_out
+
+    is_of_files = any(check.difference and check.other_tokenizer for check in checks)
+    return [way_out(base)] if is_of_files else []
+
+
 def print_tokens(checks: Any) -> None:
     """A line per task: whether its tokens are those of transformers' own tokenizer."""
     for check in checks:
         compared = f"{check.compared} of {check.tokens} as in transformers"
-        if not check.compared:
+        if not check.compared and not check.otherwise:
             compared = f"NOT COMPARED with transformers, none of {check.tokens}"
-        verdict = check.difference or "; ".join(filter(None, [compared, check.why_not]))
+        said = [compared, check.why_not, check.note]
+        verdict = check.difference or "; ".join(filter(None, said))
         click.echo(f"tokens of task '{check.task}': {verdict}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pl_compile.cli.export import print_parity, print_tokens
+from pl_compile.cli.export import fixes_for_tokens, print_parity, print_tokens
 from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
 from pl_compile.errors import ParityError, list_problems
 
@@ -52,16 +52,15 @@ def command(bundle: Path, reference: str | None, target: str | None, as_json: bo
         raise ParityError(
             f"verifying {bundle}",
             found=list_problems(result.failures),
-            fix=" ".join(_fixes(result)),
+            fix=" ".join(_fixes(result, folder)),
         )
 
 
-def _fixes(result: "VerifyResult") -> Iterator[str]:
+def _fixes(result: "VerifyResult", base: Path | None) -> Iterator[str]:
     """What may be behind what was found, and what to do."""
     yield "Do not serve it."
-    if any(check.difference for check in result.tokens):
-        yield (
-            "Where tokens differ, the bundle's tokenizer is not that of the base's tokenizer.json, "
-            "or transformers builds another one from the base's files: save that one with the base."
-        )
+    if base is not None:
+        yield from fixes_for_tokens(result.tokens, base)
+    if any(check.difference and not check.other_tokenizer for check in result.tokens):
+        yield "Where tokens differ, the bundle's tokenizer is not the base's tokenizer.json."
     yield "Export it again, and report it if that does not help."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from pl_compile.artifact.from_checkpoint import read_checkpoint_table
@@ -9,6 +10,7 @@ from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, check_squares
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
+from pl_compile.driver.lint import opening_left_out
 from pl_compile.driver.tasks import merge_into
 from pl_compile.errors import (
     BaseModelError,
@@ -23,6 +25,7 @@ from pl_compile.text.end_tokens import end_tokens, tokens_named
 from pl_compile.text.render import notes_on
 from pl_compile.text.template import Field, Template, literal_escapes, parse_template, texts_of
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.compare_tokens import notes_on_tokens
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import fingerprint_base
 from pl_compile.weights.identity import identify_base
@@ -70,8 +73,9 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     Args:
         request: what to bring in.
         progress: told of what the tokenizer cannot write, of a backslash where a line end may be
-            meant, of choices that are never answered, and of an adapter that was saved with
-            another tokenizer or beside another base.
+            meant, of choices that are never answered, of an opening token that the template lacks,
+            of an adapter that was saved with another tokenizer or beside another base, and, where
+            transformers is installed, of prompts that have other tokens there.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
@@ -111,6 +115,12 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     prompt = TaskPrompt.of(entry, tokenizer)
     for note in notes_on(tokenizer, [prompt.renderer.template]):
         progress.say(note)
+    left_out = opening_left_out(prompt, tokenizer)
+    if left_out:
+        progress.say(f"task '{task.taskname}': {left_out}")
+    if find_spec("transformers") is not None:
+        for note in notes_on_tokens([prompt.renderer], folder):
+            progress.say(note)
     for problem in prompt.trie.problems() if prompt.trie else ():
         progress.say(f"task '{task.taskname}': {problem}")
     base = identify_base(name, checkpoint, config)

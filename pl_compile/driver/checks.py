@@ -25,11 +25,11 @@ from pl_compile.driver.parity import (
     trace,
     trace_reference,
 )
-from pl_compile.driver.tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,6 @@ from pl_compile.driver.parity import Parity
 from pl_compile.driver.report_page import report_page
 from pl_compile.driver.right_answers import check_answers, first_of_each_task
 from pl_compile.driver.room import check_room
-from pl_compile.driver.tokens import TokenCheck
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.passes.quantize_weights import WeightError
@@ -80,6 +79,7 @@ from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_b
 from pl_compile.text.examples import read_examples
 from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.compare_tokens import TokenCheck
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.identity import identify_base
 from pl_compile.weights.names import Weights, load_weights

@@ -23,6 +23,9 @@ from pl_compile.text.tokenizer import Tokenizer
 _UNUSUAL = 50.0
 _ROOM_AT_LEAST = 16
 
+# How the method of an imported task ends.
+_BY_PEFT = "(PEFT)"
+
 
 @dataclass(frozen=True)
 class TaskLint:
@@ -79,8 +82,10 @@ def lint_tasks(
     for entry in entries:
         prompt = prompts[entry.task.taskname]
         lint = _lint(entry, prompt, config, contract, median, len(with_bos))
-        older = unread + _older_rules(entry, prompt, tokenizer, ends)
-        found.append(replace(lint, findings=(*lint.findings, *older)))
+        more = unread + _older_rules(entry, prompt, tokenizer, ends)
+        if entry.method.endswith(_BY_PEFT) and entry.bos_id is None:
+            more += filter(None, [opening_left_out(prompt, tokenizer)])
+        found.append(replace(lint, findings=(*lint.findings, *more)))
     return found
 
 
@@ -136,6 +141,20 @@ def _lint(
     )
 
 
+def opening_left_out(prompt: TaskPrompt, tokenizer: Tokenizer) -> str:
+    """A note where an imported task lacks what its tokenizer puts before a text, or nothing."""
+    head = prompt.renderer.head()
+    ids = head.token_ids[head.virtual_rows < 0].tolist()
+    front = tokenizer.in_front
+    if ids[: len(front)] == front:
+        return ""
+    text = "".join(map(tokenizer.token_name, front))
+    return (
+        f"the tokenizer puts {text!r} before a text, and the template does not open with it: if "
+        "the adapter was trained with it, import it with that in its --template"
+    )
+
+
 def _older_rules(
     entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer, ends: Sequence[int]
 ) -> list[str]:
@@ -153,7 +172,7 @@ def _older_rules(
             "an earlier release made it, which read the text of an added token in a field as that "
             "token; now it is characters: if fields hold such texts, import or train it again"
         )
-    by_peft = entry.method.endswith("(PEFT)") and entry.task.whitespace == "keep"
+    by_peft = entry.method.endswith(_BY_PEFT) and entry.task.whitespace == "keep"
     if by_peft and _is_other_as_one_text(entry, prompt, tokenizer):
         findings.append(
             "an earlier release imported it with whitespace: keep, and transformers puts blanks "

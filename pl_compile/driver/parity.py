@@ -6,8 +6,8 @@ one batch in the engine under test, so a row that is disturbed by its neighbours
 runs them as they are served, behind their folded prefixes.
 
 The two share the rendered prompt, and nothing behind it: the engine is given ids, some of which
-stand for virtual tokens, and the reference makes embeddings of its own. `driver/tokens.py` compares
-what the rendering itself gives.
+stand for virtual tokens, and the reference makes embeddings of its own.
+`training/compare_tokens.py` compares what the rendering itself gives.
 """
 
 import math
@@ -24,7 +24,7 @@ from pl_compile.progress import SILENT, Bar, Progress
 from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import Engine, Float32, Int64, Prompt, prefix_length
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.text.render import Rendered
+from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
 
 DECODE_STEPS = 16
@@ -116,6 +116,11 @@ class ProbeRow:
     learned: TaskPrompt
     served: TaskPrompt
     fields: Mapping[str, str]
+
+    @property
+    def renderer(self) -> Renderer:
+        """Of its task."""
+        return self.learned.renderer
 
 
 @dataclass(frozen=True)

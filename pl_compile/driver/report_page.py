@@ -140,13 +140,14 @@ def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
     """What of the compared prompts transformers' own tokenizer gives too."""
     if not checks:
         return []
+    # A bundle whose plans are built here may be of an earlier release, which knew no notes.
     rows = [
         [
             check["task"],
             f"{check['compared']}/{check['tokens']}",
-            check["difference"] or check["why_not"],
+            check["difference"] or "; ".join(filter(None, [check["why_not"], check.get("note")])),
             _verdict(not check["difference"])
-            if check["compared"] or check["difference"]
+            if check["compared"] or check.get("otherwise") or check["difference"]
             else "not compared",
         ]
         for check in checks

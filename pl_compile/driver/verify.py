@@ -23,13 +23,13 @@ from pl_compile.driver.parity import (
     trace,
     trace_reference,
 )
-from pl_compile.driver.tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.opening import check_plans, check_target
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.weights.checkpoint import fingerprint_base
 from pl_compile.weights.open_base import open_base
 

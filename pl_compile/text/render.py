@@ -484,8 +484,38 @@ class Renderer:
             keep_blanks = self.template.task.whitespace != "nemo"
             sequence.add_virtual(segment, keep_blanks=keep_blanks)
             return
-        text = segment.text if isinstance(segment, Text) else values[segment.name]
-        sequence.add_text(self._laid_out(text, index), markup=isinstance(segment, Text))
+        if isinstance(segment, Text):
+            sequence.add_text(self._laid_out(segment.text, index), markup=True)
+            return
+        text = self._laid_out(values[segment.name], index)
+        body = text.rstrip(" ")
+        blanks = text[len(body) :]
+        shorter = body.rstrip(_WHITE_SPACE)
+        if shorter != body and self._is_taken_behind(index, blanks, values):
+            text = shorter + blanks
+        sequence.add_text(text, markup=False)
+
+    def _is_taken_behind(self, index: int, blanks: str, values: Mapping[str, str]) -> bool:
+        """Whether a token of the template takes the white space that segment `index` ends in.
+
+        Args:
+            index: of the segment.
+            blanks: at its end, which stand between them.
+            values: of the fields.
+        """
+        if self.template.task.whitespace != "transformers":
+            return False
+        between = blanks
+        for segment in self.template.segments[index + 1 : self._answer_index]:
+            if isinstance(segment, Virtual):
+                return False
+            if isinstance(segment, Text) and segment.text.strip(" "):
+                return self._tokenizer.takes_white_space(between + segment.text)
+            text = segment.text if isinstance(segment, Text) else values[segment.name]
+            if text.strip(_WHITE_SPACE):
+                return False
+            between += text
+        return False
 
     def _laid_out(self, text: str, index: int) -> str:
         """The text of segment `index` with the white space that the task's mode leaves it."""

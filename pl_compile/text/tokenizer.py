@@ -25,6 +25,7 @@ from pl_compile.text.tokenizer_json import (
     prefix_of,
     with_all_special,
     without_prefix,
+    without_prefix_where_marked,
     without_special,
 )
 
@@ -42,6 +43,9 @@ _ALL_BYTES = "".join(
 
 # Characters that people write, of many scripts and lengths in bytes.
 _COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
+
+# What marks a text that goes on, where a tokenizer is told so in the text: for private use.
+_MARK = "\ue000"
 
 
 # Since 2 the text of an added token in a field is characters, be it special or not; before, that of
@@ -104,11 +108,7 @@ class Tokenizer:
                 fix=lfs.FIX if lfs.is_pointer(text) else _of_newer_form(error),
             ) from error
         for tokenizer in (self._opening, self._continuing):
-            # Settings of whoever saved the file; lengths are the renderer's business.
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            if type(tokenizer.model).__name__ == "BPE":
-                tokenizer.model.dropout = None  # of its training: equal texts have equal ids
+            _without_settings(tokenizer)
         self._added = self._opening.get_added_tokens_decoder()
         self._special = {key for key, token in self._added.items() if token.content in special}
         self._special_texts = special
@@ -136,8 +136,7 @@ class Tokenizer:
                 found=_other_forms(folder),
                 expected="the tokenizer of the base in one file",
                 fix="Where transformers can read the folder, Python makes it: "
-                "from transformers import AutoTokenizer; "
-                f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})",
+                + as_saved_by_transformers(folder),
             ) from None
         except (OSError, ValueError) as error:
             raise ArtifactError(
@@ -161,8 +160,9 @@ class Tokenizer:
         """A text of a template, as if it was tokenised in one with what stands around it.
 
         That differs from `encode` in what is put before a text: added tokens divide a text, and
-        many tokenizers put a blank before each section. What the tokenizer itself puts before a
-        text (BOS) is no part of it: the text opens behind.
+        many tokenizers put a blank before each section. Where the normalizer does that, tokens that
+        are `normalized` divide nothing: they are looked for behind it, with a blank of their own.
+        What the tokenizer itself puts before a text (BOS) is no part of it: the text opens behind.
 
         Args:
             text: any text.
@@ -174,21 +174,35 @@ class Tokenizer:
         """
         encoding = self._encoding(text, opens=opens, markup=True)
         ids = self._checked(encoding.ids, text)
-        front = self._in_front
+        front = self.in_front
         if first and front and ids[: len(front)] == front:
             rest = text[encoding.offsets[len(front) - 1][1] :]
             if not rest:
                 return TemplateText(front, True, self._added[front[-1]].rstrip)
             behind = self.encode_template(rest, opens=True, first=False)
             return behind._replace(ids=front + behind.ids)
-        if not opens and self._opens_sections:
+        if not opens and self._joining is not None:
+            with self._switching:
+                ids = self._checked(_encoded(self._joining, _MARK + text).ids, text)
+        elif not opens and self._opens_sections:
             start = self._first_added(ids)
             opened: list[int] = self._encoding(text, opens=True, markup=True).ids
             ids = ids[:start] + opened[self._first_added(opened) :]
         last = self._added.get(ids[-1]) if ids else None
-        return TemplateText(
-            ids, last is not None and self._opens_sections, last is not None and last.rstrip
-        )
+        if last is None:
+            return TemplateText(ids, False, False)
+        opens_behind = self._opens_sections and not (last.normalized and self._is_normalised_open)
+        return TemplateText(ids, opens_behind, last.rstrip and self._finds_blanks(last))
+
+    def takes_white_space(self, text: str) -> bool:
+        """Whether a template's text opens with a token that takes the white space before it.
+
+        Raises:
+            DataError: the base has no row for a token of the text, or there is no token for it.
+        """
+        ids = self.encode_template(text, opens=False, first=False).ids
+        first = self._added.get(ids[0]) if ids else None
+        return first is not None and bool(first.lstrip)
 
     def count(self, text: str) -> int:
         """How many tokens a data text has."""
@@ -293,7 +307,7 @@ class Tokenizer:
         return self.decode(ids) == _ALL_BYTES
 
     @cached_property
-    def _in_front(self) -> list[int]:
+    def in_front(self) -> list[int]:
         """What the tokenizer puts before a whole text."""
         with self._switching:
             whole = _encoded(self._opening, "a", add_special_tokens=True)
@@ -305,13 +319,36 @@ class Tokenizer:
         """Whether a blank is put before each section between added tokens, or the text alone."""
         return "section" in map(prefix_of, self._parts())
 
+    @cached_property
+    def _is_normalised_open(self) -> bool:
+        """Whether the normalizer is what puts a blank before each section."""
+        return "section" in map(prefix_of, _parts_of(self._opening.normalizer))
+
+    @cached_property
+    def _joining(self) -> Any:
+        """Of a template's text that goes on; None where the others tell its tokens.
+
+        Where the normalizer puts the blank, it also stands in the form of the tokens that are
+        `normalized`, and a tokenizer without it would not find them.
+        """
+        if not self._is_normalised_open or not any(t.normalized for t in self._added.values()):
+            return None
+        marked, _ = with_all_special(self.text)
+        joining = type(self._opening).from_str(without_prefix_where_marked(marked, _MARK))
+        _without_settings(joining)
+        return joining
+
+    def _finds_blanks(self, token: Any) -> bool:
+        """Whether a token finds blanks beside it: the normalizer may have made letters of them."""
+        normalizer = self._opening.normalizer
+        return not token.normalized or normalizer is None or " " in normalizer.normalize_str("a a")
+
     def _first_added(self, ids: list[int]) -> int:
         return next((place for place, key in enumerate(ids) if key in self._added), len(ids))
 
     def _parts(self) -> Iterator[dict[str, Any]]:
         for component in (self._opening.normalizer, self._opening.pre_tokenizer):
-            if component is not None:
-                yield from parts_of(json.loads(component.__getstate__()))
+            yield from _parts_of(component)
 
     def _encoding(self, text: str, *, opens: bool, markup: bool) -> Any:
         tokenizer = self._opening if opens else self._continuing
@@ -348,6 +385,20 @@ class Tokenizer:
             )
 
 
+def _without_settings(tokenizer: Any) -> None:
+    """Takes away the settings of whoever saved it; lengths are the renderer's business."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if type(tokenizer.model).__name__ == "BPE":
+        tokenizer.model.dropout = None  # of its training: equal texts have equal ids
+
+
+def _parts_of(component: Any) -> Iterator[dict[str, Any]]:
+    """What a normalizer or a pre-tokenizer of the library is made of; nothing where it is None."""
+    if component is not None:
+        yield from parts_of(json.loads(component.__getstate__()))
+
+
 def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> Any:
     """What the library makes of a text.
 
@@ -375,6 +426,15 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
 
 def _id_named(token_id: int | None) -> str:
     return "no token" if token_id is None else f"id {token_id}"
+
+
+def as_saved_by_transformers(folder: Path) -> str:
+    """The Python that writes what transformers makes of a folder's tokenizer into the folder."""
+    path = repr(str(folder))
+    return (
+        "from transformers import AutoTokenizer; "
+        f"AutoTokenizer.from_pretrained({path}).save_pretrained({path})"
+    )
 
 
 def is_of_tokenizers(error: BaseException) -> bool:

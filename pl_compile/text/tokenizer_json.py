@@ -59,6 +59,23 @@ def without_prefix(text: str) -> str:
     return json.dumps(spec)
 
 
+def without_prefix_where_marked(text: str, mark: str) -> str:
+    """The same tokenizer, whose normalizer puts no blank before a text that opens with a mark.
+
+    The mark is taken away. Added tokens that are looked for in normalised text keep their form,
+    which has such a blank.
+    """
+    spec = json.loads(text)
+    for part in list(parts_of(spec.get("normalizer") or {})):
+        if part.get("type") == "Prepend":
+            pattern = {"Regex": rf"\A{re.escape(part['prepend'])}{mark}"}
+            taken = {"type": "Replace", "pattern": pattern, "content": ""}
+            prepend = dict(part)
+            part.clear()
+            part |= {"type": "Sequence", "normalizers": [prepend, taken]}
+    return json.dumps(spec)
+
+
 def without_special(text: str, special: Collection[str]) -> str:
     """The same tokenizer without added tokens, whose model knows no text of a special one."""
     spec = json.loads(text)

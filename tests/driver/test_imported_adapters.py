@@ -67,6 +67,49 @@ def _with_a_token(spec: Any) -> None:
     spec["added_tokens"].append({"id": 397, "content": "<new>", "special": True, **flags})
 
 
+def _with_bos(spec: Any) -> None:
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|end|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+        "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [1], "tokens": ["<|end|>"]}},
+    }
+
+
+@pytest.mark.parametrize("template", ["{q}:{a}", "<|end|>{q}:{a}"])
+def test_an_opening_token_that_the_template_lacks_is_told(
+    base: Path, adapter: Path, tmp_path: Path, template: str
+) -> None:
+    edited(base, "tokenizer.json", _with_bos)
+    table = tmp_path / "table.safetensors"
+    importing, exporting = Told(), Told()
+
+    import_peft(PeftImport(adapter, table, "tone", template), progress=importing)
+    export_bundle(
+        ExportRequest(table, base, tmp_path / "bundle", measure_parity=False), progress=exporting
+    )
+
+    start = "task 'tone': the tokenizer puts '<|end|>' before a text, and the template does not"
+    told = [sum(start in line for line in each.lines) for each in (importing, exporting)]
+    assert told == [template == "{q}:{a}"] * 2
+
+
+def test_a_base_whose_files_do_not_agree_is_told_at_import(base: Path, adapter: Path) -> None:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": ["<|user|>"]}
+    (base / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    request = PeftImport(adapter, adapter.parent / "table.safetensors", "tone", "<|user|>{q}:{a}")
+    listener = Told()
+
+    import_peft(request, progress=listener)
+
+    [line] = [line for line in listener.lines if "another tokenizer" in line]
+    assert line.startswith("task 'tone': the text '<|user|>Where is it?:' is rendered to tokens")
+    assert "save_pretrained(" in line
+
+
 def _without_merges(spec: Any) -> None:
     spec["model"]["merges"] = []
 

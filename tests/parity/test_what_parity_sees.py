@@ -24,11 +24,10 @@ from tokenizers import (
 from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
-from pl_compile.cli.export import print_tokens
+from pl_compile.cli.export import fixes_for_tokens, print_tokens
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.parity import probe_rows
-from pl_compile.driver.tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
 from pl_compile.graph.prompt import embed
@@ -41,6 +40,7 @@ from pl_compile.testing import (
 )
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.training.reference import TorchEngine
 from pl_compile.training.reference_tokenizer import ReferenceTokenizer, _errors_of_strangers
 
@@ -338,6 +338,106 @@ def test_text_that_is_tokenised_as_one_whole_is_compared_as_one_whole(
     monkeypatch.setattr(Tokenizer, "encode", joined)
     checks = [_token_check(base, template, **settings) for template in _IMPORTED]
     assert all("is rendered to tokens" in check.difference for check in checks)
+
+
+def _write_byte_level(folder: Path, *, joins_words: bool, strips: bool) -> Path:
+    """A base with a byte-level tokenizer that has tokens for several line ends."""
+    base = write_tiny_base(folder, "llama")
+    tokenizer = HfTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=not joins_words)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["so fox so\n\n\nand so two and so 1984 and"] * 3, trainer)
+    if strips:
+        tokenizer.normalizer = normalizers.Strip()
+    tokenizer.save(str(base / "tokenizer.json"))
+    return base
+
+
+@pytest.mark.parametrize(
+    ("settings", "template", "least"),
+    [
+        ({"joins_words": True, "strips": False}, "so {q} so {a}", 3),
+        ({"joins_words": False, "strips": True}, "so {q} so {a}", 9),
+        # A field that ends in a line end touches another one.
+        ({"joins_words": False, "strips": False}, "so {q}\n\nand {a}", 1),
+    ],
+    ids=["joins words", "strips", "line ends"],
+)
+def test_prompts_that_transformers_cuts_elsewhere_are_counted_and_said(
+    tmp_path: Path, settings: dict[str, bool], template: str, least: int
+) -> None:
+    base = _write_byte_level(tmp_path / "base", **settings)
+    template = f"<|VIRTUAL_PROMPT_0|>{template}"
+
+    check = _token_check(base, template, None, whitespace="transformers")
+
+    assert not check.difference
+    assert least <= check.otherwise <= check.prompts
+    assert check.compared < check.tokens
+    assert check.note.startswith(f"{check.otherwise} of {check.prompts} prompts have other tokens")
+
+
+def test_a_task_of_ordinary_words_has_the_tokens_of_transformers(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    template = "<|VIRTUAL_PROMPT_0|>the {q} and {a}"
+
+    check = _token_check(base, template, None, whitespace="transformers")
+
+    assert (check.otherwise, check.note, check.difference) == (0, "", "")
+    assert check.compared == check.tokens
+
+
+def _with_names_of_its_own(base: Path) -> None:
+    """The base's other files name a token that `tokenizer.json` lacks."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "extra_special_tokens": ["<|im_start|>"],
+    }
+    (base / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _with_tokens_of_a_file(base: Path) -> None:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (base / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 397}), encoding="utf-8")
+
+
+def _with_a_class_that_puts_blanks(base: Path) -> None:
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+    (base / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "edit", [_with_names_of_its_own, _with_tokens_of_a_file, _with_a_class_that_puts_blanks]
+)
+def test_a_base_whose_files_do_not_agree(
+    tmp_path: Path, edit: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama")
+    edit(base)
+    template = "<|im_start|>the {q}<|VIRTUAL_PROMPT_0|> {a}"
+
+    trained = _token_check(base, template)
+    imported = _token_check(base, template, None, whitespace="transformers")
+
+    # What was trained here has the tokens of tokenizer.json, and is served with them.
+    assert not trained.difference
+    assert trained.other_tokenizer
+    assert trained.compared > trained.tokens / 2
+    assert "makes another tokenizer of the base's files than tokenizer.json" in trained.note
+    print_tokens([trained])
+    assert trained.note in capsys.readouterr().out
+    assert fixes_for_tokens([trained], base) == []
+    # What transformers trained does not.
+    assert imported.other_tokenizer
+    assert "makes another tokenizer of the base's files" in imported.difference
+    [fix] = fixes_for_tokens([imported], base)
+    assert f"AutoTokenizer.from_pretrained('{base}').save_pretrained('{base}')" in fix
 
 
 def test_a_prompt_that_transformers_fails_at_hides_no_difference(

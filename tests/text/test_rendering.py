@@ -627,6 +627,10 @@ _CONTROL: list[dict[str, Any]] = [
     {"content": "[/INST]"},
     {"content": "<|user|>", "special": True, "rstrip": True},
     {"content": "<|end|>", "special": True, "lstrip": True},
+    # Looked for in text that was normalised, as `add_tokens` of transformers adds them.
+    {"content": "<sep>", "normalized": True},
+    {"content": "<pad>", "normalized": True, "special": True, "rstrip": True},
+    {"content": "<cut>", "normalized": True, "lstrip": True},
 ]
 _WHOLE = (
     "{q}",
@@ -643,6 +647,17 @@ _WHOLE = (
     "<s><s>{q}</s>{a}",
     "<s><|user|>{b}{q}",
     "<s><|user|> {b} {b}\n who",
+    "<s>{q} <sep> {a}",
+    "<s><sep> {q} {a}",
+    "<s>{q}<sep>{a}",
+    "<s>who <sep> was {q} <sep>{b}",
+    "[INST] <sep> {q}<|end|> <sep>[/INST] {a} <sep>",
+    "<sep>{q} <pad> {a} <pad>",
+    "<s>{q}{b}<|end|>{a}",
+    "<s>{e}<|end|> {q}",
+    "<s>{q}\n{e} <|end|>{a}",
+    "<s>{e} {b}  <|end|>{b}{e}</s>",
+    "<s>{q}{e} <cut> {e}<cut>who",
 )
 
 
@@ -674,7 +689,7 @@ def test_a_template_for_transformers_gives_the_ids_of_the_whole_text(
         whitespace="transformers",
     )
     renderer = Renderer(parse_template(task), Tokenizer(file.to_str()), SequenceRules())
-    fields = {"q": "who was there", "a": "nobody", "b": " \n"}
+    fields = {"q": "who was there", "a": "nobody", "b": " \n", "e": "who\n\t "}
     fields = {name: fields[name] for name in renderer.template.fields}
     text = template.format(**fields)
 
