@@ -147,7 +147,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         # Text, since brackets in data are no markup; folded, since an advice that is cut is none.
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    console.print(table)
+    with console.capture() as text:
+        console.print(table)
+    click.echo(text.get(), nl=False)  # rich's own way out has its own exit code for a closed pipe
 
 
 def number(value: float | None, digits: int = 3) -> str:
