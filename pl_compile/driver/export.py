@@ -21,7 +21,7 @@ from pl_compile.artifact.bundle import (
     REPORT_PAGE,
     Manifest,
     Precision,
-    is_bundle,
+    files_of_bundle,
     read_bundle,
     sum_of_base,
     task_folder,
@@ -258,7 +258,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         BaseModelError: the base cannot be read.
         ExportError: the target, the capacity, the disk or the memory cannot hold it.
     """
-    check_replaceable(request.output, is_bundle)
+    check_replaceable(request.output, files_of_bundle)
     clock = _Clock()
     source = _read(request, progress)
     options, target = source.recipe.options, source.recipe.exporter.target
@@ -273,7 +273,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
 
     moments = _calibrate(request, source, weights, progress)
     clock.lap("calibrate")
-    with folder_written_whole(request.output, is_ours=is_bundle) as staging:
+    with folder_written_whole(request.output, ours=files_of_bundle) as staging:
         progress.say(f"building the graph for {target}, prompts {source.recipe.contract.prompts}")
         (staging / "base").mkdir()
         compiled = compile_base(
