@@ -164,27 +164,31 @@ def remove_left_behind_in(folder: Path) -> None:
     _remove_unlocked(folder, ".+")
 
 
-def check_replaceable(path: Path, ours: Ours) -> None:
+def check_replaceable(
+    path: Path, ours: Ours, *, option: str = "--output", in_place: bool = False
+) -> None:
     """Raises `ArtifactError` unless a folder may be written under this name.
 
     Args:
         path: the name; nothing, an empty folder, or a folder with nothing but ours may be there.
         ours: which files of a folder may be replaced.
+        option: of the command line, which says the name.
+        in_place: whether only files in the folder are replaced, and not the folder itself.
     """
-    fix = "Choose another --output."
+    fix = f"Choose another {option}."
     with _reporting(path):
         if path.exists() and not path.is_dir():
             found = "a file of that name"
-        elif path.is_dir() and path.samefile(Path.cwd()):
+        elif path.is_dir() and path.samefile(Path.cwd()) and not in_place:
             found = "the current folder, which cannot be replaced by another"
-        elif path.is_mount():
+        elif path.is_mount() and not in_place:
             found = "a mounted volume, which cannot be replaced by another folder"
             fix = "Choose a folder in it."
         elif path.is_dir() and (others := list(islice(_files_besides(path, ours(path)), 4))):
             named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
             found = f"a folder with other things in it: {named}"
             them = "it" if len(others) == 1 else "them"
-            fix = f"Move {them} elsewhere, or choose another --output."
+            fix = f"Move {them} elsewhere, or choose another {option}."
         else:
             _check_access(path, resolved(path))
             return
