@@ -295,7 +295,7 @@ def _check_access(path: Path, at: Path) -> None:
         if not os.access(each, os.W_OK):
             raise ArtifactError(
                 f"writing {path}",
-                found=f"{'it' if each == at else each} may not be written to",
+                found=f"{each} may not be written to",
                 fix="Write elsewhere, or let it be written to: chmod u+w.",
             )
 

@@ -233,7 +233,7 @@ def test_a_read_only_file_or_folder_is_refused_and_kept(tmp_path: Path, locked: 
             write(tmp_path / "table")
 
     assert str(caught.value) == (
-        f"writing {tmp_path / 'table'}: it may not be written to. "
+        f"writing {tmp_path / 'table'}: {tmp_path / 'table'} may not be written to. "
         "Write elsewhere, or let it be written to: chmod u+w."
     )
     assert (tmp_path / "table").read_bytes() == b"old"
