@@ -309,7 +309,7 @@ def _descriptor_of(path: Path) -> Path | None:
         path = resolved(path.parent) / path.name
         if _DESCRIPTOR.fullmatch(str(path)):
             return path
-        if not path.is_symlink():
+        if not os.path.islink(path):  # no error where the system does not let it be seen
             return None
         path = path.parent / path.readlink()
     return None

@@ -114,8 +114,9 @@ def _run() -> None:
         raise
     except OSError as error:
         of_output = error.filename is None
-        doing = "writing the output" if of_output else error.filename
-        click.echo(f"error: {doing}: {reason_of(error)}.", err=True)
+        doing = "writing the output" if of_output else f"opening {error.filename}"
+        fix = "" if of_output else " Check the path, and who may read and write there."
+        click.echo(f"error: {doing}: {reason_of(error)}.{fix}", err=True)
         if of_output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -458,7 +458,11 @@ def test_a_file_that_cannot_be_read_is_no_fault_of_the_output(
 
     code, _, err = plc("inspect", tmp_path / "secret")
 
-    assert (code, err) == (1, f"error: {tmp_path / 'secret'}: Permission denied.\n")
+    assert (code, err) == (
+        1,
+        f"error: opening {tmp_path / 'secret'}: Permission denied. "
+        "Check the path, and who may read and write there.\n",
+    )
 
 
 def test_a_bundle_for_an_unknown_target_is_refused(plc: Any, work: Path) -> None:
