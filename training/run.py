@@ -45,7 +45,7 @@ from pl_compile.training.loop import (
 )
 from pl_compile.training.methods import METHODS
 from pl_compile.training.methods.no_prompts import NoPrompts
-from pl_compile.training.new_base import write_new_base
+from pl_compile.training.new_base import check_new_base, write_new_base
 from pl_compile.training.parallel import check_parallel
 from pl_compile.training.precision import PrecisionChoice, choose_precision
 from pl_compile.training.provenance import record_start
@@ -173,6 +173,8 @@ def run_training(
 
         def take_folder() -> None:
             check_free(output, resume=resume)
+            if config.lm_finetune:
+                check_new_base(find_base(config.base), output / "base")
             folder.enter_context(folder_of_one_process(output))
 
         team.lead(take_folder)

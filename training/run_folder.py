@@ -14,6 +14,7 @@ import yaml
 from pl_compile.artifact.bundle import MANIFEST
 from pl_compile.artifact.files import (
     append_line,
+    check_writable,
     remove_left_behind_in,
     sha256_of,
     write_atomically,
@@ -22,7 +23,7 @@ from pl_compile.artifact.prompt_table import TABLE_NAME
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.config.utf8 import read_utf8, split_lines
-from pl_compile.errors import TrainingError, list_problems, reason_of
+from pl_compile.errors import ArtifactError, TrainingError, list_problems, reason_of
 from pl_compile.training.loop import Record
 from pl_compile.training.provenance import HISTORY_NAME
 from pl_compile.training.run_state import RunState
@@ -51,7 +52,7 @@ def last_checkpoint(run_folder: Path) -> Path:
 
 
 def check_free(output: Path, *, resume: bool) -> None:
-    """Raises `TrainingError` unless a run can start in `output`, or resume there."""
+    """Raises `TrainingError` unless a run can start in `output`, or resume there, and write."""
     last = last_checkpoint(output)
     if output.exists() and not output.is_dir():
         raise TrainingError(
@@ -61,7 +62,9 @@ def check_free(output: Path, *, resume: bool) -> None:
         raise TrainingError(
             f"resuming from {last}",
             found="no such file",
-            fix="Start the run anew, without --resume.",
+            fix="Start a new run in another --output."
+            if (output / TABLE_NAME).is_file()
+            else "Start the run anew, without --resume.",
         )
     has_run = last.is_file() or (output / TABLE_NAME).is_file()
     if has_run and not resume:
@@ -72,6 +75,18 @@ def check_free(output: Path, *, resume: bool) -> None:
         )
     if not has_run and not _is_begun(output):
         _check_nothing_is_lost(output)
+    try:
+        check_writable(output / HISTORY_NAME)
+    except ArtifactError as error:
+        raise _unwritable(output, error) from error
+
+
+def _unwritable(output: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"starting a run in {output}",
+        found=reason_of(error),
+        fix="Choose another --output, or let it be written to: chmod u+w.",
+    )
 
 
 def _is_begun(output: Path) -> bool:
@@ -91,13 +106,18 @@ def _check_nothing_is_lost(output: Path) -> None:
         if (output / name).is_file():
             found = f"{name}, as {what} has it"
             raise TrainingError(doing, found=found, fix="Choose another --output.")
-    there = [name for name in (*_WRITTEN, HISTORY_NAME) if (output / name).exists()]
+    there = [name for name in (*_WRITTEN, HISTORY_NAME) if _holds_something(output / name)]
     if there:
         raise TrainingError(
             doing,
             found=f"{', '.join(there)} of no run, which the run would write over",
             fix="Choose another --output, or move them away.",
         )
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is a file, or a folder with something in it: a mounted volume may be empty."""
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 @contextmanager
@@ -107,10 +127,13 @@ def folder_of_one_process(output: Path) -> Iterator[None]:
     The folder is made, and removed again if nothing was written into it.
 
     Raises:
-        TrainingError: another process trains there.
+        TrainingError: another process trains there, or the system refuses.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(output, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

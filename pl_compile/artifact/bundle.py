@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.file_sums import FileRecord, check_files, records_of
+from pl_compile.artifact.files import resolved
 from pl_compile.artifact.folded_prefix import (
     FOLDED_NAME,
     FoldedPrefix,
@@ -266,11 +267,27 @@ def sum_of_base(sums: Mapping[str, str]) -> str:
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder says of itself that it is a bundle, of whatever version."""
+    return bool(files_of_bundle(folder))
+
+
+def bundle_around(path: Path) -> Path | None:
+    """The bundle that a path lies in, whether it is there or not; None of a bundle itself."""
+    return next((folder for folder in resolved(path).parents if is_bundle(folder)), None)
+
+
+def files_of_bundle(folder: Path) -> frozenset[str]:
+    """The files that a bundle of whatever version says are its own, by their paths in the folder.
+
+    Nothing of them is checked, not even that they are there. None where it is no bundle.
+    """
     try:
         content = read_json_object(folder / MANIFEST, ArtifactError, "looking for a bundle")
     except (FileNotFoundError, ArtifactError):
-        return False
-    return content.get("format") == FORMAT
+        return frozenset()
+    if content.get("format") != FORMAT:
+        return frozenset()
+    files = content.get("files")
+    return frozenset([*_NOT_SUMMED, *(files if isinstance(files, dict) else ())])
 
 
 def rank_folder(rank: int) -> str:

@@ -77,7 +77,9 @@ def check_files(
             problem = _problem_of_sum(name, record, folder / name)
         damaged += [problem] * bool(problem)
     if problems and not damaged:
-        fix = "Remove what the manifest does not name: a file manager may have put it there."
+        fix = (
+            "Move elsewhere what the manifest does not name: another program may have put it there."
+        )
     if problems or damaged:
         raise ArtifactError(doing, found=list_problems(problems + damaged), fix=fix)
 

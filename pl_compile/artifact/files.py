@@ -6,12 +6,18 @@ time, so what is not locked was left by a process that was killed, and the next 
 that name removes it. Knows nothing of what the bytes mean.
 """
 
+import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import stat
+import sys
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from pl_compile.errors import ArtifactError, reason_of
 
@@ -20,24 +26,48 @@ _CHUNK_BYTES = 1 << 17
 # What stands behind the final name in a temporary one.
 _RANDOM_BYTES = 4
 
+# What names a descriptor that a process holds open: /dev/stdout and /dev/fd/1 are links to such.
+_DESCRIPTOR = re.compile(
+    r"(?P<owner>/proc/(?P<process>[0-9]+)(/task/[0-9]+)?|/dev)/fd/(?P<number>[0-9]+)"
+)
+_MOST_LINKS = 40  # as many as Linux follows
+
+# What file managers and network file systems leave in any folder, which nobody would miss.
+_LEFT_BY_OTHERS = re.compile(r"\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
+
+_UNCHANGED = "Nothing was left under that name that was not there before."
+
+Ours: TypeAlias = Callable[[Path], Collection[str]]
+"""The files that we wrote into a folder, by their paths in it; none where the folder is not ours.
+"""
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, replacing what was there only once all of it is on the disk.
 
+    A new file in the place of another has its mode, and its owner where the system allows it. To a
+    pipe, a device and an open descriptor (/dev/stdout) the bytes are added.
+
     Raises:
         ArtifactError: the folder cannot be made, or the bytes cannot be written (disk full,
             no permission). What `path` held before is still there.
+        BrokenPipeError: nobody reads what an open descriptor leads to any more.
     """
+    check_writable(path)
+    if (descriptor := _descriptor_of(path)) is not None:
+        _add_to(descriptor, path, data)
+        return
     with _reporting(path):
-        path = path.resolve()  # a link stays one, and what it leads to is written
-        if path.exists() and not path.is_file() and not path.is_dir():
+        path = resolved(path)  # a link stays one, and what it leads to is written
+        if path.exists() and not path.is_file():
             path.write_bytes(data)  # a pipe or a device: there is nothing to replace
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(path)
-        beside, descriptor = _new_beside(path, _new_file)
+        like = path.stat() if path.exists() else None
+        beside, opened = _new_beside(path, partial(_new_file, like=like))
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with os.fdopen(opened, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -48,44 +78,75 @@ def write_atomically(path: Path, data: bytes) -> None:
         _sync_rename(path)
 
 
+def check_writable(path: Path) -> None:
+    """Raises `ArtifactError` where it can be told that `write_atomically` would: before the work.
+
+    Args:
+        path: the name of a file; what it holds is not looked at.
+    """
+    with _reporting(path):
+        descriptor = _descriptor_of(path)
+        number = None if descriptor is None else _own_number(descriptor)
+        if number is not None and not _is_for_writing(number):
+            raise OSError(errno.EBADF, "open for reading only")
+        if descriptor is None and path.is_dir():
+            raise ArtifactError(f"writing {path}", found="a folder", fix="Name a file in it.")
+        if number is None:
+            _check_access(path, descriptor or resolved(path))
+
+
+def resolved(path: Path) -> Path:
+    """A path without links and without `..`; links that go round stay as they are."""
+    return Path(os.path.realpath(path))
+
+
+def is_open_descriptor(path: Path) -> bool:
+    """Whether a name is one of what a process holds open, as /dev/stdout and /dev/fd/1 are."""
+    return _descriptor_of(path) is not None
+
+
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a log.
+    """Adds a line to the log of a run.
 
     Raises:
-        ArtifactError: the disk refuses.
+        ArtifactError: the disk refuses; a part of the line may be there.
     """
-    with _reporting(path), path.open("a", encoding="utf-8") as file:
+    fix = "Its last line may be cut. Make room, and go on with --resume."
+    with _reporting(path, fix), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 @contextmanager
-def folder_written_whole(path: Path, *, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+def folder_written_whole(path: Path, *, ours: Ours) -> Iterator[Path]:
     """Gives a temporary folder beside `path`; at a clean end it becomes `path`.
 
-    A folder of ours that was at `path` is replaced; if the block raises, it stays and the temporary
-    folder is removed. A kill leaves the temporary folder (`.NAME.…`), and between the two renames
-    of a replacement the old folder too (`.NAME.….old`): the next one that is written under this
-    name removes the first at its beginning, the second at its end.
+    A folder of ours that was at `path` is replaced, and gives the new one its mode; if the block
+    raises, it stays and the temporary folder is removed. A kill leaves the temporary folder
+    (`.NAME.…`), and between the two renames of a replacement the old folder too (`.NAME.….old`):
+    the next one that is written under this name removes the first at its beginning, the second at
+    its end.
 
     Args:
         path: the final name.
-        is_ours: whether a folder with something in it may be replaced.
+        ours: which files of a folder may be replaced.
 
     Raises:
-        ArtifactError: the disk refuses (full, no permission), `path` is a file, or a folder of
-            somebody else's.
+        ArtifactError: the disk refuses (full, no permission), `path` is a file, or a folder with
+            something of somebody else's in it.
     """
-    check_replaceable(path, is_ours)
+    check_replaceable(path, ours)
     with _reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(path)
-        staging, lock = _new_beside(path, _new_folder)
+        like = path.stat() if path.exists() else None
+        staging, lock = _new_beside(path, partial(_new_folder, like=like))
         try:
             with _naming_others(staging):
                 yield staging
             for file in sorted(staging.rglob("*")):
                 _sync(file)
             _sync(staging)
+            check_replaceable(path, ours)  # somebody may have put a file there meanwhile
             _replace_folder(staging, path)
         except BaseException:
             _remove_tree(staging)
@@ -103,23 +164,49 @@ def remove_left_behind_in(folder: Path) -> None:
     _remove_unlocked(folder, ".+")
 
 
-def check_replaceable(path: Path, is_ours: Callable[[Path], bool]) -> None:
+def check_replaceable(
+    path: Path, ours: Ours, *, option: str = "--output", in_place: bool = False
+) -> None:
     """Raises `ArtifactError` unless a folder may be written under this name.
 
     Args:
-        path: the name; nothing, an empty folder, or a folder of ours may be there.
-        is_ours: whether a folder with something in it may be replaced.
+        path: the name; nothing, an empty folder, or a folder with nothing but ours may be there.
+        ours: which files of a folder may be replaced.
+        option: of the command line, which says the name.
+        in_place: whether only files in the folder are replaced, and not the folder itself.
     """
+    fix = f"Choose another {option}."
     with _reporting(path):
         if path.exists() and not path.is_dir():
             found = "a file of that name"
-        elif path.is_dir() and path.samefile(Path.cwd()):
+        elif path.is_dir() and path.samefile(Path.cwd()) and not in_place:
             found = "the current folder, which cannot be replaced by another"
-        elif path.is_dir() and any(path.iterdir()) and not is_ours(path):
-            found = "a folder with other things in it"
+        elif path.is_mount() and not in_place:
+            found = "a mounted volume, which cannot be replaced by another folder"
+            fix = "Choose a folder in it."
+        elif path.is_dir() and (others := list(islice(_files_besides(path, ours(path)), 4))):
+            named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            found = f"a folder with other things in it: {named}"
+            them = "it" if len(others) == 1 else "them"
+            fix = f"Move {them} elsewhere, or choose another {option}."
         else:
+            _check_access(path, resolved(path))
             return
-    raise ArtifactError(f"writing {path}", found=found, fix="Choose another --output.")
+    raise ArtifactError(f"writing {path}", found=found, fix=fix)
+
+
+def _files_besides(folder: Path, ours: Collection[str]) -> Iterator[str]:
+    """The paths in a folder of what is neither of `ours` nor of those that nobody would miss."""
+    for at, folders, files in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if (Path(at) / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            inside = (Path(at) / name).relative_to(folder).as_posix()
+            if inside not in ours and not _LEFT_BY_OTHERS.fullmatch(name):
+                yield inside
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def sha256_of(path: Path) -> str:
@@ -161,14 +248,100 @@ def _new_beside(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
         os.close(descriptor)  # it was removed, before it had its lock
 
 
-def _new_file(path: Path) -> int:
-    # 0o666 less the umask, as programs leave their files.
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+def _new_file(path: Path, like: os.stat_result | None) -> int:
+    # 0o666 less the umask, as programs leave their files. Never more than what it replaces lets.
+    mode = 0o666 if like is None else stat.S_IMODE(like.st_mode) & 0o777
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    _own_like(descriptor, like, mode)
+    return descriptor
 
 
-def _new_folder(path: Path) -> int:
-    path.mkdir()
-    return os.open(path, os.O_RDONLY)
+def _new_folder(path: Path, like: os.stat_result | None) -> int:
+    mode = 0o777 if like is None else stat.S_IMODE(like.st_mode) & 0o777
+    path.mkdir(mode)
+    descriptor = os.open(path, os.O_RDONLY)
+    _own_like(descriptor, like, mode)
+    return descriptor
+
+
+def _own_like(descriptor: int, like: os.stat_result | None, mode: int) -> None:
+    """Gives something new the owner and the mode of what it replaces."""
+    if like is not None:
+        # Only root gives files away, and a file system may know neither owners nor modes.
+        for owner, group in ((like.st_uid, -1), (-1, like.st_gid)):
+            with suppress(OSError):
+                os.fchown(descriptor, owner, group)
+        with suppress(OSError):
+            os.fchmod(descriptor, mode)
+
+
+def _check_access(path: Path, at: Path) -> None:
+    """Raises `ArtifactError` where the system does not let something be written or replaced.
+
+    Args:
+        path: what it is called.
+        at: the same without links; or an open descriptor of another process.
+    """
+    replaced = at.is_file() or at.is_dir()
+    if not at.exists():
+        needed = [next(folder for folder in at.parents if folder.exists())]
+        if not needed[0].is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{needed[0]} is a file, and no folder")
+    elif replaced and not _DESCRIPTOR.fullmatch(str(at)):
+        needed = [at, at.parent]
+    else:
+        needed = [at]
+    for each in needed:
+        if not os.access(each, os.W_OK):
+            raise ArtifactError(
+                f"writing {path}",
+                found=f"{each} may not be written to",
+                fix="Write elsewhere, or let it be written to: chmod u+w.",
+            )
+
+
+def _descriptor_of(path: Path) -> Path | None:
+    """The open descriptor that a name such as /dev/stdout leads to, or None.
+
+    It leads on to a file at times, whose reader and other writers expect no other in its place.
+    """
+    for _ in range(_MOST_LINKS):
+        path = resolved(path.parent) / path.name
+        if _DESCRIPTOR.fullmatch(str(path)):
+            return path
+        if not os.path.islink(path):  # no error where the system does not let it be seen
+            return None
+        path = path.parent / path.readlink()
+    return None
+
+
+def _own_number(descriptor: Path) -> int | None:
+    """The number of a descriptor of this process; None of another's."""
+    match = _DESCRIPTOR.fullmatch(str(descriptor))
+    assert match is not None
+    own = match["process"] in (None, str(os.getpid()))
+    return int(match["number"]) if own else None
+
+
+def _is_for_writing(number: int) -> bool:
+    import fcntl  # there is none on Windows, where bundles can be read
+
+    return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _add_to(descriptor: Path, path: Path, data: bytes) -> None:
+    """Writes behind what others have written to an open descriptor, which `path` is a name of."""
+    number = _own_number(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # what was said before stands before
+    with _reporting(path, "What was written before that is there."):
+        if number is None:
+            opened = os.open(descriptor, os.O_WRONLY | os.O_APPEND)
+        else:  # opened anew it would begin at the start of a file, and a socket cannot be
+            opened = os.dup(number)
+        with os.fdopen(opened, "wb") as file:
+            file.write(data)
 
 
 def _remove_left_behind(path: Path, suffix: str = "") -> None:
@@ -240,15 +413,13 @@ def _naming_others(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _reporting(path: Path) -> Iterator[None]:
+def _reporting(path: Path, fix: str = _UNCHANGED) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise  # nobody reads on: no fault of the file
     except OSError as error:
-        raise ArtifactError(
-            f"writing {path}",
-            found=reason_of(error),
-            fix="Nothing was left under that name that was not there before.",
-        ) from error
+        raise ArtifactError(f"writing {path}", found=reason_of(error), fix=fix) from error
 
 
 def _remove_tree(folder: Path) -> None:

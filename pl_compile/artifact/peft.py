@@ -11,7 +11,7 @@ to the model as its filled cache: keys are those after rotary positions, as `Tas
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +163,7 @@ def write_peft_adapter(
         config |= {"num_layers": layers, "num_attention_heads": kv_heads}
         config |= {"prefix_projection": False}
         embeddings = entry.prefix_kv.transpose(3, 0, 1, 2, 4).reshape(virtual, -1)
-    with folder_written_whole(folder, is_ours=_is_ours) as staging:
+    with folder_written_whole(folder, ours=_files_of_adapter) as staging:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (staging / CONFIG_NAME).write_text(text, encoding="utf-8")
         tensors = {_TENSOR: np.asarray(embeddings, np.float32)}
@@ -267,5 +267,5 @@ def _read_config(path: Path, doing: str) -> dict[str, Any]:
     return config
 
 
-def _is_ours(folder: Path) -> bool:
-    return {path.name for path in folder.iterdir()} <= {CONFIG_NAME, _WEIGHTS}
+def _files_of_adapter(_: Path) -> Collection[str]:
+    return (CONFIG_NAME, _WEIGHTS)

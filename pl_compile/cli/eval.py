@@ -9,6 +9,7 @@ import click
 
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import (
+    InputPath,
     TerminalProgress,
     json_option,
     need_extra,
@@ -25,10 +26,10 @@ from pl_compile.errors import AnswerError
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=InputPath(path_type=Path, allow_dash=True),
     multiple=True,
     required=True,
-    help="Examples with their answers, of any mix of tasks.",
+    help="Examples with their answers, of any mix of tasks; - is standard input.",
 )
 @click.option(
     "--metric",

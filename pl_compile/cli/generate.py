@@ -1,6 +1,5 @@
 """`plc generate`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import click
 
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import (
+    InputPath,
     OutputPath,
     TerminalProgress,
     json_option,
@@ -29,11 +29,13 @@ from pl_compile.errors import AnswerError
 @click.option(
     "--input",
     "source",
-    type=click.Path(path_type=Path),
-    help="Requests as JSONL: taskname and fields, any mix of tasks.",
+    type=InputPath(path_type=Path, allow_dash=True),
+    help="Requests as JSONL: taskname and fields, any mix of tasks; - is standard input.",
 )
 @click.option(
-    "--output", type=OutputPath(path_type=Path), help="Answers as JSONL; a table if left out."
+    "--output",
+    type=OutputPath(path_type=Path, allow_dash=True),
+    help="Answers as JSONL; a table if left out. - is standard output.",
 )
 @click.option(
     "--max-tokens",
@@ -119,12 +121,10 @@ def command(
         source is not None
         and output is not None
         and source.exists()
-        and output.exists()
+        and output.is_file()
         and output.samefile(source)
     ):
         raise click.UsageError("--output is --input: the requests would be lost.")
-    if output is not None and output.is_dir():
-        raise click.UsageError(f"--output {output} is a folder; name a file.")
     from pl_compile.runtime import Request, Sampling, Session
     from pl_compile.text.template import literal_escapes
 
@@ -140,6 +140,10 @@ def command(
     if probabilities:
         _refuse_others(source)
     if source is not None:
+        if output is not None:
+            from pl_compile.driver.answer_file import check_output
+
+            check_output(output)
         session = Session.open(bundle, max_batch=batch, provider=chosen)
         _answer_file(session, source, output, options, as_json)
         return
@@ -209,22 +213,19 @@ def _answer_file(
     session: Any, source: Path, output: Path | None, options: dict[str, Any], as_json: bool
 ) -> None:
     """Answers a file; to JSONL where --output names one, else as a table or JSON."""
-    from pl_compile.artifact.files import write_atomically
-    from pl_compile.driver.answer_file import answer_file
+    from pl_compile.driver.answer_file import answer_file, write_answers
 
     failed = None
     try:
         answers = answer_file(session, source, options, progress=TerminalProgress())
     except AnswerError as error:
         answers, failed = list(error.results), error  # told when the others' answers are kept
-    records = [answer.record() for answer in answers]
     if output is not None:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        write_atomically(output, "".join(lines).encode())
-        count = len(records) - len(failed.places if failed else ())
+        write_answers(answers, output)
+        count = len(answers) - len(failed.places if failed else ())
         click.echo(f"wrote {count} answers to {output}", err=True)
     if as_json:
-        print_json({"answers": records})
+        print_json({"answers": [answer.record() for answer in answers]})
     elif output is None:
         rows = [
             [

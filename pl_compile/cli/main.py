@@ -9,7 +9,10 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -37,7 +40,21 @@ _FILES = {"import": "importing"}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are modules of `pl_compile.cli`."""
+    """A group whose commands are modules of `pl_compile.cli`.
+
+    click ends a process whose reader is gone with exit code 1 before anything that it raises gets
+    out of `Group.main`: what it runs there is looked after here.
+    """
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Makes one as click does; help and version are printed in here."""
+        with _closed_pipe_told():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command as click does."""
+        with _closed_pipe_told():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the order of the flow."""
@@ -72,6 +89,11 @@ def main() -> None:
     warnings.formatwarning = _warning_line
     if sys.stdout is None:
         sys.exit("error: writing the output: standard output is closed.")
+    with _closed_pipe_told():
+        _run()
+
+
+def _run() -> None:
     try:
         plc.main(standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk can still be reported
@@ -89,16 +111,28 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output is gone (`plc … | head`): the work is done, nobody wants to know.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        raise
     except OSError as error:
         of_output = error.filename is None
-        doing = "writing the output" if of_output else error.filename
-        click.echo(f"error: {doing}: {reason_of(error)}.", err=True)
+        doing = "writing the output" if of_output else f"opening {error.filename}"
+        fix = "" if of_output else " Check the path, and who may read and write there."
+        click.echo(f"error: {doing}: {reason_of(error)}.{fix}", err=True)
         if of_output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextmanager
+def _closed_pipe_told() -> Iterator[None]:
+    """Ends the process with its exit code where the reader of our output is gone (`plc … | head`).
+
+    Nobody wants to read of it: what is still to be written goes nowhere.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _warning_line(message: Warning | str, *_: object, **__: object) -> str:

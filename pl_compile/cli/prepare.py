@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pl_compile.cli.terminal import OutputPath, TerminalProgress, example
+from pl_compile.cli.terminal import InputPath, OutputPath, TerminalProgress, example
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +41,7 @@ def _input_and_output(what: str) -> Callable[[F], F]:
                 "--input",
                 "input_path",
                 metavar="PATH",
-                type=click.Path(path_type=Path),
+                type=InputPath(path_type=Path, allow_dash=True),
                 required=True,
                 help=what,
             ),
@@ -127,7 +127,7 @@ def assistant(
 @command.command(
     "csv", epilog=example("plc prepare csv --input news.csv --output data --taskname topic")
 )
-@_input_and_output("A UTF-8 file with a header row.")
+@_input_and_output("A UTF-8 file with a header row; - is standard input.")
 @click.option("--taskname", metavar="NAME", required=True, help="The task of all rows.")
 @click.option(
     "--delimiter",

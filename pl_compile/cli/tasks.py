@@ -40,7 +40,7 @@ def ls(path: Path, as_json: bool) -> None:
 
 
 @command.command(epilog=example("plc tasks add prompts.safetensors other.safetensors --task tone"))
-@_table
+@click.argument("table", type=OutputPath(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path))
 @click.option("--task", "tasks", multiple=True, help="A task of OTHER; all if left out.")
 @json_option

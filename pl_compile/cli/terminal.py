@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -21,13 +22,42 @@ json_option = click.option(
 )
 
 
+class InputPath(click.Path):
+    """A path to read from; with `allow_dash`, - is standard input."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path."""
+        value = "/dev/stdin" if value == "-" and self.allow_dash else value
+        return super().convert(value, param, ctx)
+
+
 class OutputPath(click.Path):
-    """A path to write to. An empty one, of a shell's variable without a value, is refused."""
+    """A path to write to; with `allow_dash`, - is standard output.
+
+    An empty one, of a shell's variable without a value, is refused, and so is one inside a bundle,
+    which could not be opened any more with a file of somebody else's.
+    """
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """The path; `Path` would take an empty one for the current folder."""
+        # Imported here, since --help needs neither.
+        from pl_compile.artifact.bundle import bundle_around
+        from pl_compile.artifact.files import is_open_descriptor
+
         if value == "":
             self.fail("it is empty; write . for the current folder.", param, ctx)
+        if value == "-":
+            if not self.allow_dash:
+                self.fail("- is not written to here; write ./- for that name.", param, ctx)
+            value = "/dev/stdout"
+        path = Path(value)
+        if not is_open_descriptor(path) and (bundle := bundle_around(path)) is not None:
+            self.fail(
+                f"{value} is inside the bundle {bundle}, which could not be opened any more; "
+                "choose a path outside of it.",
+                param,
+                ctx,
+            )
         return super().convert(value, param, ctx)
 
 
@@ -147,7 +177,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         # Text, since brackets in data are no markup; folded, since an advice that is cut is none.
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    console.print(table)
+    with console.capture() as text:
+        console.print(table)
+    click.echo(text.get(), nl=False)  # rich's own way out has its own exit code for a closed pipe
 
 
 def number(value: float | None, digits: int = 3) -> str:

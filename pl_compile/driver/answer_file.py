@@ -1,16 +1,20 @@
 """A file of requests to answers, line for line."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pl_compile.artifact.files import check_writable, is_open_descriptor, write_atomically
 from pl_compile.driver.ask import answer_of, answers_to, checked_requests
-from pl_compile.errors import AnswerError
+from pl_compile.errors import AnswerError, ArtifactError, reason_of
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request, Result
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import read_examples
+
+_START_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,44 @@ class Answered:
                 "cut_tokens": self.result.cut_tokens,
             }
         return record if self.expected is None else {**record, "expected": self.expected}
+
+
+def check_output(path: Path) -> None:
+    """Raises `ArtifactError` unless answers may be written to a file: for before they are made.
+
+    Lines of text are replaced. Tensors, graphs and JSON documents, as a base has them, are not: no
+    answers were ever there.
+
+    Args:
+        path: the file; or a pipe, a device or an open descriptor such as /dev/stdout, to which
+            answers are added.
+    """
+    check_writable(path)
+    if is_open_descriptor(path) or not path.is_file():
+        return
+    doing = f"writing answers to {path}"
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START_BYTES)
+    except OSError as error:
+        raise ArtifactError(doing, found=reason_of(error)) from error
+    if found := _other_than_lines(start):
+        raise ArtifactError(
+            doing,
+            found=found,
+            expected="no file there, or one of lines such as earlier answers",
+            fix="Choose another --output.",
+        )
+
+
+def write_answers(answers: Sequence[Answered], path: Path) -> None:
+    """Writes answers as JSON lines.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    lines = [json.dumps(answer.record(), ensure_ascii=False) + "\n" for answer in answers]
+    write_atomically(path, "".join(lines).encode())
 
 
 def answer_file(
@@ -85,3 +127,21 @@ def answer_file(
     except AnswerError as error:
         error.results = tuple(answered(error.results))
         raise
+
+
+def _other_than_lines(start: bytes) -> str:
+    """What a file is that begins with these bytes, where it is no text of lines."""
+    if b"\0" in start:  # a safetensors file begins with its length in 8 bytes
+        return "a file of numbers, and no lines of text"
+    first, line_end, _ = start.strip().partition(b"\n")
+    if line_end and first.startswith((b"{", b"[")) and not _is_json(first):
+        return "a JSON document over several lines"
+    return ""
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

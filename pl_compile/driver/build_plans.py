@@ -13,7 +13,7 @@ from pl_compile.artifact.bundle import (
     REPORT_PAGE,
     Bundle,
     Manifest,
-    is_bundle,
+    files_of_bundle,
     rank_folder,
     read_bundle,
     write_json,
@@ -121,7 +121,7 @@ def build_bundle(
         )
     else:
         form, why = attention, "asked for"
-    with folder_written_whole(folder, is_ours=is_bundle) as staging:
+    with folder_written_whole(folder, ours=files_of_bundle) as staging:
         _link_files(bundle, staging)
         records = []
         for rank, name in enumerate(folders):

@@ -17,7 +17,7 @@ from pl_compile.driver.build_plans import note_gpu
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.onnx_files import save
 from pl_compile.graph.decoder import build_decoder
-from pl_compile.passes.pipeline import PassRecord, run_passes
+from pl_compile.passes.pipeline import PassRecord, clear_dumps, run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
@@ -88,7 +88,8 @@ def compile_base(
         weights: float32 arrays by our names, of the whole base.
         folder: is there, and empty.
         moments: of the calibration's activations, of the whole base.
-        dump_to: a folder that gets the graph as text after each pass.
+        dump_to: a folder that gets the graph as text after each pass; the files of an earlier dump
+            are removed.
         progress: who is told.
 
     Raises:
@@ -97,6 +98,8 @@ def compile_base(
     exporter, options = recipe.exporter, recipe.options
     baked = recipe.baked
     passes, errors, plans = [], [], []
+    if dump_to is not None:
+        clear_dumps(dump_to)
     for shard in recipe.shards:
         name = rank_folder(shard.rank) if shard.ranks > 1 else ""
         place = folder / name

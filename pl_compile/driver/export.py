@@ -21,7 +21,7 @@ from pl_compile.artifact.bundle import (
     REPORT_PAGE,
     Manifest,
     Precision,
-    is_bundle,
+    files_of_bundle,
     read_bundle,
     sum_of_base,
     task_folder,
@@ -30,7 +30,7 @@ from pl_compile.artifact.bundle import (
     write_manifest,
     write_task,
 )
-from pl_compile.artifact.files import check_replaceable, folder_written_whole, sha256_of
+from pl_compile.artifact.files import check_replaceable, folder_written_whole, resolved, sha256_of
 from pl_compile.artifact.folded_prefix import (
     FOLDED_NAME,
     FoldedPrefix,
@@ -69,6 +69,7 @@ from pl_compile.driver.right_answers import check_answers, first_of_each_task
 from pl_compile.driver.room import check_room
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.exporter import Exporter
+from pl_compile.passes.pipeline import dumped_files
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
@@ -258,7 +259,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         BaseModelError: the base cannot be read.
         ExportError: the target, the capacity, the disk or the memory cannot hold it.
     """
-    check_replaceable(request.output, is_bundle)
+    check_replaceable(request.output, files_of_bundle)
     clock = _Clock()
     source = _read(request, progress)
     options, target = source.recipe.options, source.recipe.exporter.target
@@ -273,7 +274,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
 
     moments = _calibrate(request, source, weights, progress)
     clock.lap("calibrate")
-    with folder_written_whole(request.output, is_ours=is_bundle) as staging:
+    with folder_written_whole(request.output, ours=files_of_bundle) as staging:
         progress.say(f"building the graph for {target}, prompts {source.recipe.contract.prompts}")
         (staging / "base").mkdir()
         compiled = compile_base(
@@ -484,15 +485,14 @@ def _check_files(request: ExportRequest, prompts: Mapping[str, TaskPrompt]) -> N
     dumps = request.dump_passes
     if dumps is None:
         return
-    if dumps.exists() and not dumps.is_dir():
-        found = "a file of that name"
-    elif dumps.absolute().is_relative_to(request.output.absolute()):
-        found = f"a folder inside of the bundle {request.output}"
-    else:
-        return
-    raise ConfigError(
-        f"dumping passes to {dumps}", found=found, fix="Choose another --dump-passes."
-    )
+    option = "--dump-passes"
+    if resolved(dumps).is_relative_to(resolved(request.output)):
+        raise ConfigError(
+            f"dumping passes to {dumps}",
+            found=f"a folder inside of the bundle {request.output}",
+            fix=f"Choose another {option}.",
+        )
+    check_replaceable(dumps, dumped_files, option=option, in_place=True)
 
 
 def _check_room(request: ExportRequest, options: BuildOptions, plan: ExportPlan) -> None:

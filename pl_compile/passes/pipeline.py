@@ -13,11 +13,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from pl_compile.errors import PlcError
+from pl_compile.artifact.files import write_atomically
+from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.verify import verify_model
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import Scheme
+
+# What a dump begins with, which no other folder has, and what it ends with.
+_FIRST = "00-main-graph.onnx.txt"
+_RECORDS = "passes.json"
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,17 @@ def run_passes(
     Args:
         model: the main graph.
         passes: the list of a target.
-        dump_to: a folder that gets the model as text before the first pass and after each.
+        dump_to: a folder that gets the model as text before the first pass and after each; made if
+            it is not there.
         progress: who is told.
 
     Raises:
-        PlcError: what a pass refuses of its input.
+        PlcError: what a pass refuses of its input, or a disk that refuses a dump.
         onnx_ir.passes.PassError: a pass broke the model or its promise: a mistake of ours.
     """
     verify_model(model)
     if dump_to is not None:
-        dump_to.mkdir(parents=True, exist_ok=True)
-        for old in dump_to.glob("[0-9][0-9]-*.onnx.txt"):
-            old.unlink()
-        _dump(model, dump_to / "00-main-graph.onnx.txt")
+        _dump(model, dump_to / _FIRST)
     records: list[PassRecord] = []
     with progress.bar("passes", len(passes)) as bar:
         for number, each in enumerate(passes, 1):
@@ -75,8 +78,31 @@ def run_passes(
             bar.advance(note=each.name)
     if dump_to is not None:
         text = json.dumps([asdict(record) for record in records], indent=2)
-        (dump_to / "passes.json").write_text(text + "\n", encoding="utf-8")
+        write_atomically(dump_to / _RECORDS, (text + "\n").encode())
     return records
+
+
+def dumped_files(folder: Path) -> list[str]:
+    """The files of an earlier dump, also of several ranks, by their paths in a folder."""
+    return [
+        file.relative_to(folder).as_posix()
+        for first in (*folder.glob(_FIRST), *folder.glob(f"rank[0-9]*/{_FIRST}"))
+        for pattern in ("[0-9][0-9]-*.onnx.txt", _RECORDS)
+        for file in first.parent.glob(pattern)
+    ]
+
+
+def clear_dumps(folder: Path) -> None:
+    """Removes the files of an earlier dump, whose passes may be others.
+
+    Raises:
+        ArtifactError: the system refuses.
+    """
+    try:
+        for name in dumped_files(folder):
+            (folder / name).unlink()
+    except OSError as error:
+        raise ArtifactError(f"removing the dump in {folder}", found=reason_of(error)) from error
 
 
 def _run_pass(model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]) -> PassRecord:
@@ -109,7 +135,7 @@ def model_text(model: ir.Model) -> str:
 
 
 def _dump(model: ir.Model, path: Path) -> None:
-    path.write_text(model_text(model), encoding="utf-8")
+    write_atomically(path, model_text(model).encode())
 
 
 def _options(each: GraphPass) -> dict[str, Any]:

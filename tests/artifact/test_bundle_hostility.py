@@ -677,12 +677,12 @@ def test_vectors_that_are_not_all_there_are_refused(bundle: Path, missing: str) 
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "base/desktop.ini", "tasks/mood/notes.txt"])
-def test_a_file_that_a_file_manager_left_is_to_be_removed(bundle: Path, name: str) -> None:
+def test_a_file_that_another_program_left_is_to_be_moved(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes(b"x")
 
     assert refusal(bundle).endswith(
-        f"{name} is not in the manifest. Remove what the manifest does not name: a file manager "
-        "may have put it there."
+        f"{name} is not in the manifest. Move elsewhere what the manifest does not name: another "
+        "program may have put it there."
     )
 
     (bundle / "base" / "model.onnx").unlink()

@@ -55,7 +55,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 
 def _write_folder(path: Path, text: str) -> None:
-    with folder_written_whole(path, is_ours=lambda folder: True) as staging:
+    with folder_written_whole(path, ours=_tree) as staging:
         (staging / "deep").mkdir()
         (staging / "deep" / "file").write_text(text)
         (staging / "top").write_text(text)
@@ -125,7 +125,7 @@ def test_a_folder_in_place_of_the_file_is_told_and_kept(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         write_atomically(tmp_path / "table", b"new")
 
-    assert str(error.value) == f"writing {tmp_path / 'table'}: Is a directory. {NOTHING_LEFT}"
+    assert str(error.value) == f"writing {tmp_path / 'table'}: a folder. Name a file in it."
     assert _names(tmp_path) == ["table"]
 
 
@@ -149,7 +149,7 @@ def test_an_interrupted_write_leaves_no_temporary(
 def test_a_folder_appears_under_its_name_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out" / "bundle"
 
-    with folder_written_whole(path, is_ours=lambda folder: True) as staging:
+    with folder_written_whole(path, ours=_tree) as staging:
         (staging / "file").write_text("x")
         assert not path.exists()
         assert staging.parent == path.parent
@@ -175,7 +175,7 @@ def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
     _write_folder(path, "old")
 
     def write_half() -> None:
-        with folder_written_whole(path, is_ours=lambda folder: True) as staging:
+        with folder_written_whole(path, ours=_tree) as staging:
             (staging / "half").write_text("new")
             raise ZeroDivisionError
 
@@ -228,7 +228,7 @@ def test_a_full_disk_while_the_block_writes_is_told_with_the_final_name(tmp_path
 
     with (
         pytest.raises(ArtifactError) as error,
-        folder_written_whole(path, is_ours=lambda folder: True),
+        folder_written_whole(path, ours=_tree),
     ):
         raise OSError(errno.ENOSPC, FULL)
 
@@ -242,7 +242,7 @@ def test_a_file_in_the_way_of_a_folder_is_refused_and_kept(tmp_path: Path) -> No
 
     with (
         pytest.raises(ArtifactError) as error,
-        folder_written_whole(path, is_ours=lambda folder: True),
+        folder_written_whole(path, ours=_tree),
     ):
         pytest.fail("the block must not run")
 
@@ -268,14 +268,14 @@ def _killed_while(work: str, folder: Path) -> None:
 
 
 IN_THE_BLOCK = (
-    "with files.folder_written_whole(path, is_ours=lambda _: True) as staging:\n"
+    "with files.folder_written_whole(path, ours=lambda _: ['deep/file', 'top']) as staging:\n"
     "    (staging / 'half').write_text('x')\n"
     "    kill()\n"
 )
 BETWEEN_THE_RENAMES = (
     "rename = os.rename\n"
     "os.rename = lambda a, b: rename(a, b) if str(b).endswith('.old') else kill()\n"
-    "with files.folder_written_whole(path, is_ours=lambda _: True): pass\n"
+    "with files.folder_written_whole(path, ours=lambda _: ['deep/file', 'top']): pass\n"
 )
 
 
@@ -299,7 +299,7 @@ def test_an_old_folder_stays_until_there_is_a_new_one(tmp_path: Path) -> None:
 
     with (
         pytest.raises(ZeroDivisionError),
-        folder_written_whole(path, is_ours=lambda folder: True),
+        folder_written_whole(path, ours=_tree),
     ):
         raise ZeroDivisionError
 
@@ -323,7 +323,7 @@ def test_what_is_being_written_and_what_is_not_ours_stays(tmp_path: Path) -> Non
     (tmp_path / ".bundle.01234567").symlink_to(tmp_path / names[0])
     os.mkfifo(tmp_path / ".bundle.89abcdef")
 
-    with folder_written_whole(tmp_path / "bundle", is_ours=lambda folder: True) as slow:
+    with folder_written_whole(tmp_path / "bundle", ours=_tree) as slow:
         (slow / "file").write_text("slow")
         _write_folder(tmp_path / "bundle", "fast")
         assert (slow / "file").read_text() == "slow"
@@ -338,7 +338,7 @@ def test_a_file_that_the_block_cannot_read_is_named(tmp_path: Path) -> None:
 
     with (
         pytest.raises(ArtifactError) as error,
-        folder_written_whole(path, is_ours=lambda folder: True),
+        folder_written_whole(path, ours=_tree),
     ):
         tmp_path.read_bytes()
 

@@ -14,56 +14,15 @@ import pytest
 import yaml
 
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
-from pl_compile.cli.main import COMMANDS, main
+from pl_compile.cli.main import COMMANDS
 from pl_compile.driver import parity
 from pl_compile.runtime.kernels import instruction_set
 from pl_compile.testing import (
-    random_table,
     sign_bundle,
     tiny_examples,
     tiny_train_config,
     write_jsonl,
 )
-
-
-@pytest.fixture
-def plc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs `plc` in a fresh folder; gives exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plc", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def work(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base, a table and a bundle."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "base").symlink_to(tiny_bases["llama"])
-    random_table(folder / "base", folder / "table.safetensors")
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pl_compile.cli",
-        "export",
-        "--output",
-        folder / "bundle",
-    ]
-    subprocess.run(
-        [*command, "--prompts", folder / "table.safetensors", "--base", folder / "base"],
-        check=True,
-        capture_output=True,
-    )
-    return folder
 
 
 def test_train_export_verify_generate_eval_inspect_in_a_row(
@@ -499,7 +458,11 @@ def test_a_file_that_cannot_be_read_is_no_fault_of_the_output(
 
     code, _, err = plc("inspect", tmp_path / "secret")
 
-    assert (code, err) == (1, f"error: {tmp_path / 'secret'}: Permission denied.\n")
+    assert (code, err) == (
+        1,
+        f"error: opening {tmp_path / 'secret'}: Permission denied. "
+        "Check the path, and who may read and write there.\n",
+    )
 
 
 def test_a_bundle_for_an_unknown_target_is_refused(plc: Any, work: Path) -> None:

@@ -409,12 +409,45 @@ def test_dumps_that_cannot_be_kept_are_refused_first(
 ) -> None:
     from dataclasses import replace
 
-    from pl_compile.errors import ConfigError
+    from pl_compile.errors import PlcError
 
     (tmp_path / "taken").write_text("")
 
-    with pytest.raises(ConfigError, match=found):
+    with pytest.raises(PlcError, match=found):
         export_bundle(replace(request_, dump_passes=tmp_path / where))
+
+
+def test_a_dump_replaces_an_earlier_one_and_nothing_else(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    monkeypatch.chdir(dump)  # no folder is moved away: it may be the current one
+    request = replace(request_, dump_passes=Path())
+    (dump / "passes.json").write_text("of somebody else")
+
+    with pytest.raises(ArtifactError) as caught:
+        export_bundle(request)
+
+    assert str(caught.value) == (
+        "writing .: a folder with other things in it: passes.json. "
+        "Move it elsewhere, or choose another --dump-passes."
+    )
+    assert [path.name for path in dump.iterdir()] == ["passes.json"]
+
+    (dump / "rank1").mkdir()
+    old = ("passes.json", "00-main-graph.onnx.txt", "77-x.onnx.txt", "rank1/00-main-graph.onnx.txt")
+    for name in old:
+        (dump / name).write_text("old")
+    export_bundle(request)
+
+    left = sorted(path.name for path in dump.rglob("*.*"))
+    assert left[0] == "00-main-graph.onnx.txt"
+    assert "77-x.onnx.txt" not in left
+    assert left.count("00-main-graph.onnx.txt") == 1
+    assert (dump / "passes.json").read_text() != "old"
 
 
 def test_data_that_cannot_be_read_is_told_by_a_dry_run(

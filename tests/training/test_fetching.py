@@ -126,3 +126,20 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(packaged: Path, tmp_pa
         fetch_base("tiny", folder)
 
     assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("stamp", ["sound", "damaged"])
+def test_a_base_with_a_file_of_somebody_else_is_not_replaced(
+    packaged: Path, tmp_path: Path, stamp: str
+) -> None:
+    folder = fetch_base("tiny", tmp_path / "base")
+    (folder / "config.json").write_text("altered")
+    (folder / "notes.txt").write_text("years of work")
+    if stamp == "damaged":
+        (folder / "plc-source.json").write_text("{")
+
+    with pytest.raises(ArtifactError, match=r"other things in it: notes\.txt\. Move it elsewhere"):
+        fetch_base("tiny", folder)
+
+    (folder / "notes.txt").rename(tmp_path / "notes.txt")
+    assert (fetch_base("tiny", folder) / "config.json").read_text() == "weights"

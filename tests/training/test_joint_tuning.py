@@ -13,7 +13,7 @@ from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.errors import FingerprintError
+from pl_compile.errors import ArtifactError, FingerprintError
 from pl_compile.progress import SILENT
 from pl_compile.testing import (
     FAMILIES,
@@ -194,3 +194,17 @@ def test_more_tasks_are_added_to_the_new_base_as_to_any_other(
     before, after = prompt_sums(first.table), prompt_sums(second.table)
     assert {name: after[name] for name in before} == before
     assert set(after) == {*NAMES, "added"}
+
+
+def test_a_file_of_somebody_else_in_the_new_base_is_told_before_the_run_goes_on(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    config = joint_run(tmp_path / "data", tiny_bases["llama"])
+    run_training(config, tmp_path / "run")
+    (tmp_path / "run/base/notes.txt").write_text("years of work")
+
+    with pytest.raises(ArtifactError, match=r"other things in it: notes\.txt\. Move it elsewhere"):
+        run_training(config, tmp_path / "run", resume=True)
+
+    (tmp_path / "run/base/notes.txt").unlink()
+    run_training(config, tmp_path / "run", resume=True)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from pl_compile.artifact.files import append_line
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.driver.bring_in import import_checkpoint
 from pl_compile.errors import TrainingError
 from pl_compile.testing import (
     PREFIX_TASK,
@@ -380,13 +381,32 @@ def test_a_run_on_another_base_or_other_data_is_not_resumed(
 def test_a_damaged_checkpoint_is_named(tiny_bases: dict[str, Path], work: Path) -> None:
     config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)
     last = work / "run/checkpoints/last.safetensors"
-    last.write_bytes(last.read_bytes()[:-1])
+    best, whole = last.with_name("best.safetensors"), last.read_bytes()
+    last.write_bytes(whole[:-1])
 
     with pytest.raises(TrainingError) as caught:
         run_training(config, work / "run", resume=True)
 
-    assert str(caught.value).startswith(f"resuming from {last}: ")
-    assert str(caught.value).endswith("Start the run anew, without --resume.")
+    assert str(caught.value) == (
+        f"resuming from {last}: cut short: {len(whole) - 1} bytes, at least {len(whole)} by its "
+        "header. Copy it again. Start a new run in another --output. "
+        f"'plc import checkpoint {best} --output TABLE' takes the best prompts out of this one."
+    )
+    assert import_checkpoint(best, work / "table").entries
+
+    best.unlink()
+    with pytest.raises(TrainingError, match=r"Start a new run in another --output\.$"):
+        run_training(config, work / "run", resume=True)
+
+
+def test_a_run_without_its_last_checkpoint_is_not_begun_anew_in_its_folder(
+    tiny_bases: dict[str, Path], work: Path
+) -> None:
+    config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)
+    (work / "run/checkpoints/last.safetensors").unlink()
+
+    with pytest.raises(TrainingError, match=r"no such file\. Start a new run in another --output"):
+        run_training(config, work / "run", resume=True)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -454,7 +474,7 @@ def test_metadata_of_a_checkpoint_are_looked_at_before_they_are_believed(
 
     assert str(caught.value).startswith(f"resuming from {last}: ")
     assert said in str(caught.value)
-    assert str(caught.value).endswith("Start the run anew, without --resume.")
+    assert "Start a new run in another --output. 'plc import checkpoint " in str(caught.value)
 
 
 @pytest.mark.parametrize(

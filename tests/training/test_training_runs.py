@@ -1,6 +1,7 @@
 """Whole runs on tiny bases: what they leave, that they learn, what they refuse."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -611,6 +612,39 @@ def test_a_file_of_no_run_is_not_written_over(
 
     assert mine.read_text() == '"an event"\n'
     assert sum(1 for path in (tmp_path / "run").rglob("*") if path.is_file()) == 1
+
+
+def test_empty_folders_stop_no_run(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("base", "checkpoints"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+
+    result = run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
+
+    assert result.steps == 6
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(  # root may write anywhere
+        os, "access", lambda path, mode: path != tmp_path / "read-only" and access(path, mode)
+    )
+    (tmp_path / "read-only").mkdir()
+    config = tiny_run(tmp_path / "data", tiny_bases["llama"])
+
+    for run, found in (
+        (tmp_path / "read-only/run", f"{tmp_path}/read-only may not be written to"),
+        (tmp_path / "read-only", f"{tmp_path}/read-only may not be written to"),
+        (Path("/proc/run"), "No such file or directory"),
+    ):
+        with pytest.raises(TrainingError) as caught:
+            run_training(config, run)
+
+        assert str(caught.value) == (
+            f"starting a run in {run}: {found}. "
+            "Choose another --output, or let it be written to: chmod u+w."
+        )
 
 
 @pytest.mark.parametrize(("name", "what"), [("config.json", "base"), ("manifest.json", "bundle")])
