@@ -27,7 +27,12 @@ from pl_compile.text.render import notes_on
 from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.checkpoint import load_checkpoint, recorded_precision, save_checkpoint
+from pl_compile.training.checkpoint import (
+    load_checkpoint,
+    recorded_precision,
+    recorded_start,
+    save_checkpoint,
+)
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
 from pl_compile.training.data.dataset import TrainingSequence
@@ -185,6 +190,9 @@ def run_training(
         )
         trainer = replace(config.trainer, precision=precision.chosen)
         config = replace(config, trainer=trainer)
+        if resume and config.prompt_tuning.init == "auto":
+            # Prompts that are half trained start from nothing: a run keeps what it began with.
+            config = replace(config, prompt_tuning=recorded_start(last_checkpoint(output)))
         run = _Run(config, precision, output, team, device, told, helpers)
         return run.go(resume=resume)
 
