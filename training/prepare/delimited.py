@@ -116,8 +116,9 @@ class _Row(NamedTuple):
 def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None = None) -> Table:
     """The rows of a delimited file under a header row, quoted fields with line ends included.
 
-    Empty lines at the end of the file are no rows; anywhere else they are a problem. A column
-    without a name is left out, with a warning, where it is empty or numbers the rows.
+    Empty lines are no rows (an empty text that is all of a row is written `""`); a warning counts
+    those above others. A column without a name is left out, with a warning, where it is empty or
+    numbers the rows.
 
     Args:
         path: a UTF-8 file.
@@ -135,16 +136,14 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
         line = 1 + _line_ends(text[: text.index("\0")])
         return _refused(path, line, "a NUL, which no text holds (is it UTF-16?)")
     text, first_line, delimiter = _without_sep(path, text, delimiter)
+    above, text = _without_lines_above(text)
     if delimiter is None:
         delimiter = _sniff(path, text, quotes or "double")
-    rows = list(_rows(text, first_line, delimiter, quotes or "double"))
-    while rows and not rows[-1].cells and not rows[-1].problem:
-        rows.pop()
+    rows = list(_rows(text, first_line + above, delimiter, quotes or "double"))
     if not rows:
         return Table([], [Problem(path.name, "the file is empty, expected a header row")])
+    rows = _without_empty_lines(path, rows, range(first_line, first_line + above))
     header, *below = rows
-    if not header.cells and not header.problem:
-        return _refused(path, first_line, "an empty line, expected a header row")
 
     advice = _advice(quotes or "double")
     problems = [
@@ -184,6 +183,41 @@ def _without_sep(path: Path, text: str, delimiter: str | None) -> tuple[str, int
             fix="Leave --delimiter out.",
         )
     return text[sep.end() :], 2, sep[1]
+
+
+def _without_lines_above(text: str) -> tuple[int, str]:
+    """How many empty lines stand above the header, and the text without them."""
+    rest = text.lstrip("\r\n")
+    return _line_ends(text[: len(text) - len(rest)]), rest
+
+
+def _without_empty_lines(path: Path, rows: Sequence[_Row], above: range) -> list[_Row]:
+    """The rows that are none of the empty lines; a warning counts these.
+
+    Args:
+        path: the file, for the warning.
+        rows: the header and what stands below it.
+        above: the numbers of the empty lines above the header.
+    """
+    width = len(rows[0].cells)
+    kept = [row for row in rows if not _is_empty(row, width)]
+    # Many programs end a file with empty lines.
+    below = [row.line for row in rows if _is_empty(row, width) and row.line < kept[-1].line]
+    skipped = [*above, *below]
+    if skipped:
+        _log.warning(
+            "%s: empty lines are no rows (left out: %d, first at line %d)",
+            path.name,
+            len(skipped),
+            skipped[0],
+        )
+    return kept
+
+
+def _is_empty(row: _Row, width: int) -> bool:
+    """Whether a row is an empty line, or one of blanks where rows have several fields."""
+    blank = width > 1 and len(row.cells) == 1 and not row.in_quotes and not row.cells[0].strip()
+    return not row.problem and (not row.cells or blank)
 
 
 def _rows(text: str, line: int, delimiter: str, quotes: str) -> Iterator[_Row]:
