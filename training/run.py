@@ -36,7 +36,12 @@ from pl_compile.training.checkpoint import (
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
 from pl_compile.training.data.dataset import TrainingSequence
-from pl_compile.training.data.load import check_every_task_occurs, load_sequences, sequence_rules
+from pl_compile.training.data.load import (
+    check_every_task_occurs,
+    check_lengths,
+    load_sequences,
+    sequence_rules,
+)
 from pl_compile.training.loggers import Logger, need_loggers, open_loggers
 from pl_compile.training.loop import (
     Job,
@@ -227,6 +232,7 @@ class _Run:
         for note in notes_on(tokenizer, parse_templates(config.tasks).values()):
             progress.say(note)
 
+        check_lengths(config, decoder, progress)
         rules = sequence_rules(config, decoder, tokenizer)
         sources = (config.data.train, config.data.validation)
 
