@@ -179,7 +179,9 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
     if foreign:
         hints = " ".join(filter(None, (did_you_mean(name, missing) for name in foreign)))
         text = f"{', '.join(map(repr, foreign))} not in the template of '{taskname}'"
-        parts.append(f"{text}. {hints}".rstrip(" .") if missing else f"{text}: take them out")
+        names = ",".join(template.fields)
+        take_out = f"{text}: take them out ('plc prepare csv --columns {names}' does)"
+        parts.append(f"{text}. {hints}".rstrip(" .") if missing else take_out)
     if wrong:
         found = ", ".join(f"{name!r} is {_kind(value[name])}" for name in wrong)
         parts.append(f"field {found}; expected text or a number")

@@ -210,7 +210,8 @@ def test_keys_that_no_template_has_are_to_be_taken_out_of_all_rows(write: Writer
 
     assert refusal(path) == (
         f"reading {path}: {path}:1, {path}:2, {path}:3 and 27 more: "
-        "'id', 'meta' not in the template of 'mood': take them out."
+        "'id', 'meta' not in the template of 'mood': take them out ('plc prepare csv --columns "
+        "text,label' does)."
     )
 
 

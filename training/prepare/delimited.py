@@ -9,14 +9,14 @@ file whose quotes enclose fields from one whose texts hold them. Knows no data s
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from pl_compile.config.utf8 import split_lines
-from pl_compile.errors import DataError
+from pl_compile.errors import DataError, unknown_name
 from pl_compile.training.prepare.source import read_text
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,13 @@ class _Row(NamedTuple):
         return any('"' in self.cells[column] for column in self.in_quotes)
 
 
-def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None = None) -> Table:
+def read_table(
+    path: Path,
+    *,
+    delimiter: str | None = None,
+    quotes: str | None = None,
+    columns: Sequence[str] = (),
+) -> Table:
     """The rows of a delimited file under a header row, quoted fields with line ends included.
 
     Empty lines are no rows (an empty text that is all of a row is written `""`); a warning counts
@@ -127,6 +133,8 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
         quotes: one of `QUOTES`: a quote in a quoted field is written twice, or behind a backslash,
             or quotes enclose nothing. None is "double", and refuses what could be rows of a file
             whose quotes enclose nothing, or warns of it.
+        columns: the names of those to take, in this order; all if empty. What is wrong with the
+            names of others is no problem then.
 
     Raises:
         DataError: the file cannot be read at all, or its delimiter cannot be told.
@@ -153,14 +161,14 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
         problems = _doubts(path, rows, delimiter)
     if header.problem:
         return Table([], problems)
-    columns, of_header = _columns(path, header, below)
+    places, of_header = _columns(path, header, below, columns)
     problems += of_header
     width = len(header.cells)
     records = []
     for row in below:
         where = f"{path.name}:{row.line}"
         if len(row.cells) == width:
-            records.append(Record(where, {name: row.cells[i] for name, i in columns.items()}))
+            records.append(Record(where, {name: row.cells[i] for name, i in places.items()}))
         elif not row.problem:
             what = f"{len(row.cells)} fields, the header has {width}"
             problems.append(Problem(where, what, advice if row.in_quotes else ""))
@@ -372,11 +380,20 @@ def _advice(quotes: str) -> str:
 
 
 def _columns(
-    path: Path, header: _Row, below: Sequence[_Row]
+    path: Path, header: _Row, below: Sequence[_Row], wanted: Sequence[str]
 ) -> tuple[dict[str, int], list[Problem]]:
-    """Where each named column stands, and what is wrong with the header."""
+    """Where each column that is wanted stands, and what is wrong with the header."""
     names = [name.strip() for name in header.cells]
     at = f"{path.name}:{header.line}"
+    if wanted:
+        known = [name for name in names if name]
+        missing = [name for name in wanted if name not in known]
+        problems = [
+            ". ".join(unknown_name(name, known, what="column")).rstrip(".") for name in missing
+        ]
+        problems += _repeated(name for name in names if name in wanted)
+        places = {name: names.index(name) for name in wanted if name not in missing}
+        return places, [Problem(at, what) for what in problems]
     left_out = _nameless(path, names, [row for row in below if len(row.cells) == len(names)])
     if any(map(_NUMBER.fullmatch, names)):
         _log.warning("%s is taken for the header, with the names %s", at, ", ".join(names))
@@ -411,5 +428,9 @@ def _header_problems(names: Sequence[str], left_out: set[int]) -> list[str]:
         for index, name in enumerate(names)
         if not name and index not in left_out
     ]
-    repeated = sorted(name for name, count in Counter(names).items() if name and count > 1)
-    return problems + [f"the column '{name}' is there more than once" for name in repeated]
+    return problems + _repeated(filter(None, names))
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    return [f"the column '{name}' is there more than once" for name in repeated]
