@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from pl_compile.artifact.files import append_line
 from pl_compile.artifact.prompt_table import read_prompt_table
-from pl_compile.errors import TrainingError
+from pl_compile.errors import ArtifactError, TrainingError
 from pl_compile.testing import (
     PREFIX_TASK,
     TASKS,
@@ -590,3 +590,5 @@ def test_a_prefix_is_stored_in_a_checkpoint_as_in_a_table(
     import_checkpoint(tmp_path / "run/checkpoints/best.safetensors", tmp_path / "table")
 
     assert prompt_sums(tmp_path / "table") == prompt_sums(result.table)
+    with pytest.raises(ArtifactError, match=r"the folder of a run.*The best is .*best\.safetenso"):
+        import_checkpoint(tmp_path / "run", tmp_path / "other")

@@ -310,7 +310,8 @@ def test_what_cannot_be_used_is_told_with_its_places(
     assert task.train_examples == 24
     assert [line for line in told.lines if line.startswith("left out")] == [
         f"left out 1 of 26: no token to learn from ({config.data.train[0]}:25)",
-        "left out 1 of 26: longer than 96 tokens even after truncation "
+        "left out 1 of 26: longer than 96 tokens, and task 'tone' has no truncate_field: name one, "
+        "or raise data.max_seq_length where the base has more positions "
         f"({config.data.train[0]}:26)",
     ]
 
