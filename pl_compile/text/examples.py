@@ -221,8 +221,9 @@ def _kind(value: object) -> str:
     """What a value is that no field takes. Not all of it: many rows may have the same mistake."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    kinds = {list: "a list", dict: "an object", str: "a text with half of a surrogate pair"}
-    return kinds.get(type(value), "a number that is too large")
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return "half of a character" if isinstance(value, str) else "a number that is too large"
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -52,20 +52,20 @@ class SkipReport:
         places: where those that were left out stand, by reason.
         unwritten: where those stand that hold characters the tokenizer cannot write.
         characters: these characters, each once.
-        without_answer: where those stand that are used and whose answer is empty.
-        without_input: where those stand that are used and whose input fields are all empty.
         cut: the tokens that examples lost, by their place, to fit.
         max_length: what they had to fit, in tokens.
+        without_answer: where those stand that are used and whose answer is empty.
+        without_input: where those stand that are used and whose input fields are all empty.
     """
 
     total: int = 0
     places: dict[str, list[str]] = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
     characters: str = ""
-    without_answer: list[str] = field(default_factory=list)
-    without_input: list[str] = field(default_factory=list)
     cut: dict[str, int] = field(default_factory=dict)
     max_length: int = 0
+    without_answer: list[str] = field(default_factory=list)
+    without_input: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
