@@ -31,6 +31,7 @@ from pl_compile.artifact.from_checkpoint import FORMAT
 from pl_compile.artifact.prompt_table import PromptTable
 from pl_compile.config.damage import damage_of
 from pl_compile.config.read import plain_from_config
+from pl_compile.config.train import PromptTuningConfig
 from pl_compile.errors import TrainingError, list_problems, reason_of
 from pl_compile.training.loop import Job
 from pl_compile.training.precision import Dtype
@@ -111,14 +112,25 @@ def recorded_precision(path: Path) -> Dtype:
     Raises:
         TrainingError: no readable checkpoint.
     """
+    precision: Dtype
     with _opened(path) as (_, metadata):
-        try:
-            precision: Dtype = _recorded(metadata, "identity")["config"]["trainer"]["precision"]
-        except (TypeError, KeyError):
-            raise ValueError("a checkpoint that does not say which run it belongs to") from None
+        precision = _recorded_setting(metadata, "trainer", "precision")
         if precision not in get_args(Dtype):
             raise ValueError(f"a run with the precision {precision!r}")
     return precision
+
+
+def recorded_start(path: Path) -> PromptTuningConfig:
+    """How the prompts of a stored run started, where that was prompt tuning.
+
+    Raises:
+        TrainingError: no readable checkpoint.
+    """
+    with _opened(path) as (_, metadata):
+        init = _recorded_setting(metadata, "prompt_tuning", "init")
+        if init not in get_args(get_type_hints(PromptTuningConfig)["init"]):
+            raise ValueError(f"a run whose prompts start from {init!r}")
+    return PromptTuningConfig(init)
 
 
 @contextmanager
@@ -157,6 +169,14 @@ def _recorded(metadata: Mapping[str, str], key: str) -> Any:
         raise ValueError(f"a checkpoint without '{key}'") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"metadata '{key}' that is no JSON: {reason_of(error)}") from error
+
+
+def _recorded_setting(metadata: Mapping[str, str], group: str, name: str) -> Any:
+    """A setting of the config of the run that a checkpoint belongs to."""
+    try:
+        return _recorded(metadata, "identity")["config"][group][name]
+    except (TypeError, KeyError):
+        raise ValueError("a checkpoint that does not say which run it belongs to") from None
 
 
 def _as_stored(value: Any) -> Any:

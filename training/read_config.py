@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pl_compile.config.nemo import from_nemo, is_nemo
+from pl_compile.config.no_effect import texts_without_effect, without_effect
 from pl_compile.config.read import build, override, read_yaml
 from pl_compile.config.train import TrainConfig
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text.template import literal_escapes, parse_templates, texts_of
+from pl_compile.text.template import literal_escapes, parse_templates, texts_of, without_input
 
 
 def read_train_config(
@@ -19,22 +20,28 @@ def read_train_config(
     Args:
         path: a YAML file.
         settings: "dotted.key=value", in the file's own key names.
-        progress: told which of NeMo's keys mean nothing here, and of texts that hold a backslash
-            where a line end may be meant.
+        progress: told which keys have no effect, of texts that hold a backslash where a line end
+            may be meant, and of tasks without input.
 
     Raises:
         ConfigError: whatever is wrong with the file, the overrides or a template.
     """
     root = override(read_yaml(path), settings)
+    ignored: list[str] | None = None
     if is_nemo(root):
         root, ignored = from_nemo(root)
-        for line in ignored:
-            progress.say(line)
     config = build(TrainConfig, root, doing=f"reading {path}")
-    parse_templates(config.tasks)  # said before anything heavy is loaded
-    for task in config.tasks:
-        for line in literal_escapes(texts_of(task)):
-            progress.say(line)
+    if ignored is None:
+        ignored = without_effect(config)
+    else:  # NeMo's keys are known by their own names; a task's are ours
+        ignored += texts_without_effect(config)
+    for line in ignored:
+        progress.say(line)
+    # What is wrong with a template is said before anything heavy is loaded.
+    for template in parse_templates(config.tasks).values():
+        for line in (*literal_escapes(texts_of(template.task)), without_input(template)):
+            if line:
+                progress.say(line)
     # Absolute from here on: the resolved config must mean the same wherever it is read.
     data = replace(
         config.data,

@@ -27,12 +27,22 @@ from pl_compile.text.render import Renderer, notes_on
 from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.checkpoint import load_checkpoint, recorded_precision, save_checkpoint
+from pl_compile.training.checkpoint import (
+    load_checkpoint,
+    recorded_precision,
+    recorded_start,
+    save_checkpoint,
+)
 from pl_compile.training.compare_tokens import notes_on_tokens
 from pl_compile.training.curves import draw_curves
 from pl_compile.training.data.batches import BatchPlan
 from pl_compile.training.data.dataset import TrainingSequence
-from pl_compile.training.data.load import check_every_task_occurs, load_sequences, sequence_rules
+from pl_compile.training.data.load import (
+    check_every_task_occurs,
+    check_lengths,
+    load_sequences,
+    sequence_rules,
+)
 from pl_compile.training.loggers import Logger, need_loggers, open_loggers
 from pl_compile.training.loop import (
     Job,
@@ -188,6 +198,9 @@ def run_training(
         )
         trainer = replace(config.trainer, precision=precision.chosen)
         config = replace(config, trainer=trainer)
+        if resume and config.prompt_tuning.init == "auto":
+            # Prompts that are half trained start from nothing: a run keeps what it began with.
+            config = replace(config, prompt_tuning=recorded_start(last_checkpoint(output)))
         run = _Run(config, precision, output, team, device, told, helpers)
         return run.go(resume=resume)
 
@@ -223,6 +236,7 @@ class _Run:
         for note in notes_on(tokenizer, templates.values()):
             progress.say(note)
 
+        check_lengths(config, decoder, progress)
         rules = sequence_rules(config, decoder, tokenizer)
         if team.leads:
             renderers = [Renderer(t, tokenizer, rules) for t in templates.values()]

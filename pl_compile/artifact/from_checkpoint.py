@@ -10,7 +10,7 @@ What else the file holds (parameters, the optimiser's moments) is not read.
 
 from pathlib import Path
 
-from pl_compile.artifact.prompt_table import PromptTable, table_from_records
+from pl_compile.artifact.prompt_table import TABLE_NAME, PromptTable, table_from_records
 from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.errors import ArtifactError
 
@@ -23,9 +23,18 @@ def read_checkpoint_table(path: Path) -> PromptTable:
     """The table that the run would have left at this checkpoint.
 
     Raises:
-        ArtifactError: no such file, no checkpoint of ours, one without prompts, or a damaged one.
+        ArtifactError: no such file, no checkpoint of ours, one without prompts, a damaged one, or
+            the folder of a run.
     """
     doing = f"reading the prompts of the checkpoint {path}"
+    best = path / "checkpoints" / "best.safetensors"
+    if best.is_file():
+        raise ArtifactError(
+            doing,
+            found="the folder of a run",
+            expected="one of its checkpoints",
+            fix=f"The best is {best}; its prompts are also those of {path / TABLE_NAME}.",
+        )
     file = read_tensor_file(path, doing=doing, prefix=_PREFIX, floats=True)
     if file.metadata.get("format") != FORMAT:
         raise ArtifactError(

@@ -45,7 +45,7 @@ from pl_compile.errors import ParityError, list_problems
 @click.option(
     "--prompts-mode",
     type=click.Choice(["input", "baked"]),
-    help="Whether tasks can be added later, or are constants of the graph. "
+    help="Whether prompts are given with each step, or are constants of the graph. "
     "[default: input; baked for TensorRT]",
 )
 @click.option(

@@ -12,7 +12,10 @@ from pl_compile.cli.terminal import json_option, print_json
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Say what PATH holds: a bundle, prompt table, checkpoint, run folder, base or adapter."""
+    """Say what PATH holds: a bundle, prompt table, checkpoint, run folder, base or adapter.
+
+    The name of a fetched base, such as smollm2-135m, is known too.
+    """
     from pl_compile.driver.describe import describe
 
     description = describe(path)

@@ -141,6 +141,12 @@ def assistant(
     "and each line is a row. By default double, and what may be meant as none is refused.",
 )
 @click.option(
+    "--columns",
+    metavar="NAME,NAME",
+    multiple=True,
+    help="The columns to take, by the header's names. By default all.",
+)
+@click.option(
     "--split",
     "fractions",
     metavar="TRAIN VAL TEST",
@@ -154,6 +160,7 @@ def csv_file(
     taskname: str,
     delimiter: str | None,
     quotes: str | None,
+    columns: tuple[str, ...],
     fractions: tuple[float, float, float] | None,
     seed: int,
     as_json: bool,
@@ -167,6 +174,7 @@ def csv_file(
         taskname=taskname,
         delimiter=delimiter,
         quotes=quotes,
+        columns=[name.strip() for part in columns for name in part.split(",") if name.strip()],
         fractions=fractions,
         seed=seed,
         progress=TerminalProgress(),

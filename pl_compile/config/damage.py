@@ -35,8 +35,9 @@ def _damage(path: Path) -> tuple[str, str]:
             start += file.read(1000)
             if lfs.is_pointer(start.decode("utf-8", errors="ignore")):
                 return lfs.FOUND, lfs.FIX
-            is_text = _is_text(start)
-            return ("a text, such as a config or examples, and no tensors" if is_text else "", "")
+            if _is_text(start):
+                return "a text, such as a config or examples, and no tensors", ""
+            return "no safetensors: the length that such a file begins with would be too large", ""
         needed = _LENGTH + length
         if len(start) == _LENGTH and size >= needed:
             needed += _bytes_of_tensors(file.read(length))

@@ -99,9 +99,11 @@ def _trainer(file: NemoFile) -> None:
 
 
 def _wandb(file: NemoFile) -> None:
-    if not file.flag("exp_manager.create_wandb_logger"):
-        return
     group = "exp_manager.wandb_logger_kwargs"
+    if not file.flag("exp_manager.create_wandb_logger"):
+        keys = (f"{group}.{name}" for name in ("project", "name", "entity", "offline", "log_model"))
+        file.ignore_given(keys, "exp_manager.create_wandb_logger is not true")
+        return
     file.require(f"{group}.project")
     for name in ("project", "name", "entity"):
         if file.value(f"{group}.{name}") is not None:
@@ -113,15 +115,23 @@ def _wandb(file: NemoFile) -> None:
 
 
 def _early_stopping(file: NemoFile) -> None:
+    group = "exp_manager.early_stopping_callback_params"
+    defaults = {"patience": 10, "min_delta": 0.001}
     if not file.flag("exp_manager.create_early_stopping_callback"):
+        keys = (f"{group}.{name}" for name in defaults)
+        file.ignore_given(keys, "exp_manager.create_early_stopping_callback is not true")
         return
-    for name, default in (("patience", 10), ("min_delta", 0.001)):
-        key = f"exp_manager.early_stopping_callback_params.{name}"
+    for name, default in defaults.items():
+        key = f"{group}.{name}"
         file.write(key, f"early_stopping.{name}", file.value(key, default))
 
 
 def _validation(file: NemoFile) -> None:
     if not file.flag("model.report_validation_metric"):
+        file.ignore_given(
+            ("model.validation_metric", "model.inference.tokens_to_generate"),
+            "model.report_validation_metric is not true",
+        )
         return
     file.move("model.report_validation_metric", "validation.generate")
     metric = file.value("model.validation_metric")
@@ -196,6 +206,9 @@ def _method(file: NemoFile) -> None:
     elif style is not None:
         file.move(_STYLE, "virtual_prompt_style")
     type_key, hidden_key = "model.p_tuning.encoder_type", "model.p_tuning.encoder_hidden"
+    if style != "p-tuning":
+        others = (f"model.p_tuning.{name}" for name in ("num_layers", "dropout", "init_std"))
+        file.ignore_given((type_key, hidden_key, *others), f"{_STYLE} is not p-tuning")
     encoder = str(file.value(type_key, "tpmlp")).lower()
     hidden = file.value(hidden_key, _TPMLP_HIDDEN if encoder == "tpmlp" else None)
     if encoder == "embedding":

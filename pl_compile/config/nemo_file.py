@@ -4,7 +4,7 @@ Knows how a value is looked up, moved, refused and reported, with its place. Wha
 key is said in `nemo_keys.py` and `nemo.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -127,6 +127,12 @@ class NemoFile:
     def ignore(self, key: str, why: str) -> None:
         """A key has no effect; `why` is a phrase."""
         self._ignored.setdefault(why, []).append(key)
+
+    def ignore_given(self, keys: Iterable[str], why: str) -> None:
+        """Those of some keys that are there have no effect."""
+        for key in keys:
+            if self.value(key) is not None:
+                self.ignore(key, why)
 
     # Moving
 

@@ -7,8 +7,10 @@ near name, and every problem of a file is reported in one error. Knows no partic
 
 import dataclasses
 import itertools
+import json
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +29,9 @@ T = TypeVar("T")
 # An alias of aliases, ten levels deep, is a file of a few lines and more values than memory holds.
 _MOST_VALUES = 100_000
 
+# A text that a message shows as it should be written.
+_LONGEST_SHOWN = 1000
+
 # What YAML 1.1 calls the key "<<", which takes over the keys of another mapping.
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -41,8 +46,8 @@ class Node:
     `data` is a scalar, a list of nodes, or a dict from key to node. Relative paths in it start at
     `folder`: that of the file it stands in, or the current one for `--set`. `key_where` is the
     place of its key, which may stand a line above it. `name` is the key as the user wrote it, where
-    it was translated from another form; messages say it then. `written` is what stands in a YAML
-    file for a value that is no text there, such as `yes`.
+    it was translated from another form; messages say it then. `written` is what stands in YAML
+    for a value that is no text there, such as `yes` or `Desk: {label}`.
     """
 
     data: Any
@@ -168,12 +173,17 @@ def _cause(error: "yaml.MarkedYAMLError", text: str) -> str:
         return "a tab, where YAML wants blanks"
     if any(quote in each for each in line for quote in "\u201c\u201d\u201e\u2018\u2019"):
         return "typographic quotes; write straight ones, \" or '"
+    if error.problem == "mapping values are not allowed here":
+        return "a colon where none may stand: a text with one needs quotes, or the line is indented"
     return ""
 
 
 def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
     import yaml  # a runtime reads JSON alone
 
+    fix = ""
+    if name.startswith("--set"):
+        fix = f"If it is a text, {_in_quotes(text, for_shell=True)}."
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -184,9 +194,10 @@ def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
         mark = error.problem_mark
         place = f"{name}:{mark.line + 1}" if mark else name
         found = f"{place}: {_cause(error, text) or error.problem or error}"
-        raise ConfigError(doing, found=found, expected="valid YAML") from error
+        raise ConfigError(doing, found=found, expected="valid YAML", fix=fix) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(doing, found=f"{name}: {error}", expected="valid YAML") from error
+        found = f"{name}: {error}"
+        raise ConfigError(doing, found=found, expected="valid YAML", fix=fix) from error
     except RecursionError:
         raise ConfigError(
             doing, found=f"{name}: values nested without end", expected="a config a person wrote"
@@ -211,9 +222,10 @@ class _NodeReader:
             found = f"{where}: more than {_MOST_VALUES:,} values, those that are repeated counted"
             raise ConfigError(self.doing, found=found, expected="a config a person wrote")
         if isinstance(node, yaml_nodes.MappingNode):
-            return Node(self._entries(node), where, self.folder)
+            return Node(self._entries(node), where, self.folder, written=_on_one_line(node))
         if isinstance(node, yaml_nodes.SequenceNode):
-            return Node([self.read(item) for item in node.value], where, self.folder)
+            items = [self.read(item) for item in node.value]
+            return Node(items, where, self.folder, written=_on_one_line(node))
         value = self._value(node, where)
         written = "" if isinstance(value, str) else node.value
         return Node(value, where, self.folder, written=written)
@@ -249,6 +261,15 @@ class _NodeReader:
                 raise ConfigError(self.doing, found=f"{line}: '{key}' is given twice")
             entries[key] = replace(self.read(value_node), key_where=line)
         return entries
+
+
+def _on_one_line(node: "yaml.CollectionNode") -> str:
+    """A mapping or a list as it is written, which may be meant as a text; nothing if it is long."""
+    start, end = node.start_mark, node.end_mark
+    if start.buffer is None or end.pointer - start.pointer > _LONGEST_SHOWN:
+        return ""
+    text: str = start.buffer[start.pointer : end.pointer].strip(" \r\n\0")
+    return "" if "\n" in text else text
 
 
 def _graft(node: Node, keys: list[str], value: Node, doing: str) -> Node:
@@ -372,7 +393,8 @@ def _convert_mapping(kind: Any, node: Node, path: str, problems: list[str]) -> A
 
 def _convert_scalar(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
     value = node.data
-    if kind in (int, float) and _ODD_NUMBER.fullmatch(node.written):
+    is_scalar = not isinstance(value, dict | list)
+    if kind in (int, float) and is_scalar and _ODD_NUMBER.fullmatch(node.written):
         problems.append(_mismatch(node, path, "a number without leading zeros or colons"))
         return None
     if kind is int and isinstance(value, int) and abs(value) >= 2**63:
@@ -407,10 +429,15 @@ def text_expected(node: Node, kind: type = str) -> str:
     expected = "a path" if kind is Path else "text"
     if not node.written:
         return expected
-    quoted = f'"{node.written}"'
-    if node.where.startswith("--set"):
-        return f"{expected}: write '{quoted}', with both pairs of quotes"
-    return f"{expected}: write {quoted}, with the quotes"
+    return f"{expected}: {_in_quotes(node.written, for_shell=node.where.startswith('--set'))}"
+
+
+def _in_quotes(text: str, *, for_shell: bool) -> str:
+    """How a text is written so that YAML reads it as one."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    if for_shell:
+        return f"write {shlex.quote(quoted)}, with both pairs of quotes"
+    return f"write {quoted}, with the quotes"
 
 
 def _mismatch(node: Node, path: str, expected: str) -> str:
@@ -419,7 +446,7 @@ def _mismatch(node: Node, path: str, expected: str) -> str:
 
 def found_in(node: Node) -> str:
     """A value as it was written, and what YAML takes it for where that is something else."""
-    if node.written and node.data is not None:
+    if node.written and node.data is not None and not isinstance(node.data, dict | list):
         plain = str(node.data)
         same = plain.casefold() == node.written.casefold()
         return node.written if same else f"{node.written}, which YAML reads as {plain}"

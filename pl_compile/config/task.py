@@ -46,8 +46,8 @@ class TaskConfig:
             them, as the tokenizers of NeMo's time did. "transformers" keeps them too, and adds
             blanks behind BOS and other added tokens of the template where the base's tokenizer
             does so in a whole text: for prompts that were trained with transformers.
-        init_text: the text whose embeddings the virtual tokens start from, where prompt tuning
-            starts from text.
+        init_text: the text that the virtual tokens start from, in prompt tuning and prefix tuning
+            unless their `init` says otherwise.
     """
 
     taskname: str

@@ -60,10 +60,11 @@ class PromptTuningConfig:
 
     Attributes:
         init: "vocabulary" starts from embeddings of sampled tokens, "text" from those of each
-            task's `init_text`, "random" from Xavier-normal numbers.
+            task's `init_text`, "random" from Xavier-normal numbers. "auto" is the text where a task
+            has one, else the vocabulary.
     """
 
-    init: Literal["vocabulary", "text", "random"] = "vocabulary"
+    init: Literal["auto", "text", "vocabulary", "random"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class PrefixTuningConfig:
     Attributes:
         init: what the base is run on to get the first keys and values: "text" each task's
             `init_text`, "vocabulary" tokens drawn from the 5,000 commonest. "auto" is the text
-            where a task has one.
+            where a task has one, else the vocabulary.
     """
 
     init: Literal["auto", "text", "vocabulary"] = "auto"

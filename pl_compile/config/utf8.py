@@ -15,7 +15,28 @@ from pathlib import Path
 # More is no config, manifest or record, and would fill the memory.
 MOST_TEXT_BYTES = 16 << 20
 
+_UNPACK = "unpack it first"
+_TABLE = "write its rows as CSV or JSON lines, which pandas does"
+
+# What files begin with that hold no UTF-8: what they are, and what to do with them.
+_FORMS = {
+    codecs.BOM_UTF16_LE: "UTF-16, as some editors save texts: save it as UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16, as some editors save texts: save it as UTF-8",
+    b"PK\x03\x04": "a zip archive or an Excel workbook: unpack it, or save its sheet as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook or another of Office's files: save it as CSV UTF-8",
+    b"\x1f\x8b": f"a gzip file: {_UNPACK}",
+    b"BZh91AY&SY": f"a bzip2 file: {_UNPACK}",
+    b"\xfd7zXZ\0": f"an xz file: {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"a zstd file: {_UNPACK}",
+    b"PAR1\x15": f"a Parquet file: {_TABLE}",
+    b"ARROW1\0\0": f"an Arrow file: {_TABLE}",
+}
+
 _LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+class OtherFormError(ValueError):
+    """A file is known to be of another form than UTF-8; says which, and what to do."""
 
 
 def check_regular(path: Path) -> None:
@@ -36,7 +57,8 @@ def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
 
     Raises:
         OSError: there is no such file, it is a pipe or a device, or it cannot be read.
-        ValueError: it is larger, or is not UTF-8; says the line and the byte.
+        ValueError: it is larger, or is not UTF-8; says the line and the byte. An `OtherFormError`
+            where it is known what it is.
     """
     check_regular(path)
     with path.open("rb") as file:
@@ -57,7 +79,8 @@ def read_utf8(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8; says the line and the byte.
+        ValueError: it is not UTF-8; says the line and the byte. An `OtherFormError` where it is
+            known what it is.
     """
     return _decoded(path.read_bytes())
 
@@ -79,8 +102,9 @@ def split_lines(text: str) -> list[str]:
 
 
 def _decoded(data: bytes) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("UTF-16, as some editors save texts: save it as UTF-8")
+    form = next((what for begin, what in _FORMS.items() if data.startswith(begin)), None)
+    if form is not None:
+        raise OtherFormError(form)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

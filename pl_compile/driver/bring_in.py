@@ -23,7 +23,14 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.end_tokens import end_tokens, tokens_named
 from pl_compile.text.render import notes_on
-from pl_compile.text.template import Field, Template, literal_escapes, parse_template, texts_of
+from pl_compile.text.template import (
+    Field,
+    Template,
+    literal_escapes,
+    parse_template,
+    texts_of,
+    without_input,
+)
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import notes_on_tokens
 from pl_compile.weights.bases import find_base
@@ -73,9 +80,10 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     Args:
         request: what to bring in.
         progress: told of what the tokenizer cannot write, of a backslash where a line end may be
-            meant, of choices that are never answered, of an opening token that the template lacks,
-            of an adapter that was saved with another tokenizer or beside another base, and, where
-            transformers is installed, of prompts that have other tokens there.
+            meant, of a task without input, of choices that are never answered, of an opening token
+            that the template lacks, of an adapter that was saved with another tokenizer or beside
+            another base, and, where transformers is installed, of prompts that have other tokens
+            there.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
@@ -115,6 +123,8 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     prompt = TaskPrompt.of(entry, tokenizer)
     for note in notes_on(tokenizer, [prompt.renderer.template]):
         progress.say(note)
+    if no_input := without_input(prompt.renderer.template):
+        progress.say(no_input)
     left_out = opening_left_out(prompt, tokenizer)
     if left_out:
         progress.say(f"task '{task.taskname}': {left_out}")
@@ -179,6 +189,8 @@ def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
 
 
 def _task(request: PeftImport, virtual: int) -> TaskConfig:
+    # No text follows that would have the blanks at its end.
+    request = replace(request, template=request.template.rstrip(" "))
     marked = _ANY_MARKER in request.template
     task = TaskConfig(
         taskname=request.taskname,

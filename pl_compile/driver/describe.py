@@ -16,10 +16,14 @@ from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import ArtifactError
 from pl_compile.text.template import parse_template
+from pl_compile.weights.bases import cached_base_folder
 
 
 def describe(path: Path) -> dict[str, Any]:
     """A description with a "kind", ready for JSON.
+
+    Args:
+        path: what to look into; also the name of a fetched base, where nothing has that path.
 
     Raises:
         ArtifactError: nothing there, or nothing that we know.
@@ -40,9 +44,11 @@ def describe(path: Path) -> dict[str, Any]:
             return _adapter(path)
     elif path.is_file():
         return _file(path)
+    elif (cached_base_folder(str(path)) / "config.json").is_file():
+        return describe(cached_base_folder(str(path)))
     raise ArtifactError(
         f"looking into {path}",
-        found="nothing that plc knows" if path.exists() else "no such file or folder",
+        found="nothing that plc knows" if path.exists() else "no such file, folder or base",
         expected="a bundle, a plan, a prompt table, a checkpoint, a run folder, an adapter of "
         "PEFT's or a Hugging Face folder",
     )
@@ -83,7 +89,16 @@ def _plan(path: Path) -> dict[str, Any]:
 def _file(path: Path) -> dict[str, Any]:
     if path.name == PLAN_NAME:
         return _plan(path)
-    file = read_tensor_file(path, doing=f"looking into {path}")
+    try:
+        file = read_tensor_file(path, doing=f"looking into {path}")
+    except ArtifactError as error:
+        bundle = next((p for p in path.absolute().parents if (p / MANIFEST).is_file()), None)
+        if bundle is None:
+            raise
+        fix = f"Its bundle is looked into whole: plc inspect {bundle}"
+        raise ArtifactError(
+            error.doing, found=error.found, expected=error.expected, fix=fix
+        ) from error
     metadata = file.metadata
     shapes = {name: list(tensor.shape) for name, tensor in file.tensors.items()}
     if metadata.get("format") == FORMAT:

@@ -21,18 +21,22 @@ def check_room(output: Path, *, disk_bytes: int, memory_bytes: int) -> None:
     if free < disk_bytes:
         raise ExportError(
             f"exporting to {output}",
-            found=f"{free / 1e6:.0f} MB free on the disk of {folder}",
-            expected=f"about {disk_bytes / 1e6:.0f} MB",
+            found=f"{_size(free)} free on the disk of {folder}",
+            expected=f"about {_size(disk_bytes)}",
             fix="Make room, or choose another --output.",
         )
     memory = available_memory()
     if memory is not None and memory < memory_bytes:
         raise ExportError(
             f"exporting to {output}",
-            found=f"{memory / 1e6:.0f} MB of memory available",
-            expected=f"about {memory_bytes / 1e6:.0f} MB",
+            found=f"{_size(memory)} of memory available",
+            expected=f"about {_size(memory_bytes)}",
             fix="Close other programs, or export on a larger machine.",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.0f} MB" if count >= 10_000_000 else f"{count / 1e3:.0f} KB"
 
 
 def available_memory() -> int | None:

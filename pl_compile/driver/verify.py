@@ -102,13 +102,13 @@ def verify_bundle(
     with checking_engine(
         bundle.base_folder, target, contract, precision.dtype, flavour=flavour
     ) as engine:
-        with progress.bar("self-tests", len(served)) as bar:
-            for name in served:
-                arrays = bundle.selftest(name)
-                if arrays:
+        vectors = {name: arrays for name in served if (arrays := bundle.selftest(name))}
+        if vectors:
+            with progress.bar("self-tests", len(vectors)) as bar:
+                for name, arrays in vectors.items():
                     prompts = learned[name], served[name]
                     selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
-                bar.advance(note=name)
+                    bar.advance(note=name)
         if reference is not None:
             parity, tokens = _with_torch(
                 bundle, engine, learned, served, tokenizer, reference, progress

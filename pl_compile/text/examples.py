@@ -177,11 +177,14 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
     if missing:
         parts.append(f"no field {', '.join(map(repr, missing))}")
     if foreign:
-        hints = filter(None, (did_you_mean(name, missing) for name in foreign))
+        hints = " ".join(filter(None, (did_you_mean(name, missing) for name in foreign)))
         text = f"{', '.join(map(repr, foreign))} not in the template of '{taskname}'"
-        parts.append(". ".join([text, *hints]) if missing else f"{text}: take them out")
+        names = ",".join(template.fields)
+        take_out = f"{text}: take them out ('plc prepare csv --columns {names}' does)"
+        parts.append(f"{text}. {hints}".rstrip(" .") if missing else take_out)
     if wrong:
-        parts.append(f"fields {', '.join(map(repr, wrong))} are no text or number")
+        found = ", ".join(f"{name!r} is {_kind(value[name])}" for name in wrong)
+        parts.append(f"field {found}; expected text or a number")
     return "; ".join(parts)
 
 
@@ -212,6 +215,15 @@ def _is_list_of_rows(value: Any, templates: Mapping[str, Template]) -> bool:
     return (
         isinstance(value, list) and bool(value) and isinstance(value[0], dict) and is_row(value[0])
     )
+
+
+def _kind(value: object) -> str:
+    """What a value is that no field takes. Not all of it: many rows may have the same mistake."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return "half of a character" if isinstance(value, str) else "a number that is too large"
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -16,6 +16,13 @@ from pl_compile.errors import ConfigError, list_problems, unknown_name
 
 # What a shell or YAML leaves in single quotes of a line end, a tab or a carriage return.
 _ESCAPE = re.compile(r"\\[ntr]")
+
+# What Python's `str.format` would take for a conversion or a format: of a format, one that no name
+# is likely to end in.
+_FORMATTED = re.compile(
+    r"(?P<name>[^!:]+)(?:![rsa](?::.*)?"
+    r"|:(?=.*[<>=^.,\d])(?:.?[<>=^])?[-+ ]?#?0?\d*[_,]?(?:\.\d+)?[bcdeEfFgGnosxX%]?)"
+)
 _TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>\d+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
 
@@ -52,7 +59,7 @@ class Template:
         task: the task it was parsed from.
         segments: in order; no two `Text` are neighbours.
         answer_field: the field that the model writes, if any; then it is the last segment where
-            the loss is on the answer only.
+            the loss is on the answer only, blanks behind it left out.
     """
 
     task: TaskConfig
@@ -83,6 +90,8 @@ def parse_template(task: TaskConfig) -> Template:
     """
     problems: list[str] = []
     pieces, markers = _split(task.prompt_template, problems)
+    if task.answer_only_loss:
+        pieces = _without_blanks_at_end(pieces)
     splits = task.virtual_token_splits or (task.total_virtual_tokens,)
     _check_markers(task, markers, splits, problems)
     fields = [piece.name for piece in pieces if isinstance(piece, Field)]
@@ -107,6 +116,17 @@ def literal_escapes(texts: Mapping[str, str]) -> list[str]:
         for name, text in texts.items()
         if (found := _ESCAPE.search(text))
     ]
+
+
+def without_input(template: Template) -> str:
+    """A line about a task whose requests give nothing; empty for any other."""
+    if template.input_fields or template.answer_field is None:
+        return ""
+    name = template.answer_field
+    return (
+        f"task '{template.task.taskname}' takes no input: its only field, '{name}', is what the "
+        f"model writes. If '{name}' is given to it, put a field for the answer at the end"
+    )
 
 
 def texts_of(task: TaskConfig) -> dict[str, str]:
@@ -161,12 +181,25 @@ def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]
             pieces.append(Virtual(int(match["marker"]), 0))
         elif not match["field"].strip():
             problems.append(f"an empty field at character {match.start() + 1}: name it")
+        elif formatted := _FORMATTED.fullmatch(match["field"]):
+            problems.append(
+                f"{token} at character {match.start() + 1}: a field is a name alone, without a "
+                f"format; write {{{formatted['name']}}}"
+            )
+            pieces.append(Field(formatted["name"]))
         else:
             pieces.append(Field(match["field"]))
     text += template[end:]
     if text:
         pieces.append(Text(text))
     return pieces, markers
+
+
+def _without_blanks_at_end(pieces: list[Segment]) -> list[Segment]:
+    """The pieces without blanks behind a field that ends them: no text follows that has them."""
+    *before, last = pieces or [Text("")]
+    ends = isinstance(last, Text) and not last.text.strip(" ") and before
+    return before if ends and isinstance(before[-1], Field) else pieces
 
 
 def _check_markers(

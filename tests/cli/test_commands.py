@@ -165,6 +165,39 @@ def test_misuse_is_exit_code_2(plc: Any) -> None:
     assert plc("no-such-command")[0] == 2
 
 
+def test_a_file_of_a_bundle_names_the_bundle(plc: Any, work: Path) -> None:
+    code, _, err = plc("inspect", work / "bundle/base/model.onnx")
+
+    assert code == 1
+    assert "no safetensors: the length" in err
+    assert err.endswith(f"Its bundle is looked into whole: plc inspect {work / 'bundle'}\n")
+
+
+def test_a_fetched_base_is_looked_into_by_its_name(
+    plc: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLC_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(work / "base", tmp_path / "cache/bases/mine")
+
+    code, out, _ = plc("inspect", "mine", "--json")
+
+    assert (code, json.loads(out)["kind"]) == (0, "base")
+    assert "no such file, folder or base" in plc("inspect", "yours")[2]
+
+
+def test_a_bundle_without_self_tests_passes_none(plc: Any, work: Path) -> None:
+    plc(
+        *("export", "--prompts", work / "table.safetensors", "--base", work / "base"),
+        *("--output", "bare", "--no-parity"),
+    )
+
+    code, out, err = plc("verify", "bare")
+
+    assert code == 0
+    assert "it holds no self-tests: it was exported without parity" in out
+    assert "self-tests" not in err
+
+
 def test_failed_parity_is_exit_code_3_and_leaves_a_marked_bundle(
     plc: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,6 +263,34 @@ def test_what_has_no_effect_is_reported_once_for_each_reason(write: Writer) -> N
     assert "model.task_templates (boolq) is ignored" in "\n".join(notes)
 
 
+def test_keys_of_what_is_switched_off_are_reported(write: Writer) -> None:
+    path = write(STOCK)
+    settings = (
+        "model.virtual_prompt_style=prompt-tuning",
+        "exp_manager.create_early_stopping_callback=false",
+        "exp_manager.create_wandb_logger=false",
+        "exp_manager.wandb_logger_kwargs.project=mine",
+        "model.report_validation_metric=false",
+        "model.validation_metric=accuracy",
+        "model.inference.tokens_to_generate=5",
+    )
+
+    _, notes = read(path, GIVEN_BASE, *settings)
+
+    assert {
+        "model.p_tuning.encoder_type, model.p_tuning.encoder_hidden, model.p_tuning.num_layers, "
+        "model.p_tuning.dropout, model.p_tuning.init_std are ignored: "
+        "model.virtual_prompt_style is not p-tuning",
+        "exp_manager.early_stopping_callback_params.patience, "
+        "exp_manager.early_stopping_callback_params.min_delta are ignored: "
+        "exp_manager.create_early_stopping_callback is not true",
+        "exp_manager.wandb_logger_kwargs.project is ignored: "
+        "exp_manager.create_wandb_logger is not true",
+        "model.validation_metric, model.inference.tokens_to_generate are ignored: "
+        "model.report_validation_metric is not true",
+    } <= set(notes)
+
+
 def test_every_key_of_the_stock_file_is_known() -> None:
     keys = keys_in(STOCK)
 

@@ -1,5 +1,8 @@
 """Files that are read in one piece: a pipe, one without end and one of no text are refused."""
 
+import bz2
+import gzip
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +14,15 @@ from pl_compile.artifact.peft import read_peft_adapter
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.read import read_yaml
 from pl_compile.config.strict_json import read_json_object
+from pl_compile.config.task import TaskConfig
 from pl_compile.config.utf8 import read_text
 from pl_compile.errors import BaseModelError, PlcError
 from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.end_tokens import end_tokens
+from pl_compile.text.examples import read_examples
+from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.prepare import prepare_csv, prepare_phrasebank
 from pl_compile.weights.checkpoint import Checkpoint
 
 
@@ -118,3 +125,46 @@ def test_utf_16_and_pointers_of_git_lfs_are_told(tmp_path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(BaseModelError, match=r"a pointer of Git LFS.*git lfs pull"):
         read_json_object(path, BaseModelError, "reading")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"PK\x03\x04\x14\0\xf9", "a zip archive or an Excel workbook"),
+        (gzip.compress(b"text,label\n"), "a gzip file: unpack it first"),
+        (bz2.compress(b"text,label\n"), "a bzip2 file: unpack it first"),
+        (lzma.compress(b"text,label\n"), "an xz file: unpack it first"),
+        (b"PAR1\x15\x04\x15\xc2", "a Parquet file: write its rows as CSV or JSON lines"),
+        (b"ARROW1\0\0\xff", "an Arrow file: write its rows as CSV or JSON lines"),
+        (b"\xd0\xcf\x11\xe0\xa1", "an old Excel workbook"),
+        ("text".encode("utf-16"), "UTF-16, as some editors save texts"),
+    ],
+)
+def test_a_file_of_another_form_is_called_by_it(tmp_path: Path, data: bytes, what: str) -> None:
+    path = tmp_path / "Sentences_AllAgree.txt"
+    path.write_bytes(data)
+    template = parse_template(TaskConfig("t", "<|VIRTUAL_PROMPT_0|>{a}{b}", 1))
+
+    def train() -> object:
+        return read_examples([path], {"t": template})
+
+    def csv() -> object:
+        return prepare_csv(path, tmp_path / "out", taskname="t")
+
+    def latin() -> object:  # which has a character for each byte
+        return prepare_phrasebank(path, tmp_path / "out")
+
+    for read in (train, csv, latin, lambda: read_yaml(path)):
+        with pytest.raises(PlcError) as error:
+            read()
+
+        assert what in str(error.value)
+        assert "byte" not in str(error.value)
+
+
+def test_a_text_that_opens_like_a_file_of_another_form_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for text in ("PAR1,label", "PK,label", "BZh9 is a word", "ARROW1"):
+        path.write_text(text)
+
+        assert read_text(path) == text

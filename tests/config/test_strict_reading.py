@@ -1,4 +1,5 @@
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,10 @@ def test_a_key_that_is_no_text_is_refused(write: Writer) -> None:
     [
         ("base: 3", "'base' is 3, expected text: write \"3\", with the quotes"),
         ("base:", "'base' is empty, expected text"),
-        ("base: [x]", "'base' is a list of 1, expected text"),
+        (
+            "base: [x]",
+            "'base' is a list of 1, expected text: write \"[x]\", with the quotes",
+        ),
         ("seed: '7'", "'seed' is '7', expected a whole number"),
         ("seed: 7.5", "'seed' is 7.5, expected a whole number"),
         (f"seed: {10**30}", f"'seed' is {10**30}, expected a number of 64 bits at most"),
@@ -218,6 +222,46 @@ def test_a_text_that_yaml_takes_for_something_else_is_asked_for_in_quotes(
     assert f"'tasks.0.taskname' is {found}, {expected}" in refusal(named)
     assert f"""expected text: write '"{written}"', with both pairs of quotes.""" in refusal(
         write(MINIMAL), f"tasks.0.taskname={written}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<|VIRTUAL_PROMPT_0|> {message} Desk: {label}", "a mapping"),
+        ("{text}", "a mapping"),
+        ("[INST]", "a list of 1"),
+        ("say: it's", "a mapping"),
+    ],
+)
+def test_a_text_that_yaml_takes_for_a_mapping_or_a_list_is_asked_for_in_quotes(
+    write: Writer, text: str, found: str
+) -> None:
+    quoted = f'"{text}"'
+    for_shell = shlex.quote(quoted)
+
+    assert (
+        f"'tasks.0.prompt_template' is {found}, expected text: write {for_shell}, "
+        "with both pairs of quotes."
+    ) in refusal(write(MINIMAL), f"tasks.0.prompt_template={text}")
+    assert f"'base' is {found}, expected text: write {quoted}, with the quotes" in refusal(
+        write(MINIMAL.replace(MINIMAL.partition("\n")[0], "base:\n  " + text))
+    )
+    given = f"tasks.0.init_text={shlex.split(for_shell)[0]}"
+    assert read_train(write(MINIMAL), given).tasks[0].init_text == text
+
+
+def test_a_setting_that_is_no_yaml_may_be_a_text(write: Writer) -> None:
+    assert refusal(write(MINIMAL), "tasks.0.prompt_template={a} {b}").endswith(
+        "expected valid YAML. If it is a text, write '\"{a} {b}\"', with both pairs of quotes."
+    )
+
+
+def test_a_colon_in_a_text_of_a_file_is_named(write: Writer) -> None:
+    text = MINIMAL.replace("base: ", "base: Desk: ", 1)
+
+    assert "train.yaml:1: a colon where none may stand: a text with one needs quotes" in refusal(
+        write(text)
     )
 
 

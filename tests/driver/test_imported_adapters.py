@@ -50,6 +50,25 @@ def test_nothing_is_told_of_an_adapter_that_fits(base: Path, adapter: Path) -> N
     assert told(adapter) == []
 
 
+def test_a_template_whose_only_field_is_the_answer_is_told(adapter: Path) -> None:
+    request = PeftImport(
+        adapter, adapter.parent / "table.safetensors", "tone", "Message: {message}"
+    )
+    listener = Told()
+
+    import_peft(request, progress=listener)
+
+    assert any("takes no input: its only field, 'message'" in line for line in listener.lines)
+
+
+def test_blanks_behind_the_answer_are_dropped(adapter: Path) -> None:
+    request = PeftImport(adapter, adapter.parent / "table.safetensors", "tone", "{q}:{a}  ")
+
+    table = import_peft(request)
+
+    assert table.entries["tone"].task.prompt_template == "<|VIRTUAL_PROMPT_0|>{q}:{a}"
+
+
 def test_a_choice_that_is_never_answered_is_told(base: Path, adapter: Path) -> None:
     edited(base, "config.json", lambda spec: spec.update(eos_token_id=None))
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):

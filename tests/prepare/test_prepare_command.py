@@ -29,6 +29,18 @@ def test_each_file_is_printed_with_its_rows(tmp_path: Path) -> None:
     assert result.stdout == f"{tmp_path}/out/n.jsonl: 2 rows\n"
 
 
+def test_columns_stand_between_commas_or_are_given_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("id,text,label\n1,a,b\n")
+    arguments = ["csv", "--input", f"{tmp_path}/n.csv", "--output", f"{tmp_path}/out"]
+
+    for given in (["--columns", "text, label"], ["--columns", "text", "--columns", "label"]):
+        result = CliRunner().invoke(command.command, [*arguments, "--taskname", "t", *given])
+
+        assert result.exit_code == 0
+        row = json.loads((tmp_path / "out/n.jsonl").read_text())
+        assert row == {"taskname": "t", "text": "a", "label": "b"}
+
+
 def test_the_fields_are_said_and_what_is_replaced_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pl_compile.errors import ConfigError, DataError
+from pl_compile.testing import Told
 from pl_compile.training.prepare import prepare_csv
 from pl_compile.training.prepare.delimited import DELIMITERS
 
@@ -45,6 +46,90 @@ def test_quoted_fields_keep_delimiters_quotes_and_line_ends(
         ]
 
 
+@pytest.mark.parametrize("quotes", [None, "double", "backslash", "none"])
+@pytest.mark.parametrize(
+    ("content", "texts", "skipped"),
+    [
+        ("text,label\nhello,a\n\nb,c\n", ["hello", "b"], "1, first at line 3"),
+        ("text,label\r\nhello,a\r\n\r\n \r\nb,c\r\n\r\n", ["hello", "b"], "2, first at line 3"),
+        ("\n\ntext,label\n\nhello,a\n", ["hello"], "3, first at line 1"),
+        ("sep=;\n\ntext;label\nhello;a\n", ["hello"], "1, first at line 2"),
+        ("text\tlabel\n\t\n\nhello\ta\n", ["", "hello"], "1, first at line 3"),
+        ("text\na\n\n \nb\n", ["a", " ", "b"], "1, first at line 3"),
+    ],
+)
+def test_empty_lines_are_no_rows_and_counted(
+    tmp_path: Path,
+    read_jsonl: Reader,
+    caplog: pytest.LogCaptureFixture,
+    content: str,
+    texts: list[str],
+    skipped: str,
+    quotes: str | None,
+) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text(content, newline="")
+
+    prepare_csv(path, tmp_path, taskname="t", quotes=quotes)
+
+    assert [row["text"] for row in read_jsonl(tmp_path / "e.jsonl")] == texts
+    assert caplog.messages == [f"e.csv: empty lines are no rows (left out: {skipped})"]
+
+
+def test_an_empty_text_in_quotes_is_a_row(tmp_path: Path, read_jsonl: Reader) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text('text\na\n""\nb\n')
+
+    prepare_csv(path, tmp_path, taskname="t")
+
+    assert [row["text"] for row in read_jsonl(tmp_path / "e.jsonl")] == ["a", "", "b"]
+
+
+def test_named_columns_alone_are_taken(tmp_path: Path, read_jsonl: Reader) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text("id,label,text,taskname,,{x},id\n1,a,hello,old,?,b,c\n")
+
+    prepare_csv(path, tmp_path, taskname="t", columns=["text", "label"])
+
+    (row,) = read_jsonl(tmp_path / "e.jsonl")
+    assert list(row.items()) == [("taskname", "t"), ("text", "hello"), ("label", "a")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        (["txt"], "e.csv:1: column 'txt' does not exist. Did you mean 'text'? Known columns: id, "),
+        (["id"], "e.csv:1: the column 'id' is there more than once."),
+        (["taskname", "text"], "which --taskname sets: name the others with --columns text."),
+    ],
+)
+def test_columns_that_cannot_be_taken_say_why(
+    tmp_path: Path, columns: list[str], problem: str
+) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text("id,label,text,taskname,id\n1,a,hello,old,?\n")
+
+    with pytest.raises(DataError) as error:
+        prepare_csv(path, tmp_path / "out", taskname="t", columns=columns)
+
+    assert problem in str(error.value)
+
+
+def test_columns_with_empty_fields_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text("text,label\nhello,a\nhi,\n,\nho, \n,b\n")
+    listener = Told()
+
+    counts = prepare_csv(path, tmp_path, taskname="t", progress=listener)
+
+    assert counts == {"e.jsonl": 5}
+    assert listener.lines == [
+        "fields: text, label",
+        "warning: 'text' is empty in 2 of 5 rows (e.csv:4, e.csv:6)",
+        "warning: 'label' is empty in 3 of 5 rows (e.csv:3, e.csv:4, e.csv:5)",
+    ]
+
+
 def test_one_column_needs_no_delimiter(tmp_path: Path, read_jsonl: Reader) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("text\na;b\nc\n")
@@ -78,13 +163,13 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
         prepare_csv(path, tmp_path / "out", taskname="t")
 
     assert str(error.value).splitlines() == [
-        f"reading {path}: 6 problems:",
+        f"reading {path}: 5 problems:",
         "  - bad.csv:7: a field opens with a quote that nothing closes",
         "  - bad.csv:1: column 3 has no name",
         "  - bad.csv:1: the column 'a' is there more than once",
         "  - bad.csv:3: 3 fields, the header has 5",
-        "  - bad.csv:5: 0 fields, the header has 5",
-        "  - bad.csv: a column 'taskname', which --taskname sets.",
+        "  - bad.csv: a column 'taskname', which --taskname sets: name the others with "
+        "--columns a,b.",
         "Give --quotes none where quotes are characters of the texts, "
         'backslash where a field in quotes writes them as \\".',
     ]
@@ -96,7 +181,6 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
     [
         (b"", "bad.csv: the file is empty, expected a header row."),
         (b"\r\n\n", "bad.csv: the file is empty, expected a header row."),
-        (b"\na,b\n1,2\n", "bad.csv:1: an empty line, expected a header row."),
         (b"a,b\n", "bad.csv: no rows below the header."),
         (b"a,b\n1,2\n\xff,3\n", "line 3: the byte 0xff; expected UTF-8. Save the file as UTF-8."),
         (

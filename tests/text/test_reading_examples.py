@@ -210,7 +210,8 @@ def test_keys_that_no_template_has_are_to_be_taken_out_of_all_rows(write: Writer
 
     assert refusal(path) == (
         f"reading {path}: {path}:1, {path}:2, {path}:3 and 27 more: "
-        "'id', 'meta' not in the template of 'mood': take them out."
+        "'id', 'meta' not in the template of 'mood': take them out ('plc prepare csv --columns "
+        "text,label' does)."
     )
 
 
@@ -251,6 +252,14 @@ def test_a_missing_field_is_named_with_the_near_one_that_is_there(write: Writer)
     )
 
 
+def test_near_names_of_several_fields_are_proposed_in_sentences(write: Writer) -> None:
+    path = write({"taskname": "mood", "txt": "who", "labell": "x"})
+
+    assert refusal(path).endswith(
+        "'txt', 'labell' not in the template of 'mood'. Did you mean 'text'? Did you mean 'label'?"
+    )
+
+
 def test_missing_and_foreign_fields_are_all_named(write: Writer) -> None:
     path = write({"taskname": "squad", "title": "x", "id": "y", "context": "c"})
 
@@ -260,11 +269,18 @@ def test_missing_and_foreign_fields_are_all_named(write: Writer) -> None:
     assert "'title', 'id' not in the template of 'squad'" in text
 
 
-@pytest.mark.parametrize("value", [None, True, ["who"], {"who": 1}])
-def test_a_value_that_is_no_text_or_number_is_refused(write: Writer, value: object) -> None:
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "null"), (True, "true"), (["who"], "a list"), ({"who": 1}, "an object")],
+)
+def test_a_value_that_is_no_text_or_number_is_refused(
+    write: Writer, value: object, shown: str
+) -> None:
     path = write({**GOOD, "text": value})
 
-    assert refusal(path) == f"reading {path}: {path}:1: fields 'text' are no text or number."
+    assert refusal(path) == (
+        f"reading {path}: {path}:1: field 'text' is {shown}; expected text or a number."
+    )
 
 
 def test_an_answer_outside_the_choices_is_refused_with_them(write: Writer) -> None:
@@ -380,11 +396,11 @@ def test_where_answers_are_not_needed_input_fields_still_are(write: Writer) -> N
     text = refusal(path, answers=False)
 
     assert "no field 'question'" in text
-    assert "fields 'context' are no text or number" in text
+    assert "field 'context' is a list; expected text or a number" in text
     assert "'answer'" not in text
 
 
 def test_an_example_to_learn_from_has_one_answer(write: Writer) -> None:
     path = write({"taskname": "squad", "context": "c", "question": "q", "answer": ["a", "b"]})
 
-    assert "fields 'answer' are no text or number" in refusal(path)
+    assert "field 'answer' is a list; expected text or a number" in refusal(path)

@@ -12,6 +12,7 @@ from pl_compile.text.template import (
     literal_escapes,
     parse_template,
     texts_of,
+    without_input,
 )
 
 
@@ -54,6 +55,54 @@ def test_without_splits_all_virtual_tokens_stand_at_the_only_marker() -> None:
 
 def test_the_field_that_ends_the_template_is_the_answer() -> None:
     assert parse("<|VIRTUAL_PROMPT_0|>{text} {label}").answer_field == "label"
+
+
+def test_blanks_behind_the_answer_are_dropped() -> None:
+    for blanks in (" ", "   "):
+        template = parse(f"<|VIRTUAL_PROMPT_0|>{{text}} {{label}}{blanks}")
+
+        assert template.segments == parse("<|VIRTUAL_PROMPT_0|>{text} {label}").segments
+        assert template.answer_field == "label"
+
+
+@pytest.mark.parametrize("end", ["\n", " \n", ".", " {{", "\u00a0"])
+def test_other_text_behind_the_answer_is_refused(end: str) -> None:
+    assert "needs the answer at the end" in refusal(f"<|VIRTUAL_PROMPT_0|>{{text}} {{label}}{end}")
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("label!r", "label"),
+        ("label!s:>4", "label"),
+        ("my label:>10", "my label"),
+        ("label:10", "label"),
+        ("label:.2f", "label"),
+        ("label:*^8s", "label"),
+        ("label:,", "label"),
+    ],
+)
+def test_a_field_takes_no_format(field: str, name: str) -> None:
+    assert refusal(f"<|VIRTUAL_PROMPT_0|>{{text}} {{{field}}}") == (
+        f"parsing the template of task 'mood': {{{field}}} at character 28: a field is a name "
+        f"alone, without a format; write {{{name}}}."
+    )
+
+
+@pytest.mark.parametrize("name", ["text:en", "really?!", "Question:", "a:b", "user.name", "x[0]"])
+def test_other_signs_belong_to_a_fields_name(name: str) -> None:
+    assert parse(f"<|VIRTUAL_PROMPT_0|>{{{name}}} {{label}}").input_fields == (name,)
+
+
+def test_a_task_without_input_is_told() -> None:
+    only = "<|VIRTUAL_PROMPT_0|> Message: {message}"
+
+    assert without_input(parse(only)) == (
+        "task 'mood' takes no input: its only field, 'message', is what the model writes. If "
+        "'message' is given to it, put a field for the answer at the end"
+    )
+    assert without_input(parse(f"{only} {{label}}")) == ""
+    assert without_input(parse(f"{only}.", answer_only_loss=False)) == ""
 
 
 def test_a_template_that_ends_in_text_has_no_answer_unless_one_is_named() -> None:

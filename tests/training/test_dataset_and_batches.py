@@ -35,6 +35,13 @@ def _example(text: str, label: str = "cold", where: str = "a.jsonl:1") -> Exampl
     return Example("mood", {"text": text, "label": label}, where)
 
 
+def too_long(limit: int) -> str:
+    return (
+        f"longer than {limit} tokens, and task 'mood' has no truncate_field: name one, or raise "
+        "data.max_seq_length where the base has more positions"
+    )
+
+
 # Examples to sequences
 
 
@@ -98,8 +105,7 @@ def test_what_is_left_out_is_reported_by_reason_with_its_places(tokenizer: Token
     assert len(sequences) == 1
     assert report.count == 7
     assert report.lines() == [
-        "left out 5 of 8: longer than 20 tokens even after truncation "
-        "(a.jsonl:2, a.jsonl:3, a.jsonl:4 …)",
+        f"left out 5 of 8: {too_long(20)} (a.jsonl:2, a.jsonl:3, a.jsonl:4 …)",
         f"left out 1 of 8: shorter than {shortest + 1} tokens (a.jsonl:6)",
         "left out 1 of 8: no token to learn from (a.jsonl:7)",
     ]
@@ -136,6 +142,23 @@ def test_what_is_cut_to_fit_is_reported_with_its_places(tokenizer: Tokenizer) ->
     ]
 
 
+def test_empty_answers_and_inputs_are_used_and_counted(tokenizer: Tokenizer) -> None:
+    examples = [
+        _example("who", where="a.jsonl:1"),
+        _example("who", label="", where="a.jsonl:2"),
+        _example(" ", label=" \t", where="a.jsonl:3"),
+        _example("", where="a.jsonl:4"),
+    ]
+
+    sequences, report = render_examples(examples, {"mood": _renderer(tokenizer)}, max_length=99)
+
+    assert len(sequences) == 4
+    assert report.lines() == [
+        "2 of 4 have an empty answer, which the task learns to give (a.jsonl:2, a.jsonl:3)",
+        "2 of 4 have no text in any input field (a.jsonl:3, a.jsonl:4)",
+    ]
+
+
 def test_data_of_which_nothing_is_usable_is_refused_with_the_reasons(tokenizer: Tokenizer) -> None:
     examples = [_example(" the" * 30, where="a.jsonl:1"), _example("", "", where="a.jsonl:2")]
     renderer = _renderer(tokenizer, SequenceRules(None, None))
@@ -145,7 +168,7 @@ def test_data_of_which_nothing_is_usable_is_refused_with_the_reasons(tokenizer: 
 
     assert str(error.value) == (
         "rendering the examples: none is usable: "
-        "left out 1 of 2: longer than 9 tokens even after truncation (a.jsonl:1); "
+        f"left out 1 of 2: {too_long(9)} (a.jsonl:1); "
         "left out 1 of 2: no token to learn from (a.jsonl:2)."
     )
 

@@ -94,6 +94,23 @@ def test_prompt_tuning_starts_from_the_embeddings_of_its_text(
     assert torch.equal(rows_of(method, 0), table[(ids * 7)[:7]])
 
 
+def test_prompt_tuning_left_to_itself_starts_from_the_text_where_there_is_one(
+    base: FrozenBase, tokenizer: Tokenizer, config_of: Any
+) -> None:
+    def first_rows(*tasks: Any, init: str = "auto") -> list[Tensor]:
+        config = config_of(tasks=list(tasks), prompt_tuning={"init": init})
+        method = method_of(config, base, tokenizer)
+        return [rows_of(method, index) for index in range(len(tasks))]
+
+    text = {**TASKS[0], "init_text": "abc"}
+    left = first_rows(text, TASKS[1])
+
+    assert torch.equal(left[0], first_rows(text, init="text")[0])
+    # A task without a text starts where it does in a run without texts.
+    assert torch.equal(left[1], first_rows(TASKS[1], init="vocabulary")[0])
+    assert config_of().prompt_tuning.init == "auto"
+
+
 @pytest.mark.parametrize("style", ["prompt-tuning", "prefix-tuning"])
 @pytest.mark.parametrize("text", [None, ""])
 def test_a_start_from_text_needs_one(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pl_compile.config.read import plain_from_config
 from pl_compile.driver.train import train_run
 from pl_compile.errors import DataError
 from pl_compile.testing import Told, tiny_train_config
@@ -68,3 +69,98 @@ def test_data_that_is_no_file_is_named_before_it_is_read(
         f"  - {names[1]}: a pipe, a device or a socket, not a file",
         f"  - {names[2]}: Is a directory; expected files, which a run reads more than once.",
     ]
+
+
+TEXT = {"taskname": "t", "prompt_template": "<|VIRTUAL_PROMPT_0|>{text}{label}", "init_text": "go"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((), []),
+        (("prefix_tuning.init=auto", "validation.limit=50"), []),
+        (
+            ("p_tuning.num_layers=3", "p_tuning.dropout=0.5", "prefix_tuning.init=text"),
+            [
+                "p_tuning.num_layers, p_tuning.dropout, prefix_tuning.init have no effect: "
+                "virtual_prompt_style is prompt-tuning"
+            ],
+        ),
+        (
+            ("prompt_tuning.init=random",),
+            ["init_text of task 't' has no effect: prompt_tuning.init is random"],
+        ),
+        (("prompt_tuning.init=text",), []),
+        (
+            ("virtual_prompt_style=p-tuning", "prompt_tuning.init=text", "p_tuning.init_std=0.1"),
+            [
+                "init_text of task 't' has no effect: virtual_prompt_style is p-tuning",
+                "prompt_tuning.init has no effect: virtual_prompt_style is p-tuning",
+                "p_tuning.init_std has no effect: p_tuning.encoder_type is mlp",
+            ],
+        ),
+        (
+            (
+                "virtual_prompt_style=p-tuning",
+                "p_tuning.encoder_type=tpmlp",
+                "p_tuning.num_layers=4",
+                "tasks.0.init_text=null",
+            ),
+            ["p_tuning.num_layers has no effect: p_tuning.encoder_type is tpmlp"],
+        ),
+        (
+            (
+                "virtual_prompt_style=p-tuning",
+                "p_tuning={encoder_type: lstm, num_layers: 1, dropout: 0.5}",
+                "tasks.0.init_text=null",
+            ),
+            ["p_tuning.dropout has no effect: p_tuning.num_layers is 1"],
+        ),
+        (
+            ("virtual_prompt_style=prefix-tuning", "prefix_tuning.init=vocabulary"),
+            ["init_text of task 't' has no effect: prefix_tuning.init is vocabulary"],
+        ),
+        (
+            ("virtual_prompt_style=no-prompts", "checkpoint.save_top_k=2", "optim.lm_lr=1e-3"),
+            [
+                "init_text of task 't' has no effect: virtual_prompt_style is no-prompts",
+                "optim.lr, optim.lm_lr, checkpoint.save_top_k have no effect: "
+                "virtual_prompt_style is no-prompts",
+            ],
+        ),
+        (("optim.lm_lr=1e-3",), ["optim.lm_lr has no effect: lm_finetune is false"]),
+        (("optim.lm_lr=1e-3", "lm_finetune=true"), []),
+        (
+            ("validation.metric=accuracy", "validation.max_tokens=3"),
+            [
+                "validation.metric, validation.max_tokens have no effect: "
+                "validation.generate is false"
+            ],
+        ),
+        (
+            ("optim.sched={warmup_steps: 3, warmup_ratio: 0.5, constant_ratio: 0.1}",),
+            ["optim.sched.warmup_ratio has no effect: optim.sched.warmup_steps is given"],
+        ),
+        (
+            ("data.validation=[]", "checkpoint.save_top_k=3"),
+            ["checkpoint.save_top_k has no effect: data.validation names no file"],
+        ),
+    ],
+)
+def test_settings_that_nothing_is_made_of_are_told(
+    tmp_path: Path, settings: tuple[str, ...], expected: list[str]
+) -> None:
+    task = {**TEXT, "total_virtual_tokens": 3}
+    path = tmp_path / "train.yaml"
+    config = tiny_train_config(tmp_path, tmp_path, tasks=[task])
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    listener = Told()
+
+    read = read_train_config(path, settings, progress=listener)
+
+    assert listener.lines == expected
+    # The config that the run writes, with every key in it, says the same.
+    path.write_text(yaml.safe_dump(plain_from_config(read)), encoding="utf-8")
+    again = Told()
+    read_train_config(path, progress=again)
+    assert again.lines == expected

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from pl_compile.artifact.files import append_line
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.driver.bring_in import import_checkpoint
-from pl_compile.errors import TrainingError
+from pl_compile.errors import ArtifactError, TrainingError
 from pl_compile.testing import (
     PREFIX_TASK,
     TASKS,
@@ -131,6 +131,40 @@ def test_a_run_that_is_resumed_ends_like_one_that_was_not(
     assert prompt_sums(parts.table) == prompt_sums(whole.table)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     assert _without_time(parts) == _without_time(whole)
+
+
+@pytest.mark.parametrize("began", ["vocabulary", "text", "random"])
+def test_a_run_goes_on_from_how_it_began_where_that_is_left_to_it(
+    tiny_bases: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt_sums: Sums,
+    began: str,
+) -> None:
+    tasks = [{**task, "init_text": "was it good?"} for task in tone_tasks(*NAMES)]
+    changes: dict[str, Any] = {"tasks": tasks, "rows": tone_examples(*NAMES)}
+    named = tiny_run(
+        tmp_path / "data", tiny_bases["llama"], **changes, prompt_tuning={"init": began}
+    )
+    whole = run_training(named, tmp_path / "whole")
+    saves = count(1)
+
+    def killed_after_a_save(path: Path, *rest: Any) -> None:
+        save_checkpoint(path, *rest)
+        if path.name == "last.safetensors" and next(saves) == 1:
+            raise Killed
+
+    monkeypatch.setattr("pl_compile.training.run.save_checkpoint", killed_after_a_save)
+    with pytest.raises(Killed):
+        run_training(named, tmp_path / "parts")
+    left = tiny_run(tmp_path / "data", tiny_bases["llama"], **changes)
+
+    parts = run_training(left, tmp_path / "parts", resume=True)
+
+    assert left.prompt_tuning.init == "auto"
+    assert prompt_sums(parts.table) == prompt_sums(whole.table)
+    resolved = (tmp_path / "parts/config.yaml").read_text(encoding="utf-8")
+    assert f"prompt_tuning:\n  init: {began}\n" in resolved
 
 
 def _without_time(result: TrainResult) -> TrainResult:
@@ -576,3 +610,5 @@ def test_a_prefix_is_stored_in_a_checkpoint_as_in_a_table(
     import_checkpoint(tmp_path / "run/checkpoints/best.safetensors", tmp_path / "table")
 
     assert prompt_sums(tmp_path / "table") == prompt_sums(result.table)
+    with pytest.raises(ArtifactError, match=r"the folder of a run.*The best is .*best\.safetenso"):
+        import_checkpoint(tmp_path / "run", tmp_path / "other")

@@ -311,9 +311,47 @@ def test_what_cannot_be_used_is_told_with_its_places(
     assert task.train_examples == 24
     assert [line for line in told.lines if line.startswith("left out")] == [
         f"left out 1 of 26: no token to learn from ({config.data.train[0]}:25)",
-        "left out 1 of 26: longer than 96 tokens even after truncation "
+        "left out 1 of 26: longer than 96 tokens, and task 'tone' has no truncate_field: name one, "
+        "or raise data.max_seq_length where the base has more positions "
         f"({config.data.train[0]}:26)",
     ]
+
+
+def test_a_length_that_the_base_does_not_have_is_told(
+    tiny_bases: dict[str, Path], tmp_path: Path, told: Any
+) -> None:
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        data={"max_seq_length": 97},
+        trainer={"max_steps": 1},
+    )
+
+    run_training(config, tmp_path / "run", progress=told)
+
+    assert "data.max_seq_length 97 is more than the base has: 96 is taken" in told.lines
+
+
+@pytest.mark.parametrize(("length", "virtual"), [(None, 96), (None, 500), (20, 20)])
+def test_virtual_tokens_that_leave_no_room_are_refused_before_the_examples_are_read(
+    tiny_bases: dict[str, Path], tmp_path: Path, length: int | None, virtual: int
+) -> None:
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        tasks=tone_tasks("tone", total_virtual_tokens=virtual),
+        data={"max_seq_length": length},
+    )
+    config.data.train[0].write_text("no example")
+
+    with pytest.raises(ConfigError) as error:
+        run_training(config, tmp_path / "run")
+
+    whose = "the positions of the base" if length is None else "data.max_seq_length"
+    assert str(error.value) == (
+        f"checking the lengths of the tasks: task 'tone' has {virtual} virtual tokens; "
+        f"expected fewer than {length or 96}, {whose}: a text must fit too."
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -14,6 +14,7 @@ from pl_compile.errors import DataError, list_problems
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text.examples import Example, cut_note, first_places
 from pl_compile.text.render import Rendered, Renderer, TooLongError
+from pl_compile.text.template import Template
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class SkipReport:
         characters: these characters, each once.
         cut: the tokens that examples lost, by their place, to fit.
         max_length: what they had to fit, in tokens.
+        without_answer: where those stand that are used and whose answer is empty.
+        without_input: where those stand that are used and whose input fields are all empty.
     """
 
     total: int = 0
@@ -61,6 +64,8 @@ class SkipReport:
     characters: str = ""
     cut: dict[str, int] = field(default_factory=dict)
     max_length: int = 0
+    without_answer: list[str] = field(default_factory=list)
+    without_input: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -77,6 +82,14 @@ class SkipReport:
             self.unwritten.append(where)
             self.characters = "".join(dict.fromkeys(self.characters + characters))
 
+    def note_empty(self, template: Template, fields: Mapping[str, object], where: str) -> None:
+        """Notes an example without an answer, or without an input."""
+        empty = {name for name in template.fields if not str(fields[name]).strip()}
+        if template.answer_field in empty:
+            self.without_answer.append(where)
+        if template.input_fields and empty.issuperset(template.input_fields):
+            self.without_input.append(where)
+
     def lines(self, *, most: int = 3) -> list[str]:
         """One line a reason, with the first places."""
         lines = [
@@ -89,6 +102,14 @@ class SkipReport:
                 f"cannot write and leaves out or takes for unknown: {self.characters[:20]!r} "
                 f"({first_places(self.unwritten, most)})"
             )
+        for what, places in (
+            ("an empty answer, which the task learns to give", self.without_answer),
+            ("no text in any input field", self.without_input),
+        ):
+            if places:
+                lines.append(
+                    f"{len(places)} of {self.total} have {what} ({first_places(places, most)})"
+                )
         if self.cut:
             lines.append(cut_note(self.cut, self.total, self.max_length, most=most))
         return lines
@@ -127,7 +148,7 @@ def render_examples(
                 if len(whole) > max_length:
                     rendered = renderer.example(example.fields, max_length=max_length)
             except TooLongError:
-                report.add(f"longer than {max_length} tokens even after truncation", example.where)
+                report.add(_too_long(renderer.template, max_length), example.where)
                 continue
             except DataError as error:
                 problems.append(f"{example.where}: {error}")
@@ -140,6 +161,7 @@ def render_examples(
             else:
                 task = numbers[example.taskname]
                 sequences.append(TrainingSequence(task, rendered, in_loss, example.where))
+                report.note_empty(renderer.template, example.fields, example.where)
                 report.note_unwritten(renderer.unwritten(example.fields), example.where)
                 if len(rendered) < len(whole):
                     report.cut[example.where] = len(whole) - len(rendered)
@@ -150,6 +172,16 @@ def render_examples(
             "rendering the examples", found="none is usable: " + "; ".join(report.lines())
         )
     return sequences, report
+
+
+def _too_long(template: Template, max_length: int) -> str:
+    task = template.task
+    if task.truncate_field is not None:
+        return f"longer than {max_length} tokens even after truncation"
+    return (
+        f"longer than {max_length} tokens, and task '{task.taskname}' has no truncate_field: name "
+        "one, or raise data.max_seq_length where the base has more positions"
+    )
 
 
 def _in_loss(renderer: Renderer, rendered: Rendered) -> NDArray[np.bool_]:

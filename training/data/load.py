@@ -47,6 +47,38 @@ def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenize
     return SequenceRules(bos_id, eos_id, ends[1:], tokenizer.rendering)
 
 
+def check_lengths(config: TrainConfig, base: DecoderConfig, progress: Progress) -> None:
+    """Refuses tasks whose virtual tokens leave no room, before any example is read.
+
+    Args:
+        config: tasks and lengths.
+        base: its longest sequence.
+        progress: told of a length that the base does not have.
+
+    Raises:
+        ConfigError: all such tasks.
+    """
+    limit, asked = _longest(config, base), config.data.max_seq_length
+    whose = "data.max_seq_length" if asked == limit else "the positions of the base"
+    problems = [
+        f"task '{task.taskname}' has {task.total_virtual_tokens} virtual tokens"
+        for task in config.tasks
+        if task.total_virtual_tokens >= limit
+    ]
+    if problems:
+        raise ConfigError(
+            "checking the lengths of the tasks",
+            found=list_problems(problems),
+            expected=f"fewer than {limit}, {whose}: a text must fit too",
+        )
+    if asked is not None and asked > limit:
+        progress.say(f"data.max_seq_length {asked} is more than the base has: {limit} is taken")
+
+
+def _longest(config: TrainConfig, base: DecoderConfig) -> int:
+    return min(config.data.max_seq_length or base.positions, base.positions)
+
+
 def load_sequences(
     config: TrainConfig,
     paths: Sequence[Path],
@@ -73,7 +105,7 @@ def load_sequences(
     _check_files(paths)
     templates = parse_templates(config.tasks)
     renderers = {name: Renderer(t, tokenizer, rules) for name, t in templates.items()}
-    limit = min(config.data.max_seq_length or base.positions, base.positions)
+    limit = _longest(config, base)
 
     def render() -> tuple[list[TrainingSequence], SkipReport]:
         return render_examples(

@@ -11,6 +11,26 @@ from pl_compile.text.tokenizer import Tokenizer
 _COMMON = 5000
 
 
+def first_tokens(
+    task: TaskConfig, init: str, vocab: int, tokenizer: Tokenizer, generator: torch.Generator
+) -> Tensor:
+    """The tokens that a task's prompt starts from: int64 `[virtual]`.
+
+    Args:
+        task: whose prompt.
+        init: "text", "vocabulary", or "auto": the text where the task has one.
+        vocab: rows of the base's embedding.
+        tokenizer: the base's.
+        generator: draws the tokens of a vocabulary.
+
+    Raises:
+        ConfigError: as `tokens_of_text`.
+    """
+    if init == "text" or (init == "auto" and task.init_text):
+        return tokens_of_text(task, tokenizer)
+    return tokens_of_vocabulary(task, vocab, generator)
+
+
 def tokens_of_text(task: TaskConfig, tokenizer: Tokenizer) -> Tensor:
     """The text's tokens, repeated or cut to the number of rows: int64 `[virtual]` (NeMo's rule).
 

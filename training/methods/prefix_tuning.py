@@ -16,7 +16,7 @@ from pl_compile.errors import ConfigError
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.methods.first_tokens import tokens_of_text, tokens_of_vocabulary
+from pl_compile.training.methods.first_tokens import first_tokens
 from pl_compile.training.methods.prompt_method import PromptMethod
 from pl_compile.training.prompt import Prompt
 
@@ -58,11 +58,7 @@ def build_prefix_tuning(
                 expected="one marker, at the very start: a prefix stands before everything",
                 fix="Move the marker to the start, or choose prompt-tuning or p-tuning.",
             )
-        init = config.prefix_tuning.init
-        if init == "text" or (init == "auto" and task.init_text):
-            ids = tokens_of_text(task, tokenizer)
-        else:
-            ids = tokens_of_vocabulary(task, base.config.vocab, generator)
+        ids = first_tokens(task, config.prefix_tuning.init, base.config.vocab, tokenizer, generator)
         if config.data.add_bos and base.config.bos_id is not None:
             ids = torch.cat([torch.tensor([base.config.bos_id]), ids[:-1]])
         initial.append(base.keys_and_values(ids))

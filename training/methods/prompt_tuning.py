@@ -9,7 +9,7 @@ from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import TrainConfig
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.methods.first_tokens import tokens_of_text, tokens_of_vocabulary
+from pl_compile.training.methods.first_tokens import first_tokens
 from pl_compile.training.methods.prompt_method import PromptMethod
 from pl_compile.training.prompt import Prompt
 
@@ -41,14 +41,11 @@ def build_prompt_tuning(
     generator = torch.Generator().manual_seed(config.seed)
 
     def first_rows(task: TaskConfig) -> Tensor:
-        match config.prompt_tuning.init:
-            case "text":
-                return base.embeddings_of(tokens_of_text(task, tokenizer))
-            case "vocabulary":
-                ids = tokens_of_vocabulary(task, base.config.vocab, generator)
-                return base.embeddings_of(ids)
-            case "random":
-                rows = torch.empty(task.total_virtual_tokens, base.hidden)
-                return nn.init.xavier_normal_(rows, generator=generator)
+        init = config.prompt_tuning.init
+        if init == "random":
+            rows = torch.empty(task.total_virtual_tokens, base.hidden)
+            return nn.init.xavier_normal_(rows, generator=generator)
+        ids = first_tokens(task, init, base.config.vocab, tokenizer, generator)
+        return base.embeddings_of(ids)
 
     return PromptTuning([first_rows(task) for task in tasks])

@@ -7,13 +7,15 @@ field is the answer.
 """
 
 import random
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pl_compile.config.task import check_taskname
 from pl_compile.errors import ConfigError, DataError, list_problems
 from pl_compile.progress import SILENT, Progress
-from pl_compile.training.prepare.delimited import DELIMITERS, QUOTES, read_table
+from pl_compile.text.examples import first_places
+from pl_compile.training.prepare.delimited import DELIMITERS, QUOTES, Record, read_table
 from pl_compile.training.prepare.splits import Row, deal_out, shuffled, write_jsonl
 
 
@@ -24,6 +26,7 @@ def prepare_csv(
     taskname: str,
     delimiter: str | None = None,
     quotes: str | None = None,
+    columns: Sequence[str] = (),
     fractions: tuple[float, float, float] | None = None,
     seed: int = 1234,
     progress: Progress = SILENT,
@@ -39,11 +42,12 @@ def prepare_csv(
         quotes: one of `QUOTES`: how a field in quotes writes a quote ("double", "backslash"), or
             that quotes are characters of the texts ("none"). None is "double", and refuses what
             could be rows of a file without quotes, or warns of it.
+        columns: the names of those to take, in this order; all if empty.
         fractions: the shares of training, validation and test, together 1: the rows are shuffled
             and go to NAME_train.jsonl, NAME_val.jsonl and NAME_test.jsonl. A share of 0 makes no
             file. None keeps the order and writes one NAME.jsonl.
         seed: of the shuffle.
-        progress: told the names of the fields.
+        progress: told the names of the fields, and which have rows without a text.
 
     Returns:
         The number of rows by file name.
@@ -60,10 +64,14 @@ def prepare_csv(
     separator = delimiter and DELIMITERS[_known(delimiter, DELIMITERS, "delimiter", doing)]
     quotes = quotes and _known(quotes, QUOTES, "quotes", doing)
 
-    table = read_table(input_path, delimiter=separator, quotes=quotes)
+    table = read_table(input_path, delimiter=separator, quotes=quotes, columns=columns)
     records, problems = table.records, [str(problem) for problem in table.problems]
     if any("taskname" in record.fields for record in records[:1]):
-        problems.append(f"{input_path.name}: a column 'taskname', which --taskname sets")
+        others = ",".join(name for name in records[0].fields if name not in ("", "taskname"))
+        problems.append(
+            f"{input_path.name}: a column 'taskname', which --taskname sets: name the others with "
+            f"--columns {shlex.quote(others)}"
+        )
     names = [name for record in records[:1] for name in record.fields if {"{", "}"} & {*name}]
     problems += [f"{input_path.name}: braces in the column {name!r}" for name in names]
     if not records and not problems:
@@ -71,6 +79,8 @@ def prepare_csv(
     if problems:
         raise DataError(doing, found=list_problems(problems), fix=table.advice)
     progress.say(f"fields: {', '.join(records[0].fields)}")
+    for line in _empty_texts(records):
+        progress.say(line)
     rows: list[Row] = [{"taskname": taskname, **record.fields} for record in records]
 
     name = input_path.stem
@@ -88,6 +98,19 @@ def prepare_csv(
         },
         inputs=(input_path,),
     )
+
+
+def _empty_texts(records: Sequence[Record]) -> list[str]:
+    """A line about each column with empty fields: one may hold the answers."""
+    lines = []
+    for name in records[0].fields:
+        places = [record.where for record in records if not record.fields[name].strip()]
+        if places:
+            shown = first_places(places, 3)
+            lines.append(
+                f"warning: '{name}' is empty in {len(places)} of {len(records)} rows ({shown})"
+            )
+    return lines
 
 
 def _known(name: str, names: Collection[str], what: str, doing: str) -> str:

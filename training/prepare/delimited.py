@@ -9,14 +9,14 @@ file whose quotes enclose fields from one whose texts hold them. Knows no data s
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from pl_compile.config.utf8 import split_lines
-from pl_compile.errors import DataError
+from pl_compile.errors import DataError, unknown_name
 from pl_compile.training.prepare.source import read_text
 
 _log = logging.getLogger(__name__)
@@ -113,11 +113,18 @@ class _Row(NamedTuple):
         return any('"' in self.cells[column] for column in self.in_quotes)
 
 
-def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None = None) -> Table:
+def read_table(
+    path: Path,
+    *,
+    delimiter: str | None = None,
+    quotes: str | None = None,
+    columns: Sequence[str] = (),
+) -> Table:
     """The rows of a delimited file under a header row, quoted fields with line ends included.
 
-    Empty lines at the end of the file are no rows; anywhere else they are a problem. A column
-    without a name is left out, with a warning, where it is empty or numbers the rows.
+    Empty lines are no rows (an empty text that is all of a row is written `""`); a warning counts
+    those above others. A column without a name is left out, with a warning, where it is empty or
+    numbers the rows.
 
     Args:
         path: a UTF-8 file.
@@ -126,6 +133,8 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
         quotes: one of `QUOTES`: a quote in a quoted field is written twice, or behind a backslash,
             or quotes enclose nothing. None is "double", and refuses what could be rows of a file
             whose quotes enclose nothing, or warns of it.
+        columns: the names of those to take, in this order; all if empty. What is wrong with the
+            names of others is no problem then.
 
     Raises:
         DataError: the file cannot be read at all, or its delimiter cannot be told.
@@ -135,16 +144,14 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
         line = 1 + _line_ends(text[: text.index("\0")])
         return _refused(path, line, "a NUL, which no text holds (is it UTF-16?)")
     text, first_line, delimiter = _without_sep(path, text, delimiter)
+    above, text = _without_lines_above(text)
     if delimiter is None:
         delimiter = _sniff(path, text, quotes or "double")
-    rows = list(_rows(text, first_line, delimiter, quotes or "double"))
-    while rows and not rows[-1].cells and not rows[-1].problem:
-        rows.pop()
+    rows = list(_rows(text, first_line + above, delimiter, quotes or "double"))
     if not rows:
         return Table([], [Problem(path.name, "the file is empty, expected a header row")])
+    rows = _without_empty_lines(path, rows, range(first_line, first_line + above))
     header, *below = rows
-    if not header.cells and not header.problem:
-        return _refused(path, first_line, "an empty line, expected a header row")
 
     advice = _advice(quotes or "double")
     problems = [
@@ -154,14 +161,14 @@ def read_table(path: Path, *, delimiter: str | None = None, quotes: str | None =
         problems = _doubts(path, rows, delimiter)
     if header.problem:
         return Table([], problems)
-    columns, of_header = _columns(path, header, below)
+    places, of_header = _columns(path, header, below, columns)
     problems += of_header
     width = len(header.cells)
     records = []
     for row in below:
         where = f"{path.name}:{row.line}"
         if len(row.cells) == width:
-            records.append(Record(where, {name: row.cells[i] for name, i in columns.items()}))
+            records.append(Record(where, {name: row.cells[i] for name, i in places.items()}))
         elif not row.problem:
             what = f"{len(row.cells)} fields, the header has {width}"
             problems.append(Problem(where, what, advice if row.in_quotes else ""))
@@ -184,6 +191,41 @@ def _without_sep(path: Path, text: str, delimiter: str | None) -> tuple[str, int
             fix="Leave --delimiter out.",
         )
     return text[sep.end() :], 2, sep[1]
+
+
+def _without_lines_above(text: str) -> tuple[int, str]:
+    """How many empty lines stand above the header, and the text without them."""
+    rest = text.lstrip("\r\n")
+    return _line_ends(text[: len(text) - len(rest)]), rest
+
+
+def _without_empty_lines(path: Path, rows: Sequence[_Row], above: range) -> list[_Row]:
+    """The rows that are none of the empty lines; a warning counts these.
+
+    Args:
+        path: the file, for the warning.
+        rows: the header and what stands below it.
+        above: the numbers of the empty lines above the header.
+    """
+    width = len(rows[0].cells)
+    kept = [row for row in rows if not _is_empty(row, width)]
+    # Many programs end a file with empty lines.
+    below = [row.line for row in rows if _is_empty(row, width) and row.line < kept[-1].line]
+    skipped = [*above, *below]
+    if skipped:
+        _log.warning(
+            "%s: empty lines are no rows (left out: %d, first at line %d)",
+            path.name,
+            len(skipped),
+            skipped[0],
+        )
+    return kept
+
+
+def _is_empty(row: _Row, width: int) -> bool:
+    """Whether a row is an empty line, or one of blanks where rows have several fields."""
+    blank = width > 1 and len(row.cells) == 1 and not row.in_quotes and not row.cells[0].strip()
+    return not row.problem and (not row.cells or blank)
 
 
 def _rows(text: str, line: int, delimiter: str, quotes: str) -> Iterator[_Row]:
@@ -338,11 +380,20 @@ def _advice(quotes: str) -> str:
 
 
 def _columns(
-    path: Path, header: _Row, below: Sequence[_Row]
+    path: Path, header: _Row, below: Sequence[_Row], wanted: Sequence[str]
 ) -> tuple[dict[str, int], list[Problem]]:
-    """Where each named column stands, and what is wrong with the header."""
+    """Where each column that is wanted stands, and what is wrong with the header."""
     names = [name.strip() for name in header.cells]
     at = f"{path.name}:{header.line}"
+    if wanted:
+        known = [name for name in names if name]
+        missing = [name for name in wanted if name not in known]
+        problems = [
+            ". ".join(unknown_name(name, known, what="column")).rstrip(".") for name in missing
+        ]
+        problems += _repeated(name for name in names if name in wanted)
+        places = {name: names.index(name) for name in wanted if name not in missing}
+        return places, [Problem(at, what) for what in problems]
     left_out = _nameless(path, names, [row for row in below if len(row.cells) == len(names)])
     if any(map(_NUMBER.fullmatch, names)):
         _log.warning("%s is taken for the header, with the names %s", at, ", ".join(names))
@@ -377,5 +428,9 @@ def _header_problems(names: Sequence[str], left_out: set[int]) -> list[str]:
         for index, name in enumerate(names)
         if not name and index not in left_out
     ]
-    repeated = sorted(name for name, count in Counter(names).items() if name and count > 1)
-    return problems + [f"the column '{name}' is there more than once" for name in repeated]
+    return problems + _repeated(filter(None, names))
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    return [f"the column '{name}' is there more than once" for name in repeated]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pl_compile.config.utf8 import read_utf8
+from pl_compile.config.utf8 import OtherFormError, read_utf8
 from pl_compile.errors import DataError, reason_of
 
 
@@ -24,6 +24,8 @@ def read_text(path: Path, *, otherwise: str | None = None) -> str:
         raise DataError(doing, found="no such file", fix="Check the path.") from None
     except OSError as error:
         raise DataError(doing, found=reason_of(error), expected="a file") from error
+    except OtherFormError as error:
+        raise DataError(doing, found=str(error), expected="UTF-8") from error
     except ValueError as error:
         if otherwise is not None:
             return path.read_bytes().decode(otherwise)
