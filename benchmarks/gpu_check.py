@@ -67,8 +67,8 @@ PARTS = (
 # What becomes of a part.
 DONE, FAILED, MISSING, TIME = "done", "failed", "missing", "out of time"
 
-# What a machine with torch and CUDA may lack, in the order in which it is needed. Versions are those
-# of this environment where they are installed in it.
+# What a machine with torch and CUDA may lack. Versions are those of this environment where they are
+# installed in it.
 WHEELS = ("transformers", "onnxruntime-gpu", "nccl4py")
 
 # Long enough for a part to begin at all.

@@ -194,9 +194,9 @@ class FrozenBase:
                 rows.append(prompt.rows)
         # Plain indexing would do the same, but its gradient is an order of magnitude slower.
         first = torch.tensor([starts.get(t, 0) for t in batch.tasks[places].tolist()])
-        index = first.to(self.device) + batch.virtual_rows[places]
+        index = (first + batch.virtual_rows[places]).to(self.device)
         virtual = torch.cat(rows).index_select(0, index).to(embedded.dtype)
-        return embedded.index_copy(0, places, virtual)
+        return embedded.index_copy(0, places.to(self.device), virtual)
 
     def digest(self) -> str:
         """sha256 over all parameters that are here: equal before and after a run, or not frozen."""

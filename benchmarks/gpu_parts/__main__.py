@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Any
 
-from gpu_parts.report import Job, Missing, Report, one_line
+from gpu_parts.report import Job, MissingError, Report, one_line
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
 
     try:
         importlib.import_module(f"gpu_parts.{name}").run(Report(write), Job(**options))
-    except (Missing, ImportError) as error:
+    except (MissingError, ImportError) as error:
         write({"ended": "missing", "why": one_line(error)})
     except Exception as error:  # the next part runs all the same
         traceback.print_exc()

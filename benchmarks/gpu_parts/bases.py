@@ -60,7 +60,7 @@ def llama_base(
     )
     model: Any = LlamaForCausalLM(config)
     if four_bits:
-        for name, parameter in model.model.layers.named_parameters():
+        for parameter in model.model.layers.parameters():
             if parameter.ndim == 2:
                 weight = parameter.data.numpy()
                 weight[:] = as_published(weight, "q4_0")

@@ -90,7 +90,8 @@ class TorchWork:
         import torch
 
         self._cuda = cuda
-        self._stream = torch.cuda.ExternalStream(int(cuda.stream))
+        stream: Any = torch.cuda.ExternalStream
+        self._stream = stream(int(cuda.stream))
         self._numbers = torch.zeros(1000, device="cuda")
 
     def enqueue(self) -> None:

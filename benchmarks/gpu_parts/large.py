@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.bases import gpt_of_zeros
-from gpu_parts.report import Job, Missing, Report, waiter
+from gpu_parts.report import Job, MissingError, Report, waiter
 
 VIRTUAL, TASKS, BATCH, TOKENS = 20, 2, 8, 128
 
@@ -73,17 +73,19 @@ def _one(report: Report, job: Job, shape: Shape) -> None:
 def _check_room(job: Job, size: int) -> None:
     needed = size / _RATE + _STEPS_SECONDS if job.on_gpu else 0
     if needed > job.left:
-        raise Missing(f"time: {needed:.0f} s are needed, {job.left:.0f} s are left")
+        raise MissingError(f"time: {needed:.0f} s are needed, {job.left:.0f} s are left")
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 1.2 * size > pages:
-        raise Missing(f"memory: {pages / 2**30:.0f} GiB are free, the base has {size / 2**30:.0f}")
+        raise MissingError(
+            f"memory: {pages / 2**30:.0f} GiB are free, the base has {size / 2**30:.0f}"
+        )
     if job.on_gpu:
         import torch
 
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
         if 1.5 * size > free:
-            raise Missing(f"memory of the GPU: {free / 2**30:.0f} GiB are free")
+            raise MissingError(f"memory of the GPU: {free / 2**30:.0f} GiB are free")
 
 
 def _train(job: Job, folder: Path) -> tuple[float, float, int]:
@@ -130,7 +132,7 @@ def _train(job: Job, folder: Path) -> tuple[float, float, int]:
         prompts = {task: method.prompt(task) for task in range(TASKS)}
         losses = base.token_losses(pack(rows).to(base.device), prompts)
         mean = losses.mean()
-        mean.backward()
+        torch.autograd.backward(mean)
         optimizer.step()
         optimizer.zero_grad()
         loss = float(mean.detach())

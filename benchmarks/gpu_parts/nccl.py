@@ -14,8 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gpu_parts.report import Job, Report
-from pl_compile.graph.blocks import DIST_DOMAIN
-from pl_compile.graph.builder import GraphBuilder
+from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
 
 _ROOT = Path(__file__).resolve().parents[2]

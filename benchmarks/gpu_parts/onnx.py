@@ -6,13 +6,14 @@ In float32, float16 and 4 bits. Without a GPU, the same graphs on the CPU's prov
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import inference
 
 from gpu_parts.bases import SMALL, STAND_IN, llama_base
-from gpu_parts.report import Job, Missing, Report, median_seconds, waiter
+from gpu_parts.report import Job, MissingError, Report, median_seconds, waiter
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportRequest, export_bundle
@@ -44,7 +45,7 @@ def run(report: Report, job: Job) -> None:
     if job.on_gpu and "CUDAExecutionProvider" not in available_providers():
         import onnxruntime
 
-        raise Missing(f"onnxruntime {onnxruntime.__version__} here was built without CUDA")
+        raise MissingError(f"onnxruntime {onnxruntime.__version__} here was built without CUDA")
     provider = Provider("cuda" if job.on_gpu else "cpu")
     shape = SMALL if job.on_gpu else STAND_IN
     base = llama_base(job.work / "base", shape)
@@ -178,9 +179,9 @@ def _graph(report: Report, job: Job, bundle: Bundle, form: str) -> None:
     """A decode step whose inputs stay on the GPU, with a CUDA graph and without."""
     import numpy as np
 
-    options = ("plain", {}), ("CUDA graph", {"enable_cuda_graph": "1"})
+    options: dict[str, dict[str, str]] = {"plain": {}, "CUDA graph": {"enable_cuda_graph": "1"}}
     logits: dict[str, Any] = {}
-    for name, more in options:
+    for name, more in options.items():
         step = _DeviceStep(_session(bundle, job, more), bundle, job.device)
         logits[name] = step.after([[5], [7], [11]])
         seconds = median_seconds(step.again, 50 if job.on_gpu else 3, lambda: None)
@@ -272,8 +273,10 @@ def _peft(report: Report, job: Job, base: Path) -> None:
 
     repeats = 5 if job.on_gpu else 1
     for rows in ROWS if job.on_gpu else ROWS[:1]:
-        first = median_seconds(lambda: generate(rows, inference.PROMPT, 1), repeats, wait)
-        whole = median_seconds(lambda: generate(rows, inference.PROMPT, steps + 1), repeats, wait)
+        first, whole = (
+            median_seconds(partial(generate, rows, inference.PROMPT, count), repeats, wait)
+            for count in (1, steps + 1)
+        )
         name = f"transformers with PEFT, {str(dtype).rpartition('.')[2]}: decode, {rows} rows"
         report.figure(f"{name}: tokens a second", rows * steps / (whole - first))
     own = median_seconds(lambda: generate(1, inference.HEAD + inference.OWN, 1), repeats, wait)

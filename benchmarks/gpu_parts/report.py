@@ -12,7 +12,7 @@ from typing import Any
 from pl_compile.errors import MissingExtraError
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """Something that a part needs and this machine does not have."""
 
 
@@ -74,7 +74,7 @@ class Report:
         """What is inside may fail, and the part goes on."""
         try:
             yield
-        except (Missing, MissingExtraError, ImportError) as error:
+        except (MissingError, MissingExtraError, ImportError) as error:
             self.figure(name, f"missing: {one_line(error)}")
         except Exception as error:
             traceback.print_exc()

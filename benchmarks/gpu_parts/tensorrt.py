@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from gpu_parts.bases import STAND_IN, llama_base
-from gpu_parts.report import Job, Missing, Report, median_seconds
+from gpu_parts.report import Job, MissingError, Report, median_seconds
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.plan_record import PACKAGES
 from pl_compile.config.build import BuildOptions
@@ -36,7 +36,7 @@ def run(report: Report, job: Job) -> None:
         _not_served(report)
     target = "tensorrt" if job.on_gpu else "tensorrt-rtx"
     if target not in found:
-        raise Missing(f"the package {PACKAGES[target]}")
+        raise MissingError(f"the package {PACKAGES[target]}")
     base = llama_base(job.work / "small-trt", STAND_IN, vocab=401)
     table = random_table(base, job.work / "prompts-trt.safetensors", prefix=True)
     for form, options in FORMS.items() if job.on_gpu else list(FORMS.items())[:1]:
@@ -80,9 +80,7 @@ def _plan(
             _compare(report, job, folder, base, form, engine)
 
 
-def _compare(
-    report: Report, job: Job, folder: Path, base: Path, form: str, engine: Engine
-) -> None:
+def _compare(report: Report, job: Job, folder: Path, base: Path, form: str, engine: Engine) -> None:
     bundle = read_bundle(folder)
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(folder, vocab=contract.vocab)

@@ -1,4 +1,4 @@
-"""Training on the GPU: the losses of the CPU, no copy of the base to the host, and PEFT beside it."""
+"""Training on the GPU: the CPU's losses, no copy of the base to the host, and PEFT beside it."""
 
 import json
 import statistics
