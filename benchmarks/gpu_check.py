@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Part:
     """
 
     name: str
-    seconds: int
+    seconds: float
     says: str
 
 
@@ -90,6 +90,9 @@ class Record:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.lines = list(read_lines(path))
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")  # behind what was left half written
 
     def add(self, line: Line) -> None:
         """Appends a line."""
@@ -123,7 +126,7 @@ def run_part(
     part: Part,
     record: Record,
     *,
-    run: str,
+    run: Line,
     seconds: float,
     command: Sequence[str],
     environment: Mapping[str, str],
@@ -134,7 +137,7 @@ def run_part(
     Args:
         part: the part.
         record: gets its lines.
-        run: the name of this call.
+        run: what each of its lines says of this call.
         seconds: its limit.
         command: starts it; each line of its standard output is a result.
         environment: of its process.
@@ -162,8 +165,8 @@ def run_part(
         clock = threading.Timer(seconds, end)
         clock.start()
         end_line: Line | None = None
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             for text in process.stdout:
                 try:
                     line = json.loads(text)
@@ -173,20 +176,21 @@ def run_part(
                 if "ended" in line:
                     end_line = line
                 else:
-                    record.add({"part": part.name, "run": run, **line})
+                    record.add({"part": part.name, **run, **line})
                     last = f"after: {line['name']}"
                     print(_row(line), file=sys.stderr)
             code = process.wait()
         finally:
             clock.cancel()
             _kill(process)
+            process.stdout.close()
     if over.is_set():
         end_line = {"ended": TIME, "why": f"its limit of {seconds:.0f} s, {last}"}
     elif end_line is None:
         why = f"the process ended with {_code(code)}, {last}: {_last_of(log)}"
         end_line = {"ended": FAILED, "why": why}
     took = round(time.monotonic() - started, 1)
-    record.add({"part": part.name, "run": run, **end_line, "seconds": took})
+    record.add({"part": part.name, **run, **end_line, "seconds": took})
     ended: str = end_line["ended"]
     return ended
 
@@ -321,7 +325,9 @@ def check(
     """
     output.mkdir(parents=True, exist_ok=True)
     record = Record(output / "results.jsonl")
-    run = time.strftime("%Y-%m-%d %H:%M:%S")
+    # The number of lines before it tells apart what begins in one second.
+    name = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {len(record.lines)}"
+    run = {"run": name, "device": "cuda" if gpu else "cpu"}
     ends = time.monotonic() + limit
     with tempfile.TemporaryDirectory(prefix="plc-gpu-check-") as scratch:
         work = work or Path(scratch)
@@ -346,7 +352,7 @@ def check(
             if seconds < _LEAST_SECONDS:
                 record.add(_end(part.name, run, TIME, f"the limit of {limit:.0f} s for all"))
                 continue
-            options = {"device": "cuda" if gpu else "cpu", "seconds": seconds, "work": str(work)}
+            options = {"device": run["device"], "seconds": seconds, "work": str(work)}
             command = [sys.executable, "-m", "gpu_parts", part.name, json.dumps(options)]
             ended = run_part(
                 part,
@@ -367,8 +373,8 @@ def check(
     )
 
 
-def _end(part: str, run: str, ended: str, why: str) -> Line:
-    return {"part": part, "run": run, "ended": ended, "why": why, "seconds": 0.0}
+def _end(part: str, run: Line, ended: str, why: str) -> Line:
+    return {"part": part, **run, "ended": ended, "why": why, "seconds": 0.0}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -381,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("build/gpu-check"))
     parser.add_argument("--parts", nargs="+", choices=names, help="these, done before or not")
     parser.add_argument("--limit", type=float, default=600, help="seconds for all of it")
+    parser.add_argument("--seconds", type=float, help="of each part, in place of its own limit")
     parser.add_argument("--stand-ins", action="store_true", help="as if there were no GPU")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use")
     parser.add_argument("--work", type=Path, help="for bases and bundles, kept")
@@ -392,6 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fetch_wheels(options.fetch_wheels, options.python, options.most_mib)
         return 0
     chosen = [part for part in PARTS if options.parts is None or part.name in options.parts]
+    if options.seconds:
+        chosen = [replace(part, seconds=options.seconds) for part in chosen]
     passed = check(
         options.output,
         parts=chosen,
