@@ -187,6 +187,8 @@ def _damage(job: Job, tensors: Mapping[str, Tensor]) -> list[str]:
             )
         elif name in parameters and not tensors[name].isfinite().all():
             problems.append(f"'{name}' holds numbers that are not finite")
+        elif tensors[name].isnan().any():  # the square of a large gradient may be infinite
+            problems.append(f"'{name}' holds what is no number")
     return sorted(problems)
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pl_compile.config.floats import check_floats
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, reason_of
 
 
 def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -24,7 +24,7 @@ def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ArtifactError(doing, found=error.strerror or str(error), expected=wanted) from error
+        raise ArtifactError(doing, found=reason_of(error), expected=wanted) from error
     except Exception as error:  # a damaged or hostile pickle can end in any
         raise ArtifactError(
             doing,
@@ -43,11 +43,12 @@ def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
     if sparse:
         found = f"{', '.join(sparse[:5])}, whose numbers are not all in the file"
         raise ArtifactError(doing, found=found, expected="each number of a tensor by itself")
-    return {name: tensor.detach().float().numpy() for name, tensor in content.items()}
+    # A view may be marked as the negative of what is stored.
+    return {name: tensor.detach().resolve_neg().float().numpy() for name, tensor in content.items()}
 
 
 def _is_all_there(tensor: torch.Tensor) -> bool:
     """Whether a tensor has a number for each place: a view may repeat one without end."""
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -75,8 +75,10 @@ def record_start(
     event = "resumed" if resumed else "started"
     record = {"event": event, "step": step, "precision": dict(precision), **describe_run(argv)}
     path = run_folder / HISTORY_NAME
-    earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_atomically(path, (earlier + json.dumps(record, ensure_ascii=False) + "\n").encode())
+    earlier = path.read_bytes() if path.is_file() else b""
+    # A command line may hold bytes that are no UTF-8: escaped, as JSON can.
+    line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    write_atomically(path, earlier + line + b"\n")
     return record
 
 

@@ -273,7 +273,7 @@ class _Run:
         self._team.check_equal("the beginning", self._digest(state.step, self._run.identity))
         self._team.lead(lambda: self._record_start(state, resume))
         self._team.after_leader(lambda: self._run.open(state.step))
-        self._loggers = self._team.lead(lambda: self._open_loggers(state, resume)) or []
+        self._loggers = self._team.lead(lambda: self._open_loggers(state)) or []
         try:
             baseline = self._baseline()
             if job is None:
@@ -301,7 +301,7 @@ class _Run:
         precision = asdict(self._precision)
         record_start(self._output, sys.argv, state.step, resumed=resumed, precision=precision)
 
-    def _open_loggers(self, state: RunState, resumed: bool) -> list[Logger]:
+    def _open_loggers(self, state: RunState) -> list[Logger]:
         return open_loggers(
             self._config.logging,
             self._output,

@@ -114,12 +114,14 @@ def folder_of_one_process(output: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise TrainingError(
                 f"starting a run in {output}",
                 found="another process that trains there",
                 fix="Wait for it, or choose another --output.",
             ) from None
+        except OSError:
+            pass  # a file system without locks: nobody can tell
         yield
     finally:
         os.close(descriptor)

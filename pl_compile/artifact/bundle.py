@@ -20,7 +20,6 @@ path may leave the folder, and nothing is ever unpickled.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.file_sums import FileRecord, check_files, records_of
 from pl_compile.artifact.folded_prefix import (
     FOLDED_NAME,
     FoldedPrefix,
@@ -56,7 +55,6 @@ from pl_compile.errors import (
     ArtifactError,
     ConfigError,
     check_all,
-    list_problems,
     reason_of,
     unknown_name,
 )
@@ -86,14 +84,6 @@ _NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
 
 # What a task learned: a tensor in a file of its own name, and how many axes it has.
 _LEARNED_AXES = {"prompt": 2, "prefix_kv": 5}
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of a bundle."""
-
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -318,17 +308,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` over all files that a runtime reads: the last thing an export does."""
-    files = sorted(path for path in bundle.rglob("*") if path.is_file())
-    records = {
-        path.relative_to(bundle).as_posix(): {
-            "sha256": sha256_of(path),
-            "size_bytes": path.stat().st_size,
-        }
-        for path in files
-        if path.relative_to(bundle).as_posix() not in _NOT_SUMMED
-    }
-    content = {"format": FORMAT, "version": VERSION, **plain_from_config(manifest)}
-    write_json(bundle / MANIFEST, {**content, "files": records})
+    files = records_of(bundle, left_out=_NOT_SUMMED)
+    stored = _StoredManifest(**{**vars(manifest), "files": files})
+    content = {"format": FORMAT, "version": VERSION, **plain_from_config(stored)}
+    write_json(bundle / MANIFEST, content)
 
 
 def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
@@ -345,7 +328,7 @@ def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
     """
     doing = f"opening the bundle {folder}"
     manifest = _read_manifest(folder, doing)
-    _check_files(folder, manifest.files, doing, sums=sums)
+    check_files(folder, manifest.files, doing, left_out=_NOT_SUMMED, sums=sums, fix=_COPY_OR_EXPORT)
     entries = {name: _read_task(folder, name, manifest) for name in manifest.tasks}
     return Bundle(folder, manifest, entries, manifest.files)
 
@@ -392,6 +375,10 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
             found=f"damaged {MANIFEST}: ranks {graph.ranks}",
             expected=f"at most the {graph.kv_heads} key and value heads that they divide",
         )
+    if "tokenizer.json" not in manifest.files:
+        raise ArtifactError(
+            doing, found="tokenizer.json is not in the manifest", fix=_COPY_OR_EXPORT
+        )
     _check_graphs(manifest, doing)
     return manifest
 
@@ -420,79 +407,6 @@ class _StoredManifest(Manifest):
     """The manifest as it is stored: with the sums."""
 
     files: Mapping[str, FileRecord] = field(kw_only=True)
-
-
-def _check_files(folder: Path, files: Mapping[str, FileRecord], doing: str, *, sums: bool) -> None:
-    for name in files:
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
-            # Said alone: such a manifest was made to mislead.
-            raise ArtifactError(
-                doing,
-                found=f"the path '{name}' leaves the folder",
-                expected="paths inside the bundle",
-                fix="Do not use this bundle; export it again.",
-            )
-    sizes, problems = _regular_files(folder)
-    fix = _COPY_OR_EXPORT
-    if not problems:
-        needed = {"tokenizer.json", *(set(sizes) - _NOT_SUMMED)}
-        problems = [f"{name} is not in the manifest" for name in sorted(needed - set(files))]
-        if problems and needed <= set(sizes):
-            fix = "Remove what the manifest does not name: a file manager may have put it there."
-        for name, record in files.items():
-            damaged = _problems_of_file(folder / name, name, record, sizes.get(name), sums)
-            if damaged:
-                problems += damaged
-                fix = _COPY_OR_EXPORT
-    if problems:
-        raise ArtifactError(doing, found=list_problems(problems), fix=fix)
-
-
-def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """The size of each file by its path in the folder; and as problems, what else is there.
-
-    A link leads out of the folder, and a pipe is waited for: neither is followed or opened.
-    """
-    sizes: dict[str, int] = {}
-    problems = []
-    waiting = [""]
-    while waiting:
-        inside = waiting.pop()
-        try:
-            entries = list(os.scandir(folder / inside))
-        except OSError as error:
-            problems.append(f"{inside or 'the folder'} cannot be read ({reason_of(error)})")
-            continue
-        for entry in entries:
-            name = f"{inside}{entry.name}"
-            if entry.is_symlink():
-                problems.append(f"{name} is a link")
-            elif entry.is_dir():
-                waiting.append(f"{name}/")
-            elif entry.is_file():
-                sizes[name] = entry.stat().st_size
-            else:
-                problems.append(f"{name} is a pipe, a device or a socket")
-    return sizes, sorted(problems)
-
-
-def _problems_of_file(
-    path: Path, name: str, record: FileRecord, size: int | None, sums: bool
-) -> list[str]:
-    if size is None:
-        return [f"{name} is missing"]
-    if size != record.size_bytes:
-        return [f"{name} has {size} bytes, expected {record.size_bytes}"]
-    if not sums:
-        return []
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        return [f"{name} cannot be read ({reason_of(error)})"]
-    if found != record.sha256:
-        return [f"{name} has sha256 {found}, expected {record.sha256}"]
-    return []
 
 
 def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:

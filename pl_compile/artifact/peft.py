@@ -120,7 +120,7 @@ class PeftAdapter:
             f"{CONFIG_NAME} says {name} {self.sizes[name]!r:.40}, and the base has "
             f"{' or '.join(map(str, sorted(known)))}"
             for name, known in sizes.items()
-            if name in self.sizes and self.sizes[name] not in known
+            if name in self.sizes and self.sizes[name] not in list(known)  # it may be a list
         ]
         if problems:
             raise ArtifactError(

@@ -64,6 +64,8 @@ def read_tensor_file(
         ) from error
     except OSError as error:
         raise ArtifactError(doing, found=reason_of(error), expected="a safetensors file") from error
+    except ValueError as error:  # an empty tensor may have any sizes beside the 0
+        raise ArtifactError(doing, found=f"a tensor that numpy cannot hold: {error}") from error
     except (TypeError, AttributeError) as error:
         found = f"numbers that numpy cannot hold: {', '.join(sorted({*kinds.values()}))}"
         raise ArtifactError(doing, found=found) from error

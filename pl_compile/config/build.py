@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pl_compile.config.contract import SamplingMode
+from pl_compile.config.sizes import MOST
 from pl_compile.errors import ConfigError, list_problems
 
 Quantization = Literal["none", "int8", "int4"]
@@ -96,8 +97,9 @@ class BuildOptions:
             problems.append(f"candidates {self.candidates}, expected 1 or more")
         if self.ranks < 1:
             problems.append(f"tp_size {self.ranks}, expected 1 or more")
-        if self.max_batch is not None and self.max_batch < 1:
-            problems.append(f"max_batch {self.max_batch}, expected 1 or more")
+        if not 1 <= self.plan_batch <= MOST["max_batch"]:
+            # A plan's record and a session take no more: it is said before hours of building.
+            problems.append(f"max_batch {self.max_batch}, expected 1 to {MOST['max_batch']}")
         if self.compute_capabilities and self.defer_build:
             problems.append("compute capabilities, and a build that is left to the device")
         if self.ep_context and self.defer_build:

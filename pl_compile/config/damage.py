@@ -15,11 +15,14 @@ _COPY = "Copy it again."
 
 
 def damage_of(path: Path) -> tuple[str, str]:
-    """What a file is that is no sound safetensors file, and what to do; both may be empty.
+    """What a file is that is no sound safetensors file, and what to do; both may be empty."""
+    try:
+        return _damage(path)
+    except OSError:  # what the library said of it is all that is known
+        return "", ""
 
-    Raises:
-        OSError: it cannot be read.
-    """
+
+def _damage(path: Path) -> tuple[str, str]:
     size = path.stat().st_size
     if size == 0:
         return "an empty file", _COPY

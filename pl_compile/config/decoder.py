@@ -98,7 +98,9 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
         # No near name is proposed: gptj is not gpt2.
         said = f"is {family!r:.80}" if "model_type" in hf else "is missing"
         expected = f"a family of: {', '.join(_FAMILIES)}"
-        raise BaseModelError(doing, found=f"'model_type' {said}", expected=expected)
+        raise BaseModelError(
+            doing, found=f"'model_type' {said}", expected=expected, fix=_ANOTHER_BASE
+        )
     _refuse_codes(hf, doing)
     keys, read = _FAMILIES[family]
     problems = keys.problems(hf)
@@ -156,7 +158,12 @@ class _Settings:
         if value is None and default is not None and (null or key not in self._values):
             return default
         if key not in self._values:
-            raise BaseModelError(self._doing, found=f"'{key}' is missing")
+            raise BaseModelError(
+                self._doing,
+                found=f"'{key}' is missing",
+                expected=_KINDS[kind],
+                fix="Add what the base was made with, or save it again with save_pretrained.",
+            )
         if type(value) is not kind:
             found = f"'{key}' is {'null' if value is None else repr(value)[:80]}"
             raise BaseModelError(self._doing, found=found, expected=_KINDS[kind])
@@ -171,9 +178,9 @@ class _Settings:
             raise BaseModelError(self._doing, found=found, expected=expected)
         return value
 
-    def epsilon(self, key: str) -> float:
+    def epsilon(self, key: str, default: float) -> float:
         """What a normalisation adds, so that it never divides by zero."""
-        value = self.get(key, float)
+        value = self.get(key, float, default)
         if not 0 < value < 1:
             found = f"'{key}' is {value!r:.80}"
             raise BaseModelError(self._doing, found=found, expected="above 0 and below 1")
@@ -282,8 +289,8 @@ def _llama(hf: _Settings) -> DecoderConfig:
         head_dim=hf.size("head_dim", "head_dim", hidden // heads, null=True),
         ffn=hf.size("intermediate_size", "ffn"),
         vocab=vocab,
-        positions=hf.size("max_position_embeddings", "positions"),
-        norm_eps=hf.epsilon("rms_norm_eps"),
+        positions=hf.size("max_position_embeddings", "positions", 2048),
+        norm_eps=hf.epsilon("rms_norm_eps", 1e-6),
         tied=hf.get("tie_word_embeddings", bool, False),
         rope_theta=hf.rope_theta(),
         attention_bias=hf.get("attention_bias", bool, False),
@@ -303,8 +310,8 @@ def _gpt2(hf: _Settings) -> DecoderConfig:
         head_dim=hidden // heads,
         ffn=hf.size("n_inner", "ffn", 4 * hidden, null=True),
         vocab=hf.size("vocab_size", "vocab"),
-        positions=hf.size("n_positions", "positions"),
-        norm_eps=hf.epsilon("layer_norm_epsilon"),
+        positions=hf.size("n_positions", "positions", 1024),
+        norm_eps=hf.epsilon("layer_norm_epsilon", 1e-5),
         tied=hf.get("tie_word_embeddings", bool, True),
         attention_bias=True,
         mlp_bias=True,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pl_compile.config.utf8 import is_utf8, read_text
-from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems
+from pl_compile.errors import ConfigError, OptionError, did_you_mean, list_problems, reason_of
 
 if TYPE_CHECKING:
     import yaml
@@ -96,8 +96,7 @@ def read_yaml(path: Path) -> Node:
     except FileNotFoundError:
         raise ConfigError(doing, found="no such file", fix="Check the path.") from None
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(doing, found=found, expected="a UTF-8 text file") from error
+        raise ConfigError(doing, found=reason_of(error), expected="a UTF-8 text file") from error
     node = _parse(text, doing, name=path.name, folder=path.parent)
     if not isinstance(node.data, dict):
         raise ConfigError(doing, found=_kind(node.data), expected="a mapping at the top level")

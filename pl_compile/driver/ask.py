@@ -31,7 +31,8 @@ def checked_requests(
         progress: who is told which of them are cut to fit the session's cache.
 
     Raises:
-        RequestError: requests that cannot be served, all of them with their places.
+        RequestError: options that no request may have; or requests that cannot be served, all of
+            them with their places.
     """
     requests: list[Request] = []
     problems: list[str] = []
@@ -39,8 +40,8 @@ def checked_requests(
     for example, options in rows:
         hidden = _answer_field(session, example)
         fields = {name: value for name, value in example.fields.items() if name != hidden}
+        request = Request(example.taskname, fields, **options)
         try:
-            request = Request(example.taskname, fields, **options)
             lost = session.check(request)
         except RequestError as error:
             problems.append(f"{example.where}: {error}")

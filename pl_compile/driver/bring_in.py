@@ -152,6 +152,8 @@ def _on_its_tokenizer(adapter: Path, tokenizer: Tokenizer) -> str:
 
 def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
     """A note where the base that the adapter names is here and is another one, or nothing."""
+    if not adapter.base:
+        return ""
     try:
         named = find_base(adapter.base)
         if named.resolve() == folder.resolve():

@@ -37,7 +37,8 @@ def check_answers(
     problems = []
     for task, examples in by_task.items():
         template = templates[task]
-        field, choices = template.answer_field or "", template.task.choices
+        field = template.answer_field or ""
+        labels = [choice.strip() for choice in template.task.choices]
         given = [example for example in examples if example.fields.get(field) is not None]
         answers = [right_answer(example, template) for example in given]
         chosen = metric_for(answers, template, metric)
@@ -47,8 +48,7 @@ def check_answers(
             if example.fields.get(field) is None
         ]
         for example, answer in zip(given, answers, strict=True):
-            found = [choice_problem(example.fields[field], choices)]
-            found += [reference_problem(chosen, answer)]
+            found = [choice_problem(_stripped(answer), labels), reference_problem(chosen, answer)]
             if any(found):
                 problems.append(f"{example.where}: {'; '.join(filter(None, found))}")
     if problems:
@@ -68,3 +68,8 @@ def right_answer(example: Example, template: Template) -> Reference:
     """The right answer of an example that has one; a list where several are right."""
     answer = example.fields[template.answer_field or ""]
     return [str(text) for text in answer] if isinstance(answer, list) else str(answer)
+
+
+def _stripped(answer: Reference) -> Reference:
+    """An answer without the blanks at its ends, which no metric counts."""
+    return answer.strip() if isinstance(answer, str) else [text.strip() for text in answer]

@@ -6,6 +6,7 @@ that is given twice) is refused with its line. Knows no tokens.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from pl_compile.config import lfs
 from pl_compile.config.strict_json import parse_json, parse_json_array
 from pl_compile.config.utf8 import read_utf8, split_lines
 from pl_compile.errors import DataError, did_you_mean, list_problems, reason_of, unknown_name
+from pl_compile.text.other_forms import SPREAD, TABLE, form_of_file, form_of_line
 from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
 
-_Problem: TypeAlias = tuple[str, str]  # where, and what
+# Where each mistake is, by what it is: thousands of rows may have the same one.
+_Problems: TypeAlias = defaultdict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -51,32 +54,29 @@ def read_examples(
             not fit: all of them, each with file and line.
     """
     examples: list[Example] = []
-    problems: list[_Problem] = []
+    problems: _Problems = defaultdict(list)
     for path in paths:
         for where, value in _objects(path, problems):
             found = _problem(value, templates, answers)
             if found:
-                problems.append((where, found))
+                problems[found].append(where)
             else:
                 fields = {key: item for key, item in value.items() if key != "taskname"}
                 examples.append(Example(value["taskname"], fields, where))
     doing = f"reading {', '.join(str(path) for path in paths)}"
     if problems:
-        raise DataError(doing, found=list_problems(_each_once(problems)))
+        raise DataError(doing, found=list_problems(_with_places(problems)))
     if not examples:
         raise DataError(doing, found="no examples", expected="at least one JSON object a line")
     return examples
 
 
-def _each_once(problems: Sequence[_Problem], *, most: int = 3) -> list[str]:
-    """The problems as texts: what is wrong in many places is one text, with the first places."""
-    places: dict[str, list[str]] = {}
-    for where, what in problems:
-        places.setdefault(what, []).append(where)
+def _with_places(problems: _Problems, *, most: int = 3) -> list[str]:
+    """What is wrong, each text with the first of its places."""
     return [
         f"{', '.join(found[:most])}"
         f"{f' and {len(found) - most} more' if len(found) > most else ''}: {what}"
-        for what, found in places.items()
+        for what, found in problems.items()
     ]
 
 
@@ -108,18 +108,18 @@ def first_places(places: Sequence[str], most: int) -> str:
     return f"{', '.join(places[:most])}{' …' if len(places) > most else ''}"
 
 
-def _objects(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
+def _objects(path: Path, problems: _Problems) -> Iterator[tuple[str, Any]]:
     try:
         lines = split_lines(read_utf8(path))
     except (OSError, ValueError) as error:
-        problems.append((str(path), f"{reason_of(error)}, expected a UTF-8 file"))
+        problems[f"{reason_of(error)}, expected a UTF-8 file"].append(str(path))
         return
     first = next((line for line in lines if line.strip()), "")
     if first.lstrip().startswith("["):
         yield from _items(path, "\n".join(lines), problems)
         return
     if lfs.is_pointer(first):
-        problems.append((str(path), f"{lfs.FOUND}. {lfs.FIX}".rstrip(".")))
+        problems[f"{lfs.FOUND}. {lfs.FIX}".rstrip(".")].append(str(path))
         return
     malformed = False
     for number, line in enumerate(lines, start=1):
@@ -129,78 +129,25 @@ def _objects(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
         try:
             yield where, parse_json(line)
         except json.JSONDecodeError as error:
-            form = _other_form(line)
+            form = form_of_line(line)
             if not form and not malformed:
-                form = _form_of_all(line, lines[number:])
-            problems.append((where, f"not JSON ({_reason(error)}){form}"))
-            if form in (_SPREAD, _TABLE):
-                return  # each of its lines would be a mistake of its own
+                form = form_of_file(lines, number - 1)
+            problems[f"not JSON ({_reason(error)}){form}"].append(where)
+            if form in (SPREAD, TABLE):
+                return
             malformed = True
 
 
-def _items(path: Path, text: str, problems: list[_Problem]) -> Iterator[tuple[str, Any]]:
+def _items(path: Path, text: str, problems: _Problems) -> Iterator[tuple[str, Any]]:
     try:
         for index, item in enumerate(parse_json_array(text)):
             yield f"{path}, item {index}", item
     except json.JSONDecodeError as error:
-        problems.append((f"{path}:{error.lineno}", f"not a JSON array ({_reason(error)})"))
+        problems[f"not a JSON array ({_reason(error)})"].append(f"{path}:{error.lineno}")
 
 
 def _reason(error: json.JSONDecodeError) -> str:
     return f"{error.msg}, column {error.colno}"
-
-
-_SPREAD = ": an object over several lines, expected one on each line, or a JSON array in [ ]"
-_JOINED = ": objects joined by commas, expected no comma at the end, or a JSON array in [ ]"
-_PYTHON = ": Python's way to write it, expected what json.dumps writes"
-
-
-_CURLY = ": typographic quotes, expected straight ones"
-_COMMENT = ": a comment, which JSON does not have: take it out"
-_TWO = ": more than one value, expected one object on each line"
-_TABLE = ": the file looks like CSV or TSV: plc prepare csv makes JSON lines of it"
-
-
-def _other_form(line: str) -> str:
-    """What a line that is no JSON looks like, as the end of a message; often nothing."""
-    line = line.strip()
-    if line.startswith(("{'", "{\u201c", "{\u2018")):
-        return _PYTHON if line[1] == "'" else _CURLY
-    if line.startswith(("//", "#", "/*")):
-        return _COMMENT
-    if line.endswith(",") and _is_json(line[:-1]):
-        return _JOINED
-    return _TWO if _has_two(line) else ""
-
-
-def _form_of_all(line: str, rest: Sequence[str]) -> str:
-    """What a file looks like whose first line that is no JSON is `line`, followed by `rest`."""
-    lines = [line, *rest]
-    if not any(each.lstrip().startswith("{") for each in lines):
-        return _TABLE if any(separator in line for separator in ",;\t|") else ""
-    if line.lstrip().startswith("{") and not line.rstrip().endswith("}") and rest:
-        try:
-            json.JSONDecoder().raw_decode("\n".join(lines).lstrip())
-        except (ValueError, RecursionError):
-            return ""
-        return _SPREAD
-    return ""
-
-
-def _has_two(line: str) -> bool:
-    try:
-        parse_json(line)
-    except json.JSONDecodeError as error:
-        return line.startswith("{") and error.msg == "Extra data"
-    return False
-
-
-def _is_json(text: str) -> bool:
-    try:
-        parse_json(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> str:

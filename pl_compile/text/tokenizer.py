@@ -208,8 +208,7 @@ class Tokenizer:
     @property
     def added_texts(self) -> list[str]:
         """The texts of the tokens that were added to the vocabulary, special or not."""
-        tokens = self._opening.get_added_tokens_decoder()
-        return [token.content for token in tokens.values()]
+        return [token.content for token in self._added.values()]
 
     @property
     def rendering(self) -> int:

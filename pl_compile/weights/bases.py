@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pl_compile.errors import BaseModelError
+from pl_compile.errors import BaseModelError, reason_of
 
 DEFAULT_BASE = "smollm2-135m"
 
@@ -31,7 +31,7 @@ def find_base(base: str) -> Path:
                 return folder
             is_folder = folder.is_dir()
         except OSError as error:  # a name that is too long, a folder that may not be read
-            raise BaseModelError(doing, found=error.strerror or str(error)) from error
+            raise BaseModelError(doing, found=reason_of(error)) from error
         if is_folder:
             raise BaseModelError(
                 doing,

@@ -21,7 +21,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.floats import FLOATS
 from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.utf8 import check_regular
-from pl_compile.errors import BaseModelError, list_problems
+from pl_compile.errors import BaseModelError, list_problems, reason_of
 
 # Written out, so that a field that is added to DecoderConfig later changes no fingerprint.
 _FINGERPRINTED = (
@@ -43,6 +43,8 @@ _FINGERPRINTED = (
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+
+_COPY = "Copy the base again."
 
 # The bits of an exponent that is all ones: infinity, or no number.
 _EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
@@ -81,7 +83,7 @@ class Checkpoint:
         import ml_dtypes  # noqa: F401
 
         self.folder = folder
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Path, Any]] = {}
         self._headers: dict[str, Header] = {}
         for path, listed in self._paths().items():
             with self._reporting(path):
@@ -99,7 +101,7 @@ class Checkpoint:
                 raise self._error(
                     path.name, list_problems(problems), expected=f"what {_INDEX} says"
                 )
-            self._files |= dict.fromkeys(held, file)
+            self._files |= dict.fromkeys(held, (path, file))
             self._headers |= headers
 
     @property
@@ -114,14 +116,16 @@ class Checkpoint:
 
     def tensor(self, name: str) -> NDArray[Any]:
         """The tensor `name` with the shape and dtype it is stored in."""
-        with self._reporting(self.folder / _SINGLE):
-            array: NDArray[Any] = self._files[name].get_tensor(name)
+        path, file = self._files[name]
+        with self._reporting(path):
+            array: NDArray[Any] = file.get_tensor(name)
         return array
 
     def rows(self, name: str, rows: slice) -> NDArray[Any]:
         """Some rows of the tensor `name`."""
-        with self._reporting(self.folder / _SINGLE):
-            array: NDArray[Any] = self._files[name].get_slice(name)[rows]
+        path, file = self._files[name]
+        with self._reporting(path):
+            array: NDArray[Any] = file.get_slice(name)[rows]
         return array
 
     def _paths(self) -> dict[Path, set[str]]:
@@ -131,7 +135,7 @@ class Checkpoint:
             return {single: set()}
         try:
             doing = f"reading the weights of {self.folder}, {_INDEX}"
-            content = read_json_object(index, BaseModelError, doing, fix="Copy the base again.")
+            content = read_json_object(index, BaseModelError, doing, fix=_COPY)
         except FileNotFoundError:
             raise self._without_index() from None
         files = content.get("weight_map")
@@ -178,12 +182,10 @@ class Checkpoint:
             AttributeError,
         ) as error:
             found, fix = damage_of(path) if isinstance(error, SafetensorError) else ("", "")
-            raise self._error(
-                path.name, found or str(error), fix=fix or "Copy the base again."
-            ) from error
+            raise self._error(path.name, found or reason_of(error), fix=fix or _COPY) from error
 
     def _error(
-        self, file: str, found: str, *, expected: str = "", fix: str = "Copy the base again."
+        self, file: str, found: str, *, expected: str = "", fix: str = _COPY
     ) -> BaseModelError:
         return BaseModelError(
             f"reading the weights of {self.folder}",

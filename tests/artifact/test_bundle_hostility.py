@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import save
 
 from pl_compile.artifact.bundle import (
-    FileRecord,
     Manifest,
     is_bundle,
     read_bundle,
@@ -20,6 +19,7 @@ from pl_compile.artifact.bundle import (
     write_manifest,
     write_task,
 )
+from pl_compile.artifact.file_sums import FileRecord
 from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry
 from pl_compile.artifact.selftest import check_selftest
 from pl_compile.config.contract import GraphContract

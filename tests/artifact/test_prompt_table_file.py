@@ -436,3 +436,13 @@ def test_a_task_stored_under_another_name_is_refused_with_both(path: Path) -> No
 
     assert "'mood'" in text
     assert "'squad'" in text
+
+
+def test_an_empty_tensor_of_sizes_that_no_array_has_is_refused(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F32", "shape": [0, 1 << 62], "data_offsets": [0, 0]}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "table.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+    with pytest.raises(ArtifactError, match="a tensor that numpy cannot hold"):
+        read_prompt_table(path)

@@ -102,13 +102,23 @@ def test_what_a_llama_leaves_out_has_the_value_of_transformers(tmp_path: Path) -
         tie_word_embeddings=...,
         rope_theta=...,
         bos_token_id=...,
+        rms_norm_eps=...,
+        max_position_embeddings=...,
     )
 
     assert config.kv_heads == 6
+    assert (config.norm_eps, config.positions) == (1e-6, 2048)
     assert config.head_dim == 4
     assert config.tied is False
     assert config.rope_theta == 10000.0
     assert config.bos_id is None
+
+
+def test_what_a_gpt2_leaves_out_has_the_value_of_transformers(tmp_path: Path) -> None:
+    config = read(tmp_path, GPT2, layer_norm_epsilon=..., n_positions=..., n_inner=...)
+
+    assert (config.norm_eps, config.positions, config.ffn) == (1e-5, 1024, 96)
+    assert config.tied is True
 
 
 def test_biases_of_a_llama_are_seen(tmp_path: Path) -> None:
@@ -187,7 +197,8 @@ def test_a_gpt2_that_computes_otherwise_is_refused(
 def test_another_family_is_refused_with_those_that_are_read(tmp_path: Path, family: object) -> None:
     assert refusal(tmp_path, LLAMA, model_type=family) == (
         f"reading {tmp_path / 'config.json'}: 'model_type' is {family!r}; "
-        "expected a family of: llama, gpt2."
+        "expected a family of: llama, gpt2. "
+        "Use another base: docs/importing.md says which are read."
     )
 
 
@@ -203,19 +214,16 @@ def test_a_missing_family_is_named(tmp_path: Path) -> None:
         (LLAMA, "num_attention_heads"),
         (LLAMA, "intermediate_size"),
         (LLAMA, "vocab_size"),
-        (LLAMA, "max_position_embeddings"),
-        (LLAMA, "rms_norm_eps"),
         (GPT2, "n_layer"),
         (GPT2, "n_embd"),
         (GPT2, "n_head"),
         (GPT2, "vocab_size"),
-        (GPT2, "n_positions"),
-        (GPT2, "layer_norm_epsilon"),
     ],
 )
 def test_a_missing_setting_is_named(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
     assert refusal(tmp_path, settings, **{key: ...}) == (
-        f"reading {tmp_path / 'config.json'}: '{key}' is missing."
+        f"reading {tmp_path / 'config.json'}: '{key}' is missing; expected a whole number. "
+        "Add what the base was made with, or save it again with save_pretrained."
     )
 
 

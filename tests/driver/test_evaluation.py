@@ -148,7 +148,6 @@ class NoAnswers(Session):
     ("label", "metric", "problem"),
     [
         ("Positive", "auto", r"the answer 'Positive' is not one of the choices \["),
-        (" positive", "auto", "the answer ' positive' is not one of"),
         (["good", "fine"], "exact_match", r"the answer \['good', 'fine'\] is not one of"),
         ([], "exact_match", r"the answer \[\] is not one of"),
         (["positive", "neutral"], "auto", "2 right answers, expected one"),
@@ -167,6 +166,21 @@ def test_an_answer_that_cannot_be_scored_is_refused_before_any_is_made(
 
     with pytest.raises(DataError, match=rf"rows\.jsonl:2: {problem}"):
         evaluate(asked, [path], EvalOptions(metric=metric))
+
+
+def test_blanks_around_a_right_choice_do_not_count(session: Session, tmp_path: Path) -> None:
+    rows = [
+        {"taskname": "tone", "sentence": "cold", "label": label}
+        for label in ("positive", "negative", "neutral")
+    ]
+    padded = [{**row, "label": f" {row['label']}\n"} for row in rows]
+
+    plain, around = (
+        evaluate(session, [write_jsonl(tmp_path / "rows.jsonl", each)], EvalOptions())[0]
+        for each in (rows, padded)
+    )
+
+    assert around.with_prompt == plain.with_prompt
 
 
 def test_all_answers_that_cannot_be_scored_are_named_together(
@@ -236,6 +250,13 @@ def test_it_is_said_which_examples_are_cut_to_fit(
             rf"\({re.escape(str(path))}:2\)",
             line,
         )
+
+
+def test_an_option_that_no_request_may_have_is_said_once(session: Session, work: Path) -> None:
+    with pytest.raises(RequestError) as error:
+        answer_file(session, work / "rows.jsonl", {"stop": ("",)})
+
+    assert str(error.value).count("an empty stop text") == 1
 
 
 def test_an_unknown_metric_lists_the_known_ones(session: Session, work: Path) -> None:

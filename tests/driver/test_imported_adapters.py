@@ -118,6 +118,15 @@ def test_another_base_than_the_one_that_the_adapter_names_is_told(
     assert line.startswith(f"the adapter names {base} as its base, which has other numbers")
 
 
+def test_nothing_is_told_in_a_base_of_an_adapter_that_names_none(
+    base: Path, adapter: Path, tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(adapter, "adapter_config.json", lambda spec: spec.update(base_model_name_or_path=""))
+    monkeypatch.chdir(tiny_bases["gpt2"])  # the path "" leads there
+
+    assert told(adapter, base=str(base)) == []
+
+
 @pytest.mark.parametrize("size", [3e19, 3e38])
 def test_numbers_whose_squares_are_beyond_float32_are_refused(
     base: Path, adapter: Path, tmp_path: Path, size: float

@@ -106,7 +106,8 @@ def test_more_candidates_than_tensorrt_sorts_are_refused(tiny_bases: dict[str, P
     [
         ({"compute_capabilities": ("8.6",)}, "compute capabilities, and a build that is left"),
         ({"ep_context": True}, "a file around the plan, and a build that is left"),
-        ({"max_batch": 0}, "max_batch 0, expected 1 or more"),
+        ({"max_batch": 0}, "max_batch 0, expected 1 to 4096"),
+        ({"max_batch": 4097}, "max_batch 4097, expected 1 to 4096"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: Any, said: str) -> None:

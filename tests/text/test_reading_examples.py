@@ -145,6 +145,12 @@ def test_another_form_of_the_same_rows_is_named_once(write: Writer, text: str, f
     assert refusal(path).count(form) == 1
 
 
+def test_a_stray_line_behind_objects_makes_no_table_of_a_file(write: Writer) -> None:
+    path = write(GOOD, GOOD, "who, why")
+
+    assert refusal(path) == f"reading {path}: {path}:3: not JSON (Expecting value, column 1)."
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lines_may_end_in_any_way(tmp_path: Path, end: str) -> None:
     path = tmp_path / "a.jsonl"

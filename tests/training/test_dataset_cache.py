@@ -1,3 +1,5 @@
+import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pl_compile.text.examples import read_examples
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.training.data import cache
 from pl_compile.training.data.cache import cached, dataset_key, datasets_folder
 from pl_compile.training.data.dataset import SkipReport, TrainingSequence, render_examples
 
@@ -68,6 +71,21 @@ class Maker:
 def only_file(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
+
+
+def test_all_modules_that_make_tokens_of_texts_are_in_the_key() -> None:
+    imported = set()
+    for module in cache._CODE:
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.ImportFrom) and node.module == "pl_compile.config":
+                imported |= {f"{node.module}.{each.name}" for each in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module))
+    rooms = ("pl_compile.config.", "pl_compile.text.")
+
+    assert {name for name in imported if name.startswith(rooms)} <= {
+        module.__name__ for module in cache._CODE
+    }
 
 
 def test_the_second_time_nothing_is_made(tmp_path: Path) -> None:

@@ -128,3 +128,14 @@ def test_each_start_of_a_run_adds_a_record(
     assert [r["precision"] for r in records] == [precision, precision]
     assert records[0]["argv"] == ["plc", "train", "größe.yaml"]
     assert records[1]["versions"]["plc"] == pl_compile.__version__
+
+
+def test_what_is_no_utf8_stays_in_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b"\xff\n")
+
+    record_start(tmp_path, ["plc", "train", "\udcff.yaml"], 0, resumed=True, precision={})
+
+    earlier, line = path.read_bytes().splitlines()
+    assert earlier == b"\xff"
+    assert json.loads(line)["argv"][2] == "\udcff.yaml"

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,16 @@ def test_a_number_that_fills_any_shape_is_refused_before_it_is_written_out(tmp_p
         tensors_of_pickle(tmp_path / "file.bin")
 
 
-def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "file.bin")
+def _nested() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+@pytest.mark.parametrize("make", [lambda: torch.eye(3).to_sparse(), _nested])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_without_a_number_for_each_place_is_refused(
+    tmp_path: Path, make: Callable[[], torch.Tensor]
+) -> None:
+    torch.save({"a": make()}, tmp_path / "file.bin")
 
     with pytest.raises(ArtifactError, match="as weights only: "):
         tensors_of_pickle(tmp_path / "file.bin")
@@ -60,6 +69,12 @@ def test_a_turned_tensor_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "file.bin")
 
     assert tensors_of_pickle(tmp_path / "file.bin")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_negative_view_is_read(tmp_path: Path) -> None:
+    torch.save({"a": torch._neg_view(torch.ones(2))}, tmp_path / "file.bin")
+
+    assert tensors_of_pickle(tmp_path / "file.bin")["a"].tolist() == [-1, -1]
 
 
 def test_what_a_pickle_would_run_is_not_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run that was interrupted ends like one that was not; another run is not resumed."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ from pl_compile.testing import (
 )
 from pl_compile.training.checkpoint import save_checkpoint
 from pl_compile.training.run import TrainResult, run_training
+from pl_compile.training.run_folder import folder_of_one_process
 from pl_compile.training.run_state import RunState
 
 Records = Callable[[Path], list[dict[str, Any]]]
@@ -234,6 +236,26 @@ def test_what_a_killed_process_left_half_written_is_removed(
         run_training(config, run, resume=True)
 
     assert _names(run) == before | {".notes", f"checkpoints/{in_use.name}"}
+
+
+def test_one_process_at_a_time_trains_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()  # or the folder would go
+
+    with (
+        folder_of_one_process(tmp_path),
+        pytest.raises(TrainingError, match="another process that trains there"),
+        folder_of_one_process(tmp_path),
+    ):
+        pass
+
+    def without_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with folder_of_one_process(tmp_path):
+        pass
 
 
 def test_a_resumed_run_goes_on_where_its_files_were_moved(
@@ -445,6 +467,7 @@ def test_metadata_of_a_checkpoint_are_looked_at_before_they_are_believed(
         (_with("method/prompts.0", torch.ones(3)), "'method/prompts.0' is [3] of torch.float32"),
         (_with("optimizer/0/exp_avg", torch.ones(3)), "'optimizer/0/exp_avg' is [3] of"),
         (lambda tensors: tensors["method/prompts.0"].fill_(torch.nan), "that are not finite"),
+        (lambda tensors: tensors["optimizer/0/exp_avg"].fill_(torch.nan), "what is no number"),
     ],
 )
 def test_tensors_of_a_checkpoint_are_those_of_the_run(

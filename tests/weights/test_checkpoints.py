@@ -189,3 +189,14 @@ def test_weights_under_other_names_are_named(
 
     assert all(name in str(error.value) for name in names)
     assert fix in str(error.value)
+
+
+def test_a_tensor_that_cannot_be_read_is_named_with_its_file(tmp_path: Path) -> None:
+    header = {"x": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}  # no numpy has it
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(3))
+    index = {"weight_map": {"x": "a.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(BaseModelError, match=r"a\.safetensors: Dtype not understood"):
+        Checkpoint(tmp_path).tensor("x")

@@ -30,11 +30,20 @@ from safetensors.numpy import save
 
 from pl_compile.artifact.files import sha256_of, write_atomically
 from pl_compile.artifact.tensors import read_tensor_file
-from pl_compile.config import strict_json, utf8
+from pl_compile.config import lfs, plain_values, sizes, strict_json, task, utf8
 from pl_compile.config.read import plain_from_config
 from pl_compile.errors import ArtifactError
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text import examples, render, template, tokenizer
+from pl_compile.text import (
+    examples,
+    label_trie,
+    other_forms,
+    render,
+    streaming,
+    template,
+    tokenizer,
+    tokenizer_json,
+)
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.data import dataset
@@ -42,9 +51,14 @@ from pl_compile.training.data.dataset import SkipReport, TrainingSequence
 from pl_compile.weights.bases import cache_folder
 
 # Of the file's form. What rendering does is in the key as the text of these modules: a release
-# number would not change while somebody works on them.
+# number would not change while somebody works on them. Here stands all that they import of the
+# rooms `config/` and `text/`, since a module may be divided.
 _VERSION = 2
-_CODE = (utf8, strict_json, examples, template, tokenizer, render, dataset)
+_CODE = (
+    *(lfs, plain_values, sizes, strict_json, task, utf8),
+    *(examples, label_trie, other_forms, render, streaming, template, tokenizer, tokenizer_json),
+    dataset,
+)
 
 MAX_BYTES = 2 << 30
 
@@ -163,8 +177,8 @@ def _read(path: Path) -> tuple[list[TrainingSequence], SkipReport] | None:
         own = slice(ends[index], ends[index + 1])
         answer_start = int(tensors["answer_start"][index])
         rendered = Rendered(token_ids[own], virtual_rows[own], answer_start)
-        task, in_loss = int(tensors["task"][index]), tensors["in_loss"][own]
-        sequences.append(TrainingSequence(task, rendered, in_loss, where))
+        number, in_loss = int(tensors["task"][index]), tensors["in_loss"][own]
+        sequences.append(TrainingSequence(number, rendered, in_loss, where))
     return sequences, SkipReport(**notes["report"])
 
 

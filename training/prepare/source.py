@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pl_compile.config.utf8 import read_utf8
-from pl_compile.errors import DataError
+from pl_compile.errors import DataError, reason_of
 
 
 def read_text(path: Path, *, otherwise: str | None = None) -> str:
@@ -23,7 +23,7 @@ def read_text(path: Path, *, otherwise: str | None = None) -> str:
     except FileNotFoundError:
         raise DataError(doing, found="no such file", fix="Check the path.") from None
     except OSError as error:
-        raise DataError(doing, found=error.strerror or str(error), expected="a file") from error
+        raise DataError(doing, found=reason_of(error), expected="a file") from error
     except ValueError as error:
         if otherwise is not None:
             return path.read_bytes().decode(otherwise)

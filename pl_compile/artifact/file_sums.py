@@ -1,0 +1,128 @@
+"""The files of a folder and what its manifest says of them: noted as written, compared as read.
+
+Knows nothing of what the files are for. Nothing that is not a plain file inside the folder is
+opened.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pl_compile.artifact.files import sha256_of
+from pl_compile.errors import ArtifactError, list_problems, reason_of
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+def records_of(folder: Path, *, left_out: Collection[str]) -> dict[str, FileRecord]:
+    """The sum and size of every file in a folder, by its path in it.
+
+    Args:
+        folder: all of it is read.
+        left_out: paths in it of which nothing is noted.
+    """
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: FileRecord(sha256_of(path), path.stat().st_size)
+        for name, path in sorted(paths.items())
+        if name not in left_out and path.is_file()
+    }
+
+
+def check_files(
+    folder: Path,
+    files: Mapping[str, FileRecord],
+    doing: str,
+    *,
+    left_out: Collection[str],
+    sums: bool,
+    fix: str,
+) -> None:
+    """Raises `ArtifactError` unless a folder holds what is noted, unaltered, and nothing else.
+
+    Args:
+        folder: where the files are.
+        files: what is noted of each.
+        doing: what an error says was being done.
+        left_out: files of which nothing is noted.
+        sums: whether files are read to compare their sums; names and sizes always are.
+        fix: what to do about files that are missing or altered.
+    """
+    for name in files:
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name:
+            # Said alone: such a manifest was made to mislead.
+            raise ArtifactError(
+                doing,
+                found=f"the path '{name}' leaves the folder",
+                expected="paths inside the bundle",
+                fix="Do not use this bundle; export it again.",
+            )
+    sizes, odd = _regular_files(folder)
+    if odd:
+        raise ArtifactError(doing, found=list_problems(odd), fix=fix)
+    unnoted = sorted(sizes.keys() - files.keys() - {*left_out})
+    problems = [f"{name} is not in the manifest" for name in unnoted]
+    damaged = []
+    for name, record in files.items():
+        problem = _problem_of_size(name, record, sizes.get(name))
+        if sums and not problem:
+            problem = _problem_of_sum(name, record, folder / name)
+        damaged += [problem] * bool(problem)
+    if problems and not damaged:
+        fix = "Remove what the manifest does not name: a file manager may have put it there."
+    if problems or damaged:
+        raise ArtifactError(doing, found=list_problems(problems + damaged), fix=fix)
+
+
+def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """The size of each file by its path in the folder; and as problems, what else is there.
+
+    A link leads out of the folder, and a pipe is waited for: neither is followed or opened.
+    """
+    sizes: dict[str, int] = {}
+    problems = []
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            entries = list(os.scandir(folder / inside))
+        except OSError as error:
+            problems.append(f"{inside or 'the folder'} cannot be read ({reason_of(error)})")
+            continue
+        for entry in entries:
+            name = f"{inside}{entry.name}"
+            if entry.is_symlink():
+                problems.append(f"{name} is a link")
+            elif entry.is_dir():
+                waiting.append(f"{name}/")
+            elif entry.is_file():
+                sizes[name] = entry.stat().st_size
+            else:
+                problems.append(f"{name} is a pipe, a device or a socket")
+    return sizes, sorted(problems)
+
+
+def _problem_of_size(name: str, record: FileRecord, size: int | None) -> str:
+    if size is None:
+        return f"{name} is missing"
+    if size != record.size_bytes:
+        return f"{name} has {size} bytes, expected {record.size_bytes}"
+    return ""
+
+
+def _problem_of_sum(name: str, record: FileRecord, path: Path) -> str:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        return f"{name} cannot be read ({reason_of(error)})"
+    if found != record.sha256:
+        return f"{name} has sha256 {found}, expected {record.sha256}"
+    return ""
