@@ -86,7 +86,7 @@ class FrozenBase:
         elif team.tensor_size > 1:
             model = _load(folder, dtype, *loader_in_parts(self.config.family, team, self.device))
         else:
-            model = _load(folder, dtype).to(self.device)
+            model = _load(folder, dtype, options=_straight_to(self.device))
         self.model = model.eval().requires_grad_(trainable)
         self.trainable = trainable
         self.divided = shard or team.tensor_size > 1
@@ -253,6 +253,11 @@ def _load(
             fix="Copy the base again, or fetch it anew.",
         )
     return model
+
+
+def _straight_to(device: torch.device) -> dict[str, Any]:
+    """What makes `from_pretrained` put each tensor where it will stay: the host holds no copy."""
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def _is_of_our_code(error: Exception) -> bool:

@@ -5,9 +5,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import backend_registration
 
 from pl_compile.testing import FAMILIES
+from pl_compile.training import base_model
+from pl_compile.training.base_model import FrozenBase
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_that_is_loaded_straight_to_its_device_is_the_same(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """As on a GPU; here the device is the CPU, to which bases go by another way."""
+    usual = FrozenBase(tiny_bases[family], "bf16")
+    monkeypatch.setattr(base_model, "_straight_to", lambda device: {"device_map": {"": device}})
+
+    straight = FrozenBase(tiny_bases[family], "bf16")
+
+    assert straight.digest() == usual.digest()
+    ids = torch.arange(5, 20)
+    assert torch.equal(straight.keys_and_values(ids), usual.keys_and_values(ids))
 
 
 @pytest.mark.skipif(
