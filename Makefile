@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TRAINS := $(VENV)/.trains
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types contract unit format install clean bench fuzz
+.PHONY: quickstart test lint types contract unit format install clean bench fuzz gpu-check
 
 quickstart: $(TRAINS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart/run.sh quickstart
@@ -33,6 +33,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/make_bundles.py build/bench
 	$(BIN)/python benchmarks/inference.py plc:int4=build/bench/int4 plc:int8=build/bench/int8 \
 		plc:float=build/bench/none $(PEERS) --json
+
+# GPU="--limit 420 --wheels FOLDER" says how: benchmarks/gpu_check.py. Without a GPU, on stand-ins.
+gpu-check: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_check.py --output build/gpu-check $(GPU)
 
 # FUZZ="--atheris test_bundles" chooses how and what: tests/fuzz/deep.py.
 MINUTES ?= 5

@@ -91,17 +91,28 @@ class IdsAlone:
 
 
 class Plc:
-    """A bundle, by the runtime's own engine."""
+    """A bundle, by the runtime's own engine.
 
-    def __init__(self, path: Path, rows: int) -> None:
+    Args:
+        path: of the bundle.
+        rows: most that step together.
+        provider: name of ONNX Runtime's that runs it.
+    """
+
+    def __init__(self, path: Path, rows: int, provider: str = "cpu") -> None:
         import numpy as np
 
         from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
         from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+        from pl_compile.runtime.engines.providers import Provider
 
         bundle = read_bundle(path)
         self.engine = OnnxRuntimeEngine(
-            bundle.base_folder / MODEL_NAME, bundle.manifest.graph, max_batch=rows
+            bundle.base_folder / MODEL_NAME,
+            bundle.manifest.graph,
+            max_batch=rows,
+            provider=Provider(provider),
+            dtype=bundle.manifest.precision.dtype,
         )
         self.bare = IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
 

@@ -46,7 +46,9 @@ def examples(base: Path, count: int) -> list[tuple[list[int], int]]:
     return rows
 
 
-def run_plc(base: Path, dtype: str, steps: int) -> tuple[list[float], list[float]]:
+def run_plc(
+    base: Path, dtype: str, steps: int, device: str = "cpu"
+) -> tuple[list[float], list[float]]:
     """The trainer's own loop, without files."""
     import numpy as np
     import torch
@@ -68,8 +70,8 @@ def run_plc(base: Path, dtype: str, steps: int) -> tuple[list[float], list[float
         start = len(tokens) - answer
         in_loss = np.arange(len(tokens)) >= start
         sequences.append(TrainingSequence(0, Rendered(tokens, virtual, start), in_loss))
-    frozen = FrozenBase(base, dtype)
-    method = PromptTuning([frozen.embeddings_of(torch.arange(VIRTUAL))])
+    frozen = FrozenBase(base, dtype, device=device)
+    method = PromptTuning([frozen.embeddings_of(torch.arange(VIRTUAL))]).to(device)
     settings = LoopSettings(
         seed=0,
         gradient_clip_val=1.0,
@@ -86,7 +88,7 @@ def run_plc(base: Path, dtype: str, steps: int) -> tuple[list[float], list[float
         frozen,
         method,
         torch.optim.AdamW(method.parameters(), LR, (0.9, 0.999), weight_decay=0.0),
-        torch.amp.GradScaler("cpu", enabled=False),
+        torch.amp.GradScaler(device, enabled=False),
         CosineSchedule(LR, LR, 0, 0, steps),
         BatchPlan(len(sequences), BATCH, BATCH, seed=0, shuffle=False),
         sequences,
@@ -165,7 +167,9 @@ def run_loop(base: Path, dtype: str, steps: int) -> tuple[list[float], list[floa
     return seconds, losses
 
 
-def run_trainer(base: Path, dtype: str, steps: int) -> tuple[list[float], list[float]]:
+def run_trainer(
+    base: Path, dtype: str, steps: int, device: str = "cpu"
+) -> tuple[list[float], list[float]]:
     """PEFT with the Trainer of transformers."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -199,7 +203,7 @@ def run_trainer(base: Path, dtype: str, steps: int) -> tuple[list[float], list[f
         logging_steps=1,
         save_strategy="no",
         report_to=[],
-        use_cpu=True,
+        use_cpu=device == "cpu",
         bf16=dtype == "bf16",
         disable_tqdm=True,
     )

@@ -114,12 +114,12 @@ def write_tiny_base(
                 table = "embed" in name or ".wte." in name or "lm_head" in name
                 # Inputs last, where GPT-2 keeps the weights of its layers the other way round.
                 stored = parameter.numpy() if family == "llama" or table else parameter.numpy().T
-                stored[:] = _as_published(stored, "q8_0" if table else published)
+                stored[:] = as_published(stored, "q8_0" if table else published)
     model.save_pretrained(folder)
     return folder
 
 
-def _as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
+def as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
     """What llama.cpp's blocks of 32 inputs stand for: float32 `[outputs, inputs]`, as `weight`."""
     blocks = weight.reshape(len(weight), -1, 32)
     if form == "q4_0":

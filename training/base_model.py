@@ -86,7 +86,7 @@ class FrozenBase:
         elif team.tensor_size > 1:
             model = _load(folder, dtype, *loader_in_parts(self.config.family, team, self.device))
         else:
-            model = _load(folder, dtype).to(self.device)
+            model = _load(folder, dtype, options=_straight_to(self.device))
         self.model = model.eval().requires_grad_(trainable)
         self.trainable = trainable
         self.divided = shard or team.tensor_size > 1
@@ -194,9 +194,9 @@ class FrozenBase:
                 rows.append(prompt.rows)
         # Plain indexing would do the same, but its gradient is an order of magnitude slower.
         first = torch.tensor([starts.get(t, 0) for t in batch.tasks[places].tolist()])
-        index = first.to(self.device) + batch.virtual_rows[places]
+        index = (first + batch.virtual_rows[places]).to(self.device)
         virtual = torch.cat(rows).index_select(0, index).to(embedded.dtype)
-        return embedded.index_copy(0, places, virtual)
+        return embedded.index_copy(0, places.to(self.device), virtual)
 
     def digest(self) -> str:
         """sha256 over all parameters that are here: equal before and after a run, or not frozen."""
@@ -253,6 +253,11 @@ def _load(
             fix="Copy the base again, or fetch it anew.",
         )
     return model
+
+
+def _straight_to(device: torch.device) -> dict[str, Any]:
+    """What makes `from_pretrained` put each tensor where it will stay: the host holds no copy."""
+    return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def _is_of_our_code(error: Exception) -> bool:

@@ -44,15 +44,21 @@ class TorchEngine:
         base: a Hugging Face folder, or a base that is loaded already, in any precision.
         capacity: as the bundle that is compared; the base's own limit if None.
         max_batch: rows a session may give at once.
+        device: of torch, for a folder.
 
     Raises:
         BaseModelError: the folder holds no model that `transformers` can load.
     """
 
     def __init__(
-        self, base: FrozenBase | Path, *, capacity: int | None = None, max_batch: int = 16
+        self,
+        base: FrozenBase | Path,
+        *,
+        capacity: int | None = None,
+        max_batch: int = 16,
+        device: str = "cpu",
     ) -> None:
-        loaded = FrozenBase(base, as_is=True) if isinstance(base, Path) else base
+        loaded = FrozenBase(base, as_is=True, device=device) if isinstance(base, Path) else base
         self._base = loaded
         self._model: Any = loaded.model
         self.capacity = capacity or loaded.config.positions

@@ -156,6 +156,7 @@ def run_training(
     output: Path,
     *,
     resume: bool = False,
+    device: str | None = None,
     progress: Progress = SILENT,
     helpers: Helpers | None = None,
 ) -> TrainResult:
@@ -169,6 +170,7 @@ def run_training(
         output: gets `prompts.safetensors`, `config.yaml`, `metrics.jsonl`, `history.jsonl`,
             `curves.png` and `checkpoints/`.
         resume: go on from `checkpoints/last.safetensors`, to the same rows and losses.
+        device: of torch; a GPU where there is one if None.
         progress: who is told.
         helpers: see `Helpers`; needed where `config.validation.generate` is set.
 
@@ -178,7 +180,7 @@ def run_training(
     with told_by_the_leader():
         need_loggers(config.logging)
         check_parallel(config, read_decoder_config(find_base(config.base)), processes())
-        device = device_of_this_process()
+        device = device or device_of_this_process()
     with team_of(config.parallel, device) as team, ExitStack() as folder:
 
         def take_folder() -> None:

@@ -9,13 +9,18 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def provider_options(command: F) -> F:
-    """Adds `--provider`, `--provider-option` and `--provider-library` to a command."""
+def provider_options(command: F, *, default: str = "that of the bundle's target") -> F:
+    """Adds `--provider`, `--provider-option` and `--provider-library` to a command.
+
+    Args:
+        command: gets them.
+        default: what runs the bundle where none is named, for its help.
+    """
     options = [
         click.option(
             "--provider",
             help="Execution provider of ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx, or its "
-            "full name. [default: that of the bundle's target]",
+            f"full name. [default: {default}]",
         ),
         click.option(
             "--provider-option",

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pl_compile.cli.export import fixes_for_tokens, print_parity, print_tokens
+from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, print_json
 from pl_compile.errors import ParityError, list_problems
 
@@ -22,11 +24,21 @@ if TYPE_CHECKING:
     "--target",
     help="Of a bundle for TensorRT: whose parser says what it means; its own if left out.",
 )
+@partial(provider_options, default="cpu")
 @json_option
-def command(bundle: Path, reference: str | None, target: str | None, as_json: bool) -> None:
+def command(
+    bundle: Path,
+    reference: str | None,
+    target: str | None,
+    provider: str | None,
+    provider_pairs: tuple[str, ...],
+    provider_library: Path | None,
+    as_json: bool,
+) -> None:
     """Check BUNDLE: the sums of its files, its self-test vectors, and parity with torch.
 
     A bundle for TensorRT is checked without a GPU: what TensorRT's parser made of it is computed.
+    Any other is computed on this machine's CPU unless --provider names something else.
 
     Exit code 3 if a comparison is beyond the tolerance.
     """
@@ -36,7 +48,14 @@ def command(bundle: Path, reference: str | None, target: str | None, as_json: bo
     if reference is not None:
         need_extra("train", "torch", "transformers", "ml_dtypes")
     folder = None if reference is None else find_base(reference)
-    result = verify_bundle(bundle, folder, flavour=target, progress=TerminalProgress())
+    chosen = chosen_provider(provider, provider_pairs, provider_library)
+    result = verify_bundle(
+        bundle,
+        folder,
+        flavour=target,
+        provider=chosen,
+        progress=TerminalProgress(),
+    )
     if as_json:
         print_json({**asdict(result), "bundle": str(result.bundle)})
     else:

@@ -7,11 +7,12 @@ from pathlib import Path
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.contract import GraphContract
-from pl_compile.errors import ExportError
+from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.local_group import LocalGroup
 from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.providers import CPU, Provider
 
 
 def can_check(target: str) -> bool:
@@ -35,8 +36,9 @@ def checking_engine(
     dtype: str,
     *,
     flavour: str | None = None,
+    provider: Provider = CPU,
 ) -> Iterator[Engine]:
-    """ONNX Runtime on CPU, on one process or its ranks; for TensorRT, what its parser made.
+    """ONNX Runtime on one process or its ranks; for TensorRT, what its parser made.
 
     Args:
         folder: the target's files.
@@ -45,12 +47,20 @@ def checking_engine(
         dtype: of its caches.
         flavour: whose parser, where the target is TensorRT; its own, or the other where that is not
             installed, if None.
+        provider: of ONNX Runtime, for a bundle of one rank.
 
     Raises:
         ExportError: no TensorRT is installed to ask, or it refuses the graph.
         ArtifactError: ONNX Runtime does not load it.
         RankError: a rank cannot start.
+        RequestError: a provider for what does not run on one.
     """
+    if provider != CPU and (target not in ONNX_TARGETS or contract.ranks > 1):
+        raise RequestError(
+            f"checking {folder} with the provider {provider.name}",
+            found="files that do not run on one",
+            fix="Leave it out.",
+        )
     if target not in ONNX_TARGETS:
         parser = flavour or _parser_for(target)
         if parser is None:
@@ -69,4 +79,4 @@ def checking_engine(
         finally:
             group.close()
     else:
-        yield OnnxRuntimeEngine(folder / MODEL_NAME, contract, dtype=dtype)
+        yield OnnxRuntimeEngine(folder / MODEL_NAME, contract, provider=provider, dtype=dtype)

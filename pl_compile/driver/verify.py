@@ -27,6 +27,7 @@ from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.opening import check_plans, check_target
+from pl_compile.runtime.engines.providers import CPU, Provider
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
@@ -62,6 +63,8 @@ def verify_bundle(
     reference: Path | None = None,
     *,
     flavour: str | None = None,
+    provider: Provider | None = None,
+    device: str = "cpu",
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Checks a bundle.
@@ -71,6 +74,8 @@ def verify_bundle(
         reference: the Hugging Face folder of its base, to compare with torch.
         flavour: of a bundle for TensorRT, whose parser says what its graph means: "tensorrt-rtx" or
             "tensorrt"; its own, or the other where that is not installed, if None.
+        provider: of ONNX Runtime: what computes the bundle; its CPU's if None.
+        device: of torch: where it computes the reference.
         progress: who is told.
 
     Raises:
@@ -78,6 +83,7 @@ def verify_bundle(
             or one was folded from something else.
         FingerprintError: `reference` is another base.
         ExportError: TensorRT is not installed, or refuses the graph of a bundle for it.
+        RequestError: a provider that does not exist, or for a bundle that does not run on one.
     """
     progress.say(f"checking the files of {folder}")
     bundle = read_bundle(folder)
@@ -94,13 +100,20 @@ def verify_bundle(
     _check_flavour(bundle, flavour)
     check_target(bundle)
     check_plans(bundle)
-    same_kernels = kernels_of(target).items() <= bundle.manifest.toolchain.items()
+    same_kernels = provider in (None, CPU) and (
+        kernels_of(target).items() <= bundle.manifest.toolchain.items()
+    )
     limit = self_limit_of(precision, same_kernels=same_kernels)
     selftests = []
     parity: list[Parity] = []
     tokens: list[TokenCheck] = []
     with checking_engine(
-        bundle.base_folder, target, contract, precision.dtype, flavour=flavour
+        bundle.base_folder,
+        target,
+        contract,
+        precision.dtype,
+        flavour=flavour,
+        provider=provider or CPU,
     ) as engine:
         vectors = {name: arrays for name in served if (arrays := bundle.selftest(name))}
         if vectors:
@@ -111,7 +124,7 @@ def verify_bundle(
                     bar.advance(note=name)
         if reference is not None:
             parity, tokens = _with_torch(
-                bundle, engine, learned, served, tokenizer, reference, progress
+                bundle, engine, learned, served, tokenizer, reference, device, progress
             )
     failures = [*token_failures(tokens), *parity_failures([*selftests, *parity])]
     if bundle.manifest.parity == "failed":
@@ -165,6 +178,7 @@ def _with_torch(
     served: Mapping[str, TaskPrompt],
     tokenizer: Tokenizer,
     reference: Path,
+    device: str,
     progress: Progress,
 ) -> tuple[list[Parity], list[TokenCheck]]:
     progress.say("importing torch")
@@ -180,7 +194,7 @@ def _with_torch(
         seed=1,  # other words than the export's, which the self-tests hold
     )
     progress.say("loading the reference (torch)")
-    expected = trace_reference(TorchEngine(reference), rows, progress=progress)
+    expected = trace_reference(TorchEngine(reference, device=device), rows, progress=progress)
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
     limit = limit_of(bundle.manifest.precision)
     parity = compare(rows, expected, actual, reference_name(), limit)

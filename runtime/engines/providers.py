@@ -1,7 +1,9 @@
 """Execution providers of ONNX Runtime by name: which there are, and how a session gets one."""
 
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ NAMES = {
     "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 _WRITTEN = {**NAMES, **{full.lower(): full for full in NAMES.values()}}
+# What is asked of a provider unless somebody says otherwise. ONNX Runtime would multiply float32 in
+# TF32, with 10 bits of a fraction: who wants that speed has float16.
+_DEFAULTS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 _ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
@@ -134,7 +139,10 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
             expected="none: it would take no notice of them",
             fix="Leave them out.",
         )
-    chosen: list[Any] = [(name, dict(provider.options))] if provider.options else [name]
+    if name in _ON_CUDA:
+        _load_cuda(onnxruntime)
+    its_own = {**_DEFAULTS.get(name, {}), **provider.options}
+    chosen: list[Any] = [(name, its_own)] if its_own else [name]
     return chosen if name == NAMES["cpu"] else [*chosen, NAMES["cpu"]]
 
 
@@ -163,6 +171,15 @@ def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> 
     chosen = devices[provider.device_id : provider.device_id + 1]
     options.add_provider_for_devices(chosen, dict(provider.options))
     return []  # the options name it
+
+
+def _load_cuda(onnxruntime: Any) -> None:
+    """Loads CUDA and cuDNN from NVIDIA's Python packages, where ONNX Runtime does not look itself.
+
+    What is not found there is left to the system's own search.
+    """
+    with redirect_stdout(sys.stderr):  # it prints what it does not find
+        onnxruntime.preload_dlls()
 
 
 def check_used(session: Any, provider: Provider, model: Path) -> None:

@@ -131,6 +131,54 @@ def test_a_provider_is_read_from_the_command_line() -> None:
         provider_of("cuda", ("device_id=first",))
 
 
+class _OnCuda:
+    """The face of an ONNX Runtime that was built with CUDA."""
+
+    def __init__(self) -> None:
+        self.loaded = 0
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def preload_dlls(self) -> None:
+        self.loaded += 1
+        print("a library that is not there")
+
+
+def test_float32_is_float32_on_cuda_and_its_libraries_are_looked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runtime = _OnCuda()
+
+    usual = providers.choose(runtime, None, Provider("cuda"))
+    given = {"use_tf32": "1", "device_id": "0"}
+    asked = providers.choose(runtime, None, Provider("cuda", given))
+    on_cpu = providers.choose(runtime, None, Provider("cpu"))
+
+    assert usual == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    assert asked == [("CUDAExecutionProvider", given), "CPUExecutionProvider"]
+    assert on_cpu == ["CPUExecutionProvider"]
+    assert runtime.loaded == 2
+    said = capsys.readouterr()
+    assert not said.out  # where a command's answer goes
+    assert "not there" in said.err
+
+
+def test_verifying_runs_on_the_provider_that_is_named(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = exported(bases["llama"], tmp_path).bundle
+
+    verified = CliRunner().invoke(plc, ["verify", str(bundle), "--provider", "cpu"])
+    assert verified.exit_code == 0, verified.output
+    with pytest.raises(ArtifactError, match=r"CUDAExecutionProvider: .*without it"):
+        verify_bundle(bundle, provider=Provider("cuda"))
+
+    ranks = exported(bases["llama"], tmp_path, "ranks", options=BuildOptions(ranks=2)).bundle
+    with pytest.raises(RequestError, match="with the provider cuda: files that do not run on one"):
+        verify_bundle(ranks, provider=Provider("cuda"))
+
+
 def test_a_name_that_no_provider_has_is_not_taken_for_one_of_another_build() -> None:
     class Built:
         def get_available_providers(self) -> list[str]:

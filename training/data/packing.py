@@ -18,6 +18,9 @@ from torch import Tensor
 
 from pl_compile.training.data.dataset import TrainingSequence
 
+# To ask a GPU for them would be to wait for it.
+_ON_CPU = ("virtual_rows", "tasks")
+
 
 @dataclass(frozen=True)
 class Span:
@@ -50,7 +53,8 @@ class PackedBatch:
     Attributes:
         token_ids: int64 `[tokens]`; 0 where virtual.
         virtual_rows: int64 `[tokens]`; the row of the task's prompt, -1 where the token is real.
-        tasks: int64 `[tokens]`.
+            Always on the CPU, as what follows from it is worked out there.
+        tasks: int64 `[tokens]`; likewise.
         positions: int64 `[tokens]`; a learned prefix takes the first ones.
         groups: who attends to whom.
         loss_at: int64 `[targets]`; the place in the line that predicts each target.
@@ -68,11 +72,11 @@ class PackedBatch:
     target_tasks: Tensor
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The batch with its tensors on another device."""
+        """The batch with what is computed with on another device."""
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor) and name not in _ON_CPU
         }
         return replace(self, **moved)
 

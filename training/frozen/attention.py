@@ -32,6 +32,8 @@ class Chunk:
         head: what all of them attend to, before themselves.
         index: int64 `[rows, longest]`; places in the line, the row's first one where it is padding.
         real: bool `[rows, longest]`.
+        kept: int64 `[tokens]`: where `real` is true in the rows laid end to end. (To index by
+            `real` itself is to wait for a GPU, which counts first.)
         places: int64 `[tokens]`: `index[real]`.
     """
 
@@ -39,6 +41,7 @@ class Chunk:
     head: Span
     index: Tensor
     real: Tensor
+    kept: Tensor
     places: Tensor
 
 
@@ -122,7 +125,9 @@ def _chunk(group: int, head: Span, rows: Sequence[Span], device: torch.device) -
     offsets = torch.arange(int(lengths.max()))[None]
     real = offsets < lengths
     index = starts + offsets * real
-    return Chunk(group, head, index.to(device), real.to(device), index[real].to(device))
+    kept = torch.nonzero(real.flatten())[:, 0]
+    tensors = (index, real, kept, index[real])
+    return Chunk(group, head, *(tensor.to(device) for tensor in tensors))
 
 
 def packed_attention(
@@ -263,7 +268,7 @@ class _ChunkProducts:
         """The way back of `queries_of`: `[real tokens, heads, width]`."""
         shape = (self._kv_heads, self.rows, self._repeats, self.length, products.shape[-1])
         rows = products.view(shape).permute(1, 3, 0, 2, 4).flatten(2, 3)
-        return rows[self._chunk.real]
+        return rows.flatten(0, 1).index_select(0, self._chunk.kept)
 
     def _keys_of(self, line: Tensor, prefix: Tensor | None) -> Tensor:
         """`[kv_heads, tokens, width]` to `[kv_heads * rows, before + length, width]`."""
@@ -283,4 +288,5 @@ class _ChunkProducts:
             prefix += grad[:, :, : self.prefix].sum(1)
         line[:, head.start : head.start + head.length] += grad[:, :, self.prefix : own].sum(1)
         # A padding token repeats a real one, and nothing real looks at it: its gradient is dropped.
-        line[:, self._chunk.places] += grad[:, :, own:].flatten(1, 2)[:, self._chunk.real.flatten()]
+        real = grad[:, :, own:].flatten(1, 2).index_select(1, self._chunk.kept)
+        line[:, self._chunk.places] += real

@@ -1,0 +1,112 @@
+"""What a part is given, and how it says what it found."""
+
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pl_compile.errors import MissingExtraError
+
+
+class MissingError(Exception):
+    """Something that a part needs and this machine does not have."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a part is asked for.
+
+    Attributes:
+        device: "cuda", or "cpu" for stand-ins.
+        seconds: the limit of the whole part.
+        work: a folder for bases and bundles, shared by all parts.
+        began: when this process started to work, by `time.monotonic`.
+    """
+
+    device: str
+    seconds: float
+    work: Path
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "work", Path(self.work))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there is a GPU."""
+        return self.device == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit."""
+        return self.began + self.seconds - time.monotonic()
+
+
+class Report:
+    """Hands out results, each as soon as it is known.
+
+    Args:
+        write: takes a result: `name`, `value`, and, where something was expected, `expected` in
+            words and `ok`.
+    """
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        self._write = write
+
+    def figure(self, name: str, value: Any) -> None:
+        """Something that was measured."""
+        self._write({"name": name, "value": value})
+
+    def expect(self, name: str, value: Any, expected: str, ok: bool) -> None:
+        """Something that had to be so."""
+        self._write({"name": name, "value": value, "expected": expected, "ok": bool(ok)})
+
+    def at_most(self, name: str, value: float, limit: float) -> None:
+        """A number that had to be no larger; one that is no number is."""
+        self.expect(name, value, f"at most {limit:.3g}", value <= limit)
+
+    @contextmanager
+    def trying(self, name: str) -> Iterator[None]:
+        """What is inside may fail, and the part goes on."""
+        try:
+            yield
+        except (MissingError, MissingExtraError, ImportError) as error:
+            self.figure(name, f"missing: {one_line(error)}")
+        except Exception as error:
+            traceback.print_exc()
+            self.expect(name, one_line(error), "no error", False)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:400] if text else type(error).__name__
+
+
+def median_seconds(work: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:
+    """The median time of `work`, after one that is not counted.
+
+    Args:
+        work: what is timed.
+        repeats: how often.
+        wait: returns when the device has done what it was given.
+    """
+    times = []
+    for _ in range(repeats + 1):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def waiter(device: str) -> Callable[[], object]:
+    """What waits for torch's work on a device."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else (lambda: None)

@@ -1,0 +1,104 @@
+"""What docs/targets.md says to have run on a GPU is what a machine has shown."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def proven(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(HOME / "benchmarks"))
+    import proven
+
+    return proven
+
+
+def day(*results: tuple[str, str, bool | None], device: str = "cuda") -> list[dict[str, Any]]:
+    """Lines of a day; results are part, name and whether it was as expected."""
+    run = {"run": "2026-12-01 10:00:00 0", "device": device}
+    machine = {"GPU": "NVIDIA H200, 9.0, 139 GiB", "torch": "2.11", "tensorrt": "not installed"}
+    lines: list[dict[str, Any]] = [
+        {"part": "machine", **run, "name": name, "value": value} for name, value in machine.items()
+    ]
+    lines += [
+        {"part": part, **run, "name": name, "value": 1, **({} if ok is None else {"ok": ok})}
+        for part, name, ok in results
+    ]
+    parts = dict.fromkeys(["machine", *(part for part, _, _ in results)])
+    return lines + [{"part": part, **run, "ended": "done", "seconds": 1.0} for part in parts]
+
+
+def test_a_form_whose_every_result_was_as_expected_is_proven(proven: ModuleType) -> None:
+    found = proven.proven_by(
+        day(
+            ("onnx", "float32: parity", True),
+            ("onnx", "float32: decode", None),
+            ("onnx", "float16: parity", True),
+            ("onnx", "float16: caches", False),
+            ("onnx", "int4: decode", None),
+            ("tensorrt", "float16: task ask", True),
+        )
+    )
+
+    assert found == [
+        {
+            "target": target,
+            "form": form,
+            "where": "NVIDIA H200, 9.0, 139 GiB",
+            "when": "2026-12-01",
+            "versions": "torch 2.11",
+        }
+        for target, form in (("onnx-cuda", "float32"), ("tensorrt", "float16"))
+    ]
+
+
+def test_stand_ins_and_parts_that_did_not_end_prove_nothing(proven: ModuleType) -> None:
+    results = [("onnx", "float32: parity", True)]
+    lines = day(*results)
+
+    assert proven.proven_by(day(*results, device="cpu")) == []
+    assert proven.proven_by([line for line in lines if line["part"] != "machine"]) == []
+    killed = [line if line.get("ended") is None else {**line, "ended": "failed"} for line in lines]
+    assert proven.proven_by(killed) == []
+    # A form that could not even be made has no result but its error.
+    assert proven.proven_by(day(("onnx", "float32", False))) == []
+
+
+def test_cells_and_section_follow(proven: ModuleType) -> None:
+    page = (HOME / "docs" / "targets.md").read_text(encoding="utf-8")
+    shown = proven.proven_by(
+        day(
+            *(("onnx", f"{form}: parity", True) for form in ("float32", "int4")),
+            ("tensorrt", "float32: task ask", True),
+        )
+    )
+
+    changed = proven.page_with(page, shown)
+
+    before, after = page.splitlines(), changed.splitlines()
+    new = [line for line in after if line not in before]
+    where = "NVIDIA H200, 9.0, 139 GiB | 2026-12-01 | torch 2.11 |"
+    assert [line for line in new if where in line] == [
+        f"| `onnx-cuda` | float32 | {where}",
+        f"| `onnx-cuda` | int4 | {where}",
+        f"| `tensorrt` | float32 | {where}",
+    ]
+    (cuda,) = (line for line in new if line.startswith("| `onnx-cuda` | any"))
+    assert cuda.split("|")[3:7] == [" run ", " built ", " refused ", " built; int4: run "]
+    (plans,) = (line for line in new if line.startswith("| `tensorrt` | that of"))
+    assert plans.split("|")[3] == " run "
+    assert "run" not in "".join(plans.split("|")[4:])
+
+
+def test_the_page_says_what_was_shown_and_no_more(proven: ModuleType) -> None:
+    page = (HOME / "docs" / "targets.md").read_text(encoding="utf-8")
+
+    assert page == proven.page_with(page, proven.read_proven())
+    (cuda,) = (line for line in page.splitlines() if line.startswith("| `onnx-cuda` | any"))
+    runs = {each["form"] for each in proven.read_proven() if each["target"] == "onnx-cuda"}
+    assert cuda.count("run") == len(runs)
