@@ -1,7 +1,7 @@
 """What a machine with an NVIDIA GPU makes of this project: every part that CPUs cannot show.
 
     python benchmarks/gpu_check.py --output build/gpu-check [--limit 420] [--wheels FOLDER]
-    python benchmarks/gpu_check.py --output build/gpu-check --parts onnx nccl
+    python benchmarks/gpu_check.py --output build/gpu-check --parts onnx-float16 nccl
     python benchmarks/gpu_check.py --fetch-wheels FOLDER          on a machine with a network
 
 Each part is a process of its own with a limit of time; parts are in `PARTS`, in their order. Every
@@ -21,17 +21,18 @@ It needs no network. `--wheels` names a folder of wheels that the machine lacks,
 import argparse
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -44,7 +45,7 @@ class Part:
     """A part of the check.
 
     Attributes:
-        name: of it, and of its module.
+        name: of its module, and, behind a hyphen, what of it.
         seconds: its limit.
         says: what it shows.
     """
@@ -55,13 +56,17 @@ class Part:
 
 
 PARTS = (
-    Part("machine", 30, "what is installed, and plc doctor"),
+    Part("machine", 60, "what is installed, and plc doctor"),
     Part("train", 110, "three methods in bf16 and fp32, beside the CPU and PEFT"),
     Part("large", 80, "p-tuning on bases of 1.3, 5 and 20 billion weights"),
-    Part("onnx", 150, "bundles of onnx-cuda: parity, rows, caches, CUDA graph, speed"),
-    Part("cuda", 30, "memory, streams and graphs through cuda-bindings"),
+    Part("onnx-float32", 60, "a bundle of onnx-cuda: parity, rows, caches, speed, CUDA graph"),
+    Part("onnx-float16", 60, "the same in float16"),
+    Part("onnx-int4", 60, "the same in 4 bits"),
+    Part("peft", 60, "generate of transformers with PEFT, on the same ids"),
+    Part("cuda", 45, "memory, streams and graphs through cuda-bindings"),
     Part("nccl", 90, "a communicator of one rank, and the operator over it"),
-    Part("tensorrt", 60, "plans: build, run, probe, parity"),
+    Part("tensorrt-float32", 60, "a plan: build, run, probe, parity"),
+    Part("tensorrt-float16", 60, "the same in float16"),
 )
 
 # What becomes of a part.
@@ -69,15 +74,18 @@ DONE, FAILED, MISSING, TIME = "done", "failed", "missing", "out of time"
 
 # What a machine with torch and CUDA may lack. Versions are those of this environment where they are
 # installed in it.
-WHEELS = ("transformers", "onnxruntime-gpu", "nccl4py")
+WHEELS = ("transformers", "onnxruntime-gpu", "nccl4py", "cuda-core", "cuda-pathfinder")
 
 # Long enough for a part to begin at all.
 _LEAST_SECONDS = 10
+# A process that was killed may still be held by a driver; then nobody waits for it.
+_PATIENCE = 5
+_PIP_SECONDS = 120
 
 
 def has_gpu() -> bool:
-    """Whether NVIDIA's driver shows a GPU."""
-    return Path("/dev/nvidia0").exists()
+    """Whether NVIDIA's driver shows a GPU, of whichever number."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 class Record:
@@ -102,15 +110,20 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
 
-    def ended(self, part: str) -> str:
-        """How the last run of a part ended; empty where it never did."""
-        ends = [line["ended"] for line in self.lines if line["part"] == part and "ended" in line]
+    def ended(self, part: str, device: str) -> str:
+        """How the last run of a part on a device ended; empty where it never did."""
+        ends = [
+            line["ended"]
+            for line in self.lines
+            if (line["part"], line["device"]) == (part, device) and "ended" in line
+        ]
         return ends[-1] if ends else ""
 
-    def latest(self) -> list[Line]:
-        """The lines of each part's last run."""
-        last = {line["part"]: line["run"] for line in self.lines}
-        return [line for line in self.lines if line["run"] == last[line["part"]]]
+    def latest(self, device: str) -> list[Line]:
+        """The lines of each part's last run on a device."""
+        mine = [line for line in self.lines if line["device"] == device]
+        last = {line["part"]: line["run"] for line in mine}
+        return [line for line in mine if line["run"] == last[line["part"]]]
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -144,7 +157,11 @@ def run_part(
         log: gets what it prints on standard error.
     """
     started = time.monotonic()
-    last = "nothing was shown before"
+
+    def take(line: Line) -> None:
+        record.add({"part": part.name, **run, **line})
+        print(_row(line), file=sys.stderr)
+
     with log.open("ab") as file:
         file.write(f"\n=== {part.name}\n".encode())
         file.flush()
@@ -154,45 +171,64 @@ def run_part(
             stderr=file,
             stdin=subprocess.DEVNULL,
             env=dict(environment),
-            start_new_session=True,  # so that what it started ends with it
+            process_group=0,  # so that what it started ends with it
         )
-        over = threading.Event()
-
-        def end() -> None:
-            over.set()
-            _kill(process)
-
-        clock = threading.Timer(seconds, end)
-        clock.start()
-        end_line: Line | None = None
-        assert process.stdout is not None
-        try:
-            for text in process.stdout:
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:  # a library that prints
-                    file.write(text)
-                    continue
-                if "ended" in line:
-                    end_line = line
-                else:
-                    record.add({"part": part.name, **run, **line})
-                    last = f"after: {line['name']}"
-                    print(_row(line), file=sys.stderr)
-            code = process.wait()
-        finally:
-            clock.cancel()
-            _kill(process)
-            process.stdout.close()
-    if over.is_set():
-        end_line = {"ended": TIME, "why": f"its limit of {seconds:.0f} s, {last}"}
-    elif end_line is None:
-        why = f"the process ended with {_code(code)}, {last}: {_last_of(log)}"
+        last, end_line = _read(process, seconds, file, take)
+    if end_line is None:
+        why = f"the process ended with {_code(process.returncode)}, {last}: {_last_of(log)}"
         end_line = {"ended": FAILED, "why": why}
     took = round(time.monotonic() - started, 1)
     record.add({"part": part.name, **run, **end_line, "seconds": took})
     ended: str = end_line["ended"]
     return ended
+
+
+def _read(
+    process: subprocess.Popen[bytes], seconds: float, log: IO[bytes], take: Callable[[Line], None]
+) -> tuple[str, Line | None]:
+    """Takes a process's lines until it ends or its time is over.
+
+    Returns:
+        What was shown last, in words; and its last line, which says how it ended: None where it
+        did not say.
+    """
+    last, end_line = "nothing was shown before", None
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def read() -> None:  # apart from the clock: a pipe may stay open for ever
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            for text in pipe:
+                lines.put(text)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            text = lines.get(timeout=max(ends - time.monotonic(), 0))
+        except queue.Empty:
+            _kill(process)
+            why = f"its limit of {seconds:.0f} s, {last}"
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                why += "; its process does not end"
+            return last, {"ended": TIME, "why": why}
+        if text is None:
+            process.wait()
+            _kill(process)  # what it has started
+            return last, end_line
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # a library that prints
+            log.write(text)
+            continue
+        if "ended" in line:
+            end_line = line
+        else:
+            take(line)
+            last = f"after: {line['name']}"
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -205,8 +241,11 @@ def _code(code: int) -> str:
 
 
 def _last_of(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+    return _last_line(log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")[:300]
 
 
 def _row(line: Line) -> str:
@@ -243,8 +282,7 @@ def install(wheels: Path, site: Path) -> None:
     """Puts wheels into a folder of their own; those that were cut into pieces are joined first.
 
     Raises:
-        OSError: there are none.
-        subprocess.CalledProcessError: pip refuses them.
+        OSError: there are none, or pip refuses them.
     """
     joined: dict[str, list[Path]] = {}
     for piece in sorted(wheels.rglob("*.whl.*")):
@@ -261,9 +299,14 @@ def install(wheels: Path, site: Path) -> None:
         raise FileNotFoundError(f"{wheels}: no wheels there")
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", str(site)]
-    done = subprocess.run([*command, *map(str, found)], capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            [*command, *map(str, found)], capture_output=True, text=True, timeout=_PIP_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"pip did not end within {_PIP_SECONDS} s") from None
     if done.returncode:
-        raise OSError(f"pip: {done.stderr.strip().splitlines()[-1:]}")
+        raise OSError(f"pip: {_last_line(done.stderr)}")
 
 
 def fetch_wheels(folder: Path, python: str, most_mib: int) -> None:
@@ -337,14 +380,16 @@ def check(
         if wheels is not None:
             try:
                 install(wheels, site)
+                record.add(_end("wheels", run, DONE, f"{wheels} are used"))
             except OSError as error:
                 print(f"the wheels of {wheels} are not used: {error}", file=sys.stderr)
                 record.add(_end("wheels", run, FAILED, f"{wheels} are not used: {error}"))
         given = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *([given] if given else [])])
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else the HF Trainer takes them all
         for part in parts:
-            if record.ended(part.name) == DONE and not again:
+            if record.ended(part.name, run["device"]) == DONE and not again:
                 print(f"{part.name}: done before", file=sys.stderr)
                 continue
             seconds = min(part.seconds, ends - time.monotonic())
@@ -364,7 +409,7 @@ def check(
                 log=output / "log.txt",
             )
             print(f"  {ended}", file=sys.stderr)
-    lines = record.latest()
+    lines = record.latest(run["device"])
     head = "" if gpu else "No GPU: all of this is of stand-ins, and says nothing of one.\n\n"
     (output / "table.md").write_text(head + table(lines), encoding="utf-8")
     print(head + table(lines))
@@ -386,9 +431,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("build/gpu-check"))
     parser.add_argument("--parts", nargs="+", choices=names, help="these, done before or not")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for all of it")
+    parser.add_argument("--limit", type=float, default=540, help="seconds for all of it")
     parser.add_argument("--seconds", type=float, help="of each part, in place of its own limit")
-    parser.add_argument("--stand-ins", action="store_true", help="as if there were no GPU")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--gpu", action="store_true", help="also where no GPU is seen")
+    kind.add_argument("--stand-ins", action="store_true", help="as if there were no GPU")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use")
     parser.add_argument("--work", type=Path, help="for bases and bundles, kept")
     parser.add_argument("--fetch-wheels", type=Path, metavar="FOLDER", help="fetch them, and end")
@@ -405,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output,
         parts=chosen,
         limit=options.limit,
-        gpu=has_gpu() and not options.stand_ins,
+        gpu=options.gpu or (has_gpu() and not options.stand_ins),
         wheels=options.wheels,
         work=options.work,
         again=options.parts is not None,

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from gpu_check import DONE, Record
+from gpu_parts.shown import SHOWN
 
 HERE = Path(__file__).resolve().parent
 PROVEN = HERE / "proven.jsonl"
 PAGE = HERE.parent / "docs" / "targets.md"
 
-# By target: the part of the check that runs it, and its forms with their columns of the table.
-TARGETS: dict[str, tuple[str, dict[str, str]]] = {
-    "onnx-cuda": ("onnx", {"float32": "float32", "float16": "float16", "int4": "int8, int4"}),
-    "tensorrt": ("tensorrt", {"float32": "float32", "float16": "float16"}),
+# By target: its forms with their columns of the table.
+TARGETS: dict[str, dict[str, str]] = {
+    "onnx-cuda": {"float32": "float32", "float16": "float16", "int4": "int8, int4"},
+    "tensorrt": {"float32": "float32", "float16": "float16"},
 }
 # What the machine's part says, in this order.
 _WHERE, _VERSIONS = "GPU", ("driver", "torch", "onnxruntime", "tensorrt")
@@ -45,14 +46,20 @@ def proven_by(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if _WHERE not in machine:
         return []
     found = []
-    for target, (part, forms) in TARGETS.items():
-        mine = [line for line in lines if line["part"] == part and line["device"] == "cuda"]
-        if not any(line.get("ended") == DONE for line in mine):
-            continue
+    for target, forms in TARGETS.items():
         for form in forms:
+            part = f"{target.partition('-')[0]}-{form}"
+            mine = [line for line in lines if line["part"] == part and line["device"] == "cuda"]
+            if not any(line.get("ended") == DONE for line in mine):
+                continue
             results = [line for line in mine if re.match(f"{form}(:|$)", line.get("name", ""))]
-            checked = [line["ok"] for line in results if "ok" in line]
-            if checked and all(checked):
+            checked = {line["name"]: line["ok"] for line in results if "ok" in line}
+            missing = [
+                what
+                for what in SHOWN[target]
+                if not any(name.startswith(f"{form}: {what}") for name in checked)
+            ]
+            if not missing and all(checked.values()):
                 versions = [f"{name} {machine[name]}" for name in _VERSIONS if name in machine]
                 found.append(
                     {
@@ -80,7 +87,7 @@ def page_with(page: str, proven: Sequence[Mapping[str, str]]) -> str:
     if columns is None:
         raise ValueError(f"{PAGE}: no table with the columns target and GPU")
     names = [cell.strip() for cell in columns[0].strip("|").split("|")]
-    for target, (_, forms) in TARGETS.items():
+    for target, forms in TARGETS.items():
         row = re.search(rf"^\| `{target}` \|.*$", head[columns.end() :], re.MULTILINE)
         if row is None:
             raise ValueError(f"{PAGE}: no row of {target}")
@@ -115,7 +122,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         print((__doc__ or "").splitlines()[2].strip(), file=sys.stderr)
         return 2
-    new = proven_by(Record(Path(sys.argv[1])).latest())
+    new = proven_by(Record(Path(sys.argv[1])).latest("cuda"))
     if not new:
         print("no form of a target ran on a GPU there, with every result as expected")
         return 1

@@ -1,18 +1,22 @@
 """Runs one part: its results are JSON lines on standard output, all else goes to standard error."""
 
-import importlib
 import json
 import os
 import sys
-import traceback
-from typing import Any
+import time
 
-from gpu_parts.report import Job, MissingError, Report, one_line
+_BEGAN = time.monotonic()  # before anything that takes long to import
 
 
 def main() -> None:
     """The part that the command line names."""
-    name, options = sys.argv[1], json.loads(sys.argv[2])
+    import importlib
+    import traceback
+    from typing import Any
+
+    from gpu_parts.report import Job, OutOfTimeError, Report, is_missing, one_line
+
+    (name, _, what), options = sys.argv[1].partition("-"), json.loads(sys.argv[2])
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print
 
@@ -20,13 +24,14 @@ def main() -> None:
         out.write(json.dumps(line) + "\n")
         out.flush()
 
+    job = Job(what=what, began=_BEGAN, **options)
     try:
-        importlib.import_module(f"gpu_parts.{name}").run(Report(write), Job(**options))
-    except (MissingError, ImportError) as error:
-        write({"ended": "missing", "why": one_line(error)})
+        importlib.import_module(f"gpu_parts.{name}").run(Report(write), job)
+    except OutOfTimeError as error:
+        write({"ended": "out of time", "why": str(error)})
     except Exception as error:  # the next part runs all the same
         traceback.print_exc()
-        write({"ended": "failed", "why": one_line(error)})
+        write({"ended": "missing" if is_missing(error) else "failed", "why": one_line(error)})
     else:
         write({"ended": "done"})
 

@@ -16,6 +16,8 @@ SMALL = {
     "num_key_value_heads": 3,
     "intermediate_size": 1536,
 }
+# The same with few layers: where every number is compared on the CPU, too.
+SHORT = {**SMALL, "num_hidden_layers": 6}
 # Wide enough for native blocks of weights; with as many tokens as the real one.
 STAND_IN = {
     "hidden_size": 96,
@@ -36,8 +38,8 @@ def llama_base(
         folder: is made.
         shape: keys of `LlamaConfig`.
         vocab: ids; the tokenizer has a few hundred of them.
-        four_bits: whether the weights of the layers are what 4 bits hold: rounding random weights
-            changes most answers, whatever computes them.
+        four_bits: whether the weights are what 4 bits hold, the embedding's 8: rounding random
+            weights changes most answers, whatever computes them.
     """
     if folder.exists():
         return folder
@@ -64,6 +66,8 @@ def llama_base(
             if parameter.ndim == 2:
                 weight = parameter.data.numpy()
                 weight[:] = as_published(weight, "q4_0")
+        table = model.get_input_embeddings().weight.data.numpy()
+        table[:] = as_published(table, "q8_0")
     model.save_pretrained(staging)
     staging.rename(folder)
     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.bases import gpt_of_zeros
-from gpu_parts.report import Job, MissingError, Report, waiter
+from gpu_parts.report import Job, MissingError, OutOfTimeError, Report, waiter
 
 VIRTUAL, TASKS, BATCH, TOKENS = 20, 2, 8, 128
 
@@ -26,16 +26,23 @@ class Shape:
         layers: how many.
         hidden: their width.
         heads: of each.
+        most: peak memory of the GPU, of the base's size: below 2, which would be another copy of
+            the base, and less where the activations of a step are a smaller part of it.
     """
 
     name: str
     layers: int
     hidden: int
     heads: int
+    most: float
 
 
-SHAPES = (Shape("1.3B", 24, 2048, 16), Shape("5B", 24, 4096, 32), Shape("20B", 44, 6144, 48))
-STAND_INS = (Shape("stand-in", 2, 96, 6),)
+SHAPES = (
+    Shape("1.3B", 24, 2048, 16, 1.9),
+    Shape("5B", 24, 4096, 32, 1.6),
+    Shape("20B", 44, 6144, 48, 1.5),
+)
+STAND_INS = (Shape("stand-in", 2, 96, 6, 1.9),)
 VOCAB, STAND_IN_VOCAB = 50304, 401
 
 # Of a whole base: to load it and to draw its numbers, bytes a second at the least, and seconds for
@@ -66,13 +73,13 @@ def _one(report: Report, job: Job, shape: Shape) -> None:
     report.figure(f"{shape.name}: seconds a step", seconds)
     report.expect(f"{shape.name}: loss", loss, "a number", loss == loss)
     if job.on_gpu:
-        report.at_most(f"{shape.name}: peak memory, of the base's size", peak / size, 1.9)
+        report.at_most(f"{shape.name}: peak memory, of the base's size", peak / size, shape.most)
 
 
 def _check_room(job: Job, size: int) -> None:
     needed = size / _RATE + _STEPS_SECONDS if job.on_gpu else 0
     if needed > job.left:
-        raise MissingError(f"time: {needed:.0f} s are needed, {job.left:.0f} s are left")
+        raise OutOfTimeError(f"a base of {size / 2**30:.0f} GiB needs {needed:.0f} s")
     if job.on_gpu:
         import torch
 

@@ -3,6 +3,7 @@
 import configparser
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +12,18 @@ from gpu_parts.report import Job, Report
 _SETUP = Path(__file__).resolve().parents[2] / "setup.cfg"
 # What the other parts use; those for a GPU where there is one.
 _EXTRAS, _ON_GPU = ("train", "export"), ("gpu", "nccl")
-_BESIDE = ("numpy", "onnxruntime", "peft", "tensorrt", "tensorrt-rtx-cu13")
+_BESIDE = (
+    "numpy",
+    "peft",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-core",
+    "cuda-pathfinder",
+    "nvidia-nccl-cu13",
+    "nvidia-cudnn-cu13",
+)
+# What no part imports.
+_NOT_USED = ("gguf",)
 
 
 def run(report: Report, job: Job) -> None:
@@ -28,6 +40,10 @@ def run(report: Report, job: Job) -> None:
                 _package(report, line)
     for name in _BESIDE:
         report.figure(name, _version(name) or "not installed")
+    import onnxruntime  # the one that is imported: another may be installed beside it
+
+    providers = ", ".join(onnxruntime.get_available_providers())
+    report.figure("onnxruntime", f"{onnxruntime.__version__} ({providers})")
     from pl_compile.driver.doctor import examine
 
     for finding in examine():
@@ -48,9 +64,10 @@ def _gpu(report: Report) -> None:
         major, minor = torch.cuda.get_device_capability()
         name = f"{torch.cuda.get_device_name()}, {major}.{minor}, {memory:.0f} GiB"
         report.figure("GPU", name)
-    driver = Path("/proc/driver/nvidia/version")
-    if driver.exists():
-        report.figure("driver", driver.read_text(encoding="utf-8").splitlines()[0])
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with report.trying("driver"):
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+        report.figure("driver", (done.stdout or done.stderr).strip())
 
 
 def _package(report: Report, requirement: str) -> None:
@@ -58,7 +75,10 @@ def _package(report: Report, requirement: str) -> None:
     name = name.partition("[")[0]
     found = _version(name)
     ok = found is not None and _numbers(found) >= _numbers(least)
-    report.expect(name, found or "not installed", f"{least} or newer", ok)
+    if name in _NOT_USED:
+        report.figure(name, found or "not installed")
+    else:
+        report.expect(name, found or "not installed", f"{least} or newer", ok)
 
 
 def _version(name: str) -> str | None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from gpu_parts.report import Job, Report
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.providers import load_cuda
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,9 +77,13 @@ def _sums(report: Report, job: Job, name: str, kind: ir.DataType) -> None:
     kernels.register(options)
     providers = ["CPUExecutionProvider"]
     if job.on_gpu:
-        onnxruntime.preload_dlls()
+        load_cuda(onnxruntime)
         providers.insert(0, "CUDAExecutionProvider")
-    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=providers, enable_fallback=0
+    )
+    used = session.get_providers()[0]
+    report.expect(f"sums of {name}: provider", used, providers[0], used == providers[0])
     differing = 0
     for size in (1, 0, 262145, 3):
         given = np.random.default_rng(size).normal(size=size).astype(name)

@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,27 @@ class MissingError(Exception):
     """Something that a part needs and this machine does not have."""
 
 
+class OutOfTimeError(Exception):
+    """What is left of a part's time is too little for the next thing: the part ends."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a part is asked for.
 
     Attributes:
+        what: of the part: what stands behind the hyphen of its name.
         device: "cuda", or "cpu" for stand-ins.
         seconds: the limit of the whole part.
         work: a folder for bases and bundles, shared by all parts.
         began: when this process started to work, by `time.monotonic`.
     """
 
+    what: str
     device: str
     seconds: float
     work: Path
-    began: float = field(default_factory=time.monotonic)
+    began: float
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "work", Path(self.work))
@@ -74,17 +80,29 @@ class Report:
         """What is inside may fail, and the part goes on."""
         try:
             yield
-        except (MissingError, MissingExtraError, ImportError) as error:
-            self.figure(name, f"missing: {one_line(error)}")
+        except OutOfTimeError:
+            raise
         except Exception as error:
-            traceback.print_exc()
-            self.expect(name, one_line(error), "no error", False)
+            if is_missing(error):
+                self.figure(name, f"missing: {one_line(error)}")
+            else:
+                traceback.print_exc()
+                self.expect(name, one_line(error), "no error", False)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether it says that this machine lacks something, and no more."""
+    if isinstance(error, ModuleNotFoundError):
+        # A name of ours, or one that moved inside of a package that is there, is a mistake.
+        return (error.name or "").partition(".")[0] not in ("pl_compile", "gpu_parts")
+    return isinstance(error, MissingError | MissingExtraError)
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line."""
+    """An error as one line, with what caused it."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:400] if text else type(error).__name__
+    line = f"{type(error).__name__}: {text}"[:400] if text else type(error).__name__
+    return line if error.__cause__ is None else f"{line} (because of {one_line(error.__cause__)})"
 
 
 def median_seconds(work: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:

@@ -95,7 +95,6 @@ def _timed(
 
 def _copies(report: Report, job: Job, base: Path) -> None:
     """Bytes that go from the GPU to the host in the loop, by torch's profiler."""
-    import torch
     from torch.profiler import ProfilerActivity, profile
 
     steps = 5 if job.on_gpu else 1
@@ -105,17 +104,24 @@ def _copies(report: Report, job: Job, base: Path) -> None:
     with tempfile.TemporaryDirectory(dir=job.work) as folder:
         path = Path(folder) / "trace.json"
         seen.export_chrome_trace(str(path))
-        moved = bytes_to_host(json.loads(path.read_text(encoding="utf-8"))["traceEvents"])
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     if job.on_gpu:
-        torch.cuda.synchronize()
+        # A profiler that sees no GPU would count no copies either; each loss is one.
+        seen_there = sum(event.get("cat") == "kernel" for event in events)
+        report.expect("kernels that the profiler has seen", seen_there, "some", seen_there > 0)
+        copies = sum(map(is_copy_to_host, events))
+        report.expect("copies that it has seen", copies, f"at least {steps}", copies >= steps)
+    moved = bytes_to_host(events)
     size = (base / "model.safetensors").stat().st_size
     report.at_most(f"bytes to the host in {steps} steps, of the base's", moved / size, 0.01)
 
 
 def bytes_to_host(events: Sequence[dict[str, Any]]) -> int:
     """The bytes of all copies from a GPU to the host in a trace of torch's profiler."""
-    return sum(
-        int(event.get("args", {}).get("bytes", 0))
-        for event in events
-        if event.get("cat") == "gpu_memcpy" and "DtoH" in event.get("name", "")
-    )
+    copies = filter(is_copy_to_host, events)
+    return sum(int(event.get("args", {}).get("bytes", 0)) for event in copies)
+
+
+def is_copy_to_host(event: dict[str, Any]) -> bool:
+    """Whether an event of a trace is a copy from a GPU to the host."""
+    return event.get("cat") == "gpu_memcpy" and "DtoH" in event.get("name", "")

@@ -82,15 +82,20 @@ def limit_of(precision: Precision) -> Limit:
     return _wider(limits[precision.quantization], _NARROW.get(precision.dtype))
 
 
-def self_limit_of(precision: Precision, *, same_kernels: bool = True) -> Limit:
+def self_limit_of(
+    precision: Precision, *, same_kernels: bool = True, same_device: bool = True
+) -> Limit:
     """What still counts as the same, of a bundle against itself.
 
     Args:
         precision: of the bundle.
         same_kernels: whether all of it was computed by kernels that make the same bits.
+        same_device: whether all of it was computed on one kind of device: sums of 16 bits on two
+            differ from each other as each does from the base.
     """
     limits = SELF_LIMITS if same_kernels else _OTHER_KERNELS
-    return _wider(limits[precision.quantization], _NARROW_SELF.get(precision.dtype))
+    narrow = _NARROW_SELF if same_device else _NARROW
+    return _wider(limits[precision.quantization], narrow.get(precision.dtype))
 
 
 def _wider(one: Limit, other: Limit | None) -> Limit:

@@ -1,10 +1,11 @@
 """Execution providers of ONNX Runtime by name: which there are, and how a session gets one."""
 
+import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
             fix="Leave them out.",
         )
     if name in _ON_CUDA:
-        _load_cuda(onnxruntime)
+        load_cuda(onnxruntime)
     its_own = {**_DEFAULTS.get(name, {}), **provider.options}
     chosen: list[Any] = [(name, its_own)] if its_own else [name]
     return chosen if name == NAMES["cpu"] else [*chosen, NAMES["cpu"]]
@@ -173,13 +174,27 @@ def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> 
     return []  # the options name it
 
 
-def _load_cuda(onnxruntime: Any) -> None:
+def load_cuda(onnxruntime: Any) -> None:
     """Loads CUDA and cuDNN from NVIDIA's Python packages, where ONNX Runtime does not look itself.
 
-    What is not found there is left to the system's own search.
+    What is not found there is left to the system's own search; whether that is enough, the session
+    says (`check_used`).
     """
-    with redirect_stdout(sys.stderr):  # it prints what it does not find
+    with redirect_stdout(StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
+        for folder in _nvidia_libraries():
+            onnxruntime.preload_dlls(directory=folder)
+
+
+def _nvidia_libraries() -> list[str]:
+    """Folders of libraries in NVIDIA's packages, wherever on Python's path these are installed.
+
+    ONNX Runtime looks for them beside itself alone, which is another folder where it was installed
+    with `pip --target`, or into an environment above another one.
+    """
+    found = importlib.util.find_spec("nvidia")
+    places = [Path(each) for each in (found.submodule_search_locations or ())] if found else []
+    return [str(path) for place in places for path in sorted(place.glob("*/lib")) if path.is_dir()]
 
 
 def check_used(session: Any, provider: Provider, model: Path) -> None:

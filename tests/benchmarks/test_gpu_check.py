@@ -22,14 +22,38 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_check
 
 
+def test_every_part_is_tried_here(gpu_check: ModuleType) -> None:
+    (mark,) = (
+        mark
+        for mark in test_a_part_passes_on_its_stand_ins.pytestmark  # type: ignore[attr-defined]
+        if mark.name == "parametrize"
+    )
+
+    assert mark.args[1] == [part.name for part in gpu_check.PARTS]
+
+
 def lines_of(output: Path) -> list[dict[str, Any]]:
     text = (output / "results.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
-# Parts in the order of their time, so that two workers end together.
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("part", ["onnx", "train", "tensorrt", "large", "nccl", "cuda", "machine"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "machine",
+        "train",
+        "large",
+        "onnx-float32",
+        "onnx-float16",
+        "onnx-int4",
+        "peft",
+        "cuda",
+        "nccl",
+        "tensorrt-float32",
+        "tensorrt-float16",
+    ],
+)
 def test_a_part_passes_on_its_stand_ins(tmp_path: Path, part: str) -> None:
     script = HOME / "benchmarks" / "gpu_check.py"
     command = [sys.executable, str(script), "--stand-ins", "--output", str(tmp_path)]
@@ -42,7 +66,7 @@ def test_a_part_passes_on_its_stand_ins(tmp_path: Path, part: str) -> None:
 
     *results, end = lines_of(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert end["ended"] == "done" or (part == "tensorrt" and end["ended"] == "missing")
+    assert end["ended"] == "done" or (part.startswith("tensorrt") and end["ended"] == "missing")
     assert all(result.get("ok") is not False for result in results)
     assert len(results) > 1 or end["ended"] == "missing"
     assert "No GPU: all of this is of stand-ins" in done.stdout
@@ -54,6 +78,7 @@ PARTS = {
     "wrong": "report.at_most('difference', float('nan'), 0.1)",
     "broken": "report.figure('before', 1)\n    raise ValueError('no\\nsense')",
     "lacking": "import nothing_of_that_name",
+    "mistaken": "from json import nothing_of_that_name",
     "killed": "import os, signal\n    os.kill(os.getpid(), signal.SIGSEGV)",
     "hanging": "report.figure('begun', 1)\n    import time\n    time.sleep(600)",
     "talking": "print('not JSON')\n    report.figure('said', 1)",
@@ -101,6 +126,7 @@ def test_a_part_that_goes_wrong_says_so_in_a_line_and_the_next_one_runs(
         "wrong": "done",
         "broken": "failed",
         "lacking": "missing",
+        "mistaken": "failed",
         "killed": "failed",
         "hanging": "out of time",
         "talking": "done",
@@ -135,7 +161,9 @@ def test_another_call_goes_on_where_the_last_one_ended(
 
     record = gpu_check.Record(path)
     assert {line["part"] for line in record.lines[before:]} == {"broken"}
-    assert [line["part"] for line in record.latest()] == ["well"] * 3 + ["broken"] * 2
+    assert [line["part"] for line in record.latest("cpu")] == ["well"] * 3 + ["broken"] * 2
+    assert record.latest("cuda") == []  # what stand-ins have shown is no GPU's
+    assert record.ended("well", "cuda") == ""
 
 
 def test_no_time_left_is_said_of_each_part_that_does_not_run(
@@ -173,7 +201,8 @@ def test_a_wheel_in_pieces_is_put_together_and_used(gpu_check: ModuleType, tmp_p
 
     found = run(gpu_check, tmp_path, "using", code_of={"using": using}, wheels=tmp_path / "wheels")
 
-    assert found[0]["value"] == 7
+    assert found[0]["why"] == f"{tmp_path / 'wheels'} are used"
+    assert found[1]["value"] == 7
 
 
 def write_wheel(path: Path, name: str) -> None:

@@ -33,15 +33,23 @@ def day(*results: tuple[str, str, bool | None], device: str = "cuda") -> list[di
     return lines + [{"part": part, **run, "ended": "done", "seconds": 1.0} for part in parts]
 
 
+def whole(part: str, form: str) -> list[tuple[str, str, bool | None]]:
+    """All that a form must have shown."""
+    names = ["task ask", "mixed batch, logits"]
+    if part.startswith("onnx"):
+        names = ["self-tests", "parity", "mixed batch", "entries", "operators on"]
+    return [(part, f"{form}: {name}", True) for name in names]
+
+
 def test_a_form_whose_every_result_was_as_expected_is_proven(proven: ModuleType) -> None:
     found = proven.proven_by(
         day(
-            ("onnx", "float32: parity", True),
-            ("onnx", "float32: decode", None),
-            ("onnx", "float16: parity", True),
-            ("onnx", "float16: caches", False),
-            ("onnx", "int4: decode", None),
-            ("tensorrt", "float16: task ask", True),
+            *whole("onnx-float32", "float32"),
+            ("onnx-float32", "float32: decode", None),
+            *whole("onnx-float16", "float16"),
+            ("onnx-float16", "float16: sums", False),
+            *whole("onnx-int4", "int4")[:-1],  # something was not shown
+            *whole("tensorrt-float16", "float16"),
         )
     )
 
@@ -58,23 +66,24 @@ def test_a_form_whose_every_result_was_as_expected_is_proven(proven: ModuleType)
 
 
 def test_stand_ins_and_parts_that_did_not_end_prove_nothing(proven: ModuleType) -> None:
-    results = [("onnx", "float32: parity", True)]
+    results = whole("onnx-float32", "float32")
     lines = day(*results)
 
     assert proven.proven_by(day(*results, device="cpu")) == []
     assert proven.proven_by([line for line in lines if line["part"] != "machine"]) == []
+    assert len(proven.proven_by(lines)) == 1
     killed = [line if line.get("ended") is None else {**line, "ended": "failed"} for line in lines]
     assert proven.proven_by(killed) == []
     # A form that could not even be made has no result but its error.
-    assert proven.proven_by(day(("onnx", "float32", False))) == []
+    assert proven.proven_by(day(("onnx-float32", "float32", False))) == []
 
 
 def test_cells_and_section_follow(proven: ModuleType) -> None:
     page = (HOME / "docs" / "targets.md").read_text(encoding="utf-8")
     shown = proven.proven_by(
         day(
-            *(("onnx", f"{form}: parity", True) for form in ("float32", "int4")),
-            ("tensorrt", "float32: task ask", True),
+            *(line for form in ("float32", "int4") for line in whole(f"onnx-{form}", form)),
+            *whole("tensorrt-float32", "float32"),
         )
     )
 

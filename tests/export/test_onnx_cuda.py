@@ -1,7 +1,9 @@
 """Target `onnx-cuda`, whose graphs run here on kernels for CPU; and providers by name."""
 
+import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -135,20 +137,26 @@ class _OnCuda:
     """The face of an ONNX Runtime that was built with CUDA."""
 
     def __init__(self) -> None:
-        self.loaded = 0
+        self.loaded: list[str | None] = []
 
     def get_available_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def preload_dlls(self) -> None:
-        self.loaded += 1
+    def preload_dlls(self, directory: str | None = None) -> None:
+        self.loaded.append(directory)
         print("a library that is not there")
 
 
 def test_float32_is_float32_on_cuda_and_its_libraries_are_looked_for(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     runtime = _OnCuda()
+    for package in ("cu13", "cudnn", "nothing"):
+        (tmp_path / "nvidia" / package / ("lib" if package != "nothing" else "bin")).mkdir(
+            parents=True
+        )
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
 
     usual = providers.choose(runtime, None, Provider("cuda"))
     given = {"use_tf32": "1", "device_id": "0"}
@@ -158,10 +166,10 @@ def test_float32_is_float32_on_cuda_and_its_libraries_are_looked_for(
     assert usual == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
     assert asked == [("CUDAExecutionProvider", given), "CPUExecutionProvider"]
     assert on_cpu == ["CPUExecutionProvider"]
-    assert runtime.loaded == 2
+    folders = [str(tmp_path / "nvidia" / package / "lib") for package in ("cu13", "cudnn")]
+    assert runtime.loaded == [None, *folders] * 2
     said = capsys.readouterr()
-    assert not said.out  # where a command's answer goes
-    assert "not there" in said.err
+    assert not said.out + said.err  # where a command's answer goes
 
 
 def test_verifying_runs_on_the_provider_that_is_named(
