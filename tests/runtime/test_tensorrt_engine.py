@@ -10,6 +10,7 @@ kernels, and CUDA itself.
 import ast
 import ctypes
 import gc
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -369,8 +370,13 @@ def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
     """Every name that is called or read, in NVIDIA's own package."""
     api = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     names: set[str] = set()
-    for file in ("cuda.py", "gpu_plan.py"):
-        tree = ast.parse((HOME / "runtime" / "engines" / file).read_text(encoding="utf-8"))
+    files = (
+        "runtime/engines/cuda.py",
+        "runtime/engines/gpu_plan.py",
+        "benchmarks/gpu_parts/cuda.py",
+    )
+    for file in files:
+        tree = ast.parse((HOME / file).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.add(node.value)
@@ -381,6 +387,17 @@ def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
     enums = [api.cudaMemcpyKind, api.cudaDeviceAttr, api.cudaStreamCaptureMode]
     missing = {n for n in asked if not hasattr(api, n) and not any(hasattr(e, n) for e in enums)}
     assert not missing
+
+
+def test_what_is_asked_of_nccl_is_there_under_its_name() -> None:
+    nccl = pytest.importorskip("nccl.core", reason="needs nccl4py")
+    parameters = inspect.signature(nccl.Communicator.init).parameters
+
+    assert {"nranks", "rank", "unique_id"} <= set(parameters)
+    assert callable(nccl.get_unique_id)
+    assert callable(nccl.UniqueId.from_bytes)
+    assert hasattr(nccl.UniqueId, "__bytes__") or hasattr(nccl.UniqueId, "as_bytes")
+    assert hasattr(nccl.Communicator, "ptr")
 
 
 def test_what_is_asked_of_tensorrt_is_there_under_its_name() -> None:
