@@ -2,9 +2,11 @@
 
 import ctypes
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from pl_compile.errors import MissingExtraError
+from pl_compile.errors import MissingExtraError, PlcError, RankError, first_line_of
 
 _CAPSULE = b"ncclComm_t"
 
@@ -14,8 +16,10 @@ def unique_id() -> bytes:
 
     Raises:
         MissingExtraError: `nccl4py` is not installed.
+        RankError: NCCL's library is not there, or does not work here.
     """
-    return bytes(_nccl().get_unique_id())
+    with _in_our_words("starting NCCL"):
+        return bytes(_nccl().get_unique_id())
 
 
 def communicator_of(rank: int, ranks: int, shared: bytes) -> Any:
@@ -25,10 +29,12 @@ def communicator_of(rank: int, ranks: int, shared: bytes) -> Any:
 
     Raises:
         MissingExtraError: `nccl4py` is not installed.
+        RankError: NCCL's library is not there, or does not work here.
     """
     nccl = _nccl()
-    identity = nccl.UniqueId.from_bytes(shared)
-    return nccl.Communicator.init(nranks=ranks, rank=rank, unique_id=identity)
+    with _in_our_words(f"joining {ranks} ranks as rank {rank} by NCCL"):
+        identity = nccl.UniqueId.from_bytes(shared)
+        return nccl.Communicator.init(nranks=ranks, rank=rank, unique_id=identity)
 
 
 def capsule_of(address: int) -> Any:
@@ -37,6 +43,20 @@ def capsule_of(address: int) -> Any:
     new.restype = ctypes.py_object
     new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     return new(address, _CAPSULE, None)
+
+
+@contextmanager
+def _in_our_words(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except PlcError:
+        raise
+    except Exception as error:  # of nccl4py, of what finds its library, or of CUDA
+        raise RankError(
+            doing,
+            found=first_line_of(error),
+            fix="Install NVIDIA's driver, and pip install 'pl-compile[nccl]': see plc doctor.",
+        ) from error
 
 
 def _nccl() -> Any:

@@ -28,7 +28,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.oracle import OraclePlan
-from pl_compile.errors import ArtifactError
+from pl_compile.errors import ArtifactError, RankError
 from pl_compile.exporters.tensorrt import TensorRtExporter
 from pl_compile.exporters.trt import parse
 from pl_compile.graph.decoder import build_decoder
@@ -37,6 +37,7 @@ from pl_compile.runtime.engines.caches import HostCaches
 from pl_compile.runtime.engines.cuda import Cuda, CudaCaches, stored, widened
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.gpu_plan import GpuPlan, check_gpu, check_package
+from pl_compile.runtime.engines.nccl import communicator_of, unique_id
 from pl_compile.runtime.engines.tensorrt import Binding, TensorRtEngine
 from pl_compile.testing import write_tiny_base
 from pl_compile.testing_cuda import STREAM, HostCuda
@@ -387,6 +388,23 @@ def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
     enums = [api.cudaMemcpyKind, api.cudaDeviceAttr, api.cudaStreamCaptureMode]
     missing = {n for n in asked if not hasattr(api, n) and not any(hasattr(e, n) for e in enums)}
     assert not missing
+
+
+def test_an_nccl_that_does_not_work_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(**ranks: int) -> None:
+        raise OSError('Failure finding "libnccl.so.2"\nand more')
+
+    package = SimpleNamespace(
+        get_unique_id=missing,
+        UniqueId=SimpleNamespace(from_bytes=lambda shared: shared),
+        Communicator=SimpleNamespace(init=missing),
+    )
+    monkeypatch.setitem(sys.modules, "nccl.core", package)
+
+    with pytest.raises(RankError, match=r'starting NCCL: Failure finding "libnccl\.so\.2"\. '):
+        unique_id()
+    with pytest.raises(RankError, match=r"joining 2 ranks as rank 1 by NCCL: .*plc doctor"):
+        communicator_of(1, 2, b"")
 
 
 def test_what_is_asked_of_nccl_is_there_under_its_name() -> None:
