@@ -389,8 +389,7 @@ def test_a_bundle_with_another_tokenizer_than_its_base_is_exit_code_3(
     assert code == 3
     assert "tokens of task 'ask': the text " in out
     assert "is rendered to tokens [" in err
-    assert "Where tokens differ, the bundle's tokenizer is not that" in err
-    assert "or transformers builds another one" in err
+    assert "Where tokens differ, the bundle's tokenizer is not the base's tokenizer.json." in err
 
     # Numbers that fail too are told beside it.
     monkeypatch.setitem(parity.SELF_LIMITS, "none", parity.Limit(1e-12, 1.0))
@@ -435,6 +434,7 @@ def test_an_export_that_is_told_to_end_leaves_nothing(
 ) -> None:
     program = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # tests may be run by nohup
         "import pl_compile.driver.export as export\n"
         f"export.write_task = lambda *_: os.kill(os.getpid(), signal.{name})\n"
         "from pl_compile.cli.main import main\n"

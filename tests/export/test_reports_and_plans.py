@@ -372,7 +372,7 @@ def test_too_little_memory_is_told_before_anything_is_read(
     with pytest.raises(ExportError) as error:
         export_bundle(request_)
 
-    assert "2 MB of memory available; expected about" in str(error.value)
+    assert "2097 KB of memory available; expected about" in str(error.value)
     assert not request_.output.exists()
 
 
