@@ -1,7 +1,6 @@
 """`plc tasks` and `plc import` as a user meets them."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,9 @@ import torch
 from safetensors.numpy import load_file
 
 from pl_compile.artifact.prompt_table import read_prompt_table
-from pl_compile.cli.main import main
 from pl_compile.testing import random_table
 
 TEMPLATE = "<|VIRTUAL_PROMPT_0|> {sentence} sentiment:{label}"
-
-
-@pytest.fixture
-def plc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs `plc` in a fresh folder; gives exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plc", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

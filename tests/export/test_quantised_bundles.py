@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.errors import ConfigError, DataError, ExportError
@@ -399,16 +400,20 @@ def test_a_bundle_that_disagrees_with_torch_within_its_limit_verifies(
     assert [test.max_abs_difference for test in verified.selftests] == [0.0, 0.0, 0.0]
 
 
-def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answer(
-    block_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    from pl_compile.artifact.prompt_table import read_prompt_table
-    from pl_compile.driver.calibrate import MOST_EXAMPLES, calibration_prompts
-
+@pytest.fixture
+def learned(block_bases: dict[str, Path], tmp_path: Path) -> dict[str, TaskPrompt]:
+    """The tasks of a random table, by name."""
     base = block_bases["llama"]
     table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
     tokenizer = Tokenizer.from_folder(base)
-    learned = {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
+    return {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
+
+
+def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answer(
+    learned: dict[str, TaskPrompt], tmp_path: Path
+) -> None:
+    from pl_compile.driver.calibrate import MOST_EXAMPLES, calibration_prompts
+
     tone = [{"taskname": "tone", "sentence": "a", "label": "positive"}] * MOST_EXAMPLES
     ask: list[dict[str, Any]] = [
         {"taskname": "ask", "question": "why?", "place": "b", "answer": answer}
@@ -428,15 +433,10 @@ def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answe
 
 
 def test_calibration_says_which_examples_it_cuts(
-    block_bases: dict[str, Path], tmp_path: Path
+    learned: dict[str, TaskPrompt], tmp_path: Path
 ) -> None:
-    from pl_compile.artifact.prompt_table import read_prompt_table
     from pl_compile.driver.calibrate import calibration_prompts
 
-    base = block_bases["llama"]
-    table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
-    tokenizer = Tokenizer.from_folder(base)
-    learned = {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
     rows = [
         {"taskname": "ask", "question": question, "place": "b", "answer": "cold"}
         for question in ("why?", "cold " * 90)

@@ -69,6 +69,19 @@ class Killed(BaseException):
     """As if the process ended here."""
 
 
+def _killed_at_the_first_save(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Ends the next run behind its first save; gives the number of each save that comes after."""
+    saves = count(1)
+
+    def killed_after_a_save(path: Path, *rest: Any) -> None:
+        save_checkpoint(path, *rest)
+        if path.name == "last.safetensors" and next(saves) == 1:
+            raise Killed
+
+    monkeypatch.setattr("pl_compile.training.run.save_checkpoint", killed_after_a_save)
+    return saves
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data of a run of one task, and the run."""
@@ -115,14 +128,7 @@ def test_a_run_that_is_resumed_ends_like_one_that_was_not(
 ) -> None:
     config = method_run(tmp_path / "data", tiny_bases["llama"], method)
     whole = run_training(config, tmp_path / "whole")
-    saves = count(1)
-
-    def killed_after_a_save(path: Path, *rest: Any) -> None:
-        save_checkpoint(path, *rest)
-        if path.name == "last.safetensors" and next(saves) == 1:
-            raise Killed
-
-    monkeypatch.setattr("pl_compile.training.run.save_checkpoint", killed_after_a_save)
+    saves = _killed_at_the_first_save(monkeypatch)
     with pytest.raises(Killed):
         run_training(config, tmp_path / "parts")
     parts = run_training(config, tmp_path / "parts", resume=True)
@@ -147,14 +153,7 @@ def test_a_run_goes_on_from_how_it_began_where_that_is_left_to_it(
         tmp_path / "data", tiny_bases["llama"], **changes, prompt_tuning={"init": began}
     )
     whole = run_training(named, tmp_path / "whole")
-    saves = count(1)
-
-    def killed_after_a_save(path: Path, *rest: Any) -> None:
-        save_checkpoint(path, *rest)
-        if path.name == "last.safetensors" and next(saves) == 1:
-            raise Killed
-
-    monkeypatch.setattr("pl_compile.training.run.save_checkpoint", killed_after_a_save)
+    _killed_at_the_first_save(monkeypatch)
     with pytest.raises(Killed):
         run_training(named, tmp_path / "parts")
     left = tiny_run(tmp_path / "data", tiny_bases["llama"], **changes)
