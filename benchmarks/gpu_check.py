@@ -173,7 +173,11 @@ def run_part(
             env=dict(environment),
             process_group=0,  # so that what it started ends with it
         )
-        last, end_line = _read(process, seconds, file, take)
+        try:
+            last, end_line = _read(process, seconds, file, take)
+        except BaseException:  # Ctrl-C reaches this process alone
+            _kill(process)
+            raise
     if end_line is None:
         why = f"the process ended with {_code(process.returncode)}, {last}: {_last_of(log)}"
         end_line = {"ended": FAILED, "why": why}

@@ -1,6 +1,7 @@
 """The check of a GPU, without one: its parts on stand-ins, and what it makes of parts that fail."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -173,6 +174,23 @@ def test_no_time_left_is_said_of_each_part_that_does_not_run(
 
     assert [line["ended"] for line in found] == ["out of time"] * 2
     assert found[0]["why"] == "the limit of 5 s for all"
+
+
+def test_a_part_ends_with_the_call_that_started_it(
+    gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(process: subprocess.Popen[bytes], *rest: Any) -> None:
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_check, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(gpu_check, tmp_path, "hanging")
+
+    with started[0] as process:
+        assert process.wait(20) == -signal.SIGKILL
 
 
 def test_wheels_that_are_not_there_are_a_line_and_parts_run_without_them(
