@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pl_compile.errors import BaseModelError
 from pl_compile.testing import FAMILIES, assert_close
 from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
+from pl_compile.training.frozen.attention import packed_attention, plan_attention
 from pl_compile.training.prompt import Prompt
 
 RELATIVE = 1e-5
@@ -358,6 +360,20 @@ def test_a_frozen_base_gets_no_gradients(load: Load, family: str, prefix: bool) 
     assert all(parameter.grad is None for parameter in base.model.parameters())
     assert learned[0].grad is not None
     assert base.digest() == digest
+
+
+@pytest.mark.parametrize("option", [{"sliding_window": 4}, {"softcap": 50.0}, {"dropout": 0.1}])
+def test_attention_of_another_kind_is_refused_and_not_computed_as_ours(
+    load: Load, option: dict[str, Any]
+) -> None:
+    base = load("llama")
+    batch = pack(BATCHES["a row alone"])
+    plan = plan_attention(batch, {}, None)
+    heads = torch.zeros(1, base.config.heads, len(batch.token_ids), base.config.head_dim)
+
+    with pytest.raises(BaseModelError, match=f"its options {next(iter(option))}; expected none"):
+        packed_attention(base.model, heads, heads, heads, None, plan=plan, **option)
+    packed_attention(base.model, heads, heads, heads, None, plan=plan, sliding_window=None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pl_compile.errors import BaseModelError
 from pl_compile.training.data.packing import Group, PackedBatch, Span
 from pl_compile.training.frozen.workspace import Workspace
 
@@ -139,6 +140,9 @@ def packed_attention(
     *,
     plan: AttentionPlan,
     scaling: float | None = None,
+    dropout: float = 0.0,
+    position_ids: Tensor | None = None,
+    use_cache: bool = False,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention function of transformers' modules; see its `AttentionInterface`.
@@ -151,11 +155,27 @@ def packed_attention(
         attention_mask: not used: the plan says who sees whom.
         plan: the micro-batch's.
         scaling: of the scores; one over the root of `head_dim` if None.
-        options: of other attention functions; dropout is never active in a frozen base.
+        dropout: never active in a frozen base.
+        position_ids: not used: queries and keys are rotated already.
+        use_cache: not used.
+        options: of other attention functions, such as a window: None, or refused.
 
     Returns:
         `[1, tokens, heads, head_dim]`, and no weights.
+
+    Raises:
+        BaseModelError: an option that would change the numbers, or may do so.
     """
+    unknown = sorted(name for name, value in options.items() if value is not None)
+    if dropout:
+        unknown.append("dropout")
+    if unknown:
+        raise BaseModelError(
+            f"computing the attention of {type(module).__name__}",
+            found=f"its options {', '.join(unknown)}",
+            expected="none that training does not compute",
+            fix="Use another base: docs/importing.md says which are read.",
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     prefixes = [
         part
