@@ -1,5 +1,6 @@
 """Training touches a GPU the way a GPU wants it: shown without one."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,17 @@ def test_a_base_that_is_loaded_straight_to_its_device_is_the_same(
 def test_a_step_stays_on_its_device_and_never_waits_for_it(tmp_path: Path) -> None:
     script = Path(__file__).with_name("other_device.py")
 
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240
-    )
+    for attempt in range(3):
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / str(attempt))],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        # torch starts a thread for the device, and now and then (once in some twenty runs) ends the
+        # process by it. That says nothing of the steps.
+        if done.returncode != -signal.SIGABRT or "terminate called" not in done.stderr:
+            break
 
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [
