@@ -45,7 +45,7 @@ class Part:
     """A part of the check.
 
     Attributes:
-        name: of its module, and, behind a hyphen, what of it.
+        name: that of its module; after a hyphen, which form of it.
         seconds: its limit.
         says: what it shows.
     """
@@ -100,7 +100,7 @@ class Record:
         self.lines = list(read_lines(path))
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             with path.open("ab") as file:
-                file.write(b"\n")  # behind what was left half written
+                file.write(b"\n")  # after what was left half written
 
     def add(self, line: Line) -> None:
         """Appends a line."""

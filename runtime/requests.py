@@ -20,7 +20,7 @@ class Request:
         task: its name in the bundle.
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
-            written to its end: the truncate field is cut until the longest one fits behind it, and
+            written to its end: the truncate field is cut until the longest one fits after it, and
             where it cannot be, the request is refused.
         min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.

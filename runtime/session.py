@@ -379,7 +379,7 @@ class Session:
     def _with_room_for_choices(
         self, request: Request, prompt: TaskPrompt, whole: Rendered
     ) -> tuple[Rendered, LabelTrie | None]:
-        """The prompt, cut where the longest choice does not fit behind it, and the choices."""
+        """The prompt, cut where the longest choice does not fit after it, and the choices."""
         trie, capacity = prompt.trie_behind(request.fields), self.engine.capacity
         if trie is None or len(whole) + trie.longest <= capacity:
             return whole, trie

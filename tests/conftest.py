@@ -98,7 +98,10 @@ def shared_data() -> Callable[[str], Path]:
             os.environ.get("PLC_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
         )
         if not (folder / name).exists():
-            pytest.skip(f"no {name} in the shared data; set PLC_SHARED_DATA to the folder with it")
+            pytest.skip(
+                f"needs {name} in the folder that PLC_SHARED_DATA names; on made rows: the other "
+                "tests of this file"
+            )
         return folder / name
 
     return find

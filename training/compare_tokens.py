@@ -55,7 +55,7 @@ class TokenCheck:
         tokens: of all its prompts, virtual ones included.
         compared: how many of them were compared, and are equal unless there is a difference.
         why_not: why others could not be compared; empty where there are none.
-        difference: the first one, as a sentence; empty where there is none.
+        difference: the first one, as a sentence; empty if all are equal.
         prompts: how many.
         otherwise: how many of them are other tokens where transformers is given their text as one
             whole, though each part is as the rules say. Their tokens are not among the compared.
@@ -216,7 +216,9 @@ def _compare_task(
         compared += count
         unknown = next((piece.name for piece in pieces if piece.tokens is None), "")
         if unknown and not why_not:
-            why_not = f"{tokenizer.name} cannot say what {unknown} is behind what stands before it"
+            why_not = (
+                f"{tokenizer.name} cannot say what {unknown} is where other text stands before it"
+            )
     note = otherwise and (
         f"{otherwise} of {len(prompts)} prompts have other tokens in transformers, which cuts a "
         f"whole text elsewhere than where fields begin and end: {example}"
@@ -228,7 +230,7 @@ def _compare(pieces: Sequence[Piece], rendered: Rendered, name: str) -> tuple[in
     """How many tokens were compared, and the first difference.
 
     How long a piece is that the reference does not know, nobody knows: so what stands before the
-    first such piece is compared from the start, and what stands behind the last one from the end.
+    first such piece is compared from the start, and what stands after the last one from the end.
     """
     own = list(zip(rendered.token_ids.tolist(), rendered.virtual_rows.tolist(), strict=True))
     start = 0

@@ -196,7 +196,7 @@ class ReferenceTokenizer:
     def _ends_at(
         self, cut: int, text: str, ids: list[int], ids_of: Callable[[str], list[int]]
     ) -> bool:
-        """Whether what stands before and behind a place of a text has the same tokens by itself."""
+        """Whether what stands before and after a place of a text has the same tokens by itself."""
         before, rest = ids_of(text[:cut]), text[cut:]
         behind = ids[len(before) :]
         # SentencePiece puts a blank before it, and has no other rule for what stands there.

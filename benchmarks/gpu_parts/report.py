@@ -25,7 +25,7 @@ class Job:
     """What a part is asked for.
 
     Attributes:
-        what: of the part: what stands behind the hyphen of its name.
+        what: what stands after the hyphen in the name of the part, such as "float16".
         device: "cuda", or "cpu" for stand-ins.
         seconds: the limit of the whole part.
         work: a folder for bases and bundles, shared by all parts.

@@ -330,7 +330,7 @@ def _is_for_writing(number: int) -> bool:
 
 
 def _add_to(descriptor: Path, path: Path, data: bytes) -> None:
-    """Writes behind what others have written to an open descriptor, which `path` is a name of."""
+    """Writes after what others have written to an open descriptor, which `path` is a name of."""
     number = _own_number(descriptor)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -279,7 +279,7 @@ class Renderer:
         """
 
         def length(cut: Mapping[str, str]) -> int:
-            # Anew: a field that is cut may end otherwise, and the choices behind it begin so.
+            # Anew: a field that is cut may end otherwise, and the choices after it begin so.
             return len(self._rendered(cut)) + self.label_trie(cut).longest
 
         values = self._values(fields, self.template.input_fields)

@@ -59,7 +59,7 @@ class Template:
         task: the task it was parsed from.
         segments: in order; no two `Text` are neighbours.
         answer_field: the field that the model writes, if any; then it is the last segment where
-            the loss is on the answer only, blanks behind it left out.
+            the loss is on the answer only, blanks after it left out.
     """
 
     task: TaskConfig
@@ -196,7 +196,7 @@ def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]
 
 
 def _without_blanks_at_end(pieces: list[Segment]) -> list[Segment]:
-    """The pieces without blanks behind a field that ends them: no text follows that has them."""
+    """The pieces without blanks after a field that ends them: no text follows that has them."""
     *before, last = pieces or [Text("")]
     ends = isinstance(last, Text) and not last.text.strip(" ") and before
     return before if ends and isinstance(before[-1], Field) else pieces

@@ -148,7 +148,7 @@ def run(code: str, output: Any, **others: Any) -> int:
     "name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1", "link"]
 )
 @pytest.mark.parametrize("mode", ["ab", "wb"])
-def test_standard_output_is_written_behind_what_is_there(
+def test_standard_output_is_written_after_what_is_there(
     tmp_path: Path, name: str, mode: str
 ) -> None:
     (tmp_path / "link").symlink_to("/dev/stdout")
@@ -174,7 +174,7 @@ def test_a_pipe_at_standard_output_is_written_to() -> None:
     assert subprocess.check_output([sys.executable, "-c", code]) == b"answer"
 
 
-def test_the_output_of_another_process_is_written_behind_what_is_there(tmp_path: Path) -> None:
+def test_the_output_of_another_process_is_written_after_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"before\n")
     with (tmp_path / "log").open("ab") as log:
         code = "input()"
@@ -213,7 +213,11 @@ def test_what_replaces_a_file_or_a_folder_has_its_mode(tmp_path: Path, mode: int
     assert [path.stat().st_mode & 0o777 for path in (file, folder)] == [mode | 0o100] * 2
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(
+    os.geteuid() != 0,
+    reason="needs root, who alone gives files away; that modes stay, for anybody: "
+    "test_what_replaces_a_file_or_a_folder_has_its_mode",
+)
 def test_what_root_replaces_stays_its_owners(tmp_path: Path) -> None:
     (tmp_path / "file").touch(0o600)
     os.chown(tmp_path / "file", 1234, 5678)

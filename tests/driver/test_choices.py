@@ -406,9 +406,14 @@ def test_the_bundle_that_a_run_uploads_is_for_any_machine(
 @pytest.mark.real
 @pytest.mark.skipif(
     not (cached_base_folder(DEFAULT_BASE) / "config.json").is_file(),
-    reason="the default base was not fetched: plc fetch smollm2-135m",
+    reason="needs the default base (plc fetch smollm2-135m); on made bases: "
+    "test_a_base_is_stored_as_it_was_published",
 )
-@pytest.mark.skipif(kernels.library_path() is None, reason="the kernels were not built")
+@pytest.mark.skipif(
+    kernels.library_path() is None,
+    reason="needs the C++ kernels (g++ or Clang); without them: "
+    "test_onnx_cpu_is_taken_where_the_kernels_are_missing_or_slow",
+)
 def test_the_default_base_is_compiled_in_four_bits(planned: Planned) -> None:
     """Its sibling on made bases: test_a_base_is_stored_as_it_was_published."""
     plan = planned(cached_base_folder(DEFAULT_BASE), target="native-cpu")

@@ -61,7 +61,7 @@ def test_a_template_whose_only_field_is_the_answer_is_told(adapter: Path) -> Non
     assert any("takes no input: its only field, 'message'" in line for line in listener.lines)
 
 
-def test_blanks_behind_the_answer_are_dropped(adapter: Path) -> None:
+def test_blanks_after_the_answer_are_dropped(adapter: Path) -> None:
     request = PeftImport(adapter, adapter.parent / "table.safetensors", "tone", "{q}:{a}  ")
 
     table = import_peft(request)

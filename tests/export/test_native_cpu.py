@@ -187,7 +187,10 @@ def test_the_default_base_loses_nothing_in_four_bits() -> None:
     """It was published as Q4_1; tests/quantize checks the same on made weights."""
     base = cached_base_folder(DEFAULT_BASE)
     if not (base / "config.json").is_file():
-        pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")
+        pytest.skip(
+            f"needs the base {DEFAULT_BASE} (plc fetch {DEFAULT_BASE}); on made weights: "
+            "tests/quantize/test_rounding.py"
+        )
     weight = Checkpoint(base).tensor("model.layers.3.mlp.up_proj.weight").T
     weight = np.ascontiguousarray(weight, np.float32)
 

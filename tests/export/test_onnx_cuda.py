@@ -85,7 +85,11 @@ def test_it_is_served_on_cuda_unless_somebody_says_otherwise(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not os.path.exists("/dev/nvidia0"), reason="needs an NVIDIA GPU: /dev/nvidia0")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/nvidia0"),
+    reason="needs an NVIDIA GPU (/dev/nvidia0); without one: "
+    "test_it_is_served_on_cuda_unless_somebody_says_otherwise",
+)
 def test_on_a_gpu_it_answers_as_on_cpu(bases: dict[str, Path], tmp_path: Path) -> None:
     """Never run by this project. Its sibling without a GPU:
     test_it_is_served_on_cuda_unless_somebody_says_otherwise, on the same graph."""

@@ -434,7 +434,9 @@ def test_where_no_plan_was_built_the_command_that_builds_it_is_named(
 
 
 @pytest.mark.skipif(
-    os.path.exists("/dev/nvidia0"), reason="needs a machine without a GPU: no /dev/nvidia0"
+    os.path.exists("/dev/nvidia0"),
+    reason="needs a machine without a GPU (no /dev/nvidia0); with one: "
+    "test_an_error_of_cuda_says_which_call_and_what_cuda_says",
 )
 def test_without_a_gpu_opening_a_plan_says_what_is_missing(plain: Path) -> None:
     """Its sibling where there is one: test_an_error_of_cuda_says_which_call_and_what_cuda_says."""
@@ -443,7 +445,11 @@ def test_without_a_gpu_opening_a_plan_says_what_is_missing(plain: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not os.path.exists("/dev/nvidia0"), reason="needs an NVIDIA GPU: /dev/nvidia0")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/nvidia0"),
+    reason="needs an NVIDIA GPU (/dev/nvidia0); without one: "
+    "test_its_answers_are_those_of_onnx_runtime, tests/runtime/test_tensorrt_engine.py",
+)
 def test_on_a_gpu_a_plan_answers_as_onnx_runtime_does(
     plain: Path, bases: dict[str, Path], tmp_path: Path
 ) -> None:

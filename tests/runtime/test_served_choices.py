@@ -128,7 +128,7 @@ def test_free_answers_need_no_room_for_a_choice(session: Session) -> None:
 @pytest.mark.parametrize(
     "sentence", ["cold" + " " * 60, "cold " + " " * 12 + "[" * 60, "cold " * 40, " " * 60]
 )
-def test_choices_behind_a_field_that_is_cut_are_those_that_were_learned(
+def test_choices_after_a_field_that_is_cut_are_those_that_were_learned(
     session: Session, sentence: str
 ) -> None:
     """Blanks that end what is left of a field move into the answer; those of the whole may not."""

@@ -145,7 +145,7 @@ def test_another_form_of_the_same_rows_is_named_once(write: Writer, text: str, f
     assert refusal(path).count(form) == 1
 
 
-def test_a_stray_line_behind_objects_makes_no_table_of_a_file(write: Writer) -> None:
+def test_a_stray_line_after_objects_makes_no_table_of_a_file(write: Writer) -> None:
     path = write(GOOD, GOOD, "who, why")
 
     assert refusal(path) == f"reading {path}: {path}:3: not JSON (Expecting value, column 1)."

@@ -57,7 +57,7 @@ def test_the_field_that_ends_the_template_is_the_answer() -> None:
     assert parse("<|VIRTUAL_PROMPT_0|>{text} {label}").answer_field == "label"
 
 
-def test_blanks_behind_the_answer_are_dropped() -> None:
+def test_blanks_after_the_answer_are_dropped() -> None:
     for blanks in (" ", "   "):
         template = parse(f"<|VIRTUAL_PROMPT_0|>{{text}} {{label}}{blanks}")
 
@@ -66,7 +66,7 @@ def test_blanks_behind_the_answer_are_dropped() -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", " \n", ".", " {{", "\u00a0"])
-def test_other_text_behind_the_answer_is_refused(end: str) -> None:
+def test_other_text_after_the_answer_is_refused(end: str) -> None:
     assert "needs the answer at the end" in refusal(f"<|VIRTUAL_PROMPT_0|>{{text}} {{label}}{end}")
 
 

@@ -70,7 +70,7 @@ class Killed(BaseException):
 
 
 def _killed_at_the_first_save(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Ends the next run behind its first save; gives the number of each save that comes after."""
+    """Ends the next run after its first save; gives the number of each save that comes after."""
     saves = count(1)
 
     def killed_after_a_save(path: Path, *rest: Any) -> None:
