@@ -162,7 +162,7 @@ class Tokenizer:
         That differs from `encode` in what is put before a text: added tokens divide a text, and
         many tokenizers put a blank before each section. Where the normalizer does that, tokens that
         are `normalized` divide nothing: they are looked for after it, with a blank of their own.
-        What the tokenizer itself puts before a text (BOS) is no part of it; the text opens after it.
+        What the tokenizer itself puts before a text (BOS) is no part of it; the text opens then.
 
         Args:
             text: any text.
