@@ -103,8 +103,8 @@ class Plc:
         import numpy as np
 
         from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
-        from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-        from pl_compile.runtime.engines.providers import Provider
+        from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+        from pl_compile.runtime.engines.onnxruntime.providers import Provider
 
         bundle = read_bundle(path)
         self.engine = OnnxRuntimeEngine(

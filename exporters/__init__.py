@@ -3,10 +3,10 @@
 from pl_compile.config.build import AUTO
 from pl_compile.errors import ExportError, unknown_name
 from pl_compile.exporters.exporter import Exporter
-from pl_compile.exporters.native_cpu import NativeCpuExporter
-from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
-from pl_compile.exporters.onnx_cuda import OnnxCudaExporter
-from pl_compile.exporters.tensorrt import TensorRtExporter
+from pl_compile.exporters.native.cpu import NativeCpuExporter
+from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
+from pl_compile.exporters.onnx.cuda import OnnxCudaExporter
+from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 
 EXPORTERS: dict[str, Exporter] = {
     exporter.target: exporter

@@ -35,8 +35,8 @@ from pl_compile.runtime.engines.engine import (
     Float32,
     Int64,
 )
+from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
-from pl_compile.runtime.engines.providers import Provider
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token

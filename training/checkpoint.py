@@ -3,7 +3,7 @@
     method/<name>            the method's parameters
     base/<name>              the base's, where it is trained too
     optimizer/<i>/<name>     the moments of parameter i
-    table/<taskname>         the prompts as a table would hold them (`artifact/from_checkpoint.py`)
+    table/<taskname>         the prompts as a table would hold them (`importers/run_checkpoint.py`)
     metadata "format"        "plc.training-checkpoint"
     metadata "state"         JSON: `RunState`
     metadata "scaler"        JSON: state of the loss scaler
@@ -27,12 +27,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pl_compile.artifact.files import write_atomically
-from pl_compile.artifact.from_checkpoint import FORMAT
 from pl_compile.artifact.prompt_table import PromptTable
 from pl_compile.config.damage import damage_of
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import PromptTuningConfig
 from pl_compile.errors import TrainingError, list_problems, reason_of
+from pl_compile.importers.run_checkpoint import FORMAT
 from pl_compile.training.loop import Job
 from pl_compile.training.precision import Dtype
 from pl_compile.training.run_state import RunState

@@ -1,7 +1,7 @@
 """The tokens of rendered prompts against those of `transformers`' own tokenizer.
 
 In: prompts, and the folder of their base. Out: per task what is equal and what is not. What the
-comparison of numbers (`driver/parity.py`) cannot see is seen here: it gives one rendered prompt to
+comparison of numbers (`checks/parity.py`) cannot see is seen here: it gives one rendered prompt to
 both of its sides.
 
 Three things are told apart. Where a prompt is not what the rules of `docs/templates.md` say, that

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pl_compile.config.nemo import from_nemo, is_nemo
 from pl_compile.config.no_effect import texts_without_effect, without_effect
 from pl_compile.config.read import build, override, read_yaml
 from pl_compile.config.train import TrainConfig
+from pl_compile.importers.nemo_config.reading import from_nemo, is_nemo
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text.template import literal_escapes, parse_templates, texts_of, without_input
 

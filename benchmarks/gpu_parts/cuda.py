@@ -1,4 +1,4 @@
-"""`runtime/engines/cuda.py` by itself: memory, caches, a stream, and a graph captured on it.
+"""`runtime/engines/tensorrt/cuda.py` by itself: memory, caches, a stream, and a captured graph.
 
 The work that is captured is torch's. Without a GPU all of it runs on host memory.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from gpu_parts.report import Job, Report, median_seconds
 from pl_compile.config.contract import GraphContract
 from pl_compile.runtime.engines.caches import HostCaches
-from pl_compile.runtime.engines.cuda import SIZES, Cuda, CudaCaches
+from pl_compile.runtime.engines.tensorrt.cuda import SIZES, Cuda, CudaCaches
 from pl_compile.testing_cuda import HostCuda
 
 CONTRACT = GraphContract(

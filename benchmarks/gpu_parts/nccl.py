@@ -16,7 +16,7 @@ import onnx_ir as ir
 from gpu_parts.report import Job, Report
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.providers import load_cuda
+from pl_compile.runtime.engines.onnxruntime.providers import load_cuda
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +30,8 @@ def run(report: Report, job: Job) -> None:
         _build(job)
     report.expect("the C++ kernels", str(kernels.library_path()), "built", True)
     if job.on_gpu:
-        from pl_compile.runtime.engines.cuda import Cuda
-        from pl_compile.runtime.engines.nccl import capsule_of, communicator_of, unique_id
+        from pl_compile.runtime.engines.ranks.nccl import capsule_of, communicator_of, unique_id
+        from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
         Cuda(0)  # NCCL takes the GPU that is current
         communicator = communicator_of(0, 1, unique_id())

@@ -16,13 +16,13 @@ import inference
 from gpu_parts.bases import SHORT, SMALL, STAND_IN, llama_base
 from gpu_parts.report import Job, MissingError, Report, median_seconds, one_line
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
+from pl_compile.checks.parity import probe_rows, self_limit_of, trace
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.driver.parity import probe_rows, self_limit_of, trace
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine, available_providers
-from pl_compile.runtime.engines.providers import Provider, load_cuda
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, available_providers
+from pl_compile.runtime.engines.onnxruntime.providers import Provider, load_cuda
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.testing import random_table
 from pl_compile.text.tokenizer import Tokenizer

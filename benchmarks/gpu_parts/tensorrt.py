@@ -10,11 +10,8 @@ from gpu_parts.bases import STAND_IN, llama_base
 from gpu_parts.report import Job, MissingError, Report, median_seconds
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.plan_record import PACKAGES
-from pl_compile.config.build import BuildOptions
-from pl_compile.driver.build_plans import build_bundle
-from pl_compile.driver.engines import checking_engine
-from pl_compile.driver.export import ExportRequest, export_bundle
-from pl_compile.driver.parity import (
+from pl_compile.checks.checking_engine import checking_engine
+from pl_compile.checks.parity import (
     compare,
     limit_of,
     probe_rows,
@@ -22,8 +19,11 @@ from pl_compile.driver.parity import (
     trace,
     trace_reference,
 )
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.build_plans import build_bundle
+from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.errors import ExportError
-from pl_compile.exporters.trt import check_capabilities, tensorrt_module
+from pl_compile.exporters.tensorrt.api import check_capabilities, tensorrt_module
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle

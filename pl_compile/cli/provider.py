@@ -50,6 +50,6 @@ def chosen_provider(name: str | None, pairs: tuple[str, ...], library: Path | No
         if pairs or library is not None:
             raise click.UsageError("--provider-option and --provider-library go with --provider.")
         return None
-    from pl_compile.runtime.engines.providers import provider_of
+    from pl_compile.runtime.engines.onnxruntime.providers import provider_of
 
     return provider_of(name, pairs, library)

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from pl_compile.artifact.from_checkpoint import read_checkpoint_table
-from pl_compile.artifact.peft import PeftAdapter, read_peft_adapter
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, check_squares
+from pl_compile.checks.lint import opening_left_out
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
-from pl_compile.driver.lint import opening_left_out
 from pl_compile.driver.tasks import merge_into
 from pl_compile.errors import (
     BaseModelError,
@@ -19,6 +17,8 @@ from pl_compile.errors import (
     list_problems,
     unknown_name,
 )
+from pl_compile.importers.peft import PeftAdapter, read_peft_adapter
+from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.end_tokens import end_tokens, tokens_named

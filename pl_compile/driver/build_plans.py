@@ -34,13 +34,13 @@ from pl_compile.artifact.plan_record import (
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.strict_json import read_json_object
 from pl_compile.driver.probe_attention import choose_attention
-from pl_compile.driver.report_page import report_page
 from pl_compile.errors import ArtifactError, ExportError
-from pl_compile.exporters.ep_context import check_wrappable
-from pl_compile.exporters.tensorrt import build_plan_in, profile_of
-from pl_compile.exporters.trt import check_capabilities, tensorrt_module
+from pl_compile.exporters.tensorrt.api import check_capabilities, tensorrt_module
+from pl_compile.exporters.tensorrt.ep_context import check_wrappable
+from pl_compile.exporters.tensorrt.exporter import build_plan_in, profile_of
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.engines.cuda import Cuda
+from pl_compile.report.page import report_page
+from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
 _MADE_ANEW = (
     PLAN_NAME,

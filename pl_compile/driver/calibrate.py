@@ -19,14 +19,14 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import DataError
 from pl_compile.exporters.exporter import Exporter
-from pl_compile.exporters.onnx_files import save
+from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Int64
-from pl_compile.runtime.engines.onnxruntime import PIECE, OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.examples import Example, cut_note, read_examples
 

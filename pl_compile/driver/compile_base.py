@@ -15,13 +15,13 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
 from pl_compile.driver.build_plans import note_gpu
 from pl_compile.exporters.exporter import Exporter
-from pl_compile.exporters.onnx_files import save
+from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import PassRecord, clear_dumps, run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.weights.names import Weights
 from pl_compile.weights.shard import rows_of, shard_weights
 

@@ -104,7 +104,7 @@ def _providers() -> Finding:
 
 def _available_providers() -> list[str]:
     # Through our engine module, which switches telemetry off first.
-    from pl_compile.runtime.engines.onnxruntime import available_providers
+    from pl_compile.runtime.engines.onnxruntime.engine import available_providers
 
     return list(available_providers())
 
@@ -128,7 +128,7 @@ def _kernels() -> Finding:
 
 def find_gpus() -> Gpus:
     """What CUDA says of this machine's GPUs."""
-    from pl_compile.runtime.engines.cuda import Cuda
+    from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
     driver = shutil.which("nvidia-smi") or next(filter(os.path.exists, [_DEVICE]), None)
     try:
@@ -215,7 +215,7 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
 def _building(trt: Any) -> tuple[str, str]:
     """What is wrong with building, and if nothing is, what there is to say of it."""
     try:
-        from pl_compile.exporters.trt import has_collectives, logger_of
+        from pl_compile.exporters.tensorrt.api import has_collectives, logger_of
     except ImportError as error:
         return f"what writes its graphs is missing ({error}): pip install 'pl-compile[export]'", ""
     if not hasattr(trt.LayerType, "KV_CACHE_UPDATE"):

@@ -12,13 +12,13 @@ from typing import Any
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import check_prefix, read_prompt_table
-from pl_compile.driver.ask import answers_to, checked_requests
-from pl_compile.driver.right_answers import (
+from pl_compile.checks.right_answers import (
     check_answers,
     first_of_each_task,
     metric_for,
     right_answer,
 )
+from pl_compile.driver.ask import answers_to, checked_requests
 from pl_compile.driver.verify import check_reference
 from pl_compile.errors import AnswerError, ConfigError, unknown_name
 from pl_compile.metrics import METRICS, Reference

@@ -46,12 +46,16 @@ from pl_compile.artifact.prompt_table import (
 )
 from pl_compile.artifact.selftest import SELFTEST_NAME
 from pl_compile.artifact.tensors import tensor_bytes
+from pl_compile.checks.arithmetic import kernels_of
+from pl_compile.checks.bundle_checks import Checks, check_bundle
+from pl_compile.checks.checking_engine import can_check, checking_engine
+from pl_compile.checks.lint import TaskLint, lint_tasks
+from pl_compile.checks.parity import Parity
+from pl_compile.checks.right_answers import check_answers, first_of_each_task
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
-from pl_compile.driver.checks import Checks, check_bundle
 from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import (
     BaseRecipe,
@@ -60,13 +64,8 @@ from pl_compile.driver.compile_base import (
     float_engine,
 )
 from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
-from pl_compile.driver.engines import can_check, checking_engine
+from pl_compile.driver.disk_and_memory import check_room
 from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate, same_answers
-from pl_compile.driver.lint import TaskLint, lint_tasks
-from pl_compile.driver.parity import Parity
-from pl_compile.driver.report_page import report_page
-from pl_compile.driver.right_answers import check_answers, first_of_each_task
-from pl_compile.driver.room import check_room
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.passes.pipeline import dumped_files
@@ -74,6 +73,7 @@ from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import LOSSLESS
+from pl_compile.report.page import report_page
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt, identity_of, prompts_of_bundle

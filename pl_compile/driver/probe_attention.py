@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from pl_compile.artifact.plan_record import AttentionForm
 from pl_compile.errors import ExportError, PlcError
-from pl_compile.exporters.tensorrt import (
+from pl_compile.exporters.tensorrt.api import ParsedNetwork, PlanOptions, build_plan, parse
+from pl_compile.exporters.tensorrt.exporter import (
     lower_right_attention_function,
     masked_attention_function,
 )
-from pl_compile.exporters.trt import ParsedNetwork, PlanOptions, build_plan, parse
 from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.pipeline import run_passes
-from pl_compile.runtime.engines.cuda import Cuda
+from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
 Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import is_bundle
-from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import PromptTable, read_prompt_table, write_prompt_table
 from pl_compile.driver.describe import describe
 from pl_compile.errors import ArtifactError
+from pl_compile.importers.peft import write_peft_adapter
 
 
 def list_tasks(path: Path) -> list[dict[str, Any]]:

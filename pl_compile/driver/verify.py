@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
-from pl_compile.driver.arithmetic import kernels_of
-from pl_compile.driver.engines import checking_engine
-from pl_compile.driver.parity import (
+from pl_compile.checks.arithmetic import kernels_of
+from pl_compile.checks.checking_engine import checking_engine
+from pl_compile.checks.parity import (
     Parity,
     compare,
     limit_of,
@@ -26,8 +26,8 @@ from pl_compile.driver.parity import (
 from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
 from pl_compile.runtime.engines.opening import check_plans, check_target
-from pl_compile.runtime.engines.providers import CPU, Provider
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures

@@ -28,7 +28,7 @@ def row_parallel(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Valu
     """
     y = g.op("MatMul", [x, g.weight(f"{name}.weight")], name)
     if ranks > 1:
-        # TensorRT takes a collective of one rank for one that is misspelt: exporters/trt.py.
+        # TensorRT takes a collective of one rank for one that is misspelt, and refuses it.
         y = g.op(
             "DistCollective",
             [y],

@@ -8,14 +8,14 @@ from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_o
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.cuda import Cuda
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.gpu_plan import check_package, installed, open_plan
-from pl_compile.runtime.engines.local_group import LocalGroup, RankOptions
-from pl_compile.runtime.engines.nccl import communicator_of
-from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.engines.providers import CPU, Provider
+from pl_compile.runtime.engines.onnxruntime.engine import TARGETS as ONNX_TARGETS
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.ranks.local_group import LocalGroup, RankOptions
+from pl_compile.runtime.engines.ranks.nccl import communicator_of
+from pl_compile.runtime.engines.tensorrt.cuda import Cuda
+from pl_compile.runtime.engines.tensorrt.gpu_plan import check_package, installed, open_plan
 
 # Communicators must outlive all contexts; a rank's process has one for its whole life.
 _held: list[Any] = []

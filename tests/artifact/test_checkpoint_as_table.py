@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.prompt_table import (
     BaseIdentity,
     TaskEntry,
@@ -17,6 +16,7 @@ from pl_compile.artifact.prompt_table import (
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
+from pl_compile.importers.run_checkpoint import read_checkpoint_table
 
 HIDDEN = 6
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, 397)

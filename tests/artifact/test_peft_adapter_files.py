@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from safetensors.torch import save_file as torch_save
 
-from pl_compile.artifact.peft import read_peft_adapter, write_peft_adapter
 from pl_compile.artifact.prompt_table import BaseIdentity, PromptTable, TaskEntry
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
+from pl_compile.importers.peft import read_peft_adapter, write_peft_adapter
 
 VIRTUAL, HIDDEN = 3, 6
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, 397)

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
+from pl_compile.checks import parity
 from pl_compile.cli.main import COMMANDS
-from pl_compile.driver import parity
 from pl_compile.runtime.kernels import instruction_set
 from pl_compile.testing import (
     sign_bundle,
@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_the_old_bundle(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pl_compile.exporters.onnx_cpu.ir.save", full)
+    monkeypatch.setattr("pl_compile.exporters.onnx.cpu.ir.save", full)
     code, _, err = plc(*arguments)
 
     assert code == 1

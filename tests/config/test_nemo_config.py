@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pl_compile.config.nemo import from_nemo, is_nemo
-from pl_compile.config.nemo_keys import KEYS, REQUIRED, Moved
 from pl_compile.config.read import build, override, read_yaml
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import (
@@ -21,6 +19,8 @@ from pl_compile.config.train import (
     WandbConfig,
 )
 from pl_compile.errors import ConfigError
+from pl_compile.importers.nemo_config.keys import KEYS, REQUIRED, Moved
+from pl_compile.importers.nemo_config.reading import from_nemo, is_nemo
 
 PAGE = Path(__file__).parents[2] / "docs" / "nemo-config.md"
 RTE = "<|VIRTUAL_PROMPT_0|>{premise}\n{hypothesis}\nAnswer: {answer}"

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.driver.describe import describe
+from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.testing import random_table
 
 

@@ -125,7 +125,7 @@ def test_building_asks_the_package_itself(
 
 def test_building_needs_what_writes_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     put(monkeypatch, tensorrt=tensorrt())
-    monkeypatch.setitem(sys.modules, "pl_compile.exporters.trt", None)
+    monkeypatch.setitem(sys.modules, "pl_compile.exporters.tensorrt.api", None)
 
     build = tensorrt_findings("tensorrt", NO_GPU)[0]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pl_compile.artifact.peft import read_peft_adapter, write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.errors import PlcError
+from pl_compile.importers.peft import read_peft_adapter, write_peft_adapter
 from pl_compile.testing import random_table
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.open_base import open_base

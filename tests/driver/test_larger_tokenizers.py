@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.driver.answer_file import answer_file
 from pl_compile.driver.bring_in import PeftImport, import_peft
@@ -18,6 +17,7 @@ from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.driver.train import train_run
 from pl_compile.errors import DataError, PlcError, RequestError
+from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.runtime import Request, Session
 from pl_compile.testing import Told, random_table, tiny_examples, tiny_run, write_jsonl
 

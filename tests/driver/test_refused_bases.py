@@ -12,15 +12,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from pl_compile.artifact.peft import write_peft_adapter
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.checks.parity import Limit, ProbeRow, Trace, compare
 from pl_compile.config.strict_json import with_null
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.evaluate import session_on_table
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
-from pl_compile.driver.parity import Limit, ProbeRow, Trace, compare
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import BaseModelError
+from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.testing import random_table, tiny_run, write_tiny_base
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.run import run_training

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
+from pl_compile.checks.arithmetic import kernels_of
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.arithmetic import kernels_of
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ExportError
@@ -110,7 +110,7 @@ def test_self_tests_that_other_kernels_computed_have_a_limit_of_their_own(
     assert read_bundle(bundle).manifest.toolchain["kernels"] == kernels.arithmetic()
     assert limits() == {tight}
 
-    monkeypatch.setattr("pl_compile.driver.arithmetic.arithmetic", lambda: "another")
+    monkeypatch.setattr("pl_compile.checks.arithmetic.arithmetic", lambda: "another")
 
     assert limits() == {limit}
     assert kernels_of("onnx-cpu") == {}

@@ -17,8 +17,8 @@ from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError, RequestError
 from pl_compile.runtime import Provider, Request, Session
-from pl_compile.runtime.engines import providers
-from pl_compile.runtime.engines.providers import provider_of
+from pl_compile.runtime.engines.onnxruntime import providers
+from pl_compile.runtime.engines.onnxruntime.providers import provider_of
 from pl_compile.testing import random_table, write_tiny_base
 
 REQUESTS = [

@@ -20,7 +20,7 @@ from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base

@@ -15,13 +15,13 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import read_decoder_config
+from pl_compile.driver import disk_and_memory as room
 from pl_compile.driver import export as export_page
-from pl_compile.driver import room
 from pl_compile.driver.build_plans import _report
 from pl_compile.driver.costs import base_cost
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
@@ -198,7 +198,7 @@ def test_the_report_has_every_comparison_and_the_page_needs_no_network(
 
 
 def test_names_from_outside_cannot_write_into_the_page() -> None:
-    from pl_compile.driver.report_page import _bars, _table
+    from pl_compile.report.page import _bars, _table
 
     page = _table(["<b>"], [["<script>"]]) + _bars([("<script>", 1.0, "<i>")])
 

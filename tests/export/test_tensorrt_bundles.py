@@ -18,18 +18,18 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.plan_record import read_plan_record
+from pl_compile.checks.interpreted_engine import InterpretedPlan, interpreted_engine
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.build_plans import build_bundle
 from pl_compile.driver.describe import describe
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle, plan_export
-from pl_compile.driver.oracle import OraclePlan, oracle_engine
 from pl_compile.driver.probe_attention import choose_attention, compare_forms
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
-from pl_compile.exporters.trt import ParsedNetwork, layers_of, parse, typed
-from pl_compile.exporters.trt_oracle import Oracle
+from pl_compile.exporters.tensorrt.api import ParsedNetwork, layers_of, parse, typed
+from pl_compile.exporters.tensorrt.interpreter import Interpreter
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.tensorrt import TensorRtEngine, check_bindings
+from pl_compile.runtime.engines.tensorrt.engine import TensorRtEngine, check_bindings
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
@@ -76,7 +76,7 @@ def session_on(bundle: Path, *, max_batch: int = 4) -> Session:
     """A session on what TensorRT understood."""
     checked = read_bundle(bundle)
     manifest = checked.manifest
-    engine = oracle_engine(
+    engine = interpreted_engine(
         checked.base_folder,
         RTX,
         manifest.graph,
@@ -173,16 +173,16 @@ def test_a_rank_that_fails_ends_the_others(
     """In threads too: nobody waits in a sum for one that has raised."""
     result = exported(bases["llama"], tmp_path, options=BuildOptions(ranks=2), capacity=64)
     session = session_on(result.bundle)
-    run = OraclePlan.run
+    run = InterpretedPlan.run
     calls = []
 
-    def failing(self: OraclePlan, *arguments: Any) -> Any:
+    def failing(self: InterpretedPlan, *arguments: Any) -> Any:
         calls.append(self)
         if len(calls) == 2:
             raise ExportError("computing", found="a rank that fails")
         return run(self, *arguments)
 
-    monkeypatch.setattr(OraclePlan, "run", failing)
+    monkeypatch.setattr(InterpretedPlan, "run", failing)
 
     with pytest.raises(ExportError, match="a rank that fails"):
         session.generate(REQUESTS[:1])
@@ -260,7 +260,7 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(
     def refusing(*_: Any, **__: Any) -> None:
         raise ExportError("building a TensorRT plan", found="no")
 
-    monkeypatch.setattr("pl_compile.exporters.tensorrt.build_plan", refusing)
+    monkeypatch.setattr("pl_compile.exporters.tensorrt.exporter.build_plan", refusing)
     with pytest.raises(ExportError, match="building a TensorRT plan"):
         build_bundle(bundle)
 
@@ -287,7 +287,7 @@ def test_the_other_form_of_attention_is_built_where_it_is_asked_for(
 
 
 def _interpreted(parsed: ParsedNetwork) -> Callable[[Any], Any]:
-    return Oracle(parsed).run
+    return Interpreter(parsed).run
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -392,7 +392,7 @@ def test_a_plan_of_something_else_is_refused_before_the_driver_is_asked(
     def asked(*_: Any) -> None:
         raise AssertionError("the driver was asked")
 
-    monkeypatch.setattr("pl_compile.runtime.engines.gpu_plan.Cuda", asked)
+    monkeypatch.setattr("pl_compile.runtime.engines.tensorrt.gpu_plan.Cuda", asked)
 
     with pytest.raises(ArtifactError, match=said):
         Session.open(bundle)
@@ -468,7 +468,7 @@ def test_what_the_interface_does_not_say_is_refused(plain: Path) -> None:
     """A plan whose caches are not updated in place, or of another type, must not be served."""
     graph = read_bundle(plain).manifest.graph
     parsed = parse(plain / "base" / "model.onnx", RTX)
-    good = OraclePlan(parsed, {}, graph, 2).bindings
+    good = InterpretedPlan(parsed, {}, graph, 2).bindings
     check_bindings(good, graph, "float32")
 
     present = good["present_key.1"]

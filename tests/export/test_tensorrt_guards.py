@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pl_compile.errors import ExportError
-from pl_compile.exporters.trt import ParsedNetwork, check_network, parse, parser_for
-from pl_compile.exporters.trt_oracle import Oracle, _attention, _slice, _squeeze
+from pl_compile.exporters.tensorrt.api import ParsedNetwork, check_network, parse, parser_for
+from pl_compile.exporters.tensorrt.interpreter import Interpreter, _attention, _slice, _squeeze
 
 
 class Kind(Enum):
@@ -121,11 +121,11 @@ def test_the_plugin_for_sums_is_a_collective_to_guards_and_interpreter() -> None
 
     check_network(parsed, ranks=2)
 
-    oracle = Oracle(parsed, {}, lambda x: 2 * x)
+    interpreter = Interpreter(parsed, {}, lambda x: 2 * x)
     x = np.asarray([1.0, 2.0], np.float32)
-    np.testing.assert_array_equal(oracle.run({"x": x})["y"], 2 * x)
+    np.testing.assert_array_equal(interpreter.run({"x": x})["y"], 2 * x)
     with pytest.raises(ExportError, match="a collective, and nothing that does it"):
-        Oracle(parsed, {}).run({"x": x})
+        Interpreter(parsed, {}).run({"x": x})
 
 
 class _NotStarting:

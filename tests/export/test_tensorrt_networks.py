@@ -21,12 +21,12 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.errors import ExportError
-from pl_compile.exporters import trt as trt_module
 from pl_compile.exporters.exporter import Exporter
-from pl_compile.exporters.onnx_cpu import OnnxCpuExporter
-from pl_compile.exporters.tensorrt import TensorRtExporter
-from pl_compile.exporters.trt import PlanOptions, build_plan, parse
-from pl_compile.exporters.trt_oracle import Oracle
+from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
+from pl_compile.exporters.tensorrt import api as trt_module
+from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
+from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
+from pl_compile.exporters.tensorrt.interpreter import Interpreter
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base
@@ -73,10 +73,10 @@ def built(exporter: Exporter, base: Path, folder: Path, options: BuildOptions) -
     return contract
 
 
-def oracle_of(model: Path) -> Oracle:
+def interpreter_of(model: Path) -> Interpreter:
     values = ir.load(model).graph.initializers.values()
     constants = {str(v.name): v.const_value.numpy() for v in values if v.const_value is not None}
-    return Oracle(parse(model, "tensorrt-rtx"), constants)
+    return Interpreter(parse(model, "tensorrt-rtx"), constants)
 
 
 def generate(step: Step, contract: GraphContract, kind: Any) -> np.ndarray:
@@ -125,16 +125,16 @@ def test_what_was_parsed_computes_what_onnxruntime_does(
 
     built(TensorRtExporter("tensorrt-rtx"), base, tmp_path / "trt", options)
 
-    oracle = oracle_of(tmp_path / "trt" / "model.onnx")
-    found = generate(oracle.run, contract, KINDS[options.dtype])
+    interpreter = interpreter_of(tmp_path / "trt" / "model.onnx")
+    found = generate(interpreter.run, contract, KINDS[options.dtype])
     assert np.abs(found - expected).max() < limit * np.abs(expected).max()
     assert (tmp_path / "trt" / "model.plan").stat().st_size > 10_000
 
 
 def planted(base: Path, folder: Path, **attributes: Any) -> Path:
     """The graph for ONNX Runtime's Attention, which TensorRT takes and makes something else of."""
-    from pl_compile.exporters.onnx_cpu import cached_attention_function
-    from pl_compile.exporters.onnx_files import save
+    from pl_compile.exporters.onnx.cpu import cached_attention_function
+    from pl_compile.exporters.onnx.files import save
     from pl_compile.passes.link_functions import LinkFunctions
 
     config = read_decoder_config(base)
@@ -244,11 +244,11 @@ def test_the_interpreter_sees_the_miscompilation_itself(
     contract = contract_of(read_decoder_config(base))
     model = planted(base, tmp_path, is_causal=is_causal)
     expected = generate(by_onnxruntime(model), contract, np.float32)
-    monkeypatch.setattr("pl_compile.exporters.trt.check_network", lambda *_, **__: None)
+    monkeypatch.setattr("pl_compile.exporters.tensorrt.api.check_network", lambda *_, **__: None)
 
-    oracle = oracle_of(model)
+    interpreter = interpreter_of(model)
 
-    found = generate(oracle.run, contract, np.float32)
+    found = generate(interpreter.run, contract, np.float32)
     wrong = np.abs(found - expected).max((1, 2)) / np.abs(expected).max()
     assert (wrong[0] < 3e-6) == bool(is_causal)
     assert wrong[1:].min() > 1e-2

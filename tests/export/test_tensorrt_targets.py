@@ -18,7 +18,7 @@ from pl_compile.config.decoder import DecoderConfig, read_decoder_config
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ConfigError, ExportError
-from pl_compile.exporters.tensorrt import TensorRtExporter
+from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table
 

@@ -8,7 +8,7 @@ import pytest
 
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.exporters.onnx.cpu import cached_attention_function
 from pl_compile.graph.decoder import build_decoder
 
 LLAMA = DecoderConfig(

@@ -16,7 +16,7 @@ from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import FingerprintError
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import assert_close, random_table, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer

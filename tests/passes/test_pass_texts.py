@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from pl_compile.config.contract import LOGITS
-from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.exporters.onnx.cpu import cached_attention_function
 from pl_compile.graph.blocks import row_parallel, split_heads
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pl_compile.artifact.all_reduce_plugin import VARIABLE, load_plugin
+from pl_compile.all_reduce_plugin import VARIABLE, load_plugin
 from pl_compile.errors import RankError
 from pl_compile.passes.use_all_reduce_plugin import ALL_REDUCE_PLUGIN, RANKS_ATTRIBUTE
 

@@ -20,8 +20,8 @@ import onnxruntime
 import pytest
 
 from pl_compile.errors import KernelsError, RankError
-from pl_compile.exporters.native_cpu import block_functions, packed_attention_function
-from pl_compile.exporters.onnx_cpu import cached_attention_function
+from pl_compile.exporters.native.cpu import block_functions, packed_attention_function
+from pl_compile.exporters.onnx.cpu import cached_attention_function
 from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
 from pl_compile.passes.use_block_products import packed_codes, packed_grid, variant
 from pl_compile.runtime import kernels

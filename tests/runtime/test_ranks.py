@@ -28,8 +28,8 @@ from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError, RequestError
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.local_group import LocalGroup, _RankProcess
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.ranks.local_group import LocalGroup, _RankProcess
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session

@@ -1,6 +1,6 @@
 """The engine for TensorRT plans, and all that it asks of a GPU, on a GPU that is host memory.
 
-`HostCuda` and `FakeContext` have the faces that `runtime/engines/cuda.py` and `GpuPlan` use, check
+`HostCuda` and `FakeContext` have the faces that `cuda.py` and `GpuPlan` use, check
 every address, and compute with what TensorRT's parser made of the graph. They are stricter than a
 GPU: memory that nobody allocated, a cache whose output lies elsewhere than its input, a step that
 is captured before it ever ran: all are errors. What is left for a real GPU to show is TensorRT's
@@ -24,21 +24,21 @@ import pytest
 from numpy.typing import NDArray
 
 from pl_compile.artifact.plan_record import PlanRecord
+from pl_compile.checks.interpreted_engine import InterpretedPlan
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import read_decoder_config
-from pl_compile.driver.oracle import OraclePlan
 from pl_compile.errors import ArtifactError, RankError
-from pl_compile.exporters.tensorrt import TensorRtExporter
-from pl_compile.exporters.trt import parse
+from pl_compile.exporters.tensorrt.api import parse
+from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.runtime.engines.caches import HostCaches
-from pl_compile.runtime.engines.cuda import Cuda, CudaCaches, stored, widened
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.gpu_plan import GpuPlan, check_gpu, check_package
-from pl_compile.runtime.engines.nccl import communicator_of, unique_id
-from pl_compile.runtime.engines.tensorrt import Binding, TensorRtEngine
+from pl_compile.runtime.engines.ranks.nccl import communicator_of, unique_id
+from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches, stored, widened
+from pl_compile.runtime.engines.tensorrt.engine import Binding, TensorRtEngine
+from pl_compile.runtime.engines.tensorrt.gpu_plan import GpuPlan, check_gpu, check_package
 from pl_compile.testing import write_tiny_base
 from pl_compile.testing_cuda import STREAM, HostCuda
 from pl_compile.weights.checkpoint import Checkpoint
@@ -121,7 +121,7 @@ class FakeContext:
             for name, binding in plan.bindings.items()
             if binding.is_input
         }
-        for name, result in self._engine.plan.oracle.run(given).items():
+        for name, result in self._engine.plan.interpreter.run(given).items():
             binding = plan.bindings[name]
             if binding.alias is not None:
                 assert addresses[name] == addresses[binding.alias]
@@ -138,7 +138,7 @@ class FakeContext:
 class FakeEngine:
     """A deserialised engine."""
 
-    def __init__(self, cuda: HostCuda, plan: OraclePlan) -> None:
+    def __init__(self, cuda: HostCuda, plan: InterpretedPlan) -> None:
         self.cuda, self.plan = cuda, plan
         self._names = list(plan.bindings)
         self.num_io_tensors = len(self._names)
@@ -162,7 +162,7 @@ class FakeEngine:
         return self.plan.bindings[name].alias
 
 
-def fake_tensorrt(cuda: HostCuda, plan: OraclePlan) -> Any:
+def fake_tensorrt(cuda: HostCuda, plan: InterpretedPlan) -> Any:
     """The package: whatever bytes it is given, it makes this plan of them."""
     logger = type("Logger", (), {"WARNING": 1, "__init__": lambda self, level: None})
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: FakeEngine(cuda, plan))
@@ -270,9 +270,9 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     }
     exporter.build(model, tmp_path, contract, options)
 
-    def plan() -> OraclePlan:
+    def plan() -> InterpretedPlan:
         parsed = parse(tmp_path / "model.onnx", "tensorrt-rtx")
-        return OraclePlan(parsed, constants, contract, 4)
+        return InterpretedPlan(parsed, constants, contract, 4)
 
     fake = host_cuda(monkeypatch)
     fake.refuses_capture = not captures
@@ -372,8 +372,8 @@ def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
     api = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     names: set[str] = set()
     files = (
-        "runtime/engines/cuda.py",
-        "runtime/engines/gpu_plan.py",
+        "runtime/engines/tensorrt/cuda.py",
+        "runtime/engines/tensorrt/gpu_plan.py",
         "benchmarks/gpu_parts/cuda.py",
     )
     for file in files:

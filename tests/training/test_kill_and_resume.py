@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.testing import tiny_train_config, tone_examples, tone_tasks, write_jsonl
 
 KILLS = int(os.environ.get("PLC_KILLS", "6"))

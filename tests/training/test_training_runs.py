@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from pl_compile.artifact.from_checkpoint import read_checkpoint_table
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.cli.main import main
 from pl_compile.driver.train import train_run
@@ -23,6 +22,7 @@ from pl_compile.errors import (
     FingerprintError,
     TrainingError,
 )
+from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.testing import (
     FAMILIES,
     PREFIX_TASK,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pl_compile.artifact.from_checkpoint import read_checkpoint_table
+from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.testing import tiny_run
 from pl_compile.training.checkpoint import save_checkpoint
 from pl_compile.training.run import run_training

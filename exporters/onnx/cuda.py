@@ -19,8 +19,8 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.exporters.onnx_files import OnnxFiles
+from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import (
     check_blocks,
     check_no_plan,

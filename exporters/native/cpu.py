@@ -22,8 +22,8 @@ from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
-from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.exporters.onnx_files import OnnxFiles
+from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
 from pl_compile.graph.builder import PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms

@@ -28,7 +28,7 @@ from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.function_body import FunctionBody
-from pl_compile.exporters.onnx_files import OnnxFiles
+from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass

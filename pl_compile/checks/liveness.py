@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pl_compile.driver.parity import ProbeRow
+from pl_compile.checks.parity import ProbeRow
 from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
 from pl_compile.runtime.task_prompt import TaskPrompt
 

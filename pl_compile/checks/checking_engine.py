@@ -9,10 +9,10 @@ from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.local_group import LocalGroup
-from pl_compile.runtime.engines.onnxruntime import TARGETS as ONNX_TARGETS
-from pl_compile.runtime.engines.onnxruntime import OnnxRuntimeEngine
-from pl_compile.runtime.engines.providers import CPU, Provider
+from pl_compile.runtime.engines.onnxruntime.engine import TARGETS as ONNX_TARGETS
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.ranks.local_group import LocalGroup
 
 
 def can_check(target: str) -> bool:
@@ -22,7 +22,7 @@ def can_check(target: str) -> bool:
 
 def _parser_for(target: str) -> str | None:
     try:
-        from pl_compile.exporters.trt import parser_for
+        from pl_compile.exporters.tensorrt.api import parser_for
     except ImportError:  # the extra [export] is not there
         return None
     return parser_for(target)
@@ -69,9 +69,9 @@ def checking_engine(
                 found="no TensorRT is installed to parse them",
                 fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
             )
-        from pl_compile.driver.oracle import oracle_engine
+        from pl_compile.checks.interpreted_engine import interpreted_engine
 
-        yield oracle_engine(folder, parser, contract, max_batch=DEFAULT_BATCH, dtype=dtype)
+        yield interpreted_engine(folder, parser, contract, max_batch=DEFAULT_BATCH, dtype=dtype)
     elif contract.ranks > 1:
         group = LocalGroup(folder, target, contract, dtype=dtype)
         try:

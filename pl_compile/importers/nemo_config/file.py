@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from pl_compile.config.interpolate import MISSING
-from pl_compile.config.nemo_keys import HINTS, KEYS, Ignored, Moved, Only
 from pl_compile.config.read import KnownKeys, Node, found_in, text_expected, unknown_key
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import did_you_mean
+from pl_compile.importers.nemo_config.keys import HINTS, KEYS, Ignored, Moved, Only
 
 _OUR_KEYS = tuple(field.name for field in fields(TrainConfig))
 

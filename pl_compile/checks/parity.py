@@ -63,7 +63,7 @@ _LOST_NOTHING = {"int8": Limit(0.1, 0.9), "int4": Limit(0.2, 0.9)}
 _NARROW = {"float16": Limit(0.02, 0.9), "bfloat16": Limit(0.1, 0.8)}
 
 # Of a bundle against itself: folded or not, alone or in a batch. Where kernels do the same sums for
-# a row whatever stands beside it, there is no difference at all (`exporters/onnx_cpu.py`). On a
+# a row whatever stands beside it, there is no difference at all (`exporters/onnx/cpu.py`). On a
 # machine where they do not, a last bit can tip over what kernels for rounded weights round.
 SELF_LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.05, 0.9), "int4": Limit(0.05, 0.9)}
 

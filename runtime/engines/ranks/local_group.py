@@ -20,8 +20,8 @@ from pl_compile.artifact.bundle import rank_folder
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import RankError
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.nccl import unique_id
-from pl_compile.runtime.engines.ranks import RankedEngine, RankPrompt
+from pl_compile.runtime.engines.ranks.engine import RankedEngine, RankPrompt
+from pl_compile.runtime.engines.ranks.nccl import unique_id
 
 # Seconds that a rank has to load its part.
 _START_SECONDS = 600.0
@@ -178,7 +178,7 @@ class _RankProcess:
         ours, theirs = socketpair()
         with theirs:
             # -P: what lies in the working directory is no package of ours.
-            command = [sys.executable, "-P", "-m", "pl_compile.runtime.engines.rank_process"]
+            command = [sys.executable, "-P", "-m", "pl_compile.runtime.engines.ranks.rank_process"]
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno(), *([] if memory is None else [memory])],

@@ -18,7 +18,7 @@ from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefixes
 from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
 from pl_compile.runtime.engines.memory import zeros_as_touched
-from pl_compile.runtime.engines.providers import CPU, Provider, check_used, choose
+from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider, check_used, choose
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
 
@@ -267,7 +267,7 @@ def _utf8(path: Path) -> str:
 
 def _new_caches(provider: Provider, contract: GraphContract, max_batch: int, dtype: str) -> Caches:
     if provider.device == "cuda":
-        from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
+        from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches
 
         return CudaCaches(Cuda(provider.device_id), contract, max_batch, dtype)
     return HostCaches(contract, max_batch, np.dtype(dtype))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import Precision, Verdict
-from pl_compile.driver.live import Liveness, liveness
-from pl_compile.driver.parity import (
+from pl_compile.checks.liveness import Liveness, liveness
+from pl_compile.checks.parity import (
     Parity,
     compare,
     limit_of,

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.errors import ExportError
-from pl_compile.exporters.trt import ParsedNetwork, layers_of, typed
+from pl_compile.exporters.tensorrt.api import ParsedNetwork, layers_of, typed
 
 Array = NDArray[Any]
 AllReduce = Callable[[Array], Array]
 
 
-class Oracle:
+class Interpreter:
     """A parsed network that runs.
 
     Args:
@@ -165,7 +165,7 @@ def _unknown(layer: Any, found: str) -> ExportError:
         f"computing the layer {layer.name} of a TensorRT network",
         found=found,
         expected="a layer that the interpreter knows",
-        fix="Add it to exporters/trt_oracle.py: what it does not know it cannot vouch for.",
+        fix="Add it to exporters/tensorrt/interpreter.py, which vouches for what it knows only.",
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from pl_compile.checks.parity import relative_difference
 from pl_compile.config.strict_json import with_null
-from pl_compile.driver.parity import relative_difference
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
-from pl_compile.artifact.all_reduce_plugin import load_plugin
+from pl_compile.all_reduce_plugin import load_plugin
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.plan_record import (
@@ -36,12 +36,11 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.ep_context import check_wrappable, write_ep_context
 from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
-from pl_compile.exporters.onnx_cpu import cached_attention_function
-from pl_compile.exporters.onnx_files import DATA_NAME, onnx_versions, save
+from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.exporters.onnx.files import DATA_NAME, onnx_versions, save
 from pl_compile.exporters.options import check_blocks, precision_passes, quantize_passes, when
-from pl_compile.exporters.trt import (
+from pl_compile.exporters.tensorrt.api import (
     MOST_CANDIDATES,
     ParsedNetwork,
     PlanOptions,
@@ -52,6 +51,7 @@ from pl_compile.exporters.trt import (
     parser_for,
     tensorrt_module,
 )
+from pl_compile.exporters.tensorrt.ep_context import check_wrappable, write_ep_context
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.pipeline import run_passes

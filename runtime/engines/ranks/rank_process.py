@@ -1,6 +1,6 @@
 """What runs in the process of a rank: an engine that does what the group's leader says.
 
-    python -m pl_compile.runtime.engines.rank_process FILE_DESCRIPTOR
+    python -m pl_compile.runtime.engines.ranks.rank_process FILE_DESCRIPTOR
 
 Over the socket come `(method, arguments, wanted)`; back goes the result where it is wanted, or what
 failed. The first call is "open". It ends when the leader closes the socket, or is gone.
@@ -16,9 +16,9 @@ from typing import Any
 
 from pl_compile.errors import PlcError
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.local_group import Failure, RankOptions, SentPrompts
 from pl_compile.runtime.engines.opening import open_rank
-from pl_compile.runtime.engines.ranks import RankPrompt
+from pl_compile.runtime.engines.ranks.engine import RankPrompt
+from pl_compile.runtime.engines.ranks.local_group import Failure, RankOptions, SentPrompts
 
 # How often a rank that has nothing to do looks whether its leader is there.
 _LOOK_SECONDS = 1.0

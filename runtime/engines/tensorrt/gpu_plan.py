@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pl_compile.artifact.all_reduce_plugin import give_communicator, load_plugin
+from pl_compile.all_reduce_plugin import give_communicator, load_plugin
 from pl_compile.artifact.plan_record import PACKAGES, PLAN_NAME, PlanRecord, read_plan_record
 from pl_compile.config.contract import INPUT_IDS, LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError, MissingExtraError
-from pl_compile.runtime.engines.cuda import Cuda, CudaCaches
-from pl_compile.runtime.engines.nccl import capsule_of
-from pl_compile.runtime.engines.tensorrt import TOKEN_PROFILE, Array, Binding, TensorRtEngine
+from pl_compile.runtime.engines.ranks.nccl import capsule_of
+from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches
+from pl_compile.runtime.engines.tensorrt.engine import TOKEN_PROFILE, Array, Binding, TensorRtEngine
 
 # What TensorRT for RTX builds for if nobody says (its documentation), and all that are newer.
 _USUAL = {"tensorrt-rtx": ("8.0", "8.6", "8.9")}

@@ -10,9 +10,6 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from pl_compile.config.interpolate import MISSING, resolve
-from pl_compile.config.nemo_file import NemoFile
-from pl_compile.config.nemo_forms import refuse_other_forms
-from pl_compile.config.nemo_keys import REQUIRED, has_no_effect
 from pl_compile.config.read import (
     KnownKeys,
     Node,
@@ -23,6 +20,9 @@ from pl_compile.config.read import (
 )
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, did_you_mean, list_problems
+from pl_compile.importers.nemo_config.file import NemoFile
+from pl_compile.importers.nemo_config.forms import refuse_other_forms
+from pl_compile.importers.nemo_config.keys import REQUIRED, has_no_effect
 
 _PRECISIONS = {
     "auto": "auto",  # not NeMo's: what the hardware has

@@ -1,7 +1,8 @@
 """What TensorRT's parser made of a graph, as an engine: interpreted in numpy, no GPU needed.
 
-The engine is the very one that runs plans (`runtime/engines/tensorrt.py`): same inputs, same checks
-of names, shapes, types and aliases. In the place of a plan stands `exporters/trt_oracle.py`.
+The engine is the very one that runs plans (`runtime/engines/tensorrt/engine.py`): same inputs, same
+checks of names, shapes, types and aliases. In the place of a plan stands the interpreter
+(`exporters/tensorrt/interpreter.py`).
 """
 
 import threading
@@ -17,19 +18,19 @@ from numpy.typing import NDArray
 from pl_compile.artifact.bundle import MODEL_NAME, rank_folder
 from pl_compile.artifact.plan_record import PLAN_RECORD, AttentionForm, read_plan_record
 from pl_compile.config.contract import INPUT_IDS, GraphContract
-from pl_compile.exporters.tensorrt import parse_base
-from pl_compile.exporters.trt import ParsedNetwork, layers_of
-from pl_compile.exporters.trt_oracle import Oracle, numpy_types
+from pl_compile.exporters.tensorrt.api import ParsedNetwork, layers_of
+from pl_compile.exporters.tensorrt.exporter import parse_base
+from pl_compile.exporters.tensorrt.interpreter import Interpreter, numpy_types
 from pl_compile.runtime.engines.caches import Caches, HostCaches
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.ranks import RankedEngine
-from pl_compile.runtime.engines.tensorrt import Binding, TensorRtEngine
+from pl_compile.runtime.engines.ranks.engine import RankedEngine
+from pl_compile.runtime.engines.tensorrt.engine import Binding, TensorRtEngine
 
 Array = NDArray[Any]
 
 
-class OraclePlan:
-    """A parsed network with the face of a plan (`runtime/engines/tensorrt.py`).
+class InterpretedPlan:
+    """A parsed network with the face of a plan (`runtime/engines/tensorrt/engine.py`).
 
     Args:
         parsed: the network.
@@ -47,7 +48,7 @@ class OraclePlan:
         max_batch: int,
         all_reduce: Callable[[Array], Array] | None = None,
     ) -> None:
-        self.oracle = Oracle(parsed, constants, all_reduce)
+        self.interpreter = Interpreter(parsed, constants, all_reduce)
         self._names = contract.cache_names
         self.bindings = _bindings_of(parsed)
         kind = self.bindings[self._names[0][0]].dtype
@@ -63,13 +64,13 @@ class OraclePlan:
         rows = len(inputs[INPUT_IDS])
         blocks = zip(self._names, self._caches.blocks, strict=True)
         pasts = {past: block[:rows] for (past, _), block in blocks}
-        outputs = self.oracle.run({**inputs, **pasts})
+        outputs = self.interpreter.run({**inputs, **pasts})
         for (_, present), block in zip(self._names, self._caches.blocks, strict=True):
             block[:rows] = outputs.pop(present)  # the same memory, on a GPU
         return outputs
 
 
-def oracle_engine(
+def interpreted_engine(
     folder: Path, flavour: str, contract: GraphContract, *, max_batch: int, dtype: str
 ) -> Engine:
     """The engine on what a flavour's parser makes of a base.
@@ -121,7 +122,7 @@ def _engine(
     built = (folder / PLAN_RECORD).is_file()
     form: AttentionForm = read_plan_record(folder).attention if built else "mask"
     parsed = parse_base(folder, flavour, contract, form)
-    plan = OraclePlan(parsed, constants, contract, max_batch, all_reduce)
+    plan = InterpretedPlan(parsed, constants, contract, max_batch, all_reduce)
     return TensorRtEngine(plan, contract, max_batch=max_batch, dtype=dtype)
 
 
@@ -164,7 +165,7 @@ class _Meeting:
 
 
 class _ThreadRank:
-    """A rank (`runtime/engines/ranks.py`) in a thread."""
+    """A rank (`runtime/engines/ranks/engine.py`) in a thread."""
 
     def __init__(self, engine: TensorRtEngine, meeting: _Meeting) -> None:
         self._engine, self._meeting = engine, meeting

@@ -1,7 +1,7 @@
 """The engine on a TensorRT plan: caches bound once and aliased, profiles for prompts and tokens.
 
 All but the GPU, which is `gpu_plan.py`: so it is run and checked on what TensorRT's parser made of
-the graph, interpreted in numpy (`driver/oracle.py`).
+the graph, interpreted in numpy (`checks/interpreted_engine.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.runtime.sampling import GREEDY, Draw
 
-# Places of the profiles, in the order in which exporters/trt.py builds them.
+# Places of the profiles, in the order in which exporters/tensorrt/api.py builds them.
 PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
 
 Array = NDArray[Any]
