@@ -58,15 +58,39 @@ def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if f"plc {name}" not in readme] == []
 
 
+def links_in(page: Path) -> list[tuple[str, str]]:
+    """The file and the place in it (either may be empty) that each link of a page names."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+
+
+def places_in(page: Path) -> set[str]:
+    """What a link to a page may name after `#`: its headings, as GitHub writes them, and ids."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
 def test_links_lead_to_files() -> None:
-    links = [
-        (page, link)
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
-    ]
+    links = [(page, name) for page in PAGES for name, _ in links_in(page) if name]
 
     assert len(links) >= 5
-    assert [link for page, link in links if not (page.parent / link).exists()] == []
+    assert [name for page, name in links if not (page.parent / name).exists()] == []
+
+
+def test_links_lead_to_places_that_are_there() -> None:
+    links = [
+        (page, page.parent / name if name else page, place)
+        for page in PAGES
+        for name, place in links_in(page)
+        if place
+    ]
+
+    assert len(links) >= 20
+    assert [
+        (page.name, place) for page, file, place in links if place not in places_in(file)
+    ] == []
 
 
 def test_the_template_in_the_docs_is_valid(tmp_path: Path) -> None:
