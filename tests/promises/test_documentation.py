@@ -88,9 +88,7 @@ def test_links_lead_to_places_that_are_there() -> None:
     ]
 
     assert len(links) >= 20
-    assert [
-        (page.name, place) for page, file, place in links if place not in places_in(file)
-    ] == []
+    assert [(page.name, place) for page, file, place in links if place not in places_in(file)] == []
 
 
 def test_the_template_in_the_docs_is_valid(tmp_path: Path) -> None:
