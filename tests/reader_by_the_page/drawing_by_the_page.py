@@ -111,6 +111,9 @@ class Options:
     seed: int = 0
 
 
+GREEDY = Options()
+
+
 def choose(
     logits: Sequence[float],
     options: Options,

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_DOWN, ROUND_UP, Context, Decimal
 from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
@@ -88,10 +89,16 @@ def text_of(value: str | int | float) -> str:
 
 def _shortest(value: float) -> tuple[str, str, int]:
     """Sign, digits and exponent of the fewest digits that are read back as the same number."""
-    for count in range(17):
-        written = f"{value:.{count}e}"
-        if float(written) == value:
+    exact = Decimal(value)
+    for count in range(1, 18):
+        rounded = [
+            Context(count, rounding).create_decimal(exact) for rounding in (ROUND_DOWN, ROUND_UP)
+        ]
+        found = [each for each in rounded if float(each) == value]
+        if found:
             break
+    nearest = min(found, key=lambda each: abs(each - exact))
+    written = f"{nearest:.{count - 1}e}"
     mantissa, exponent = written.lstrip("-").split("e")
     digits = mantissa.replace(".", "").rstrip("0") or "0"
     return "-" if written.startswith("-") else "", digits, int(exponent)
@@ -283,7 +290,8 @@ class PageRenderer:
     def tree(self, fields: Mapping[str, str | int | float]) -> Tree:
         """The choices after a prompt."""
         state = self._run({name: text_of(value) for name, value in fields.items()})
-        parents, tokens, ends, longest = [-1], [-1], [], 0
+        parents, tokens, longest = [-1], [-1], 0
+        ends: list[int] = []
         for choice in self.task["choices"]:
             answer = State(False, [], *state.place)
             self._append_text(answer, self._laid_out(choice, self.end), is_text=False)

@@ -5,6 +5,7 @@ It knows nothing of numpy's generators, and computes in plain Python numbers.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,24 +45,24 @@ def test_sums_are_taken_in_the_order_of_the_page() -> None:
 def test_a_row_that_is_drawn_by_the_page_is_the_row_of_the_runtime(trial: int) -> None:
     random = np.random.default_rng(trial)
     vocab, seed = int(random.integers(5, 300)), SEEDS[trial % len(SEEDS)]
-    options = {
+    options: dict[str, Any] = {
         "temperature": float(random.choice([0.0, 0.05, 0.7, 1.0, 3.0])),
         "top_k": int(random.choice([0, 1, 3, 40, 1000])),
         "top_p": float(random.choice([1.0, 0.9, 0.3, 1e-9])),
         "repetition_penalty": float(random.choice([1.0, 1.3, 0.7])),
     }
     ours, theirs = Generator(seed), np.random.default_rng(seed)
-    by_page = Options(**options, seed=seed)  # type: ignore[arg-type]
-    sampling = Sampling(**options, seed=seed)  # type: ignore[arg-type]
+    by_page = Options(**options, seed=seed)
+    sampling = Sampling(**options, seed=seed)
     for step in range(12):
         logits = random.normal(0, 3, vocab).astype(np.float32)
         seen = random.integers(0, vocab, 20).tolist()
         blocked = (1, 3) if step < 3 else ()
         allowed = random.choice(vocab, 4, replace=False).tolist() if step % 4 == 3 else None
-        limits = {"seen": seen, "blocked": blocked, "allowed": allowed}
+        limits: dict[str, Any] = {"seen": seen, "blocked": blocked, "allowed": allowed}
 
-        token = choose(logits.tolist(), by_page, ours, **limits)  # type: ignore[arg-type]
-        assert token == next_token(logits, sampling, theirs, **limits)  # type: ignore[arg-type]
+        token = choose(logits.tolist(), by_page, ours, **limits)
+        assert token == next_token(logits, sampling, theirs, **limits)
     assert ours.uniform() == theirs.random()  # as far along
 
 
