@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pl_compile.errors import BaseModelError
-from pl_compile.testing import FAMILIES, assert_close
+from pl_compile.families.registry import FAMILIES
+from pl_compile.testing import assert_close
 from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence
