@@ -1,4 +1,4 @@
-"""The table of families: a file and a row make a family."""
+"""The table of families: a file beside this one, and a row here, make a family."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,58 +11,44 @@ from pl_compile.families.settings import Settings
 
 
 def registered(*families: Family) -> Mapping[str, Family]:
-    """Families by name.
+    """Families by name, in this order.
 
     Raises:
-        ValueError: one does not say what it must, or another has its name.
+        ValueError: one leaves out what it must say, or contradicts itself.
     """
     table: dict[str, Family] = {}
     for family in families:
-        problems = [*_problems(family), *["it is registered twice"] * (family.name in table)]
+        taken = ["another one has this name"] if family.name in table else []
+        problems = taken or _left_out(family) or _contradictions(family)
         if problems:
             raise ValueError(f"registering the family '{family.name}': {'; '.join(problems)}")
         table[family.name] = family
     return MappingProxyType(table)
 
 
-# The only thing that a family may have none of.
-_MAY_BE_EMPTY = {"fast_layers"}
+def _left_out(family: Family) -> list[str]:
+    # Not every family has layers that training computes faster.
+    must = (field.name for field in fields(family) if field.name != "fast_layers")
+    return [f"it says nothing of '{name}'" for name in must if not getattr(family, name)]
 
 
-def _problems(family: Family) -> list[str]:
-    """What a family does not say, as phrases."""
-    empty = [
-        f"it says nothing of '{field.name}'"
-        for field in fields(family)
-        if field.name not in _MAY_BE_EMPTY and getattr(family, field.name) in (None, "", {}, ())
-    ]
-    return empty or [*_problems_of_keys(family), *_problems_of_weights(family)]
-
-
-def _problems_of_keys(family: Family) -> list[str]:
-    keys = family.keys
-    missing = {*family.tiny, *family.tiny_blocks} - keys.known
-    problems = [f"its tiny base has '{key}', which is none of its keys" for key in sorted(missing)]
-    if not keys.architectures:
-        problems.append("it names no class in 'architectures'")
-    return problems
-
-
-def _problems_of_weights(family: Family) -> list[str]:
-    vocab = {"vocab_size": 397}
-    config = family.read(Settings({**family.tiny, **vocab}, f"reading a tiny {family.title}"))
+def _contradictions(family: Family) -> list[str]:
+    unknown = {*family.tiny, *family.tiny_blocks} - family.keys.known
+    config = family.read(Settings({**family.tiny, "vocab_size": 397}, "reading a tiny base"))
     names = [weight.name for weight in family.weights(config)]
-    problems = [f"it has the weight '{name}' twice" for name in sorted(_twice(names))]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems = [
+        f"its tiny base has '{key}', which is not one of its keys" for key in sorted(unknown)
+    ]
+    problems += [f"it has the weight '{name}' twice" for name in twice]
+    if not family.keys.architectures:
+        problems.append("its keys name no class of 'architectures'")
     if config.family != family.name:
-        problems.append(f"it reads bases as those of '{config.family}'")
+        problems.append(f"its bases are read as those of '{config.family}'")
     if not family.embedding.startswith(family.prefix):
         problems.append(f"'{family.embedding}' does not begin with '{family.prefix}'")
     return problems
 
 
-def _twice(names: list[str]) -> set[str]:
-    return {name for name in names if names.count(name) > 1}
-
-
-# In the order in which messages and docs name them.
+# In the order in which messages and pages name them.
 FAMILIES = registered(LLAMA, GPT2)
