@@ -64,15 +64,33 @@ class Blocks(Protocol[V]):
         """Layer normalisation (arXiv:1607.06450)."""
         ...
 
-    def attention(self, query: V, key: V, value: V, *, rotary: Frequencies | None = None) -> V:
+    def attention(
+        self,
+        query: V,
+        key: V,
+        value: V,
+        *,
+        rotary: Frequencies | None = None,
+        scale: float | None = None,
+        window: int = 0,
+        softcap: float = 0.0,
+        q_norm: str = "",
+        k_norm: str = "",
+    ) -> V:
         """Causal attention over the layer's cache, to which it adds keys and values.
 
         Args:
             query: `[batch, seq, heads * head_dim]`.
             key: `[batch, seq, kv_heads * head_dim]`.
             value: as `key`.
-            rotary: turns queries and keys by their positions (arXiv:2104.09864): the first half of
-                a head's numbers against the second.
+            rotary: turns queries and keys by their positions: the first `pairs` numbers of a head
+                against the next `pairs`; the rest stays as it is.
+            scale: of the scores; one over the root of `head_dim` by default.
+            window: how many tokens one sees, itself included; 0: all before it.
+            softcap: `softcap * tanh(scores / softcap)` in place of the scores; 0: the scores.
+            q_norm: root mean square norm of each query head before it is turned, by the name of its
+                weight `[head_dim]`; none by default.
+            k_norm: the same of each key head.
 
         Returns:
             `[batch, seq, heads * head_dim]`.
@@ -83,12 +101,20 @@ class Blocks(Protocol[V]):
         """`silu(gate) * up` (arXiv:2002.05202)."""
         ...
 
+    def geglu(self, gate: V, up: V) -> V:
+        """`gelu(gate) * up` (arXiv:2002.05202), with the tanh form of GELU."""
+        ...
+
     def gelu(self, x: V) -> V:
         """The tanh form of GELU (arXiv:1606.08415)."""
         ...
 
     def add(self, x: V, y: V) -> V:
         """`x + y`."""
+        ...
+
+    def scale(self, x: V, factor: float) -> V:
+        """`x * factor`."""
         ...
 
     def last_token(self, x: V) -> V:
@@ -108,7 +134,7 @@ class Definition(Protocol):
         ...
 
 
-def rotary_frequencies(config: DecoderConfig) -> Frequencies:
-    """`theta^(-2i / head_dim)` for each pair `i` (arXiv:2104.09864)."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    return np.asarray(config.rope_theta**-exponents)
+def rotary_frequencies(theta: float, width: int) -> Frequencies:
+    """`theta^(-2i / width)` for each pair `i` of so many numbers (arXiv:2104.09864)."""
+    exponents = np.arange(0, width, 2, dtype=np.float64) / width
+    return np.asarray(theta**-exponents)

@@ -8,7 +8,7 @@ from pl_compile.families.blocks import Blocks, Frequencies, V, rotary_frequencie
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
 from pl_compile.families.settings import Settings
-from pl_compile.families.weights import TRANSPOSED, Biases, Weight, norm, product
+from pl_compile.families.weights import TRANSPOSED, Biases, Weight, product, rms_norm
 
 _SILU = ("silu", "swish")  # two names of one function
 
@@ -78,21 +78,22 @@ def _read(hf: Settings) -> DecoderConfig:
 
 def _weights(config: DecoderConfig) -> Iterator[Weight]:
     biases: Biases = config.own
+    width = config.hidden
     for i in range(config.layers):
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        yield from norm(config, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        yield rms_norm(width, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
         for part in "qkvo":
             name, stored = f"{ours}.attention.{part}", f"{theirs}.self_attn.{part}_proj"
             yield from product(config, name, stored, TRANSPOSED, bias=biases.attention_bias)
-        yield from norm(config, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+        yield rms_norm(width, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
         for part in ("gate", "up", "down"):
             name, stored = f"{ours}.mlp.{part}", f"{theirs}.mlp.{part}_proj"
             yield from product(config, name, stored, TRANSPOSED, bias=biases.mlp_bias)
-    yield from norm(config, "final_norm", "model.norm")
+    yield rms_norm(width, "final_norm", "model.norm")
 
 
 def _definition(b: Blocks[V]) -> V:
-    rotary = rotary_frequencies(b.config)
+    rotary = rotary_frequencies(b.config.rope_theta, b.config.head_dim)
     x = b.with_virtual_rows(b.embedding())
     for i in range(b.config.layers):
         x = _layer(b.layer(i), x, rotary)

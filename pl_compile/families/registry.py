@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from types import MappingProxyType
 
 from pl_compile.families.family import Family
 from pl_compile.families.gpt2 import GPT2
@@ -23,7 +22,7 @@ def registered(*families: Family) -> Mapping[str, Family]:
         if problems:
             raise ValueError(f"registering the family '{family.name}': {'; '.join(problems)}")
         table[family.name] = family
-    return MappingProxyType(table)
+    return table
 
 
 def _left_out(family: Family) -> list[str]:

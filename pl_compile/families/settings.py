@@ -17,6 +17,8 @@ _KINDS = {
     int: "a whole number",
     float: "a number with a point, such as 1e-05",
     bool: "true or false",
+    dict: "settings by name",
+    list: "a list",
 }
 
 

@@ -1,7 +1,7 @@
 """What a family says of a weight: our name, our shape, where a checkpoint has it, who has a part.
 
 `weights.names` lists our names. A family yields one `Weight` for each of its weights but the
-embedding and the head, which all families have; `product` and `norm` make the usual ones.
+embedding and the head, which all families have; `product` and the norms make the usual ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -125,7 +125,12 @@ def _products(config: DecoderConfig) -> dict[str, tuple[int, int, Cut]]:
     }
 
 
-def norm(config: DecoderConfig, name: str, stored: str, *, bias: bool = False) -> Iterator[Weight]:
-    """The weight of a norm of the residual stream, and its bias."""
-    for part in ("weight", "bias")[: 1 + bias]:
-        yield Weight(f"{name}.{part}", (config.hidden,), f"{stored}.{part}")
+def rms_norm(width: int, name: str, stored: str, form: Form = AS_IS) -> Weight:
+    """The weight of a root mean square norm of vectors of a width; names without ".weight"."""
+    return Weight(f"{name}.weight", (width,), f"{stored}.weight", form)
+
+
+def layer_norm(width: int, name: str, stored: str) -> Iterator[Weight]:
+    """The weight and the bias of a layer norm of vectors of a width."""
+    for part in ("weight", "bias"):
+        yield Weight(f"{name}.{part}", (width,), f"{stored}.{part}")
