@@ -73,7 +73,6 @@ class Blocks(Protocol[V]):
         rotary: Frequencies | None = None,
         scale: float | None = None,
         window: int = 0,
-        softcap: float = 0.0,
         q_norm: str = "",
         k_norm: str = "",
     ) -> V:
@@ -87,9 +86,8 @@ class Blocks(Protocol[V]):
                 against the next `pairs`; the rest stays as it is.
             scale: of the scores; one over the root of `head_dim` by default.
             window: how many tokens one sees, itself included; 0: all before it.
-            softcap: `softcap * tanh(scores / softcap)` in place of the scores; 0: the scores.
-            q_norm: root mean square norm of each query head before it is turned, by the name of its
-                weight `[head_dim]`; none by default.
+            q_norm: name of the root mean square norm of each query head before it is turned, whose
+                weight is `[head_dim]`; none by default.
             k_norm: the same of each key head.
 
         Returns:
