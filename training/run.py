@@ -18,10 +18,10 @@ import torch
 
 from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.prompt_table import PromptTable, write_prompt_table
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import TrainingError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text.render import Renderer, notes_on
 from pl_compile.text.template import parse_templates

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.utf8 import check_regular
 from pl_compile.errors import BaseModelError, list_problems, reason_of
 
-# Written out, so that a field that is added to DecoderConfig later changes no fingerprint.
+# Written out, so that a field that is added to DecoderConfig later changes no fingerprint. What a
+# family has of its own (`DecoderConfig.own`) enters it too.
 _FINGERPRINTED = (
-    "attention_bias",
     "family",
     "ffn",
     "head_dim",
@@ -33,7 +33,6 @@ _FINGERPRINTED = (
     "hidden",
     "kv_heads",
     "layers",
-    "mlp_bias",
     "norm_eps",
     "positions",
     "rope_theta",
@@ -204,6 +203,7 @@ def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
         BaseModelError: a tensor cannot be read, or holds what is no finite number.
     """
     sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
+    sizes |= {} if config.own is None else asdict(config.own)
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     broken = []
     for name in checkpoint.names:

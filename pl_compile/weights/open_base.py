@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import BaseModelError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import check_tensors
 

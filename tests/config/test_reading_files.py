@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.read import read_yaml
 from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.utf8 import read_text
 from pl_compile.errors import BaseModelError, PlcError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.importers.peft import read_peft_adapter
 from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.end_tokens import end_tokens

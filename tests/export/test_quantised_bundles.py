@@ -99,8 +99,8 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     exported: Exported, block_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     """Beside the same graph with the dequantised weights as floats: activations are rounded."""
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.exporters import exporter_for
+    from pl_compile.families.read import read_decoder_config
 
     result = exported(family, options=BuildOptions("int4", block=16))
     bundle = read_bundle(result.bundle)
@@ -200,9 +200,9 @@ def test_moments_are_those_of_what_enters_each_product(
 ) -> None:
     from pl_compile.artifact.prompt_table import read_prompt_table
     from pl_compile.config.contract import GraphContract
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.driver.calibrate import measure_moments
     from pl_compile.exporters import exporter_for
+    from pl_compile.families.read import read_decoder_config
     from pl_compile.training.base_model import FrozenBase
 
     base = block_bases["llama"]
@@ -352,7 +352,7 @@ def test_blocks_that_do_not_fit_leave_nothing_behind(
 
 def test_only_products_and_tables_are_rounded(block_bases: dict[str, Path]) -> None:
     from pl_compile.config.contract import GraphContract
-    from pl_compile.config.decoder import read_decoder_config
+    from pl_compile.families.read import read_decoder_config
 
     base = block_bases["gpt2"]
     config = read_decoder_config(base)

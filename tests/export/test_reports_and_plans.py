@@ -14,13 +14,13 @@ import pytest
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver import disk_and_memory as room
 from pl_compile.driver import export as export_page
 from pl_compile.driver.build_plans import _report
 from pl_compile.driver.costs import base_cost
 from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.weights.checkpoint import Checkpoint
@@ -122,6 +122,7 @@ def test_the_plans_bytes_are_nearly_those_of_the_file(
 def test_costs_of_a_known_base() -> None:
     from pl_compile.config.contract import GraphContract
     from pl_compile.config.decoder import DecoderConfig
+    from pl_compile.families.weights import Biases
 
     smollm2 = DecoderConfig(
         family="llama",
@@ -136,6 +137,7 @@ def test_costs_of_a_known_base() -> None:
         norm_eps=1e-5,
         tied=True,
         rope_theta=1e5,
+        own=Biases(attention_bias=False, mlp_bias=False),
     )
     contract = GraphContract(30, 3, 64, 576, 49152, 1024, "input")
 

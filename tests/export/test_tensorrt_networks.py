@@ -19,7 +19,7 @@ import pytest
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
@@ -27,6 +27,7 @@ from pl_compile.exporters.tensorrt import api as trt_module
 from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 from pl_compile.exporters.tensorrt.interpreter import Interpreter
+from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base

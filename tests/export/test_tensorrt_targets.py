@@ -14,11 +14,12 @@ from pl_compile.artifact.plan_record import read_plan_profile
 from pl_compile.cli.main import plc
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
+from pl_compile.families.read import read_decoder_config
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table
 

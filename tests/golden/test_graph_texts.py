@@ -9,6 +9,7 @@ import pytest
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.families.weights import Biases
 from pl_compile.graph.decoder import build_decoder
 
 LLAMA = DecoderConfig(
@@ -24,6 +25,7 @@ LLAMA = DecoderConfig(
     norm_eps=1e-5,
     tied=True,
     rope_theta=10000.0,
+    own=Biases(attention_bias=False, mlp_bias=False),
 )
 GPT2 = DecoderConfig(
     family="gpt2",
@@ -37,8 +39,7 @@ GPT2 = DecoderConfig(
     positions=96,
     norm_eps=1e-5,
     tied=True,
-    attention_bias=True,
-    mlp_bias=True,
+    own=Biases(attention_bias=True, mlp_bias=True),
 )
 
 

@@ -15,6 +15,7 @@ from pl_compile.cli.main import COMMANDS, plc
 from pl_compile.config.read import build, read_yaml
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import TrainConfig
+from pl_compile.families.registry import FAMILIES
 from pl_compile.text.template import parse_template
 from pl_compile.training.read_config import read_train_config
 
@@ -50,6 +51,25 @@ def test_documented_command_parses(line: str) -> None:
 
     if arguments and "CONFIG.yaml" not in line:
         command.make_context(name, arguments)
+
+
+def test_the_page_on_bases_lists_every_family_and_no_other() -> None:
+    page = (ROOT / "docs/importing.md").read_text(encoding="utf-8")
+    table = page.partition("| family | `model_type` | what is computed |\n|---|---|---|\n")[2]
+
+    assert table.partition("\n\n")[0].splitlines() == [
+        f"| {family.title} | `{name}` | {family.docs} |" for name, family in FAMILIES.items()
+    ]
+
+
+def test_the_readme_names_every_family() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.search(r"The families are (.*?);", readme)
+    assert named is not None
+
+    assert re.sub(r" \(.*?\)", "", named[1]) == " and ".join(
+        family.title for family in FAMILIES.values()
+    )
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -27,10 +27,10 @@ from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.checks.interpreted_engine import InterpretedPlan
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import ArtifactError, RankError
 from pl_compile.exporters.tensorrt.api import parse
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
+from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.runtime.engines.caches import HostCaches

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.driver.export import ExportRequest, export_bundle
 from pl_compile.errors import ArtifactError, FingerprintError
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.progress import SILENT
 from pl_compile.testing import (
-    FAMILIES,
     tiny_run,
     tone_examples,
     tone_tasks,

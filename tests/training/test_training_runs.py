@@ -22,9 +22,9 @@ from pl_compile.errors import (
     FingerprintError,
     TrainingError,
 )
+from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.testing import (
-    FAMILIES,
     PREFIX_TASK,
     TASKS,
     assert_close,

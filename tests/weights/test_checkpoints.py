@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import BaseModelError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
 from pl_compile.weights.names import load_weights, weight_shapes
