@@ -27,7 +27,7 @@ from pl_compile.runtime.requests import Request
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.identity import identify_base
+from pl_compile.weights.fingerprint import identify_base
 from pl_compile.weights.open_base import open_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.

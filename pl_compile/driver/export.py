@@ -46,6 +46,7 @@ from pl_compile.artifact.prompt_table import (
 )
 from pl_compile.artifact.selftest import SELFTEST_NAME
 from pl_compile.artifact.tensors import tensor_bytes
+from pl_compile.checkpoints.checkpoint import Checkpoint
 from pl_compile.checks.arithmetic import kernels_of
 from pl_compile.checks.bundle_checks import Checks, check_bundle
 from pl_compile.checks.checking_engine import can_check, checking_engine
@@ -81,8 +82,7 @@ from pl_compile.text.examples import read_examples
 from pl_compile.text.render import notes_on
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck
-from pl_compile.weights.checkpoint import Checkpoint
-from pl_compile.weights.identity import identify_base
+from pl_compile.weights.fingerprint import identify_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 

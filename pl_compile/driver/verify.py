@@ -31,7 +31,7 @@ from pl_compile.runtime.engines.opening import check_plans, check_target
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.open_base import open_base
 
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.checkpoints.checkpoint import Checkpoint
 from pl_compile.config.decoder import DEQUANTIZE, DecoderConfig
 from pl_compile.config.floats import EXPECTED, FLOATS
 from pl_compile.errors import BaseModelError, list_problems
-from pl_compile.weights.checkpoint import Checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -94,8 +94,16 @@ class _Source:
 
 
 def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
-    """All weights, under our names, of a base that `check_tensors` took: float32."""
-    return {name: load_weight(checkpoint, config, name) for name in _sources(config)}
+    """All weights, under our names, of a base that `check_tensors` took: float32.
+
+    Tensors are asked for in the order of their names, as a `FingerprintedCheckpoint` sums them.
+    """
+    stored = {
+        ours: replace(source, name=_stored_name(checkpoint, config, source.name))
+        for ours, source in _sources(config).items()
+    }
+    in_order = sorted(stored, key=lambda ours: stored[ours].name)
+    return {ours: stored[ours].read(checkpoint) for ours in in_order}
 
 
 def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> NDArray[np.float32]:

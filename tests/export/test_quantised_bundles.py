@@ -13,6 +13,7 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.errors import ConfigError, DataError, ExportError
@@ -25,7 +26,6 @@ from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 Exported = Callable[..., ExportResult]
@@ -105,7 +105,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     result = exported(family, options=BuildOptions("int4", block=16))
     bundle = read_bundle(result.bundle)
     config = read_decoder_config(block_bases[family])
-    weights = load_weights(Checkpoint(block_bases[family]), config)
+    weights = load_weights(open_checkpoint(block_bases[family]), config)
     four, eight = Scheme(4, 16, signed=True), Scheme(8, 16)
     for name, array in weights.items():
         if name == "embedding.weight":
@@ -225,7 +225,7 @@ def test_moments_are_those_of_what_enters_each_product(
         exporter_for("onnx-cpu"),
         config,
         contract,
-        load_weights(Checkpoint(base), config),
+        load_weights(open_checkpoint(base), config),
         [(prompt, ids)],
     )
 
@@ -358,7 +358,7 @@ def test_only_products_and_tables_are_rounded(block_bases: dict[str, Path]) -> N
     config = read_decoder_config(base)
     sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
     contract = GraphContract(**sizes, capacity=40, prompts="baked", baked_tasks=("a",))
-    weights = load_weights(Checkpoint(base), config)
+    weights = load_weights(open_checkpoint(base), config)
     model = build_decoder(config, contract, weights, np.ones((1, 3, config.hidden), np.float32))
 
     run_passes(model, [QuantizeWeights(Scheme(4, 16), Scheme(8, 16))])

@@ -13,6 +13,7 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver import disk_and_memory as room
@@ -23,7 +24,6 @@ from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 
@@ -115,7 +115,7 @@ def test_the_plans_bytes_are_nearly_those_of_the_file(
 
     stored = (tmp_path / "bundle" / "base" / "model.onnx.data").stat().st_size
     assert plan.base.weight_bytes == pytest.approx(stored, rel=0.25)
-    weights = load_weights(Checkpoint(base), read_decoder_config(base))
+    weights = load_weights(open_checkpoint(base), read_decoder_config(base))
     assert plan.base.parameters == sum(array.size for array in weights.values())
 
 

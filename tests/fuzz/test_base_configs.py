@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import PlcError
 from pl_compile.testing import FAMILIES, assert_close
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 
