@@ -63,7 +63,7 @@ class FingerprintedCheckpoint:
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig) -> None:
         sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
         self._digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
-        self._checkpoint = checkpoint
+        self._checkpoint, self._config = checkpoint, config
         self._waiting = deque(checkpoint.names)
         self._broken: list[str] = []
         self._last: tuple[str, NDArray[Any]] | None = None
@@ -119,6 +119,17 @@ class FingerprintedCheckpoint:
             )
         return self._digest.hexdigest()
 
+    def identity(self, name: str) -> BaseIdentity:
+        """Which base it is; all of its tensors are read.
+
+        Args:
+            name: what the user calls it.
+
+        Raises:
+            BaseModelError: as for `fingerprint`.
+        """
+        return BaseIdentity(name, self.fingerprint(), self._config.hidden, self._config.vocab)
+
     def _sum_next(self) -> None:
         name = self._waiting.popleft()
         self._last = None  # before the next is read: one tensor is held at a time
@@ -140,18 +151,8 @@ def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
 
 
 def identify_base(name: str, checkpoint: Checkpoint, config: DecoderConfig) -> BaseIdentity:
-    """The identity of what `open_base` gave; all of its tensors are read.
-
-    Args:
-        name: what the user calls it.
-        checkpoint: its tensors.
-        config: its config.
-
-    Raises:
-        BaseModelError: as for `fingerprint_base`.
-    """
-    fingerprint = fingerprint_base(checkpoint, config)
-    return BaseIdentity(name, fingerprint, config.hidden, config.vocab)
+    """The identity of what `open_base` gave; see `FingerprintedCheckpoint.identity`."""
+    return FingerprintedCheckpoint(checkpoint, config).identity(name)
 
 
 def _is_finite(array: NDArray[Any], kind: str) -> bool:

@@ -12,7 +12,8 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.checks.arithmetic import kernels_of
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ExportError
 from pl_compile.quantize.scheme import Scheme, round_to_nearest

@@ -12,7 +12,8 @@ from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
 from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.train import TrainConfig
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, FingerprintError
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.progress import SILENT
