@@ -415,7 +415,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     from pl_compile.config.task import TaskConfig
     from pl_compile.text.end_tokens import end_tokens
     from pl_compile.text.tokenizer import Tokenizer
-    from pl_compile.weights.identity import identify_base
+    from pl_compile.weights.fingerprint import identify_base
     from pl_compile.weights.open_base import open_base
 
     checkpoint, config = open_base(base)

@@ -40,7 +40,7 @@ from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
 from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
-from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
+from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts, prompts_of_bundle
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
@@ -78,9 +78,7 @@ class Session:
             ConfigError: a template that cannot be parsed.
             ArtifactError: a learned prefix that its template does not open with.
         """
-        tasks = enumerate(entries.items())
-        prompts = {name: TaskPrompt.of(entry, tokenizer, i) for i, (name, entry) in tasks}
-        return cls(tokenizer, prompts, engine)
+        return cls(tokenizer, learned_prompts(entries, tokenizer), engine)
 
     @classmethod
     @np.errstate(all="ignore")

@@ -128,6 +128,20 @@ def identity_of(
     )
 
 
+def learned_prompts(
+    entries: Mapping[str, TaskEntry], tokenizer: Tokenizer
+) -> dict[str, TaskPrompt]:
+    """Tasks as they were learned, by name. Their order numbers them in a graph with baked prompts.
+
+    Raises:
+        PlcError: as for `TaskPrompt.of`.
+    """
+    return {
+        name: TaskPrompt.of(entry, tokenizer, number)
+        for number, (name, entry) in enumerate(entries.items())
+    }
+
+
 def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPrompt]:
     """All tasks of a bundle, each with its folded prefix where it has one.
 

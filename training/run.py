@@ -76,7 +76,7 @@ from pl_compile.training.team import (
     told_by_the_leader,
 )
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.identity import identify_base
+from pl_compile.weights.fingerprint import identify_base
 from pl_compile.weights.open_base import open_base
 
 

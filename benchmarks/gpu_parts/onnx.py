@@ -18,7 +18,8 @@ from gpu_parts.report import Job, MissingError, Report, median_seconds, one_line
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
 from pl_compile.checks.parity import probe_rows, self_limit_of, trace
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, available_providers

@@ -28,7 +28,7 @@ from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.text.examples import Example, cut_note, read_examples
+from pl_compile.text.examples import Example, cut_note
 
 # Enough for stable moments of a small base, and a minute's work.
 MOST_EXAMPLES = 128
@@ -40,7 +40,7 @@ _AT_ONCE = 1024
 
 
 def calibration_prompts(
-    paths: Sequence[Path],
+    examples: Sequence[Example],
     learned: Mapping[str, TaskPrompt],
     *,
     capacity: int,
@@ -50,17 +50,15 @@ def calibration_prompts(
     """The examples as sequences of ids, right answers included where the data gives them.
 
     Args:
-        paths: data files; of their examples as many as `MOST_EXAMPLES`, spread evenly.
+        examples: at least one; as many of them as `MOST_EXAMPLES`, spread evenly.
         learned: the tasks by name.
         capacity: longest sequence; fields that may be cut are.
         vocab: ids the base knows.
         progress: who is told which examples are cut to fit.
 
     Raises:
-        DataError: the data cannot be read, or a prompt is too long.
+        DataError: a prompt is too long.
     """
-    templates = {name: prompt.renderer.template for name, prompt in learned.items()}
-    examples = read_examples(paths, templates, answers=False)
     count = min(len(examples), MOST_EXAMPLES)
     rows = []
     cuts: dict[str, int] = {}

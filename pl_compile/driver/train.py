@@ -12,7 +12,8 @@ from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.train import TrainConfig
 from pl_compile.driver.evaluate import EvalOptions, evaluate
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.session import Session
 from pl_compile.text.tokenizer import Tokenizer

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.checkpoints.checkpoint import Checkpoint
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.floats import EXPECTED, FLOATS
 from pl_compile.errors import BaseModelError, list_problems
@@ -30,7 +31,6 @@ from pl_compile.families.family import Family
 from pl_compile.families.read import DEQUANTIZE
 from pl_compile.families.registry import FAMILIES
 from pl_compile.families.weights import Weight
-from pl_compile.weights.checkpoint import Checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -70,8 +70,17 @@ _ROWS = 1024
 
 
 def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
-    """All weights, under our names, of a base that `check_tensors` took: float32."""
-    return {name: load_weight(checkpoint, config, name) for name in weights_of(config)}
+    """All weights, under our names, of a base that `check_tensors` took: float32.
+
+    Tensors are asked for in the order of their names, as a `FingerprintedCheckpoint` sums them.
+    """
+    family = FAMILIES[config.family]
+    stored = {
+        weight.name: _stored_name(checkpoint, family, weight.stored)
+        for weight in weights_of(config).values()
+    }
+    in_order = sorted(stored, key=stored.__getitem__)
+    return {name: load_weight(checkpoint, config, name) for name in in_order}
 
 
 def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> NDArray[np.float32]:

@@ -10,7 +10,8 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle, task_folder
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Session
 from pl_compile.testing import random_table, sign_bundle

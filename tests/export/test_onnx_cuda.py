@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pl_compile.cli.main import plc
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError, RequestError
 from pl_compile.runtime import Provider, Request, Session

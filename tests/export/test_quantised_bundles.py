@@ -13,8 +13,10 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ConfigError, DataError, ExportError
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
@@ -24,8 +26,8 @@ from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
+from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 Exported = Callable[..., ExportResult]
@@ -105,7 +107,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     result = exported(family, options=BuildOptions("int4", block=16))
     bundle = read_bundle(result.bundle)
     config = read_decoder_config(block_bases[family])
-    weights = load_weights(Checkpoint(block_bases[family]), config)
+    weights = load_weights(open_checkpoint(block_bases[family]), config)
     four, eight = Scheme(4, 16, signed=True), Scheme(8, 16)
     for name, array in weights.items():
         if name == "embedding.weight":
@@ -225,7 +227,7 @@ def test_moments_are_those_of_what_enters_each_product(
         exporter_for("onnx-cpu"),
         config,
         contract,
-        load_weights(Checkpoint(base), config),
+        load_weights(open_checkpoint(base), config),
         [(prompt, ids)],
     )
 
@@ -358,7 +360,7 @@ def test_only_products_and_tables_are_rounded(block_bases: dict[str, Path]) -> N
     config = read_decoder_config(base)
     sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
     contract = GraphContract(**sizes, capacity=40, prompts="baked", baked_tasks=("a",))
-    weights = load_weights(Checkpoint(base), config)
+    weights = load_weights(open_checkpoint(base), config)
     model = build_decoder(config, contract, weights, np.ones((1, 3, config.hidden), np.float32))
 
     run_passes(model, [QuantizeWeights(Scheme(4, 16), Scheme(8, 16))])
@@ -409,6 +411,11 @@ def learned(block_bases: dict[str, Path], tmp_path: Path) -> dict[str, TaskPromp
     return {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
 
 
+def examples_of(paths: list[Path], learned: dict[str, TaskPrompt]) -> list[Example]:
+    templates = {name: prompt.renderer.template for name, prompt in learned.items()}
+    return read_examples(paths, templates, answers=False)
+
+
 def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answer(
     learned: dict[str, TaskPrompt], tmp_path: Path
 ) -> None:
@@ -421,13 +428,14 @@ def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answe
     ]
     paths = [write_jsonl(tmp_path / "tone.jsonl", tone), write_jsonl(tmp_path / "ask.jsonl", ask)]
 
-    rows = calibration_prompts(paths, learned, capacity=90, vocab=397)
+    rows = calibration_prompts(examples_of(paths, learned), learned, capacity=90, vocab=397)
 
     asked = [ids for prompt, ids in rows if prompt is learned["ask"]]
     assert len(rows) == MOST_EXAMPLES
     assert len(asked) >= 2
+    alone = examples_of(paths[1:], learned)
     short, long = (
-        calibration_prompts(paths[1:], learned, capacity=90, vocab=397)[n][1] for n in (0, 1)
+        calibration_prompts(alone, learned, capacity=90, vocab=397)[n][1] for n in (0, 1)
     )
     assert len(short) < len(long)
 
@@ -443,7 +451,9 @@ def test_calibration_says_which_examples_it_cuts(
     ]
     path, told = write_jsonl(tmp_path / "ask.jsonl", rows), Told()
 
-    calibration_prompts([path], learned, capacity=60, vocab=397, progress=told)
+    calibration_prompts(
+        examples_of([path], learned), learned, capacity=60, vocab=397, progress=told
+    )
 
     (line,) = told.lines
     assert re.fullmatch(

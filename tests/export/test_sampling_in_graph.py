@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.engines.engine import DrawingEngine
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token

@@ -22,7 +22,9 @@ from pl_compile.checks.interpreted_engine import InterpretedPlan, interpreted_en
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.build_plans import build_bundle
 from pl_compile.driver.describe import describe
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle, plan_export
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.driver.forecast import forecast_export
 from pl_compile.driver.probe_attention import choose_attention, compare_forms
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
@@ -501,7 +503,7 @@ def test_the_plan_of_an_export_says_what_plans_take(bases: dict[str, Path], tmp_
     costs = {}
     for options in (BuildOptions(), BuildOptions(defer_build=True), BuildOptions(dtype="float16")):
         request = ExportRequest(table, bases["llama"], tmp_path / "b", target=RTX, options=options)
-        costs[options.defer_build, options.dtype] = plan_export(request).base
+        costs[options.defer_build, options.dtype] = forecast_export(request).base
     whole = costs[False, "float32"]
     assert whole.file_bytes == 2 * whole.weight_bytes
     assert costs[True, "float32"].file_bytes == whole.weight_bytes

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
@@ -31,7 +32,6 @@ from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
@@ -68,7 +68,7 @@ def built(exporter: Exporter, base: Path, folder: Path, options: BuildOptions) -
     folder.mkdir()
     config = read_decoder_config(base)
     contract = contract_of(config)
-    model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
+    model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
     run_passes(model, exporter.passes(config, contract, options, None, []))
     exporter.build(model, folder, contract, options)
     return contract
@@ -139,7 +139,7 @@ def planted(base: Path, folder: Path, **attributes: Any) -> Path:
     from pl_compile.passes.link_functions import LinkFunctions
 
     config = read_decoder_config(base)
-    model = build_decoder(config, contract_of(config), load_weights(Checkpoint(base), config))
+    model = build_decoder(config, contract_of(config), load_weights(open_checkpoint(base), config))
     function = cached_attention_function()
     for node in function:
         if node.op_type == "Attention":

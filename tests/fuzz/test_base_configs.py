@@ -33,7 +33,7 @@ from pl_compile.errors import PlcError
 from pl_compile.families.registry import FAMILIES
 from pl_compile.families.weights import Biases
 from pl_compile.testing import assert_close
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 

@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaCo
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.bring_in import PeftImport, import_peft
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Result, Session
 
 SEED = int(os.environ.get("PLC_SEED", "0"))

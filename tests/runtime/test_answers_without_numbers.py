@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.cli.main import plc
 from pl_compile.driver.evaluate import EvalOptions, evaluate
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import AnswerError, PlcError, RequestError
 from pl_compile.runtime import Request, Session
 from pl_compile.testing import random_table, sign_bundle, write_jsonl, write_tiny_base

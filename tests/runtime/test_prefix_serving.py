@@ -8,7 +8,8 @@ import pytest
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table, write_prompt_table
 from pl_compile.config.contract import PromptsMode
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, ExportError, RequestError
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.batch import parts_that_fit

@@ -22,7 +22,8 @@ import pytest
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.ranks import kv_heads_of_ranks, shards
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError, RequestError
 from pl_compile.families.read import read_decoder_config

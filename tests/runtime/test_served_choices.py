@@ -9,7 +9,8 @@ import pytest
 
 from pl_compile.artifact.prompt_table import PromptTable, read_prompt_table, write_prompt_table
 from pl_compile.driver.evaluate import EvalOptions, evaluate
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import DataError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.testing import byte_fallback_tokenizer, random_table, write_jsonl, write_tiny_base

@@ -24,6 +24,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pl_compile.artifact.plan_record import PlanRecord
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.checks.interpreted_engine import InterpretedPlan
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
@@ -41,7 +42,6 @@ from pl_compile.runtime.engines.tensorrt.engine import Binding, TensorRtEngine
 from pl_compile.runtime.engines.tensorrt.gpu_plan import GpuPlan, check_gpu, check_package
 from pl_compile.testing import write_tiny_base
 from pl_compile.testing_cuda import STREAM, HostCuda
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 Array = NDArray[Any]
@@ -261,7 +261,7 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     contract = GraphContract(**sizes, capacity=32, prompts="input")
     options = BuildOptions("none", dtype=dtype, defer_build=True)
     exporter = TensorRtExporter("tensorrt-rtx")
-    model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
+    model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
     run_passes(model, exporter.passes(config, contract, options, None, []))
     constants = {
         str(v.name): v.const_value.numpy()
