@@ -138,8 +138,8 @@ class OnnxRuntimeEngine:
 
         Rows of several tokens run one at a time, since ONNX Runtime's attention takes several
         tokens behind a filled cache for one row only; so no padding is computed. And in pieces: a
-        token attends to nothing after its piece, which is not computed for it then. Neither changes
-        a bit of the result.
+        token attends to nothing after its piece, which is not computed for it then. So what a row
+        computes does not depend on the other rows.
         """
         assert step.fits(self.capacity, self.max_batch)
         batch, seq = step.input_ids.shape
