@@ -27,6 +27,7 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.examples import Example, cut_note
 
@@ -124,10 +125,10 @@ def measure_moments(
         sums = _Sums()
         with progress.bar("calibrating", len(rows)) as bar:
             for prompt, ids in rows:
-                past = engine.start([prompt])
+                batch = Batch(engine)
+                batch.admit(0, prompt)
                 for start in range(0, len(ids), PIECE):
-                    piece = ids[None, start : start + PIECE]
-                    engine.step(piece, past + start, past * 0 + piece.shape[1] - 1, [prompt])
+                    batch.feed({0: ids[start : start + PIECE]})
                     for output, seen in engine.watched():
                         sums.add(watched[output], seen[0])
                 bar.advance()

@@ -24,6 +24,7 @@ from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.examples import Example, read_examples
@@ -122,12 +123,12 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions("none"))
     tokenizer = Tokenizer.from_folder(result.bundle)
     prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
-    ids = np.random.default_rng(0).integers(0, 390, (1, 24))
+    ids = np.random.default_rng(0).integers(0, 390, 24)
     logits = []
     for path in (result.bundle / "base" / "model.onnx", tmp_path / "model.onnx"):
-        engine = OnnxRuntimeEngine(path, bundle.manifest.graph)
-        zero = np.zeros(1, np.int64)
-        logits.append(engine.step(ids, zero, zero + 23, [prompt]).copy())
+        batch = Batch(OnnxRuntimeEngine(path, bundle.manifest.graph))
+        batch.admit(0, prompt)
+        logits.append(batch.feed({0: ids})[0].logits)
 
     assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
 

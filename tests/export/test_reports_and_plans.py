@@ -25,6 +25,7 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.forecast import forecast_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.families.read import read_decoder_config
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.weights.names import load_weights
@@ -216,8 +217,9 @@ def test_a_prompt_that_changes_nothing_fails_the_bundle(
 ) -> None:
     step = OnnxRuntimeEngine.step
 
-    def without_prompts(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: Any) -> np.ndarray:
-        return step(self, np.where(ids >= self.vocab, 0, ids), *rest)
+    def without_prompts(self: OnnxRuntimeEngine, given: Step) -> Any:
+        ids = np.where(given.input_ids >= self.vocab, 0, given.input_ids)
+        return step(self, replace(given, input_ids=ids))
 
     monkeypatch.setattr(OnnxRuntimeEngine, "step", without_prompts)
 
@@ -237,9 +239,9 @@ def test_rows_that_see_their_neighbours_fail_the_bundle(
 ) -> None:
     step = OnnxRuntimeEngine.step
 
-    def leaking(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: Any) -> np.ndarray:
-        logits = step(self, ids, *rest)
-        return logits + 0.5 * (len(ids) - 1)
+    def leaking(self: OnnxRuntimeEngine, given: Step) -> Any:
+        logits, tokens = step(self, given)
+        return logits + 0.5 * (len(logits) - 1), tokens
 
     monkeypatch.setattr(OnnxRuntimeEngine, "step", leaking)
 

@@ -9,7 +9,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.runtime.engines.engine import DrawingEngine
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
 from pl_compile.testing import random_table
 
@@ -65,7 +65,6 @@ def test_one_batch_of_all_ways_to_sample_gives_the_hosts_answers(
         Request("ask", {"question": "why?", "place": "b"}, max_tokens=9, min_tokens=5),
     ]
 
-    assert isinstance(graph.engine, DrawingEngine)
     assert graph.engine.candidates == CANDIDATES
     assert graph.generate(requests) == host.generate(requests)
 
@@ -73,7 +72,6 @@ def test_one_batch_of_all_ways_to_sample_gives_the_hosts_answers(
 def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> None:
     graph, _ = sessions
     engine = graph.engine
-    assert isinstance(engine, DrawingEngine)
     prompt = graph.prompts["tone"]
     generator = np.random.default_rng(0)
     different = 0
@@ -91,12 +89,13 @@ def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> N
         ]
         draws = [draw_in_graph(way, np.random.default_rng(way.seed), CANDIDATES) for way in ways]
         zero = np.zeros(count, np.int64)
-        given = [draw for draw in draws if draw is not None]
-        logits, tokens = engine.step_and_draw(ids, zero, zero + 2, [prompt] * count, given)
+        assert None not in draws
+        logits, tokens = engine.step(Step(0, ids, zero, zero + 2, [prompt] * count, draws))
         expected = [
             next_token(row, way, np.random.default_rng(way.seed))
             for row, way in zip(logits, ways, strict=True)
         ]
+        assert tokens is not None
         different += int((tokens != np.asarray(expected)).sum())
     assert different == 0
 
@@ -109,9 +108,9 @@ def test_a_temperature_of_zero_is_greedy_whatever_the_noise(
     ids, zero = np.asarray([[5, 9, 7]]), np.zeros(1, np.int64)
     loud = Draw(0.0, CANDIDATES, 1.0, np.linspace(0, 99, CANDIDATES).astype(np.float32))
 
-    assert isinstance(graph.engine, DrawingEngine)
-    logits, tokens = graph.engine.step_and_draw(ids, zero, zero + 2, [prompt], [loud])
+    logits, tokens = graph.engine.step(Step(0, ids, zero, zero + 2, [prompt], [loud]))
 
+    assert tokens is not None
     assert tokens.tolist() == logits.argmax(-1).tolist()
 
 

@@ -35,6 +35,7 @@ from pl_compile.runtime.engines.tensorrt.engine import TensorRtEngine, check_bin
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import prompts_of_bundle
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
@@ -491,11 +492,12 @@ def test_rows_may_not_end_behind_their_caches(plain: Path) -> None:
     session = session_on(plain)
     engine: Engine = session.engine
     assert isinstance(engine, TensorRtEngine)
-    prompt = session.prompts["tone"]
-    past = engine.start([prompt])
+    batch = Batch(engine)
+    batch.admit(0, session.prompts["tone"])
+    batch.feed({0: np.zeros(1, np.int64)})
 
     with pytest.raises(AssertionError):
-        engine.step(np.zeros((1, 64), np.int64), past + 1, past, [prompt])
+        batch.feed({0: np.zeros(64, np.int64)})
 
 
 def test_the_plan_of_an_export_says_what_plans_take(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import AnswerError, PlcError, RequestError
 from pl_compile.runtime import Request, Session
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.testing import random_table, sign_bundle, write_jsonl, write_tiny_base
 
 GOOD = [
@@ -122,13 +124,13 @@ def test_a_row_that_fails_late_takes_nothing_with_it(
     alone = session.generate(GOOD)
     step, steps = session.engine.step, 0
 
-    def broken_step(*args: object) -> np.ndarray:
+    def broken_step(given: Step) -> Any:
         nonlocal steps
-        logits = step(*args).copy()  # type: ignore[arg-type]
+        logits, tokens = step(given)
         steps += 1
         if steps == 3:
             logits[-1, 5] = np.nan
-        return logits
+        return logits, tokens
 
     monkeypatch.setattr(session.engine, "step", broken_step)
     with pytest.raises(AnswerError) as told:
@@ -145,13 +147,13 @@ def test_scores_of_labels_too(bundles: tuple[Path, Path], monkeypatch: pytest.Mo
     (expected,) = session.score(GOOD[:1])
     step, steps = session.engine.step, 0
 
-    def broken_step(*args: object) -> np.ndarray:
+    def broken_step(given: Step) -> Any:
         nonlocal steps
-        logits = step(*args).copy()  # type: ignore[arg-type]
+        logits, tokens = step(given)
         steps += 1
         if steps == 1:
             logits[:] = np.nan
-        return logits
+        return logits, tokens
 
     monkeypatch.setattr(session.engine, "step", broken_step)
     with pytest.raises(AnswerError, match=r"request 0 \(task 'tone'\)") as told:

@@ -40,6 +40,7 @@ from pl_compile.runtime.engines.ranks.nccl import communicator_of, unique_id
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches, stored, widened
 from pl_compile.runtime.engines.tensorrt.engine import Binding, TensorRtEngine
 from pl_compile.runtime.engines.tensorrt.gpu_plan import GpuPlan, check_gpu, check_package
+from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import write_tiny_base
 from pl_compile.testing_cuda import STREAM, HostCuda
 from pl_compile.weights.names import load_weights
@@ -207,7 +208,7 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
             caches.place(row, prefix(length, row))
         caches.keep([1, 1, 3], 6)
 
-    ours, theirs = (caches.head(6) for caches in both)
+    ours, theirs = (caches.read(0, 6) for caches in both)
 
     np.testing.assert_array_equal(ours, theirs)
     assert np.abs(ours).max() > 1
@@ -220,9 +221,9 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
     for caches in both:
         caches.clear([2])
         caches.keep([1], 6)
-        assert np.abs(caches.head(6)).max() > 1
+        assert np.abs(caches.read(0, 6)).max() > 1
         caches.clear([0])
-        assert not caches.head(6).any()
+        assert not caches.read(0, 6).any()
 
 
 def test_bfloat16_rounds_as_ml_dtypes_does() -> None:
@@ -305,23 +306,26 @@ def _steps(engine: Engine, contract: GraphContract) -> tuple[list[np.ndarray], n
         )
         for row in range(3)
     ]
-    past = engine.start(prompts)
-    assert past.tolist() == [4, 0, 0]
+    batch = Batch(engine)
+    seen: list[np.ndarray] = []
+
+    def feed(ids: dict[int, np.ndarray]) -> None:
+        seen.extend(output.logits.copy() for output in batch.feed(ids).values())
+
+    for row, prompt in enumerate(prompts):
+        batch.admit(row, prompt)
     ids = generator.integers(0, contract.vocab, (3, 6))
     ids[1, 2] = contract.vocab + 1  # a virtual token
-    last = np.asarray([5, 3, 4])
-    seen = [engine.step(ids, past, last, prompts).copy()]
-    past = past + last + 1
+    feed({row: ids[row, :length] for row, length in enumerate((6, 4, 5))})
     for step in range(8):
         if step == 4:
-            engine.keep([0, 2], int(past.max()))  # row 1 is finished
-            past, prompts = past[[0, 2]], [prompts[0], prompts[2]]
-        ids = generator.integers(0, contract.vocab, (len(prompts), 1))
-        seen.append(engine.step(ids, past, past * 0, prompts).copy())
-        past = past + 1
-    single = np.asarray([[contract.vocab]] * 2)  # a virtual token alone is no token step
-    seen.append(engine.step(single, past, past * 0, prompts).copy())
-    return seen, engine.cached(9)
+            batch.keep([0, 2])  # row 1 is finished
+            batch.admit(2, prompts[1])  # and another one comes in
+            feed({2: ids[1]})
+        ids = generator.integers(0, contract.vocab, (3, 6))
+        feed({row: ids[row, :1] for row in range(3)})
+    feed({row: np.asarray([contract.vocab]) for row in range(3)})  # is no token step: it is virtual
+    return seen, engine.cached(1, 9)
 
 
 RECORD = PlanRecord(
