@@ -6,7 +6,7 @@ rendered, rows are stepped together, and a row leaves when it is finished. The e
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -414,9 +414,10 @@ class Session:
         """Logits of each row, and its token where the graph has chosen it."""
         prompts = [row.prompt for row in rows]
         engine = self.engine
-        candidates = engine.candidates if isinstance(engine, DrawingEngine) else 0
-        draws = [row.draw(candidates) for row in rows]
-        if not isinstance(engine, DrawingEngine) or not any(draws):
+        if not isinstance(engine, DrawingEngine):
+            return engine.step(input_ids, past, last, prompts), [None] * len(rows)
+        draws = [row.draw(engine.candidates, engine.sampling_inputs) for row in rows]
+        if not any(draws):
             return engine.step(input_ids, past, last, prompts), [None] * len(rows)
         given = [draw or GREEDY for draw in draws]
         logits, tokens = engine.step_and_draw(input_ids, past, last, prompts, given)
@@ -503,12 +504,12 @@ class _Row:
         """Whether there is more to write."""
         return self.finished is None and not self.failed
 
-    def draw(self, candidates: int) -> Draw | None:
+    def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
         """What the graph needs to choose the next token; None where it is chosen here."""
         waits = len(self.token_ids) < self.request.min_tokens
-        if not candidates or self._choices is not None or waits:
+        if self._choices is not None or waits:
             return None
-        return draw_in_graph(self.request.sampling, self._generator, candidates)
+        return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
 
     def advance(self, logits: Float32, drawn: int | None) -> Event:
         """Chooses a token from the row's logits, unless it is drawn, and tells what it added."""

@@ -55,6 +55,7 @@ from pl_compile.checks.right_answers import check_answers, first_of_each_task
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.sampling import IN_GRAPH
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import (
@@ -538,6 +539,7 @@ def _contract(
         prompts=prompts,
         baked_tasks=tuple(e.task.taskname for e in entries) if prompts == "baked" else (),
         candidates=candidates,
+        sampling_inputs=tuple(IN_GRAPH) if candidates else (),
         ranks=request.options.ranks,
     )
 

@@ -90,9 +90,11 @@ class DrawingEngine(Engine, Protocol):
 
     Attributes:
         candidates: the likeliest tokens among which it chooses; 0 where its graph does not sample.
+        sampling_inputs: the numbers of `config.sampling` by which it chooses.
     """
 
     candidates: int
+    sampling_inputs: tuple[str, ...]
 
     def step_and_draw(
         self,

@@ -13,11 +13,9 @@ from pl_compile.config.contract import (
     PAST_LENGTHS,
     PROMPT_TABLE,
     TASK_ID,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
     GraphContract,
 )
+from pl_compile.config.sampling import IN_GRAPH
 from pl_compile.runtime.engines.engine import Int64, Prompt
 from pl_compile.runtime.sampling import Draw
 
@@ -51,9 +49,9 @@ def step_inputs(
         for row, draw in zip(noise, draws, strict=True):
             row[: len(draw.noise)] = draw.noise
         inputs[NOISE] = noise
-        inputs[TEMPERATURE] = np.asarray([d.temperature for d in draws], np.float32)
-        inputs[TOP_K] = np.asarray([d.top_k for d in draws], np.int64)
-        inputs[TOP_P] = np.asarray([d.top_p for d in draws], np.float32)
+        for name in contract.sampling_inputs:
+            numbers = [getattr(draw.sampling, name) for draw in draws]
+            inputs[name] = np.asarray(numbers, IN_GRAPH[name])
     return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
 
 

@@ -23,6 +23,7 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.ranks import kv_heads_of_ranks, shards
+from pl_compile.config.sampling import Sampling
 from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError, RequestError
@@ -31,7 +32,6 @@ from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, _RankProcess
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table, write_jsonl, write_tiny_base
 
