@@ -1,12 +1,12 @@
 """Logits to the next token, one row at a time, in numpy.
 
-Order: repetition penalty, minimum length, allowed tokens, then greedy or temperature, top-k, top-p,
-min-p: that of transformers.
+Order: bias, repetition penalty, minimum length, allowed tokens, then greedy or temperature, top-k,
+top-p, min-p: that of transformers.
 A draw is the largest of logit plus Gumbel noise, the noise indexed by rank: a graph that is handed
 the same noise makes the same draw.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,7 @@ def next_token(
     sampling: Sampling,
     generator: "np.random.Generator",
     *,
+    bias: Mapping[int, float] | None = None,
     seen: Sequence[int] = (),
     blocked: Sequence[int] = (),
     allowed: Sequence[int] | None = None,
@@ -77,11 +78,14 @@ def next_token(
         logits: float32 `[vocab]`; not changed.
         sampling: how to choose.
         generator: the row's own source of noise.
+        bias: what is added to the logits, by token.
         seen: real tokens of the row so far, for the repetition penalty.
         blocked: tokens that may not come yet (those that end an answer, before its minimum length).
         allowed: if given, the only tokens that may come; it overrides `blocked`.
     """
     scores = logits.astype(np.float32, copy=True)
+    if bias:
+        scores[list(bias)] += np.asarray(list(bias.values()), np.float32)
     if sampling.repetition_penalty != 1.0 and len(seen):
         ids = np.unique(np.asarray(seen))
         penalty = np.float32(sampling.repetition_penalty)

@@ -1,5 +1,6 @@
 """`plc generate`."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,12 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Shortest answer.",
 )
 @sampling_options
+@click.option(
+    "--logit-bias",
+    multiple=True,
+    metavar="TEXT=NUMBER",
+    help="Of a task with choices: added to the logit of the token with this text.",
+)
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
     "--batch",
@@ -88,6 +95,7 @@ def command(
     output: Path | None,
     max_tokens: int,
     min_tokens: int,
+    logit_bias: tuple[str, ...],
     stop: tuple[str, ...],
     batch: int | None,
     probabilities: bool,
@@ -122,7 +130,7 @@ def command(
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
         "stop": stop,
-        "sampling": Sampling(**sampling),
+        "sampling": Sampling(**sampling, logit_bias=_parse_bias(logit_bias)),
     }
     if probabilities:
         _refuse_others(source)
@@ -226,6 +234,22 @@ def _answer_file(
         print_table(f"Answers to {source}", ["task", "input", "answer", "expected"], rows)
     if failed is not None:
         raise failed
+
+
+def _parse_bias(pairs: tuple[str, ...]) -> dict[str, float]:
+    bias: dict[str, float] = {}
+    for pair in pairs:
+        text, _, number = pair.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not text or math.isnan(value):
+            raise click.UsageError(f"--logit-bias {pair}: expected TEXT=NUMBER.")
+        if text in bias:
+            raise click.UsageError(f"--logit-bias {text} is given twice.")
+        bias[text] = value
+    return bias
 
 
 def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:

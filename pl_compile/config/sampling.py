@@ -6,6 +6,7 @@ manifest records by name which numbers its graph takes. So another number is a f
 it does: in `runtime/sampling.py`, and in `passes/sample_in_graph.py` where graphs can do it too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -67,6 +68,9 @@ class Sampling:
         seed: of the draws. A result depends on its request only, not on what ran beside it.
         min_p: only tokens at least this times as probable as the likeliest one; 0 for all
             (arXiv:2407.01082).
+        logit_bias: of a closed set of answers: -100 to 100, added to the logits of tokens by their
+            texts, before all else. A text is that of one token of the choices, without blanks at
+            its ends; a token that has none, as EOS, goes by its name in the vocabulary.
     """
 
     temperature: float = _number(
@@ -90,6 +94,7 @@ class Sampling:
     )
     seed: int = _number(0, 0, None, "a whole number, 0 or more", help="Of the draws.")
     min_p: float = _number(0.0, 0, 1, "a number from 0 to 1", help="0 is off.", in_graph="float32")
+    logit_bias: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Refuses what is no number, and numbers outside their ranges."""
@@ -100,9 +105,12 @@ class Sampling:
             )
             for row in SAMPLING_NUMBERS
         }
+        bias = _bias(self.logit_bias)
+        expected = "numbers from -100 to 100 by the texts of tokens"
+        checks[f"logit_bias {shown(self.logit_bias)}, expected {expected}"] = bias is not None
         check_all(RequestError, "reading the sampling options", checks)
-        for name, number in numbers.items():
-            object.__setattr__(self, name, number)  # of numpy's types, Python's
+        for name, value in {**numbers, "logit_bias": bias}.items():
+            object.__setattr__(self, name, value)  # of numpy's types, Python's
 
     @property
     def changed(self) -> frozenset[str]:
@@ -111,7 +119,18 @@ class Sampling:
         return frozenset(row.name for row in rows if getattr(self, row.name) != row.default)
 
 
-SAMPLING_NUMBERS = tuple(SamplingNumber(row.name, **row.metadata) for row in fields(Sampling))
+def _bias(given: object) -> dict[str, float] | None:
+    """Numbers by text, whatever their types; None of anything else."""
+    if not isinstance(given, Mapping):
+        return None
+    bias = {text: finite(number) for text, number in given.items() if isinstance(text, str)}
+    sound = {text: n for text, n in bias.items() if n is not None and -100 <= n <= 100}
+    return sound if len(sound) == len(given) else None
+
+
+SAMPLING_NUMBERS = tuple(
+    SamplingNumber(row.name, **row.metadata) for row in fields(Sampling) if row.metadata
+)
 
 # What a graph that chooses the next token takes of each row: dtypes by name, `[batch]` each.
 IN_GRAPH = {row.name: row.in_graph for row in SAMPLING_NUMBERS if row.in_graph is not None}
