@@ -1,6 +1,6 @@
 """A request as a row: its prompt, cut to fit, and its answer, token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from pl_compile.runtime.requests import Event, FinishReason, Request, Result
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
 from pl_compile.runtime.stepping import Output
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.token_bias import bias_by_id
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
@@ -72,6 +73,7 @@ class RowMaker:
             cut_tokens=cut_tokens,
             limit=min(request.max_tokens, self.capacity - len(rendered)),
             trie=trie,
+            bias=bias_by_id(request.sampling.logit_bias, trie, self.tokenizer, doing),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
             text=AnswerText(self.tokenizer, request.stop),
         )
@@ -111,6 +113,7 @@ class Row:
         cut_tokens: that the truncate field lost.
         limit: most tokens of the answer.
         trie: the closed set of answers; None where the answer is open.
+        bias: on tokens of a closed set, by their ids.
         seen: real tokens of prompt and answer, for the repetition penalty.
         text: the answer's, where it is open.
         token_ids: the answer so far.
@@ -127,6 +130,7 @@ class Row:
     cut_tokens: int
     limit: int
     trie: LabelTrie | None
+    bias: dict[int, float]
     seen: list[int]
     text: AnswerText
     token_ids: list[int] = field(default_factory=list)
@@ -149,15 +153,19 @@ class Row:
         """What it is fed next: its prompt, then each token of the answer."""
         return np.asarray(self.token_ids[-1:], np.int64) if self.token_ids else self.input_ids
 
-    def draw(self, candidates: int) -> Draw | None:
+    def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
         """What the graph needs to choose the next token; None where it is chosen here.
 
         Asked for once for each token: it draws the noise.
+
+        Args:
+            candidates: of the engine.
+            inputs: its `sampling_inputs`.
         """
         waits = len(self.token_ids) < self.request.min_tokens
-        if not candidates or self._choices is not None or waits:
+        if self._choices is not None or waits:
             return None
-        return draw_in_graph(self.request.sampling, self._generator, candidates)
+        return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
 
     def advance(self, output: Output) -> Event:
         """Takes the token that was drawn, or chooses one from the logits; what it added."""
@@ -168,6 +176,7 @@ class Row:
                 output.logits,
                 self.request.sampling,
                 self._generator,
+                bias=self.bias,
                 seen=self.seen,
                 blocked=rules.ends if len(self.token_ids) < self.request.min_tokens else (),
                 allowed=self._choices.allowed() if self._choices else None,

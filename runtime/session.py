@@ -220,8 +220,8 @@ class Session:
             batch.admit(slot, row.prompt, row.held)
         if turn.kept is not None:
             batch.keep(turn.kept)
-        candidates = self.engine.candidates
-        draws = {slot: row.draw(candidates) for slot, row in turn.stepping.items()}
+        chooses = self.engine.candidates, self.engine.sampling_inputs
+        draws = {slot: row.draw(*chooses) for slot, row in turn.stepping.items()}
         return batch.feed({slot: row.next_ids for slot, row in turn.stepping.items()}, draws)
 
     def _end(self, slot: int, row: Row) -> None:

@@ -20,6 +20,7 @@ from pl_compile.checks.checking_engine import can_check
 from pl_compile.config.build import DEFAULT_CANDIDATES, Choice, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.sampling import IN_GRAPH
 from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import BaseRecipe
 from pl_compile.driver.evaluate import EvalOptions, read_to_score
@@ -149,6 +150,7 @@ def _contract(
         prompts=prompts,
         baked_tasks=tuple(e.task.taskname for e in entries) if prompts == "baked" else (),
         candidates=candidates,
+        sampling_inputs=tuple(IN_GRAPH) if candidates else (),
         ranks=request.options.ranks,
     )
 

@@ -102,12 +102,14 @@ class Engine(Protocol):
         max_batch: rows of the cache.
         candidates: the likeliest tokens among which the graph can choose the next one; 0 where it
             cannot.
+        sampling_inputs: the numbers of `config.sampling` by which it chooses.
     """
 
     capacity: int
     vocab: int
     max_batch: int
     candidates: int
+    sampling_inputs: tuple[str, ...]
 
     def admit(self, row: int, prompt: Prompt) -> int:
         """Begins a row anew: places the prompt's prefix at its start. Other rows stay as they are.

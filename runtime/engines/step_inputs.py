@@ -13,11 +13,9 @@ from pl_compile.config.contract import (
     PAST_LENGTHS,
     PROMPT_TABLE,
     TASK_ID,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
     GraphContract,
 )
+from pl_compile.config.sampling import IN_GRAPH
 from pl_compile.runtime.engines.engine import Prompt, Step
 from pl_compile.runtime.sampling import GREEDY, Draw
 
@@ -55,9 +53,8 @@ def _draw_inputs(contract: GraphContract, draws: Sequence[Draw]) -> dict[str, ND
     noise = np.zeros((len(draws), contract.candidates), np.float32)
     for row, draw in zip(noise, draws, strict=True):
         row[: len(draw.noise)] = draw.noise
-    return {
-        NOISE: noise,
-        TEMPERATURE: np.asarray([draw.temperature for draw in draws], np.float32),
-        TOP_K: np.asarray([draw.top_k for draw in draws], np.int64),
-        TOP_P: np.asarray([draw.top_p for draw in draws], np.float32),
+    numbers = {
+        name: np.asarray([getattr(draw.sampling, name) for draw in draws], IN_GRAPH[name])
+        for name in contract.sampling_inputs
     }
+    return {NOISE: noise, **numbers}

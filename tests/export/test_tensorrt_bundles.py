@@ -20,6 +20,7 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.plan_record import read_plan_record
 from pl_compile.checks.interpreted_engine import InterpretedPlan, interpreted_engine
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.sampling import Sampling
 from pl_compile.driver.build_plans import build_bundle
 from pl_compile.driver.describe import describe
 from pl_compile.driver.export import ExportResult, export_bundle
@@ -33,7 +34,6 @@ from pl_compile.exporters.tensorrt.interpreter import Interpreter
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.tensorrt.engine import TensorRtEngine, check_bindings
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import prompts_of_bundle

@@ -22,6 +22,7 @@ import pytest
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.ranks import kv_heads_of_ranks, shards
+from pl_compile.config.sampling import Sampling
 from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
@@ -33,7 +34,6 @@ from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, _RankProcess
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table, write_jsonl, write_tiny_base
 

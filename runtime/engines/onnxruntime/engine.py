@@ -116,6 +116,7 @@ class OnnxRuntimeEngine:
         self.vocab = contract.vocab
         self.max_batch = max_batch
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self._contract = contract
         self._model = model
         self._place = (provider.device, provider.device_id)

@@ -58,6 +58,7 @@ class RankedEngine:
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self.max_batch = max_batch
         self._ranks = list(ranks)
         self._heads = kv_heads_of_ranks(contract.kv_heads, contract.ranks)

@@ -86,6 +86,7 @@ class TensorRtEngine:
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self.max_batch = max_batch
         self._contract = contract
         self._plan = plan
