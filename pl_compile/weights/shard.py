@@ -22,8 +22,15 @@ def shard_weights(weights: Weights, config: DecoderConfig, shard: Shard) -> Weig
 
 
 def rows_of(name: str, config: DecoderConfig, shard: Shard) -> slice:
-    """The rows of a weight that a rank holds."""
-    cut = weights_of(config)[name].cut
+    """The rows of a weight that a rank holds.
+
+    Args:
+        name: ours, or that of weights which a pass merged: only weights of the same rows are.
+        config: of the whole base.
+        shard: the rank's part.
+    """
+    weight = weights_of(config).get(name)
+    cut = weight and weight.cut
     return shard.slice_of(cut.divided, config) if cut and cut.axis == 0 else slice(None)
 
 
