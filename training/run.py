@@ -103,7 +103,7 @@ class Helpers:
         bundle: compiles the table into a folder for the loggers; None for never.
     """
 
-    score: Callable[[TrainConfig, FrozenBase, PromptTable | None], Scores] | None = None
+    score: Callable[[TrainConfig, FrozenBase, Tokenizer, PromptTable | None], Scores] | None = None
     bundle: Callable[[Path, Path, Path], None] | None = None
 
 
@@ -233,7 +233,7 @@ class _Run:
         checkpoint, decoder = open_base(self._folder)
         identity = identify_base(config.base, checkpoint, decoder)
         self._kept = existing_tasks(config, identity)
-        tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
+        tokenizer = self._tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
         templates = parse_templates(config.tasks)
         for note in notes_on(tokenizer, templates.values()):
             progress.say(note)
@@ -427,7 +427,7 @@ class _Run:
             return {}
         trains = any(True for _ in self._method.parameters())
         table = self._new_table() if trains else None
-        score = partial(self._helpers.score, self._config, self._base, table)
+        score = partial(self._helpers.score, self._config, self._base, self._tokenizer, table)
         # A divided base computes nothing alone: then all answer, and the leader's scores count.
         scores = score() if self._base.divided else self._team.lead(score)
         if scores is None or not self._team.leads:
