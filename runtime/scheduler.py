@@ -30,10 +30,10 @@ class Turn(Generic[T]):
 class Scheduler(Generic[T]):
     """Gives requests slots, in their order.
 
-    A slot that is free is taken by the next request at once. Those that come in step by themselves
-    first: they have whole prompts, for which the others would not wait long, and afterwards one
-    token each, as the others have. When nobody waits, the rows move together, since only neighbours
-    share a step.
+    The next request takes a free slot at once. Requests that come in step by themselves first, each
+    with its whole prompt; after that they have one token a step, as the others have, and all step
+    together. When nobody waits for a free slot, the rows move together, since only neighbours share
+    a step.
 
     Args:
         waiting: the queue.
@@ -53,12 +53,13 @@ class Scheduler(Generic[T]):
             return None
         self._running = dict(enumerate(running.values()))
         kept = None if list(running) == list(self._running) else list(running)
-        # They took the lowest free slots, so those that came in stay where they are.
+        # Those that came in took the lowest free slots, so they are not moved.
         return Turn(admitted, kept, admitted or dict(self._running))
 
     def _free(self) -> list[int]:
         return [slot for slot in range(self._slots) if slot not in self._running]
 
-    def finish(self, slot: int) -> None:
-        """Makes a slot free."""
-        del self._running[slot]
+    def finish(self, slots: Iterable[int]) -> None:
+        """Makes slots free."""
+        for slot in slots:
+            del self._running[slot]

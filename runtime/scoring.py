@@ -25,7 +25,8 @@ def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, .
     reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
     for node, output in _after_each_node(batch, row, trie):
         if not output.is_finite:
-            batch.discard(batch.rows)
+            batch.clear(batch.rows)
+            batch.retire(batch.rows)
             return None
         log_probabilities = _log_softmax(output.logits)
         for token, child in trie.children[node].items():

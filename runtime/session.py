@@ -203,18 +203,16 @@ class Session:
             while turn := scheduler.turn():
                 outputs = self._fed(turn)
                 for slot, row in turn.stepping.items():
-                    if outputs[slot].is_finite:
+                    if not row.failed:
                         yield row.advance(outputs[slot])
                         self._check_open()  # the reader may have closed it
-                    else:
-                        row.failed = True
-                    if not row.is_live:
-                        scheduler.finish(slot)
-                        self._end(slot, row)
+                over = [slot for slot, row in turn.stepping.items() if not row.is_live]
+                scheduler.finish(over)
+                self._under_way().retire(over)
         _check_rows("answering requests", rows)
 
     def _fed(self, turn: Turn[Row]) -> dict[int, Output]:
-        """Does what the scheduler says."""
+        """Does what the scheduler says; notes whose logits are no finite numbers."""
         batch = self._under_way()
         for slot, row in turn.admitted.items():
             batch.admit(slot, row.prompt, row.held)
@@ -222,14 +220,14 @@ class Session:
             batch.keep(turn.kept)
         chooses = self.engine.candidates, self.engine.sampling_inputs
         draws = {slot: row.draw(*chooses) for slot, row in turn.stepping.items()}
-        return batch.feed({slot: row.next_ids for slot, row in turn.stepping.items()}, draws)
-
-    def _end(self, slot: int, row: Row) -> None:
-        batch = self._under_way()
-        if row.failed:
-            batch.discard([slot])
-        else:
-            batch.retire([slot])
+        ids = {slot: row.next_ids for slot, row in turn.stepping.items()}
+        outputs = batch.feed(ids, draws)
+        broken = [slot for slot, output in outputs.items() if not output.is_finite]
+        if broken:
+            batch.clear(broken)
+        for slot in broken:
+            turn.stepping[slot].failed = True
+        return outputs
 
     @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:

@@ -122,14 +122,16 @@ class Batch:
         return list(self._rows)
 
     def retire(self, rows: Iterable[int]) -> None:
-        """Makes rows free."""
+        """Makes rows free. What they hold stays in the cache until it is written over."""
         for row in rows:
             del self._rows[row]
 
-    def discard(self, rows: Sequence[int]) -> None:
-        """Makes rows free whose numbers are not finite: none of them stays in the cache."""
+    def clear(self, rows: Sequence[int]) -> None:
+        """Sets rows to zero whose numbers are not finite: those would reach who comes after them.
+
+        They can be retired then, and nothing else.
+        """
         self._engine.clear(rows)
-        self.retire(rows)
 
 
 def pad_right(rows: Sequence[Int64]) -> tuple[Int64, NDArray[np.int64]]:

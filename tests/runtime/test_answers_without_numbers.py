@@ -142,6 +142,26 @@ def test_a_row_that_fails_late_takes_nothing_with_it(
     assert [told.value.results[i] for i in others] == [alone[i] for i in others]
 
 
+def test_a_row_that_fails_leaves_nothing_where_its_stream_is_left(
+    bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.open(bundles[0])
+    step = session.engine.step
+
+    def broken_step(given: Step) -> Any:
+        logits, tokens = step(given)
+        logits[-1] = np.nan
+        return logits, tokens
+
+    monkeypatch.setattr(session.engine, "step", broken_step)
+    stream = session.stream(GOOD)
+    next(stream)
+    stream.close()
+
+    assert session.engine.cached(0, 4).any()
+    assert not session.engine.cached(2, 4).any()
+
+
 def test_scores_of_labels_too(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session.open(bundles[0])
     (expected,) = session.score(GOOD[:1])

@@ -21,7 +21,7 @@ def test_every_request_steps_until_it_is_finished_whatever_the_others_do(
         for slot, request in turn.stepping.items():
             stepped[request] += 1
             if stepped[request] == lives[request]:
-                scheduler.finish(slot)
+                scheduler.finish([slot])
 
     assert stepped == lives
     assert scheduler.turn() is None
@@ -42,7 +42,7 @@ def test_requests_are_admitted_once_each_in_their_order_as_soon_as_a_slot_is_fre
         for slot, request in turn.stepping.items():
             left[request] -= 1
             if not left[request]:
-                scheduler.finish(slot)
+                scheduler.finish([slot])
                 running -= 1
 
     assert admitted == list(range(len(lives)))
@@ -69,7 +69,7 @@ def test_a_slot_holds_one_request_at_a_time_and_rows_are_found_where_they_were_m
         for slot, request in turn.stepping.items():
             left[request] -= 1
             if not left[request]:
-                scheduler.finish(slot)
+                scheduler.finish([slot])
                 del held[slot]
 
 
@@ -77,9 +77,9 @@ def test_those_that_come_in_step_by_themselves_and_then_all_together() -> None:
     scheduler = Scheduler("abcd", slots=3)
 
     turns = [scheduler.turn(), scheduler.turn()]
-    scheduler.finish(1)
+    scheduler.finish([1])
     turns += [scheduler.turn(), scheduler.turn()]
-    scheduler.finish(0)
+    scheduler.finish([0])
     turns.append(scheduler.turn())
 
     assert [turn and (turn.admitted, turn.kept, turn.stepping) for turn in turns] == [

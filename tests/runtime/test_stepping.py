@@ -161,14 +161,15 @@ def test_a_row_that_is_repeated_goes_on_as_each_of_its_copies_would(
             np.testing.assert_array_equal(outputs[row].logits, alone(single, life)[1])
 
 
-def test_rows_that_were_discarded_leave_zeros(sessions: tuple[Session, Session]) -> None:
+def test_rows_that_were_cleared_leave_zeros(sessions: tuple[Session, Session]) -> None:
     engine = sessions[0].engine
     batch = Batch(engine)
     for row in range(2):
         batch.admit(row, sessions[0].prompts["order"])
     batch.feed({0: np.arange(3), 1: np.arange(4)})
 
-    batch.discard([1])
+    batch.clear([1])
+    batch.retire([1])
 
     assert batch.rows == [0]
     assert engine.cached(0, 3).any()
