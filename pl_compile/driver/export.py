@@ -67,7 +67,7 @@ from pl_compile.driver.costs import BaseCost, TaskCost, base_cost, task_costs
 from pl_compile.driver.disk_and_memory import check_room
 from pl_compile.driver.evaluate import EvalOptions, TaskScore, evaluate, same_answers
 from pl_compile.errors import ConfigError, ExportError
-from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.exporter import Exporter, Job
 from pl_compile.passes.pipeline import dumped_files
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
@@ -437,7 +437,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
     plan = ExportPlan(
         exporter.target,
         {"target": chosen.target, "quantize": chosen.quantize},
-        tuple(each.name for each in exporter.passes(config, contract, options, None, [])),
+        tuple(each.name for each in exporter.passes(Job(config, contract, options)).all),
         base,
         tuple(
             replace(cost, reason=reason or cost.reason)
