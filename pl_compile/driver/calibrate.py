@@ -15,10 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import DataError
-from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.exporter import Exporter, Job
 from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
@@ -113,9 +114,10 @@ def measure_moments(
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
     model = build_decoder(config, contract, weights)
-    run_passes(model, exporter.prepare_passes())
+    stages = exporter.passes(Job(config, contract, BuildOptions("none")))
+    run_passes(model, stages.prepare)
     watched = _watch(model)
-    run_passes(model, exporter.cpu_passes(config, contract))
+    run_passes(model, stages.floats)
     with TemporaryDirectory(prefix="plc-calibration-") as folder:
         save(model, Path(folder))
         del model

@@ -22,7 +22,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.exporter import Exporter, Job
 from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
 from pl_compile.exporters.tensorrt import api as trt_module
 from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
@@ -69,7 +69,7 @@ def built(exporter: Exporter, base: Path, folder: Path, options: BuildOptions) -
     config = read_decoder_config(base)
     contract = contract_of(config)
     model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
-    run_passes(model, exporter.passes(config, contract, options, None, []))
+    run_passes(model, exporter.passes(Job(config, contract, options)).all)
     exporter.build(model, folder, contract, options)
     return contract
 
@@ -134,18 +134,18 @@ def test_what_was_parsed_computes_what_onnxruntime_does(
 
 def planted(base: Path, folder: Path, **attributes: Any) -> Path:
     """The graph for ONNX Runtime's Attention, which TensorRT takes and makes something else of."""
-    from pl_compile.exporters.onnx.cpu import cached_attention_function
+    from pl_compile.exporters.bodies import attend_to_longest, library_of
     from pl_compile.exporters.onnx.files import save
     from pl_compile.passes.link_functions import LinkFunctions
+    from pl_compile.passes.name_functions import NameFunctions
 
     config = read_decoder_config(base)
     model = build_decoder(config, contract_of(config), load_weights(open_checkpoint(base), config))
-    function = cached_attention_function()
-    for node in function:
+    run_passes(model, [LinkFunctions(library_of(attend_to_longest)), NameFunctions()])
+    for node in model.functions[("plc", "Attention_body_1", "")]:
         if node.op_type == "Attention":
             for name, value in attributes.items():
                 node.attributes[name] = ir.AttrInt64(name, value)
-    run_passes(model, [LinkFunctions([function])])
     save(model, folder)
     return folder / "model.onnx"
 

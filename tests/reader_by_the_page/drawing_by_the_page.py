@@ -107,6 +107,7 @@ class Options:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
 
@@ -146,6 +147,7 @@ def choose(
     for i, token in enumerate(order):
         g = generator.noise()
         c = p[0] if i == 0 else c + p[i]
-        if c - p[i] < options.top_p and s[i] + g > best:
+        stays = c - p[i] < options.top_p and math.exp(s[i]) >= options.min_p
+        if stays and s[i] + g > best:
             best, chosen = s[i] + g, token
     return chosen

@@ -52,14 +52,24 @@ class Task:
         return self.learned if self.folded is None else self.folded
 
 
+# What graphs took before manifests said so.
+_FIRST_INPUTS = ["temperature", "top_k", "top_p"]
+
+_GREEDY: tuple[dict[str, float], list[float]] = (
+    {"temperature": 0, "top_k": 1, "top_p": 1, "min_p": 0},
+    [],
+)
+
+
 class PageReader:
     """A bundle, opened by the page."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        defaults = {"candidates": 0, "ranks": 1, "baked_tasks": []}
+        defaults = {"candidates": 0, "ranks": 1, "baked_tasks": [], "sampling_inputs": []}
         self.graph = {**defaults, **self.manifest["graph"]}
+        self.graph["sampling_inputs"] = self.graph["sampling_inputs"] or _FIRST_INPUTS
         self.file = (folder / "tokenizer.json").read_text(encoding="utf-8")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # caches have memory of their own: it warns of each
@@ -227,11 +237,11 @@ class _Row:
             rows = self.task.rows if len(self.task.rows) else np.zeros((1, graph["hidden"]))
             inputs["prompt_table"] = rows[None].astype(np.float32)
         if graph["candidates"]:
-            temperature, top_k, top_p, noise = self.draw or (0.0, 1, 1.0, [])
+            numbers, noise = self.draw or _GREEDY
             padded = [*noise, *[0.0] * (graph["candidates"] - len(noise))]
-            inputs["temperature"] = np.asarray([temperature], np.float32)
-            inputs["top_k"] = np.asarray([top_k], np.int64)
-            inputs["top_p"] = np.asarray([top_p], np.float32)
+            for name in graph["sampling_inputs"]:
+                kind = np.int64 if name == "top_k" else np.float32
+                inputs[name] = np.asarray([numbers[name]], kind)
             inputs["noise"] = np.asarray([padded], np.float32)
         names = [output.name for output in self.reader.model.get_outputs()]
         outputs = dict(zip(names, self.reader.model.run(names, inputs), strict=True))
@@ -240,18 +250,18 @@ class _Row:
         logits: Array = outputs["logits"][0]
         return logits, after
 
-    def _draw(self) -> tuple[float, int, float, list[float]] | None:
+    def _draw(self) -> tuple[dict[str, float], list[float]] | None:
         """What the graph is given where it chooses."""
         options, candidates = self.asked.options, self.reader.graph["candidates"]
         waits = len(self.written) < self.asked.min_tokens
         if not candidates or self.tree is not None or waits or options.repetition_penalty != 1:
             return None
         if options.temperature == 0:
-            return 0.0, 1, 1.0, []
+            return _GREEDY
         if not 1 <= options.top_k <= candidates:
             return None
         noise = [float32(self.generator.noise()) for _ in range(options.top_k)]
-        return options.temperature, options.top_k, options.top_p, noise
+        return vars(options), noise
 
     def write(self) -> None:
         """One more token."""

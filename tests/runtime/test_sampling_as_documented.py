@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from drawing_by_the_page import Generator, Options, choose, total
 
-from pl_compile.runtime.sampling import Sampling, draw_in_graph, next_token
+from pl_compile.config.sampling import IN_GRAPH, Sampling
+from pl_compile.runtime.sampling import draw_in_graph, next_token
 
 PAGE = Path(__file__).parents[2] / "docs/artifact-format.md"
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 2**64 + 5, 2**128 + 17, 2**200 + 99)
@@ -49,6 +50,7 @@ def test_a_row_that_is_drawn_by_the_page_is_the_row_of_the_runtime(trial: int) -
         "temperature": float(random.choice([0.0, 0.05, 0.7, 1.0, 3.0])),
         "top_k": int(random.choice([0, 1, 3, 40, 1000])),
         "top_p": float(random.choice([1.0, 0.9, 0.3, 1e-9])),
+        "min_p": float(random.choice([0.0, 0.0, 0.02, 0.5, 1.0])),
         "repetition_penalty": float(random.choice([1.0, 1.3, 0.7])),
     }
     ours, theirs = Generator(seed), np.random.default_rng(seed)
@@ -68,7 +70,7 @@ def test_a_row_that_is_drawn_by_the_page_is_the_row_of_the_runtime(trial: int) -
 
 def test_the_noise_of_a_graph_is_that_of_the_page_in_float32() -> None:
     theirs = np.random.default_rng(3)
-    draw = draw_in_graph(Sampling(temperature=0.7, top_k=50, seed=3), theirs, 256)
+    draw = draw_in_graph(Sampling(temperature=0.7, top_k=50, seed=3), theirs, 256, IN_GRAPH)
     ours = Generator(3)
 
     assert draw is not None

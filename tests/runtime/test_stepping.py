@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pl_compile.config.build import BuildOptions, Quantization
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Session, kernels
 from pl_compile.runtime.stepping import Batch, pad_right, rows_of_steps
 from pl_compile.runtime.task_prompt import TaskPrompt
@@ -36,7 +37,7 @@ class Life:
     def next_ids(self) -> np.ndarray:
         """A piece of the prompt, or the likeliest token after what came before."""
         fed = len(self.seen)
-        return self.pieces[fed] if fed < len(self.pieces) else self.seen[-1].argmax(keepdims=True)
+        return self.pieces[fed] if fed < len(self.pieces) else np.asarray([self.seen[-1].argmax()])
 
     @property
     def is_over(self) -> bool:
