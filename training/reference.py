@@ -81,7 +81,8 @@ class TorchEngine:
         self.capacity = capacity or loaded.config.positions
         self.vocab = loaded.config.vocab
         self.max_batch = max_batch
-        self.candidates, self.sampling_inputs = 0, ()
+        self.candidates = 0
+        self.sampling_inputs: tuple[str, ...] = ()
         self._caches: dict[int, Any] = {}
 
     def admit(self, row: int, prompt: _Prompt) -> int:
