@@ -124,8 +124,10 @@ def expected_product(x: np.ndarray, weight: Weight, *, gated: int, rounded: bool
         return y
     tiles = y.reshape(len(y), -1, 2, 16)
     gate, up = (tiles[:, :, part].reshape(len(y), -1) for part in (0, 1))
+    # The tanh form of GELU is x * sigmoid(slope) too.
     slope = gate if gated == 1 else np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)
-    product: np.ndarray = gate / (1 + np.exp(-slope)) * up  # of GELU's tanh form too
+    with np.errstate(over="ignore"):  # far below 0
+        product: np.ndarray = gate / (1 + np.exp(-slope)) * up
     return product
 
 
