@@ -390,7 +390,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         table.run(None, {"ids": np.asarray([[96]])})
     attention = session(attention_model(tmp_path, rotary=True))
     late = attention_inputs(5) | {"past_lengths": np.asarray([0, 396, 1])}
-    with pytest.raises(Exception, match="PackedAttention: a row that ends behind its cache"):
+    with pytest.raises(Exception, match="PackedAttention: a row that ends after its cache"):
         attention.run(None, late)
 
 

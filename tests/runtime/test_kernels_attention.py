@@ -363,5 +363,5 @@ def test_rotary_tables_that_do_not_reach_are_refused(
 def test_a_row_that_ends_after_its_cache_is_refused_with_a_window_too(tmp_path: Path) -> None:
     late = attention_inputs(GROUPED, 5) | {"past_lengths": np.asarray([0, CAPACITY - 4, 1])}
 
-    with pytest.raises(Exception, match="PackedAttention: a row that ends behind its cache"):
+    with pytest.raises(Exception, match="PackedAttention: a row that ends after its cache"):
         session(attention_model(tmp_path, GROUPED, ALL)).run(None, late)
