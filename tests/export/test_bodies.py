@@ -52,8 +52,11 @@ STEPS = [((0, 0, 0), 7), ((3, 70, 20), 1), ((9, 0, 66), 5)]
 OPTIONS = [
     (settings, rotary, norms)
     for settings, rotary, norms in product(
-        [{}, {"scale": 0.3}, {"window": 4}, {"softcap": 5.0}]
-        + [{"scale": 0.3, "window": 3, "softcap": 5.0}, {"window": 1}, {"window": 66}],
+        [
+            *({}, {"scale": 0.3}, {"softcap": 5.0}),
+            *({"window": 4}, {"window": 1}, {"window": 66}),
+            {"scale": 0.3, "window": 3, "softcap": 5.0},
+        ],
         [True, False],
         [True, False],
     )
