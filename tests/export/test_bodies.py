@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from pl_compile.artifact.plan_record import AttentionForm
 from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, library_of
 from pl_compile.exporters.native.cpu import LIBRARY
 from pl_compile.exporters.tensorrt.exporter import attend_masked
@@ -26,6 +27,7 @@ from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
+from pl_compile.passes.use_lower_right import UseLowerRight
 from pl_compile.passes.use_packed_attention import UsePackedAttention
 
 Arrays = dict[str, np.ndarray]
@@ -218,24 +220,40 @@ def test_the_grouped_kernel_computes_what_the_call_says(
 
 
 @every_option
+@pytest.mark.parametrize("form", ["mask", "lower_right"])
 def test_what_tensorrt_parses_computes_what_the_call_says(
-    changes: dict[str, Any], rotary: bool, norms: bool, tmp_path: Path
+    form: AttentionForm, changes: dict[str, Any], rotary: bool, norms: bool, tmp_path: Path
 ) -> None:
+    """Causal from the lower right, a window keeps its mask, and a softcap is spelled out."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
     from pl_compile.exporters.tensorrt.api import parse
     from pl_compile.exporters.tensorrt.interpreter import Interpreter
 
     settings = settings_of(changes, norms=norms)
     model = model_of(settings, rotary=rotary, norms=norms)
-    run_passes(model, [LinkFunctions(library_of(attend_masked)), NameFunctions()])
+    passes: list[GraphPass] = [LinkFunctions(library_of(attend_masked)), NameFunctions()]
+    run_passes(model, [*passes, *([UseLowerRight()] if form == "lower_right" else [])])
     ir.save(model, tmp_path / "model.onnx")
-    interpreter = Interpreter(parse(tmp_path / "model.onnx", "tensorrt-rtx"), WEIGHTS)
+    parsed = parse(tmp_path / "model.onnx", "tensorrt-rtx", attention=form)
+    interpreter = Interpreter(parsed, WEIGHTS)
+    kinds = [layer.attention.causal_kind.name for layer in attentions_of(parsed)]
+    of_form = [] if settings.softcap else ["NONE"]
+    if form == "lower_right" and not (settings.window or settings.softcap):
+        of_form = ["LOWER_RIGHT"]
+    assert kinds == of_form
 
     for past, seq in STEPS:
         inputs = inputs_of(past, seq)
         found = interpreter.run(inputs)
         right = expected(inputs, settings, rotary=rotary, norms=norms)
         assert_near([found[name] for name in ("y", "present_key", "present_value")], right)
+
+
+def attentions_of(parsed: Any) -> list[Any]:
+    from pl_compile.exporters.tensorrt.api import layers_of, typed
+
+    layers = [layer for layer in layers_of(parsed) if layer.type.name == "ATTENTION_INPUT"]
+    return [typed(parsed.trt, layer) for layer in layers]
 
 
 @every_option
