@@ -88,7 +88,7 @@ class FunctionBody:
         """
         graph = ir.Graph(self._inputs, outputs, nodes=self._nodes)
         drop_unused_nodes(graph)
-        domains = {"": OPSET, PLC_DOMAIN: 1, TRT_DOMAIN: 1}
+        domains = {"": OPSET, TRT_DOMAIN: 1}
         graph.opset_imports.update({node.domain: domains[node.domain] for node in graph})
         given = self._call.attributes.values()
         attributes = [ir.Attr(each.name, each.type, None) for each in given]
