@@ -50,18 +50,12 @@ ANGLES = np.outer(np.arange(CAPACITY), 10000.0 ** -(np.arange(0, DIM, 2) / DIM))
 WEIGHTS |= {"cos": np.cos(ANGLES).astype(np.float32), "sin": np.sin(ANGLES).astype(np.float32)}
 # Cached tokens of each row, and the step's tokens: prompts, one token, and rows past 64 entries.
 STEPS = [((0, 0, 0), 7), ((3, 70, 20), 1), ((9, 0, 66), 5)]
-OPTIONS: list[tuple[dict[str, Any], bool, bool]] = [
-    (settings, rotary, norms)
-    for settings, rotary, norms in product(
-        [
-            *({}, {"scale": 0.3}, {"softcap": 5.0}),
-            *({"window": 4}, {"window": 1}, {"window": 66}),
-            {"scale": 0.3, "window": 3, "softcap": 5.0},
-        ],
-        [True, False],
-        [True, False],
-    )
+CHANGES: list[dict[str, Any]] = [
+    *({}, {"scale": 0.3}, {"softcap": 5.0}),
+    *({"window": 4}, {"window": 1}, {"window": 66}),
+    {"scale": 0.3, "window": 3, "softcap": 5.0},
 ]
+OPTIONS = list(product(CHANGES, [True, False], [True, False]))
 every_option = pytest.mark.parametrize(
     ("changes", "rotary", "norms"),
     OPTIONS,
