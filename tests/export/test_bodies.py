@@ -26,6 +26,7 @@ from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
+from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
 from pl_compile.passes.use_lower_right import UseLowerRight
 from pl_compile.passes.use_packed_attention import UsePackedAttention
@@ -240,6 +241,25 @@ def test_what_tensorrt_parses_computes_what_the_call_says(
         found = interpreter.run(inputs)
         right = expected(inputs, settings, rotary=rotary, norms=norms)
         assert_near([found[name] for name in ("y", "present_key", "present_value")], right)
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("changes", CHANGES[2:4], ids=str)
+def test_softcaps_and_windows_build_as_plans(
+    changes: dict[str, Any], dtype: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
+
+    model = model_of(settings_of(changes, norms=True), rotary=True, norms=True)
+    precision: list[GraphPass] = [] if dtype is None else [SetPrecision(dtype)]
+    run_passes(model, [*precision, LinkFunctions(library_of(attend_masked)), NameFunctions()])
+    ir.save(model, tmp_path / "model.onnx")
+
+    plan = build_plan(parse(tmp_path / "model.onnx", "tensorrt-rtx"), PlanOptions(4, CAPACITY))
+
+    assert len(plan.data) > 10_000
+    assert ("SOFTMAX" in plan.layers) == ("softcap" in changes)
 
 
 def attentions_of(parsed: Any) -> list[Any]:
