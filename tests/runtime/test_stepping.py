@@ -36,7 +36,7 @@ class Life:
     def next_ids(self) -> np.ndarray:
         """A piece of the prompt, or the likeliest token after what came before."""
         fed = len(self.seen)
-        return self.pieces[fed] if fed < len(self.pieces) else self.seen[-1].argmax(keepdims=True)
+        return self.pieces[fed] if fed < len(self.pieces) else np.asarray([self.seen[-1].argmax()])
 
     @property
     def is_over(self) -> bool:
