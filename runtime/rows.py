@@ -100,7 +100,7 @@ class RowMaker:
         self, request: Request, prompt: TaskPrompt, whole: Rendered
     ) -> tuple[Rendered, LabelTrie | None]:
         """The prompt, cut where the longest choice does not fit after it, and the choices."""
-        trie = prompt.trie_behind(request.fields)
+        trie = prompt.trie_after(request.fields)
         if trie is None or len(whole) + trie.longest <= self.capacity:
             return whole, trie
         return prompt.renderer.prompt_and_choices(request.fields, max_length=self.capacity)
