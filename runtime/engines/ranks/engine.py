@@ -99,8 +99,8 @@ class RankedEngine:
         asked_for = (step.input_ids >= self.vocab).any()
         # One object for each prompt: rows of one task bring it to a process once.
         read = {
-            id(each): RankPrompt(each.rows if asked_for else each.rows[:0], None, each.task_id)
-            for each in step.prompts
+            key: RankPrompt(each.rows if asked_for else each.rows[:0], None, each.task_id)
+            for key, each in {id(each): each for each in step.prompts}.items()
         }
         prompts = [read[id(prompt)] for prompt in step.prompts]
         return [("step", replace(step, prompts=prompts))] * len(self._ranks)
