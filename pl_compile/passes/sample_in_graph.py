@@ -107,5 +107,5 @@ class SampleInGraph(GraphPass):
     def ensures(self, model: ir.Model) -> None:
         """The token follows the logits, and what it is chosen by comes in."""
         inputs = {value.name for value in model.graph.inputs}
-        assert inputs >= {TEMPERATURE, TOP_K, TOP_P, NOISE}
+        assert inputs >= {*IN_GRAPH, NOISE}
         assert [value.name for value in model.graph.outputs[:2]] == [LOGITS, NEXT_TOKEN]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pl_compile.checkpoints.checkpoint import Checkpoint, Header, open_checkpoint
-from pl_compile.config.decoder import read_decoder_config
+from pl_compile.families.read import read_decoder_config
 from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import check_tensors, load_weights
 

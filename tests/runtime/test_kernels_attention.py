@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
+from pl_compile.graph.builder import GraphBuilder
+from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.runtime.kernels import library_path
 
 Arrays = dict[str, np.ndarray]

@@ -72,7 +72,7 @@ def test_a_penalty_is_rounded_to_float32_as_the_page_says() -> None:
     r = np.float32(1.3)
     logits = np.arange(1, 100, dtype=np.float32)
     above = logits[logits.astype(np.float64) / np.float64(r) > logits / r]
-    options = {"repetition_penalty": 1.3}
+    options: dict[str, Any] = {"repetition_penalty": 1.3}
 
     assert len(above) > 0
     for logit in above:
