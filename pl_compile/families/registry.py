@@ -40,6 +40,9 @@ def _contradictions(family: Family) -> list[str]:
         f"its tiny base has '{key}', which is not one of its keys" for key in sorted(unknown)
     ]
     problems += [f"it has the weight '{name}' twice" for name in twice]
+    # Both enter the fingerprint by their names.
+    shared = vars(config).keys() & (vars(config.own).keys() if config.own else {})
+    problems += [f"its own '{name}' is a field of DecoderConfig too" for name in sorted(shared)]
     if not family.keys.architectures:
         problems.append("its keys name no class of 'architectures'")
     if config.family != family.name:

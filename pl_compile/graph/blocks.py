@@ -28,7 +28,7 @@ Cache = tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepValues:
     """What a step is given, and the caches that it leaves.
 
     Attributes:
@@ -65,7 +65,7 @@ class OnnxBlocks:
     g: GraphBuilder
     config: DecoderConfig
     contract: GraphContract
-    step: Step
+    step: StepValues
     index: int | None = None
 
     def _named(self, name: str) -> str:

@@ -16,7 +16,7 @@ from pl_compile.config.contract import INPUT_IDS, LAST_INDEX, LOGITS, PAST_LENGT
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks
 from pl_compile.families.registry import FAMILIES
-from pl_compile.graph.blocks import VOCAB_MULTIPLE, OnnxBlocks, Step, token_positions
+from pl_compile.graph.blocks import VOCAB_MULTIPLE, OnnxBlocks, StepValues, token_positions
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.graph.prompt import virtual_rows
 
@@ -47,7 +47,7 @@ def build_decoder(
         contract.head_dim,
     ]
     pasts = [g.input(past, ir.DataType.FLOAT, cache_shape) for past, _ in contract.cache_names]
-    step = Step(
+    step = StepValues(
         input_ids,
         past_lengths,
         last_index,

@@ -181,17 +181,19 @@ class Transformers:
 STEPS = [[-1, -1, 5, 3, -1, 88, 41], [0], [7, 9, 11], [12], [396]]
 
 
-def compare_steps(folder: Path) -> Numpy:
-    """Raises AssertionError unless the logits of each step of a base are those of transformers.
-
-    First its norms get random weights: those of a new model are alike, and could be exchanged.
-    """
+def randomise_norms(folder: Path) -> None:
+    """Gives a base's norms random weights: those of a new model are alike, so none is missed."""
     path = folder / "model.safetensors"
     tensors, noise = load_file(path), np.random.default_rng(2)
     for name, tensor in tensors.items():
         if tensor.ndim == 1:
             tensors[name] = tensor + noise.normal(0, 0.3, tensor.shape).astype(np.float32)
     save_file(tensors, path, {"format": "pt"})
+
+
+def compare_steps(folder: Path) -> Numpy:
+    """Raises AssertionError unless the logits of each step of a base are those of transformers."""
+    randomise_norms(folder)
     ours, theirs = Numpy(folder), Transformers(folder)
     generator = np.random.default_rng(3)
     for ids in STEPS:

@@ -13,9 +13,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from numpy_blocks import compare_steps
+from numpy_blocks import compare_steps, randomise_norms
 
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.families.blocks import Blocks, Frequencies, V, rotary_frequencies
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
@@ -32,7 +34,7 @@ from pl_compile.families.weights import (
     product,
     rms_norm,
 )
-from pl_compile.testing import write_tiny_base
+from pl_compile.testing import random_table, write_tiny_base
 
 _READ = LLAMA.keys.read - {"attention_bias", "mlp_bias", "rope_scaling", "rope_theta"}
 PLUS_ONE = Form(lambda array: array + np.float32(1), lambda shape: shape)
@@ -385,3 +387,24 @@ def test_a_family_that_comes_is_a_file_and_a_row(
     ours = compare_steps(write_tiny_base(tmp_path / "base", new.name, tied=tied))
 
     assert ours.used == ours.weights.keys()
+
+
+# StableLM is not among them: plc::Attention turns whole heads only.
+@pytest.mark.parametrize("target", ["onnx-cpu", "native-cpu"])
+@pytest.mark.parametrize("new", [QWEN3, GEMMA3, GRANITE], ids=lambda new: new.name)
+def test_a_family_that_comes_is_compiled_without_another_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Family, target: str
+) -> None:
+    monkeypatch.setitem(cast(dict[str, Family], FAMILIES), new.name, new)
+    base = write_tiny_base(tmp_path / "base", new.name, blocks=True)
+    randomise_norms(base)
+    table = random_table(base, tmp_path / "table.safetensors", prefix=True)
+
+    result = export_bundle(
+        ExportRequest(table, base, tmp_path / "bundle", target=target, capacity=80)
+    )
+
+    # Both sides compute float32; a window, a scale or a norm that is left out shows at once.
+    assert len(result.parity) == 3
+    for parity in result.parity:
+        assert parity.max_abs_difference <= 1e-5 * parity.largest_logit

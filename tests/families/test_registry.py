@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,13 @@ from pl_compile.families.weights import Weight
 from pl_compile.training.frozen.layers import FAST
 from pl_compile.weights.names import weights_of
 from pl_compile.weights.open_base import open_base
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a family may have of its own, under a name that is taken."""
+
+    hidden: int
 
 
 def refusal(*families: Family) -> str:
@@ -57,6 +64,14 @@ WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
     "another's reader": (
         lambda family: replace(family, name="lama"),
         "its bases are read as those of 'llama'",
+    ),
+    "a number of its own with the name of another": (
+        lambda family: replace(
+            family,
+            read=lambda hf: replace(LLAMA.read(hf), own=Own(hidden=3)),
+            weights=lambda config: [Weight("a", (1,), "x")],
+        ),
+        "its own 'hidden' is a field of DecoderConfig too",
     ),
     "a name without the prefix": (
         lambda family: replace(family, embedding="embed_tokens.weight"),
