@@ -17,7 +17,16 @@ from pl_compile.cli.terminal import (
     print_table,
 )
 from pl_compile.config.build import AUTO, BuildOptions
+from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ParityError, list_problems
+
+# What the help says of single targets.
+_BAKED = " and ".join(name for name, row in TARGETS.items() if row.prompts == "baked")
+_BLOCKS = "; ".join(
+    f"{name} takes {' and '.join(map(str, row.blocks))}"
+    for name, row in TARGETS.items()
+    if row.blocks
+)
 
 
 @click.command("export", epilog="Example: plc export --task squad --output bundle")
@@ -33,7 +42,7 @@ from pl_compile.errors import ParityError, list_problems
     "--target",
     default=AUTO,
     show_default=True,
-    help="What to build for; auto is the fastest on the CPU of this machine.",
+    help=f"What to build for: {', '.join(TARGETS)}. auto is the fastest on this machine's CPU.",
 )
 @click.option(
     "--output",
@@ -46,7 +55,7 @@ from pl_compile.errors import ParityError, list_problems
     "--prompts-mode",
     type=click.Choice(["input", "baked"]),
     help="Whether prompts are given with each step, or are constants of the graph. "
-    "[default: input; baked for TensorRT]",
+    f"[default: input; baked for {_BAKED}]",
 )
 @click.option(
     "--capacity",
@@ -82,8 +91,8 @@ from pl_compile.errors import ParityError, list_problems
 @click.option(
     "--block",
     type=int,
-    help="Inputs that share a scale. native-cpu takes 32 and 64, other targets more of them, and 0 "
-    "for one scale a channel. [default: 32]",
+    help=f"Inputs that share a scale. {_BLOCKS}; other targets take more of them, and 0 for one "
+    "scale a channel. [default: 32]",
 )
 @click.option(
     "--table-bits",

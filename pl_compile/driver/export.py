@@ -36,7 +36,6 @@ from pl_compile.artifact.folded_prefix import (
     FoldedPrefix,
     write_folded,
 )
-from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import (
     TaskEntry,
@@ -48,13 +47,19 @@ from pl_compile.artifact.selftest import SELFTEST_NAME
 from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.checks.arithmetic import kernels_of
 from pl_compile.checks.bundle_checks import Checks, check_bundle
-from pl_compile.checks.checking_engine import can_check, checking_engine
+from pl_compile.checks.checking_engine import (
+    can_check,
+    checking_engine,
+    how_to_check,
+    why_unchecked,
+)
 from pl_compile.checks.lint import TaskLint, lint_tasks
 from pl_compile.checks.parity import Parity
 from pl_compile.checks.right_answers import check_answers, first_of_each_task
 from pl_compile.config.build import AUTO, DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract, PromptsMode
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.targets import TARGETS
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
 from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import (
@@ -101,7 +106,7 @@ class ExportRequest:
         base: the Hugging Face folder it was trained on.
         output: the bundle; one that is there is replaced at the end.
         tasks: which tasks of the table; all if empty.
-        target: a key of `exporters.EXPORTERS`; `AUTO` for the fastest on this machine's CPU.
+        target: a key of `config.targets.TARGETS`; `AUTO` for the fastest on this machine's CPU.
         prompts: "input" (tasks can be added later) or "baked" (constants of the graph); what suits
             the target if None.
         capacity: longest sequence a row can hold, virtual tokens and answer included; 1,024, or
@@ -432,7 +437,7 @@ def _read(request: ExportRequest, progress: Progress) -> _Source:
         # What a session could not render is not written.
         prompts[name] = TaskPrompt.of(entry, tokenizer, number)
     _check_files(request, prompts)
-    has_plans = exporter.target in PLAN_TARGETS and not options.defer_build
+    has_plans = TARGETS[exporter.target].has_plan and not options.defer_build
     base = base_cost(config, contract, options, has_plans=has_plans)
     plan = ExportPlan(
         exporter.target,
@@ -460,7 +465,7 @@ def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
     """Whether heads are folded, and why not where this machine cannot compute them."""
     if can_check(target):
         return request.fold, ""
-    why = "no TensorRT is installed that could parse the graph and say what it computes"
+    why = why_unchecked(target)
     for asked, name in (
         (request.fold == "always", "--fold always"),
         (request.evaluate, "--evaluate"),
@@ -469,7 +474,7 @@ def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
             raise ExportError(
                 f"exporting for {target} with {name}",
                 found=why,
-                fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
+                fix=how_to_check(target),
             )
     return "never", why
 
@@ -512,7 +517,7 @@ def _contract(
     config: DecoderConfig,
     entries: Sequence[TaskEntry],
 ) -> GraphContract:
-    prompts = request.prompts or exporter.prompts
+    prompts = request.prompts or TARGETS[exporter.target].prompts
     capacity = request.capacity
     if capacity is None:
         capacity = min(DEFAULT_CAPACITY, config.positions)
@@ -671,7 +676,7 @@ def _has_reference(request: ExportRequest, target: str, progress: Progress) -> b
     if not request.measure_parity:
         return False
     if not can_check(target):
-        progress.say("parity is not measured: no TensorRT is installed that could parse the graph")
+        progress.say(f"parity is not measured: {why_unchecked(target)}")
         return False
     if find_spec("torch") is None or find_spec("transformers") is None:
         progress.say("parity is not measured: torch and transformers are not installed")
