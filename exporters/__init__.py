@@ -7,6 +7,7 @@ from pl_compile.exporters.exporter import Exporter
 from pl_compile.exporters.native.cpu import NativeCpuExporter
 from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
 from pl_compile.exporters.onnx.cuda import OnnxCudaExporter
+from pl_compile.exporters.openvino.exporter import OpenVinoExporter
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 
 _EXPORTERS: dict[str, Exporter] = {
@@ -14,6 +15,7 @@ _EXPORTERS: dict[str, Exporter] = {
     for exporter in (
         OnnxCpuExporter(),
         NativeCpuExporter(),
+        OpenVinoExporter(),
         OnnxCudaExporter(),
         TensorRtExporter("tensorrt-rtx"),
         TensorRtExporter("tensorrt"),

@@ -13,6 +13,7 @@ from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup
 
 
@@ -68,6 +69,7 @@ def checking_engine(
     Raises:
         ExportError: no TensorRT is installed to ask, or it refuses the graph.
         ArtifactError: the runner does not load it.
+        MissingExtraError: OpenVINO is not installed.
         RankError: a rank cannot start.
         RequestError: a provider for what does not run on one.
     """
@@ -95,5 +97,7 @@ def checking_engine(
             yield group
         finally:
             group.close()
+    elif row.runner == "openvino":
+        yield OpenVinoEngine(folder / MODEL_NAME, contract)
     else:
         yield OnnxRuntimeEngine(folder / MODEL_NAME, contract, provider=provider, dtype=dtype)

@@ -13,7 +13,7 @@ from typing import Literal
 from pl_compile.config.build import Dtype
 from pl_compile.config.contract import PromptsMode
 
-Runner = Literal["onnxruntime", "tensorrt"]
+Runner = Literal["onnxruntime", "openvino", "tensorrt"]
 
 # Short names of ONNX Runtime's execution providers.
 PROVIDERS = {
@@ -63,6 +63,7 @@ class Target:
         runner: the folder of `runtime/engines/` that runs it. Bundles of "tensorrt" hold a plan.
         package: that the runner imports.
         extra: that installs the package; empty where the base install does.
+        oldest: version of the package; empty where setup.cfg alone says it.
         checked_with: the extra that lets a machine without a GPU compute its files; empty where the
             base install does.
         on_gpu: whether it runs on one. Each rank has a GPU of its own then.
@@ -87,6 +88,7 @@ class Target:
     package: str
     tried: tuple[Tried, ...]
     extra: str = ""
+    oldest: str = ""
     checked_with: str = ""
     on_gpu: bool = False
     provider: str = ""
@@ -145,6 +147,19 @@ _ROWS = (
         blocks=(32, 64),
         own_kernels=True,
         tried=(Tried(float32="run", few_bits="run", ranks="run"),),
+    ),
+    Target(
+        "openvino",
+        runs_on="OpenVINO, CPU",
+        to_build="extra `export`",
+        to_run="extra `openvino`",
+        runner="openvino",
+        package="openvino",
+        extra="openvino",
+        oldest="2026.4",
+        checked_with="openvino",
+        ranks=False,
+        tried=(Tried(float32="run", few_bits="run"),),
     ),
     Target(
         "onnx-cuda",

@@ -114,6 +114,8 @@ def _findings_of(target: Target, gpus: Gpus) -> list[Finding]:
     """Whether a target can be built and run here; none where the base install is enough."""
     if target.has_plan:
         return tensorrt_findings(target.name, gpus)
+    if target.runner == "openvino":
+        return [openvino_finding(target)]
     if target.on_gpu:
         return [_onnx_cuda(target, gpus)]
     return [_kernels(target)] if target.own_kernels else []
@@ -123,6 +125,18 @@ def _shown(target: Target) -> str:
     """What GPU a target was seen to run on."""
     seen = dict.fromkeys(proof.where for proof in proofs() if proof.target == target.name)
     return f"run by this project on {', '.join(seen)}" if seen else "never run by this project"
+
+
+def openvino_finding(target: Target) -> Finding:
+    """Whether OpenVINO is here, and new enough."""
+    name = f"target {target.name}: run"
+    from pl_compile.runtime.engines.openvino.engine import openvino_module
+
+    try:
+        module = openvino_module("looking for it")
+    except PlcError as error:
+        return Finding(name, False, f"{error.found}. {error.fix}")
+    return Finding(name, True, str(module.__version__).partition("-")[0])
 
 
 def _kernels(target: Target) -> Finding:

@@ -11,6 +11,7 @@ from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, RankOptions
 from pl_compile.runtime.engines.ranks.nccl import communicator_of
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda
@@ -72,6 +73,8 @@ def open_engine(
             bundle.base_folder, target.name, contract, max_batch=max_batch, dtype=dtype
         )
     model, max_batch = bundle.base_folder / MODEL_NAME, max_batch or DEFAULT_BATCH
+    if target.runner == "openvino":
+        return OpenVinoEngine(model, contract, max_batch=max_batch, threads=threads)
     return OnnxRuntimeEngine(
         model,
         contract,

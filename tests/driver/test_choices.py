@@ -162,7 +162,7 @@ def test_an_unknown_target_lists_auto_among_the_known_ones(
 
     assert str(error.value) == (
         "choosing the target 'native': target 'native' does not exist. Did you mean 'native-cpu'? "
-        "Known targets: auto, onnx-cpu, native-cpu, onnx-cuda, "
+        "Known targets: auto, onnx-cpu, native-cpu, openvino, onnx-cuda, "
         "tensorrt-rtx, tensorrt."
     )
 

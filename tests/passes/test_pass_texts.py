@@ -7,12 +7,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from pl_compile.config.contract import LOGITS
+from pl_compile.config.contract import LOGITS, GraphContract
 from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.exporters.openvino.exporter import attention_function
 from pl_compile.graph.blocks import row_parallel, split_heads
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
+from pl_compile.passes.give_added_entries import GiveAddedEntries
 from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.inline_functions import InlineFunctions
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.pipeline import model_text, run_passes
@@ -171,7 +174,16 @@ def residual_norms(g: GraphBuilder) -> None:
     g.output(second, "stream", ir.DataType.FLOAT, [])
 
 
+@graph
+def added_entries(g: GraphBuilder) -> None:
+    for kind in ("key", "value"):
+        past = g.input(f"past_{kind}.0", ir.DataType.FLOAT, ["batch", 1, 80, 16])
+        added = g.op("Identity", [past], f"{kind}.added")
+        g.output(added, f"present_{kind}.0", ir.DataType.FLOAT, ["batch", 1, 80, 16])
+
+
 INT4, INT8 = Scheme(4, 16), Scheme(8, 16)
+CONTRACT = GraphContract(1, 1, 16, hidden=32, vocab=24, capacity=80, prompts="input")
 QUANTIZED = [QuantizeWeights(INT4, INT8)]
 OFFSETS = QuantizeWeights(Scheme(4, 16, offset=True, half=True), Scheme(8, 16, half=True))
 CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
@@ -195,6 +207,8 @@ CASES: list[tuple[str, str, list[GraphPass], GraphPass]] = [
     ("sample_in_graph", "logits_alone", [], SampleInGraph(20)),
     ("use_all_reduce_plugin", "part_of_a_sum", [], UseAllReducePlugin()),
     ("link_functions", "attention", [], LinkFunctions([cached_attention_function()])),
+    ("inline_functions", "attention", [LinkFunctions([attention_function()])], InlineFunctions()),
+    ("give_added_entries", "added_entries", [], GiveAddedEntries(CONTRACT)),
 ]
 
 
