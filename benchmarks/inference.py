@@ -116,40 +116,38 @@ class Plc:
         )
         self.bare = IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
 
-    def decode(self, rows: int, prompt: int = PROMPT) -> float:
-        import numpy as np
+    def _batch(self, prompts: Sequence[IdsAlone]) -> Any:
+        from pl_compile.runtime.stepping import Batch
 
-        ids, past = ids_of(rows, prompt), np.zeros(rows, np.int64)
-        prompts = [self.bare] * rows
-        logits = self.engine.step(ids, past, past + prompt - 1, prompts)
-        past = past + prompt
+        batch = Batch(self.engine)
+        for row, prompt in enumerate(prompts):
+            batch.admit(row, prompt)
+        return batch
+
+    def decode(self, rows: int, prompt: int = PROMPT) -> float:
+        batch = self._batch([self.bare] * rows)
+        outputs = batch.feed(dict(enumerate(ids_of(rows, prompt))))
         started = time.perf_counter()
         for _ in range(STEPS):
-            tokens = logits.argmax(-1)[:, None]
-            logits = self.engine.step(tokens, past, past * 0, prompts)
-            past = past + 1
+            outputs = batch.feed(
+                {row: output.logits.argmax(keepdims=True) for row, output in outputs.items()}
+            )
         return rows * STEPS / (time.perf_counter() - started)
 
     def prefill(self, tokens: int) -> float:
-        import numpy as np
-
-        zero = np.zeros(1, np.int64)
+        batch = self._batch([self.bare])
         started = time.perf_counter()
-        self.engine.step(ids_of(1, tokens), zero, zero + tokens - 1, [self.bare]).argmax()
+        batch.feed({0: ids_of(1, tokens)[0]})[0].logits.argmax()
         return time.perf_counter() - started
 
     def task(self) -> Callable[[], float]:
-        import numpy as np
-
-        zero = np.zeros(1, np.int64)
-        self.engine.step(ids_of(1, HEAD), zero, zero + HEAD - 1, [self.bare])
-        prompt = replace(self.bare, prefix_kv=self.engine.cached(HEAD).copy())
+        self._batch([self.bare]).feed({0: ids_of(1, HEAD)[0]})
+        prompt = replace(self.bare, prefix_kv=self.engine.cached(0, HEAD).copy())
 
         def first_token() -> float:
             started = time.perf_counter()
-            past = self.engine.start([prompt])
-            own = ids_of(1, OWN, seed=1)
-            self.engine.step(own, past, zero + OWN - 1, [prompt]).argmax()
+            batch = self._batch([prompt])
+            batch.feed({0: ids_of(1, OWN, seed=1)[0]})[0].logits.argmax()
             return time.perf_counter() - started
 
         return first_token

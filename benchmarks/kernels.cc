@@ -52,7 +52,7 @@ void products(const Functions& f, size_t rows, size_t inputs, size_t outputs, si
   w.codes = codes.data(), w.steps = steps.data(), w.lows = bits == 4 ? steps.data() : nullptr;
   const std::vector<float> x = random_floats(rows * inputs);
   std::vector<float> y(rows * outputs);
-  const Product p{w, x.data(), y.data(), rows, false};
+  const Product p{w, x.data(), y.data(), rows, Gate::none};
   Activations a;
   a.resize(rows, w);
   f.round(p, a, 0, rows);
@@ -71,7 +71,7 @@ void attention(const Functions& f, size_t seq, size_t past) {
   std::vector<float> keys = random_floats(t.kv_heads * t.capacity * t.dim), values = keys, y(seq * t.heads * t.dim);
   const std::vector<int64_t> lengths(1, int64_t(past));
   t.qkv = qkv.data(), t.keys = keys.data(), t.values = values.data(), t.past = lengths.data();
-  t.cos = t.sin = turn.data(), t.y = y.data();
+  t.cos = t.sin = turn.data(), t.y = y.data(), t.scale = 0.125f;
   const double time = seconds([&] {
     for (size_t head = 0; head < t.kv_heads; ++head) {
       f.write_cache(t, 0, head);

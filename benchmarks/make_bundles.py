@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.testing import random_table
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 

@@ -118,10 +118,10 @@ def train_peft(config: dict[str, Any], steps: int, folder: Path) -> tuple[Path, 
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.config.read import build, node_from_plain
     from pl_compile.config.train import TrainConfig
     from pl_compile.driver.bring_in import PeftImport, import_peft
+    from pl_compile.families.read import read_decoder_config
     from pl_compile.progress import SILENT
     from pl_compile.text.tokenizer import Tokenizer
     from pl_compile.training.data.load import load_sequences, sequence_rules

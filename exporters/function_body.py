@@ -1,25 +1,41 @@
-"""A function of the `plc` domain under construction: what a call of it computes."""
+"""The body of a call of the `plc` domain under construction: what the call computes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.graph.builder import OPSET, PLC_DOMAIN
-
-# TensorRT's parser looks at an operator's name alone; a domain of their own keeps checkers quiet.
-TRT_DOMAIN = "trt"
+from pl_compile.graph.builder import OPSET
+from pl_compile.graph.operators import PLC_DOMAIN, TRT_DOMAIN
 
 
 class FunctionBody:
-    """The nodes of a function under construction."""
+    """The nodes of the function of one call, whose attributes and sizes are numbers by now.
 
-    def __init__(self) -> None:
+    The parsers of all targets take attributes of a call into its body (`RefAttr`; proven in
+    `tests/export/test_function_calls.py`), and yet bodies are made for each call: an input that is
+    left out, a window or a norm changes which nodes there are, which no reference to an attribute
+    can say.
+
+    Args:
+        call: the node.
+        names: of its inputs, in their order.
+    """
+
+    def __init__(self, call: ir.Node, names: Sequence[str]) -> None:
         self.nodes: list[ir.Node] = []
+        self._call = call
+        self._inputs = [ir.val(name) for name in names[: len(call.inputs)]]
+        self._known = set(names)
         self._constants: dict[str, ir.Value] = {}
-        self._attributes: dict[str, ir.Attr] = {}
+
+    @property
+    def inputs(self) -> Mapping[str, ir.Value]:
+        """The inputs by name, without those that the call leaves out."""
+        pairs = zip(self._inputs, self._call.inputs, strict=True)
+        return {str(inner.name): inner for inner, outer in pairs if outer is not None}
 
     def op(
         self,
@@ -31,10 +47,26 @@ class FunctionBody:
         **attributes: Any,
     ) -> ir.Value:
         """A node that gives the value `name`."""
-        output = ir.val(name)
-        node = ir.node(op_type, arguments, attributes, domain=domain, name=name, outputs=[output])
+        return self.ops(op_type, arguments, [name], domain=domain, **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        arguments: Sequence[ir.Value | None],
+        names: Sequence[str],
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """A node that gives several values."""
+        assert self._known.isdisjoint(names), f"two values are called one of {names}"
+        self._known.update(names)
+        outputs = [ir.val(name) for name in names]
+        node = ir.node(
+            op_type, arguments, attributes, domain=domain, name=names[0], outputs=outputs
+        )
         self.nodes.append(node)
-        return node.outputs[0]
+        return node.outputs
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A constant; the same name gives the same value."""
@@ -48,31 +80,18 @@ class FunctionBody:
         name = "int64_" + "_".join(str(number).replace("-", "minus") for number in numbers)
         return self.constant(name, np.asarray(numbers, np.int64))
 
-    def attribute(self, name: str) -> ir.Value:
-        """An attribute of the call, as an int64 vector of one."""
-        self._attributes.setdefault(name, ir.Attr(name, ir.AttributeType.INT, None))
-        number = ir.val(f"{name}.number")
-        given = [ir.RefAttr("value_int", name, ir.AttributeType.INT)]
-        node = ir.Node("", "Constant", [], given, name=f"{name}.number", outputs=[number])
-        self.nodes.append(node)
-        return self.op("Reshape", [node.outputs[0], self.integers(1)], name)
+    def function(self, *outputs: ir.Value) -> ir.Function:
+        """The function, which declares all attributes of the call and reads none.
 
-    def declare(self, *names: str) -> None:
-        """Names attributes of the call that the body has no use for."""
-        for name in names:
-            self._attributes.setdefault(name, ir.Attr(name, ir.AttributeType.INT, None))
-
-    def function(
-        self,
-        name: str,
-        inputs: Sequence[ir.Value],
-        outputs: Sequence[ir.Value],
-        *,
-        overload: str = "",
-    ) -> ir.Function:
-        """The function of the `plc` domain."""
+        Nodes that the outputs do not need are left out.
+        """
+        for node in reversed(list(self.nodes)):
+            if not any(value.uses() or value in outputs for value in node.outputs):
+                node.resize_inputs(0)
+                self.nodes.remove(node)
         domains = {"": OPSET, PLC_DOMAIN: 1, TRT_DOMAIN: 1}
         used = {domain: domains[domain] for domain in sorted({node.domain for node in self.nodes})}
-        graph = ir.Graph(inputs, outputs, nodes=self.nodes, opset_imports=used)
-        attributes = [self._attributes[each] for each in sorted(self._attributes)]
-        return ir.Function(PLC_DOMAIN, name, overload, graph=graph, attributes=attributes)
+        graph = ir.Graph(self._inputs, outputs, nodes=self.nodes, opset_imports=used)
+        given = self._call.attributes.values()
+        attributes = [ir.Attr(each.name, each.type, None) for each in given]
+        return ir.Function(PLC_DOMAIN, self._call.op_type, "", graph=graph, attributes=attributes)

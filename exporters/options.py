@@ -8,7 +8,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.targets import PLAN_TARGETS, TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.passes.graph_pass import GraphPass
-from pl_compile.passes.quantize_weights import QuantizeWeights, WeightError
+from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
@@ -27,7 +27,6 @@ def when(condition: bool, *items: T) -> Sequence[T]:
 def quantize_passes(
     options: BuildOptions,
     moments: Moments | None,
-    errors: list[WeightError],
     *,
     native: bool = False,
     signed: bool = False,
@@ -37,14 +36,13 @@ def quantize_passes(
     Args:
         options: of the export.
         moments: of the calibration's activations.
-        errors: gets what rounding did to each weight.
         native: whether this project's kernels read them, which take float16 scales, and offsets.
         signed: whether the target takes scales below 0.
     """
     if options.quantization == "none":
         return ()
     products, tables = _schemes(options, native=native, signed=signed)
-    return (QuantizeWeights(products, tables, moments, errors),)
+    return (QuantizeWeights(products, tables, moments),)
 
 
 def stored_as(

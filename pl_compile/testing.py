@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pl_compile.families.family import Family
+from pl_compile.families.registry import FAMILIES
 from pl_compile.progress import SILENT, Bar
 
 if TYPE_CHECKING:
     from pl_compile.config.train import TrainConfig
-
-FAMILIES = ("llama", "gpt2")
 
 _CORPUS = (
     "The quick brown fox jumps over the lazy dog. A message about a parcel, a bill or a login. "
@@ -49,7 +49,7 @@ def write_tiny_base(
     seed: int = 0,
     tied: bool = True,
     blocks: bool = False,
-    kv_heads: int = 2,
+    kv_heads: int | None = None,
     published: Literal["floats", "q4_0", "q4_1", "q8_0"] = "floats",
     tokenizer: str | None = None,
 ) -> Path:
@@ -57,66 +57,66 @@ def write_tiny_base(
 
     Args:
         folder: is made.
-        family: one of `FAMILIES`.
+        family: one of `families.registry`.
         seed: of the weights.
         tied: whether head and embedding are one table.
         blocks: whether all widths are multiples of 32, and heads of 16: what quantised weights and
             their kernels take.
-        kv_heads: key and value heads of a Llama, each with three query heads.
+        kv_heads: key and value heads, each with three query heads, of a family in which query heads
+            share them; as many as the family's tiny base has by default.
         published: the form of llama.cpp's that the weights of the layers were in before they became
             the floats of this base; tables are "q8_0" in all. Needs `blocks`.
         tokenizer: a `tokenizer.json` to take instead of its own; ids 1 and 2 are its BOS and EOS.
     """
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     folder.mkdir(parents=True)
     vocab = _write_tokenizer(folder) if tokenizer is None else _write_given(folder, tokenizer)
-    common = {
-        "vocab_size": vocab,
-        "bos_token_id": 0 if tokenizer is None else 1,
-        "eos_token_id": 1 if tokenizer is None else 2,
-        "tie_word_embeddings": tied,
-    }
     torch.manual_seed(seed)
-    model: Any
-    if family == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=math.lcm(96 if blocks else 24, 3 * kv_heads),
-                num_hidden_layers=2,
-                num_attention_heads=3 * kv_heads,
-                num_key_value_heads=kv_heads,
-                head_dim=16 if blocks else 8,
-                intermediate_size=160 if blocks else 40,
-                max_position_embeddings=96,
-                initializer_range=0.1 if blocks else 0.3,
-                **common,
-            )
+    model = AutoModelForCausalLM.from_config(
+        CONFIG_MAPPING[family](
+            **_tiny_sizes(FAMILIES[family], blocks=blocks, kv_heads=kv_heads),
+            vocab_size=vocab,
+            bos_token_id=0 if tokenizer is None else 1,
+            eos_token_id=1 if tokenizer is None else 2,
+            tie_word_embeddings=tied,
         )
-    else:
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                n_embd=96 if blocks else 24,
-                n_layer=3,
-                n_head=3,
-                n_inner=160 if blocks else 56,
-                n_positions=96,
-                initializer_range=0.1 if blocks else 0.3,
-                **common,
-            )
-        )
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.1)  # zeros would hide a bias that is left out
-            elif published != "floats" and parameter.ndim == 2 and ".wpe." not in name:
-                table = "embed" in name or ".wte." in name or "lm_head" in name
-                # Inputs last, where GPT-2 keeps the weights of its layers the other way round.
-                stored = parameter.numpy() if family == "llama" or table else parameter.numpy().T
-                stored[:] = as_published(stored, "q8_0" if table else published)
+        if published != "floats":
+            _publish(model, published)
     model.save_pretrained(folder)
     return folder
+
+
+def _tiny_sizes(family: Family, *, blocks: bool, kv_heads: int | None) -> dict[str, Any]:
+    sizes = {**family.tiny, **(family.tiny_blocks if blocks else {})}
+    if kv_heads is not None:
+        heads = 3 * kv_heads
+        sizes |= {"num_key_value_heads": kv_heads, "num_attention_heads": heads}
+        sizes["hidden_size"] = math.lcm(sizes["hidden_size"], heads)
+    return sizes
+
+
+def _publish(model: Any, form: str) -> None:
+    """Makes a model's weights those of blocks of llama.cpp's; see `write_tiny_base`."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for module in model.modules():
+        if module in tables:
+            stored = module.weight.numpy()
+            stored[:] = as_published(stored, "q8_0")
+        elif isinstance(module, Linear | Conv1D):
+            # Inputs last, where a Conv1D keeps its weights the other way round.
+            weight = module.weight.numpy()
+            stored = weight.T if isinstance(module, Conv1D) else weight
+            stored[:] = as_published(stored, form)
 
 
 def as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
@@ -415,7 +415,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     from pl_compile.config.task import TaskConfig
     from pl_compile.text.end_tokens import end_tokens
     from pl_compile.text.tokenizer import Tokenizer
-    from pl_compile.weights.identity import identify_base
+    from pl_compile.weights.fingerprint import identify_base
     from pl_compile.weights.open_base import open_base
 
     checkpoint, config = open_base(base)

@@ -7,9 +7,9 @@ result, = session.generate([Request("sentiment", {"sentence": "Profit rose ."})]
 print(result.text)
 """
 
+from pl_compile.config.sampling import Sampling
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.requests import Event, LabelScore, Request, Result
-from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
 
 __all__ = ["Event", "LabelScore", "Provider", "Request", "Result", "Sampling", "Session"]

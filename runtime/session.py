@@ -12,37 +12,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.config.sizes import MOST
-from pl_compile.errors import (
-    AnswerError,
-    ArtifactError,
-    DataError,
-    RequestError,
-    check_all,
-    unknown_name,
-)
-from pl_compile.runtime.answer_text import AnswerText
-from pl_compile.runtime.batch import pad_right, parts_that_fit
-from pl_compile.runtime.engines.engine import (
-    ClosingEngine,
-    DrawingEngine,
-    Engine,
-    Float32,
-    Int64,
-)
+from pl_compile.errors import AnswerError, ArtifactError, RequestError, check_all
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.one_reader import OneReader
-from pl_compile.runtime.requests import Event, FinishReason, LabelScore, Request, Result
-from pl_compile.runtime.sampling import GREEDY, Draw, draw_in_graph, next_token
-from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
-from pl_compile.text.label_trie import LabelTrie, TrieWalk
-from pl_compile.text.render import Rendered
+from pl_compile.runtime.requests import Event, LabelScore, Request, Result
+from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.scheduler import Scheduler, Turn
+from pl_compile.runtime.scoring import label_scores
+from pl_compile.runtime.stepping import Batch, Output
+from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 
 
@@ -66,7 +51,7 @@ class Session:
         self.tokenizer = tokenizer
         self.prompts = dict(prompts)
         self._engine: Engine | None = engine
-        self._streaming = False
+        self._batch: Batch | None = None
 
     @classmethod
     def of_entries(
@@ -78,9 +63,7 @@ class Session:
             ConfigError: a template that cannot be parsed.
             ArtifactError: a learned prefix that its template does not open with.
         """
-        tasks = enumerate(entries.items())
-        prompts = {name: TaskPrompt.of(entry, tokenizer, i) for i, (name, entry) in tasks}
-        return cls(tokenizer, prompts, engine)
+        return cls(tokenizer, learned_prompts(entries, tokenizer), engine)
 
     @classmethod
     @np.errstate(all="ignore")
@@ -152,8 +135,8 @@ class Session:
 
         Afterwards each call raises `RequestError`; so does a stream that has not ended.
         """
-        engine, self._engine = self._engine, None
-        if isinstance(engine, ClosingEngine):
+        engine, self._engine, self._batch = self._engine, None, None
+        if engine is not None:
             engine.close()
 
     def _check_open(self) -> Engine:
@@ -210,28 +193,47 @@ class Session:
         return OneReader(self._events(requests))
 
     def _events(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
-        self._check_open()
-        rows = [self._row(index, request) for index, request in enumerate(_listed(requests))]
+        rows = [
+            self._row(index, request, f"serving request {index}")
+            for index, request in enumerate(_listed(requests))
+        ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         with self._using_the_cache():
-            parts = parts_that_fit(
-                [len(row.input_ids) for row in rows],
-                [row.held for row in rows],
-                capacity=self.engine.capacity,
-                max_batch=self.engine.max_batch,
-            )
-            for part in parts:
-                for event in self._run(rows[part]):
-                    yield event
-                    self._check_open()  # the reader may have closed it
+            scheduler = Scheduler(rows, self.engine.max_batch)
+            while turn := scheduler.turn():
+                outputs = self._fed(turn)
+                for slot, row in turn.stepping.items():
+                    if not row.failed:
+                        yield row.advance(outputs[slot])
+                        self._check_open()  # the reader may have closed it
+                over = [slot for slot, row in turn.stepping.items() if not row.is_live]
+                scheduler.finish(over)
+                self._under_way().retire(over)
         _check_rows("answering requests", rows)
+
+    def _fed(self, turn: Turn[Row]) -> dict[int, Output]:
+        """Does what the scheduler says; notes whose logits are no finite numbers."""
+        batch = self._under_way()
+        for slot, row in turn.admitted.items():
+            batch.admit(slot, row.prompt, row.held)
+        if turn.kept is not None:
+            batch.keep(turn.kept)
+        chooses = self.engine.candidates, self.engine.sampling_inputs
+        draws = {slot: row.draw(*chooses) for slot, row in turn.stepping.items()}
+        ids = {slot: row.next_ids for slot, row in turn.stepping.items()}
+        outputs = batch.feed(ids, draws)
+        broken = [slot for slot, output in outputs.items() if not output.is_finite]
+        if broken:
+            batch.clear(broken)
+        for slot in broken:
+            turn.stepping[slot].failed = True
+        return outputs
 
     @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
 
-        Exact: the product of the probabilities of a label's tokens, EOS included. The prompt is run
-        once; then all that the labels share and where they part is one batch behind it.
+        Exact: the product of the probabilities of a label's tokens, EOS included.
 
         Raises:
             RequestError: one cannot be served, its task has no choices, a label does not fit, or
@@ -239,80 +241,42 @@ class Session:
             AnswerError: as for `generate`.
         """
         self._check_open()
-        rows, tries = [], []
+        rows = []
         for index, request in enumerate(_listed(requests)):
             doing = f"scoring request {index}"
-            row = self._row(index, request, doing=doing, scored=True)
+            row = self._row(index, request, doing, scored=True)
             if row.trie is None:
                 raise RequestError(
                     doing,
                     found=f"task '{request.task}' has no choices",
                     expected="a task with a closed set of answers",
                 )
-            rows.append(row)
-            tries.append(row.trie)
+            rows.append((row, row.trie))
         with self._using_the_cache():
-            scores = [self._scored(row, trie) for row, trie in zip(rows, tries, strict=True)]
-        _check_rows("scoring requests", rows, [labels or None for labels in scores])
-        return scores
-
-    def _scored(self, row: "_Row", trie: LabelTrie) -> tuple[LabelScore, ...]:
-        prompts = [row.prompt]
-        self.engine.start(prompts)
-        past, last = np.asarray([row.held]), np.asarray([len(row.input_ids) - 1])
-        logits = self.engine.step(row.input_ids[None], past, last, prompts)
-        if not _are_numbers(logits).all():
-            return self._without_scores(row, used=1)
-        reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
-
-        def spread(node: int, after: Float32) -> None:
-            wide = after.astype(np.float64)
-            total = wide.max() + np.log(np.exp(wide - wide.max()).sum())
-            for token, child in trie.children[node].items():
-                reached[child] = wide[token] - total  # of the step; summed up below
-
-        spread(0, logits[0])
-        nodes = trie.inner_nodes
-        past = past + last + 1
-        for start in range(0, len(nodes), self.engine.max_batch):
-            part = nodes[start : start + self.engine.max_batch]
-            ids, lengths = pad_right([np.asarray(trie.path(node)) for node in part])
-            # Row 0 holds the prompt still: only what stands behind it was written over.
-            self.engine.keep([0] * len(part), int(past[0]))
-            logits = self.engine.step(ids, past.repeat(len(part)), lengths - 1, prompts * len(part))
-            if not _are_numbers(logits).all():
-                return self._without_scores(row, used=len(part))
-            for node, after in zip(part, logits, strict=True):
-                spread(node, after)
-        for node, parent in enumerate(trie.parents):
-            reached[node] += reached[parent] if node else 0.0
-        log = reached[list(trie.ends)]
-        shares = np.exp(log - log.max())
-        shares /= shares.sum()
-        return tuple(
-            LabelScore(label.strip(), float(share), float(of_all))
-            for label, share, of_all in zip(trie.labels, shares, log, strict=True)
-        )
-
-    def _without_scores(self, row: "_Row", *, used: int) -> tuple[LabelScore, ...]:
-        """Notes that a row's logits are no numbers; none of them stays in the cache."""
-        row.failed = True
-        self.engine.clear(range(used))
-        return ()
+            scores = [label_scores(self._under_way(), row, trie) for row, trie in rows]
+        for (row, _), labels in zip(rows, scores, strict=True):
+            row.failed = labels is None
+        _check_rows("scoring requests", [row for row, _ in rows], scores)
+        return [labels for labels in scores if labels is not None]
 
     @contextmanager
     def _using_the_cache(self) -> Iterator[None]:
-        if self._streaming:
+        if self._batch is not None:
             raise RequestError(
                 "starting a stream",
                 found="another one of this session that has not ended",
                 fix="Read it to its end or close it first, or open a second session.",
             )
-        self._streaming = True
+        self._batch = Batch(self._check_open())
         try:
             yield
         finally:
-            self._streaming = False
+            self._batch = None
+
+    def _under_way(self) -> Batch:
+        """The batch; held by the session alone, since with it goes the engine, when it closes."""
+        assert self._batch is not None
+        return self._batch
 
     def check(self, request: Request) -> int:
         """Whether `request` can be served, and how many tokens its truncate field would lose.
@@ -320,118 +284,15 @@ class Session:
         Raises:
             RequestError: it cannot be served, or the session was closed.
         """
-        self._check_open()
-        return self._row(0, request, doing="checking a request").cut_tokens
+        return self._row(0, request, "checking a request").cut_tokens
 
-    def _row(
-        self, index: int, request: Request, *, doing: str = "", scored: bool = False
-    ) -> "_Row":
-        """A request as a row; of a closed set where it is constrained to it, or `scored`."""
-        doing = doing or f"serving request {index}"
-        if not isinstance(request, Request):
-            raise RequestError(doing, found=shown(request), expected="a Request")
-        if request.task not in self.prompts:
-            found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
-            raise RequestError(doing, found=found, fix=fix)
-        prompt = self.prompts[request.task]
-        try:
-            whole = prompt.renderer.prompt(request.fields)
-            if prompt.choices and (request.constrain or scored):
-                rendered, trie = self._with_room_for_choices(request, prompt, whole)
-            else:
-                rendered, trie = self._with_room(request, prompt, whole), None
-        except DataError as error:
-            raise RequestError(doing, found=str(error)) from error
-        cut_tokens = len(whole) - len(rendered)
-        if not request.use_prompt:
-            rendered, prompt = rendered.without_virtual(), prompt.without_prefix()
-        fed = prompt.fed(rendered)
-        if not len(fed):
-            after = "" if prompt.prefix_kv is None else " after the prefix"
-            expected = f"at least one token{after}"
-            raise RequestError(doing, found="an empty prompt", expected=expected)
-        return _Row(
-            index=index,
-            request=request,
-            prompt=prompt,
-            input_ids=fed.input_ids(self.engine.vocab),
-            held=len(rendered) - len(fed),
-            prompt_tokens=len(rendered),
-            seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
-            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
-            cut_tokens=cut_tokens,
-            trie=trie,
-            text=AnswerText(self.tokenizer, request.stop),
-        )
-
-    def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
-        """The prompt, cut where it does not fit; then it makes room for the answer, within reason.
-
-        One that fits is left as it is: its answer may end where the cache does.
-        """
-        capacity = self.engine.capacity
-        if len(whole) < capacity:
-            return whole
-        task = prompt.renderer.template.task
-        room = 1 if task.truncate_field is None else min(request.max_tokens, capacity // 4)
-        return prompt.renderer.prompt(request.fields, max_length=capacity - room)
-
-    def _with_room_for_choices(
-        self, request: Request, prompt: TaskPrompt, whole: Rendered
-    ) -> tuple[Rendered, LabelTrie | None]:
-        """The prompt, cut where the longest choice does not fit after it, and the choices."""
-        trie, capacity = prompt.trie_behind(request.fields), self.engine.capacity
-        if trie is None or len(whole) + trie.longest <= capacity:
-            return whole, trie
-        return prompt.renderer.prompt_and_choices(request.fields, max_length=capacity)
-
-    def _run(self, rows: list["_Row"]) -> Iterator[Event]:
-        """Steps rows together until all are finished."""
-        input_ids, lengths = pad_right([row.input_ids for row in rows])
-        self.engine.start([row.prompt for row in rows])
-        past = np.asarray([row.held for row in rows], np.int64)
-        last = lengths - 1
-        while rows:
-            logits, drawn = self._step(input_ids, past, last, rows)
-            past = past + last + 1
-            numbers = _are_numbers(logits)
-            for index, row in enumerate(rows):
-                if numbers[index]:
-                    yield row.advance(logits[index], drawn[index])
-                else:
-                    row.failed = True
-                    self.engine.clear([index])
-            live = [index for index, row in enumerate(rows) if row.is_live]
-            if len(live) < len(rows):
-                self.engine.keep(live, int(past.max()))
-                rows, past = [rows[index] for index in live], past[live]
-            input_ids = np.asarray([[row.token_ids[-1]] for row in rows], np.int64)
-            last = np.zeros(len(rows), np.int64)
-
-    def _step(
-        self, input_ids: Int64, past: Int64, last: Int64, rows: Sequence["_Row"]
-    ) -> tuple[Float32, list[int | None]]:
-        """Logits of each row, and its token where the graph has chosen it."""
-        prompts = [row.prompt for row in rows]
-        engine = self.engine
-        candidates = engine.candidates if isinstance(engine, DrawingEngine) else 0
-        draws = [row.draw(candidates) for row in rows]
-        if not isinstance(engine, DrawingEngine) or not any(draws):
-            return engine.step(input_ids, past, last, prompts), [None] * len(rows)
-        given = [draw or GREEDY for draw in draws]
-        logits, tokens = engine.step_and_draw(input_ids, past, last, prompts, given)
-        pairs = zip(draws, tokens.tolist(), strict=True)
-        return logits, [token if draw else None for draw, token in pairs]
+    def _row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> Row:
+        engine = self._check_open()
+        maker = RowMaker(self.tokenizer, self.prompts, engine.capacity, engine.vocab)
+        return maker.row(index, request, doing, scored=scored)
 
 
-def _are_numbers(logits: Float32) -> NDArray[np.bool_]:
-    """Whether the logits of each row are numbers; if not, any token would seem the likeliest."""
-    largest = logits.max(axis=-1)  # NaN where one of them is
-    finite: NDArray[np.bool_] = np.isfinite(largest)
-    return finite
-
-
-def _check_rows(doing: str, rows: Iterable["_Row"], results: Sequence[Any] = ()) -> None:
+def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) -> None:
     """Raises `AnswerError` with the rows whose logits were no numbers."""
     failed = sorted((row.index, row.request.task) for row in rows if row.failed)
     if failed:
@@ -460,106 +321,3 @@ def _count(name: str, given: object, most: int) -> int | None:
             expected=f"a whole number, at least 1 and at most {most}",
         )
     return count
-
-
-class _Row:
-    """A request under way."""
-
-    def __init__(
-        self,
-        *,
-        index: int,
-        request: Request,
-        prompt: TaskPrompt,
-        input_ids: NDArray[np.int64],
-        held: int,
-        prompt_tokens: int,
-        seen: list[int],
-        limit: int,
-        cut_tokens: int,
-        trie: LabelTrie | None,
-        text: AnswerText,
-    ) -> None:
-        self.index = index
-        self.request = request
-        self.prompt = prompt
-        self.input_ids = input_ids
-        self.held = held
-        self.prompt_tokens = prompt_tokens
-        self.token_ids: list[int] = []
-        self.finished: FinishReason | None = None
-        self.failed = False  # its logits are no finite numbers
-        self._seen = seen
-        self._limit = limit
-        self.cut_tokens = cut_tokens
-        self.trie = trie
-        self._choices = None if trie is None else TrieWalk(trie)
-        self._chosen = ""  # what is certain of a choice
-        self._text = text
-        self._generator = np.random.default_rng(request.sampling.seed)
-
-    @property
-    def is_live(self) -> bool:
-        """Whether there is more to write."""
-        return self.finished is None and not self.failed
-
-    def draw(self, candidates: int) -> Draw | None:
-        """What the graph needs to choose the next token; None where it is chosen here."""
-        waits = len(self.token_ids) < self.request.min_tokens
-        if not candidates or self._choices is not None or waits:
-            return None
-        return draw_in_graph(self.request.sampling, self._generator, candidates)
-
-    def advance(self, logits: Float32, drawn: int | None) -> Event:
-        """Chooses a token from the row's logits, unless it is drawn, and tells what it added."""
-        rules = self.prompt.renderer.rules
-        token_id = drawn
-        if token_id is None:
-            token_id = next_token(
-                logits,
-                self.request.sampling,
-                self._generator,
-                seen=self._seen,
-                blocked=rules.ends if len(self.token_ids) < self.request.min_tokens else (),
-                allowed=self._choices.allowed() if self._choices else None,
-            )
-        self.token_ids.append(token_id)
-        self._seen.append(token_id)
-        if self._choices is not None:
-            return self._choose(self._choices, token_id)
-        if token_id in rules.ends:
-            self.finished = "stop"
-            return self._event(self._text.finish(), self._text.text)
-        piece = self._text.push(token_id)
-        if self._text.stopped:
-            self.finished = "stop"
-        elif len(self.token_ids) >= self._limit:
-            self.finished = "length"
-        if self.finished is not None:
-            piece += self._text.finish()
-        return self._event(piece, self._text.text)
-
-    def _choose(self, choices: TrieWalk, token_id: int) -> Event:
-        """A token of a choice, which is written to its end, whatever its tokens mean elsewhere.
-
-        Its text is the choice's own, not that of its tokens: handed out as far as it is certain.
-        """
-        choices.push(token_id)
-        if not choices.allowed():
-            self.finished = "stop"
-        piece = choices.text[len(self._chosen) :]
-        self._chosen = choices.text
-        return self._event(piece, self._chosen)
-
-    def _event(self, piece: str, text: str) -> Event:
-        if self.finished is None:
-            return Event(self.index, piece)
-        result = Result(
-            self.request.task,
-            text,
-            tuple(self.token_ids),
-            self.finished,
-            self.prompt_tokens,
-            self.cut_tokens,
-        )
-        return Event(self.index, piece, result)

@@ -10,6 +10,7 @@ from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, su
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
+from pl_compile.runtime.stepping import Batch
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
@@ -86,10 +87,10 @@ class TaskPrompt:
         given = self.fed(head)
         if not len(given):
             return self  # nothing stands between a learned prefix and the first field
-        past = engine.start([self])
-        ids = given.input_ids(engine.vocab)[None]
-        engine.step(ids, past, past * 0 + len(given) - 1, [self])
-        return replace(self, prefix_kv=engine.cached(len(head)))
+        batch = Batch(engine)
+        batch.admit(0, self)
+        batch.feed({0: given.input_ids(engine.vocab)})
+        return replace(self, prefix_kv=engine.cached(0, len(head)))
 
     def fed(self, rendered: Rendered) -> Rendered:
         """What of a rendered prompt is given as ids: not what the cache holds already.
@@ -126,6 +127,20 @@ def identity_of(
         dtype=precision.dtype,
         quantization=precision.quantization,
     )
+
+
+def learned_prompts(
+    entries: Mapping[str, TaskEntry], tokenizer: Tokenizer
+) -> dict[str, TaskPrompt]:
+    """Tasks as they were learned, by name. Their order numbers them in a graph with baked prompts.
+
+    Raises:
+        PlcError: as for `TaskPrompt.of`.
+    """
+    return {
+        name: TaskPrompt.of(entry, tokenizer, number)
+        for number, (name, entry) in enumerate(entries.items())
+    }
 
 
 def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPrompt]:

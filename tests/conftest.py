@@ -14,7 +14,8 @@ import pytest
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.cli.main import main
-from pl_compile.testing import FAMILIES, Told, random_table, write_tiny_base
+from pl_compile.families.registry import FAMILIES
+from pl_compile.testing import Told, random_table, write_tiny_base
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import BaseModelError, PlcError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.training.data.packing import PackedBatch
 from pl_compile.training.frozen import attention
 from pl_compile.training.frozen.layers import replace_layers
@@ -100,7 +101,8 @@ class FrozenBase:
         if compile:
             _compile_layers(self.model)
         elif not (trainable or as_is):
-            replace_layers(self.model, self._workspace)
+            fast_layers = FAMILIES[self.config.family].fast_layers
+            replace_layers(self.model, fast_layers, self._workspace)
         layers = _decoder_layers(self.model)
         if activation_checkpointing:
             _checkpoint_layers(self.model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pl_compile.artifact.files import check_replaceable, folder_written_whole
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.open_base import open_base
 
 # What the old folder holds beside weights: tokenizer, templates, generation settings.

@@ -37,6 +37,23 @@ class _Prompt(Protocol):
     def prefix_kv(self) -> NDArray[np.float32] | None: ...
 
 
+class _Step(Protocol):
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def input_ids(self) -> NDArray[np.int64]: ...
+
+    @property
+    def past_lengths(self) -> NDArray[np.int64]: ...
+
+    @property
+    def last_index(self) -> NDArray[np.int64]: ...
+
+    @property
+    def prompts(self) -> Sequence[_Prompt]: ...
+
+
 class TorchEngine:
     """An engine (see `runtime.engines.engine.Engine`) on torch.
 
@@ -64,29 +81,26 @@ class TorchEngine:
         self.capacity = capacity or loaded.config.positions
         self.vocab = loaded.config.vocab
         self.max_batch = max_batch
-        self._caches: list[Any] = []
+        self.candidates = 0
+        self.sampling_inputs: tuple[str, ...] = ()
+        self._caches: dict[int, Any] = {}
 
-    def start(self, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
-        """Gives each row a new cache, filled with its prefix; see `Engine.start`."""
-        self._caches = [self._cache(prompt.prefix_kv) for prompt in prompts]
-        return np.asarray([cache.get_seq_length() for cache in self._caches], np.int64)
+    def admit(self, row: int, prompt: _Prompt) -> int:
+        """Gives a row a new cache, filled with its prefix; see `Engine.admit`."""
+        self._caches[row] = self._cache(prompt.prefix_kv)
+        return self._held(row)
 
-    def step(
-        self,
-        input_ids: NDArray[np.int64],
-        past_lengths: NDArray[np.int64],
-        last_index: NDArray[np.int64],
-        prompts: Sequence[_Prompt],
-    ) -> NDArray[np.float32]:
+    def step(self, step: _Step) -> tuple[NDArray[np.float32], None]:
         """One step, row by row; see `Engine.step`."""
-        assert past_lengths.tolist() == [cache.get_seq_length() for cache in self._caches]
-        rows = []
-        for index, (cache, prompt) in enumerate(zip(self._caches, prompts, strict=True)):
-            ids = input_ids[index, : last_index[index] + 1]
+        logits = []
+        for index, prompt in enumerate(step.prompts):
+            row = step.first + index
+            assert self._held(row) == step.past_lengths[index]
+            ids = step.input_ids[index, : step.last_index[index] + 1]
             virtual = ids >= self.vocab
             token_ids, rows_at = np.where(virtual, 0, ids), np.where(virtual, ids - self.vocab, -1)
-            rows.append(self._logits(cache, token_ids, rows_at, prompt.rows))
-        return np.stack(rows)
+            logits.append(self._logits(self._caches[row], token_ids, rows_at, prompt.rows))
+        return np.stack(logits), None
 
     def greedy(
         self, rendered: Rendered, prompt: _Prompt, steps: int
@@ -124,23 +138,31 @@ class TorchEngine:
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Keeps and copies caches, and drops the others; see `Engine.keep`."""
-        self._caches = [
-            copy.deepcopy(self._caches[row]) if row in rows[:place] else self._caches[row]
+        self._caches = {
+            place: copy.deepcopy(self._caches[row]) if row in rows[:place] else self._caches[row]
             for place, row in enumerate(rows)
-        ]
-        for cache in self._caches:
-            if cache.get_seq_length() > entries:
-                cache.crop(entries - cache.get_seq_length())  # takes how many go, negative
+        }
+        for row, cache in self._caches.items():
+            if self._held(row) > entries:
+                cache.crop(entries - self._held(row))  # takes how many go, negative
 
     def clear(self, rows: Sequence[int]) -> None:
         """Nothing: each row has a cache of its own, which ends with it."""
 
-    def cached(self, length: int) -> NDArray[np.float32]:
-        """Reads the head of row 0; see `Engine.cached`."""
-        layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in self._caches[0].layers]
-        held = torch.stack(layers)[:, :, :, :length]
-        entries: NDArray[np.float32] = all_heads(held, self._base.team).float().cpu().numpy()
+    def cached(self, row: int, length: int) -> NDArray[np.float32]:
+        """Reads the start of a row; see `Engine.cached`."""
+        layers = self._caches[row].layers
+        held = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
+        own = held[:, :, :, :length]
+        entries: NDArray[np.float32] = all_heads(own, self._base.team).float().cpu().numpy()
         return entries
+
+    def close(self) -> None:
+        """Nothing: all that it holds is memory, which goes with the object."""
+
+    def _held(self, row: int) -> int:
+        length: int = self._caches[row].get_seq_length()
+        return length
 
     def _cache(self, prefix_kv: NDArray[np.float32] | None) -> Any:
         """A cache that grows in place, holding the prefix if there is one."""

@@ -18,10 +18,10 @@ import torch
 
 from pl_compile.artifact.files import write_atomically
 from pl_compile.artifact.prompt_table import PromptTable, write_prompt_table
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import TrainingError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text.render import Renderer, notes_on
 from pl_compile.text.template import parse_templates
@@ -76,7 +76,7 @@ from pl_compile.training.team import (
     told_by_the_leader,
 )
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.identity import identify_base
+from pl_compile.weights.fingerprint import identify_base
 from pl_compile.weights.open_base import open_base
 
 
@@ -103,7 +103,7 @@ class Helpers:
         bundle: compiles the table into a folder for the loggers; None for never.
     """
 
-    score: Callable[[TrainConfig, FrozenBase, PromptTable | None], Scores] | None = None
+    score: Callable[[TrainConfig, FrozenBase, Tokenizer, PromptTable | None], Scores] | None = None
     bundle: Callable[[Path, Path, Path], None] | None = None
 
 
@@ -233,7 +233,7 @@ class _Run:
         checkpoint, decoder = open_base(self._folder)
         identity = identify_base(config.base, checkpoint, decoder)
         self._kept = existing_tasks(config, identity)
-        tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
+        tokenizer = self._tokenizer = Tokenizer.from_folder(self._folder, vocab=decoder.vocab)
         templates = parse_templates(config.tasks)
         for note in notes_on(tokenizer, templates.values()):
             progress.say(note)
@@ -427,7 +427,7 @@ class _Run:
             return {}
         trains = any(True for _ in self._method.parameters())
         table = self._new_table() if trains else None
-        score = partial(self._helpers.score, self._config, self._base, table)
+        score = partial(self._helpers.score, self._config, self._base, self._tokenizer, table)
         # A divided base computes nothing alone: then all answer, and the leader's scores count.
         scores = score() if self._base.divided else self._team.lead(score)
         if scores is None or not self._team.leads:

@@ -65,7 +65,7 @@ def _caches(report: Report, cuda: Cuda, dtype: str) -> None:
     for change in (lambda c: None, lambda c: c.keep([1, 1, 3], 6), lambda c: c.clear([0])):
         for caches in both:
             change(caches)
-        ours, theirs = (caches.head(7) for caches in both)
+        ours, theirs = (caches.read(0, 7) for caches in both)
         differing += int((ours != theirs).sum())
     report.at_most(f"caches of {dtype}: numbers that differ from the host's", differing, 0)
 

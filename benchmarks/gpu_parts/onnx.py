@@ -18,11 +18,13 @@ from gpu_parts.report import Job, MissingError, Report, median_seconds, one_line
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, read_bundle
 from pl_compile.checks.parity import probe_rows, self_limit_of, trace
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, available_providers
 from pl_compile.runtime.engines.onnxruntime.providers import Provider, load_cuda
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.testing import random_table
 from pl_compile.text.tokenizer import Tokenizer
@@ -158,13 +160,14 @@ def _in_place(report: Report, job: Job, bundle: Bundle, form: str, provider: Pro
 
     engine = _engine(bundle, provider)
     bare = inference.IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
-    zero = np.zeros(1, np.int64)
+    batch = Batch(engine)
+    batch.admit(0, bare)
     # Private: nothing but this check asks an engine where its caches lie.
     before = [engine._caches.address(i, 0) for i in range(2 * bundle.manifest.graph.layers)]
-    engine.step(inference.ids_of(1, 7), zero, zero + 6, [bare])
-    held = engine.cached(8)
-    engine.step(inference.ids_of(1, 1), zero + 7, zero, [bare])
-    later = engine.cached(9)
+    batch.feed({0: inference.ids_of(1, 7)[0]})
+    held = engine.cached(0, 8)
+    batch.feed({0: inference.ids_of(1, 1)[0]})
+    later = engine.cached(0, 9)
     after = [engine._caches.address(i, 0) for i in range(len(before))]
     moved = sum(a != b for a, b in zip(before, after, strict=True))
     report.at_most(f"{form}: entries, caches that have moved", moved, 0)

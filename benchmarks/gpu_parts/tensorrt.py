@@ -21,7 +21,8 @@ from pl_compile.checks.parity import (
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.driver.build_plans import build_bundle
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ExportError
 from pl_compile.exporters.tensorrt.api import check_capabilities, tensorrt_module
 from pl_compile.runtime.engines.engine import Engine

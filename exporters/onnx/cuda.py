@@ -1,24 +1,16 @@
 """Target `onnx-cuda`: ONNX Runtime on CUDA. Its graphs were run on CPU only by this project.
 
-`plc::CachedAttention` gets this body:
-
-    present_key   = TensorScatter(past_key, key, past_lengths, axis=2)
-    present_value = TensorScatter(past_value, value, past_lengths, axis=2)
-    lengths       = past_lengths + seq
-    output        = Attention(query, present_key, present_value,
-                              nonpad_kv_seqlen=lengths, is_causal=1)
-
-as for `onnx-cpu`, without the slice: the kernels for CUDA read no further than a row's length.
+Operators of the main graph get bodies (`exporters/bodies.py`), attention without the slice of
+`onnx-cpu`: the kernels for CUDA read no further than a row's length.
 Rounded weights stay integers with a DequantizeLinear each, which ONNX Runtime makes into kernels
 of its own when it loads the file.
 """
 
-from collections.abc import Sequence
-
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, library_of
+from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import (
     check_blocks,
@@ -27,11 +19,8 @@ from pl_compile.exporters.options import (
     quantize_passes,
     when,
 )
-from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
-from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
-from pl_compile.quantize.moments import Moments
 
 
 class OnnxCudaExporter(OnnxFiles):
@@ -44,26 +33,13 @@ class OnnxCudaExporter(OnnxFiles):
         check_options(self.target, options)
         check_blocks(config, options)
 
-    def passes(
-        self,
-        config: DecoderConfig,
-        contract: GraphContract,
-        options: BuildOptions,
-        moments: Moments | None,
-        errors: list[WeightError],
-    ) -> Sequence[GraphPass]:
+    def passes(self, job: Job) -> Stages:
         """See `Exporter.passes`."""
-        return [
-            *quantize_passes(options, moments, errors, signed=True),
+        options, candidates = job.options, job.contract.candidates
+        lower = [
+            *quantize_passes(options, job.moments, signed=True),
             *precision_passes(options),
-            *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
-            LinkFunctions([cached_attention_function(sliced=False)]),
+            *when(candidates > 0, SampleInGraph(candidates)),
+            LinkFunctions(library_of(attend_to_lengths)),
         ]
-
-    def prepare_passes(self) -> Sequence[GraphPass]:
-        """See `Exporter.prepare_passes`."""
-        return []
-
-    def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
-        """See `Exporter.cpu_passes`."""
-        return [LinkFunctions([cached_attention_function()])]
+        return Stages([], lower, [LinkFunctions(library_of(attend_to_longest))])

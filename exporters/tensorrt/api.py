@@ -170,15 +170,14 @@ def _check_attention(trt: Any, layer: Any, form: AttentionForm) -> None:
     attention.decomposable = True
     masked, causal = attention.mask is not None, attention.causal_kind.name
     has_lengths = getattr(attention, "key_value_lengths", None) is not None
-    right = {
-        "mask": masked and causal == "NONE" and not has_lengths,
-        "lower_right": not masked and causal == "LOWER_RIGHT" and has_lengths,
-    }[form]
-    if not right:
+    by_mask = masked and causal == "NONE" and not has_lengths
+    by_lengths = not masked and causal == "LOWER_RIGHT" and has_lengths
+    # Where lengths are asked for, windows keep their masks.
+    if not (by_mask or (by_lengths and form == "lower_right")):
         found = f"an attention with causal kind {causal} and {'a' if masked else 'no'} mask"
         expected = {
             "mask": "a mask alone: TensorRT drops lengths, and aligns elsewhere",
-            "lower_right": "LOWER_RIGHT with the rows' lengths",
+            "lower_right": "LOWER_RIGHT with the rows' lengths, or a mask",
         }[form]
         raise _wrong(layer, found, expected)
 

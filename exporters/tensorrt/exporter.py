@@ -1,14 +1,13 @@
 """Targets `tensorrt-rtx` and `tensorrt`: a plan, with the ONNX that it was parsed from beside it.
 
-`plc::CachedAttention` gets this body:
+Operators of the main graph get bodies (`exporters/bodies.py`) that attend so:
 
-    present_key   = TensorScatter(past_key, key, past_lengths, axis=2)
-    present_value = TensorScatter(past_value, value, past_lengths, axis=2)
     mask          = entry j of the cache is seen by query i where j <= past_lengths + i
-    output        = TRT_Attention(query / sqrt(head_dim), present_key, present_value, mask)
+    output        = TRT_Attention(query * scale, present_key, present_value, mask)
 
 An explicit mask is the one form of which there is no doubt: TensorRT drops the lengths of ONNX's
-Attention, and aligns its causal form at the upper left (`trt.py`). `TRT_Attention` has no scale.
+Attention, and aligns its causal form at the upper left (`api.py`). `TRT_Attention` has no scale and
+no softcap: with a softcap, attention is spelled out.
 """
 
 import math
@@ -36,8 +35,9 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.function_body import TRT_DOMAIN, FunctionBody
-from pl_compile.exporters.onnx.cpu import cached_attention_function
+from pl_compile.exporters.bodies import Scene, attend_to_longest, library_of, mask_of
+from pl_compile.exporters.exporter import Job, Stages
+from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import DATA_NAME, onnx_versions, save
 from pl_compile.exporters.options import check_blocks, precision_passes, quantize_passes, when
 from pl_compile.exporters.tensorrt.api import (
@@ -52,14 +52,15 @@ from pl_compile.exporters.tensorrt.api import (
     tensorrt_module,
 )
 from pl_compile.exporters.tensorrt.ep_context import check_wrappable, write_ep_context
+from pl_compile.graph.operators import TRT_DOMAIN
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
-from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_all_reduce_plugin import UseAllReducePlugin
+from pl_compile.passes.use_lower_right import TRT_ATTENTION, UseLowerRight
 from pl_compile.progress import SILENT, Progress
-from pl_compile.quantize.moments import Moments
 
 # What the two profiles of `trt.build_plan` are for, in their order.
 PROFILES = ("prompt", "token")
@@ -97,29 +98,17 @@ class TensorRtExporter:
         if not options.defer_build:
             check_capabilities(tensorrt_module(self.target), options.compute_capabilities)
 
-    def passes(
-        self,
-        config: DecoderConfig,
-        contract: GraphContract,
-        options: BuildOptions,
-        moments: Moments | None,
-        errors: list[WeightError],
-    ) -> Sequence[GraphPass]:
+    def passes(self, job: Job) -> Stages:
         """See `Exporter.passes`."""
-        return [
-            *quantize_passes(options, moments, errors),
+        options, candidates = job.options, job.contract.candidates
+        lower = [
+            *quantize_passes(options, job.moments),
             *precision_passes(options),
-            *when(contract.candidates > 0, SampleInGraph(contract.candidates)),
-            LinkFunctions([masked_attention_function(config.head_dim, contract.capacity)]),
+            *when(candidates > 0, SampleInGraph(candidates)),
+            LinkFunctions(library_of(attend_masked)),
+            NameFunctions(),
         ]
-
-    def prepare_passes(self) -> Sequence[GraphPass]:
-        """See `Exporter.prepare_passes`."""
-        return []
-
-    def cpu_passes(self, config: DecoderConfig, contract: GraphContract) -> Sequence[GraphPass]:
-        """See `Exporter.cpu_passes`."""
-        return [LinkFunctions([cached_attention_function()])]
+        return Stages([], lower, [LinkFunctions(library_of(attend_to_longest))])
 
     def build(
         self,
@@ -216,7 +205,7 @@ def parse_base(
     trt = tensorrt_module(flavour, f"parsing {folder / MODEL_NAME} with {flavour}")
     changes: list[GraphPass] = []
     if attention == "lower_right":
-        changes.append(LinkFunctions([lower_right_attention_function(contract.head_dim)]))
+        changes.append(UseLowerRight())
     if contract.ranks > 1 and not has_collectives(trt):
         load_plugin(trt)
         changes.append(UseAllReducePlugin())
@@ -253,78 +242,46 @@ def _changed(model: Path, changes: Sequence[GraphPass]) -> Iterator[Path]:
         yield Path(folder) / MODEL_NAME
 
 
-def masked_attention_function(head_dim: int, capacity: int) -> ir.Function:
-    """`plc::CachedAttention` for TensorRT, with a mask."""
-    body, inputs = FunctionBody(), _attention_inputs()
-    query, key, value, past_key, past_value, past_lengths = inputs
-    op = body.op
-    presents = _presents(body, key, value, past_key, past_value, past_lengths)
-    seq = op("Shape", [query], "seq", start=2, end=3)
-    seq = op("Squeeze", [seq, body.integers(0)], "seq.scalar")
-    zero = body.constant("zero", np.asarray(0, np.int64))
-    one = body.constant("one", np.asarray(1, np.int64))
-    steps = op("Range", [zero, seq, one], "steps")
-    past = op("Unsqueeze", [past_lengths, body.integers(1)], "past.column")
-    limits = op("Unsqueeze", [op("Add", [past, steps], "limits"), body.integers(1, 3)], "limits.4d")
-    entries = body.constant("entries", np.arange(capacity, dtype=np.int64).reshape(1, 1, 1, -1))
-    mask = op("LessOrEqual", [entries, limits], "mask")
-    output = op(
-        "TRT_Attention",
-        [_scaled(body, query, head_dim), *presents, mask],
+def attend_masked(scene: Scene) -> ir.Value:
+    """Attention for TensorRT, with a mask."""
+    query = _times(scene.body, scene.query, scene.settings.scale, "scale")
+    if scene.settings.softcap:
+        return _attend_softly(scene, query)
+    return scene.body.op(
+        TRT_ATTENTION,
+        [query, scene.key, scene.value, mask_of(scene)],
         "output",
         domain=TRT_DOMAIN,
         TRT_decomposable=1,
     )
-    return body.function("CachedAttention", inputs, [output, *presents])
 
 
-def lower_right_attention_function(head_dim: int) -> ir.Function:
-    """`plc::CachedAttention` for TensorRT, causal from each row's length back.
-
-    What a length means there is not spelled out in TensorRT's documentation; it is used only where
-    a GPU was asked (`driver/build_plans.py`).
-    """
-    body, inputs = FunctionBody(), _attention_inputs()
-    query, key, value, past_key, past_value, past_lengths = inputs
-    op = body.op
-    presents = _presents(body, key, value, past_key, past_value, past_lengths)
-    seq = op("Shape", [query], "seq", start=2, end=3)
-    lengths = op("Add", [past_lengths, seq], "lengths")
-    lengths = op("Cast", [lengths], "lengths.int32", to=ir.DataType.INT32)
-    output = op(
-        "TRT_Attention",
-        [_scaled(body, query, head_dim), *presents, None, None, lengths],
-        "output",
-        domain=TRT_DOMAIN,
-        TRT_decomposable=1,
-        causal_kind="lower_right",
+def _attend_softly(scene: Scene, query: ir.Value) -> ir.Value:
+    """With a softcap, which `TRT_Attention` has not: products and a softmax."""
+    body, settings = scene.body, scene.settings
+    op, heads = body.op, settings.heads
+    grouped = body.integers(0, settings.kv_heads, heads // settings.kv_heads, -1, scene.head_dim)
+    query = op("Reshape", [query, grouped], "query.grouped")
+    key, value = (
+        op("Unsqueeze", [x, body.integers(2)], f"{name}.grouped")
+        for x, name in ((scene.key, "key"), (scene.value, "value"))
     )
-    return body.function("CachedAttention", inputs, [output, *presents])
+    key = op("Transpose", [key], "key.turned", perm=[0, 1, 2, 4, 3])
+    scores = op("MatMul", [query, key], "scores")
+    scores = op("Tanh", [_times(body, scores, 1 / settings.softcap, "softcap.inverse")], "tanh")
+    scores = _times(body, scores, settings.softcap, "softcap")
+    mask = op("Unsqueeze", [mask_of(scene), body.integers(2)], "mask.grouped")
+    unseen = _like(body, scores, -math.inf, "unseen")
+    shares = op("Softmax", [op("Where", [mask, scores, unseen], "seen")], "shares", axis=-1)
+    output = op("MatMul", [shares, value], "output.grouped")
+    return op("Reshape", [output, body.integers(0, heads, -1, scene.head_dim)], "output")
 
 
-def _attention_inputs() -> list[ir.Value]:
-    names = ("query", "key", "value", "past_key", "past_value", "past_lengths")
-    return [ir.val(name) for name in names]
+def _times(body: FunctionBody, x: ir.Value, factor: float, name: str) -> ir.Value:
+    return body.op("Mul", [x, _like(body, x, factor, name)], f"{x.name}.times_{name}")
 
 
-def _presents(
-    body: FunctionBody,
-    key: ir.Value,
-    value: ir.Value,
-    past_key: ir.Value,
-    past_value: ir.Value,
-    past_lengths: ir.Value,
-) -> list[ir.Value]:
-    return [
-        body.op("TensorScatter", [past, new, past_lengths], name, axis=2)
-        for past, new, name in (
-            (past_key, key, "present_key"),
-            (past_value, value, "present_value"),
-        )
-    ]
-
-
-def _scaled(body: FunctionBody, query: ir.Value, head_dim: int) -> ir.Value:
-    scale = body.constant("scale.float", np.asarray(1 / math.sqrt(head_dim), np.float32))
-    scale = body.op("CastLike", [scale, query], "scale")
-    return body.op("Mul", [query, scale], "query.scaled")
+def _like(body: FunctionBody, x: ir.Value, number: float, name: str) -> ir.Value:
+    """A number of the type of `x`."""
+    constant = body.constant(f"{name}.float", np.asarray(number, np.float32))
+    return body.op("CastLike", [constant, x], name)

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -323,9 +324,17 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_manifest(bundle: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` over all files that a runtime reads: the last thing an export does."""
-    files = records_of(bundle, left_out=_NOT_SUMMED)
+def write_manifest(
+    bundle: Path, manifest: Manifest, noted: Mapping[str, FileRecord] = MappingProxyType({})
+) -> None:
+    """Writes `manifest.json` over all files that a runtime reads: the last thing an export does.
+
+    Args:
+        bundle: its folder.
+        manifest: what it says, besides the sums.
+        noted: what is known of files that have not changed since; the others are read.
+    """
+    files = records_of(bundle, left_out=_NOT_SUMMED, noted=noted)
     stored = _StoredManifest(**{**vars(manifest), "files": files})
     content = {"format": FORMAT, "version": VERSION, **plain_from_config(stored)}
     write_json(bundle / MANIFEST, content)

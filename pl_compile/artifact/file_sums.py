@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from pl_compile.artifact.files import sha256_of
 from pl_compile.errors import ArtifactError, list_problems, reason_of
@@ -21,16 +22,22 @@ class FileRecord:
     size_bytes: int
 
 
-def records_of(folder: Path, *, left_out: Collection[str]) -> dict[str, FileRecord]:
+def records_of(
+    folder: Path,
+    *,
+    left_out: Collection[str] = (),
+    noted: Mapping[str, FileRecord] = MappingProxyType({}),
+) -> dict[str, FileRecord]:
     """The sum and size of every file in a folder, by its path in it.
 
     Args:
-        folder: all of it is read.
+        folder: all of it is read, but what is noted.
         left_out: paths in it of which nothing is noted.
+        noted: what is known of files in it that have not changed since.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {
-        name: FileRecord(sha256_of(path), path.stat().st_size)
+        name: noted.get(name) or FileRecord(sha256_of(path), path.stat().st_size)
         for name, path in sorted(paths.items())
         if name not in left_out and path.is_file()
     }

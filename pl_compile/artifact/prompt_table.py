@@ -54,7 +54,7 @@ class BaseIdentity:
 
     Attributes:
         name: what the user called it; for people only.
-        fingerprint: sha256 of config and tensors (`weights.checkpoint.fingerprint_base`).
+        fingerprint: sha256 of config and tensors (`weights.fingerprint.fingerprint_base`).
         hidden: width of a prompt row.
         vocab: ids from here on are virtual.
     """

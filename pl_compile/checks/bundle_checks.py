@@ -5,7 +5,7 @@ the report, with a verdict, and the self-test vectors that the bundle carries.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token
 
 
 @dataclass(frozen=True)
-class Checks:
-    """What was compared.
+class Comparisons:
+    """What was compared, a result per task.
 
     Attributes:
         torch: the bundle as it is served, with torch in float32; empty where that was left out.
@@ -42,26 +42,30 @@ class Checks:
         folded: served behind folded prefixes, with all of each prompt computed.
         alone: in mixed batches, with each row alone.
         live: whether each prompt matters.
+    """
+
+    torch: tuple[Parity, ...] = ()
+    tokens: tuple[TokenCheck, ...] = ()
+    folded: tuple[Parity, ...] = ()
+    alone: tuple[Parity, ...] = ()
+    live: tuple[Liveness, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What the comparisons came to.
+
+    Attributes:
+        comparisons: all of them.
         selftests: vectors of each task whose logits are finite numbers.
         passed: "passed", "failed", or "not measured" where torch was left out.
         failures: what was beyond its limit, as sentences.
     """
 
-    torch: tuple[Parity, ...]
-    tokens: tuple[TokenCheck, ...]
-    folded: tuple[Parity, ...]
-    alone: tuple[Parity, ...]
-    live: tuple[Liveness, ...]
+    comparisons: Comparisons
     selftests: Mapping[str, Mapping[str, NDArray[Any]]]
     passed: Verdict
     failures: tuple[str, ...]
-
-    def record(self) -> dict[str, Any]:
-        """As plain data for the report."""
-        return {
-            kind: [asdict(result) for result in getattr(self, kind)]
-            for kind in ("torch", "tokens", "folded", "alone", "live")
-        }
 
 
 def check_bundle(
@@ -91,7 +95,7 @@ def check_bundle(
         BaseModelError: torch cannot load the base.
     """
     if base is None or engine is None:
-        return Checks((), (), (), (), (), {}, "not measured", ())
+        return Checks(Comparisons(), {}, "not measured", ())
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
@@ -129,11 +133,13 @@ def check_bundle(
     kept = expected if exact else trace(engine, rows)
     vectors = {name: selftest_arrays(rows, kept, name) for name in learned}
     return Checks(
-        tuple(with_torch),
-        tuple(tokens),
-        tuple(folded),
-        tuple(by_row),
-        tuple(live),
+        Comparisons(
+            torch=tuple(with_torch),
+            tokens=tuple(tokens),
+            folded=tuple(folded),
+            alone=tuple(by_row),
+            live=tuple(live),
+        ),
         # Vectors that are no numbers could check nothing, and no reader takes them.
         {name: arrays for name, arrays in vectors.items() if np.isfinite(arrays["logits"]).all()},
         "failed" if failures else "passed",

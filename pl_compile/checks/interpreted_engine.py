@@ -59,14 +59,14 @@ class InterpretedPlan:
         """See `Plan`."""
         return self._caches
 
-    def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
+    def run(self, first: int, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
         """See `Plan.run`."""
-        rows = len(inputs[INPUT_IDS])
+        rows = slice(first, first + len(inputs[INPUT_IDS]))
         blocks = zip(self._names, self._caches.blocks, strict=True)
-        pasts = {past: block[:rows] for (past, _), block in blocks}
+        pasts = {past: block[rows] for (past, _), block in blocks}
         outputs = self.interpreter.run({**inputs, **pasts})
         for (_, present), block in zip(self._names, self._caches.blocks, strict=True):
-            block[:rows] = outputs.pop(present)  # the same memory, on a GPU
+            block[rows] = outputs.pop(present)  # the same memory, on a GPU
         return outputs
 
 

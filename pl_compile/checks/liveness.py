@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pl_compile.checks.parity import ProbeRow
-from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
+from pl_compile.runtime.engines.engine import Engine, Float32
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
 
 # A logit that moves by less than this part of the largest one has not moved.
@@ -96,8 +97,7 @@ def _in_place_of(prompt: TaskPrompt, stranger: TaskPrompt) -> TaskPrompt:
 
 
 def _logits(engine: Engine, ids: np.ndarray, prompt: TaskPrompt) -> Float32:
-    engine.start([prompt])
-    past = np.asarray([prefix_length(prompt)], np.int64)
-    logits = engine.step(ids[None], past, past * 0 + len(ids) - 1, [prompt])
-    after: Float32 = logits[0].copy()
+    batch = Batch(engine)
+    batch.admit(0, prompt)
+    after: Float32 = batch.feed({0: ids})[0].logits.copy()
     return after

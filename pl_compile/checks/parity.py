@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pl_compile.artifact.bundle import NOTHING_LOST, Precision
 from pl_compile.errors import DataError, ExportError
 from pl_compile.progress import SILENT, Bar, Progress
-from pl_compile.runtime.batch import pad_right, parts_that_fit
 from pl_compile.runtime.engines.engine import Engine, Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.stepping import Batch, pad_right
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
@@ -342,12 +342,8 @@ def trace(
         fed = prompt.fed(row.rendered)
         given.append((fed.input_ids(engine.vocab), len(row.rendered) - len(fed)))
     # The engine's batch may be smaller than all tasks together; rows of one part still mix tasks.
-    parts = parts_that_fit(
-        [len(ids) for ids, _ in given],
-        [past for _, past in given],
-        capacity=engine.capacity,
-        max_batch=1 if alone else engine.max_batch,
-    )
+    size = 1 if alone else engine.max_batch
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     traces = []
     steps = DECODE_STEPS + 1 if follow is None else len(follow)
     with progress.bar(label, len(parts) * steps) as bar:
@@ -366,19 +362,19 @@ def _trace_batch(
     follow: Int64 | None,
     bar: Bar,
 ) -> Trace:
-    ids, lengths = pad_right([row for row, _ in given])
-    engine.start(prompts)
-    past, last = np.asarray([held for _, held in given], np.int64), lengths - 1
+    batch = Batch(engine)
+    for row, (prompt, (_, held)) in enumerate(zip(prompts, given, strict=True)):
+        batch.admit(row, prompt, held)
+    ids: Sequence[Int64] = [each for each, _ in given]
     all_logits: list[NDArray[np.float32]] = []
     all_tokens: list[NDArray[np.int64]] = []
     for step in range(steps):
-        logits = engine.step(ids, past, last, prompts).copy()
+        outputs = batch.feed(dict(enumerate(ids)))
+        logits = np.stack([outputs[row].logits for row in range(len(prompts))])
         tokens = logits.argmax(axis=-1)
         all_logits.append(logits)
         all_tokens.append(tokens)
-        past = past + last + 1
-        ids = (tokens if follow is None else follow[step])[:, None]
-        last = np.zeros(len(prompts), np.int64)
+        ids = np.split(tokens if follow is None else follow[step], len(prompts))
         bar.advance()
     return Trace(np.stack(all_logits), np.stack(all_tokens))
 

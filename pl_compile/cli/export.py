@@ -1,11 +1,13 @@
 """`plc export`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pl_compile.cli.options import given_for, option_of
 from pl_compile.cli.plan import plan_options, print_plans
 from pl_compile.cli.terminal import (
     OutputPath,
@@ -16,21 +18,20 @@ from pl_compile.cli.terminal import (
     print_json,
     print_table,
 )
-from pl_compile.config.build import AUTO, BuildOptions
-from pl_compile.config.targets import TARGETS
+from pl_compile.config.build import BuildOptions, Choice
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ParityError, list_problems
 
-# What the help says of single targets.
-_BAKED = " and ".join(name for name, row in TARGETS.items() if row.prompts == "baked")
-_BLOCKS = "; ".join(
-    f"{name} takes {' and '.join(map(str, row.blocks))}"
-    for name, row in TARGETS.items()
-    if row.blocks
-)
+if TYPE_CHECKING:
+    from pl_compile.checks.parity import Parity
+    from pl_compile.driver.export import ExportResult
+    from pl_compile.driver.forecast import Forecast
+    from pl_compile.report.model import Effect, TaskCost
+    from pl_compile.training.compare_tokens import TokenCheck
 
 
 @click.command("export", epilog="Example: plc export --task squad --output bundle")
-@click.option("--task", "tasks", multiple=True, help="A task of the table; all if left out.")
+@option_of(ExportRequest, "tasks", "--task")
 @click.option(
     "--prompts",
     "table",
@@ -38,131 +39,33 @@ _BLOCKS = "; ".join(
     help="The prompt table; the newest run's if left out.",
 )
 @click.option("--base", help="The base, by name or folder; that of the table's run if left out.")
-@click.option(
-    "--target",
-    default=AUTO,
-    show_default=True,
-    help=f"What to build for: {', '.join(TARGETS)}. auto is the fastest on this machine's CPU.",
-)
-@click.option(
-    "--output",
-    type=OutputPath(path_type=Path),
-    default=Path("bundle"),
-    show_default=True,
-    help="The bundle's folder; a bundle there is replaced.",
-)
-@click.option(
-    "--prompts-mode",
-    type=click.Choice(["input", "baked"]),
-    help="Whether prompts are given with each step, or are constants of the graph. "
-    f"[default: input; baked for {_BAKED}]",
-)
-@click.option(
-    "--capacity",
-    type=int,
-    help="Longest sequence of a row; 1024, or less where the base is shorter, if left out.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default=BuildOptions.dtype,
-    show_default=True,
-    help="Of activations, caches and weights that are not quantised.",
-)
-@click.option(
-    "--tp-size",
-    type=int,
-    default=BuildOptions.ranks,
-    show_default=True,
-    help="Ranks among which the base is divided: processes on CPU, or one GPU each.",
-)
+@option_of(ExportRequest, "target")
+@option_of(ExportRequest, "output", type=OutputPath(path_type=Path), default=Path("bundle"))
+@option_of(ExportRequest, "prompts", "--prompts-mode")
+@option_of(ExportRequest, "capacity")
+@option_of(BuildOptions, "dtype")
+@option_of(BuildOptions, "ranks", "--tp-size")
 @plan_options
-@click.option(
-    "--defer-build", is_flag=True, help="Leave plans to the device that runs them: plc build."
-)
-@click.option(
-    "--quantize",
-    type=click.Choice([AUTO, "none", "int8", "int4"]),
-    default=BuildOptions.quantize,
-    show_default=True,
-    help="How weights are stored; auto takes 4 or 8 bits where no weight loses by it. Activations "
-    "are rounded to 8 bits inside products then: --evaluate measures it, none avoids it.",
-)
-@click.option(
-    "--block",
-    type=int,
-    help=f"Inputs that share a scale. {_BLOCKS}; other targets take more of them, and 0 for one "
-    "scale a channel. [default: 32]",
-)
-@click.option(
-    "--table-bits",
-    type=click.Choice(["0", "4", "8"]),
-    help="Of embedding and head, where weights are quantised; 0 leaves them floats. [default: 8]",
-)
-@click.option(
-    "--calibrate",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Examples (JSONL) that say which errors of quantised weights matter: GPTQ.",
-)
-@click.option(
-    "--evaluate",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Examples with answers: score the bundle, beside float32 where it has other weights.",
-)
-@click.option(
-    "--fold",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Whether what templates open with is stored as computed keys and values.",
-)
-@click.option(
-    "--sampling",
-    type=click.Choice(["host", "graph"]),
-    default=BuildOptions.sampling,
-    show_default=True,
-    help="Who chooses the next token.",
-)
-@click.option(
-    "--candidates", type=int, help="Likeliest tokens that the graph samples from. [default: 256]"
-)
-@click.option(
-    "--dump-passes",
-    type=OutputPath(path_type=Path),
-    metavar="DIR",
-    help="Write the graph as text after each pass.",
-)
+@option_of(BuildOptions, "defer_build")
+@option_of(BuildOptions, "quantize")
+@option_of(BuildOptions, "block")
+@option_of(BuildOptions, "table_bits")
+@option_of(ExportRequest, "calibrate")
+@option_of(ExportRequest, "evaluate")
+@option_of(ExportRequest, "fold")
+@option_of(BuildOptions, "sampling")
+@option_of(BuildOptions, "candidates")
+@option_of(ExportRequest, "dump_passes", type=OutputPath(path_type=Path), metavar="DIR")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; write nothing.")
 @click.option("--no-parity", is_flag=True, help="Do not compare the bundle with torch.")
 @json_option
 def command(
-    tasks: tuple[str, ...],
     table: Path | None,
     base: str | None,
-    target: str,
-    output: Path,
-    prompts_mode: Any,
-    capacity: int | None,
-    dtype: Any,
-    tp_size: int,
-    max_batch: int | None,
-    ep_context: bool,
-    compute_capabilities: tuple[str, ...],
-    defer_build: bool,
-    quantize: Any,
-    block: int | None,
-    table_bits: str | None,
-    calibrate: tuple[Path, ...],
-    evaluate: tuple[Path, ...],
-    fold: Any,
-    sampling: Any,
-    candidates: int | None,
-    dump_passes: Path | None,
     dry_run: bool,
     no_parity: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Compile prompts and base into a bundle that a runtime serves.
 
@@ -170,61 +73,33 @@ def command(
     written, marked as failed, and the exit code is 3.
     """
     need_extra("export", "onnx", "onnx_ir")
-    from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
+    from pl_compile.driver.export import export_bundle
+    from pl_compile.driver.forecast import forecast_export
     from pl_compile.driver.runs import find_base_of, newest_table
 
     table = table or newest_table()
-    request = ExportRequest(
+    request = given_for(
+        ExportRequest,
+        given,
         table=table,
         base=find_base_of(table, base),
-        output=output,
-        tasks=tasks,
-        target=target,
-        prompts=prompts_mode,
-        capacity=capacity,
-        options=BuildOptions(
-            quantize=quantize,
-            block=block,
-            table_bits=None if table_bits is None else int(table_bits),
-            sampling=sampling,
-            candidates=candidates,
-            dtype=dtype,
-            ranks=tp_size,
-            max_batch=max_batch,
-            compute_capabilities=compute_capabilities,
-            defer_build=defer_build,
-            ep_context=ep_context,
-        ),
-        fold=fold,
-        calibrate=calibrate,
-        evaluate=evaluate,
-        dump_passes=dump_passes,
+        options=given_for(BuildOptions, given),
         measure_parity=not no_parity,
     )
     if dry_run:
-        plan = plan_export(request, progress=TerminalProgress())
+        forecast = forecast_export(request, progress=TerminalProgress())
         if as_json:
-            print_json({**asdict(plan), "disk_bytes": plan.disk_bytes})
+            print_json({**asdict(forecast), "disk_bytes": forecast.disk_bytes})
         else:
-            print_plan(plan)
+            print_forecast(forecast)
         return
     result = export_bundle(request, progress=TerminalProgress())
     if as_json:
-        print_json({**asdict(result), "bundle": str(result.bundle)})
+        print_json(record_of(result))
     else:
-        if result.parity:
-            print_parity("Parity with torch", result.parity)
-            print_tokens(result.tokens)
-        print_folding(result.plan)
-        print_plans(result.plans)
-        print_effect(result.effect)
-        print_choices(result.plan)
-        click.echo(
-            f"wrote {result.bundle}: {', '.join(result.tasks)}; "
-            f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
-        )
+        print_result(result)
     if result.passed == "failed":
-        rounded = result.plan.choices["quantize"].chosen != "none"
+        rounded = result.forecast.choices["quantize"].chosen != "none"
         fixes = ["The bundle is marked as failed; report.html says more. Do not serve it."]
         fixes += ["--quantize none keeps floats."] if rounded else []
         fixes += fixes_for_tokens(result.tokens, request.base)
@@ -235,28 +110,50 @@ def command(
         )
 
 
-def print_plan(plan: Any) -> None:
-    """What an export would make."""
-    base = plan.base
+def record_of(result: "ExportResult") -> dict[str, Any]:
+    """What `--json` prints, where the forecast has the name it always had: "plan"."""
+    names = {"forecast": "plan"}
+    record = {names.get(name, name): value for name, value in asdict(result).items()}
+    return {**record, "bundle": str(result.bundle)}
+
+
+def print_result(result: "ExportResult") -> None:
+    """What was compiled."""
+    if result.parity:
+        print_parity("Parity with torch", result.parity)
+        print_tokens(result.tokens)
+    print_folding(result.forecast.tasks)
+    print_plans(result.plans)
+    print_effect(result.effect)
+    print_choices(result.forecast.choices)
     click.echo(
-        f"{plan.target}: {base.parameters / 1e6:.1f} million parameters, "
-        f"{plan.disk_bytes / 1e6:.1f} MB on the disk; "
-        f"{base.cache_bytes_per_row / 1e6:.1f} MB of cache for each row\n"
-        f"passes: {', '.join(plan.passes)}"
+        f"wrote {result.bundle}: {', '.join(result.tasks)}; "
+        f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
     )
-    print_folding(plan)
-    print_choices(plan)
+
+
+def print_forecast(forecast: "Forecast") -> None:
+    """What an export would make."""
+    base = forecast.base
+    click.echo(
+        f"{forecast.target}: {base.parameters / 1e6:.1f} million parameters, "
+        f"{forecast.disk_bytes / 1e6:.1f} MB on the disk; "
+        f"{base.cache_bytes_per_row / 1e6:.1f} MB of cache for each row\n"
+        f"passes: {', '.join(forecast.passes)}"
+    )
+    print_folding(forecast.tasks)
+    print_choices(forecast.choices)
     click.echo("nothing was written: --dry-run")
 
 
-def print_choices(plan: Any) -> None:
+def print_choices(choices: "Mapping[str, Choice]") -> None:
     """A line for each option that was left to the export: what it came to, and why."""
-    for name, choice in plan.choices.items():
+    for name, choice in choices.items():
         if choice.reason:
             click.echo(f"{name} {choice.chosen} ({choice.asked}): {choice.reason}")
 
 
-def print_effect(effect: Any) -> None:
+def print_effect(effect: "Sequence[Effect]") -> None:
     """A row per task and metric: the bundle's score, beside that of the floats it came from."""
     if not effect:
         return
@@ -276,7 +173,7 @@ def print_effect(effect: Any) -> None:
     print_table(title, columns[: len(rows[0])], rows)
 
 
-def print_folding(plan: Any) -> None:
+def print_folding(tasks: "Sequence[TaskCost]") -> None:
     """A row per task: what its head costs, and what is done with it."""
     print_table(
         "Constant heads",
@@ -290,12 +187,12 @@ def print_folding(plan: Any) -> None:
                 f"{task.folded_bytes / 1e6:.2f}",
                 task.reason,
             ]
-            for task in plan.tasks
+            for task in tasks
         ],
     )
 
 
-def print_parity(title: str, results: Any) -> None:
+def print_parity(title: str, results: "Sequence[Parity]") -> None:
     """A row per comparison."""
     print_table(
         title,
@@ -315,7 +212,7 @@ def print_parity(title: str, results: Any) -> None:
     )
 
 
-def fixes_for_tokens(checks: Any, base: Path) -> list[str]:
+def fixes_for_tokens(checks: "Sequence[TokenCheck]", base: Path) -> list[str]:
     """What to do where prompts are to have the tokens of another tokenizer than `tokenizer.json`'s.
 
     Args:
@@ -328,7 +225,7 @@ def fixes_for_tokens(checks: Any, base: Path) -> list[str]:
     return [way_out(base)] if is_of_files else []
 
 
-def print_tokens(checks: Any) -> None:
+def print_tokens(checks: "Sequence[TokenCheck]") -> None:
     """A line per task: whether its tokens are those of transformers' own tokenizer."""
     for check in checks:
         compared = f"{check.compared} of {check.tokens} as in transformers"

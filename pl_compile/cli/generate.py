@@ -1,6 +1,8 @@
 """`plc generate`."""
 
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,22 @@ from pl_compile.cli.terminal import (
     print_json,
     print_table,
 )
+from pl_compile.config.sampling import SAMPLING_NUMBERS
 from pl_compile.config.sizes import MOST
 from pl_compile.errors import AnswerError
+
+
+def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for each number of `config.sampling`."""
+    for row in reversed(SAMPLING_NUMBERS):
+        limits: Any = click.FloatRange(row.least, row.most, min_open=row.above)
+        if row.kind is int:
+            limits = click.IntRange(int(row.least))
+        option = "--" + row.name.replace("_", "-")
+        command = click.option(
+            option, type=limits, default=row.default, show_default=True, help=row.help
+        )(command)
+    return command
 
 
 @click.command(
@@ -51,30 +67,12 @@ from pl_compile.errors import AnswerError
     show_default=True,
     help="Shortest answer.",
 )
+@sampling_options
 @click.option(
-    "--temperature",
-    type=click.FloatRange(0, 1000),
-    default=0.0,
-    show_default=True,
-    help="0 is greedy.",
-)
-@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 is off.")
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="1 is off.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(0.001, 1000),
-    default=1.0,
-    show_default=True,
-    help="1 is off.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws."
+    "--logit-bias",
+    multiple=True,
+    metavar="TEXT=NUMBER",
+    help="Of a task with choices: added to the logit of the token with this text.",
 )
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
@@ -97,11 +95,7 @@ def command(
     output: Path | None,
     max_tokens: int,
     min_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    seed: int,
+    logit_bias: tuple[str, ...],
     stop: tuple[str, ...],
     batch: int | None,
     probabilities: bool,
@@ -109,6 +103,7 @@ def command(
     provider_pairs: tuple[str, ...],
     provider_library: Path | None,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Answer one request (--task, --field), or a mixed file of them (--input, --output)."""
     if (task is None) == (source is None):
@@ -135,7 +130,7 @@ def command(
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
         "stop": stop,
-        "sampling": Sampling(temperature, top_k, top_p, repetition_penalty, seed),
+        "sampling": Sampling(**sampling, logit_bias=_parse_bias(logit_bias)),
     }
     if probabilities:
         _refuse_others(source)
@@ -239,6 +234,22 @@ def _answer_file(
         print_table(f"Answers to {source}", ["task", "input", "answer", "expected"], rows)
     if failed is not None:
         raise failed
+
+
+def _parse_bias(pairs: tuple[str, ...]) -> dict[str, float]:
+    bias: dict[str, float] = {}
+    for pair in pairs:
+        text, _, number = pair.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not text or math.isnan(value):
+            raise click.UsageError(f"--logit-bias {pair}: expected TEXT=NUMBER.")
+        if text in bias:
+            raise click.UsageError(f"--logit-bias {text} is given twice.")
+        bias[text] = value
+    return bias
 
 
 def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:

@@ -1,43 +1,35 @@
 """The options of TensorRT plans, and the table of those that were built."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import click
-
+from pl_compile.cli.options import F, option_of
 from pl_compile.cli.terminal import print_table
+from pl_compile.config.build import BuildOptions
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from pl_compile.artifact.plan_record import PlanRecord
 
 
 def plan_options(command: F) -> F:
     """Adds `--max-batch`, `--compute-capability` and `--ep-context` to a command."""
     options = [
-        click.option(
-            "--max-batch",
-            type=int,
-            help="Rows of a step that a plan takes at most. [default: 16; of plc build, as before]",
-        ),
-        click.option(
-            "--compute-capability",
+        option_of(BuildOptions, "max_batch"),
+        option_of(
+            BuildOptions,
             "compute_capabilities",
-            multiple=True,
+            "--compute-capability",
             metavar="X.Y",
             callback=lambda _context, _option, given: tuple(dict.fromkeys(given)),
-            help="A GPU that plans are built for; TensorRT's choice if left out.",
         ),
-        click.option(
-            "--ep-context",
-            is_flag=True,
-            help="Put an ONNX file around each plan, for ONNX Runtime's nv-tensorrt-rtx. Untested.",
-        ),
+        option_of(BuildOptions, "ep_context"),
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def print_plans(records: Any) -> None:
+def print_plans(records: "Sequence[PlanRecord]") -> None:
     """A row per TensorRT plan."""
     if records:
         print_table(

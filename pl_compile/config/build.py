@@ -1,7 +1,7 @@
 """What an export may choose: how weights are stored, how tokens are chosen, what is folded."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pl_compile.config.contract import SamplingMode
 from pl_compile.config.sizes import MOST
@@ -18,6 +18,7 @@ AUTO: Final = "auto"
 # takes 3,840 at most.
 DEFAULT_CANDIDATES = 256
 DEFAULT_BLOCK = 32
+DEFAULT_TABLE_BITS = 8
 
 # Rows that step together.
 DEFAULT_BATCH = 16
@@ -40,36 +41,50 @@ class Choice:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a base is compiled.
+    """How a base is compiled. CPU targets compute in float32.
 
-    Attributes:
-        quantize: how the weights of the layers are stored; `AUTO` where the export decides.
-        block: inputs that share a scale; 0 for one scale a channel; `DEFAULT_BLOCK` if None.
-        table_bits: of embedding and head where weights are quantised: 4, 8, or 0 to leave them
-            floats; 8 if None.
-        sampling: who chooses the next token.
-        candidates: the likeliest tokens that the graph looks at; `DEFAULT_CANDIDATES` if None.
-        dtype: of activations, caches and weights that are not quantised; CPU targets compute in
-            float32.
-        ranks: among how many the base is divided.
-        max_batch: rows of a step that a TensorRT plan takes at most; `DEFAULT_BATCH` if None.
-        compute_capabilities: of the GPUs that a plan is built for, such as "8.6"; TensorRT's choice
-            if empty.
-        defer_build: whether plans are left to the device that runs them (`plc build`).
-        ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
+    The fields are options of the command line: the text beside each is its help.
     """
 
-    quantize: Quantization | Literal["auto"] = AUTO
-    block: int | None = None
-    table_bits: int | None = None
-    sampling: SamplingMode = "host"
-    candidates: int | None = None
-    dtype: Dtype = "float32"
-    ranks: int = 1
-    max_batch: int | None = None
-    compute_capabilities: tuple[str, ...] = ()
-    defer_build: bool = False
-    ep_context: bool = False
+    quantize: Annotated[
+        Literal["auto"] | Quantization,
+        "How weights are stored; auto takes 4 or 8 bits where no weight loses by it. Activations "
+        "are rounded to 8 bits inside products then: --evaluate measures it, none avoids it.",
+    ] = AUTO
+    block: Annotated[
+        int | None,
+        "Inputs that share a scale. native-cpu takes 32 and 64, other targets more of them, and 0 "
+        f"for one scale a channel. [default: {DEFAULT_BLOCK}]",
+    ] = None
+    table_bits: Annotated[
+        Literal[0, 4, 8] | None,
+        "Of embedding and head, where weights are quantised; 0 leaves them floats. "
+        f"[default: {DEFAULT_TABLE_BITS}]",
+    ] = None
+    sampling: Annotated[SamplingMode, "Who chooses the next token."] = "host"
+    candidates: Annotated[
+        int | None,
+        f"Likeliest tokens that the graph samples from. [default: {DEFAULT_CANDIDATES}]",
+    ] = None
+    dtype: Annotated[Dtype, "Of activations, caches and weights that are not quantised."] = (
+        "float32"
+    )
+    ranks: Annotated[
+        int, "Ranks among which the base is divided: processes on CPU, or one GPU each."
+    ] = 1
+    max_batch: Annotated[
+        int | None,
+        f"Rows of a step that a plan takes at most. [default: {DEFAULT_BATCH}; of plc build, as "
+        "before]",
+    ] = None
+    compute_capabilities: Annotated[
+        tuple[str, ...], "A GPU that plans are built for; TensorRT's choice if left out."
+    ] = ()
+    defer_build: Annotated[bool, "Leave plans to the device that runs them: plc build."] = False
+    ep_context: Annotated[
+        bool,
+        "Put an ONNX file around each plan, for ONNX Runtime's nv-tensorrt-rtx. Untested.",
+    ] = False
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""

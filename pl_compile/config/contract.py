@@ -6,10 +6,9 @@ last_index       int64 [batch]          last real token of the row; only its log
 prompt_table     float [batch, rows, hidden]    prompts "input": each row's own prompt
 task_id          int64 [batch]                  prompts "baked": each row's task
 past_key.{i}     float [batch, kv_heads, capacity, head_dim]    and past_value.{i}
-temperature      float [batch]                  sampling "graph": 0 takes the likeliest token
-top_k            int64 [batch]                  1 to `candidates`
-top_p            float [batch]                  above 0, at most 1
-noise            float [batch, candidates]      Gumbel noise of the likeliest token, the next, …
+noise            float [batch, candidates]      sampling "graph": Gumbel noise, the likeliest first
+temperature …    float or int64 [batch]         sampling "graph": `sampling_inputs`, the numbers of
+                                                `config/sampling.py`; top_k is 1 to `candidates`
 logits           float [batch, vocab]
 next_token       int64 [batch]                  sampling "graph"
 present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pl_compile.config.ranks import kv_heads_of_ranks
+from pl_compile.config.sampling import FIRST_IN_GRAPH, IN_GRAPH
 from pl_compile.config.sizes import size_checks
 from pl_compile.errors import ConfigError, check_all
 
@@ -30,9 +30,6 @@ PAST_LENGTHS = "past_lengths"
 LAST_INDEX = "last_index"
 PROMPT_TABLE = "prompt_table"
 TASK_ID = "task_id"
-TEMPERATURE = "temperature"
-TOP_K = "top_k"
-TOP_P = "top_p"
 NOISE = "noise"
 LOGITS = "logits"
 NEXT_TOKEN = "next_token"
@@ -70,6 +67,7 @@ class GraphContract:
         baked_tasks: the tasks that `task_id` 0, 1, … stand for, where prompts are baked.
         candidates: the likeliest tokens among which the graph chooses the next one; 0 where it does
             not, and the host samples from the logits.
+        sampling_inputs: the numbers of `config.sampling` by which such a graph chooses.
         ranks: over how many graphs the base is divided, each with some of the `kv_heads`.
     """
 
@@ -82,6 +80,7 @@ class GraphContract:
     prompts: PromptsMode
     baked_tasks: tuple[str, ...] = ()
     candidates: int = 0
+    sampling_inputs: tuple[str, ...] = ()
     ranks: int = 1
 
     def __post_init__(self) -> None:
@@ -90,7 +89,12 @@ class GraphContract:
         checks = size_checks({name: getattr(self, name) for name in names})
         among = f"candidates {self.candidates}, expected 0 to the vocabulary's {self.vocab}"
         checks[among] = 0 <= self.candidates <= self.vocab
-        check_all(ConfigError, "reading the graph's sizes", checks)
+        for name in self.sampling_inputs:
+            known = f"sampling input '{name}', expected one of: {', '.join(IN_GRAPH)}"
+            checks[known] = name in IN_GRAPH
+        check_all(ConfigError, "reading what the graph takes", checks)
+        if self.candidates and not self.sampling_inputs:
+            object.__setattr__(self, "sampling_inputs", FIRST_IN_GRAPH)
 
     def of_rank(self, rank: int) -> "GraphContract":
         """What the graph of one rank takes and gives."""
@@ -115,8 +119,8 @@ class GraphContract:
             found[PROMPT_TABLE] = Tensor(("batch", "rows", self.hidden), "float32")
         if self.candidates:
             found[NOISE] = Tensor(("batch", self.candidates), "float32")
-            found[TEMPERATURE] = found[TOP_P] = Tensor(("batch",), "float32")
-            found[TOP_K] = Tensor(("batch",), "int64")
+            for name in self.sampling_inputs:
+                found[name] = Tensor(("batch",), IN_GRAPH[name])
             found[NEXT_TOKEN] = Tensor(("batch",), "int64", is_input=False)
         cache = ("batch", self.kv_heads, self.capacity, self.head_dim)
         for past, present in self.cache_names:

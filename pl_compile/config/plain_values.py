@@ -3,8 +3,7 @@
 import math
 import operator
 import sys
-
-import numpy as np
+from numbers import Integral, Rational, Real
 
 
 def whole(value: object) -> int | None:
@@ -19,7 +18,9 @@ def whole(value: object) -> int | None:
 
 def finite(value: object) -> float | None:
     """A number that a double can hold, numpy's included; None for all else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    # numpy's numbers are of these kinds too, and nothing has to be imported to see it.
+    fraction = isinstance(value, Rational) and not isinstance(value, Integral)
+    if isinstance(value, bool) or fraction or not isinstance(value, Real):
         return None
     try:
         number = float(value)

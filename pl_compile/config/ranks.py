@@ -8,9 +8,14 @@ be equal: of 3 groups of heads, 2 ranks get 2 and 1.
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
+
+# What of a base ranks divide: the outputs of all query heads, of all key or value heads, and the
+# feed-forward width.
+Divided = Literal["queries", "keys", "ffn"]
 
 # Kernels work on this many columns at once.
 _COLUMNS = 16
@@ -37,6 +42,19 @@ class Shard:
         group = config.heads // config.kv_heads
         kv_heads = len(self.kv_heads)
         return replace(config, heads=group * kv_heads, kv_heads=kv_heads, ffn=len(self.ffn))
+
+    def slice_of(self, divided: Divided, config: DecoderConfig) -> slice:
+        """The rows or columns of a weight that this rank has of what is divided.
+
+        Args:
+            divided: what lies along them.
+            config: of the whole base.
+        """
+        if divided == "ffn":
+            return slice(self.ffn.start, self.ffn.stop)
+        group = config.heads // config.kv_heads if divided == "queries" else 1
+        width = group * config.head_dim
+        return slice(self.kv_heads.start * width, self.kv_heads.stop * width)
 
 
 def shards(config: DecoderConfig, ranks: int, *, block: int = 0) -> tuple[Shard, ...]:

@@ -34,8 +34,7 @@ from pl_compile.text.template import (
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import notes_on_tokens
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import fingerprint_base
-from pl_compile.weights.identity import identify_base
+from pl_compile.weights.fingerprint import fingerprint_base, identify_base
 from pl_compile.weights.open_base import open_base
 
 _MARKER = "<|VIRTUAL_PROMPT_0|>"

@@ -3,9 +3,9 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pl_compile.artifact.bundle import (
     MANIFEST,
@@ -16,7 +16,6 @@ from pl_compile.artifact.bundle import (
     files_of_bundle,
     rank_folder,
     read_bundle,
-    write_json,
     write_manifest,
 )
 from pl_compile.artifact.files import folder_written_whole
@@ -31,15 +30,14 @@ from pl_compile.artifact.plan_record import (
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.driver.probe_attention import choose_attention
-from pl_compile.errors import ArtifactError, ExportError
+from pl_compile.errors import ExportError
 from pl_compile.exporters.tensorrt.api import check_capabilities, tensorrt_module
 from pl_compile.exporters.tensorrt.ep_context import check_wrappable
 from pl_compile.exporters.tensorrt.exporter import build_plan_in, profile_of
 from pl_compile.progress import SILENT, Progress
-from pl_compile.report.page import report_page
+from pl_compile.report.files import read_report, write_report
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
 _MADE_ANEW = (
@@ -151,35 +149,9 @@ def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
 
 def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> None:
     """The export's report with the new plans; nothing where it was taken away."""
-    path = bundle.folder / REPORT
-    doing, fix = f"reading {path}", "Remove it: no runtime reads it."
-    try:
-        stored = read_json_object(path, ArtifactError, doing, fix=fix)
-    except FileNotFoundError:
-        return
-    try:
-        report = {**_as_now(stored), "plans": [asdict(record) for record in records]}
-        page = report_page(report)
-    # It is JSON, and not what an export writes. No sum says that it is whole.
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(doing, found="no report of an export", fix=fix) from error
-    write_json(staging / REPORT, report)
-    (staging / REPORT_PAGE).write_text(page, encoding="utf-8")
-
-
-def _as_now(report: dict[str, Any]) -> dict[str, Any]:
-    """A report as exports write it now.
-
-    Older ones had no choices, no comparison of tokens, and scores by way of storing.
-    """
-    stored = report["precision"]["quantization"]
-    effect = [
-        row if "scores" in row else {**row, "stored": stored, "scores": row[stored]}
-        for row in report["effect"]
-    ]
-    checks = {"tokens": [], **report["checks"]}
-    choices = report.get("choices", {})
-    return {**report, "choices": choices, "checks": checks, "effect": effect}
+    report = read_report(bundle.folder)
+    if report is not None:
+        write_report(staging, replace(report, plans=tuple(records)))
 
 
 def _described(bundle: Bundle) -> Manifest:

@@ -15,10 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import DataError
-from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.exporter import Exporter, Job
 from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
@@ -27,8 +28,9 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.text.examples import Example, cut_note, read_examples
+from pl_compile.text.examples import Example, cut_note
 
 # Enough for stable moments of a small base, and a minute's work.
 MOST_EXAMPLES = 128
@@ -40,7 +42,7 @@ _AT_ONCE = 1024
 
 
 def calibration_prompts(
-    paths: Sequence[Path],
+    examples: Sequence[Example],
     learned: Mapping[str, TaskPrompt],
     *,
     capacity: int,
@@ -50,17 +52,15 @@ def calibration_prompts(
     """The examples as sequences of ids, right answers included where the data gives them.
 
     Args:
-        paths: data files; of their examples as many as `MOST_EXAMPLES`, spread evenly.
+        examples: at least one; as many of them as `MOST_EXAMPLES`, spread evenly.
         learned: the tasks by name.
         capacity: longest sequence; fields that may be cut are.
         vocab: ids the base knows.
         progress: who is told which examples are cut to fit.
 
     Raises:
-        DataError: the data cannot be read, or a prompt is too long.
+        DataError: a prompt is too long.
     """
-    templates = {name: prompt.renderer.template for name, prompt in learned.items()}
-    examples = read_examples(paths, templates, answers=False)
     count = min(len(examples), MOST_EXAMPLES)
     rows = []
     cuts: dict[str, int] = {}
@@ -114,9 +114,10 @@ def measure_moments(
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
     model = build_decoder(config, contract, weights)
-    run_passes(model, exporter.prepare_passes())
+    stages = exporter.passes(Job(config, contract, BuildOptions("none")))
+    run_passes(model, stages.prepare)
     watched = _watch(model)
-    run_passes(model, exporter.cpu_passes(config, contract))
+    run_passes(model, stages.floats)
     with TemporaryDirectory(prefix="plc-calibration-") as folder:
         save(model, Path(folder))
         del model
@@ -126,10 +127,10 @@ def measure_moments(
         sums = _Sums()
         with progress.bar("calibrating", len(rows)) as bar:
             for prompt, ids in rows:
-                past = engine.start([prompt])
+                batch = Batch(engine)
+                batch.admit(0, prompt)
                 for start in range(0, len(ids), PIECE):
-                    piece = ids[None, start : start + PIECE]
-                    engine.step(piece, past + start, past * 0 + piece.shape[1] - 1, [prompt])
+                    batch.feed({0: ids[start : start + PIECE]})
                     for output, seen in engine.watched():
                         sums.add(watched[output], seen[0])
                 bar.advance()

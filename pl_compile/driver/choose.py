@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pl_compile.checkpoints.checkpoint import Checkpoint
 from pl_compile.config.build import AUTO, BuildOptions, Choice
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
@@ -27,7 +28,6 @@ from pl_compile.exporters.options import stored_as
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import LOSSLESS, error_on_full_range
 from pl_compile.runtime.kernels import instruction_set
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weight
 
 _FAST, _ANYWHERE = "native-cpu", "onnx-cpu"

@@ -14,7 +14,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
 from pl_compile.driver.build_plans import note_gpu
-from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.exporter import Exporter, Job
 from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import PassRecord, clear_dumps, run_passes
@@ -114,15 +114,18 @@ def compile_base(
         part = shard_weights(weights, recipe.config, shard)
         model = build_decoder(config, contract, part, baked)
         seen = _moments_of(moments, recipe.config, shard)
-        found: list[WeightError] = []
-        steps = exporter.passes(config, contract, options, seen, found)
+        job = Job(config, contract, options, seen)
         dump = None if dump_to is None else dump_to / name
-        passes.append(run_passes(model, steps, dump_to=dump, progress=progress))
-        errors += [replace(error, weight=f"{name}/{error.weight}".lstrip("/")) for error in found]
+        run = run_passes(model, exporter.passes(job).all, dump_to=dump, progress=progress)
+        passes.append(run.records)
+        errors += [
+            replace(error, weight=f"{name}/{error.weight}".lstrip("/"))
+            for error in run.weight_errors
+        ]
         exporter.build(model, place, contract, options, progress)
         if (place / PLAN_RECORD).is_file():
             plans.append(note_gpu(place, read_plan_record(place)))
-    return CompiledBase(tuple(passes[0]), tuple(errors), tuple(plans))
+    return CompiledBase(passes[0], tuple(errors), tuple(plans))
 
 
 def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRuntimeEngine:
@@ -136,7 +139,8 @@ def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRunt
     exporter, config = recipe.exporter, recipe.config
     contract = replace(recipe.contract, candidates=0, ranks=1)
     model = build_decoder(config, contract, weights, recipe.baked)
-    run_passes(model, [*exporter.prepare_passes(), *exporter.cpu_passes(config, contract)])
+    stages = exporter.passes(Job(config, contract, recipe.options))
+    run_passes(model, [*stages.prepare, *stages.floats])
     save(model, folder)
     return OnnxRuntimeEngine(folder / MODEL_NAME, contract)
 

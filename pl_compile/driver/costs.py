@@ -8,13 +8,13 @@ takes some milliseconds to compute and some microseconds to copy.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.config.build import BuildOptions, FoldMode
+from pl_compile.config.build import DEFAULT_TABLE_BITS, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
+from pl_compile.report.model import BaseCost, TaskCost
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.weights.names import TABLES, weight_shapes
 
@@ -27,56 +27,6 @@ _SECONDS_PER_PREFIX = 2e-4
 _PREFIXES_OF_WEIGHTS = 0.5
 
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class BaseCost:
-    """What the base costs.
-
-    Attributes:
-        parameters: numbers of the base; a tied head counts once.
-        weight_bytes: of the compiled weights, scales included; of all ranks.
-        file_bytes: of the target's files: a plan holds the weights once more.
-        operations_per_token: multiplications and additions of a token in the layers.
-        kv_bytes_per_token: of a cache entry in all layers.
-        cache_bytes_per_row: of a row's whole cache.
-    """
-
-    parameters: int
-    weight_bytes: int
-    file_bytes: int
-    operations_per_token: int
-    kv_bytes_per_token: int
-    cache_bytes_per_row: int
-
-
-@dataclass(frozen=True)
-class TaskCost:
-    """What a task costs, and what is done with its head.
-
-    Attributes:
-        task: its name.
-        virtual_tokens: of its prompt.
-        prompt_bytes: of its rows, or of its learned prefix.
-        head_tokens: of its constant head, virtual ones included.
-        saved_tokens: that each prefill is spared by folding; 0 where it is not folded.
-        folded_bytes: of the folded prefix; 0 where it is not folded.
-        break_even_tokens: heads shorter than this are computed sooner than copied.
-        tasks_per_gib: how many prefixes of this size a GiB holds; None where it is not folded.
-        folded: whether it is.
-        reason: why, or why not.
-    """
-
-    task: str
-    virtual_tokens: int
-    prompt_bytes: int
-    head_tokens: int
-    saved_tokens: int
-    folded_bytes: int
-    break_even_tokens: int
-    tasks_per_gib: int | None
-    folded: bool
-    reason: str
 
 
 def base_cost(
@@ -98,13 +48,13 @@ def base_cost(
             products += size
             operations += 2 * size
     rest = parameters - products - tables
-    bits = {"none": None, "int8": 8, "int4": 4}[options.quantization]
-    table_bits = None if bits is None or options.table_bits == 0 else (options.table_bits or 8)
+    bits = {"none": 0, "int8": 8, "int4": 4}[options.quantization]
+    table_bits = DEFAULT_TABLE_BITS if options.table_bits is None else options.table_bits
     block = options.scale_block
     wide = 4 if options.dtype == "float32" else 2
     per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * wide
     # What is not divided, every rank has whole.
-    whole = _bytes(tables, table_bits, block, wide) + wide * rest
+    whole = _bytes(tables, bits and table_bits, block, wide) + wide * rest
     weight_bytes = _bytes(products, bits, block, wide) + contract.ranks * whole
     return BaseCost(
         parameters,
@@ -116,8 +66,8 @@ def base_cost(
     )
 
 
-def _bytes(count: int, bits: int | None, block: int, wide: int) -> int:
-    if bits is None:
+def _bytes(count: int, bits: int, block: int, wide: int) -> int:
+    if bits == 0:
         return wide * count
     return count * bits // 8 + (wide * count // block if block else 0)
 

@@ -10,8 +10,8 @@ from pl_compile.artifact.bundle import MANIFEST, read_bundle
 from pl_compile.artifact.plan_record import PLAN_NAME, read_plan_record
 from pl_compile.artifact.prompt_table import FORMAT, TABLE_NAME, TaskEntry, read_prompt_table
 from pl_compile.artifact.tensors import read_tensor_file
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import ArtifactError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.importers.peft import CONFIG_NAME as ADAPTER
 from pl_compile.importers.peft import read_peft_adapter
 from pl_compile.importers.run_checkpoint import FORMAT as CHECKPOINT

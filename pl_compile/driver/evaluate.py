@@ -26,8 +26,9 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, read_examples
+from pl_compile.text.template import Template
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.identity import identify_base
+from pl_compile.weights.fingerprint import identify_base
 from pl_compile.weights.open_base import open_base
 
 # Room beyond the longest right answer: enough to see a wrong one, without writing novels.
@@ -137,17 +138,54 @@ def evaluate(
         DataError: the data cannot be read, or examples have no answer that can be scored.
         RequestError: examples that cannot be served, all with their places, before any is.
         ConfigError: an unknown metric.
-        AnswerError: the logits of some examples are no finite numbers: a score without them would
-            not be that of the data. Its `results` are the scores of the other tasks.
+        AnswerError: as for `score_examples`.
+    """
+    templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
+    examples = read_to_score(data, templates, options)
+    return score_examples(session, examples, options, reference=reference, progress=progress)
+
+
+def read_to_score(
+    data: Sequence[Path], templates: Mapping[str, Template], options: EvalOptions
+) -> dict[str, list[Example]]:
+    """The examples of each task that occurs in the data, checked: all of them can be scored.
+
+    Raises:
+        DataError: the data cannot be read, or examples have no answer that can be scored.
+        ConfigError: an unknown metric.
     """
     if options.metric not in ("auto", *METRICS):
         found, fix = unknown_name(options.metric, ("auto", *METRICS), what="metric")
         raise ConfigError("choosing the metric", found=found, fix=fix)
-    templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
     examples = read_examples(data, templates, answers=False)
     by_task = first_of_each_task(examples, options.limit)
     check_answers(by_task, templates, options.metric)
-    asked = [_asked(session, task, mine, options) for task, mine in by_task.items()]
+    return by_task
+
+
+def score_examples(
+    session: Session,
+    examples: Mapping[str, Sequence[Example]],
+    options: EvalOptions,
+    *,
+    reference: Session | None = None,
+    progress: Progress = SILENT,
+) -> list[TaskScore]:
+    """The scores of tasks.
+
+    Args:
+        session: what answers.
+        examples: of each task, as `read_to_score` gives them.
+        options: how to score.
+        reference: a second session, whose answers are compared.
+        progress: who is told.
+
+    Raises:
+        RequestError: examples that cannot be served, all with their places, before any is.
+        AnswerError: the logits of some examples are no finite numbers: a score without them would
+            not be that of the data. Its `results` are the scores of the other tasks.
+    """
+    asked = [_asked(session, task, mine, options) for task, mine in examples.items()]
     requests = iter(
         checked_requests(
             session,

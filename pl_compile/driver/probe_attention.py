@@ -6,6 +6,7 @@ documentation. So the GPU is asked, once, before a plan is built on it: both for
 network, with rows of different lengths, and the form is taken where it computes what the mask does.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 from pl_compile.artifact.plan_record import AttentionForm
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError, PlcError
+from pl_compile.exporters.bodies import library_of
 from pl_compile.exporters.tensorrt.api import ParsedNetwork, PlanOptions, build_plan, parse
-from pl_compile.exporters.tensorrt.exporter import (
-    lower_right_attention_function,
-    masked_attention_function,
-)
-from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
+from pl_compile.exporters.tensorrt.exporter import attend_masked
+from pl_compile.graph.blocks import attention
+from pl_compile.graph.builder import GraphBuilder
+from pl_compile.graph.operators import AttentionSettings
+from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
+from pl_compile.passes.use_lower_right import UseLowerRight
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -103,27 +107,24 @@ def _network(
 ) -> ParsedNetwork:
     g = GraphBuilder({})
     cache: list[int | str] = ["batch", _HEADS, _CAPACITY, head_dim]
-    step: list[int | str] = ["batch", _HEADS, "seq", head_dim]
+    step: list[int | str] = ["batch", "seq", _HEADS * head_dim]
     # Given and taken as float32; caches are of the type itself: they are updated in place.
     kind = _TYPES[dtype]
     given = [g.input(name, ir.DataType.FLOAT, step) for name in ("query", "key", "value")]
-    floats = [g.op("Cast", [value], f"{value.name}.narrow", to=kind) for value in given]
-    pasts = [g.input(name, kind, cache) for name in ("past_key", "past_value")]
+    parts = [g.op("Cast", [value], f"{value.name}.narrow", to=kind) for value in given]
+    past_key, past_value = (g.input(name, kind, cache) for name in ("past_key", "past_value"))
     lengths = g.input("past_lengths", ir.DataType.INT64, ["batch"])
-    outputs = g.ops(
-        "CachedAttention", [*floats, *pasts, lengths], "cached", domain=PLC_DOMAIN, outputs=3
-    )
-    wide = g.op("Cast", [outputs[0]], "wide", to=ir.DataType.FLOAT)
+    settings = AttentionSettings(_HEADS, _HEADS, 1 / math.sqrt(head_dim))
+    output, presents = attention(g, settings, parts, (past_key, past_value), lengths, "asked")
+    wide = g.op("Cast", [output], "wide", to=ir.DataType.FLOAT)
     g.output(wide, "output", ir.DataType.FLOAT, step)
-    for value, name in zip(outputs[1:], ("present_key", "present_value"), strict=True):
+    for value, name in zip(presents, ("present_key", "present_value"), strict=True):
         g.output(value, name, kind, cache)
     model = g.model("attention")
-    function = (
-        masked_attention_function(head_dim, _CAPACITY)
-        if form == "mask"
-        else lower_right_attention_function(head_dim)
-    )
-    run_passes(model, [LinkFunctions([function])])
+    passes: list[GraphPass] = [LinkFunctions(library_of(attend_masked)), NameFunctions()]
+    if form == "lower_right":
+        passes.append(UseLowerRight())
+    run_passes(model, passes)
     path = folder / f"{form}.onnx"
     ir.save(model, path)
     return parse(path, target, attention=form)
@@ -132,12 +133,14 @@ def _network(
 def _numbers(head_dim: int, dtype: str, past: tuple[int, ...], seq: int) -> dict[str, NDArray[Any]]:
     generator = np.random.default_rng(seq)
 
-    def draw(width: int) -> NDArray[np.float32]:
-        return generator.normal(size=(len(past), _HEADS, width, head_dim)).astype(np.float32)
+    def draw(*sizes: int) -> NDArray[np.float32]:
+        return generator.normal(size=(len(past), *sizes)).astype(np.float32)
 
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    caches = {name: draw(_CAPACITY).astype(kind) for name in ("past_key", "past_value")}
-    steps = {name: draw(seq) for name in ("query", "key", "value")}
+    caches = {
+        name: draw(_HEADS, _CAPACITY, head_dim).astype(kind) for name in ("past_key", "past_value")
+    }
+    steps = {name: draw(seq, _HEADS * head_dim) for name in ("query", "key", "value")}
     return {**steps, **caches, "past_lengths": np.asarray(past, np.int64)}
 
 

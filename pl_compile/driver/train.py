@@ -12,7 +12,8 @@ from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.train import TrainConfig
 from pl_compile.driver.evaluate import EvalOptions, evaluate
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.session import Session
 from pl_compile.text.tokenizer import Tokenizer
@@ -21,7 +22,6 @@ from pl_compile.training.data.load import sequence_rules
 from pl_compile.training.reference import TorchEngine
 from pl_compile.training.run import Helpers, Scores, TrainResult, run_training
 from pl_compile.training.team import leads
-from pl_compile.weights.bases import find_base
 
 
 def train_run(
@@ -34,8 +34,10 @@ def train_run(
     """
     progress = progress if leads() else SILENT  # of several processes, one talks
 
-    def score(config: TrainConfig, base: FrozenBase, table: PromptTable | None) -> Scores:
-        return score_answers(config, base, table, progress=progress)
+    def score(
+        config: TrainConfig, base: FrozenBase, tokenizer: Tokenizer, table: PromptTable | None
+    ) -> Scores:
+        return score_answers(config, base, tokenizer, table, progress=progress)
 
     def bundle(table: Path, base: Path, output: Path) -> None:
         # For any machine: nobody knows where a bundle that is uploaded will be served.
@@ -51,6 +53,7 @@ def train_run(
 def score_answers(
     config: TrainConfig,
     base: FrozenBase,
+    tokenizer: Tokenizer,
     table: PromptTable | None,
     *,
     progress: Progress = SILENT,
@@ -60,10 +63,10 @@ def score_answers(
     Args:
         config: `validation` says how many, and by which metric.
         base: of the run, in its precision.
+        tokenizer: the base's.
         table: the prompts; None for none.
         progress: who is told.
     """
-    tokenizer = Tokenizer.from_folder(find_base(config.base), vocab=base.config.vocab)
     entries = _without_prompts(config, base, tokenizer) if table is None else table.entries
     session = Session.of_entries(tokenizer, entries, TorchEngine(base))
     wanted = config.validation

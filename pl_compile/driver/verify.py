@@ -28,10 +28,10 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
 from pl_compile.runtime.engines.opening import check_plans, check_target
-from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
+from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.open_base import open_base
 
 
@@ -92,10 +92,7 @@ def verify_bundle(
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
     served = prompts_of_bundle(bundle, tokenizer)  # a session must be able to render them
-    learned = {
-        name: TaskPrompt.of(entry, tokenizer, number)
-        for number, (name, entry) in enumerate(bundle.entries.items())
-    }
+    learned = learned_prompts(bundle.entries, tokenizer)
     target, precision = bundle.manifest.target, bundle.manifest.precision
     _check_flavour(bundle, flavour)
     check_target(bundle)

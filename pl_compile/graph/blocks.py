@@ -4,10 +4,13 @@ Shapes use the words `batch seq hidden heads head_dim ffn`. Activations are floa
 `[batch, seq, hidden]` unless said otherwise.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
-from pl_compile.config.decoder import DecoderConfig
-from pl_compile.graph.builder import DIST_DOMAIN, PLC_DOMAIN, GraphBuilder
+from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
+from pl_compile.graph.operators import ATTENTION, PLC_DOMAIN, AttentionSettings
 
 # A cache pair of one layer: float [batch, kv_heads, capacity, head_dim] each.
 Cache = tuple[ir.Value, ir.Value]
@@ -55,55 +58,71 @@ def layer_norm(g: GraphBuilder, x: ir.Value, name: str, eps: float) -> ir.Value:
     return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=eps)
 
 
-def split_heads(g: GraphBuilder, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
-    """`[batch, seq, heads * head_dim]` to `[batch, heads, seq, head_dim]`."""
-    x = g.op("Reshape", [x, g.integers(0, 0, heads, head_dim)], f"{name}.split_heads")
-    return g.op("Transpose", [x], f"{name}.heads_first", perm=[0, 2, 1, 3])
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (arXiv:2104.09864).
+
+    Attributes:
+        positions: int64 `[batch, seq]`, as `token_positions` gives them.
+        cos: float `[capacity, head_dim / 2]`.
+        sin: as `cos`.
+    """
+
+    positions: ir.Value
+    cos: ir.Value
+    sin: ir.Value
 
 
-def cached_attention(
+def attention(
     g: GraphBuilder,
-    config: DecoderConfig,
-    query: ir.Value,
-    key: ir.Value,
-    value: ir.Value,
+    settings: AttentionSettings,
+    parts: Sequence[ir.Value],
     cache: Cache,
     past_lengths: ir.Value,
     name: str,
+    *,
+    rotary: Rotary | None = None,
+    norms: tuple[ir.Value, ir.Value] | None = None,
 ) -> tuple[ir.Value, Cache]:
     """Writes keys and values into the cache and attends causally over what it holds.
 
     Args:
         g: the graph.
-        config: the base.
-        query: `[batch, heads, seq, head_dim]`.
-        key: `[batch, kv_heads, seq, head_dim]`.
-        value: as `key`.
+        settings: heads, scale and what else the layer computes.
+        parts: query `[batch, seq, heads * head_dim]`, key and value
+            `[batch, seq, kv_heads * head_dim]`.
         cache: the layer's cache before this step.
         past_lengths: int64 `[batch]`; row `b` is written from entry `past_lengths[b]` on.
         name: of the attention.
+        rotary: how queries and keys are rotated; None where positions are learned.
+        norms: weights `[head_dim]` of the norms of queries and of keys, if they have some.
 
     Returns:
         `[batch, seq, heads * head_dim]`, and the cache after this step.
     """
+    turned = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
+    optional = _without_end([*turned, *(norms or ())])
     y, present_key, present_value = g.ops(
-        "CachedAttention",
-        [query, key, value, *cache, past_lengths],
-        f"{name}.cached",
+        ATTENTION,
+        [*parts, *cache, past_lengths, *optional],
+        f"{name}.attend",
         domain=PLC_DOMAIN,
         outputs=3,
+        **settings.attributes,
     )
-    y = g.op("Transpose", [y], f"{name}.seq_first", perm=[0, 2, 1, 3])
-    width = config.heads * config.head_dim
-    y = g.op("Reshape", [y, g.integers(0, 0, width)], f"{name}.join_heads")
     return y, (present_key, present_value)
 
 
-def gated_mlp(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Value:
-    """`down(silu(gate(x)) * up(x))` (SwiGLU, arXiv:2002.05202)."""
-    gate = linear(g, x, f"{name}.gate")
-    gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], f"{name}.sigmoid")], f"{name}.silu")
-    product = g.op("Mul", [gate, linear(g, x, f"{name}.up")], f"{name}.product")
+def _without_end(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    """The inputs up to the last that is given."""
+    given = [index for index, value in enumerate(inputs) if value is not None]
+    return inputs[: given[-1] + 1] if given else []
+
+
+def gated_mlp(g: GraphBuilder, x: ir.Value, name: str, ranks: int, gate: str) -> ir.Value:
+    """`down(gate(x) * up(x))`, where `gate` is `SWIGLU` or `GEGLU` (arXiv:2002.05202)."""
+    halves = [linear(g, x, f"{name}.{part}") for part in ("gate", "up")]
+    product = g.op(gate, halves, f"{name}.product", domain=PLC_DOMAIN)
     return row_parallel(g, product, f"{name}.down", ranks)
 
 

@@ -11,12 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.graph.operators import PLC_DOMAIN
+
 # TensorScatter, Attention, RotaryEmbedding and RMSNormalization are standard from here on.
 OPSET = 24
 IR_VERSION = 11
-
-# Calls into the library that each target links: see exporters/.
-PLC_DOMAIN = "plc"
 
 # Of collectives. TensorRT looks at the operator's name alone; ONNX Runtime finds ours here.
 DIST_DOMAIN = "plc.dist"

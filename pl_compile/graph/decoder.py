@@ -1,8 +1,8 @@
 """The main graph of a base: prompts, family's layers, head. One for every target.
 
 In: `DecoderConfig`, `GraphContract`, weights, and the prompts where they are baked. Out: an ONNX
-model whose attention calls `plc::CachedAttention`; a target links its own body for it
-(`exporters/`), and only then the model runs.
+model that calls operators of the `plc` domain (`operators.py`). A target lowers them
+(`exporters/`); only then the model runs.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,5 +1,7 @@
 """The Llama family, top to bottom (arXiv:2302.13971; grouped queries arXiv:2305.13245)."""
 
+from math import sqrt
+
 import numpy as np
 import onnx_ir as ir
 
@@ -7,14 +9,15 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.graph.blocks import (
     Cache,
-    cached_attention,
+    Rotary,
+    attention,
     gated_mlp,
     linear,
     rms_norm,
     row_parallel,
-    split_heads,
 )
 from pl_compile.graph.builder import GraphBuilder
+from pl_compile.graph.operators import SWIGLU, AttentionSettings
 
 
 def llama_layers(
@@ -34,9 +37,8 @@ def llama_layers(
         y, present = _attention(g, config, contract, h, positions, past_lengths, cache, layer)
         x = g.op("Add", [x, y], f"{layer}.attention.residual")
         h = rms_norm(g, x, f"{layer}.mlp_norm", config.norm_eps)
-        x = g.op(
-            "Add", [x, gated_mlp(g, h, f"{layer}.mlp", contract.ranks)], f"{layer}.mlp.residual"
-        )
+        y = gated_mlp(g, h, f"{layer}.mlp", contract.ranks, SWIGLU)
+        x = g.op("Add", [x, y], f"{layer}.mlp.residual")
         presents.append(present)
     return x, presents
 
@@ -57,19 +59,10 @@ def _attention(
     layer: str,
 ) -> tuple[ir.Value, Cache]:
     name = f"{layer}.attention"
-    cos, sin = _rotary_tables(g, config, contract)
-
-    def heads(part: str, count: int) -> ir.Value:
-        full = f"{name}.{part}"
-        return split_heads(g, linear(g, x, full), count, config.head_dim, full)
-
-    def rotated(value: ir.Value, part: str) -> ir.Value:
-        return g.op("RotaryEmbedding", [value, cos, sin, positions], f"{name}.{part}.rotary")
-
-    query = rotated(heads("q", config.heads), "q")
-    key = rotated(heads("k", config.kv_heads), "k")
-    value = heads("v", config.kv_heads)
-    y, present = cached_attention(g, config, query, key, value, cache, past_lengths, name)
+    settings = AttentionSettings(config.heads, config.kv_heads, 1 / sqrt(config.head_dim))
+    rotary = Rotary(positions, *_rotary_tables(g, config, contract))
+    parts = [linear(g, x, f"{name}.{part}") for part in "qkv"]
+    y, present = attention(g, settings, parts, cache, past_lengths, name, rotary=rotary)
     return row_parallel(g, y, f"{name}.o", contract.ranks), present
 
 

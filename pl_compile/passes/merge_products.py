@@ -3,14 +3,20 @@
 before:  q = MatMul(x, wq)    k = MatMul(x, wk)    v = MatMul(x, wv)
 after:   q, k, v = Split(MatMul(x, [wq | wk | wv]))
 
-Biases that are added to all of them are merged alike.
+Biases that are added to all of them are merged alike. Where the products are the parts that one
+operator of ours takes, it takes them packed:
+
+before:  y, pk, pv = plc::Attention(q, k, v, past_key, ...)      z = plc::SwiGlu(gate, up)
+after:   y, pk, pv = plc::Attention(qkv, , , past_key, ...)      z = plc::SwiGlu(gate_up)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from pl_compile.graph.operators import PARTS, PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
@@ -60,12 +66,47 @@ def _merge(edit: Edit, value: ir.Value, products: list[ir.Node]) -> None:
         (result,) = edit.insert(products[0], "Add", [result, bias], f"{name}.add_bias")
     else:
         last = products
-    sizes = edit.initializer(f"{name}.sizes", np.asarray([w.shape[1] for w in weights], np.int64))
+    ends = [node.outputs[0] for node in last]
+    user = _packing_user(ends)
+    if user is None:
+        _split(edit, products[0], result, [w.shape[1] for w in weights], last, name)
+    else:
+        _pack(user, result, len(ends))
+
+
+def _split(
+    edit: Edit,
+    before: ir.Node,
+    result: ir.Value,
+    widths: Sequence[int],
+    replaced: Sequence[ir.Node],
+    name: str,
+) -> None:
+    sizes = edit.initializer(f"{name}.sizes", np.asarray(widths, np.int64))
     parts = edit.insert(
-        products[0], "Split", [result, sizes], f"{name}.split", outputs=len(products), axis=-1
+        before, "Split", [result, sizes], f"{name}.split", outputs=len(widths), axis=-1
     )
-    for node, part in zip(last, parts, strict=True):
+    for node, part in zip(replaced, parts, strict=True):
         edit.replace(node, [part])
+
+
+def _packing_user(parts: Sequence[ir.Value]) -> ir.Node | None:
+    """The operator whose parts these are, in this order, and that alone uses them."""
+    users = {user for part in parts for user, _ in part.uses()}
+    if len(users) != 1 or any(part.is_graph_output() for part in parts):
+        return None
+    (user,) = users
+    if user.domain != PLC_DOMAIN or PARTS.get(user.op_type) != len(parts):
+        return None
+    return user if tuple(user.inputs[: len(parts)]) == tuple(parts) else None
+
+
+def _pack(user: ir.Node, result: ir.Value, parts: int) -> None:
+    user.replace_input_with(0, result)
+    for index in range(1, parts):
+        user.replace_input_with(index, None)
+    if len(user.inputs) == parts:
+        user.resize_inputs(1)
 
 
 def _biased(node: ir.Node) -> ir.Node | None:

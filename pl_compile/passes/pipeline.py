@@ -16,6 +16,7 @@ import onnx_ir as ir
 from pl_compile.artifact.files import write_atomically
 from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.quantize_weights import QuantizeResult, WeightError
 from pl_compile.passes.verify import verify_model
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import Scheme
@@ -46,13 +47,26 @@ class PassRecord:
     weight_bytes: int
 
 
+@dataclass(frozen=True)
+class PassRun:
+    """What a list of passes did.
+
+    Attributes:
+        records: of each pass.
+        weight_errors: what rounding did to each weight.
+    """
+
+    records: tuple[PassRecord, ...]
+    weight_errors: tuple[WeightError, ...]
+
+
 def run_passes(
     model: ir.Model,
     passes: Sequence[GraphPass],
     *,
     dump_to: Path | None = None,
     progress: Progress = SILENT,
-) -> list[PassRecord]:
+) -> PassRun:
     """Runs the passes in their order, in place.
 
     Args:
@@ -70,16 +84,19 @@ def run_passes(
     if dump_to is not None:
         _dump(model, dump_to / _FIRST)
     records: list[PassRecord] = []
+    errors: list[WeightError] = []
     with progress.bar("passes", len(passes)) as bar:
         for number, each in enumerate(passes, 1):
-            records.append(_run_pass(model, each, records))
+            record, result = _run_pass(model, each, records)
+            records.append(record)
+            errors += result.errors if isinstance(result, QuantizeResult) else ()
             if dump_to is not None:
                 _dump(model, dump_to / f"{number:02}-{each.name}.onnx.txt")
             bar.advance(note=each.name)
     if dump_to is not None:
         text = json.dumps([asdict(record) for record in records], indent=2)
         write_atomically(dump_to / _RECORDS, (text + "\n").encode())
-    return records
+    return PassRun(tuple(records), tuple(errors))
 
 
 def dumped_files(folder: Path) -> list[str]:
@@ -105,7 +122,9 @@ def clear_dumps(folder: Path) -> None:
         raise ArtifactError(f"removing the dump in {folder}", found=reason_of(error)) from error
 
 
-def _run_pass(model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]) -> PassRecord:
+def _run_pass(
+    model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]
+) -> tuple[PassRecord, ir.passes.PassResult]:
     started = time.perf_counter()
     try:
         result = each(model)
@@ -119,7 +138,7 @@ def _run_pass(model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]) -
         raise ir.passes.PassError(
             f"{each.name} broke the model (passes before it: {before})"
         ) from error
-    return PassRecord(
+    record = PassRecord(
         each.name,
         _options(each),
         result.modified,
@@ -127,6 +146,7 @@ def _run_pass(model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]) -
         len(model.graph),
         sum(_bytes(value) for value in model.graph.initializers.values()),
     )
+    return record, result
 
 
 def model_text(model: ir.Model) -> str:

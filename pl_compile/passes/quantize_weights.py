@@ -12,7 +12,7 @@ Tables of the vocabulary, [vocab, hidden], are quantised along hidden, for the e
 head alike.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.graph.builder import PLC_DOMAIN
+from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.quantize.gptq import gptq
@@ -55,6 +55,17 @@ class WeightError:
     bytes: int
 
 
+@dataclass
+class QuantizeResult(ir.passes.PassResult):
+    """What the pass did.
+
+    Attributes:
+        errors: one record for each weight.
+    """
+
+    errors: tuple[WeightError, ...] = ()
+
+
 @dataclass(frozen=True)
 class QuantizeWeights(GraphPass):
     """Quantises every product's weight, and the tables of the vocabulary.
@@ -63,13 +74,11 @@ class QuantizeWeights(GraphPass):
         products: for the layers' weights.
         tables: for embedding and head; None leaves them as they are.
         moments: of the activations; GPTQ is used where they are given, else the nearest codes.
-        errors: gets a record for each weight.
     """
 
     products: Scheme
     tables: Scheme | None
     moments: Moments | None = None
-    errors: list[WeightError] = field(default_factory=list, compare=False)
 
     def requires(self, model: ir.Model) -> None:
         """Blocks divide the inputs of each weight."""
@@ -77,20 +86,26 @@ class QuantizeWeights(GraphPass):
             for value, scheme, along in self._weights_of(node):
                 self._check(value, scheme, along)
 
-    def rewrite(self, model: ir.Model) -> bool:
-        """See the module."""
+    def call(self, model: ir.Model) -> QuantizeResult:
+        """See `GraphPass.call`; the result says what rounding did."""
         edit = Edit(model)
         done: dict[str, ir.Value] = {}
+        errors = []
         for node in list(model.graph):
             for value, scheme, along in self._weights_of(node):
                 name = str(value.name)
                 if name not in done:
-                    done[name] = self._quantize(edit, node, value, scheme, along)
+                    done[name], error = self._quantize(edit, node, value, scheme, along)
+                    errors.append(error)
                 for index, taken in enumerate(node.inputs):
                     if taken is value:
                         node.replace_input_with(index, done[name])
         edit.drop_unused()
-        return bool(done)
+        return QuantizeResult(model, bool(done), tuple(errors))
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        return self.call(model).modified
 
     def _weights_of(self, node: ir.Node) -> list[tuple[ir.Value, Scheme, int]]:
         """Weights that a node takes, each with its scheme and the axis of its inputs."""
@@ -117,7 +132,7 @@ class QuantizeWeights(GraphPass):
 
     def _quantize(
         self, edit: Edit, node: ir.Node, value: ir.Value, scheme: Scheme, along: int
-    ) -> ir.Value:
+    ) -> tuple[ir.Value, WeightError]:
         name = str(value.name)
         array = array_of(value)
         assert array is not None
@@ -127,7 +142,6 @@ class QuantizeWeights(GraphPass):
             quantized = round_to_nearest(weight, scheme)
         else:
             quantized = gptq(weight, scheme, moment)
-        self.errors.append(_error(name, weight, quantized, moment))
         codes, grid = quantized.codes, [quantized.grid.scales]
         if quantized.grid.lows is not None:
             grid.append(quantized.grid.lows)
@@ -151,7 +165,7 @@ class QuantizeWeights(GraphPass):
             domain=PLC_DOMAIN if scheme.offset else "",
             **attributes,
         )
-        return result
+        return result, _error(name, weight, quantized, moment)
 
 
 def _error(

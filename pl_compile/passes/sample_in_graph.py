@@ -1,12 +1,13 @@
 """The next token is chosen in the graph, from noise that the host draws.
 
 before:  logits
-after:   logits, and next_token from logits, temperature, top_k, top_p and noise
+after:   logits, and next_token from logits, noise and the numbers of `config.sampling.IN_GRAPH`
 
     values, ids = TopK(logits, candidates)                      likeliest first
     scaled      = (values - values[0]) / temperature            of rank >= top_k: minus infinity
     stays       = CumSum(Softmax(scaled), exclusive) < top_p    the first always does
-    next_token  = ids[ArgMax(Where(stays, scaled + noise, minus infinity))]
+    falls       = Exp(scaled) < min_p                           the first never does
+    next_token  = ids[ArgMax(scaled + noise)]                   of those that stay and do not fall
 
 The largest of logits plus Gumbel noise is a draw from their softmax (arXiv:1611.00712); with
 temperature 0 there is no noise, and it is the likeliest token. `runtime/sampling.py` does the
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pl_compile.config.contract import LOGITS, NEXT_TOKEN, NOISE, TEMPERATURE, TOP_K, TOP_P
+from pl_compile.config.contract import LOGITS, NEXT_TOKEN, NOISE
+from pl_compile.config.sampling import IN_GRAPH
 from pl_compile.passes.edit import Edit
 from pl_compile.passes.graph_pass import GraphPass
 
@@ -38,11 +40,13 @@ class SampleInGraph(GraphPass):
         graph = model.graph
         edit = Edit(model)
         logits = next(value for value in graph.outputs if value.name == LOGITS)
-        temperature = ir.val(TEMPERATURE, ir.DataType.FLOAT, ["batch"])
-        top_k = ir.val(TOP_K, ir.DataType.INT64, ["batch"])
-        top_p = ir.val(TOP_P, ir.DataType.FLOAT, ["batch"])
+        numbers = {
+            name: ir.val(name, ir.DataType.from_numpy(np.dtype(dtype)), ["batch"])
+            for name, dtype in IN_GRAPH.items()
+        }
+        temperature = numbers["temperature"]
         noise = ir.val(NOISE, ir.DataType.FLOAT, ["batch", self.candidates])
-        graph.inputs.extend([temperature, top_k, top_p, noise])
+        graph.inputs.extend([*numbers.values(), noise])
 
         def op(op_type: str, *inputs: ir.Value, name: str, **attributes: int) -> ir.Value:
             output = ir.val(f"sample.{name}/out")
@@ -75,15 +79,18 @@ class SampleInGraph(GraphPass):
         scaled = op("Sub", values, first, name="from_first")
         scaled = op("Div", scaled, column(divisor, "divisor.column"), name="scaled")
         ranks = constant("ranks", np.arange(self.candidates), np.int64)
-        within = op("Less", ranks, column(top_k, "top_k.column"), name="within_top_k")
+        within = op("Less", ranks, column(numbers["top_k"], "top_k.column"), name="within_top_k")
         scaled = op("Where", within, scaled, lowest, name="top_k")
         shares = op("Softmax", scaled, name="shares", axis=-1)
         axis = constant("axis", 1, np.int64)
         before = op("CumSum", shares, axis, name="before", exclusive=1)
-        stays = op("Less", before, column(top_p, "top_p.column"), name="within_top_p")
+        stays = op("Less", before, column(numbers["top_p"], "top_p.column"), name="within_top_p")
+        of_first = op("Exp", scaled, name="of_first")
+        falls = op("Less", of_first, column(numbers["min_p"], "min_p.column"), name="below_min_p")
         quiet = op("Where", column(is_greedy, "is_greedy.column"), zero, noise, name="noise")
         noisy = op("Add", scaled, quiet, name="noisy")
         noisy = op("Where", stays, noisy, lowest, name="top_p")
+        noisy = op("Where", falls, lowest, noisy, name="min_p")
         chosen = op("ArgMax", noisy, name="chosen", axis=-1, keepdims=1)
         token = op("GatherElements", ids, chosen, name="token", axis=-1)
         token = op("Squeeze", token, last, name="next_token")

@@ -8,26 +8,28 @@ before:  y = Gemm(x, DequantizeLinear(table, scales, axis=1, block_size=32), tra
 after:   y = plc::BlockProduct(x, packed, steps, bits=8, block=32, columns=..., gated=0)
          e = plc::BlockLookup(packed, steps, ids, bits=8, block=32, columns=...)
 
-before:  gate, up = Split(BlockProduct(x, [wg | wu]))
-         y = Mul(Mul(gate, Sigmoid(gate)), up)
+before:  y = plc::SwiGlu(MatMul(x, DequantizeLinear([wg | wu], scales, axis=0, block_size=32)))
 after:   y = plc::BlockProduct(x, [wg0 | wu0 | wg1 | wu1 ...], gated=1)     in tiles of 16
 
-Embedding and head read one table. A call names its variant in `overload`, by which a model finds
-the body in standard operators that stands for it where the kernels are not (`exporters/`).
+gated is 2 for a GeGlu. Embedding and head read one table.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.graph.builder import PLC_DOMAIN
+from pl_compile.graph.operators import GEGLU, PLC_DOMAIN, SWIGLU
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
 # Outputs that the kernels compute together.
 TILE = 16
+
+# What `gated` is where a product's columns are gate and up, which the kernel joins.
+GATES = {1: SWIGLU, 2: GEGLU}
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,16 @@ def _lower(edit: Edit, dequantize: ir.Node) -> None:
             inputs.insert(2, user.inputs[1])
             _replace(edit, user, user, "BlockLookup", weight, inputs)
             continue
-        product = _gated_product(user)
-        if product is None:
+        gate = _gate(user) if weight.codes.shape[1] % (2 * TILE) == 0 else None
+        if gate is None:
             inputs = [user.inputs[0], *_stored(edit, weight)]
             _replace(edit, user, user, "BlockProduct", weight, inputs, gated=0)
         else:
             halves = np.arange(weight.codes.shape[1]).reshape(2, -1, TILE)
             turned = weight.in_order(halves.transpose(1, 0, 2).reshape(-1))
             inputs = [user.inputs[0], *_stored(edit, turned)]
-            _replace(edit, user, product, "BlockProduct", turned, inputs, gated=1)
+            (gated,) = (code for code, op_type in GATES.items() if op_type == gate.op_type)
+            _replace(edit, user, gate, "BlockProduct", turned, inputs, gated=gated)
 
 
 def _read(dequantize: ir.Node) -> _Weight:
@@ -141,7 +144,7 @@ def _replace(
     op_type: str,
     weight: _Weight,
     inputs: list[ir.Value | None],
-    **attributes: int,
+    **attributes: Any,
 ) -> None:
     """Puts a kernel where `first` stands, in place of what `last` gives."""
     (result,) = edit.insert(
@@ -150,7 +153,6 @@ def _replace(
         inputs,
         f"{first.name}.blocks",
         domain=PLC_DOMAIN,
-        overload=variant(weight.bits, weight.lows is not None, bool(attributes.get("gated"))),
         bits=weight.bits,
         block=weight.block,
         columns=weight.codes.shape[1],
@@ -159,32 +161,13 @@ def _replace(
     edit.replace(last, [result])
 
 
-def _gated_product(product: ir.Node) -> ir.Node | None:
-    """The last node of a SwiGLU whose gate and value a product computes; None elsewhere."""
+def _gate(product: ir.Node) -> ir.Node | None:
+    """The operator that joins gate and up, where a product gives both of them to it alone."""
     users = [user for user, _ in product.outputs[0].uses()]
-    if len(users) != 1 or not is_op(users[0], "Split") or len(users[0].outputs) != 2:
-        return None
-    (split,) = users
-    sizes = array_of(split.inputs[1])
-    if sizes is None or sizes[0] != sizes[1] or sizes[0] % TILE:
-        return None
-    gate, up = split.outputs
-    users = [user for user, _ in up.uses()]
-    if len(users) != 1 or not is_op(users[0], "Mul") or users[0].inputs[1] is not up:
-        return None
-    (last,) = users
-    silu = last.inputs[0].producer() if last.inputs[0] is not None else None
-    if silu is None or not is_op(silu, "Mul") or silu.inputs[0] is not gate:
-        return None
-    sigmoid = silu.inputs[1].producer() if silu.inputs[1] is not None else None
-    if not is_op(sigmoid, "Sigmoid") or sigmoid is None or sigmoid.inputs[0] is not gate:
-        return None
-    return last
-
-
-def variant(bits: int, lows: bool, gated: bool) -> str:
-    """The overload of a call: which body stands for it."""
-    return f"bits_{bits}{'_lows' if lows else ''}{'_gated' if gated else ''}"
+    is_gate = (
+        len(users) == 1 and users[0].domain == PLC_DOMAIN and users[0].op_type in GATES.values()
+    )
+    return users[0] if is_gate and len(users[0].inputs) == 1 else None
 
 
 def packed_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

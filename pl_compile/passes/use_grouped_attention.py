@@ -1,80 +1,95 @@
-"""Attention, its cache, its rotary positions and its layout of heads become one kernel.
+"""An attention becomes one kernel of ONNX Runtime's.
 
-before:  q, k, v = Split(qkv)
-         q'      = RotaryEmbedding(Transpose(Reshape(q)), cos, sin, positions)      and k' alike
-         v'      = Transpose(Reshape(v))
-         y, pk, pv = plc::CachedAttention(q', k', v', past_key, past_value, past_lengths)
-         z       = Reshape(Transpose(y))
-after:   z, pk, pv = com.microsoft::GroupQueryAttention(qkv, , , past_key, past_value,
-                                                        last entries, longest row, cos, sin)
+before:  y, pk, pv = plc::Attention(qkv, , , past_key, past_value, past_lengths,
+                                    positions, cos, sin, window=64, ...)
+after:   y, pk, pv = com.microsoft::GroupQueryAttention(qkv, , , past_key, past_value,
+                                                        last entries, longest row, cos, sin,
+                                                        local_window_size=64, ...)
 
-Without rotary positions cos and sin are left out; without a common product q, k and v are given
-each. Every row is computed over its own entries, so its numbers do not depend on its neighbours.
-ONNX Runtime's kernel takes several tokens behind a filled cache for one row at a time only.
+Without rotary positions cos and sin are left out; where queries, keys and values are several
+products, they are given each. The kernel counts positions from the entries itself. Every row is
+computed over its own entries, so its numbers do not depend on its neighbours. ONNX Runtime's kernel
+takes several tokens after a filled cache for one row at a time only.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from pl_compile.config.contract import INPUT_IDS, PAST_LENGTHS
-from pl_compile.graph.builder import PLC_DOMAIN
+from pl_compile.graph.operators import (
+    ATTENTION,
+    PLC_DOMAIN,
+    AttentionSettings,
+    attention_inputs,
+    cache_sizes,
+)
 from pl_compile.passes.edit import Edit, is_op
 from pl_compile.passes.graph_pass import GraphPass
-from pl_compile.passes.heads import before_heads, behind_heads, common_product
+
+_BEFORE = ("query", "key", "value", "past_key", "past_value")
 
 
 @dataclass(frozen=True)
 class UseGroupedAttention(GraphPass):
-    """Replaces every cached attention.
-
-    Attributes:
-        heads: query heads.
-        kv_heads: key and value heads.
-    """
-
-    heads: int
-    kv_heads: int
+    """Replaces every attention but those with norms of heads, which the kernel does not have."""
 
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
         edit = Edit(model)
-        calls = [node for node in model.graph if is_op(node, "CachedAttention", PLC_DOMAIN)]
+        calls = _calls(model)
         if not calls:
             return False
         lengths = _lengths(edit, model)
-        for node in calls:
-            self._replace(edit, node, lengths)
+        for call in calls:
+            edit.replace(call, _insert(edit, call, lengths))
         edit.drop_unused()
         model.graph.opset_imports["com.microsoft"] = 1
         return True
 
     def ensures(self, model: ir.Model) -> None:
-        """None is left."""
-        assert not any(is_op(node, "CachedAttention", PLC_DOMAIN) for node in model.graph)
+        """None is left that the kernel takes."""
+        assert not _calls(model)
 
-    def _replace(self, edit: Edit, node: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> None:
-        query, key, value, past_key, past_value, _ = node.inputs
-        flat, tables = zip(*(before_heads(v) for v in (query, key, value)), strict=True)
-        packed = common_product(flat)
-        given = [packed, None, None] if packed is not None else list(flat)
-        rotary = tables[0]
-        z, present_key, present_value = edit.insert(
-            node,
-            "GroupQueryAttention",
-            [*given, past_key, past_value, *lengths, *rotary],
-            str(node.name).removesuffix(".cached") + ".grouped",
-            domain="com.microsoft",
-            outputs=3,
-            num_heads=self.heads,
-            kv_num_heads=self.kv_heads,
-            do_rotary=int(bool(rotary)),
-        )
-        turned, joined = behind_heads(node.outputs[0])
-        edit.replace(joined, [z])
-        edit.graph.remove(turned, safe=True)
-        edit.replace(node, [node.outputs[0], present_key, present_value])
+
+def _calls(model: ir.Model) -> list[ir.Node]:
+    calls = [node for node in model.graph if is_op(node, ATTENTION, PLC_DOMAIN)]
+    return [
+        call for call in calls if attention_inputs(call).keys().isdisjoint({"q_norm", "k_norm"})
+    ]
+
+
+def _insert(edit: Edit, call: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> tuple[ir.Value, ...]:
+    given = attention_inputs(call)
+    _, head_dim = cache_sizes(given["past_key"])
+    rotary = [given[name] for name in ("cos", "sin") if name in given]
+    return edit.insert(
+        call,
+        "GroupQueryAttention",
+        [*(given.get(name) for name in _BEFORE), *lengths, *rotary],
+        f"{call.name}.grouped",
+        domain="com.microsoft",
+        outputs=3,
+        do_rotary=int(bool(rotary)),
+        **_attributes(AttentionSettings.of(call, head_dim), head_dim),
+    )
+
+
+def _attributes(settings: AttentionSettings, head_dim: int) -> dict[str, Any]:
+    """As the kernel names them, without what it takes by default."""
+    attributes: dict[str, Any] = {
+        "num_heads": settings.heads,
+        "kv_num_heads": settings.kv_heads,
+    }
+    if not settings.has_usual_scale(head_dim):
+        attributes["scale"] = settings.scale
+    if settings.window:
+        attributes["local_window_size"] = settings.window
+    if settings.softcap:
+        attributes["softcap"] = settings.softcap
+    return attributes
 
 
 def _lengths(edit: Edit, model: ir.Model) -> tuple[ir.Value, ir.Value]:

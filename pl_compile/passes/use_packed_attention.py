@@ -1,66 +1,58 @@
-"""Attention, its cache, its rotary positions and its layout of heads become one kernel of ours.
+"""An attention becomes the one kernel of ours that does all of it.
 
-before:  q, k, v = Split(qkv)
-         q'      = RotaryEmbedding(Transpose(Reshape(q)), cos, sin, positions)      and k' alike
-         v'      = Transpose(Reshape(v))
-         y, pk, pv = plc::CachedAttention(q', k', v', past_key, past_value, past_lengths)
-         z       = Reshape(Transpose(y))
-after:   z, pk, pv = plc::PackedAttention(qkv, past_key, past_value, past_lengths, cos, sin)
+before:  y, pk, pv = plc::Attention(qkv, , , past_key, past_value, past_lengths,
+                                    positions, cos, sin, q_norm, k_norm, scale=0.25, ...)
+after:   y, pk, pv = plc::PackedAttention(qkv, past_key, past_value, past_lengths,
+                                          cos, sin, q_norm, k_norm, ...)
 
-Without rotary positions cos and sin are left out. A call names its variant in `overload`, by which
-a model finds the body in standard operators that stands for it where the kernels are not.
+The kernel counts positions from past_lengths itself. What a call leaves out is left out, and so is
+a scale of 1 / sqrt(head_dim), which the kernel takes by default.
 """
 
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pl_compile.graph.builder import PLC_DOMAIN
+from pl_compile.errors import ExportError
+from pl_compile.graph.operators import (
+    ATTENTION,
+    PLC_DOMAIN,
+    AttentionSettings,
+    attention_inputs,
+    cache_sizes,
+)
 from pl_compile.passes.edit import Edit, is_op
 from pl_compile.passes.graph_pass import GraphPass
-from pl_compile.passes.heads import before_heads, behind_heads, common_product
 
-ROTARY, PLAIN = "rotary", "plain"
+# The operator and its inputs, in their order.
+PACKED_ATTENTION = "PackedAttention"
+PACKED_INPUTS = (
+    *("query", "past_key", "past_value", "past_lengths"),
+    *("cos", "sin", "q_norm", "k_norm"),
+)
 
 
 @dataclass(frozen=True)
 class UsePackedAttention(GraphPass):
-    """Replaces every cached attention.
-
-    Attributes:
-        heads: query heads.
-        kv_heads: key and value heads.
-    """
-
-    heads: int
-    kv_heads: int
+    """Replaces every attention."""
 
     def requires(self, model: ir.Model) -> None:
-        """Queries, keys and values of a layer are parts of one product."""
-        for node in _calls(model):
-            assert common_product(tuple(before_heads(value)[0] for value in node.inputs[:3]))
+        """Queries, keys and values of a layer are one product."""
+        for call in _calls(model):
+            if call.inputs[1] is not None:
+                raise ExportError(
+                    f"lowering {call.name} to this project's kernels",
+                    found="queries, keys and values of several products",
+                    expected="one product: of weights that all have a bias, or none",
+                    fix="Use --target onnx-cpu.",
+                )
 
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
         edit = Edit(model)
         calls = _calls(model)
-        for node in calls:
-            flat, tables = zip(*(before_heads(value) for value in node.inputs[:3]), strict=True)
-            z, present_key, present_value = edit.insert(
-                node,
-                "PackedAttention",
-                [common_product(flat), *node.inputs[3:6], *tables[0]],
-                str(node.name).removesuffix(".cached") + ".packed",
-                domain=PLC_DOMAIN,
-                overload=ROTARY if tables[0] else PLAIN,
-                outputs=3,
-                heads=self.heads,
-                kv_heads=self.kv_heads,
-            )
-            turned, joined = behind_heads(node.outputs[0])
-            edit.replace(joined, [z])
-            edit.graph.remove(turned, safe=True)
-            edit.replace(node, [node.outputs[0], present_key, present_value])
+        for call in calls:
+            edit.replace(call, _insert(edit, call))
         edit.drop_unused()
         return bool(calls)
 
@@ -70,4 +62,25 @@ class UsePackedAttention(GraphPass):
 
 
 def _calls(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_op(node, "CachedAttention", PLC_DOMAIN)]
+    return [node for node in model.graph if is_op(node, ATTENTION, PLC_DOMAIN)]
+
+
+def _insert(edit: Edit, call: ir.Node) -> tuple[ir.Value, ...]:
+    given = attention_inputs(call)
+    inputs = [given.get(name) for name in PACKED_INPUTS]
+    while inputs[-1] is None:
+        inputs.pop()
+    _, head_dim = cache_sizes(given["past_key"])
+    settings = AttentionSettings.of(call, head_dim)
+    attributes = settings.attributes
+    if settings.has_usual_scale(head_dim):
+        del attributes["scale"]
+    return edit.insert(
+        call,
+        PACKED_ATTENTION,
+        inputs,
+        f"{call.name}.packed",
+        domain=PLC_DOMAIN,
+        outputs=3,
+        **attributes,
+    )

@@ -1,16 +1,24 @@
 """The report of an export as one page that needs no network: text, tables, charts as SVG.
 
-In: what `report.json` holds. Out: HTML. Charts show one thing each: how far numbers are from the
+In: a `Report`. Out: HTML. Charts show one thing each: how far numbers are from the
 reference beside what is allowed, what takes bytes, what took time, what rounding did to each layer.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
-from pl_compile.checks.parity import relative_difference
-from pl_compile.config.strict_json import with_null
+from pl_compile.artifact.bundle import Precision
+from pl_compile.artifact.plan_record import PlanRecord
+from pl_compile.checks.bundle_checks import Comparisons
+from pl_compile.checks.lint import TaskLint
+from pl_compile.checks.liveness import Liveness
+from pl_compile.checks.parity import Parity
+from pl_compile.config.build import Choice
+from pl_compile.passes.pipeline import PassRecord
+from pl_compile.passes.quantize_weights import WeightError
+from pl_compile.report.model import BaseCost, Effect, Report, TaskCost
+from pl_compile.training.compare_tokens import TokenCheck
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -30,124 +38,123 @@ _LABEL, _BAR, _VALUE, _LINE = 230, 480, 150, 22
 _COLOURS = {"bar": "#4c78a8", "limit": "#a40e26", "good": "#54a24b"}
 
 
-def report_page(report: dict[str, Any]) -> str:
-    """The page of a report, in which null stands for a number that is not finite."""
-    report = with_null(report)
-    checks = report["checks"]
-    precision = report["precision"]
-    stored = precision["quantization"]
-    if stored == "none":
-        stored = precision["dtype"]
-    else:
-        shared = f"blocks of {precision['block']}" if precision["block"] else "one scale a channel"
-        stored += f", {shared}, {precision['method']}"
-    verdict = {"passed": "good", "failed": "bad"}.get(report["parity"], "note")
+def report_page(report: Report) -> str:
+    """The page of a report. A number that is not finite is shown as `inf`."""
+    verdict = {"passed": "good", "failed": "bad"}.get(report.parity, "note")
     parts = [
-        f"<h1>{escape(report['base']['name'])} for {escape(report['target'])}</h1>",
-        f"<p class='note'>weights: {escape(stored)}; prompts: {report['prompts']}; sampling: "
-        f"{report['sampling']}; base {report['base']['fingerprint'][:16]}…</p>",
-        *_choices(report["choices"]),
-        f"<p>Numbers: <span class='{verdict}'>{report['parity']}</span></p>",
-        *(f"<p class='bad'>{escape(failure)}</p>" for failure in report["failures"]),
-        *_comparisons(checks),
-        *_tokens(checks["tokens"]),
-        *_liveness(checks["live"]),
-        *_costs(report),
-        *_plans(report["plans"]),
-        *_lint(report["lint"]),
-        *_effect(report["effect"]),
-        *_weight_errors(report["weight_errors"]),
-        *_passes(report["passes"]),
+        f"<h1>{escape(report.base.name)} for {escape(report.target)}</h1>",
+        f"<p class='note'>weights: {escape(_stored(report.precision))}; prompts: {report.prompts}; "
+        f"sampling: {report.sampling}; base {report.base.fingerprint[:16]}…</p>",
+        *_choices(report.choices),
+        f"<p>Numbers: <span class='{verdict}'>{report.parity}</span></p>",
+        *(f"<p class='bad'>{escape(failure)}</p>" for failure in report.failures),
+        *_comparisons(report.checks),
+        *_tokens(report.checks.tokens),
+        *_liveness(report.checks.live),
+        *_costs(report.cost, report.tasks),
+        *_plans(report.plans),
+        *_lint(report.lint),
+        *_effect(report.effect),
+        *_weight_errors(report.weight_errors),
+        *_passes(report.passes),
         "<h2>Times</h2>",
-        _bars([(name, value, f"{value:.1f} s") for name, value in report["seconds"].items()]),
+        _bars([(name, value, f"{value:.1f} s") for name, value in report.seconds.items()]),
     ]
     body = "\n".join(parts)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<title>plc export: {escape(report['base']['name'])}</title>"
+        f"<title>plc export: {escape(report.base.name)}</title>"
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 
-def _choices(choices: dict[str, Any]) -> list[str]:
+def _stored(precision: Precision) -> str:
+    """How the weights are stored, in words."""
+    if precision.quantization == "none":
+        return precision.dtype
+    shared = f"blocks of {precision.block}" if precision.block else "one scale a channel"
+    return f"{precision.quantization}, {shared}, {precision.method}"
+
+
+def _choices(choices: Mapping[str, Choice]) -> list[str]:
     """A line for each option that was left to the export."""
     return [
-        f"<p class='note'>{escape(name)} {escape(choice['chosen'])} ({escape(choice['asked'])}): "
-        f"{escape(choice['reason'])}</p>"
+        f"<p class='note'>{escape(name)} {escape(choice.chosen)} ({escape(choice.asked)}): "
+        f"{escape(choice.reason)}</p>"
         for name, choice in choices.items()
-        if choice["reason"]
+        if choice.reason
     ]
 
 
-def _comparisons(checks: dict[str, Any]) -> list[str]:
-    titles = {
-        "torch": ("Against torch", "As served, in one batch of all tasks, with torch row by row."),
-        "folded": (
+def _comparisons(checks: Comparisons) -> list[str]:
+    return [
+        *_comparison(
+            "Against torch",
+            "As served, in one batch of all tasks, with torch row by row.",
+            checks.torch,
+        ),
+        *_comparison(
             "Folded against not folded",
             "Heads as stored keys and values, with the same heads computed.",
+            checks.folded,
         ),
-        "alone": ("Mixed batch against row by row", "A row's neighbours must not change it."),
-    }
-    parts = []
-    for kind, (title, note) in titles.items():
-        results = checks[kind]
-        if not results:
-            continue
-        rows = []
-        bars = []
-        for result in results:
-            difference = _or_infinite(result["max_abs_difference"])
-            relative = relative_difference(difference, result["largest_logit"])
-            steps = result["rows"] * result["steps"]
-            apart = result["first_divergence"]
-            rows.append(
-                [
-                    result["task"],
-                    f"{difference:.2e}",
-                    f"{relative:.2e}",
-                    f"{result['tolerance']:.0e}",
-                    f"{result['equal_tokens']}/{steps}",
-                    "never" if apart is None else f"step {apart}",
-                    _verdict(result["passed"]),
-                ]
-            )
-            bars.append((result["task"], relative, result["tolerance"]))
-        parts += [
-            f"<h2>{title}</h2><p class='note'>{note}</p>",
-            _table(
-                [
-                    "task",
-                    "largest difference",
-                    "of largest logit",
-                    "allowed",
-                    "equal tokens",
-                    "parts ways",
-                    "",
-                ],
-                rows,
-            ),
-            _limits(bars),
+        *_comparison(
+            "Mixed batch against row by row", "A row's neighbours must not change it.", checks.alone
+        ),
+    ]
+
+
+def _comparison(title: str, note: str, results: Sequence[Parity]) -> list[str]:
+    if not results:
+        return []
+    columns = [
+        "task",
+        "largest difference",
+        "of largest logit",
+        "allowed",
+        "equal tokens",
+        "parts ways",
+        "",
+    ]
+    rows = [
+        [
+            result.task,
+            f"{_or_infinite(result.max_abs_difference):.2e}",
+            f"{_or_infinite(result.relative_difference):.2e}",
+            f"{result.tolerance:.0e}",
+            f"{result.equal_tokens}/{result.rows * result.steps}",
+            "never" if result.first_divergence is None else f"step {result.first_divergence}",
+            _verdict(result.passed),
         ]
-    return parts
+        for result in results
+    ]
+    bars = [
+        (result.task, _or_infinite(result.relative_difference), result.tolerance)
+        for result in results
+    ]
+    return [
+        f"<h2>{title}</h2><p class='note'>{note}</p>",
+        _table(columns, rows),
+        _limits(bars),
+    ]
 
 
-def _or_infinite(number: float | None) -> float:
-    """A number of a report: infinite where it has null, as it was before it was written."""
-    return math.inf if number is None else number
+def _or_infinite(number: float) -> float:
+    """A number, or infinity in place of what is none."""
+    return number if math.isfinite(number) else math.inf
 
 
-def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
+def _tokens(checks: Sequence[TokenCheck]) -> list[str]:
     """What of the compared prompts transformers' own tokenizer gives too."""
     if not checks:
         return []
-    # A bundle whose plans are built here may be of an earlier release, which knew no notes.
     rows = [
         [
-            check["task"],
-            f"{check['compared']}/{check['tokens']}",
-            check["difference"] or "; ".join(filter(None, [check["why_not"], check.get("note")])),
-            _verdict(not check["difference"])
-            if check["compared"] or check.get("otherwise") or check["difference"]
+            check.task,
+            f"{check.compared}/{check.tokens}",
+            check.difference or "; ".join(filter(None, [check.why_not, check.note])),
+            _verdict(not check.difference)
+            if check.compared or check.otherwise or check.difference
             else "not compared",
         ]
         for check in checks
@@ -158,18 +165,18 @@ def _tokens(checks: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _plans(records: Sequence[dict[str, Any]]) -> list[str]:
+def _plans(records: Sequence[PlanRecord]) -> list[str]:
     if not records:
         return []
     rows = [
         [
             str(rank),
-            f"{record['flavour']} {record['version']}",
-            ", ".join(record["compute_capabilities"]) or "TensorRT's choice",
-            f"{record['seconds']:.1f}",
-            f"{record['plan_bytes'] / 1e6:.1f}",
-            f"{record['peak_memory_bytes'] / 1e6:.0f}",
-            ", ".join(f"{count} {kind}" for kind, count in record["layers"].items()),
+            f"{record.flavour} {record.version}",
+            ", ".join(record.compute_capabilities) or "TensorRT's choice",
+            f"{record.seconds:.1f}",
+            f"{record.plan_bytes / 1e6:.1f}",
+            f"{record.peak_memory_bytes / 1e6:.0f}",
+            ", ".join(f"{count} {kind}" for kind, count in record.layers.items()),
         ]
         for rank, record in enumerate(records)
     ]
@@ -186,15 +193,15 @@ def _plans(records: Sequence[dict[str, Any]]) -> list[str]:
     return [f"<h2>Plans</h2><p class='note'>{note}</p>", _table(header, rows)]
 
 
-def _liveness(results: Sequence[dict[str, Any]]) -> list[str]:
+def _liveness(results: Sequence[Liveness]) -> list[str]:
     if not results:
         return []
     rows = [
         [
-            result["task"],
-            f"{_or_infinite(result['without']):.2e}",
-            "-" if result["other"] is None else f"{result['other']:.2e}",
-            _verdict(result["is_live"]),
+            result.task,
+            f"{_or_infinite(result.without):.2e}",
+            "-" if result.other is None else f"{result.other:.2e}",
+            _verdict(result.is_live),
         ]
         for result in results
     ]
@@ -205,31 +212,30 @@ def _liveness(results: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _costs(report: dict[str, Any]) -> list[str]:
-    base = report["cost"]
+def _costs(base: BaseCost, tasks: Sequence[TaskCost]) -> list[str]:
     rows = [
         [
-            task["task"],
-            str(task["virtual_tokens"]),
-            str(task["head_tokens"]),
-            str(task["saved_tokens"]),
-            _size(task["prompt_bytes"]),
-            _size(task["folded_bytes"]) if task["folded"] else "-",
-            "-" if task["tasks_per_gib"] is None else str(task["tasks_per_gib"]),
-            _spared(task["saved_tokens"]),
-            task["reason"],
+            task.task,
+            str(task.virtual_tokens),
+            str(task.head_tokens),
+            str(task.saved_tokens),
+            _size(task.prompt_bytes),
+            _size(task.folded_bytes) if task.folded else "-",
+            "-" if task.tasks_per_gib is None else str(task.tasks_per_gib),
+            _spared(task.saved_tokens),
+            task.reason,
         ]
-        for task in report["tasks"]
+        for task in tasks
     ]
-    bars = [("weights", base["weight_bytes"]), ("cache of one row", base["cache_bytes_per_row"])]
-    bars += [(f"{t['task']}: prompt", t["prompt_bytes"]) for t in report["tasks"]]
-    bars += [(f"{t['task']}: folded", t["folded_bytes"]) for t in report["tasks"] if t["folded"]]
-    break_even = report["tasks"][0]["break_even_tokens"] if report["tasks"] else 0
+    bars = [("weights", base.weight_bytes), ("cache of one row", base.cache_bytes_per_row)]
+    bars += [(f"{task.task}: prompt", task.prompt_bytes) for task in tasks]
+    bars += [(f"{task.task}: folded", task.folded_bytes) for task in tasks if task.folded]
+    break_even = tasks[0].break_even_tokens if tasks else 0
     return [
         "<h2>What it costs</h2>",
-        f"<p class='note'>{base['parameters'] / 1e6:.1f} million parameters; "
-        f"{base['operations_per_token'] / 1e6:.0f} million operations and "
-        f"{_size(base['kv_bytes_per_token'])} of cache a token. A head is folded from "
+        f"<p class='note'>{base.parameters / 1e6:.1f} million parameters; "
+        f"{base.operations_per_token / 1e6:.0f} million operations and "
+        f"{_size(base.kv_bytes_per_token)} of cache a token. A head is folded from "
         f"{break_even} tokens on. Spared: the part of the prefill that folding saves a request "
         "with 16, 64 and 256 tokens of its own.</p>",
         _table(
@@ -255,16 +261,15 @@ def _spared(saved: int) -> str:
     return " / ".join(f"{saved / max(1, saved + own):.0%}" for own in (16, 64, 256))
 
 
-def _lint(results: Sequence[dict[str, Any]]) -> list[str]:
+def _lint(results: Sequence[TaskLint]) -> list[str]:
     rows = [
         [
-            result["task"],
-            f"{_or_infinite(result['smallest_norm']):.2f} to "
-            f"{_or_infinite(result['largest_norm']):.2f}",
-            "-" if result["embedding_norm"] is None else f"{result['embedding_norm']:.2f}",
-            "yes" if result["bos"] else "no",
-            str(result["room"]),
-            "; ".join(result["findings"]) or "nothing found",
+            result.task,
+            f"{_or_infinite(result.smallest_norm):.2f} to {_or_infinite(result.largest_norm):.2f}",
+            "-" if result.embedding_norm is None else f"{result.embedding_norm:.2f}",
+            "yes" if result.bos else "no",
+            str(result.room),
+            "; ".join(result.findings) or "nothing found",
         ]
         for result in results
     ]
@@ -272,48 +277,45 @@ def _lint(results: Sequence[dict[str, Any]]) -> list[str]:
     return ["<h2>Task lint</h2>", _table(columns, rows)]
 
 
-def _effect(results: Sequence[dict[str, Any]]) -> list[str]:
+def _effect(results: Sequence[Effect]) -> list[str]:
     if not results:
         return []
     rows = [
-        [
-            result["task"],
-            str(result["examples"]),
-            _scores(result["scores"]),
-            *(
-                []
-                if result["float32"] is None
-                else [_scores(result["float32"]), f"{result['same_answers']:.1f} %"]
-            ),
-        ]
+        [result.task, str(result.examples), _scores(result.scores), *_of_floats(result)]
         for result in results
     ]
-    columns = ["task", "examples", results[0]["stored"], "float32", "same answers"][: len(rows[0])]
+    columns = ["task", "examples", results[0].stored, "float32", "same answers"][: len(rows[0])]
     return ["<h2>Scores of the tasks</h2>", _table(columns, rows)]
 
 
-def _scores(scores: dict[str, float]) -> str:
+def _of_floats(result: Effect) -> list[str]:
+    if result.float32 is None or result.same_answers is None:
+        return []
+    return [_scores(result.float32), f"{result.same_answers:.1f} %"]
+
+
+def _scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in scores.items() if name != "total")
 
 
-def _weight_errors(errors: Sequence[dict[str, Any]]) -> list[str]:
+def _weight_errors(errors: Sequence[WeightError]) -> list[str]:
     if not errors:
         return []
-    worst = sorted(errors, key=lambda error: -error["relative_error"])
+    worst = sorted(errors, key=lambda error: -error.relative_error)
     bars = [
         (
-            error["weight"].removesuffix(".weight"),
-            error["relative_error"],
-            f"{error['relative_error']:.2g}"
+            error.weight.removesuffix(".weight"),
+            error.relative_error,
+            f"{error.relative_error:.2g}"
             + (
                 ""
-                if error["relative_output_error"] is None
-                else f" ({error['relative_output_error']:.2g})"
+                if error.relative_output_error is None
+                else f" ({error.relative_output_error:.2g})"
             ),
         )
         for error in worst[:24]
     ]
-    mean = sum(error["relative_error"] for error in errors) / len(errors)
+    mean = sum(error.relative_error for error in errors) / len(errors)
     return [
         "<h2>What rounding did to the weights</h2>",
         f"<p class='note'>Norm of the difference over the norm: {mean:.2g} on average over "
@@ -323,15 +325,15 @@ def _weight_errors(errors: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _passes(records: Sequence[dict[str, Any]]) -> list[str]:
+def _passes(records: Sequence[PassRecord]) -> list[str]:
     rows = [
         [
-            record["name"],
-            ", ".join(f"{key} {value}" for key, value in record["options"].items()),
-            "yes" if record["modified"] else "no",
-            str(record["nodes"]),
-            _size(record["weight_bytes"]),
-            f"{record['seconds']:.2f} s",
+            record.name,
+            ", ".join(f"{key} {value}" for key, value in record.options.items()),
+            "yes" if record.modified else "no",
+            str(record.nodes),
+            _size(record.weight_bytes),
+            f"{record.seconds:.2f} s",
         ]
         for record in records
     ]

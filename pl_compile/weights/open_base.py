@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import BaseModelError
-from pl_compile.weights.checkpoint import Checkpoint
+from pl_compile.families.read import read_decoder_config
 from pl_compile.weights.names import check_tensors
 
 
@@ -25,6 +26,6 @@ def open_base(folder: Path) -> tuple[Checkpoint, DecoderConfig]:
             expected="a base alone",
             fix="Move the adapter's files to a folder of their own, or merge it into the base.",
         )
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     check_tensors(checkpoint, config)
     return checkpoint, config

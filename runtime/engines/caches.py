@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.config.contract import GraphContract
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.engine import Float32, Prompt, prefix_length
 from pl_compile.runtime.engines.memory import zeros_as_touched
 
 
@@ -15,7 +15,7 @@ class Caches(Protocol):
     """One block `[max_batch, kv_heads, capacity, head_dim]` for each name of the contract."""
 
     def place(self, row: int, prefix_kv: Float32) -> None:
-        """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the head of a row."""
+        """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the start of a row."""
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
@@ -23,8 +23,8 @@ class Caches(Protocol):
     def clear(self, rows: Sequence[int]) -> None:
         """Sets rows to zero; see `Engine.clear`."""
 
-    def head(self, length: int) -> Float32:
-        """The first entries of row 0; see `Engine.cached`."""
+    def read(self, row: int, length: int) -> Float32:
+        """The first entries of a row; see `Engine.cached`."""
 
     def address(self, index: int, row: int) -> int:
         """Where a row of a block begins, in the device's memory."""
@@ -67,10 +67,10 @@ class HostCaches:
         for block in self.blocks:
             block[list(rows)] = 0
 
-    def head(self, length: int) -> Float32:
-        """See `Caches.head`."""
+    def read(self, row: int, length: int) -> Float32:
+        """See `Caches.read`."""
         c = self._contract
-        parts = np.stack([block[0, :, :length].astype(np.float32) for block in self.blocks])
+        parts = np.stack([block[row, :, :length].astype(np.float32) for block in self.blocks])
         return parts.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
 
     def address(self, index: int, row: int) -> int:
@@ -79,14 +79,13 @@ class HostCaches:
         return found
 
 
-def place_prefixes(caches: Caches, prompts: Sequence[Prompt], capacity: int) -> Int64:
-    """Begins a batch; see `Engine.start`."""
-    lengths = np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
-    assert int(lengths.max()) < capacity
-    for row, prompt in enumerate(prompts):
-        if prompt.prefix_kv is not None:
-            caches.place(row, prompt.prefix_kv)
-    return lengths
+def place_prefix(caches: Caches, row: int, prompt: Prompt, capacity: int) -> int:
+    """Begins a row; see `Engine.admit`."""
+    length = prefix_length(prompt)
+    assert length < capacity
+    if prompt.prefix_kv is not None:
+        caches.place(row, prompt.prefix_kv)
+    return length
 
 
 def moves(rows: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,47 +13,25 @@ from pl_compile.config.contract import (
     PAST_LENGTHS,
     PROMPT_TABLE,
     TASK_ID,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
     GraphContract,
 )
-from pl_compile.runtime.engines.engine import Int64, Prompt
-from pl_compile.runtime.sampling import Draw
+from pl_compile.config.sampling import IN_GRAPH
+from pl_compile.runtime.engines.engine import Prompt, Step
+from pl_compile.runtime.sampling import GREEDY, Draw
 
 
-def step_inputs(
-    contract: GraphContract,
-    input_ids: Int64,
-    past_lengths: Int64,
-    last_index: Int64,
-    prompts: Sequence[Prompt],
-    draws: Sequence[Draw],
-) -> dict[str, NDArray[Any]]:
-    """The arrays, contiguous.
-
-    Args:
-        contract: of the graph.
-        input_ids: as in `Engine.step`.
-        past_lengths: as in `Engine.step`.
-        last_index: as in `Engine.step`.
-        prompts: as in `Engine.step`.
-        draws: as in `DrawingEngine.step_and_draw`; not looked at where the graph does not sample.
-    """
+def step_inputs(contract: GraphContract, step: Step) -> dict[str, NDArray[Any]]:
+    """The arrays, contiguous."""
     inputs: dict[str, NDArray[Any]] = {
-        INPUT_IDS: input_ids,
-        PAST_LENGTHS: past_lengths,
-        LAST_INDEX: last_index,
+        INPUT_IDS: step.input_ids,
+        PAST_LENGTHS: step.past_lengths,
+        LAST_INDEX: step.last_index,
     }
-    inputs |= _prompt_inputs(contract, prompts, bool((input_ids >= contract.vocab).any()))
+    asked_for = bool((step.input_ids >= contract.vocab).any())
+    inputs |= _prompt_inputs(contract, step.prompts, asked_for)
     if contract.candidates:
-        noise = np.zeros((len(draws), contract.candidates), np.float32)
-        for row, draw in zip(noise, draws, strict=True):
-            row[: len(draw.noise)] = draw.noise
-        inputs[NOISE] = noise
-        inputs[TEMPERATURE] = np.asarray([d.temperature for d in draws], np.float32)
-        inputs[TOP_K] = np.asarray([d.top_k for d in draws], np.int64)
-        inputs[TOP_P] = np.asarray([d.top_p for d in draws], np.float32)
+        # A graph that can choose always does: of a row that does not ask, nobody looks at it.
+        inputs |= _draw_inputs(contract, [draw or GREEDY for draw in step.draws])
     return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
 
 
@@ -69,3 +47,14 @@ def _prompt_inputs(
         for index, prompt in enumerate(prompts):
             table[index, : len(prompt.rows)] = prompt.rows
     return {PROMPT_TABLE: table}
+
+
+def _draw_inputs(contract: GraphContract, draws: Sequence[Draw]) -> dict[str, NDArray[Any]]:
+    noise = np.zeros((len(draws), contract.candidates), np.float32)
+    for row, draw in zip(noise, draws, strict=True):
+        row[: len(draw.noise)] = draw.noise
+    numbers = {
+        name: np.asarray([getattr(draw.sampling, name) for draw in draws], IN_GRAPH[name])
+        for name in contract.sampling_inputs
+    }
+    return {NOISE: noise, **numbers}

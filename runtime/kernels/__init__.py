@@ -19,8 +19,9 @@ from typing import Any
 from pl_compile.errors import KernelsError, RankError
 
 # The interface that this file and the library agree on; `plc_kernels_interface` says the library's.
-_INTERFACE = 2
-
+_INTERFACE = 3
+# What bundles note of the kernels' arithmetic. It grows with every change to the bits of a result.
+_ARITHMETIC = 2
 
 # Of the head of a library: where its table of sections begins, the size of an entry, and how many.
 _ELF_OF_64_BITS = b"\x7fELF\x02\x01"
@@ -105,7 +106,7 @@ def arithmetic() -> str:
         found = None
     if found is None:
         return "standard operators"
-    return f"{_INTERFACE} portable" if found == "portable" else str(_INTERFACE)
+    return f"{_ARITHMETIC} portable" if found == "portable" else str(_ARITHMETIC)
 
 
 def _loaded(path: Path) -> ctypes.CDLL:

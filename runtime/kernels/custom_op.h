@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -29,22 +30,53 @@ inline ort::Status* failed(const char* message) {
   return slot<ort::Status* (*)(int, const char*)>(ort::kCreateStatus)(kInvalidArgument, message);
 }
 
+// Whether a call succeeded.
+inline bool succeeded(ort::Status* status) {
+  if (status) slot<void (*)(ort::Status*)>(ort::kReleaseStatus)(status);
+  return !status;
+}
+
 inline void check(ort::Status* status) {
-  if (!status) return;
-  slot<void (*)(ort::Status*)>(ort::kReleaseStatus)(status);
-  throw std::runtime_error("ONNX Runtime refused a call of its C interface");
+  if (!succeeded(status)) throw std::runtime_error("ONNX Runtime refused a call of its C interface");
 }
 
 inline void expect(bool holds, const char* what) {
   if (!holds) throw std::runtime_error(what);
 }
 
-inline size_t attribute(const ort::KernelInfo* info, const char* name) {
+// False where the operator has no attribute of this name and type.
+inline bool read_attribute(const ort::KernelInfo* info, const char* name, int64_t& value) {
+  using Get = ort::Status* (*)(const ort::KernelInfo*, const char*, int64_t*);
+  return succeeded(slot<Get>(ort::kAttributeInt)(info, name, &value));
+}
+inline bool read_attribute(const ort::KernelInfo* info, const char* name, float& value) {
+  using Get = ort::Status* (*)(const ort::KernelInfo*, const char*, float*);
+  return succeeded(slot<Get>(ort::kAttributeFloat)(info, name, &value));
+}
+
+// An attribute that may be left out. One of the other type is a mistake, not one left out.
+inline std::optional<size_t> optional_int(const ort::KernelInfo* info, const char* name) {
   int64_t value = 0;
-  check(slot<ort::Status* (*)(const ort::KernelInfo*, const char*, int64_t*)>(ort::kAttributeInt)(
-      info, name, &value));
-  expect(value >= 0, "a negative attribute");
+  if (!read_attribute(info, name, value)) {
+    float other;
+    expect(!read_attribute(info, name, other), (std::string(name) + " must be an integer").c_str());
+    return std::nullopt;
+  }
+  expect(value >= 0, (std::string(name) + " must not be negative").c_str());
   return size_t(value);
+}
+inline std::optional<float> optional_float(const ort::KernelInfo* info, const char* name) {
+  float value = 0;
+  if (read_attribute(info, name, value)) return value;
+  int64_t other;
+  expect(!read_attribute(info, name, other), (std::string(name) + " must be a float").c_str());
+  return std::nullopt;
+}
+
+inline size_t attribute(const ort::KernelInfo* info, const char* name) {
+  const std::optional<size_t> value = optional_int(info, name);
+  expect(value.has_value(), (std::string(name) + " is missing").c_str());
+  return *value;
 }
 
 inline std::string text_attribute(const ort::KernelInfo* info, const char* name) {
@@ -59,6 +91,8 @@ struct Tensor {
   void* data = nullptr;
   std::vector<int64_t> shape;
 
+  // Whether the operator has this input. One without elements may have no data.
+  bool given() const { return data || !shape.empty(); }
   template <class T>
   T* as() const { return static_cast<T*>(data); }
   size_t size() const {
@@ -74,7 +108,7 @@ inline void* data_of(const ort::Value* value) {
   return data;
 }
 
-// An input; without data where an optional one is left out.
+// An input; an optional one may be left out.
 inline Tensor input(ort::KernelContext* context, size_t index) {
   size_t count = 0;
   check(slot<ort::Status* (*)(const ort::KernelContext*, size_t*)>(ort::kInputCount)(context, &count));

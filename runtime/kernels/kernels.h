@@ -53,14 +53,20 @@ struct Activations {
   }
 };
 
-// y[rows][outputs] = x[rows][inputs] @ weight. Gated: tiles of the weight are gates and values in
-// turn, and y[rows][outputs / 2] = silu(gate) * value.
+// What a product does with its sums. The numbers are those of the operator's attribute.
+enum class Gate { none = 0, silu = 1, gelu = 2 };
+
+// y[rows][outputs] = x[rows][inputs] @ weight. With a gate, tiles of the weight are gates and values in
+// turn, and y[rows][outputs / 2] = silu(gate) * value (SwiGLU) or gelu(gate) * value (GeGLU, arXiv:2002.05202).
 struct Product {
   Weight weight;
   const float* x;
   float* y;
   size_t rows;
-  bool gated;
+  Gate gate;
+
+  // Tiles of the weight that make one tile of y.
+  size_t tiles_per_result() const { return gate == Gate::none ? 1 : 2; }
 };
 
 // Rows of the weight, taken as a table [outputs][inputs], by id.
@@ -77,22 +83,48 @@ constexpr size_t kKeys = 64;
 // Keys that a thread takes when several share a cache.
 constexpr size_t kChunk = 128;
 
-// Causal attention behind a filled cache. A row of qkv is heads * dim queries, then kv_heads * dim
-// keys, then as many values; cos and sin are [capacity][dim / 2], or null.
+// The entries begin <= entry < end of a cache.
+struct Span {
+  size_t begin, end;
+
+  size_t first_chunk() const { return begin / kChunk; }
+  size_t chunks_end() const { return (end + kChunk - 1) / kChunk; }
+  size_t chunks() const { return chunks_end() - first_chunk(); }
+};
+
+// Causal attention after a filled cache. A row of qkv is heads * dim queries, then kv_heads * dim
+// keys, then as many values. What may be null is left out then.
 struct Attention {
   const float* qkv;       // [batch][seq][(heads + 2 kv_heads) * dim]
   float* keys;            // [batch][kv_heads][capacity][dim]
   float* values;          // as keys
   const int64_t* past;    // [batch], entries before this step
-  const float* cos;
-  const float* sin;
+  const float* cos;       // [capacity][dim / 2], or null
+  const float* sin;       // as cos
+  const float* q_norm;    // [dim], or null: the weight of an RMS norm of each query, before cos and sin
+  const float* k_norm;    // as q_norm, of each key
   float* y;               // [batch][seq][heads * dim]
   size_t batch, seq, heads, kv_heads, dim, capacity;
+  size_t window;          // a token sees itself and window - 1 entries before it; 0: all
+  float scale;            // of the products of queries and keys
+  float softcap;          // scaled products s become softcap * tanh(s / softcap); 0: they stay
+  float epsilon;          // of both norms
 
   size_t width() const { return (heads + 2 * kv_heads) * dim; }
   size_t query_blocks() const { return (seq + kQueries - 1) / kQueries; }
-  // Of the longest row, after this step.
-  size_t entries() const { return size_t(*std::max_element(past, past + batch)) + seq; }
+  // The first entry that a token sees which is itself an entry at `position`.
+  size_t begin(size_t position) const { return window && position >= window ? position + 1 - window : 0; }
+  // What the queries first <= query < first + count of a row see, all of them together.
+  Span seen(size_t row, size_t first, size_t count) const {
+    const size_t position = size_t(past[row]) + first;
+    return {begin(position), position + count};
+  }
+  // The most chunks that a row's queries see.
+  size_t most_chunks() const {
+    size_t most = 0;
+    for (size_t row = 0; row < batch; ++row) most = std::max(most, seen(row, 0, seq).chunks());
+    return most;
+  }
 };
 
 // Floats that the result of a chunk takes, for all heads of a group and some queries.
@@ -105,8 +137,8 @@ struct Functions {
   void (*look_up)(const Lookup&, size_t first_id, size_t last_id);
   void (*write_cache)(const Attention&, size_t batch, size_t kv_head);
   void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
-  // The same for the first block of queries, in chunks: the result of each into its part of `partials`, which
-  // are then merged.
+  // The same for the first block of queries, in chunks, counted from the first one that they see: the result of
+  // each goes into its part of `partials`, which are then merged.
   void (*attend_chunk)(const Attention&, size_t batch, size_t kv_head, size_t chunk, float* partial);
   void (*merge_chunks)(const Attention&, size_t batch, size_t kv_head, float* partials);
 };

@@ -40,6 +40,7 @@ enum Slot : size_t {
   kDimensionsCount = 61,
   kDimensions = 62,
   kTensorShape = 65,
+  kAttributeFloat = 85,
   kAttributeInt = 86,
   kAttributeText = 87,
   kInputCount = 88,

@@ -2,12 +2,16 @@
 //
 //   BlockProduct(x, codes, steps, lows?) -> y          attributes bits, block, columns, gated
 //   BlockLookup(codes, steps, ids, lows?) -> rows      attributes bits, block, columns
-//   PackedAttention(qkv, past_key, past_value, past_lengths, cos?, sin?)
-//       -> y, present_key, present_value               attributes heads, kv_heads
+//   PackedAttention(qkv, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?)
+//       -> y, present_key, present_value               attributes heads, kv_heads, scale?, window?, softcap?, epsilon?
+//
+// gated: 0 none, 1 SwiGLU, 2 GeGLU. scale is 1 / sqrt(width of a head) by default, epsilon 1e-6; a window or a
+// softcap of 0 is none.
 //
 // Layouts: kernels.h. Bundles hold a body in standard operators for each of them, which ONNX Runtime
 // runs where this library is not registered.
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -35,7 +39,7 @@ Weight weight_of(const Tensor& codes, const Tensor& steps, const Tensor& lows, s
   expect(inputs % block == 0, "the block does not divide the inputs");
   expect(codes.size() == w.tiles() * w.tile_bytes(), "codes of another size than the weight");
   expect(steps.size() == w.tiles() * w.blocks() * kTile, "steps of another size than the weight");
-  expect(!lows.data || lows.size() == steps.size(), "lows of another size than steps");
+  expect(!lows.given() || lows.size() == steps.size(), "lows of another size than steps");
   return w;
 }
 
@@ -58,24 +62,27 @@ struct BlockProduct {
   static constexpr size_t kNeeded = 3;
 
   WeightAttributes attributes;
-  bool gated;
+  Gate gate;
 
-  explicit BlockProduct(const ort::KernelInfo* info) : attributes(info), gated(attribute(info, "gated")) {
+  explicit BlockProduct(const ort::KernelInfo* info) : attributes(info) {
+    const size_t gated = attribute(info, "gated");
+    expect(gated <= size_t(Gate::gelu), "gated must be 0, 1 or 2");
     expect(!gated || attributes.outputs % (2 * kTile) == 0, "gated outputs must be a multiple of 32");
+    gate = Gate(gated);
   }
 
   void compute(ort::KernelContext* context) const {
     const Tensor x = input(context, 0);
     expect(!x.shape.empty() && x.shape.back() > 0, "x without an axis, or without inputs");
-    const size_t inputs = size_t(x.shape.back()), rows = inputs ? x.size() / inputs : 0;
+    const size_t inputs = size_t(x.shape.back()), rows = x.size() / inputs;
     Product p{};
     p.weight = weight_of(input(context, 1), input(context, 2), input(context, 3), inputs,
                          attributes.outputs, attributes.bits, attributes.block);
     p.x = x.as<float>();
     p.rows = rows;
-    p.gated = gated;
+    p.gate = gate;
     std::vector<int64_t> shape = x.shape;
-    shape.back() = int64_t(gated ? attributes.outputs / 2 : attributes.outputs);
+    shape.back() = int64_t(attributes.outputs / p.tiles_per_result());
     p.y = static_cast<float*>(output(context, 0, shape));
     if (!rows) return;
 
@@ -88,10 +95,11 @@ struct BlockProduct {
     parallel(context, by_row.number, [&](size_t part) {
       f.round(p, a, part * by_row.each, std::min(rows, (part + 1) * by_row.each));
     });
-    const size_t pair = gated ? 2 : 1, tiles = p.weight.tiles();
-    const Parts by_tile(tiles / pair, 1, 16);
+    const size_t tiles = p.weight.tiles(), per_result = p.tiles_per_result();
+    const Parts by_tile(tiles / per_result, 1, 16);
     parallel(context, by_tile.number, [&](size_t part) {
-      f.multiply(p, a, part * by_tile.each * pair, std::min(tiles, (part + 1) * by_tile.each * pair));
+      const size_t first = part * by_tile.each * per_result;
+      f.multiply(p, a, first, std::min(tiles, first + by_tile.each * per_result));
     });
   }
 };
@@ -134,53 +142,35 @@ struct PackedAttention {
   static constexpr const char* kName = "PackedAttention";
   static constexpr const char* kProvider = nullptr;  // CPU
   static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat,
-                                                 ort::kInt64, ort::kFloat, ort::kFloat};
+                                                 ort::kInt64, ort::kFloat, ort::kFloat,
+                                                 ort::kFloat, ort::kFloat};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
   static constexpr size_t kNeeded = 4;
 
-  size_t heads, kv_heads;
+  size_t heads, kv_heads, window;
+  std::optional<float> scale;
+  float softcap, epsilon;
 
   explicit PackedAttention(const ort::KernelInfo* info)
-      : heads(attribute(info, "heads")), kv_heads(attribute(info, "kv_heads")) {
-    expect(kv_heads && heads % kv_heads == 0, "kv_heads must divide heads");
+      : heads(attribute(info, "heads")),
+        kv_heads(attribute(info, "kv_heads")),
+        window(optional_int(info, "window").value_or(0)),
+        scale(optional_float(info, "scale")),
+        softcap(optional_float(info, "softcap").value_or(0.0f)),
+        epsilon(optional_float(info, "epsilon").value_or(1e-6f)) {
+    expect(heads > 0 && heads <= kMostHeads, "heads must be 1 to 65536");
+    expect(kv_heads > 0 && heads % kv_heads == 0, "kv_heads must divide heads");
+    expect(!scale || (std::isnormal(*scale) && *scale > 0), "scale must be above 0 and finite");
+    expect(softcap == 0 || (std::isnormal(softcap) && softcap > 0), "softcap must be 0, or above it and finite");
+    expect(std::isfinite(epsilon) && epsilon >= 0, "epsilon must be 0, or above it and finite");
   }
 
   void compute(ort::KernelContext* context) const {
-    const Tensor qkv = input(context, 0), past_key = input(context, 1), past_value = input(context, 2);
-    const Tensor past = input(context, 3), cos = input(context, 4), sin = input(context, 5);
-    expect(qkv.shape.size() == 3 && past_key.shape.size() == 4, "qkv must have 3 axes, caches 4");
-    Attention t{};
-    t.batch = size_t(qkv.shape[0]);
-    t.seq = size_t(qkv.shape[1]);
-    t.heads = heads;
-    t.kv_heads = kv_heads;
-    t.capacity = size_t(past_key.shape[2]);
-    t.dim = size_t(past_key.shape[3]);
-    expect(t.dim % 16 == 0, "heads must be a multiple of 16 wide");
-    expect(t.width() == size_t(qkv.shape[2]), "qkv of another width than the heads");
-    expect(past_key.shape == past_value.shape && size_t(past_key.shape[0]) == t.batch &&
-               size_t(past_key.shape[1]) == kv_heads && past.size() == t.batch,
-           "caches of another shape than qkv");
-    t.qkv = qkv.as<float>();
-    t.past = past.as<int64_t>();
-    t.cos = cos.as<float>();
-    t.sin = sin.as<float>();
-    for (size_t b = 0; b < t.batch; ++b)
-      expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends behind its cache");
-    expect(!cos.data == !sin.data, "cos without sin, or sin without cos");
-    const size_t turns = std::min(cos.size(), sin.size());
-    const bool halves = !cos.data || (cos.shape.back() == int64_t(t.dim / 2) && sin.shape == cos.shape);
-    expect(halves, "cos and sin must be half as wide as a head");
-    expect(!cos.data || turns >= t.capacity * t.dim / 2, "fewer rotary positions than entries");
-    t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(heads * t.dim)}));
-    t.keys = present(context, 1, past_key);
-    t.values = present(context, 2, past_value);
+    const Attention t = attention(context);
     if (!t.batch || !t.seq) return;
-
     const Functions& f = *functions();
     const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
-    const bool shared = t.seq <= kFewQueries && pairs < kEnoughPairs && t.entries() > kChunk;
-    if (shared) return attend_in_chunks(context, t);
+    if (t.seq <= kFewQueries && pairs < kEnoughPairs && t.most_chunks() > 1) return attend_in_chunks(context, t);
     if (blocks == 1) {
       parallel(context, pairs, [&](size_t i) {
         f.write_cache(t, i / kv_heads, i % kv_heads);
@@ -196,23 +186,76 @@ struct PackedAttention {
     });
   }
 
+ private:
+  // So that no product of sizes overflows.
+  static constexpr size_t kMostHeads = 65536;
   // With fewer pairs of a row and a head than this some threads would wait for others.
   static constexpr size_t kEnoughPairs = 16;
   // Results of chunks are as large as the queries, for each chunk.
   static constexpr size_t kFewQueries = 8;
 
+  // What is to be computed, once all of it fits.
+  Attention attention(ort::KernelContext* context) const {
+    const Tensor qkv = input(context, 0), past_key = input(context, 1), past_value = input(context, 2);
+    const Tensor past = input(context, 3);
+    expect(qkv.shape.size() == 3 && past_key.shape.size() == 4, "qkv must have 3 axes, caches 4");
+    Attention t{};
+    t.batch = size_t(qkv.shape[0]);
+    t.seq = size_t(qkv.shape[1]);
+    t.heads = heads;
+    t.kv_heads = kv_heads;
+    t.capacity = size_t(past_key.shape[2]);
+    t.dim = size_t(past_key.shape[3]);
+    expect(t.dim > 0 && t.dim % 16 == 0, "heads must be a multiple of 16 wide");
+    expect(t.width() == size_t(qkv.shape[2]), "qkv of another width than the heads");
+    expect(past_key.shape == past_value.shape && size_t(past_key.shape[0]) == t.batch &&
+               size_t(past_key.shape[1]) == kv_heads && past.size() == t.batch,
+           "caches of another shape than qkv");
+    t.past = past.as<int64_t>();
+    for (size_t b = 0; b < t.batch; ++b)
+      expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends behind its cache");
+    t.qkv = qkv.as<float>();
+    set_positions(t, input(context, 4), input(context, 5));
+    t.q_norm = norm(t, input(context, 6));
+    t.k_norm = norm(t, input(context, 7));
+    t.window = window;
+    t.scale = scale.value_or(1.0f / std::sqrt(float(t.dim)));
+    t.softcap = softcap;
+    t.epsilon = epsilon;
+    t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(heads * t.dim)}));
+    t.keys = present(context, 1, past_key);
+    t.values = present(context, 2, past_value);
+    return t;
+  }
+
+  static void set_positions(Attention& t, const Tensor& cos, const Tensor& sin) {
+    expect(cos.given() == sin.given(), "cos without sin, or sin without cos");
+    if (!cos.given()) return;
+    expect(cos.shape == sin.shape && !cos.shape.empty() && cos.shape.back() == int64_t(t.dim / 2),
+           "cos and sin must be half as wide as a head");
+    expect(cos.size() >= t.capacity * t.dim / 2, "fewer rotary positions than entries");
+    t.cos = cos.as<float>();
+    t.sin = sin.as<float>();
+  }
+
+  static const float* norm(const Attention& t, const Tensor& weight) {
+    expect(!weight.given() || weight.shape == std::vector<int64_t>{int64_t(t.dim)},
+           "q_norm and k_norm must have one axis, as wide as a head");
+    return weight.as<float>();
+  }
+
   // A few new tokens after many: threads share the cache of a head.
   static void attend_in_chunks(ort::KernelContext* context, const Attention& t) {
     const Functions& f = *functions();
     const size_t pairs = t.batch * t.kv_heads, size = partial_size(t.seq * (t.heads / t.kv_heads), t.dim);
-    const size_t most = (t.entries() + kChunk - 1) / kChunk;
+    const size_t most = t.most_chunks();
     static thread_local std::vector<float> partials;
     partials.resize(pairs * most * size);
     float* memory = partials.data();  // the thread's own: others see theirs under the same name
     for (size_t i = 0; i < pairs; ++i) f.write_cache(t, i / t.kv_heads, i % t.kv_heads);
     parallel(context, pairs * most, [&](size_t i) {
       const size_t pair = i / most, chunk = i % most, batch = pair / t.kv_heads;
-      if (chunk * kChunk < size_t(t.past[batch]) + t.seq)
+      if (chunk < t.seen(batch, 0, t.seq).chunks())
         f.attend_chunk(t, batch, pair % t.kv_heads, chunk, memory + i * size);
     });
     for (size_t i = 0; i < pairs; ++i)
@@ -291,7 +334,7 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
 
 // The number of the interface between this library, its operators and their callers. It grows with
 // every change that a library of another version would get wrong.
-PLC_EXPORT int plc_kernels_interface() { return 2; }
+PLC_EXPORT int plc_kernels_interface() { return 3; }
 
 // The name of the instruction set in use; empty where PLC_KERNELS names one that is not there.
 PLC_EXPORT const char* plc_kernels_name() {

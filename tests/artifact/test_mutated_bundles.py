@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pl_compile.driver.describe import describe
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, PlcError
 from pl_compile.runtime import Request, Session
 from pl_compile.testing import random_table, sign_bundle

@@ -435,8 +435,8 @@ def test_an_export_that_is_told_to_end_leaves_nothing(
     program = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # tests may be run by nohup
-        "import pl_compile.driver.export as export\n"
-        f"export.write_task = lambda *_: os.kill(os.getpid(), signal.{name})\n"
+        "import pl_compile.driver.write_bundle as bundle\n"
+        f"bundle.write_task = lambda *_: os.kill(os.getpid(), signal.{name})\n"
         "from pl_compile.cli.main import main\n"
         "main()\n"
     )
@@ -615,7 +615,7 @@ def test_a_dry_run_as_json_is_the_plan(plc: Any, work: Path) -> None:
 def test_the_defaults_of_the_command_are_those_of_python() -> None:
     from pl_compile.cli.export import command
     from pl_compile.config.build import BuildOptions
-    from pl_compile.driver.export import ExportRequest
+    from pl_compile.driver.export_request import ExportRequest
 
     given = {option.name: option.default for option in command.params}
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.config.decoder import read_decoder_config
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.read import read_yaml
 from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.utf8 import read_text
 from pl_compile.errors import BaseModelError, PlcError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.importers.peft import read_peft_adapter
 from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.end_tokens import end_tokens
@@ -23,7 +24,6 @@ from pl_compile.text.examples import read_examples
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.prepare import prepare_csv, prepare_phrasebank
-from pl_compile.weights.checkpoint import Checkpoint
 
 
 def _end_tokens(folder: Path) -> object:
@@ -37,8 +37,8 @@ READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("tokenizer_config.json", _end_tokens),
     ("special_tokens_map.json", _end_tokens),
     ("tokenizer.json", Tokenizer.from_folder),
-    ("model.safetensors", Checkpoint),
-    ("model.safetensors.index.json", Checkpoint),
+    ("model.safetensors", open_checkpoint),
+    ("model.safetensors.index.json", open_checkpoint),
     ("adapter_config.json", read_peft_adapter),
     ("manifest.json", read_bundle),
     ("run.yaml", lambda folder: read_yaml(folder / "run.yaml")),

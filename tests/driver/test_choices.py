@@ -15,7 +15,9 @@ from safetensors.numpy import load_file, save_file
 from pl_compile.artifact.bundle import NOTHING_LOST, read_bundle
 from pl_compile.config.build import AUTO, BuildOptions, Choice
 from pl_compile.driver import choose, train
-from pl_compile.driver.export import ExportPlan, ExportRequest, export_bundle, plan_export
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.driver.forecast import Forecast, forecast_export
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import BaseModelError, ExportError
 from pl_compile.quantize.scheme import LOSSLESS
@@ -26,7 +28,7 @@ from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 from pl_compile.weights.names import load_weight
 
 Published = Literal["floats", "q4_0", "q4_1", "q8_0"]
-Planned = Callable[..., ExportPlan]
+Planned = Callable[..., Forecast]
 
 BASES: dict[str, tuple[str, Published]] = {
     f"{family}-{published}": (family, published)
@@ -58,8 +60,8 @@ def request_for(tmp_path: Path) -> Callable[..., ExportRequest]:
 
 @pytest.fixture
 def planned(request_for: Callable[..., ExportRequest]) -> Planned:
-    def plan(base: Path, **changes: Any) -> ExportPlan:
-        return plan_export(request_for(base, **changes))
+    def plan(base: Path, **changes: Any) -> Forecast:
+        return forecast_export(request_for(base, **changes))
 
     return plan
 
@@ -182,7 +184,7 @@ def test_a_base_is_stored_as_it_was_published(
 
     result = export_bundle(request)
 
-    choice = result.plan.choices["quantize"]
+    choice = result.forecast.choices["quantize"]
     assert (choice.asked, choice.chosen) == (AUTO, stored)
     said, then = (
         "the base was published so: no block of weights changes by more than ",
@@ -368,11 +370,11 @@ def test_report_page_and_progress_say_what_was_chosen_and_why(
     bases: dict[str, Path], request_for: Any, told: Any
 ) -> None:
     request = request_for(bases["llama-q4_1"])
-    plan = plan_export(request)
+    plan = forecast_export(request)
 
     result = export_bundle(request, progress=told)
 
-    assert result.plan.choices == plan.choices
+    assert result.forecast.choices == plan.choices
     plain = {name: asdict(choice) for name, choice in plan.choices.items()}
     assert json.loads((result.bundle / "report.json").read_text())["choices"] == plain
     # Not in the manifest: readers of its version refuse keys that they do not know.

@@ -11,7 +11,8 @@ import pytest
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.driver.answer_file import answer_file
 from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_reference, session_on_table
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, ConfigError, DataError, FingerprintError, RequestError
 from pl_compile.runtime import Session
 from pl_compile.testing import random_table, tiny_examples, write_jsonl

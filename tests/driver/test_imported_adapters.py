@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.driver.bring_in import PeftImport, import_peft
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError
 from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.testing import Told, random_table

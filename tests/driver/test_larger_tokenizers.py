@@ -14,7 +14,8 @@ from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_tab
 from pl_compile.driver.answer_file import answer_file
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.evaluate import EvalOptions, evaluate, session_on_table
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.train import train_run
 from pl_compile.errors import DataError, PlcError, RequestError
 from pl_compile.importers.peft import write_peft_adapter

@@ -4,7 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.train import train_run
 from pl_compile.testing import Told, tiny_run, tone_examples, tone_tasks
 

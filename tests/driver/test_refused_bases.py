@@ -17,7 +17,9 @@ from pl_compile.checks.parity import Limit, ProbeRow, Trace, compare
 from pl_compile.config.strict_json import with_null
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.evaluate import session_on_table
-from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.driver.forecast import forecast_export
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import BaseModelError
 from pl_compile.importers.peft import write_peft_adapter
@@ -79,7 +81,7 @@ def test_every_reader_of_a_base_refuses_it_by_name(
         "evaluate": lambda: session_on_table(table, base),
     }
     if break_it is not spoil:  # the numbers are looked at where all of them are read
-        readers["plan"] = lambda: plan_export(request)
+        readers["plan"] = lambda: forecast_export(request)
         readers["reference"] = lambda: FrozenBase(base)
     for name, read in readers.items():
         with pytest.raises(BaseModelError) as error:

@@ -11,7 +11,8 @@ import pytest
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table, write_prompt_table
 from pl_compile.driver.bring_in import PeftImport, import_peft
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.train import train_run
 from pl_compile.errors import ArtifactError
 from pl_compile.importers.peft import write_peft_adapter

@@ -18,7 +18,8 @@ from pl_compile.artifact.folded_prefix import (
 )
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
 from pl_compile.runtime import Request, Session

@@ -10,9 +10,11 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle, task_folder
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Session
+from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import random_table, sign_bundle
 from pl_compile.text.label_trie import LabelTrie
 
@@ -57,12 +59,10 @@ def by_hand(session: Session, request: Request) -> np.ndarray:
     for ids in prompt.renderer.answers(request.fields, CHOICES):
         total = 0.0
         for count, token in enumerate(ids):
-            session.engine.start([prompt.without_prefix()])
+            batch = Batch(session.engine)
+            batch.admit(0, prompt.without_prefix())
             given = np.concatenate([rendered.input_ids(session.engine.vocab), ids[:count]])
-            zero = np.zeros(1, np.int64)
-            last = zero + len(given) - 1
-            given = given.astype(np.int64)[None]
-            logits = session.engine.step(given, zero, last, [prompt])[0].astype(np.float64)
+            logits = batch.feed({0: given.astype(np.int64)})[0].logits.astype(np.float64)
             total += logits[token] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         found.append(total)
     return np.asarray(found)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.checks.arithmetic import kernels_of
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ExportError
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
@@ -20,7 +22,6 @@ from pl_compile.runtime.requests import Request
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table, write_tiny_base
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
-from pl_compile.weights.checkpoint import Checkpoint
 
 Exported = Callable[..., ExportResult]
 OPTIONS = [
@@ -191,7 +192,7 @@ def test_the_default_base_loses_nothing_in_four_bits() -> None:
             f"needs the base {DEFAULT_BASE} (plc fetch {DEFAULT_BASE}); on made weights: "
             "tests/quantize/test_rounding.py"
         )
-    weight = Checkpoint(base).tensor("model.layers.3.mlp.up_proj.weight").T
+    weight = open_checkpoint(base).tensor("model.layers.3.mlp.up_proj.weight").T
     weight = np.ascontiguousarray(weight, np.float32)
 
     kept = round_to_nearest(weight, Scheme(4, 32, offset=True, half=True)).dequantized()

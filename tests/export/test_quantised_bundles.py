@@ -13,8 +13,10 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ConfigError, DataError, ExportError
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
@@ -22,10 +24,11 @@ from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.session import Session
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
+from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 Exported = Callable[..., ExportResult]
@@ -99,13 +102,14 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     exported: Exported, block_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     """Beside the same graph with the dequantised weights as floats: activations are rounded."""
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.exporters import exporter_for
+    from pl_compile.exporters.exporter import Job
+    from pl_compile.families.read import read_decoder_config
 
     result = exported(family, options=BuildOptions("int4", block=16))
     bundle = read_bundle(result.bundle)
     config = read_decoder_config(block_bases[family])
-    weights = load_weights(Checkpoint(block_bases[family]), config)
+    weights = load_weights(open_checkpoint(block_bases[family]), config)
     four, eight = Scheme(4, 16, signed=True), Scheme(8, 16)
     for name, array in weights.items():
         if name == "embedding.weight":
@@ -114,18 +118,17 @@ def test_the_kernels_compute_what_the_codes_stand_for(
             weights[name] = round_to_nearest(array, four).dequantized()
     exporter = exporter_for("onnx-cpu")
     model = build_decoder(config, bundle.manifest.graph, weights)
-    run_passes(
-        model, exporter.passes(config, bundle.manifest.graph, BuildOptions("none"), None, [])
-    )
+    job = Job(config, bundle.manifest.graph, BuildOptions("none"))
+    run_passes(model, exporter.passes(job).all)
     exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions("none"))
     tokenizer = Tokenizer.from_folder(result.bundle)
     prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
-    ids = np.random.default_rng(0).integers(0, 390, (1, 24))
+    ids = np.random.default_rng(0).integers(0, 390, 24)
     logits = []
     for path in (result.bundle / "base" / "model.onnx", tmp_path / "model.onnx"):
-        engine = OnnxRuntimeEngine(path, bundle.manifest.graph)
-        zero = np.zeros(1, np.int64)
-        logits.append(engine.step(ids, zero, zero + 23, [prompt]).copy())
+        batch = Batch(OnnxRuntimeEngine(path, bundle.manifest.graph))
+        batch.admit(0, prompt)
+        logits.append(batch.feed({0: ids})[0].logits)
 
     assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
 
@@ -200,9 +203,9 @@ def test_moments_are_those_of_what_enters_each_product(
 ) -> None:
     from pl_compile.artifact.prompt_table import read_prompt_table
     from pl_compile.config.contract import GraphContract
-    from pl_compile.config.decoder import read_decoder_config
     from pl_compile.driver.calibrate import measure_moments
     from pl_compile.exporters import exporter_for
+    from pl_compile.families.read import read_decoder_config
     from pl_compile.training.base_model import FrozenBase
 
     base = block_bases["llama"]
@@ -225,7 +228,7 @@ def test_moments_are_those_of_what_enters_each_product(
         exporter_for("onnx-cpu"),
         config,
         contract,
-        load_weights(Checkpoint(base), config),
+        load_weights(open_checkpoint(base), config),
         [(prompt, ids)],
     )
 
@@ -352,13 +355,13 @@ def test_blocks_that_do_not_fit_leave_nothing_behind(
 
 def test_only_products_and_tables_are_rounded(block_bases: dict[str, Path]) -> None:
     from pl_compile.config.contract import GraphContract
-    from pl_compile.config.decoder import read_decoder_config
+    from pl_compile.families.read import read_decoder_config
 
     base = block_bases["gpt2"]
     config = read_decoder_config(base)
     sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
     contract = GraphContract(**sizes, capacity=40, prompts="baked", baked_tasks=("a",))
-    weights = load_weights(Checkpoint(base), config)
+    weights = load_weights(open_checkpoint(base), config)
     model = build_decoder(config, contract, weights, np.ones((1, 3, config.hidden), np.float32))
 
     run_passes(model, [QuantizeWeights(Scheme(4, 16), Scheme(8, 16))])
@@ -409,6 +412,11 @@ def learned(block_bases: dict[str, Path], tmp_path: Path) -> dict[str, TaskPromp
     return {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
 
 
+def examples_of(paths: list[Path], learned: dict[str, TaskPrompt]) -> list[Example]:
+    templates = {name: prompt.renderer.template for name, prompt in learned.items()}
+    return read_examples(paths, templates, answers=False)
+
+
 def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answer(
     learned: dict[str, TaskPrompt], tmp_path: Path
 ) -> None:
@@ -421,13 +429,14 @@ def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answe
     ]
     paths = [write_jsonl(tmp_path / "tone.jsonl", tone), write_jsonl(tmp_path / "ask.jsonl", ask)]
 
-    rows = calibration_prompts(paths, learned, capacity=90, vocab=397)
+    rows = calibration_prompts(examples_of(paths, learned), learned, capacity=90, vocab=397)
 
     asked = [ids for prompt, ids in rows if prompt is learned["ask"]]
     assert len(rows) == MOST_EXAMPLES
     assert len(asked) >= 2
+    alone = examples_of(paths[1:], learned)
     short, long = (
-        calibration_prompts(paths[1:], learned, capacity=90, vocab=397)[n][1] for n in (0, 1)
+        calibration_prompts(alone, learned, capacity=90, vocab=397)[n][1] for n in (0, 1)
     )
     assert len(short) < len(long)
 
@@ -443,7 +452,9 @@ def test_calibration_says_which_examples_it_cuts(
     ]
     path, told = write_jsonl(tmp_path / "ask.jsonl", rows), Told()
 
-    calibration_prompts([path], learned, capacity=60, vocab=397, progress=told)
+    calibration_prompts(
+        examples_of([path], learned), learned, capacity=60, vocab=397, progress=told
+    )
 
     (line,) = told.lines
     assert re.fullmatch(

@@ -13,17 +13,21 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver import disk_and_memory as room
 from pl_compile.driver import export as export_page
+from pl_compile.driver import forecast
 from pl_compile.driver.build_plans import _report
 from pl_compile.driver.costs import base_cost
-from pl_compile.driver.export import ExportRequest, export_bundle, plan_export
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.driver.forecast import forecast_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
+from pl_compile.families.read import read_decoder_config
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 
@@ -70,7 +74,7 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, options: BuildOptions) ->
 
 
 def test_a_plan_writes_nothing_and_says_what_it_would_cost(request_: ExportRequest) -> None:
-    plan = plan_export(request_)
+    plan = forecast_export(request_)
 
     assert plan.passes == ("merge-products", "fuse-residual-norms", "link-functions")
     assert not request_.output.exists()
@@ -78,7 +82,7 @@ def test_a_plan_writes_nothing_and_says_what_it_would_cost(request_: ExportReque
     assert [task.virtual_tokens for task in plan.tasks] == [3, 5, 4]
     assert [task.prompt_bytes for task in plan.tasks] == [3 * 24 * 4, 5 * 24 * 4, 1024]
     result = export_bundle(request_)
-    assert result.plan == plan
+    assert result.forecast == plan
 
 
 def test_the_plans_passes_are_those_that_run(request_: ExportRequest, tmp_path: Path) -> None:
@@ -89,7 +93,7 @@ def test_the_plans_passes_are_those_that_run(request_: ExportRequest, tmp_path: 
 
     report = json.loads((result.bundle / "report.json").read_text())
     names = [record["name"] for record in report["passes"]]
-    assert names == list(result.plan.passes)
+    assert names == list(result.forecast.passes)
     expected = ["merge-products", "fuse-residual-norms", "sample-in-graph", "link-functions"]
     assert names == expected
     dumped = sorted(path.name for path in (tmp_path / "dump").glob("*.txt"))
@@ -111,17 +115,18 @@ def test_the_plans_bytes_are_nearly_those_of_the_file(
     table = random_table(base, tmp_path / "table.safetensors")
     request = ExportRequest(table, base, tmp_path / "bundle", options=options, measure_parity=False)
 
-    plan = export_bundle(request).plan
+    plan = export_bundle(request).forecast
 
     stored = (tmp_path / "bundle" / "base" / "model.onnx.data").stat().st_size
     assert plan.base.weight_bytes == pytest.approx(stored, rel=0.25)
-    weights = load_weights(Checkpoint(base), read_decoder_config(base))
+    weights = load_weights(open_checkpoint(base), read_decoder_config(base))
     assert plan.base.parameters == sum(array.size for array in weights.values())
 
 
 def test_costs_of_a_known_base() -> None:
     from pl_compile.config.contract import GraphContract
     from pl_compile.config.decoder import DecoderConfig
+    from pl_compile.families.weights import Biases
 
     smollm2 = DecoderConfig(
         family="llama",
@@ -136,6 +141,7 @@ def test_costs_of_a_known_base() -> None:
         norm_eps=1e-5,
         tied=True,
         rope_theta=1e5,
+        own=Biases(attention_bias=False, mlp_bias=False),
     )
     contract = GraphContract(30, 3, 64, 576, 49152, 1024, "input")
 
@@ -211,8 +217,9 @@ def test_a_prompt_that_changes_nothing_fails_the_bundle(
 ) -> None:
     step = OnnxRuntimeEngine.step
 
-    def without_prompts(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: Any) -> np.ndarray:
-        return step(self, np.where(ids >= self.vocab, 0, ids), *rest)
+    def without_prompts(self: OnnxRuntimeEngine, given: Step) -> Any:
+        ids = np.where(given.input_ids >= self.vocab, 0, given.input_ids)
+        return step(self, replace(given, input_ids=ids))
 
     monkeypatch.setattr(OnnxRuntimeEngine, "step", without_prompts)
 
@@ -232,9 +239,9 @@ def test_rows_that_see_their_neighbours_fail_the_bundle(
 ) -> None:
     step = OnnxRuntimeEngine.step
 
-    def leaking(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: Any) -> np.ndarray:
-        logits = step(self, ids, *rest)
-        return logits + 0.5 * (len(ids) - 1)
+    def leaking(self: OnnxRuntimeEngine, given: Step) -> Any:
+        logits, tokens = step(self, given)
+        return logits + 0.5 * (len(logits) - 1), tokens
 
     monkeypatch.setattr(OnnxRuntimeEngine, "step", leaking)
 
@@ -293,6 +300,7 @@ def test_the_report_of_an_older_export_can_be_written_anew(
         lint["largest_norm"] = None  # it was no finite number
     row = {"task": "tone", "max_abs_difference": None, "largest_logit": 1.0, "rows": 1, "steps": 2}
     row |= {"first_divergence": None, "equal_tokens": 0, "tolerance": 0.1, "passed": False}
+    row |= {"reference": "torch 2.6", "tokens_needed": 1.0}
     older["checks"]["torch"] = [row]
     older["effect"] = []
     for row in report["effect"]:
@@ -334,8 +342,8 @@ def test_room_for_floats_is_asked_where_scores_need_them_beside_the_bundle(
         raise EnoughError
 
     asked: list[Path] = []
-    monkeypatch.setattr(export_page, "check_room", lambda path, **_: asked.append(path))
-    monkeypatch.setattr(export_page, "identify_base", no_more)
+    monkeypatch.setattr(forecast, "check_room", lambda path, **_: asked.append(path))
+    monkeypatch.setattr(export_page, "load_weights", no_more)
     data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
 
     with pytest.raises(EnoughError):
@@ -462,7 +470,7 @@ def test_data_that_cannot_be_read_is_told_by_a_dry_run(
     options = BuildOptions("int8", block=0)
 
     with pytest.raises(DataError, match=r"none\.jsonl"):
-        plan_export(replace(request_, options=options, evaluate=(tmp_path / "none.jsonl",)))
+        forecast_export(replace(request_, options=options, evaluate=(tmp_path / "none.jsonl",)))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"precision": 3, "effect": []}', '{"a": NaN}'])

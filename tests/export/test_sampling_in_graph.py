@@ -1,29 +1,36 @@
 """`--sampling graph`: the graph draws the tokens that the host would draw."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.sampling import FIRST_IN_GRAPH, IN_GRAPH
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.errors import ConfigError
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.runtime.engines.engine import DrawingEngine
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
-from pl_compile.testing import random_table
+from pl_compile.testing import random_table, sign_bundle
 
 CANDIDATES = 50
 
 
 @pytest.fixture(scope="module")
-def sessions(
+def bundles(
     tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Session, Session]:
-    """On a bundle that samples in its graph, and on one whose host samples."""
+) -> tuple[Path, Path]:
+    """A bundle that samples in its graph, and one whose host samples."""
     folder = tmp_path_factory.mktemp("sampling")
     base = tiny_bases["llama"]
     table = random_table(base, folder / "table.safetensors", prefix=True)
-    bundles = [
+    graph, host = (
         export_bundle(
             ExportRequest(table, base, folder / name, options=options, measure_parity=False)
         ).bundle
@@ -31,8 +38,14 @@ def sessions(
             ("graph", BuildOptions(sampling="graph", candidates=CANDIDATES)),
             ("host", BuildOptions("none")),
         )
-    ]
-    graph, host = (Session.open(bundle) for bundle in bundles)
+    )
+    return graph, host
+
+
+@pytest.fixture(scope="module")
+def sessions(bundles: tuple[Path, Path]) -> tuple[Session, Session]:
+    """On a bundle that samples in its graph, and on one whose host samples."""
+    graph, host = map(Session.open, bundles)
     return graph, host
 
 
@@ -44,6 +57,9 @@ SAMPLINGS = [
     Sampling(1.3, top_k=40, top_p=0.6, seed=4),
     Sampling(1e-8, top_k=9, seed=5),
     Sampling(1.5, top_k=20, top_p=1e-9, seed=6),
+    Sampling(1.5, top_k=40, min_p=0.3, seed=10),
+    Sampling(1.2, top_k=30, top_p=0.9, min_p=0.05, seed=11),
+    Sampling(3.0, top_k=9, min_p=1.0, seed=12),
     # What the graph cannot do is done by the host, in the same batch.
     Sampling(1.0, seed=7),
     Sampling(1.0, top_k=51, seed=8),
@@ -64,7 +80,6 @@ def test_one_batch_of_all_ways_to_sample_gives_the_hosts_answers(
         Request("ask", {"question": "why?", "place": "b"}, max_tokens=9, min_tokens=5),
     ]
 
-    assert isinstance(graph.engine, DrawingEngine)
     assert graph.engine.candidates == CANDIDATES
     assert graph.generate(requests) == host.generate(requests)
 
@@ -72,7 +87,6 @@ def test_one_batch_of_all_ways_to_sample_gives_the_hosts_answers(
 def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> None:
     graph, _ = sessions
     engine = graph.engine
-    assert isinstance(engine, DrawingEngine)
     prompt = graph.prompts["tone"]
     generator = np.random.default_rng(0)
     different = 0
@@ -84,18 +98,23 @@ def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> N
                 float(generator.uniform(0.2, 3)),
                 top_k=int(generator.integers(1, CANDIDATES + 1)),
                 top_p=float(generator.uniform(0.05, 1)),
+                min_p=float(generator.choice([0, generator.uniform(0, 1)])),
                 seed=seed * count + row,
             )
             for row in range(count)
         ]
-        draws = [draw_in_graph(way, np.random.default_rng(way.seed), CANDIDATES) for way in ways]
+        draws = [
+            draw_in_graph(way, np.random.default_rng(way.seed), CANDIDATES, IN_GRAPH)
+            for way in ways
+        ]
         zero = np.zeros(count, np.int64)
-        given = [draw for draw in draws if draw is not None]
-        logits, tokens = engine.step_and_draw(ids, zero, zero + 2, [prompt] * count, given)
+        assert None not in draws
+        logits, tokens = engine.step(Step(0, ids, zero, zero + 2, [prompt] * count, draws))
         expected = [
             next_token(row, way, np.random.default_rng(way.seed))
             for row, way in zip(logits, ways, strict=True)
         ]
+        assert tokens is not None
         different += int((tokens != np.asarray(expected)).sum())
     assert different == 0
 
@@ -106,11 +125,11 @@ def test_a_temperature_of_zero_is_greedy_whatever_the_noise(
     graph, _ = sessions
     prompt = graph.prompts["tone"]
     ids, zero = np.asarray([[5, 9, 7]]), np.zeros(1, np.int64)
-    loud = Draw(0.0, CANDIDATES, 1.0, np.linspace(0, 99, CANDIDATES).astype(np.float32))
+    loud = Draw(Sampling(top_k=CANDIDATES), np.linspace(0, 99, CANDIDATES).astype(np.float32))
 
-    assert isinstance(graph.engine, DrawingEngine)
-    logits, tokens = graph.engine.step_and_draw(ids, zero, zero + 2, [prompt], [loud])
+    logits, tokens = graph.engine.step(Step(0, ids, zero, zero + 2, [prompt], [loud]))
 
+    assert tokens is not None
     assert tokens.tolist() == logits.argmax(-1).tolist()
 
 
@@ -118,7 +137,65 @@ def test_the_hosts_noise_is_as_far_along_afterwards() -> None:
     sampling = Sampling(1.0, top_k=7)
     one, other = np.random.default_rng(3), np.random.default_rng(3)
 
-    draw_in_graph(sampling, one, 10)
+    draw_in_graph(sampling, one, 10, IN_GRAPH)
     next_token(np.arange(40, dtype=np.float32), sampling, other)
 
     assert one.random() == other.random()
+
+
+def test_a_number_that_a_graph_does_not_take_is_left_to_the_host() -> None:
+    generator = np.random.default_rng(3)
+    sampling = Sampling(1.0, top_k=7, min_p=0.1)
+
+    assert draw_in_graph(sampling, generator, 10, FIRST_IN_GRAPH) is None
+    assert generator.random() == np.random.default_rng(3).random()  # no noise was spent
+    assert draw_in_graph(sampling, generator, 10, IN_GRAPH) is not None
+
+
+def test_a_manifest_that_names_no_inputs_has_a_graph_of_the_first_ones() -> None:
+    sizes = GraphContract(1, 1, 4, 8, 20, 30, "input", candidates=5)
+
+    assert sizes.sampling_inputs == FIRST_IN_GRAPH
+    assert "min_p" not in sizes.tensors("float32")
+
+
+def test_a_manifest_with_an_unknown_input_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="sampling input 'typical_p', expected one of: temp"):
+        GraphContract(
+            1, 1, 4, 8, 20, 30, "input", candidates=5, sampling_inputs=("top_k", "typical_p")
+        )
+
+
+def test_a_bundle_made_before_min_p_is_served_and_the_host_does_what_its_graph_cannot(
+    sessions: tuple[Session, Session], bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, host = sessions
+    bundle = tmp_path / "earlier"
+    shutil.copytree(bundles[0], bundle)
+    forget_min_p(bundle / "base" / "model.onnx")
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["graph"]["sampling_inputs"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    sign_bundle(bundle)
+    requests = [
+        Request("order", {"request": f"lights {n}"}, max_tokens=9, sampling=sampling)
+        for n, sampling in enumerate(SAMPLINGS)
+    ]
+
+    with Session.open(bundle) as earlier:
+        assert earlier.generate(requests) == host.generate(requests)
+
+
+def forget_min_p(path: Path) -> None:
+    """Takes `min_p` out of a graph, which is then as graphs were made before."""
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    names = {"sample.of_first", "sample.below_min_p", "sample.min_p.column", "sample.min_p"}
+    (choice,) = [node for node in graph.node if node.name == "sample.chosen"]
+    choice.input[0] = "sample.top_p/out"
+    kept = [node for node in graph.node if node.name not in names]
+    assert len(kept) == len(graph.node) - len(names)
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.input.remove(next(value for value in graph.input if value.name == "min_p"))
+    onnx.save(model, path)

@@ -20,9 +20,12 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.plan_record import read_plan_record
 from pl_compile.checks.interpreted_engine import InterpretedPlan, interpreted_engine
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.sampling import Sampling
 from pl_compile.driver.build_plans import build_bundle
 from pl_compile.driver.describe import describe
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle, plan_export
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.driver.forecast import forecast_export
 from pl_compile.driver.probe_attention import choose_attention, compare_forms
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
@@ -31,8 +34,8 @@ from pl_compile.exporters.tensorrt.interpreter import Interpreter
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.tensorrt.engine import TensorRtEngine, check_bindings
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import prompts_of_bundle
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
@@ -489,11 +492,12 @@ def test_rows_may_not_end_behind_their_caches(plain: Path) -> None:
     session = session_on(plain)
     engine: Engine = session.engine
     assert isinstance(engine, TensorRtEngine)
-    prompt = session.prompts["tone"]
-    past = engine.start([prompt])
+    batch = Batch(engine)
+    batch.admit(0, session.prompts["tone"])
+    batch.feed({0: np.zeros(1, np.int64)})
 
     with pytest.raises(AssertionError):
-        engine.step(np.zeros((1, 64), np.int64), past + 1, past, [prompt])
+        batch.feed({0: np.zeros(64, np.int64)})
 
 
 def test_the_plan_of_an_export_says_what_plans_take(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -501,7 +505,7 @@ def test_the_plan_of_an_export_says_what_plans_take(bases: dict[str, Path], tmp_
     costs = {}
     for options in (BuildOptions(), BuildOptions(defer_build=True), BuildOptions(dtype="float16")):
         request = ExportRequest(table, bases["llama"], tmp_path / "b", target=RTX, options=options)
-        costs[options.defer_build, options.dtype] = plan_export(request).base
+        costs[options.defer_build, options.dtype] = forecast_export(request).base
     whole = costs[False, "float32"]
     assert whole.file_bytes == 2 * whole.weight_bytes
     assert costs[True, "float32"].file_bytes == whole.weight_bytes

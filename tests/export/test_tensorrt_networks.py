@@ -17,20 +17,21 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.exporter import Exporter
+from pl_compile.exporters.exporter import Exporter, Job
 from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
 from pl_compile.exporters.tensorrt import api as trt_module
 from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 from pl_compile.exporters.tensorrt.interpreter import Interpreter
+from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
@@ -67,8 +68,8 @@ def built(exporter: Exporter, base: Path, folder: Path, options: BuildOptions) -
     folder.mkdir()
     config = read_decoder_config(base)
     contract = contract_of(config)
-    model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
-    run_passes(model, exporter.passes(config, contract, options, None, []))
+    model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
+    run_passes(model, exporter.passes(Job(config, contract, options)).all)
     exporter.build(model, folder, contract, options)
     return contract
 
@@ -133,18 +134,18 @@ def test_what_was_parsed_computes_what_onnxruntime_does(
 
 def planted(base: Path, folder: Path, **attributes: Any) -> Path:
     """The graph for ONNX Runtime's Attention, which TensorRT takes and makes something else of."""
-    from pl_compile.exporters.onnx.cpu import cached_attention_function
+    from pl_compile.exporters.bodies import attend_to_longest, library_of
     from pl_compile.exporters.onnx.files import save
     from pl_compile.passes.link_functions import LinkFunctions
+    from pl_compile.passes.name_functions import NameFunctions
 
     config = read_decoder_config(base)
-    model = build_decoder(config, contract_of(config), load_weights(Checkpoint(base), config))
-    function = cached_attention_function()
-    for node in function:
+    model = build_decoder(config, contract_of(config), load_weights(open_checkpoint(base), config))
+    run_passes(model, [LinkFunctions(library_of(attend_to_longest)), NameFunctions()])
+    for node in model.functions[("plc", "Attention_body_1", "")]:
         if node.op_type == "Attention":
             for name, value in attributes.items():
                 node.attributes[name] = ir.AttrInt64(name, value)
-    run_passes(model, [LinkFunctions([function])])
     save(model, folder)
     return folder / "model.onnx"
 

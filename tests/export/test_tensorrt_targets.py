@@ -14,11 +14,13 @@ from pl_compile.artifact.plan_record import read_plan_profile
 from pl_compile.cli.main import plc
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
+from pl_compile.families.read import read_decoder_config
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table
 
@@ -56,7 +58,7 @@ def test_without_tensorrt_only_a_deferred_build_is_exported(
 
     assert result.passed == "not measured"
     assert not list(result.bundle.rglob("folded_kv.safetensors"))
-    assert all("no TensorRT is installed" in task.reason for task in result.plan.tasks)
+    assert all("no TensorRT is installed" in task.reason for task in result.forecast.tasks)
     with pytest.raises(ExportError, match=r"no TensorRT is installed to parse.*tensorrt-rtx\]"):
         verify_bundle(result.bundle)
     with pytest.raises(ExportError, match="with --fold always: no TensorRT"):

@@ -163,7 +163,8 @@ def folded_bundle() -> Path:
 
 
 def _exported(table: Path, fold: Literal["auto", "always"]) -> Path:
-    from pl_compile.driver.export import ExportRequest, export_bundle
+    from pl_compile.driver.export import export_bundle
+    from pl_compile.driver.export_request import ExportRequest
 
     folder = scratch() / f"bundle-{fold}"
     export_bundle(ExportRequest(table, tiny_base("llama"), folder, capacity=80, fold=fold))

@@ -30,15 +30,15 @@ from safetensors.numpy import load_file, save_file
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import PlcError
-from pl_compile.testing import FAMILIES, assert_close
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.families.registry import FAMILIES
+from pl_compile.families.weights import Biases
+from pl_compile.testing import assert_close
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
-
-_CLASSES = {"llama": transformers.LlamaConfig, "gpt2": transformers.GPT2Config}
 
 # Names of other families' settings, and of older and newer releases'.
 _FOREIGN = (
@@ -78,14 +78,14 @@ def _config(family: str) -> dict[str, Any]:
 
 @functools.cache
 def _keys(family: str) -> list[str]:
-    known = _CLASSES[family]()
+    known = transformers.CONFIG_MAPPING[family]()
     return sorted({*known.to_dict(), *known.attribute_map, *_config(family), *_FOREIGN})
 
 
 @st.composite
 def configs(draw: st.DrawFn) -> tuple[str, str]:
     """A family, and the text of a `config.json` with a few settings that matter or do not."""
-    family = draw(st.sampled_from(FAMILIES))
+    family = draw(st.sampled_from([*FAMILIES]))
     config = dict(_config(family))
     if draw(st.integers(0, 3)) == 0:
         return family, draw(json_texts(config))
@@ -158,8 +158,7 @@ def _check(family: str, folder: Path) -> None:
             "ffn": theirs.intermediate_size,
             "norm_eps": theirs.rms_norm_eps,
             "rope_theta": theirs.rope_parameters["rope_theta"],
-            "attention_bias": theirs.attention_bias,
-            "mlp_bias": theirs.mlp_bias,
+            "own": Biases(theirs.attention_bias, theirs.mlp_bias),
         }
     else:
         sizes |= {"norm_eps": theirs.layer_norm_epsilon}
@@ -207,7 +206,7 @@ _NAMES = (
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[str, Arrays]:
     """A family and its tensors, some of them wrong."""
-    family = draw(st.sampled_from(FAMILIES))
+    family = draw(st.sampled_from([*FAMILIES]))
     names = st.sampled_from(_NAMES) | st.text(min_size=1, max_size=5)
     return family, draw(spoiled_arrays(load_file(tiny_base(family) / "model.safetensors"), names))
 

@@ -27,10 +27,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pl_compile.artifact.prompt_table import PromptTable, read_prompt_table, write_prompt_table
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.describe import describe
 from pl_compile.errors import PlcError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.importers.run_checkpoint import FORMAT as CHECKPOINT
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.training.pickled import tensors_of_pickle

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.driver.bring_in import PeftImport, import_peft
+from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.runtime import Request, Session
-from pl_compile.testing import FAMILIES, random_table
+from pl_compile.testing import random_table
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.reference import TorchEngine

@@ -1,9 +1,9 @@
 """The same weights through transformers and through the bundle: logits and greedy tokens agree."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +12,14 @@ import torch
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.contract import PromptsMode
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import FingerprintError
 from pl_compile.runtime import Request, Session
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import assert_close, random_table, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
@@ -85,10 +88,10 @@ def test_a_wrong_prompt_row_fails_the_comparison(
     table = random_table(base, tmp_path / "table.safetensors")
     step = OnnxRuntimeEngine.step
 
-    def off_by_one_row(self: OnnxRuntimeEngine, ids: np.ndarray, *rest: object) -> np.ndarray:
-        virtual = ids >= self.vocab
-        shifted = np.where(virtual, self.vocab + (ids - self.vocab + 1) % 3, ids)
-        return step(self, shifted, *rest)  # type: ignore[arg-type]
+    def off_by_one_row(self: OnnxRuntimeEngine, given: Step) -> Any:
+        ids, vocab = given.input_ids, self.vocab
+        shifted = np.where(ids >= vocab, vocab + (ids - vocab + 1) % 3, ids)
+        return step(self, replace(given, input_ids=shifted))
 
     monkeypatch.setattr(OnnxRuntimeEngine, "step", off_by_one_row)
 
@@ -120,18 +123,14 @@ def test_a_prefix_at_the_wrong_place_fails_the_comparison(
 ) -> None:
     base = tiny_bases["llama"]
     table = random_table(base, tmp_path / "table.safetensors", prefix=True)
-    start = OnnxRuntimeEngine.start
+    admit = OnnxRuntimeEngine.admit
 
-    def turned(self: OnnxRuntimeEngine, prompts: Sequence[TaskPrompt]) -> np.ndarray:
-        return start(
-            self,
-            [
-                p if p.prefix_kv is None else replace(p, prefix_kv=np.roll(p.prefix_kv, 1, 2))
-                for p in prompts
-            ],
-        )
+    def turned(self: OnnxRuntimeEngine, row: int, prompt: TaskPrompt) -> int:
+        if prompt.prefix_kv is not None:
+            prompt = replace(prompt, prefix_kv=np.roll(prompt.prefix_kv, 1, 2))
+        return admit(self, row, prompt)
 
-    monkeypatch.setattr(OnnxRuntimeEngine, "start", turned)
+    monkeypatch.setattr(OnnxRuntimeEngine, "admit", turned)
 
     result = export_bundle(ExportRequest(table, base, tmp_path / "bundle"))
 
@@ -150,19 +149,18 @@ def test_a_prefix_that_tokens_would_make_acts_like_these_tokens(
     bundle = read_bundle(tmp_path / "bundle")
     engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", bundle.manifest.graph)
     order = Session.open(tmp_path / "bundle").prompts["order"]
-    ids = np.random.default_rng(0).integers(0, 390, (1, 13))
+    ids = np.random.default_rng(0).integers(0, 390, 13)
     with torch.no_grad():
-        layers = base.model(torch.from_numpy(ids[:, :4]), use_cache=True).cache.layers
+        layers = base.model(torch.from_numpy(ids[None, :4]), use_cache=True).cache.layers
     made = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
 
     for each in (engine, TorchEngine(base)):
-        past = each.start([order.without_prefix()])
-        whole = each.step(ids, past, past + 12, [order]).copy()
-        prompts = [replace(order, prefix_kv=made.numpy())]
-        past = each.start(prompts)
-        after = each.step(ids[:, 4:], past, np.asarray([8]), prompts)
+        batch = Batch(each)
+        batch.admit(0, order.without_prefix())
+        whole = batch.feed({0: ids})[0].logits.copy()
+        batch.admit(1, replace(order, prefix_kv=made.numpy()))
+        after = batch.feed({1: ids[4:]})[1].logits
 
-        assert past.tolist() == [4]
         assert_close(after, whole, relative=1e-5)
 
 
@@ -202,8 +200,9 @@ def test_a_base_that_is_loaded_already_can_answer(
     order, tone = session.generate(requests)
 
     prompt = session.prompts["order"]
-    past = engine.start([prompt])
-    assert engine.step(np.ones((1, 1), int), past, past * 0, [prompt]).dtype == np.float32
+    batch = Batch(engine)
+    batch.admit(0, prompt)
+    assert batch.feed({0: np.ones(1, int)})[0].logits.dtype == np.float32
     assert order.token_ids
     assert tone.text in ("positive", "negative", "neutral")
 
@@ -240,11 +239,13 @@ def test_cached_steps_equal_one_long_prompt(tiny_bases: dict[str, Path], tmp_pat
     bundle = read_bundle(tmp_path / "bundle")
     engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", bundle.manifest.graph)
     prompt = Session.open(tmp_path / "bundle").prompts["tone"]
-    ids = np.random.default_rng(0).integers(0, 390, (1, 30))
-    zero = np.zeros(1, np.int64)
+    ids = np.random.default_rng(0).integers(0, 390, 30)
+    batch = Batch(engine)
+    batch.admit(0, prompt)
+    batch.admit(1, prompt)
 
-    whole = engine.step(ids, zero, zero + 29, [prompt]).copy()
-    engine.step(ids[:, :18], zero, zero + 17, [prompt])
-    parts = engine.step(ids[:, 18:], zero + 18, zero + 11, [prompt])
+    whole = batch.feed({0: ids})[0].logits
+    batch.feed({1: ids[:18]})
+    parts = batch.feed({1: ids[18:]})[1].logits
 
     assert_close(parts, whole, relative=1e-5)

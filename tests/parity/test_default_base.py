@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.testing import random_table
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry, read_prompt_table
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.bring_in import PeftImport, import_peft
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import (
-    FAMILIES,
     assert_close,
     byte_fallback_tokenizer,
     random_table,

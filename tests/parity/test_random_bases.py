@@ -8,7 +8,6 @@ other bases; a failure names its seed.
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaCo
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.bring_in import PeftImport, import_peft
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Result, Session
+from pl_compile.runtime.engines.engine import Step
 
 SEED = int(os.environ.get("PLC_SEED", "0"))
 
@@ -335,12 +336,12 @@ class Reference:
 def recorded(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     """Gets the logits of each step of a session, `[rows, vocab]`."""
     steps: list[Floats] = []
-    step: Callable[..., Floats] = session.engine.step
+    step = session.engine.step
 
-    def listening(*arguments: Any) -> Floats:
-        logits = step(*arguments)
+    def listening(given: Step) -> Any:
+        logits, tokens = step(given)
         steps.append(logits.copy())
-        return logits
+        return logits, tokens
 
     monkeypatch.setattr(session.engine, "step", listening)
     return steps

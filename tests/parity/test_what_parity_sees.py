@@ -27,7 +27,8 @@ from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
 from pl_compile.checks.parity import probe_rows
 from pl_compile.cli.export import fixes_for_tokens, print_tokens
 from pl_compile.config.task import TaskConfig
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
 from pl_compile.graph.prompt import embed

@@ -73,7 +73,7 @@ class Refuse(GraphPass):
 
 
 def test_a_record_of_each_pass_says_what_it_did() -> None:
-    (record,) = run_passes(doubled(), [AddOne(number=3)])
+    (record,) = run_passes(doubled(), [AddOne(number=3)]).records
 
     assert (record.name, record.options, record.modified) == ("add-one", {"number": 3}, True)
     assert (record.nodes, record.weight_bytes) == (2, 4)

@@ -1,4 +1,4 @@
-"""The documentation's commands parse, its Python compiles, its links lead somewhere."""
+"""The documentation's commands parse, its links lead somewhere."""
 
 import dataclasses
 import re
@@ -15,6 +15,7 @@ from pl_compile.cli.main import COMMANDS, plc
 from pl_compile.config.read import build, read_yaml
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import TrainConfig
+from pl_compile.families.registry import FAMILIES
 from pl_compile.text.template import parse_template
 from pl_compile.training.read_config import read_train_config
 
@@ -52,33 +53,62 @@ def test_documented_command_parses(line: str) -> None:
         command.make_context(name, arguments)
 
 
+def test_the_page_on_bases_lists_every_family_and_no_other() -> None:
+    page = (ROOT / "docs/importing.md").read_text(encoding="utf-8")
+    table = page.partition("| family | `model_type` | what is computed |\n|---|---|---|\n")[2]
+
+    assert table.partition("\n\n")[0].splitlines() == [
+        f"| {family.title} | `{name}` | {family.docs} |" for name, family in FAMILIES.items()
+    ]
+
+
+def test_the_readme_names_every_family() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.search(r"The families are (.*?);", readme)
+    assert named is not None
+
+    assert re.sub(r" \(.*?\)", "", named[1]) == " and ".join(
+        family.title for family in FAMILIES.values()
+    )
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
     assert [name for name in COMMANDS if f"plc {name}" not in readme] == []
 
 
-def test_python_blocks_compile() -> None:
-    blocks = [
-        block
-        for page in PAGES
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    ]
+def links_in(page: Path) -> list[tuple[str, str]]:
+    """The file and the place in it (either may be empty) that each link of a page names."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
 
-    assert len(blocks) >= 1
-    for block in blocks:
-        compile(block, "documentation", "exec")
+
+def places_in(page: Path) -> set[str]:
+    """What a link to a page may name after `#`: its headings, as GitHub writes them, and ids."""
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 def test_links_lead_to_files() -> None:
-    links = [
-        (page, link)
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
-    ]
+    links = [(page, name) for page in PAGES for name, _ in links_in(page) if name]
 
     assert len(links) >= 5
-    assert [link for page, link in links if not (page.parent / link).exists()] == []
+    assert [name for page, name in links if not (page.parent / name).exists()] == []
+
+
+def test_links_lead_to_places_that_are_there() -> None:
+    links = [
+        (page, page.parent / name if name else page, place)
+        for page in PAGES
+        for name, place in links_in(page)
+        if place
+    ]
+
+    assert len(links) >= 20
+    assert [(page.name, place) for page, file, place in links if place not in places_in(file)] == []
 
 
 def test_the_template_in_the_docs_is_valid(tmp_path: Path) -> None:

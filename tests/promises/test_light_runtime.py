@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.testing import random_table
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from click.testing import CliRunner
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.cli.main import plc
 from pl_compile.driver.evaluate import EvalOptions, evaluate
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import AnswerError, PlcError, RequestError
 from pl_compile.runtime import Request, Session
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.testing import random_table, sign_bundle, write_jsonl, write_tiny_base
 
 GOOD = [
@@ -121,13 +124,13 @@ def test_a_row_that_fails_late_takes_nothing_with_it(
     alone = session.generate(GOOD)
     step, steps = session.engine.step, 0
 
-    def broken_step(*args: object) -> np.ndarray:
+    def broken_step(given: Step) -> Any:
         nonlocal steps
-        logits = step(*args).copy()  # type: ignore[arg-type]
+        logits, tokens = step(given)
         steps += 1
         if steps == 3:
             logits[-1, 5] = np.nan
-        return logits
+        return logits, tokens
 
     monkeypatch.setattr(session.engine, "step", broken_step)
     with pytest.raises(AnswerError) as told:
@@ -139,18 +142,38 @@ def test_a_row_that_fails_late_takes_nothing_with_it(
     assert [told.value.results[i] for i in others] == [alone[i] for i in others]
 
 
+def test_a_row_that_fails_leaves_nothing_where_its_stream_is_left(
+    bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.open(bundles[0])
+    step = session.engine.step
+
+    def broken_step(given: Step) -> Any:
+        logits, tokens = step(given)
+        logits[-1] = np.nan
+        return logits, tokens
+
+    monkeypatch.setattr(session.engine, "step", broken_step)
+    stream = session.stream(GOOD)
+    next(stream)
+    stream.close()
+
+    assert session.engine.cached(0, 4).any()
+    assert not session.engine.cached(2, 4).any()
+
+
 def test_scores_of_labels_too(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session.open(bundles[0])
     (expected,) = session.score(GOOD[:1])
     step, steps = session.engine.step, 0
 
-    def broken_step(*args: object) -> np.ndarray:
+    def broken_step(given: Step) -> Any:
         nonlocal steps
-        logits = step(*args).copy()  # type: ignore[arg-type]
+        logits, tokens = step(given)
         steps += 1
         if steps == 1:
             logits[:] = np.nan
-        return logits
+        return logits, tokens
 
     monkeypatch.setattr(session.engine, "step", broken_step)
     with pytest.raises(AnswerError, match=r"request 0 \(task 'tone'\)") as told:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import PlcError, RequestError
 from pl_compile.runtime import Provider, Request, Sampling, Session
 from pl_compile.testing import random_table

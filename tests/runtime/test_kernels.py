@@ -20,10 +20,12 @@ import onnxruntime
 import pytest
 
 from pl_compile.errors import KernelsError, RankError
-from pl_compile.exporters.native.cpu import block_functions, packed_attention_function
-from pl_compile.exporters.onnx.cpu import cached_attention_function
-from pl_compile.graph.builder import PLC_DOMAIN, GraphBuilder
-from pl_compile.passes.use_block_products import packed_codes, packed_grid, variant
+from pl_compile.exporters.native.cpu import LIBRARY
+from pl_compile.graph.builder import GraphBuilder
+from pl_compile.graph.operators import PLC_DOMAIN
+from pl_compile.passes.link_functions import LinkFunctions
+from pl_compile.passes.pipeline import run_passes
+from pl_compile.passes.use_block_products import packed_codes, packed_grid
 from pl_compile.runtime import kernels
 from pl_compile.runtime.kernels import instruction_sets, library_path
 
@@ -108,10 +110,9 @@ class Weight:
         names = ("codes", "steps", "lows")
         return [g.initializer(n, a) for n, a in zip(names, arrays, strict=False)]
 
-    def attributes(self, *, gated: bool = False) -> dict[str, Any]:
-        overload = variant(self.bits, self.lows is not None, gated)
-        sizes = {"bits": self.bits, "block": self.block, "columns": self.columns}
-        return {"overload": overload, **sizes}
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {"bits": self.bits, "block": self.block, "columns": self.columns}
 
 
 def write(folder: Path, build: Callable[[GraphBuilder], None]) -> Path:
@@ -119,16 +120,7 @@ def write(folder: Path, build: Callable[[GraphBuilder], None]) -> Path:
     g = GraphBuilder({})
     build(g)
     model = g.model("probe")
-    for node in model.graph:  # the builder, which makes main graphs, has no calls with variants
-        node.overload = node.attributes.pop("overload").as_string()
-    library = [
-        *block_functions(),
-        packed_attention_function("rotary"),
-        packed_attention_function("plain"),
-        cached_attention_function(),
-    ]
-    for function in library:
-        model.functions[function.identifier()] = function
+    run_passes(model, [LinkFunctions(LIBRARY)])
     path = folder / "model.onnx"
     ir.save(model, path)
     return path
@@ -143,7 +135,7 @@ def product_model(folder: Path, weight: Weight, *, gated: bool) -> Path:
             "product",
             domain=PLC_DOMAIN,
             gated=int(gated),
-            **weight.attributes(gated=gated),
+            **weight.attributes,
         )
         g.output(y, "y", ir.DataType.FLOAT, ["rows", weight.columns // (1 + gated)])
 
@@ -272,7 +264,7 @@ def lookup_model(folder: Path, weight: Weight) -> Path:
         ids = g.input("ids", ir.DataType.INT64, ["batch", "seq"])
         inputs = weight.stored(g)
         inputs.insert(2, ids)
-        rows = g.op("BlockLookup", inputs, "lookup", domain=PLC_DOMAIN, **weight.attributes())
+        rows = g.op("BlockLookup", inputs, "lookup", domain=PLC_DOMAIN, **weight.attributes)
         g.output(rows, "rows", ir.DataType.FLOAT, ["batch", "seq", INPUTS])
 
     return write(folder, build)
@@ -304,16 +296,13 @@ def attention_model(folder: Path, *, rotary: bool) -> Path:
         shape: list[int | str] = ["batch", KV_HEADS, CAPACITY, DIM]
         caches = [g.input(name, ir.DataType.FLOAT, shape) for name in ("past_key", "past_value")]
         past = g.input("past_lengths", ir.DataType.INT64, ["batch"])
-        tables = [
-            g.initializer("cos", np.cos(angles).astype(np.float32)),
-            g.initializer("sin", np.sin(angles).astype(np.float32)),
-        ]
+        tables = {"cos": np.cos(angles), "sin": np.sin(angles)} if rotary else {}
+        turned = [g.initializer(n, table.astype(np.float32)) for n, table in tables.items()]
         outputs = g.ops(
             "PackedAttention",
-            [qkv, *caches, past, *(tables if rotary else [])],
+            [qkv, *caches, past, *turned],
             "attention",
             domain=PLC_DOMAIN,
-            overload="rotary" if rotary else "plain",
             outputs=3,
             heads=HEADS,
             kv_heads=KV_HEADS,

@@ -8,10 +8,10 @@ import pytest
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table, write_prompt_table
 from pl_compile.config.contract import PromptsMode
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, ExportError, RequestError
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.batch import parts_that_fit
 from pl_compile.testing import random_table
 
 CAPACITY = 80
@@ -216,27 +216,3 @@ def test_a_prefix_needs_a_token_after_it(
 def _with_template(entry: TaskEntry, template: str, splits: tuple[int, ...] = ()) -> TaskEntry:
     task = replace(entry.task, prompt_template=template, virtual_token_splits=splits)
     return replace(entry, task=task)
-
-
-# Which rows share a batch
-
-
-@pytest.mark.parametrize(
-    ("lengths", "prefixes", "parts"),
-    [
-        ([], [], []),
-        ([3], [0], [(0, 1)]),
-        ([3, 4, 5], [0, 0, 0], [(0, 2), (2, 3)]),
-        ([3, 9], [2, 0], [(0, 1), (1, 2)]),
-        ([3, 8], [2, 0], [(0, 2)]),
-        ([9, 3, 3], [0, 2, 2], [(0, 1), (1, 3)]),
-        ([8, 2], [2, 8], [(0, 1), (1, 2)]),
-        ([10, 10], [0, 0], [(0, 2)]),
-    ],
-)
-def test_rows_share_a_batch_where_none_is_written_beyond_its_cache(
-    lengths: list[int], prefixes: list[int], parts: list[tuple[int, int]]
-) -> None:
-    found = parts_that_fit(lengths, prefixes, capacity=10, max_batch=2)
-
-    assert [(part.start, part.stop) for part in found] == parts

@@ -21,17 +21,19 @@ import pytest
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.config.ranks import kv_heads_of_ranks, shards
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.config.sampling import Sampling
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError, RequestError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
+from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, _RankProcess
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Sampling
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table, write_jsonl, write_tiny_base
 
@@ -99,9 +101,9 @@ def test_ranks_compute_what_one_process_does(
     assert session.score([REQUEST])[0][0].probability == pytest.approx(
         alone.score([REQUEST])[0][0].probability, rel=1e-4
     )
-    assert session.engine.cached(2).any()
+    assert session.engine.cached(0, 2).any()
     session.engine.clear([0])  # of every rank
-    assert not session.engine.cached(2).any()
+    assert not session.engine.cached(0, 2).any()
     assert verify_bundle(result.bundle).passed
 
 
@@ -111,10 +113,11 @@ def test_all_ranks_have_the_same_bits(divided: Path) -> None:
     prompt = session.prompts["ask"]
     group = session.engine
     assert isinstance(group, LocalGroup)
-    past = group.start([prompt, prompt])
+    past = np.asarray([group.admit(row, prompt) for row in range(2)])
     ids = np.arange(2 * 9).reshape(2, 9) % 300
 
-    logits = group.step_on_each(ids, past, past * 0 + 8, [prompt, prompt])
+    step = Step(0, ids, past, past * 0 + 8, [prompt, prompt], [None, None])
+    logits = group.step_on_each(step)
 
     assert len(logits) == 3
     assert np.ptp(logits[0]) > 0.1
@@ -275,7 +278,7 @@ def test_a_rank_killed_in_the_middle_of_a_sum_ends_the_others(
 
     def stopping(self: LocalGroup, calls: Any, **options: Any) -> Any:
         """As it begins a step, one rank stands still; it dies when the others wait for it."""
-        if calls[0][0] == "step_and_draw":
+        if calls[0][0] == "step":
             os.kill(processes[2], signal.SIGSTOP)
             threading.Timer(1.5, os.kill, (processes[2], signal.SIGKILL)).start()
         return each(self, calls, **options)

@@ -1,11 +1,15 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from pl_compile.config.sampling import Sampling
 from pl_compile.errors import RequestError
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Float32, Sampling, next_token
+from pl_compile.runtime.sampling import Float32, next_token, ranked
 
 LOGITS = np.asarray([0.5, -1.0, 2.0, 1.5, -3.0], np.float32)
 
@@ -121,6 +125,65 @@ def test_top_p_counts_after_temperature_and_top_k() -> None:
     assert (without > 0).sum() > 2
 
 
+def test_min_p_keeps_tokens_of_that_share_of_the_likeliest() -> None:
+    shares = draws(logits_of(0.5, 0.3, 0.12, 0.08), Sampling(temperature=1.0, min_p=0.2))
+
+    assert shares == pytest.approx([50 / 92, 30 / 92, 12 / 92, 0], abs=0.032)
+
+
+def test_min_p_of_one_keeps_the_likeliest_alone() -> None:
+    assert draws(logits_of(0.3, 0.36, 0.34), Sampling(temperature=9.0, min_p=1.0), 50)[1] == 1
+
+
+def test_min_p_counts_after_temperature() -> None:
+    # At temperature 2 a share of 1/16 is one of 1/4.
+    logits = logits_of(16 / 17, 1 / 17)
+
+    assert draws(logits, Sampling(temperature=2.0, min_p=0.24), 500)[1] > 0
+    assert draws(logits, Sampling(temperature=2.0, min_p=0.26), 500)[1] == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    temperature=st.floats(0.05, 5),
+    top_k=st.integers(0, 30),
+    top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 1),
+)
+def test_the_tokens_that_may_be_drawn_are_those_of_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch: pip install pl-compile[train]")
+    from transformers.generation import logits_process as theirs
+
+    logits = np.random.default_rng(seed).normal(0, 3, 25).astype(np.float32)
+    warpers: list[Any] = [theirs.TemperatureLogitsWarper(temperature)]
+    if top_k:
+        warpers.append(theirs.TopKLogitsWarper(top_k))
+    warpers += [theirs.TopPLogitsWarper(top_p), theirs.MinPLogitsWarper(min_p)]
+    scores = torch.from_numpy(logits)[None]
+    for warper in warpers:
+        scores = warper(None, scores)
+    sampling = Sampling(temperature, top_k, top_p, min_p=min_p)
+
+    ids, logs = ranked(logits, sampling)
+
+    assume(not near_a_limit(logits, sampling))
+    expected = np.flatnonzero(np.isfinite(scores[0].numpy()))
+    assert sorted(ids[np.isfinite(logs)]) == expected.tolist()
+
+
+def near_a_limit(logits: Float32, sampling: Sampling) -> bool:
+    """Whether rounding alone may decide that a token stays: torch computes it in float32."""
+    _, logs = ranked(logits, replace(sampling, top_p=1.0, min_p=0.0))
+    shares = np.exp(logs) / np.exp(logs).sum()
+    limits = np.concatenate(
+        [np.cumsum(shares) - sampling.top_p, np.exp(logs) / max(sampling.min_p, 1e-9) - 1]
+    )
+    return bool(np.abs(limits).min() < 1e-5)
+
+
 # Repetition penalty
 
 
@@ -192,6 +255,7 @@ def test_a_penalty_decides_among_allowed_tokens_too() -> None:
             {"repetition_penalty": 0.0},
             "repetition_penalty 0.0, expected a number from 0.001 to 1000",
         ),
+        ({"min_p": 1.5}, "min_p 1.5, expected a number from 0 to 1"),
         ({"seed": -1}, "seed -1, expected a whole number, 0 or more"),
     ],
 )

@@ -4,15 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pl_compile.artifact.prompt_table import PromptTable, read_prompt_table, write_prompt_table
 from pl_compile.driver.evaluate import EvalOptions, evaluate
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import DataError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.testing import byte_fallback_tokenizer, random_table, write_jsonl, write_tiny_base
+from pl_compile.text.label_trie import LabelTrie
 
 CAPACITY = 40
 CHOICES = ("nobody at all", "nobody")
@@ -234,6 +237,53 @@ def test_right_choices_are_scored_as_right(base_of_small_letters: Path, tmp_path
     (score,) = evaluate(session, [write_jsonl(tmp_path / "data.jsonl", rows)], EvalOptions())
 
     assert score.with_prompt["accuracy"] == 50.0
+
+
+def test_a_bias_on_a_token_decides_which_choice_is_written(session: Session) -> None:
+    request = Request("cut", {"sentence": "who was there"})
+    texts = {
+        session.tokenizer.decode([token]).strip() or session.tokenizer.token_name(token)
+        for token in longest_trie(session).tokens[1:]
+    }
+    (plain,) = session.generate([request])
+    other = next(choice for choice in CHOICES if choice != plain.text)
+
+    biased = {}
+    for text in texts:
+        sampling = Sampling(logit_bias={text: 100})
+        (result,) = session.generate([replace(request, sampling=sampling)])
+        biased[text] = result.text
+
+    assert set(biased.values()) == {plain.text, other}
+    assert session.generate([replace(request, sampling=Sampling(logit_bias={}))]) == [plain]
+
+
+def test_a_bias_names_tokens_of_the_choices_only(session: Session) -> None:
+    request = Request("cut", {"sentence": "x"}, sampling=Sampling(logit_bias={"xyzzy": 1}))
+
+    with pytest.raises(RequestError) as error:
+        session.generate([request])
+
+    assert str(error.value).startswith(
+        "serving request 0: logit_bias: token 'xyzzy' does not exist in the choices. Known tokens: "
+    )
+
+
+def test_a_bias_on_an_open_answer_is_refused(session: Session) -> None:
+    sampling = Sampling(logit_bias={"nobody": 1})
+
+    with pytest.raises(RequestError, match="and an open answer; expected a task with choices"):
+        session.generate([Request("cut", {"sentence": "x"}, sampling=sampling, constrain=False)])
+
+
+@pytest.mark.parametrize("bias", [{"a": 101}, {"a": "1"}, {1: 1}, {"a": float("nan")}, [("a", 1)]])
+def test_a_bias_of_another_kind_is_refused(bias: Any) -> None:
+    with pytest.raises(RequestError, match="expected numbers from -100 to 100 by the texts"):
+        Sampling(logit_bias=bias)
+
+
+def longest_trie(session: Session) -> LabelTrie:
+    return session.prompts["cut"].renderer.label_trie({"sentence": "["})
 
 
 def test_choices_that_the_tokenizer_makes_one_are_refused(

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.one_reader import OneReader

@@ -24,13 +24,15 @@ import pytest
 from numpy.typing import NDArray
 
 from pl_compile.artifact.plan_record import PlanRecord
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.checks.interpreted_engine import InterpretedPlan
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import ArtifactError, RankError
+from pl_compile.exporters.exporter import Job
 from pl_compile.exporters.tensorrt.api import parse
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
+from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.runtime.engines.caches import HostCaches
@@ -39,9 +41,9 @@ from pl_compile.runtime.engines.ranks.nccl import communicator_of, unique_id
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches, stored, widened
 from pl_compile.runtime.engines.tensorrt.engine import Binding, TensorRtEngine
 from pl_compile.runtime.engines.tensorrt.gpu_plan import GpuPlan, check_gpu, check_package
+from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import write_tiny_base
 from pl_compile.testing_cuda import STREAM, HostCuda
-from pl_compile.weights.checkpoint import Checkpoint
 from pl_compile.weights.names import load_weights
 
 Array = NDArray[Any]
@@ -207,7 +209,7 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
             caches.place(row, prefix(length, row))
         caches.keep([1, 1, 3], 6)
 
-    ours, theirs = (caches.head(6) for caches in both)
+    ours, theirs = (caches.read(0, 6) for caches in both)
 
     np.testing.assert_array_equal(ours, theirs)
     assert np.abs(ours).max() > 1
@@ -220,9 +222,9 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
     for caches in both:
         caches.clear([2])
         caches.keep([1], 6)
-        assert np.abs(caches.head(6)).max() > 1
+        assert np.abs(caches.read(0, 6)).max() > 1
         caches.clear([0])
-        assert not caches.head(6).any()
+        assert not caches.read(0, 6).any()
 
 
 def test_bfloat16_rounds_as_ml_dtypes_does() -> None:
@@ -261,8 +263,8 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     contract = GraphContract(**sizes, capacity=32, prompts="input")
     options = BuildOptions("none", dtype=dtype, defer_build=True)
     exporter = TensorRtExporter("tensorrt-rtx")
-    model = build_decoder(config, contract, load_weights(Checkpoint(base), config))
-    run_passes(model, exporter.passes(config, contract, options, None, []))
+    model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
+    run_passes(model, exporter.passes(Job(config, contract, options)).all)
     constants = {
         str(v.name): v.const_value.numpy()
         for v in model.graph.initializers.values()
@@ -305,23 +307,26 @@ def _steps(engine: Engine, contract: GraphContract) -> tuple[list[np.ndarray], n
         )
         for row in range(3)
     ]
-    past = engine.start(prompts)
-    assert past.tolist() == [4, 0, 0]
+    batch = Batch(engine)
+    seen: list[np.ndarray] = []
+
+    def feed(ids: dict[int, np.ndarray]) -> None:
+        seen.extend(output.logits.copy() for output in batch.feed(ids).values())
+
+    for row, prompt in enumerate(prompts):
+        batch.admit(row, prompt)
     ids = generator.integers(0, contract.vocab, (3, 6))
     ids[1, 2] = contract.vocab + 1  # a virtual token
-    last = np.asarray([5, 3, 4])
-    seen = [engine.step(ids, past, last, prompts).copy()]
-    past = past + last + 1
+    feed({row: ids[row, :length] for row, length in enumerate((6, 4, 5))})
     for step in range(8):
         if step == 4:
-            engine.keep([0, 2], int(past.max()))  # row 1 is finished
-            past, prompts = past[[0, 2]], [prompts[0], prompts[2]]
-        ids = generator.integers(0, contract.vocab, (len(prompts), 1))
-        seen.append(engine.step(ids, past, past * 0, prompts).copy())
-        past = past + 1
-    single = np.asarray([[contract.vocab]] * 2)  # a virtual token alone is no token step
-    seen.append(engine.step(single, past, past * 0, prompts).copy())
-    return seen, engine.cached(9)
+            batch.keep([0, 2])  # row 1 is finished
+            batch.admit(2, prompts[1])  # and another one comes in
+            feed({2: ids[1]})
+        ids = generator.integers(0, contract.vocab, (3, 6))
+        feed({row: ids[row, :1] for row in range(3)})
+    feed({row: np.asarray([contract.vocab]) for row in range(3)})  # is no token step: it is virtual
+    return seen, engine.cached(1, 9)
 
 
 RECORD = PlanRecord(

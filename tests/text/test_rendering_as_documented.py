@@ -1,192 +1,30 @@
-"""A reader of `docs/artifact-format.md`, "Rendering a request", with nothing but `tokenizers`.
+"""A reader that was written from `docs/artifact-format.md` renders as the runtime does.
 
-It is written after the page, line by line, and gives the ids that the renderer gives.
+The reader, `tests/reader_by_the_page/`, uses nothing of this project.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rendering_by_the_page import PageRenderer, Tokenizers, ids_of, segments_of, text_of
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
+from pl_compile.config.read import plain_from_config
 from pl_compile.config.task import TaskConfig
+from pl_compile.errors import DataError
 from pl_compile.testing import byte_fallback_tokenizer
 from pl_compile.text.render import Renderer, SequenceRules
-from pl_compile.text.template import parse_template
+from pl_compile.text.template import Field, Text, parse_template
 from pl_compile.text.tokenizer import Tokenizer
 
+PAGE = Path(__file__).parents[2] / "docs/artifact-format.md"
 _VOCAB = 100_000
-_MARK = "\ue123"
-_SPLIT = re.compile(r"<\|VIRTUAL_PROMPT_\d+\|>|\{\w+\}|(?:(?!<\|VIRTUAL_PROMPT_|\{).)+", re.S)
-
-
-class Reader:
-    """One task of a bundle."""
-
-    def __init__(self, file: str, template: str, rows: int, bos_id: int | None, mode: str) -> None:
-        spec = json.loads(file)
-        self.segments = _SPLIT.findall(template)[:-1]  # the answer is the last
-        self.rows, self.bos_id, self.mode = rows, bos_id, mode
-        self.added = {token["id"]: token for token in spec["added_tokens"]}
-        self.t, self.t_on = HfTokenizer.from_str(file), _made(_going_on, spec)
-        self.d, self.d_on = _made(_for_data, spec), _made(lambda s: _going_on(_for_data(s)), spec)
-        parts = [*_components(spec["normalizer"]), *_components(spec["pre_tokenizer"])]
-        self.prepends = any(part["type"] == "Prepend" for part in parts)
-        self.pre_tokenizer_opens = any(
-            part.get("add_prefix_space") or part.get("prepend_scheme") == "always" for part in parts
-        )
-        self.t_marked = _made(_marked, spec) if self.prepends else None
-        normalizer = self.t.normalizer
-        whole = self.t.encode("a", add_special_tokens=True)
-        self.front = whole.ids[: whole.sequence_ids.index(0)]
-        self.has_blanks = normalizer is None or " " in normalizer.normalize_str("a a")
-
-    def ids(self, fields: Mapping[str, str]) -> list[int]:
-        """The prompt of a request."""
-        ids = [] if self.bos_id is None else [self.bos_id]
-        blanks, opens, empty, no_token, strips = "", True, True, self.bos_id is None, False
-        for index, segment in enumerate(self.segments):
-            if segment.startswith("<|VIRTUAL"):
-                if blanks and self.mode != "nemo":
-                    ids += _ids(self.d if opens else self.d_on, blanks)
-                    no_token = False
-                ids += range(_VOCAB, _VOCAB + self.rows)
-                blanks, empty, strips = "", False, False
-                continue
-            is_field = segment.startswith("{")
-            text = blanks + self._text(index, fields)
-            text = text.lstrip(" ") if empty else text
-            text = text.lstrip() if strips else text
-            body = text.rstrip(" ")
-            blanks = text[len(body) :]
-            if not body:
-                continue
-            if is_field or self.mode != "transformers":
-                kinds = (self.d, self.d_on) if is_field else (self.t, self.t_on)
-                ids += _ids(kinds[not opens], body)
-                opens = strips = False
-            else:
-                new = self._joined(body, opens, no_token)
-                ids += new
-                last = self.added.get(new[-1]) if new else None
-                is_normalized = last is not None and last["normalized"]
-                opens = (no_token and new == self.front) or (
-                    last is not None
-                    and (self.pre_tokenizer_opens or (self.prepends and not is_normalized))
-                )
-                strips = (
-                    last is not None and last["rstrip"] and (self.has_blanks or not is_normalized)
-                )
-                blanks = "" if strips else blanks
-            empty = no_token = False
-        return ids
-
-    def _text(self, index: int, fields: Mapping[str, str]) -> str:
-        segment = self.segments[index]
-        text = fields[segment[1:-1]] if segment.startswith("{") else segment
-        if self.mode == "nemo":
-            before, behind = self.segments[:index][-1:], self.segments[index + 1 :][:1]
-            text = text.lstrip() if "".join(before).startswith("<|VIRTUAL") else text
-            text = text.rstrip() if "".join(behind).startswith("<|VIRTUAL") else text
-        if self.mode == "transformers" and segment.startswith("{"):
-            moved = text[len(text.rstrip(" ")) :]
-            if self._is_taken(index, moved, fields):
-                text = text.rstrip() + moved
-        return text
-
-    def _is_taken(self, index: int, between: str, fields: Mapping[str, str]) -> bool:
-        for segment in self.segments[index + 1 :]:
-            if segment.startswith("<|VIRTUAL"):
-                return False
-            if segment.startswith("{"):
-                between += fields[segment[1:-1]]
-                if between.strip():
-                    return False
-            elif segment.strip(" "):
-                ids = self._joined(between + segment, False, False)
-                return bool(self.added.get(ids[0], {}).get("lstrip"))
-            else:
-                between += segment
-        return False
-
-    def _joined(self, text: str, opens: bool, no_token: bool) -> list[int]:
-        ids = _ids(self.t, text)
-        front = self.front
-        if no_token and front and ids[: len(front)] == front:
-            rest = text[self.t.encode(text, add_special_tokens=False).offsets[len(front) - 1][1] :]
-            return front + (_ids(self.t, rest) if rest else [])
-        if opens:
-            return ids
-        if self.t_marked is not None:
-            return _ids(self.t_marked, _MARK + text)
-        going_on = _ids(self.t_on, text)
-        return going_on[: self._first_added(going_on)] + ids[self._first_added(ids) :]
-
-    def _first_added(self, ids: list[int]) -> int:
-        return next((place for place, key in enumerate(ids) if key in self.added), len(ids))
-
-
-def _ids(tokenizer: HfTokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
-
-
-def _made(edit: Any, spec: dict[str, Any]) -> HfTokenizer:
-    return HfTokenizer.from_str(json.dumps(edit(json.loads(json.dumps(spec)))))
-
-
-def _components(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    if part is not None:
-        inner = [*part.get("normalizers", ()), *part.get("pretokenizers", ())]
-        yield part
-        for each in inner:
-            yield from _components(each)
-
-
-def _for_data(spec: dict[str, Any]) -> dict[str, Any]:
-    special = {token["content"] for token in spec["added_tokens"] if token["special"]}
-    spec["added_tokens"] = []
-    model = spec["model"]
-    if model["type"] != "BPE":
-
-        def name(piece: str) -> str:
-            return f"{_MARK}{piece}" if piece in special else piece
-
-        vocab = model["vocab"]
-        if isinstance(vocab, dict):
-            model["vocab"] = {name(piece): key for piece, key in vocab.items()}
-            model["unk_token"] = name(model["unk_token"])
-        else:
-            model["vocab"] = [[name(piece), score] for piece, score in vocab]
-    return spec
-
-
-def _going_on(spec: dict[str, Any]) -> dict[str, Any]:
-    for part in [*_components(spec["normalizer"]), *_components(spec["pre_tokenizer"])]:
-        if part["type"] == "Prepend":
-            part.clear()
-            part.update(type="Sequence", normalizers=[])
-        if "prepend_scheme" in part:
-            part["prepend_scheme"] = "never"
-        if "add_prefix_space" in part:
-            part["add_prefix_space"] = False
-    return spec
-
-
-def _marked(spec: dict[str, Any]) -> dict[str, Any]:
-    for part in _components(spec["normalizer"]):
-        if part["type"] == "Prepend":
-            pattern = {"Regex": rf"\A{part['prepend']}{_MARK}"}
-            taken = {"type": "Replace", "pattern": pattern, "content": ""}
-            prepend = dict(part)
-            part.clear()
-            part.update(type="Sequence", normalizers=[prepend, taken])
-    return spec
-
 
 _ADDED: list[dict[str, Any]] = [
     {"content": "[INST]", "special": True},
@@ -217,6 +55,13 @@ def _tokenizer(kind: str, tiny_base: Path) -> str:
     return text
 
 
+def _reader(
+    task: TaskConfig, file: str, bos_id: int | None, eos_id: int | None = 2
+) -> PageRenderer:
+    record = {"task": plain_from_config(task), "bos_id": bos_id, "eos_id": eos_id}
+    return PageRenderer(record, file, _VOCAB)
+
+
 _MARKER = "<|VIRTUAL_PROMPT_0|>"
 _TEMPLATES = (
     "{q} and {b} so {a}",
@@ -244,11 +89,164 @@ def test_a_reader_that_follows_the_page_has_the_ids_of_the_renderer(
             for bos_id in (None, 1):
                 task = TaskConfig("t", template, 3, whitespace=cast(Any, mode))
                 renderer = Renderer(parse_template(task), tokenizer, SequenceRules(bos_id))
-                reader = Reader(file, template, 3, bos_id, mode)
+                reader = _reader(task, file, bos_id)
                 for one, other in zip(_VALUES, (*_VALUES[3:], *_VALUES[:3]), strict=True):
                     fields = {"q": one, "b": other}
                     fields = {key: fields[key] for key in renderer.template.input_fields}
                     rendered = renderer.prompt(fields).input_ids(_VOCAB).tolist()
-                    assert reader.ids(fields) == rendered, (template, bos_id, fields)
+                    assert reader.prompt(fields) == rendered, (template, bos_id, fields)
                     compared += 1
     assert compared == len(_TEMPLATES) * 4 * len(_VALUES)
+
+
+# Templates and values
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|VIRTUAL_PROMPT_0|>{q} {a}",
+        "{{<|VIRTUAL_PROMPT_0|> {{{q}}} }}{b}{{ {a}   ",
+        "<|VIRTUAL_PROMPT_x|> {{q}} {q}<|VIRTUAL_PROMPT_0|>\n{a}",
+        "<|VIRTUAL_PROMPT_0|>{a b}|{ü}<|VIRTUAL_{a}",
+    ],
+)
+def test_a_template_has_the_segments_of_the_page(text: str) -> None:
+    task = TaskConfig("t", text, 3)
+    segments = parse_template(task).segments
+
+    ours = [(each.kind, each.text, each.rows) for each in segments_of(plain_from_config(task))]
+    assert ours == [
+        ("text", each.text, range(0))
+        if isinstance(each, Text)
+        else ("field", each.name, range(0))
+        if isinstance(each, Field)
+        else ("virtual", "", range(each.start, each.start + each.count))
+        for each in segments
+    ]
+
+
+def test_each_marker_has_the_rows_of_the_page() -> None:
+    text = "<|VIRTUAL_PROMPT_0|>{q}<|VIRTUAL_PROMPT_1|> {a}"
+    task = TaskConfig("t", text, 5, virtual_token_splits=(3, 2))
+
+    rows = [each.rows for each in segments_of(plain_from_config(task)) if each.kind == "virtual"]
+    assert rows == [range(3), range(3, 5)]
+
+
+@given(st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**70), 2**70)))
+def test_a_number_becomes_the_text_of_the_page(number: float) -> None:
+    assert text_of(number) == str(number)
+
+
+# Choices
+
+
+_CHOICES = ("yes so", " no", "[TOOL]é", "who ")
+_ANSWERED = (
+    *_TEMPLATES,
+    "{q}{a}",
+    "{q} {b}{a}",
+    "{q} so: <|user|>{a}",
+    "<s> {a}",
+)
+
+
+@pytest.mark.parametrize("mode", ["keep", "nemo", "transformers"])
+@pytest.mark.parametrize("kind", ["prepend", "always", "byte level", "unigram"])
+def test_a_reader_that_follows_the_page_has_the_trees_of_the_renderer(
+    tiny_bases: dict[str, Path], kind: str, mode: str
+) -> None:
+    file = _tokenizer(kind, tiny_bases["llama"])
+    tokenizer = Tokenizer(file)
+    kinds_of_tree = set()
+    for text in _ANSWERED:
+        for template in (_MARKER + text, text.replace("{a}", f" {_MARKER}{{a}}")):
+            task = TaskConfig("t", template, 3, whitespace=cast(Any, mode), choices=_CHOICES)
+            for bos_id, eos_id in ((None, 2), (1, None)):
+                rules = SequenceRules(bos_id, eos_id)
+                renderer = Renderer(parse_template(task), tokenizer, rules)
+                reader = _reader(task, file, bos_id, eos_id)
+                for one in (*_VALUES, "so", "so  "):
+                    fields = dict.fromkeys(renderer.template.input_fields, one)
+                    theirs, ours = renderer.label_trie(fields), reader.tree(fields)
+                    assert ours.parents == list(theirs.parents), (template, fields)
+                    assert ours.tokens == list(theirs.tokens)
+                    assert ours.ends == list(theirs.ends)
+                    assert ours.longest == theirs.longest
+                    assert reader.is_fixed() == theirs.fixed
+                    kinds_of_tree.add(theirs.fixed)
+    assert kinds_of_tree == {True, False}
+
+
+# Length
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("kind", ["prepend", "byte level, prefix"])
+def test_a_reader_that_follows_the_page_cuts_where_the_renderer_cuts(
+    tiny_bases: dict[str, Path], kind: str, held: bool
+) -> None:
+    file = _tokenizer(kind, tiny_bases["llama"])
+    text = "<s>{b}: {q} <|VIRTUAL_PROMPT_0|>so {a}"
+    task = TaskConfig("t", text, 3, truncate_field="q", choices=_CHOICES)
+    renderer = Renderer(parse_template(task), Tokenizer(file), SequenceRules(None, 2))
+    reader = _reader(task, file, None)
+    fields: dict[str, str | int | float] = {"b": "who é", "q": "one é two <s>[INST] so  three é "}
+    cut = set()
+    for capacity in range(6, 80):
+        whole = len(renderer.prompt(fields))
+        room = min(5, capacity // 4)
+        try:
+            if held:
+                theirs = renderer.prompt_and_choices(fields, max_length=capacity)[0]
+            else:
+                limit = None if whole < capacity else capacity - room
+                theirs = renderer.prompt(fields, max_length=limit)
+        except DataError:
+            with pytest.raises(ValueError, match="too long"):
+                reader.fitted(fields, capacity, 5, held)
+            continue
+        values = reader.fitted(fields, capacity, 5, held)
+        assert reader.prompt(values) == theirs.input_ids(_VOCAB).tolist()
+        cut.add(values["q"])
+    assert len(cut) > 5
+
+
+# The examples on the page
+
+
+def _plain(shown: str) -> str:
+    """A text as the page shows it."""
+    return shown.replace("\\|", "|").replace("·", " ").replace("⏎", "\n")
+
+
+def _fields_of(cell: str) -> dict[str, str | float]:
+    found: dict[str, str | float] = dict.fromkeys(re.findall(r"(\w) empty", cell), "")
+    for name, text, is_number in re.findall(r"(\w) = `(.*?)`( as a number)?", cell):
+        found[name] = json.loads(text) if is_number else _plain(text)
+    return found
+
+
+def _ids_of(cell: str, kinds: Tokenizers) -> list[int]:
+    """The ids of pieces such as `V0` and ``D2(`who`)``."""
+    by_name = {"T": kinds.t, "T2": kinds.t_on, "D": kinds.d, "D2": kinds.d_on}
+    ids = []
+    for row, name, text in re.findall(r"V(\d)|([TD]2?)\(`(.*?)`\)", cell):
+        ids += [_VOCAB + int(row)] if row else ids_of(by_name[name], _plain(text))
+    return [1, *ids] if cell.startswith("BOS") else ids
+
+
+def test_the_examples_of_the_page_are_what_the_renderer_makes(
+    tiny_bases: dict[str, Path],
+) -> None:
+    section = PAGE.read_text(encoding="utf-8").split("### Examples")[1].split("###")[0]
+    rows = re.findall(r"^\| `(.*?)` \| `(\w+)`, (\w+) \| (.*?) \| (.*?) \|$", section, re.M)
+
+    assert len(rows) == 8
+    for place, (template, mode, bos, fields, pieces) in enumerate(rows):
+        file = _tokenizer("prepend" if place >= 6 else "byte level", tiny_bases["llama"])
+        task = TaskConfig("t", _plain(template), 2, whitespace=cast(Any, mode))
+        rules = SequenceRules(1 if bos == "BOS" else None)
+        prompt = Renderer(parse_template(task), Tokenizer(file), rules).prompt(_fields_of(fields))
+        assert prompt.input_ids(_VOCAB).tolist() == _ids_of(pieces, Tokenizers(file)), template

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 
 from pl_compile.config.train import PTuningConfig
-from pl_compile.testing import FAMILIES, write_tiny_base
+from pl_compile.families.registry import FAMILIES
+from pl_compile.testing import write_tiny_base
 from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence

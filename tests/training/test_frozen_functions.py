@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pl_compile.families.registry import FAMILIES
 from pl_compile.testing import assert_close
 from pl_compile.text.render import Rendered
 from pl_compile.training.data.dataset import TrainingSequence
@@ -17,6 +18,8 @@ from pl_compile.training.frozen.attention import _PackedAttention, plan_attentio
 from pl_compile.training.frozen.layers import _RmsNorm, _SwiGlu, replace_layers
 from pl_compile.training.frozen.loss import frozen_cross_entropy
 from pl_compile.training.frozen.workspace import Workspace
+
+FAST_LAYERS = [(name, kind) for name, family in FAMILIES.items() for kind in family.fast_layers]
 
 
 @pytest.fixture(params=["workspace", "no workspace"])
@@ -168,16 +171,16 @@ def test_the_gradient_of_the_mlp_is_the_numeric_one(workspace: Workspace | None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["LlamaRMSNorm", "LlamaMLP", "NewGELUActivation"])
+@pytest.mark.parametrize(("family", "kind"), FAST_LAYERS)
 def test_a_replaced_module_computes_what_it_did(
-    kind: str, dtype: torch.dtype, workspace: Workspace | None
+    family: str, kind: str, dtype: torch.dtype, workspace: Workspace | None
 ) -> None:
-    module, other = (_module(kind).to(dtype).requires_grad_(False) for _ in range(2))
+    module, other = (_module(family, kind).to(dtype).requires_grad_(False) for _ in range(2))
     other.load_state_dict(module.state_dict())
     hidden = double(1, 6, 24, seed=4).to(dtype)
     upstream = double(1, 6, 24, seed=5).to(dtype)
 
-    assert replace_layers(other, workspace) == 1
+    assert replace_layers(other, FAMILIES[family].fast_layers, workspace) == 1
 
     expected, expected_grad = _value_and_gradient(module, hidden, upstream)
     found, found_grad = _value_and_gradient(other, hidden, upstream)
@@ -195,22 +198,20 @@ def test_a_module_with_a_bias_keeps_its_own_forward() -> None:
         LlamaConfig(hidden_size=24, num_attention_heads=3, intermediate_size=40, mlp_bias=True)
     )
 
-    assert replace_layers(module, None) == 0
+    assert replace_layers(module, FAMILIES["llama"].fast_layers, None) == 0
 
 
-def _module(kind: str) -> torch.nn.Module:
-    from transformers import LlamaConfig
-    from transformers.activations import NewGELUActivation
-    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+def _module(family: str, kind: str) -> torch.nn.Module:
+    """A layer of the family's tiny model, by its class's name."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(2)
-    if kind == "LlamaMLP":
-        return LlamaMLP(LlamaConfig(hidden_size=24, num_attention_heads=3, intermediate_size=40))  # type: ignore[no-any-return]
-    if kind == "LlamaRMSNorm":
-        norm = LlamaRMSNorm(24, eps=1e-5)
-        torch.nn.init.normal_(norm.weight)
-        return norm  # type: ignore[no-any-return]
-    return NewGELUActivation()  # type: ignore[no-any-return]
+    config = CONFIG_MAPPING[family](**FAMILIES[family].tiny, vocab_size=31)
+    modules = AutoModelForCausalLM.from_config(config).modules()
+    module: torch.nn.Module = next(each for each in modules if type(each).__name__ == kind)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
 
 
 def _value_and_gradient(module: Any, hidden: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:

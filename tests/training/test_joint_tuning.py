@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
-from pl_compile.config.decoder import read_decoder_config
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.train import TrainConfig
-from pl_compile.driver.export import ExportRequest, export_bundle
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, FingerprintError
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.progress import SILENT
 from pl_compile.testing import (
-    FAMILIES,
     tiny_run,
     tone_examples,
     tone_tasks,
@@ -29,7 +31,7 @@ from pl_compile.training.data.load import load_sequences, sequence_rules
 from pl_compile.training.data.packing import pack
 from pl_compile.training.prompt import Prompt
 from pl_compile.training.run import run_training
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 
 Sums = Callable[[Path | None], dict[str, str]]
 
@@ -51,7 +53,7 @@ def joint_run(folder: Path, base: Path, **changes: Any) -> TrainConfig:
 
 
 def fingerprint(base: Path) -> str:
-    return fingerprint_base(Checkpoint(base), read_decoder_config(base))
+    return fingerprint_base(open_checkpoint(base), read_decoder_config(base))
 
 
 def losses_of(base: Path, entries: Mapping[str, TaskEntry], config: TrainConfig) -> list[float]:

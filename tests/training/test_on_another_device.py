@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils import backend_registration
 
-from pl_compile.testing import FAMILIES
+from pl_compile.families.registry import FAMILIES
 from pl_compile.training import base_model
 from pl_compile.training.base_model import FrozenBase
 

@@ -1,5 +1,6 @@
 """The packed line against `transformers` itself, each row alone: the same losses and gradients."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pl_compile.errors import BaseModelError
-from pl_compile.testing import FAMILIES, assert_close
+from pl_compile.families.registry import FAMILIES
+from pl_compile.testing import assert_close
 from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence
@@ -360,6 +362,36 @@ def test_a_frozen_base_gets_no_gradients(load: Load, family: str, prefix: bool) 
     assert all(parameter.grad is None for parameter in base.model.parameters())
     assert learned[0].grad is not None
     assert base.digest() == digest
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_names_the_options_that_its_attention_is_given(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    given: set[str] = set()
+
+    def noted(*heads: Any, **options: Any) -> Any:
+        given.update(name for name, value in options.items() if value is not None)
+        return packed_attention(*heads, **options)
+
+    monkeypatch.setattr("pl_compile.training.frozen.attention.packed_attention", noted)
+    base = FrozenBase(tiny_bases[family])
+    packed_losses(base, BATCHES["a row alone"], row_prompts(base), False)
+
+    # What changes no number: the plan says who sees whom, and nothing is dropped in a frozen base.
+    without_effect = {"plan", "dropout", "position_ids", "use_cache"}
+    assert given - without_effect == FAMILIES[family].attention_options
+
+
+def test_an_option_that_a_family_does_not_name_is_refused_though_it_could_be_computed(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load("llama")
+    plain = dataclasses.replace(FAMILIES["llama"], attention_options=frozenset())
+    monkeypatch.setattr("pl_compile.training.frozen.attention.FAMILIES", {"llama": plain})
+
+    with pytest.raises(BaseModelError, match="LlamaAttention: its options scaling; expected none"):
+        packed_losses(base, BATCHES["a row alone"], row_prompts(base), False)
 
 
 @pytest.mark.parametrize("option", [{"sliding_window": 4}, {"softcap": 50.0}, {"dropout": 0.1}])

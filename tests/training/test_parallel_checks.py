@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.read import build, node_from_plain
 from pl_compile.config.train import TrainConfig
 from pl_compile.errors import ConfigError, OptionError, TrainingError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.testing import tiny_train_config
 from pl_compile.training.parallel import check_parallel
 from pl_compile.training.run import run_training

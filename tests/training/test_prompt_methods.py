@@ -12,7 +12,8 @@ from pl_compile.config.read import build, node_from_plain
 from pl_compile.config.task import TaskConfig
 from pl_compile.config.train import PTuningConfig, TrainConfig
 from pl_compile.errors import ConfigError
-from pl_compile.testing import FAMILIES, PREFIX_TASK, TASKS, assert_close, tiny_train_config
+from pl_compile.families.registry import FAMILIES
+from pl_compile.testing import PREFIX_TASK, TASKS, assert_close, tiny_train_config
 from pl_compile.text.render import Rendered, SequenceRules
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase

@@ -22,9 +22,9 @@ from pl_compile.errors import (
     FingerprintError,
     TrainingError,
 )
+from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.testing import (
-    FAMILIES,
     PREFIX_TASK,
     TASKS,
     assert_close,
@@ -36,6 +36,7 @@ from pl_compile.testing import (
     write_jsonl,
 )
 from pl_compile.text.render import Rendered
+from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
@@ -523,6 +524,28 @@ def test_answers_are_written_and_scored_at_each_validation(
     assert {task.taskname: task.metrics for task in result.tasks} == scores[result.best_step]
     # Writing answers on the way changes nothing of the training.
     assert prompt_sums(result.table) == prompt_sums(without.table)
+
+
+def test_a_run_makes_its_tokenizer_once_whatever_it_scores(
+    tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = Tokenizer.__init__
+
+    def counting(self: Tokenizer, text: str, **options: Any) -> None:
+        made.append(text)
+        make(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "__init__", counting)
+    config = tiny_run(
+        tmp_path / "data",
+        tiny_bases["llama"],
+        validation={"generate": True, "limit": 2, "max_tokens": 3},
+    )
+
+    train_run(config, tmp_path / "run")
+
+    assert len(made) == 1
 
 
 def test_validation_sees_the_prompts_without_dropout(

@@ -1,6 +1,5 @@
 """Checkpoints as they come: shards, bfloat16, names without a prefix, and damaged ones."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pl_compile.config.decoder import read_decoder_config
+from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.errors import BaseModelError
+from pl_compile.families.read import read_decoder_config
 from pl_compile.weights.bases import find_base
-from pl_compile.weights.checkpoint import Checkpoint, fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import load_weights, weight_shapes
 from pl_compile.weights.open_base import open_base
 
@@ -23,58 +23,17 @@ def copy_of(base: Path, folder: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    return fingerprint_base(Checkpoint(folder), read_decoder_config(folder))
-
-
-def shard(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    names = sorted(tensors)
-    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, folder / file)
-    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model.safetensors").unlink()
+    return fingerprint_base(open_checkpoint(folder), read_decoder_config(folder))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_weight_has_our_name_and_shape(tiny_bases: dict[str, Path], family: str) -> None:
     config = read_decoder_config(tiny_bases[family])
 
-    weights = load_weights(Checkpoint(tiny_bases[family]), config)
+    weights = load_weights(open_checkpoint(tiny_bases[family]), config)
 
     assert {name: array.shape for name, array in weights.items()} == weight_shapes(config)
     assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
-
-
-def test_the_fingerprint_does_not_depend_on_shards(
-    tiny_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    folder = copy_of(tiny_bases["llama"], tmp_path / "sharded")
-    whole = fingerprint(folder)
-
-    shard(folder)
-
-    assert fingerprint(folder) == whole
-
-
-def test_the_fingerprint_sees_one_changed_number(
-    tiny_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    folder = copy_of(tiny_bases["llama"], tmp_path / "changed")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"][3] += 1e-3
-    save_file(tensors, folder / "model.safetensors")
-
-    assert fingerprint(folder) != fingerprint(tiny_bases["llama"])
-
-
-def test_the_fingerprint_sees_a_changed_config(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    folder = copy_of(tiny_bases["llama"], tmp_path / "changed")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.125}))
-
-    assert fingerprint(folder) != fingerprint(tiny_bases["llama"])
 
 
 def test_bfloat16_weights_are_read(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
@@ -83,7 +42,7 @@ def test_bfloat16_weights_are_read(tiny_bases: dict[str, Path], tmp_path: Path) 
     halves = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     save_file(halves, folder / "model.safetensors")
 
-    weights = load_weights(Checkpoint(folder), read_decoder_config(folder))
+    weights = load_weights(open_checkpoint(folder), read_decoder_config(folder))
 
     expected = halves["model.norm.weight"].float().numpy()
     assert np.array_equal(weights["final_norm.weight"], expected)
@@ -98,9 +57,9 @@ def test_gpt2_names_without_a_prefix_are_found(tiny_bases: dict[str, Path], tmp_
     save_file(bare, folder / "model.safetensors")
     config = read_decoder_config(folder)
 
-    weights = load_weights(Checkpoint(folder), config)
+    weights = load_weights(open_checkpoint(folder), config)
 
-    original = load_weights(Checkpoint(tiny_bases["gpt2"]), config)
+    original = load_weights(open_checkpoint(tiny_bases["gpt2"]), config)
     assert all(np.array_equal(weights[name], original[name]) for name in original)
 
 
@@ -118,25 +77,6 @@ def test_all_missing_and_misshapen_tensors_are_named(
 
     assert "'model.norm.weight' is missing" in str(caught.value)
     assert "'model.embed_tokens.weight' is (397, 23), expected (397, 24)" in str(caught.value)
-
-
-def test_a_folder_without_safetensors_says_what_is_read(
-    tiny_bases: dict[str, Path], tmp_path: Path
-) -> None:
-    folder = copy_of(tiny_bases["llama"], tmp_path / "pickled")
-    (folder / "model.safetensors").unlink()
-
-    with pytest.raises(BaseModelError, match=r"Pickled \.bin checkpoints are not read"):
-        Checkpoint(folder)
-
-
-def test_a_truncated_checkpoint_is_named(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
-    folder = copy_of(tiny_bases["llama"], tmp_path / "short")
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-    with pytest.raises(BaseModelError, match=r"model\.safetensors: .*expected a readable"):
-        Checkpoint(folder)
 
 
 def test_a_base_is_found_by_folder_or_by_fetched_name(
@@ -165,38 +105,3 @@ def test_the_folder_of_a_model_in_a_cache_of_hugging_face_has_the_base_deeper(
         find_base(str(tmp_path / "models--org--name"))
 
     assert str(error.value).endswith(f"Name the snapshot in it: {snapshot}.")
-
-
-@pytest.mark.parametrize(
-    ("names", "fix"),
-    [
-        (("model.fp16.safetensors",), "Rename it to model.safetensors"),
-        (
-            ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
-            "Copy model.safetensors.index.json too",
-        ),
-        ((), "Pickled .bin checkpoints are not read"),
-    ],
-)
-def test_weights_under_other_names_are_named(
-    tmp_path: Path, names: tuple[str, ...], fix: str
-) -> None:
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-
-    with pytest.raises(BaseModelError) as error:
-        Checkpoint(tmp_path)
-
-    assert all(name in str(error.value) for name in names)
-    assert fix in str(error.value)
-
-
-def test_a_tensor_that_cannot_be_read_is_named_with_its_file(tmp_path: Path) -> None:
-    header = {"x": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}  # no numpy has it
-    text = json.dumps(header).encode()
-    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(3))
-    index = {"weight_map": {"x": "a.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    with pytest.raises(BaseModelError, match=r"a\.safetensors: Dtype not understood"):
-        Checkpoint(tmp_path).tensor("x")

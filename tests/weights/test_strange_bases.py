@@ -16,7 +16,7 @@ from torch import Tensor
 from pl_compile.errors import BaseModelError
 from pl_compile.testing import write_tiny_base
 from pl_compile.weights import names
-from pl_compile.weights.checkpoint import fingerprint_base
+from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import load_weights
 from pl_compile.weights.open_base import open_base
 

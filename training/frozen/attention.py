@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from pl_compile.errors import BaseModelError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.training.data.packing import Group, PackedBatch, Span
 from pl_compile.training.frozen.workspace import Workspace
 
 NAME = "plc_packed"
+
+# Options of transformers' attention functions that are computed here.
+_COMPUTED = {"scaling"}
 
 # Rows are computed together as long as padding adds at most this part ...
 _PADDING = 0.25
@@ -158,7 +162,8 @@ def packed_attention(
         dropout: never active in a frozen base.
         position_ids: not used: queries and keys are rotated already.
         use_cache: not used.
-        options: of other attention functions, such as a window: None, or refused.
+        options: of other attention functions, such as a window. What is not None is refused unless
+            the family says that its attention has it, and it is computed here.
 
     Returns:
         `[1, tokens, heads, head_dim]`, and no weights.
@@ -166,9 +171,9 @@ def packed_attention(
     Raises:
         BaseModelError: an option that would change the numbers, or may do so.
     """
-    unknown = sorted(name for name, value in options.items() if value is not None)
-    if dropout:
-        unknown.append("dropout")
+    given = {"scaling": scaling, "dropout": dropout or None, **options}
+    known = FAMILIES[module.config.model_type].attention_options & _COMPUTED
+    unknown = sorted(name for name in given.keys() - known if given[name] is not None)
     if unknown:
         raise BaseModelError(
             f"computing the attention of {type(module).__name__}",

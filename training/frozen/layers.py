@@ -1,10 +1,10 @@
 """Norms and MLPs of a frozen base, computed in fewer passes and with less saved.
 
-`replace_layers` gives the modules of a transformers model that are in `_FORWARDS` another
-`forward`; the rest keep their own. The results are those of the modules up to rounding.
+`replace_layers` gives the modules of a transformers model that its family names another `forward`;
+the rest keep their own. The results are those of the modules up to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,31 +15,35 @@ from torch.distributed.tensor import DTensor
 from pl_compile.training.frozen.workspace import Workspace
 
 
-def replace_layers(model: nn.Module, workspace: Workspace | None) -> int:
+def replace_layers(
+    model: nn.Module, fast_layers: Mapping[str, str], workspace: Workspace | None
+) -> int:
     """Replaces what can be and returns how many modules that were.
 
     Args:
         model: of transformers; none of its weights may need a gradient. Modules whose weights are
             divided among processes keep their own `forward`.
+        fast_layers: the names in `FAST` of the functions that compute what the modules of a class
+            do, by the class's name.
         workspace: keeps what the backward pass needs; None leaves that to torch.
     """
     replaced = 0
     for module in model.modules():
-        forward = _FORWARDS.get(type(module).__name__)
+        name = fast_layers.get(type(module).__name__)
         biased = any(name.endswith("bias") for name, _ in module.named_parameters())
         divided = any(isinstance(parameter, DTensor) for parameter in module.parameters())
-        if forward is not None and not (biased or divided):
-            module.forward = partial(forward, module, workspace)
+        if name is not None and not (biased or divided):
+            module.forward = partial(FAST[name], module, workspace)
             replaced += 1
     return replaced
 
 
-def _llama_norm(module: Any, workspace: Workspace | None, hidden: Tensor) -> Tensor:
+def _rms_norm(module: Any, workspace: Workspace | None, hidden: Tensor) -> Tensor:
     output: Tensor = _RmsNorm.apply(hidden, module.weight, module.variance_epsilon, workspace)  # type: ignore[no-untyped-call]
     return output
 
 
-def _llama_mlp(module: Any, workspace: Workspace | None, hidden: Tensor) -> Tensor:
+def _swiglu_mlp(module: Any, workspace: Workspace | None, hidden: Tensor) -> Tensor:
     weights = (module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
     output: Tensor = _SwiGlu.apply(hidden, *weights, workspace)  # type: ignore[no-untyped-call]
     return output
@@ -49,11 +53,11 @@ def _gelu_tanh(module: Any, workspace: Workspace | None, hidden: Tensor) -> Tens
     return nn.functional.gelu(hidden, approximate="tanh")
 
 
-# By the class's name, so that no family's module is imported before it is used.
-_FORWARDS: dict[str, Callable[[Any, Workspace | None, Tensor], Tensor]] = {
-    "LlamaRMSNorm": _llama_norm,
-    "LlamaMLP": _llama_mlp,
-    "NewGELUActivation": _gelu_tanh,
+# By the names under which families ask for them (`Family.fast_layers`).
+FAST: dict[str, Callable[[Any, Workspace | None, Tensor], Tensor]] = {
+    "rms_norm": _rms_norm,
+    "swiglu_mlp": _swiglu_mlp,
+    "gelu_tanh": _gelu_tanh,
 }
 
 

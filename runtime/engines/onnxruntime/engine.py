@@ -15,12 +15,11 @@ import numpy as np
 from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError, first_line_of
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefixes
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
+from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefix
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
 from pl_compile.runtime.engines.memory import zeros_as_touched
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider, check_used, choose
 from pl_compile.runtime.engines.step_inputs import step_inputs
-from pl_compile.runtime.sampling import GREEDY, Draw
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
 # library loads, and its documents name both variables.
@@ -114,6 +113,7 @@ class OnnxRuntimeEngine:
         self.vocab = contract.vocab
         self.max_batch = max_batch
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self._contract = contract
         self._model = model
         self._place = (provider.device, provider.device_id)
@@ -126,76 +126,35 @@ class OnnxRuntimeEngine:
         self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
         self._next_token = zeros_as_touched((max_batch,), np.int64)
 
-    def start(self, prompts: Sequence[Prompt]) -> Int64:
-        """Copies the prefixes into the cache; see `Engine.start`."""
-        assert len(prompts) <= self.max_batch
-        return place_prefixes(self._caches, prompts, self.capacity)
+    def admit(self, row: int, prompt: Prompt) -> int:
+        """Copies the prefix into the cache; see `Engine.admit`."""
+        assert row < self.max_batch
+        return place_prefix(self._caches, row, prompt, self.capacity)
 
-    def step(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-    ) -> Float32:
-        """One step; see `Engine.step`."""
-        draws = [GREEDY] * len(input_ids)
-        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
+    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+        """One step; see `Engine.step`.
 
-    def step_and_draw(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> tuple[Float32, Int64]:
-        """One step with the choice of tokens; see `Engine.step_and_draw`."""
-        batch, seq = input_ids.shape
-        assert batch <= self.max_batch
-        assert int(past_lengths.max()) + seq <= self.capacity
-        if seq == 1:
-            self._run(0, input_ids, past_lengths, last_index, prompts, draws)
-        else:
-            for row in range(batch):
-                one = slice(row, row + 1)
-                ids = input_ids[one, : last_index[row] + 1]
-                self._prefill(row, ids, past_lengths[one], prompts[one], draws[one])
-        return self._logits[:batch], self._next_token[:batch]
-
-    def _prefill(
-        self,
-        row: int,
-        input_ids: Int64,
-        past_lengths: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> None:
-        """Several tokens of one row.
-
-        Alone, since ONNX Runtime's attention takes several tokens behind a filled cache for one row
-        at a time only; so no padding is computed. And in pieces: a token attends to nothing behind
-        its piece, which is not computed for it then. Neither changes a bit of the result.
+        Rows of several tokens run one at a time, since ONNX Runtime's attention takes several
+        tokens behind a filled cache for one row only; so no padding is computed. And in pieces: a
+        token attends to nothing after its piece, which is not computed for it then. So what a row
+        computes does not depend on the other rows.
         """
-        for start in range(0, input_ids.shape[1], PIECE):
-            ids = input_ids[:, start : start + PIECE]
-            last = np.asarray([ids.shape[1] - 1])
-            self._run(row, ids, past_lengths + start, last, prompts, draws)
+        assert step.fits(self.capacity, self.max_batch)
+        batch, seq = step.input_ids.shape
+        if seq == 1:
+            self._run(step)
+        else:
+            for index in range(batch):
+                for piece in step.row(index).pieces(PIECE):
+                    self._run(piece)
+        rows = slice(step.first, step.first + batch)
+        return self._logits[rows], self._next_token[rows] if self.candidates else None
 
-    def _run(
-        self,
-        start: int,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> None:
-        """One run over rows of the cache from `start` on."""
-        inputs = step_inputs(self._contract, input_ids, past_lengths, last_index, prompts, draws)
-        for name, array in inputs.items():
+    def _run(self, step: Step) -> None:
+        """One run of the graph."""
+        for name, array in step_inputs(self._contract, step).items():
             self._bind_input(name, array)
-        self._bind_rows(start, len(input_ids))
+        self._bind_rows(step.first, len(step.input_ids))
         for name in self._watched:
             self._binding.bind_output(name)  # anew: its shape follows the step's
         try:
@@ -215,9 +174,12 @@ class OnnxRuntimeEngine:
         """See `Engine.clear`."""
         self._caches.clear(rows)
 
-    def cached(self, length: int) -> Float32:
-        """Reads the head of row 0; see `Engine.cached`."""
-        return self._caches.head(length)
+    def cached(self, row: int, length: int) -> Float32:
+        """See `Engine.cached`."""
+        return self._caches.read(row, length)
+
+    def close(self) -> None:
+        """Nothing: all that it holds is memory, which goes with the object."""
 
     def watched(self) -> list[tuple[str, Float32]]:
         """The watched outputs of the last step, by name."""

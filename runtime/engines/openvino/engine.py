@@ -1,13 +1,11 @@
-"""The engine on OpenVINO's CPU plug-in: caches in host memory, as long as the longest row needs.
+"""The engine on OpenVINO's CPU plug-in: caches in host memory, of which a step gets what it reads.
 
 A graph of target `openvino` reads the entries that rows have, and gives those that a step adds
-(`exporters/openvino/`). This engine writes them into the caches. OpenVINO reads the caches where
-they are, but attention copies what it reads. So caches are no longer than the longest row needs,
-and grow by `_ROOM` entries.
+(`exporters/openvino/`). This engine writes them into the caches. Its attention joins both in memory
+of its own in each step, so nothing would be gained by caches that OpenVINO writes in place.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,15 @@ from numpy.typing import NDArray
 from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ArtifactError, MissingExtraError, first_line_of
-from pl_compile.runtime.engines.caches import HostCaches, place_prefixes
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
+from pl_compile.runtime.engines.caches import HostCaches, place_prefix
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
 from pl_compile.runtime.engines.memory import zeros_as_touched
 from pl_compile.runtime.engines.step_inputs import step_inputs
-from pl_compile.runtime.sampling import GREEDY, Draw
 
 _ROW = TARGETS["openvino"]
 
-# Entries by which caches grow.
-_ROOM = 64
+# A step reads a multiple of so many entries of its rows.
+_SPAN = 64
 
 # Tokens of a row that are computed together.
 PIECE = 256
@@ -71,7 +68,7 @@ def _numbers(version: str) -> list[int]:
 
 
 class OpenVinoEngine:
-    """OpenVINO on CPU: an engine (`DrawingEngine`).
+    """OpenVINO on CPU: an engine.
 
     Args:
         model: the `model.onnx` of a bundle; its data file lies beside it.
@@ -101,50 +98,33 @@ class OpenVinoEngine:
         self.vocab = contract.vocab
         self.max_batch = max_batch
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self._contract = contract
         self._model = model
-        self._caches = self._new_caches(1)
+        self._caches = HostCaches(contract, max_batch)
         self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
         self._next_token = zeros_as_touched((max_batch,), np.int64)
 
-    def start(self, prompts: Sequence[Prompt]) -> Int64:
-        """Copies the prefixes into new caches; see `Engine.start`."""
-        assert len(prompts) <= self.max_batch
-        self._caches = self._new_caches(max(prefix_length(prompt) for prompt in prompts))
-        return place_prefixes(self._caches, prompts, self.capacity)
+    def admit(self, row: int, prompt: Prompt) -> int:
+        """Copies the prefix into the cache; see `Engine.admit`."""
+        assert row < self.max_batch
+        return place_prefix(self._caches, row, prompt, self.capacity)
 
-    def step(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-    ) -> Float32:
-        """One step; see `Engine.step`."""
-        draws = [GREEDY] * len(input_ids)
-        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
+    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+        """One step; see `Engine.step`.
 
-    def step_and_draw(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> tuple[Float32, Int64]:
-        """One step with the choice of tokens; see `DrawingEngine.step_and_draw`."""
-        batch, seq = input_ids.shape
-        assert batch <= self.max_batch
-        assert int(past_lengths.max()) + seq <= self.capacity
-        self._make_room(int(past_lengths.max()) + seq)
+        Rows of several tokens run one at a time and in pieces, so no padding is computed.
+        """
+        assert step.fits(self.capacity, self.max_batch)
+        batch, seq = step.input_ids.shape
         if seq == 1:
-            self._run(0, input_ids, past_lengths, last_index, prompts, draws)
+            self._run(step)
         else:
-            for row in range(batch):
-                one = slice(row, row + 1)
-                ids = input_ids[one, : last_index[row] + 1]
-                self._prefill(row, ids, past_lengths[one], prompts[one], draws[one])
-        return self._logits[:batch], self._next_token[:batch]
+            for index in range(batch):
+                for piece in step.row(index).pieces(PIECE):
+                    self._run(piece)
+        rows = slice(step.first, step.first + batch)
+        return self._logits[rows], self._next_token[rows] if self.candidates else None
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """Moves and copies rows; see `Engine.keep`."""
@@ -154,46 +134,29 @@ class OpenVinoEngine:
         """See `Engine.clear`."""
         self._caches.clear(rows)
 
-    def cached(self, length: int) -> Float32:
-        """Reads the first entries of row 0; see `Engine.cached`."""
-        return self._caches.head(length)
+    def cached(self, row: int, length: int) -> Float32:
+        """See `Engine.cached`."""
+        return self._caches.read(row, length)
 
-    def _prefill(
-        self,
-        row: int,
-        input_ids: Int64,
-        past_lengths: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> None:
-        """Several tokens of one row, alone and in pieces: no padding is computed."""
-        for start in range(0, input_ids.shape[1], PIECE):
-            ids = input_ids[:, start : start + PIECE]
-            last = np.asarray([ids.shape[1] - 1])
-            self._run(row, ids, past_lengths + start, last, prompts, draws)
+    def close(self) -> None:
+        """Nothing: all that it holds is memory, which goes with the object."""
 
-    def _run(
-        self,
-        start: int,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> None:
-        """One run over rows of the cache from `start` on."""
-        rows = slice(start, start + len(input_ids))
-        inputs = step_inputs(self._contract, input_ids, past_lengths, last_index, prompts, draws)
-        self._infer(inputs | self._pasts(rows))
-        self._write(rows, past_lengths, input_ids.shape[1])
+    def _run(self, step: Step) -> None:
+        """One run of the graph."""
+        rows = slice(step.first, step.first + len(step.input_ids))
+        self._infer(step_inputs(self._contract, step) | self._pasts(rows, step))
+        self._write(rows, step)
         self._logits[rows] = self._request.get_tensor(LOGITS).data
         if self.candidates:
             self._next_token[rows] = self._request.get_tensor(NEXT_TOKEN).data
 
-    def _pasts(self, rows: slice) -> dict[str, NDArray[Any]]:
+    def _pasts(self, rows: slice, step: Step) -> dict[str, NDArray[Any]]:
+        """The entries of the step's rows, as far as the longest of them reaches."""
+        span = -(-max(1, int(step.past_lengths.max())) // _SPAN) * _SPAN
         names = self._contract.added_names
         return {
-            past: block[rows] for (past, _), block in zip(names, self._caches.blocks, strict=True)
+            past: np.ascontiguousarray(block[rows, :, :span])
+            for (past, _), block in zip(names, self._caches.blocks, strict=True)
         }
 
     def _infer(self, inputs: Mapping[str, NDArray[Any]]) -> None:
@@ -209,27 +172,14 @@ class OpenVinoEngine:
                 fix="Export the bundle again, or use another version of openvino.",
             ) from error
 
-    def _write(self, rows: slice, past_lengths: Int64, seq: int) -> None:
-        """Writes what the run has added behind each row's entries."""
-        places = past_lengths[:, None] + np.arange(seq)
+    def _write(self, rows: slice, step: Step) -> None:
+        """Writes what the run has added after each row's entries."""
+        places = step.past_lengths[:, None] + np.arange(step.input_ids.shape[1])
         index = (np.arange(len(places))[:, None], slice(None), places)
         for (_, added), block in zip(self._contract.added_names, self._caches.blocks, strict=True):
             # numpy puts the axis of heads last but one where a slice stands between two lists.
             new = self._request.get_tensor(added).data
             block[rows][index] = new.transpose(0, 2, 1, 3)
-
-    def _new_caches(self, entries: int) -> HostCaches:
-        """Caches with room for so many entries of a row."""
-        room = min(self.capacity, -(-max(1, entries) // _ROOM) * _ROOM)
-        return HostCaches(replace(self._contract, capacity=room), self.max_batch)
-
-    def _make_room(self, entries: int) -> None:
-        held = self._caches.blocks[0].shape[2]
-        if entries <= held:
-            return
-        old, self._caches = self._caches, self._new_caches(entries)
-        for new, block in zip(self._caches.blocks, old.blocks, strict=True):
-            new[:, :, :held] = block
 
 
 def _compile(openvino: Any, model: Path, threads: int | None) -> Any:

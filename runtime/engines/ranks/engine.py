@@ -6,32 +6,32 @@ rank is given differs in one thing: of a prefix, it gets its own heads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.ranks import kv_heads_of_ranks
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, prefix_length
-from pl_compile.runtime.sampling import GREEDY, Draw
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step, prefix_length
+
+# Prompts that are remembered, here and by each rank: a prefix is sent once, not for each row.
+REMEMBERED = 32
 
 
 @dataclass(frozen=True)
 class RankPrompt:
-    """A prompt as one rank gets it: `Prompt` with its own heads of the prefix."""
+    """A prompt as one rank gets it.
+
+    Attributes:
+        rows: as in `Prompt`; none where nothing asks for them.
+        prefix_kv: as in `Prompt`, with the rank's own heads; None in a step: that reads none.
+        task_id: as in `Prompt`.
+    """
 
     rows: Float32
     prefix_kv: Float32 | None
     task_id: int
-
-    @classmethod
-    def of(cls, prompt: Prompt, heads: range) -> "RankPrompt":
-        """The part of a rank that holds these heads."""
-        prefix = prompt.prefix_kv
-        if prefix is not None:
-            prefix = np.ascontiguousarray(prefix[:, :, heads.start : heads.stop])
-        return cls(prompt.rows, prefix, prompt.task_id)
 
 
 class Rank(Protocol):
@@ -45,7 +45,7 @@ class Rank(Protocol):
 
 
 class RankedEngine:
-    """An engine (`DrawingEngine`) on several ranks.
+    """An engine on several ranks.
 
     Args:
         ranks: in their order.
@@ -58,43 +58,26 @@ class RankedEngine:
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self.max_batch = max_batch
         self._ranks = list(ranks)
         self._heads = kv_heads_of_ranks(contract.kv_heads, contract.ranks)
         self._parts: dict[int, tuple[Prompt, list[RankPrompt]]] = {}
 
-    def start(self, prompts: Sequence[Prompt]) -> Int64:
-        """See `Engine.start`."""
-        self._parts.clear()
-        self._each([("start", part) for part in self._divided(prompts)])
-        return np.asarray([prefix_length(prompt) for prompt in prompts], np.int64)
+    def admit(self, row: int, prompt: Prompt) -> int:
+        """See `Engine.admit`."""
+        if prompt.prefix_kv is not None:
+            self._each([("admit", row, part) for part in self._divided(prompt, prompt.prefix_kv)])
+        return prefix_length(prompt)
 
-    def step(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-    ) -> Float32:
-        """See `Engine.step`."""
-        draws = [GREEDY] * len(input_ids)
-        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
-
-    def step_and_draw(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> tuple[Float32, Int64]:
-        """See `DrawingEngine.step_and_draw`; the results of all ranks are the same."""
-        calls = [
-            ("step_and_draw", input_ids, past_lengths, last_index, part, list(draws))
-            for part in self._divided(prompts)
-        ]
-        logits, tokens = self._each(calls, first_only=True)[0]
+    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+        """See `Engine.step`; the results of all ranks are the same."""
+        logits, tokens = self._each(self._step_calls(step), first_only=True)[0]
         return logits, tokens
+
+    def step_on_each(self, step: Step) -> list[Float32]:
+        """As `step`, with the logits of every rank: for those who compare them."""
+        return [logits.copy() for logits, _ in self._each(self._step_calls(step))]
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """See `Engine.keep`."""
@@ -104,36 +87,35 @@ class RankedEngine:
         """See `Engine.clear`."""
         self._each([("clear", list(rows))] * len(self._ranks))
 
-    def cached(self, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> Float32:
         """See `Engine.cached`: the heads of all ranks."""
-        parts = self._each([("cached", length)] * len(self._ranks))
+        parts = self._each([("cached", row, length)] * len(self._ranks))
         return np.concatenate(parts, axis=2)
 
-    def step_on_each(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-    ) -> list[Float32]:
-        """As `step`, with the logits of every rank: for those who compare them."""
-        draws = [GREEDY] * len(input_ids)
-        calls = [
-            ("step_and_draw", input_ids, past_lengths, last_index, part, draws)
-            for part in self._divided(prompts)
-        ]
-        return [logits.copy() for logits, _ in self._each(calls)]
+    def close(self) -> None:
+        """Nothing: ranks in this process hold memory, which goes with them."""
 
-    def _divided(self, prompts: Sequence[Prompt]) -> list[list[RankPrompt]]:
-        """Of each rank, its parts of the prompts; made once for each prompt of a batch."""
-        for prompt in prompts:
-            if id(prompt) not in self._parts:
-                parts = [RankPrompt.of(prompt, heads) for heads in self._heads]
-                self._parts[id(prompt)] = (prompt, parts)
-        return [
-            [self._parts[id(prompt)][1][rank] for prompt in prompts]
-            for rank in range(len(self._ranks))
+    def _step_calls(self, step: Step) -> list[tuple[Any, ...]]:
+        """The same step for all ranks, with as much of its prompts as it reads."""
+        asked_for = (step.input_ids >= self.vocab).any()
+        prompts = [
+            RankPrompt(prompt.rows if asked_for else prompt.rows[:0], None, prompt.task_id)
+            for prompt in step.prompts
         ]
+        return [("step", replace(step, prompts=prompts))] * len(self._ranks)
+
+    def _divided(self, prompt: Prompt, prefix: Float32) -> list[RankPrompt]:
+        """The part of each rank; the same objects for the same prompt, while it is remembered."""
+        if id(prompt) not in self._parts:
+            if len(self._parts) == REMEMBERED:
+                self._parts.clear()
+            heads = [prefix[:, :, heads.start : heads.stop] for heads in self._heads]
+            none = prompt.rows[:0]  # a row is begun with its prefix alone
+            self._parts[id(prompt)] = (
+                prompt,
+                [RankPrompt(none, np.ascontiguousarray(own), prompt.task_id) for own in heads],
+            )
+        return self._parts[id(prompt)][1]
 
     def _each(self, calls: Sequence[tuple[Any, ...]], *, first_only: bool = False) -> list[Any]:
         """Makes a call on every rank; all results, or the first rank's where only it is asked."""

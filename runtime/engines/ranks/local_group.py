@@ -20,7 +20,7 @@ from pl_compile.artifact.bundle import rank_folder
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import RankError
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.ranks.engine import RankedEngine, RankPrompt
+from pl_compile.runtime.engines.ranks.engine import REMEMBERED, RankedEngine, RankPrompt
 from pl_compile.runtime.engines.ranks.nccl import unique_id
 
 # Seconds that a rank has to load its part.
@@ -193,8 +193,6 @@ class _RankProcess:
         return self._process.pid
 
     def begin(self, method: str, *arguments: Any) -> None:
-        if method == "start":
-            self._sent.clear()
         try:
             self.connection.send((method, tuple(map(self._short, arguments)), self.wanted))
         except OSError as error:
@@ -226,16 +224,16 @@ class _RankProcess:
             self._process.wait()
 
     def _short(self, argument: Any) -> Any:
-        """Prompts are sent once in a batch, and named by their number afterwards."""
-        if not (isinstance(argument, list) and argument and isinstance(argument[0], RankPrompt)):
+        """A prompt with a prefix is sent once, and named by its number afterwards."""
+        if not isinstance(argument, RankPrompt):
             return argument
-        new = {}
-        for prompt in argument:
-            if id(prompt) not in self._sent:
-                number = len(self._sent)
-                self._sent[id(prompt)] = (prompt, number)
-                new[number] = prompt
-        return SentPrompts(new, [self._sent[id(prompt)][1] for prompt in argument])
+        if id(argument) in self._sent:
+            return SentPrompt(self._sent[id(argument)][1], None)
+        if len(self._sent) == REMEMBERED:
+            self._sent.clear()  # the rank has others in their places from now on
+        number = len(self._sent)
+        self._sent[id(argument)] = (argument, number)
+        return SentPrompt(number, argument)
 
     def _gone(self) -> RankError:
         try:
@@ -264,16 +262,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class SentPrompts:
-    """Prompts on their way to a rank.
+class SentPrompt:
+    """A prompt on its way to a rank.
 
     Attributes:
-        new: those it has not seen in this batch, by number.
-        numbers: of all rows.
+        number: its place among those that the rank remembers.
+        prompt: None where the rank has it there already.
     """
 
-    new: dict[int, RankPrompt]
-    numbers: list[int]
+    number: int
+    prompt: RankPrompt | None
 
 
 @contextmanager

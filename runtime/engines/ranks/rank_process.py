@@ -18,7 +18,7 @@ from pl_compile.errors import PlcError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.opening import open_rank
 from pl_compile.runtime.engines.ranks.engine import RankPrompt
-from pl_compile.runtime.engines.ranks.local_group import Failure, RankOptions, SentPrompts
+from pl_compile.runtime.engines.ranks.local_group import Failure, RankOptions, SentPrompt
 
 # How often a rank that has nothing to do looks whether its leader is there.
 _LOOK_SECONDS = 1.0
@@ -46,8 +46,6 @@ def main() -> None:
             if method == "open":
                 engine, answer = _open(arguments[0]), None
             else:
-                if method == "start":
-                    prompts.clear()
                 given = [_unpacked(argument, prompts) for argument in arguments]
                 answer = getattr(engine, method)(*given)
                 if not wanted:
@@ -74,10 +72,11 @@ def _open(options: RankOptions) -> Any:
 
 
 def _unpacked(argument: Any, prompts: dict[int, RankPrompt]) -> Any:
-    if not isinstance(argument, SentPrompts):
+    if not isinstance(argument, SentPrompt):
         return argument
-    prompts |= argument.new
-    return [prompts[number] for number in argument.numbers]
+    if argument.prompt is not None:
+        prompts[argument.number] = argument.prompt
+    return prompts[argument.number]
 
 
 if __name__ == "__main__":

@@ -177,14 +177,14 @@ class CudaCaches:
                 self._cuda.zero(self.address(index, row), self._row)
         self._cuda.wait()
 
-    def head(self, length: int) -> Float32:
-        """See `Caches.head`."""
+    def read(self, row: int, length: int) -> Float32:
+        """See `Caches.read`."""
         c, kind = self._contract, self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         shape = (len(self.addresses), c.kv_heads, length, c.head_dim)
         parts = np.empty(shape, stored(np.zeros(1, np.float32), self._dtype).dtype)
         width = length * self._entry
         for index, part in enumerate(parts):
-            source = self.address(index, 0)
+            source = self.address(index, row)
             self._cuda.copy_rows(
                 part.ctypes.data, width, source, self._head, width, c.kv_heads, kind
             )

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError
-from pl_compile.runtime.engines.caches import Caches, place_prefixes
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt
+from pl_compile.runtime.engines.caches import Caches, place_prefix
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
 from pl_compile.runtime.engines.step_inputs import step_inputs
-from pl_compile.runtime.sampling import GREEDY, Draw
 
 # Places of the profiles, in the order in which exporters/tensorrt/api.py builds them.
 PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
@@ -57,10 +55,11 @@ class Plan(Protocol):
     def caches(self) -> Caches:
         """See the class."""
 
-    def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
-        """One step over the first rows of the caches.
+    def run(self, first: int, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
+        """One step over neighbouring rows of the caches.
 
         Args:
+            first: of the rows; 0 with `TOKEN_PROFILE`.
             inputs: all but the caches, contiguous, `[batch, …]` each.
             profile: `PROMPT_PROFILE` or `TOKEN_PROFILE`.
 
@@ -70,7 +69,7 @@ class Plan(Protocol):
 
 
 class TensorRtEngine:
-    """An engine (`DrawingEngine`) on a plan.
+    """An engine on a plan.
 
     Args:
         plan: what runs.
@@ -87,46 +86,27 @@ class TensorRtEngine:
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
         self.max_batch = max_batch
         self._contract = contract
         self._plan = plan
 
-    def start(self, prompts: Sequence[Prompt]) -> Int64:
-        """See `Engine.start`."""
-        assert len(prompts) <= self.max_batch
-        return place_prefixes(self._plan.caches, prompts, self.capacity)
+    def admit(self, row: int, prompt: Prompt) -> int:
+        """See `Engine.admit`."""
+        assert row < self.max_batch
+        return place_prefix(self._plan.caches, row, prompt, self.capacity)
 
-    def step(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-    ) -> Float32:
+    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
         """See `Engine.step`."""
-        draws = [GREEDY] * len(input_ids)
-        return self.step_and_draw(input_ids, past_lengths, last_index, prompts, draws)[0]
-
-    def step_and_draw(
-        self,
-        input_ids: Int64,
-        past_lengths: Int64,
-        last_index: Int64,
-        prompts: Sequence[Prompt],
-        draws: Sequence[Draw],
-    ) -> tuple[Float32, Int64]:
-        """See `DrawingEngine.step_and_draw`."""
-        batch, seq = input_ids.shape
-        assert batch <= self.max_batch
-        # TensorRT would drop what falls behind the capacity, and say nothing.
-        assert int(past_lengths.max()) + seq <= self.capacity
-        inputs = step_inputs(self._contract, input_ids, past_lengths, last_index, prompts, draws)
+        # TensorRT would drop what falls beyond the capacity, and say nothing.
+        assert step.fits(self.capacity, self.max_batch)
         # The profile for tokens holds a prompt table of one row.
-        virtual = (input_ids >= self.vocab).any()
-        profile = TOKEN_PROFILE if seq == 1 and not virtual else PROMPT_PROFILE
-        outputs = self._plan.run(inputs, profile)
-        tokens = outputs.get(NEXT_TOKEN, np.zeros(batch, np.int64))
-        return outputs[LOGITS], tokens
+        virtual = (step.input_ids >= self.vocab).any()
+        # And what was made for it once, a graph of CUDA's among it, begins at the first row.
+        tokens_only = step.input_ids.shape[1] == 1 and not virtual and step.first == 0
+        profile = TOKEN_PROFILE if tokens_only else PROMPT_PROFILE
+        outputs = self._plan.run(step.first, step_inputs(self._contract, step), profile)
+        return outputs[LOGITS], outputs.get(NEXT_TOKEN)
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """See `Engine.keep`."""
@@ -136,9 +116,12 @@ class TensorRtEngine:
         """See `Engine.clear`."""
         self._plan.caches.clear(rows)
 
-    def cached(self, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> Float32:
         """See `Engine.cached`."""
-        return self._plan.caches.head(length)
+        return self._plan.caches.read(row, length)
+
+    def close(self) -> None:
+        """Nothing: all that it holds is memory, which goes with the object."""
 
 
 def check_bindings(found: Mapping[str, Binding], contract: GraphContract, dtype: str) -> None:

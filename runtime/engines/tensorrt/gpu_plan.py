@@ -170,7 +170,7 @@ class GpuPlan:
         self._graphs: dict[int, Any] = {}
         self._seen: set[int] = set()
 
-    def run(self, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
+    def run(self, first: int, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
         """See `Plan.run`."""
         batch = len(inputs[INPUT_IDS])
         outputs: dict[str, Array] = {
@@ -188,7 +188,7 @@ class GpuPlan:
         else:
             shapes = {name: array.shape for name, array in inputs.items()}
             context = self._context(profile, batch)
-            self._bind(context, batch, shapes)
+            self._bind(context, first, batch, shapes)
             self._enqueue(context)
             # TensorRT must have run once with these shapes before it can be captured.
             if profile == TOKEN_PROFILE and batch in self._seen and batch not in self._graphs:
@@ -214,7 +214,9 @@ class GpuPlan:
             self._contexts[key] = context
         return self._contexts[key]
 
-    def _bind(self, context: Any, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _bind(
+        self, context: Any, first: int, batch: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
         for name, (address, _) in self._memory.items():
             if name in shapes:
                 _must(context.set_input_shape(name, shapes[name]), f"take the shape of {name}")
@@ -223,7 +225,7 @@ class GpuPlan:
             shape = (batch, *self.bindings[past].shape[1:])
             _must(context.set_input_shape(past, shape), f"take the shape of {past}")
             for name in (past, present):
-                address = self.caches.address(index, 0)
+                address = self.caches.address(index, first)
                 _must(context.set_tensor_address(name, address), f"take the address of {name}")
 
     def _enqueue(self, context: Any) -> None:

@@ -1,76 +1,29 @@
-"""A Hugging Face folder's tensors by name, and the fingerprint of the base they make.
+"""The tensors of a Hugging Face folder with `model.safetensors`, or with shards and their index.
 
-In: a folder with `model.safetensors`, or with shards and their index. Out: numpy arrays as they are
-stored, one at a time, and a sha256. Knows no model family. Pickled checkpoints are not read.
+Pickled checkpoints are not read.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from pl_compile.checkpoints.checkpoint import Header
 from pl_compile.config.damage import damage_of
-from pl_compile.config.decoder import DecoderConfig
-from pl_compile.config.floats import FLOATS
 from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.utf8 import check_regular
 from pl_compile.errors import BaseModelError, list_problems, reason_of
-
-# Written out, so that a field that is added to DecoderConfig later changes no fingerprint.
-_FINGERPRINTED = (
-    "attention_bias",
-    "family",
-    "ffn",
-    "head_dim",
-    "heads",
-    "hidden",
-    "kv_heads",
-    "layers",
-    "mlp_bias",
-    "norm_eps",
-    "positions",
-    "rope_theta",
-    "tied",
-    "vocab",
-)
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 _COPY = "Copy the base again."
 
-# The bits of an exponent that is all ones: infinity, or no number.
-_EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
-    FLOATS["float32"]: np.uint32(0x7F80_0000),
-    FLOATS["float16"]: np.uint16(0x7C00),
-    FLOATS["bfloat16"]: np.uint16(0x7F80),
-}
 
-# How many numbers are looked at together: what fits a processor's cache.
-_BLOCK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of a tensor before its numbers.
-
-    Attributes:
-        kind: safetensors' name of its numbers: "F32", "BF16", "I8", …
-        shape: its sizes.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-
-
-class Checkpoint:
+class SafetensorsCheckpoint:
     """The tensors of a Hugging Face folder, read when asked for.
 
     Raises:
@@ -193,43 +146,3 @@ class Checkpoint:
             expected=expected or f"a readable {_SINGLE}, or shards with {_INDEX}",
             fix=fix,
         )
-
-
-def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
-    """The sha256 that identifies a base: its config, and its tensors' names, shapes and bytes.
-
-    Independent of shards, of the order in the files and of keys that do not change the numbers.
-
-    Raises:
-        BaseModelError: a tensor cannot be read, or holds what is no finite number.
-    """
-    sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
-    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
-    broken = []
-    for name in checkpoint.names:
-        array = np.ascontiguousarray(checkpoint.tensor(name))
-        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-        if not _is_finite(array, checkpoint.headers[name].kind):
-            broken.append(f"'{name}' holds infinity, or what is no number")
-    if broken:
-        raise BaseModelError(
-            f"reading the weights of {checkpoint.folder}",
-            found=list_problems(broken, most=5),
-            expected="finite numbers",
-            fix="Copy the base again; if it is so where it comes from, it was trained badly.",
-        )
-    return digest.hexdigest()
-
-
-def _is_finite(array: NDArray[Any], kind: str) -> bool:
-    """Whether all numbers are finite as float32; of what is no float, True."""
-    if kind == FLOATS["float64"]:
-        with np.errstate(over="ignore"):
-            array, kind = array.astype(np.float32), FLOATS["float32"]
-    if kind not in _EXPONENTS:
-        return True
-    ones = _EXPONENTS[kind]
-    bits = array.reshape(-1).view(ones.dtype)
-    blocks = (bits[start : start + _BLOCK] for start in range(0, bits.size, _BLOCK))
-    return not any(((block & ones) == ones).any() for block in blocks)

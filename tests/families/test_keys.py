@@ -19,11 +19,10 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from pl_compile.config.base_keys import GPT2, LLAMA, Keys
-from pl_compile.config.decoder import read_decoder_config
 from pl_compile.errors import BaseModelError
-
-FAMILIES = {"llama": (LLAMA, LlamaConfig), "gpt2": (GPT2, GPT2Config)}
+from pl_compile.families.keys import Keys
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 
 # Asked of a config for layers of other kinds, which `layer_types` would name.
 NOT_OURS = {"number_of_conv_states"}
@@ -40,7 +39,7 @@ def folder_of(base: Path, folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_of_the_class_is_known(family: str) -> None:
-    keys, kind = FAMILIES[family]
+    keys, kind = FAMILIES[family].keys, transformers.CONFIG_MAPPING[family]
     # What else the class takes for a file's sake, such as the names of older releases.
     source = inspect.getsource(PreTrainedConfig.__post_init__)
     source += inspect.getsource(kind.convert_rope_params_to_dict)
@@ -66,12 +65,12 @@ def test_every_name_that_transformers_asks_of_a_config_is_known(family: str) -> 
     asked |= set(re.findall(r"\bconfig\.([a-z]\w+)", model))
     assert {"is_causal", "sliding_window", "layer_types", "vocab_size"} <= asked
 
-    assert asked - FAMILIES[family][0].known - NOT_OURS == set()
+    assert asked - FAMILIES[family].keys.known - NOT_OURS == set()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_key_stands_in_one_table(family: str) -> None:
-    keys, _ = FAMILIES[family]
+    keys = FAMILIES[family].keys
     tables = [keys.read, {*keys.fixed}, keys.without_effect, {*keys.aliases}]
 
     assert sum(map(len, tables)) == len(set().union(*tables))
@@ -82,7 +81,7 @@ def test_what_is_computed_with_one_value_is_refused_with_another(
     tiny_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     base = tiny_bases[family]
-    for key, allowed in FAMILIES[family][0].fixed.items():
+    for key, allowed in FAMILIES[family].keys.fixed.items():
         for value in allowed:
             read_decoder_config(folder_of(base, tmp_path / "fine", **{key: value}))
         for value in ("another", 0.37, not any(each is True for each in allowed)):
@@ -121,12 +120,13 @@ class _Model:
 
 @pytest.fixture(scope="session")
 def models(tiny_bases: dict[str, Path]) -> dict[str, _Model]:
-    return {family: _Model(tiny_bases[family], kind) for family, (_, kind) in FAMILIES.items()}
+    kinds = transformers.CONFIG_MAPPING
+    return {family: _Model(base, kinds[family]) for family, base in tiny_bases.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_said_to_have_no_effect_has_none(models: dict[str, _Model], family: str) -> None:
-    keys, kind = FAMILIES[family]
+    keys, kind = FAMILIES[family].keys, transformers.CONFIG_MAPPING[family]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     of_no_forward_pass = {"dtype", "id2label", "label2id", "problem_type", "transformers_version"}
     tried = keys.without_effect & defaults.keys() - of_no_forward_pass
@@ -139,8 +139,7 @@ def test_what_is_said_to_have_no_effect_has_none(models: dict[str, _Model], fami
 
 def _names_of_all_families() -> list[str]:
     families = (
-        "llama",
-        "gpt2",
+        *FAMILIES,
         "gemma2",
         "granite",
         "llama4_text",
@@ -150,14 +149,14 @@ def _names_of_all_families() -> list[str]:
     )
     kinds = [transformers.CONFIG_MAPPING[family] for family in families]
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
-    return sorted(names | LLAMA.known | GPT2.known)
+    return sorted(names.union(*(family.keys.known for family in FAMILIES.values())))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_key_that_is_accepted_does_not_change_what_transformers_computes(
     models: dict[str, _Model], family: str
 ) -> None:
-    keys, model = FAMILIES[family][0], models[family]
+    keys, model = FAMILIES[family].keys, models[family]
     expected = model.logits()
     values = [True, False, 1, 0.5, "x", None, [1, 0, 1], {}]
     accepted: set[str] = set()

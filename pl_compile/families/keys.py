@@ -1,19 +1,20 @@
 """Every key of a base's config.json: read, without effect on the logits, or refused.
 
-A key that transformers' class for the family knows stands in the family's table. A key that it does
-not know cannot change what transformers computes, but a file may mean something by it: the names
-that other families and other programs have for what no tensor would betray (a cap, a scale, a
-window) are refused where they mean something. Any other key is ignored, as transformers ignores it.
+A key that transformers' class for the family knows stands in the family's `Keys`, or in what all
+families share here. A key that it does not know cannot change what transformers computes, but a
+file may mean something by it: the names that other families and other programs have for what no
+tensor would betray (a cap, a scale, a window) are refused where they mean something. Any other key
+is ignored, as transformers ignores it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What is known of the keys of a family's config.json.
+    """What is known of the keys of a family's config.json; see `family_keys`.
 
     Attributes:
         read: keys whose values are in `DecoderConfig`, and the one of `text.end_tokens`.
@@ -107,7 +108,7 @@ _COMMON_WITHOUT_EFFECT = frozenset(
         "_commit_hash",
         "_name_or_path",
         "attn_implementation",
-        "chunk_size_feed_forward",  # neither family computes in chunks
+        "chunk_size_feed_forward",  # no family computes in chunks
         "dtype",  # weights are read as they are stored
         "experts_implementation",
         "id2label",
@@ -246,104 +247,31 @@ _ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "transformers_weights": _NONE,
 }
 
-_SILU = ("silu", "swish")  # two names of one function
 
-LLAMA = Keys(
-    read=frozenset(
-        {
-            "attention_bias",
-            "bos_token_id",
-            "eos_token_id",
-            "head_dim",
-            "hidden_size",
-            "intermediate_size",
-            "max_position_embeddings",
-            "mlp_bias",
-            "num_attention_heads",
-            "num_hidden_layers",
-            "num_key_value_heads",
-            "rms_norm_eps",
-            "rope_parameters",
-            "rope_scaling",
-            "rope_theta",
-            "tie_word_embeddings",
-            "vocab_size",
-        }
-    ),
-    fixed={
-        "hidden_act": _SILU,
-        "hidden_activation": (None, *_SILU),
-        "mlp_hidden_act": (None, *_SILU),
-        "position_embedding_type": (None, "rope", "rotary"),
-        **_COMMON_FIXED,
-        **_ELSEWHERE,
-    },
-    without_effect=_COMMON_WITHOUT_EFFECT
-    | {
-        "attention_dropout",
-        "pretraining_tp",  # how products are cut in pieces: the same sums
-    },
-    aliases={},
-    architectures=(
-        "LlamaForCausalLM",
-        "LLaMAForCausalLM",  # as the first conversions spelled it
-        "LlamaModel",
-        "LlamaForSequenceClassification",
-    ),
-)
+def family_keys(
+    *,
+    read: Set[str],
+    fixed: Mapping[str, tuple[Any, ...]],
+    without_effect: Set[str],
+    architectures: tuple[str, ...],
+    aliases: Mapping[str, str] | None = None,
+) -> Keys:
+    """The keys of a family: its own, and those that mean the same to all that do not have them.
 
-GPT2 = Keys(
-    read=frozenset(
-        {
-            "bos_token_id",
-            "eos_token_id",
-            "layer_norm_epsilon",
-            "n_embd",
-            "n_head",
-            "n_inner",
-            "n_layer",
-            "n_positions",
-            "tie_word_embeddings",
-            "vocab_size",
-        }
-    ),
-    fixed={
-        "activation_function": ("gelu_new",),
-        "add_cross_attention": (False,),
-        "hidden_act": (None, "gelu_new"),
-        "hidden_activation": (None, "gelu_new"),
-        "mlp_hidden_act": (None, "gelu_new"),
-        "position_embedding_type": (None, "absolute", "learned"),
-        "rope_parameters": (None, {}),
-        "rope_scaling": (None, {}),
-        "rope_theta": _NONE,
-        "rotary": _OFF,
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "scale_attn_weights": (True,),
-        **_COMMON_FIXED,
-        **_ELSEWHERE,
-    },
-    without_effect=_COMMON_WITHOUT_EFFECT
-    | {
-        "attn_pdrop",
-        "classifier_dropout",
-        "embd_pdrop",
-        "hidden_dropout",
-        "n_ctx",  # the older name of n_positions, which stands beside it
-        "reorder_and_upcast_attn",  # in which order float16 is computed
-        "resid_pdrop",
-        "summary_activation",  # summary_…: of a head for several choices
-        "summary_first_dropout",
-        "summary_last_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
-    },
-    aliases={
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
-    architectures=("GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"),
-)
+    Args:
+        read: see `Keys`, as for the rest; none of the family's keys need be common to all.
+        fixed: what it computes with one value only.
+        without_effect: what changes none of its logits.
+        architectures: its classes.
+        aliases: other names of what it reads.
+    """
+    aliases = aliases or {}
+    own = {*read, *fixed, *without_effect, *aliases}
+    shared = {**_COMMON_FIXED, **_ELSEWHERE}
+    return Keys(
+        read=frozenset(read),
+        fixed={**fixed, **{key: shared[key] for key in shared if key not in own}},
+        without_effect=frozenset(without_effect | (_COMMON_WITHOUT_EFFECT - own)),
+        aliases=aliases,
+        architectures=architectures,
+    )

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
-from pl_compile.config.decoder import DecoderConfig, read_decoder_config
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.sizes import MOST
 from pl_compile.errors import BaseModelError
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
+from pl_compile.families.weights import Biases
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -66,9 +69,8 @@ def test_a_llama_is_read_number_by_number(tmp_path: Path) -> None:
         norm_eps=1e-5,
         tied=True,
         rope_theta=5000.0,
-        attention_bias=False,
-        mlp_bias=False,
         bos_id=1,
+        own=Biases(attention_bias=False, mlp_bias=False),
     )
 
 
@@ -86,9 +88,8 @@ def test_a_gpt2_is_read_number_by_number(tmp_path: Path) -> None:
         norm_eps=1e-5,
         tied=True,
         rope_theta=0.0,
-        attention_bias=True,
-        mlp_bias=True,
         bos_id=0,
+        own=Biases(attention_bias=True, mlp_bias=True),
     )
 
 
@@ -124,8 +125,7 @@ def test_what_a_gpt2_leaves_out_has_the_value_of_transformers(tmp_path: Path) ->
 def test_biases_of_a_llama_are_seen(tmp_path: Path) -> None:
     config = read(tmp_path, LLAMA, attention_bias=True, mlp_bias=True)
 
-    assert config.attention_bias is True
-    assert config.mlp_bias is True
+    assert config.own == Biases(attention_bias=True, mlp_bias=True)
 
 
 def test_the_inner_width_of_a_gpt2_is_what_it_says(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_config_that_is_no_json_object_is_refused(
     assert str(error.value).startswith(f"reading {tmp_path / 'config.json'}: {complaint}")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_tiny_bases_are_what_transformers_wrote(
     tiny_bases: dict[str, Path], family: str
 ) -> None:

@@ -1,0 +1,246 @@
+"""What the operators of the main graph compute, in standard operators: bodies of their calls.
+
+plc::Attention (`pl_compile/graph/operators.py`):
+
+    q, k, v       = Split(qkv, if packed); of each head RMSNormalization?, RotaryEmbedding?
+    present_key   = TensorScatter(past_key, k, past_lengths, axis=2)
+    present_value = TensorScatter(past_value, v, past_lengths, axis=2)
+    y             = attend(q, present_key, present_value), its heads joined
+
+What `attend` is a target says for itself; those of ONNX Runtime are here:
+
+    lengths = past_lengths + seq
+    span    = max(lengths), rounded up
+    output  = Attention(q, present_key[:, :, :span], present_value[:, :, :span],
+                        nonpad_kv_seqlen=lengths, is_causal=1)
+
+and with a window, in place of the lengths, a mask of what each token sees. ONNX Runtime's Attention
+for CPU works over the whole cache whatever the lengths say; the slice keeps it to the longest live
+row. Its sums run in another order where the span is no multiple of what its kernels take at once,
+so the span is one: then a row's numbers do not depend on its neighbours' lengths, to the last bit,
+and activations that are rounded cannot tip over. The kernels for CUDA read no further than a row's
+length: there is no slice for them.
+
+`nonpad_kv_seqlen` with `is_causal` is right here and silently wrong in TensorRT, which therefore
+attends in another way (`tensorrt/exporter.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pl_compile.exporters.function_body import FunctionBody
+from pl_compile.graph.operators import (
+    ATTENTION,
+    ATTENTION_INPUTS,
+    GEGLU,
+    SWIGLU,
+    AttentionSettings,
+    cache_sizes,
+)
+from pl_compile.passes.link_functions import Library
+
+# Entries that the kernels of Attention take at once, and then some.
+_SPAN = 64
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an attention has before it attends.
+
+    Attributes:
+        body: of the call.
+        settings: of the call.
+        capacity: entries of the cache.
+        head_dim: width of a head.
+        query: `[batch, heads, seq, head_dim]`.
+        key: what `Store` gives to attend to: by default the cache after this step, `[batch,
+            kv_heads, capacity, head_dim]`.
+        value: as `key`.
+        positions: int64 `[batch, seq]`: the last entry that each token sees.
+        lengths: int64 `[batch]`: entries of each row after this step.
+    """
+
+    body: FunctionBody
+    settings: AttentionSettings
+    capacity: int
+    head_dim: int
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    positions: ir.Value
+    lengths: ir.Value
+
+
+# Gives `[batch, heads, seq, head_dim]`.
+Attend = Callable[[Scene], ir.Value]
+
+
+# Takes "key" or "value", the cache before a step, the step's own entries and past_lengths. Gives
+# what is attended to, and the graph's output.
+Store = Callable[[FunctionBody, str, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
+
+
+def scattered(
+    body: FunctionBody, name: str, past: ir.Value, new: ir.Value, past_lengths: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The whole cache, which is written in place."""
+    present = body.op("TensorScatter", [past, new, past_lengths], f"present_{name}", axis=2)
+    return present, present
+
+
+def library_of(attend: Attend, store: Store = scattered) -> Library:
+    """The bodies of all operators of the main graph."""
+    return {
+        ATTENTION: lambda call: attention_body(call, ATTENTION_INPUTS, attend, store),
+        SWIGLU: gate_body,
+        GEGLU: gate_body,
+    }
+
+
+def attention_body(
+    call: ir.Node, names: tuple[str, ...], attend: Attend, store: Store = scattered
+) -> ir.Function:
+    """The body of an attention.
+
+    Args:
+        call: the node.
+        names: of its inputs, in their order: those of `ATTENTION_INPUTS`. Where key and value are
+            left out, the query is a product of all three; where positions are, they follow from
+            past_lengths.
+        attend: the target's own.
+        store: likewise.
+    """
+    body = FunctionBody(call, names)
+    given = body.inputs
+    past_key = call.inputs[names.index("past_key")]
+    assert past_key is not None
+    capacity, head_dim = cache_sizes(past_key)
+    settings = AttentionSettings.of(call, head_dim)
+    past_lengths = given["past_lengths"]
+    seq = body.op("Shape", [given["query"]], "seq", start=1, end=2)
+    positions = given.get("positions") or _positions(body, seq, past_lengths)
+    query, key, value = _heads(body, settings, head_dim, positions)
+    key, present_key = store(body, "key", given["past_key"], key, past_lengths)
+    value, present_value = store(body, "value", given["past_value"], value, past_lengths)
+    lengths = body.op("Add", [past_lengths, seq], "lengths")
+    y = attend(Scene(body, settings, capacity, head_dim, query, key, value, positions, lengths))
+    y = body.op("Transpose", [y], "seq_first", perm=[0, 2, 1, 3])
+    width = settings.heads * head_dim
+    y = body.op("Reshape", [y, body.integers(0, 0, width)], "y")
+    return body.function(y, present_key, present_value)
+
+
+def _heads(
+    body: FunctionBody, settings: AttentionSettings, head_dim: int, positions: ir.Value
+) -> list[ir.Value]:
+    """Query, key and value of each head, `[batch, heads, seq, head_dim]`, normed and rotated."""
+    given = body.inputs
+    heads = (settings.heads, settings.kv_heads, settings.kv_heads)
+    parts = [given.get(name) for name in ("query", "key", "value")]
+    if parts[1] is None:
+        widths = body.integers(*(count * head_dim for count in heads))
+        parts = list(body.ops("Split", [given["query"], widths], ["q", "k", "v"], axis=-1))
+    tables = [given["cos"], given["sin"], positions] if "cos" in given else []
+    result = []
+    for name, part, count in zip("qkv", parts, heads, strict=True):
+        shape = body.integers(0, 0, count, head_dim)
+        x = body.op("Reshape", [part, shape], f"{name}.split_heads")
+        if f"{name}_norm" in given:
+            norm = [x, given[f"{name}_norm"]]
+            epsilon = settings.epsilon
+            x = body.op("RMSNormalization", norm, f"{name}.norm", axis=-1, epsilon=epsilon)
+        x = body.op("Transpose", [x], f"{name}.heads_first", perm=[0, 2, 1, 3])
+        if tables and name != "v":
+            x = body.op("RotaryEmbedding", [x, *tables], f"{name}.rotary")
+        result.append(x)
+    return result
+
+
+def _positions(body: FunctionBody, seq: ir.Value, past_lengths: ir.Value) -> ir.Value:
+    scalar = body.op("Squeeze", [seq, body.integers(0)], "seq.scalar")
+    zero = body.constant("zero", np.asarray(0, np.int64))
+    one = body.constant("one", np.asarray(1, np.int64))
+    steps = body.op("Range", [zero, scalar, one], "steps")
+    past = body.op("Unsqueeze", [past_lengths, body.integers(1)], "past.column")
+    return body.op("Add", [past, steps], "positions.counted")
+
+
+def mask_of(scene: Scene) -> ir.Value:
+    """Bool `[batch, 1, seq, capacity]`: the entries of the cache that a token sees."""
+    body, window = scene.body, scene.settings.window
+    last = body.op("Unsqueeze", [scene.positions, body.integers(1, 3)], "last_seen")
+    numbers = np.arange(scene.capacity, dtype=np.int64).reshape(1, 1, 1, -1)
+    entries = body.constant("entries", numbers)
+    mask = body.op("LessOrEqual", [entries, last], "not_later")
+    if window:
+        before = body.op("Sub", [last, body.integers(window)], "last_before_window")
+        mask = body.op("And", [mask, body.op("Greater", [entries, before], "in_window")], "mask")
+    return mask
+
+
+def attend_to_lengths(scene: Scene) -> ir.Value:
+    """ONNX Runtime on CUDA."""
+    if scene.settings.window:
+        return onnx_attention(scene, scene.key, scene.value, mask_of(scene))
+    return onnx_attention(scene, scene.key, scene.value, None, scene.lengths)
+
+
+def attend_to_longest(scene: Scene) -> ir.Value:
+    """ONNX Runtime on CPU: the cache is cut to its longest live row."""
+    body = scene.body
+    longest = body.op("ReduceMax", [scene.lengths], "longest", keepdims=1)
+    step = body.integers(_SPAN)
+    up = body.op("Add", [longest, body.integers(_SPAN - 1)], "up")
+    span = body.op("Mul", [body.op("Div", [up, step], "spans"), step], "span")
+
+    def live(value: ir.Value, name: str, axis: int) -> ir.Value:
+        return body.op("Slice", [value, body.integers(0), span, body.integers(axis)], name)
+
+    key, value = live(scene.key, "live_key", 2), live(scene.value, "live_value", 2)
+    if scene.settings.window:
+        return onnx_attention(scene, key, value, live(mask_of(scene), "live_mask", 3))
+    return onnx_attention(scene, key, value, None, scene.lengths)
+
+
+def onnx_attention(
+    scene: Scene,
+    key: ir.Value,
+    value: ir.Value,
+    mask: ir.Value | None,
+    lengths: ir.Value | None = None,
+) -> ir.Value:
+    """ONNX's Attention, with a mask or with the rows' lengths."""
+    settings = scene.settings
+    attributes: dict[str, Any] = {}
+    if not settings.has_usual_scale(scene.head_dim):
+        attributes["scale"] = settings.scale
+    if settings.softcap:
+        attributes["softcap"] = settings.softcap
+    inputs = [scene.query, key, value, mask]
+    if lengths is not None:
+        inputs += [None, None, lengths]
+        attributes["is_causal"] = 1
+    return scene.body.op("Attention", inputs, "output", **attributes)
+
+
+def gate_body(call: ir.Node) -> ir.Function:
+    """The body of `plc::SwiGlu` or `plc::GeGlu`."""
+    body = FunctionBody(call, ("gate", "up"))
+    parts = list(body.inputs.values())
+    if len(parts) == 1:
+        parts = list(body.ops("Split", parts, ["gate.half", "up.half"], axis=-1, num_outputs=2))
+    return body.function(gated(body, call.op_type, *parts))
+
+
+def gated(body: FunctionBody, op_type: str, gate: ir.Value, up: ir.Value) -> ir.Value:
+    """`silu(gate) * up` of `SWIGLU`, `gelu(gate) * up` of `GEGLU` (arXiv:2002.05202)."""
+    if op_type == SWIGLU:
+        shares = body.op("Sigmoid", [gate], "sigmoid")
+        opened = body.op("Mul", [gate, shares], "silu")
+    else:
+        opened = body.op("Gelu", [gate], "gelu", approximate="tanh")
+    return body.op("Mul", [opened, up], "product")

@@ -1,0 +1,71 @@
+"""Options of commands that are fields of a dataclass: type, choices, default and help are its."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def option_of(kind: type, name: str, flag: str = "", **how: Any) -> Callable[[F], F]:
+    """The option of a field; its parameter has the field's name.
+
+    Args:
+        kind: the dataclass.
+        name: of the field, whose type is `Annotated` with the help.
+        flag: on the command line; made of the name if empty.
+        how: what click is told beside, or in place of, what the field says.
+    """
+    default = getattr(kind, name, None)
+    hint = get_type_hints(kind, include_extras=True)[name]
+    kind_of_value, text = get_args(hint)
+    shown = how.get("default", default)
+    how = {
+        "default": default,
+        "show_default": shown is not None and not isinstance(shown, bool | tuple),
+        "help": text,
+        **_form_of(kind_of_value),
+        **how,
+    }
+    return click.option(flag or f"--{name.replace('_', '-')}", name, **how)
+
+
+def given_for(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
+    """A dataclass of the parameters that are its fields.
+
+    Args:
+        kind: the dataclass.
+        given: parameters of a command, by name.
+        more: further fields.
+    """
+    own = {each.name: given[each.name] for each in fields(kind) if each.name in given}  # type: ignore[arg-type]
+    return kind(**own, **more)
+
+
+def _form_of(hint: Any) -> dict[str, Any]:
+    """How click reads a value of a type."""
+    if hint is bool:
+        return {"is_flag": True}
+    if get_origin(hint) is tuple:
+        return {"multiple": True, **_form_of(get_args(hint)[0])}
+    choices = _choices_of(hint)
+    if choices:
+        texts = {str(choice): choice for choice in choices}
+        return {
+            "type": click.Choice(list(texts)),
+            "callback": lambda _context, _option, given: texts.get(given),
+        }
+    kinds = [each for each in get_args(hint) or (hint,) if each is not NoneType]
+    return {"type": click.Path(path_type=Path) if kinds == [Path] else kinds[0]}
+
+
+def _choices_of(hint: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, or of those of a union; none of any other type."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for each in get_args(hint) for choice in _choices_of(each))

@@ -1,0 +1,189 @@
+"""What an export starts from: all that is small, read once and checked before anything is built.
+
+In: an `ExportRequest`. Out: `ExportInputs`: table, base, tokenizer, tasks, data, and what was
+chosen for them. No weight is read, but where `--quantize auto` looks at them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pl_compile.artifact.files import check_replaceable, resolved
+from pl_compile.artifact.prompt_table import (
+    PromptTable,
+    TaskEntry,
+    check_prefix,
+    check_squares,
+    read_prompt_table,
+)
+from pl_compile.checkpoints.checkpoint import Checkpoint
+from pl_compile.checks.checking_engine import can_check, how_to_check, why_unchecked
+from pl_compile.config.build import DEFAULT_CANDIDATES, Choice, FoldMode
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.sampling import IN_GRAPH
+from pl_compile.config.targets import TARGETS
+from pl_compile.driver.choose import choose
+from pl_compile.driver.compile_base import BaseRecipe
+from pl_compile.driver.evaluate import EvalOptions, read_to_score
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.errors import ConfigError, ExportError
+from pl_compile.exporters.exporter import Exporter
+from pl_compile.passes.pipeline import dumped_files
+from pl_compile.progress import Progress
+from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts
+from pl_compile.text.examples import Example, read_examples
+from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.weights.open_base import open_base
+
+DEFAULT_CAPACITY = 1024
+
+
+@dataclass(frozen=True)
+class ExportInputs:
+    """What an export starts from.
+
+    Attributes:
+        table: the prompt table, with the tasks to export alone.
+        checkpoint: the base's tensors.
+        recipe: how the base is compiled.
+        choices: of "target" and "quantize": what was asked for, what is built, and why.
+        tokenizer: the base's.
+        prompts: the tasks as they were learned, by name.
+        fold: whether heads become prefixes.
+        fold_reason: why they do not where no engine here could compute them; else empty.
+        to_calibrate: examples that say which errors of weights matter.
+        to_score: examples of each task that the bundle is scored on.
+    """
+
+    table: PromptTable
+    checkpoint: Checkpoint
+    recipe: BaseRecipe
+    choices: Mapping[str, Choice]
+    tokenizer: Tokenizer
+    prompts: Mapping[str, TaskPrompt]
+    fold: FoldMode
+    fold_reason: str
+    to_calibrate: Sequence[Example]
+    to_score: Mapping[str, Sequence[Example]]
+
+    @property
+    def target(self) -> str:
+        """What is built for."""
+        return self.recipe.exporter.target
+
+
+def read_inputs(request: ExportRequest, progress: Progress) -> ExportInputs:
+    """Reads and checks.
+
+    Raises:
+        PlcError: as for `export_bundle`, but for what only the weights can show.
+    """
+    whole = read_prompt_table(request.table)
+    table = whole.with_only(request.tasks or whole.entries)
+    entries = tuple(table.entries.values())
+    checkpoint, config = open_base(request.base)
+    chosen = choose(
+        request.target,
+        request.options,
+        config,
+        checkpoint,
+        lambda exporter: _contract(request, exporter, config, entries),
+        progress=progress,
+    )
+    fold, fold_reason = _fold_mode(request, chosen.exporter.target)
+    tokenizer = Tokenizer.from_folder(request.base, vocab=config.vocab)
+    for name, entry in table.entries.items():
+        check_prefix(entry, config, f"exporting task '{name}'")
+        check_squares(entry, f"exporting task '{name}'")
+    prompts = learned_prompts(
+        table.entries, tokenizer
+    )  # what no session could render is not written
+    templates = {name: prompt.renderer.template for name, prompt in prompts.items()}
+    calibrate, evaluate = request.calibrate, request.evaluate
+    to_calibrate = read_examples(calibrate, templates, answers=False) if calibrate else ()
+    to_score = read_to_score(evaluate, templates, EvalOptions()) if evaluate else {}
+    _check_dumps(request)
+    return ExportInputs(
+        table=table,
+        checkpoint=checkpoint,
+        recipe=BaseRecipe(
+            chosen.exporter, config, chosen.contract, chosen.options, chosen.shards, entries
+        ),
+        choices={"target": chosen.target, "quantize": chosen.quantize},
+        tokenizer=tokenizer,
+        prompts=prompts,
+        fold=fold,
+        fold_reason=fold_reason,
+        to_calibrate=to_calibrate,
+        to_score=to_score,
+    )
+
+
+def _contract(
+    request: ExportRequest,
+    exporter: Exporter,
+    config: DecoderConfig,
+    entries: Sequence[TaskEntry],
+) -> GraphContract:
+    prompts = request.prompts or TARGETS[exporter.target].prompts
+    capacity = request.capacity
+    if capacity is None:
+        capacity = min(DEFAULT_CAPACITY, config.positions)
+    longest = max(entry.task.total_virtual_tokens for entry in entries)
+    if not longest + 2 <= capacity <= config.positions:
+        raise ExportError(
+            "sizing the cache",
+            found=f"capacity {capacity}",
+            expected=f"{longest + 2} (virtual tokens, a token, an answer) to {config.positions} "
+            "(positions of the base)",
+            fix="Choose another --capacity.",
+        )
+    candidates = 0
+    if request.options.sampling == "graph":
+        candidates = min(request.options.candidates or DEFAULT_CANDIDATES, config.vocab)
+    return GraphContract(
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        hidden=config.hidden,
+        vocab=config.vocab,
+        capacity=capacity,
+        prompts=prompts,
+        baked_tasks=tuple(e.task.taskname for e in entries) if prompts == "baked" else (),
+        candidates=candidates,
+        sampling_inputs=tuple(IN_GRAPH) if candidates else (),
+        ranks=request.options.ranks,
+    )
+
+
+def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
+    """Whether heads are folded, and why not where this machine cannot compute them."""
+    if can_check(target):
+        return request.fold, ""
+    why = why_unchecked(target)
+    for asked, name in (
+        (request.fold == "always", "--fold always"),
+        (request.evaluate, "--evaluate"),
+    ):
+        if asked:
+            raise ExportError(
+                f"exporting for {target} with {name}",
+                found=why,
+                fix=how_to_check(target),
+            )
+    return "never", why
+
+
+def _check_dumps(request: ExportRequest) -> None:
+    """Raises where dumps cannot be written."""
+    dumps = request.dump_passes
+    if dumps is None:
+        return
+    option = "--dump-passes"
+    if resolved(dumps).is_relative_to(resolved(request.output)):
+        raise ConfigError(
+            f"dumping passes to {dumps}",
+            found=f"a folder inside of the bundle {request.output}",
+            fix=f"Choose another {option}.",
+        )
+    check_replaceable(dumps, dumped_files, option=option, in_place=True)

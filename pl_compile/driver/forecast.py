@@ -1,0 +1,99 @@
+"""What an export would make and cost, worked out before anything is built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import gettempdir
+
+from pl_compile.artifact.bundle import EXACT
+from pl_compile.config.build import BuildOptions, Choice
+from pl_compile.config.targets import TARGETS
+from pl_compile.driver.costs import base_cost, task_costs
+from pl_compile.driver.disk_and_memory import check_room
+from pl_compile.driver.export_inputs import ExportInputs, read_inputs
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.exporters.exporter import Job
+from pl_compile.progress import SILENT, Progress
+from pl_compile.report.model import BaseCost, TaskCost
+
+# What making a bundle takes beside its files: the runtime's libraries, and room for a step.
+_MEMORY_BESIDE = 400 << 20
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What will be compiled.
+
+    Attributes:
+        target: of the export.
+        choices: of "target" and "quantize": what was asked for, what is built, and why.
+        passes: names of the target's passes, in order.
+        base: cost of the base.
+        tasks: cost of each task, and whether it is folded.
+    """
+
+    target: str
+    choices: Mapping[str, Choice]
+    passes: tuple[str, ...]
+    base: BaseCost
+    tasks: tuple[TaskCost, ...]
+
+    @property
+    def disk_bytes(self) -> int:
+        """About what the bundle will take."""
+        return self.base.file_bytes + sum(t.folded_bytes + t.prompt_bytes for t in self.tasks)
+
+
+def forecast_export(request: ExportRequest, *, progress: Progress = SILENT) -> Forecast:
+    """What an export would make and cost; nothing is written.
+
+    No weight is read but by `--quantize auto`, which looks at them: `progress` is told.
+
+    Raises:
+        PlcError: as for `export_bundle`, but for what only the weights can show.
+    """
+    return forecast_of(read_inputs(request, progress))
+
+
+def forecast_of(inputs: ExportInputs) -> Forecast:
+    """The forecast of an export whose inputs are read.
+
+    Raises:
+        ExportError: a constant head that no cache holds, or one that is to be folded always and
+            does not exist.
+    """
+    recipe = inputs.recipe
+    exporter, config, contract, options = (
+        recipe.exporter,
+        recipe.config,
+        recipe.contract,
+        recipe.options,
+    )
+    has_plans = TARGETS[inputs.target].has_plan and not options.defer_build
+    base = base_cost(config, contract, options, has_plans=has_plans)
+    costs = task_costs(base, recipe.entries, inputs.prompts, contract, inputs.fold)
+    return Forecast(
+        inputs.target,
+        inputs.choices,
+        tuple(each.name for each in exporter.passes(Job(config, contract, options)).all),
+        base,
+        tuple(replace(cost, reason=inputs.fold_reason or cost.reason) for cost in costs),
+    )
+
+
+def check_room_for(request: ExportRequest, options: BuildOptions, forecast: Forecast) -> None:
+    """Raises `ExportError` where the disk or the memory cannot hold an export.
+
+    Args:
+        request: what is exported, and where to.
+        options: how the base is compiled, all of it decided.
+        forecast: of the export.
+    """
+    floats = 4 * forecast.base.parameters
+    memory = 2 * floats + forecast.base.weight_bytes + _MEMORY_BESIDE
+    check_room(request.output, disk_bytes=int(1.05 * forecast.disk_bytes), memory_bytes=memory)
+    is_exact = options.quantization == "none" and options.dtype == EXACT
+    # The floats are built too, for that time; where the bundle has them, it is scored alone.
+    if request.calibrate or (request.evaluate and not is_exact):
+        beside = Path(gettempdir()) / "plc"
+        check_room(beside, disk_bytes=int(1.05 * floats), memory_bytes=memory + floats)

@@ -1,0 +1,73 @@
+"""Scores of a bundle as it is served, beside those of the floats that its weights came from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pl_compile.artifact.bundle import EXACT, Precision
+from pl_compile.driver.compile_base import float_engine
+from pl_compile.driver.evaluate import EvalOptions, TaskScore, same_answers, score_examples
+from pl_compile.driver.export_inputs import ExportInputs
+from pl_compile.progress import Progress
+from pl_compile.report.model import Effect
+from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.session import Session
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.weights.names import Weights
+
+
+def score_bundle(
+    inputs: ExportInputs,
+    engine: Engine,
+    served: Mapping[str, TaskPrompt],
+    precision: Precision,
+    weights: Weights,
+    progress: Progress,
+) -> tuple[Effect, ...]:
+    """What storing the weights as a bundle does costs each task that there are examples of.
+
+    Args:
+        inputs: of the export, with the examples.
+        engine: the compiled base.
+        served: the tasks as the bundle serves them.
+        precision: how its numbers are stored.
+        weights: the floats that they came from.
+        progress: who is told.
+
+    Raises:
+        RequestError: examples that cannot be served.
+        AnswerError: answers whose logits are no finite numbers.
+    """
+
+    def scores(by: Engine, prompts: Mapping[str, TaskPrompt], stored: str) -> list[TaskScore]:
+        progress.say(f"scoring {stored}")
+        session = Session(inputs.tokenizer, prompts, by)
+        options = EvalOptions(baseline=False)
+        return score_examples(session, inputs.to_score, options, progress=progress)
+
+    own = scores(engine, served, precision.stored)
+    if precision.stored == EXACT:
+        return tuple(_effect(mine, None, EXACT) for mine in own)
+    with TemporaryDirectory(prefix="plc-floats-") as folder:
+        floats = float_engine(inputs.recipe, weights, Path(folder))
+        # Each folds its own heads: a prefix that others computed would not be these weights'.
+        prompts = {
+            name: prompt.folded(floats) if served[name] is not prompt else prompt
+            for name, prompt in inputs.prompts.items()
+        }
+        exact = scores(floats, prompts, EXACT)
+    return tuple(
+        _effect(mine, other, precision.stored) for mine, other in zip(own, exact, strict=True)
+    )
+
+
+def _effect(mine: TaskScore, other: TaskScore | None, stored: str) -> Effect:
+    return Effect(
+        mine.task,
+        mine.metric,
+        mine.examples,
+        stored,
+        mine.with_prompt,
+        None if other is None else other.with_prompt,
+        None if other is None else same_answers(mine.predictions, other.predictions),
+    )

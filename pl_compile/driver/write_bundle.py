@@ -1,0 +1,101 @@
+"""The parts of a bundle beside its base: tasks, checks, report, manifest; and reading it back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from pl_compile import __version__
+from pl_compile.artifact.bundle import (
+    Manifest,
+    Precision,
+    read_bundle,
+    task_folder,
+    write_json,
+    write_labels,
+    write_task,
+)
+from pl_compile.artifact.selftest import SELFTEST_NAME
+from pl_compile.artifact.tensors import tensor_bytes
+from pl_compile.checks.arithmetic import kernels_of
+from pl_compile.checks.bundle_checks import Checks
+from pl_compile.checks.lint import TaskLint
+from pl_compile.driver.compile_base import CompiledBase
+from pl_compile.driver.export_inputs import ExportInputs
+from pl_compile.driver.forecast import Forecast
+from pl_compile.report.model import Effect, Report
+from pl_compile.runtime.task_prompt import prompts_of_bundle
+
+
+def write_tasks(staging: Path, inputs: ExportInputs) -> None:
+    """Writes the tokenizer and each task, with its labels where it has some."""
+    (staging / "tokenizer.json").write_text(inputs.tokenizer.text, encoding="utf-8")
+    for name, entry in inputs.table.entries.items():
+        write_task(staging, entry)
+        write_labels(staging, name, inputs.prompts[name].trie)
+
+
+def write_checks(staging: Path, checks: Checks) -> None:
+    """Writes the self-test of each task, and how it compares with the reference."""
+    for name, arrays in checks.selftests.items():
+        path = task_folder(staging, name) / SELFTEST_NAME
+        path.write_bytes(tensor_bytes(arrays))
+    comparisons = checks.comparisons
+    for result, tokens in zip(comparisons.torch, comparisons.tokens, strict=True):
+        record = {**asdict(result), "tokens": asdict(tokens)}
+        write_json(task_folder(staging, result.task) / "parity.json", record)
+
+
+def report_of_export(
+    inputs: ExportInputs,
+    forecast: Forecast,
+    compiled: CompiledBase,
+    precision: Precision,
+    lint: tuple[TaskLint, ...],
+    effect: tuple[Effect, ...],
+    checks: Checks,
+    seconds: Mapping[str, float],
+) -> Report:
+    """What `report.json` holds."""
+    recipe = inputs.recipe
+    return Report(
+        parity=checks.passed,
+        failures=checks.failures,
+        target=inputs.target,
+        choices=inputs.choices,
+        base=inputs.table.base,
+        precision=precision,
+        prompts=recipe.contract.prompts,
+        ranks=recipe.contract.ranks,
+        plans=compiled.plans,
+        sampling=recipe.options.sampling,
+        checks=checks.comparisons,
+        lint=lint,
+        cost=forecast.base,
+        tasks=forecast.tasks,
+        passes=compiled.passes,
+        weight_errors=compiled.weight_errors,
+        effect=effect,
+        seconds=seconds,
+    )
+
+
+def manifest_of(inputs: ExportInputs, checks: Checks, precision: Precision) -> Manifest:
+    """What `manifest.json` says beside the sums."""
+    exporter = inputs.recipe.exporter
+    return Manifest(
+        base=inputs.table.base,
+        target=inputs.target,
+        graph=inputs.recipe.contract,
+        tasks=tuple(inputs.prompts),
+        toolchain={"plc": __version__, **exporter.describe(), **kernels_of(inputs.target)},
+        parity=checks.passed,
+        precision=precision,
+    )
+
+
+def read_back(staging: Path, inputs: ExportInputs) -> None:
+    """Raises what a runtime would raise: such a bundle is not left behind."""
+    written = read_bundle(staging, sums=False)
+    prompts_of_bundle(written, inputs.tokenizer)
+    for name in inputs.prompts:
+        written.selftest(name)

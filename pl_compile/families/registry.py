@@ -1,0 +1,53 @@
+"""The table of families: a file beside this one, and a row here, make a family."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from pl_compile.families.family import Family
+from pl_compile.families.gpt2 import GPT2
+from pl_compile.families.llama import LLAMA
+from pl_compile.families.settings import Settings
+
+
+def registered(*families: Family) -> Mapping[str, Family]:
+    """Families by name, in this order.
+
+    Raises:
+        ValueError: one leaves out what it must say, or contradicts itself.
+    """
+    table: dict[str, Family] = {}
+    for family in families:
+        taken = ["another one has this name"] if family.name in table else []
+        problems = taken or _left_out(family) or _contradictions(family)
+        if problems:
+            raise ValueError(f"registering the family '{family.name}': {'; '.join(problems)}")
+        table[family.name] = family
+    return table
+
+
+def _left_out(family: Family) -> list[str]:
+    # Not every family has layers that training computes faster.
+    must = (field.name for field in fields(family) if field.name != "fast_layers")
+    return [f"it says nothing of '{name}'" for name in must if not getattr(family, name)]
+
+
+def _contradictions(family: Family) -> list[str]:
+    unknown = {*family.tiny, *family.tiny_blocks} - family.keys.known
+    config = family.read(Settings({**family.tiny, "vocab_size": 397}, "reading a tiny base"))
+    names = [weight.name for weight in family.weights(config)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems = [
+        f"its tiny base has '{key}', which is not one of its keys" for key in sorted(unknown)
+    ]
+    problems += [f"it has the weight '{name}' twice" for name in twice]
+    if not family.keys.architectures:
+        problems.append("its keys name no class of 'architectures'")
+    if config.family != family.name:
+        problems.append(f"its bases are read as those of '{config.family}'")
+    if not family.embedding.startswith(family.prefix):
+        problems.append(f"'{family.embedding}' does not begin with '{family.prefix}'")
+    return problems
+
+
+# In the order in which messages and pages name them.
+FAMILIES = registered(LLAMA, GPT2)

@@ -1,0 +1,136 @@
+"""What a family says of a weight: our name, our shape, where a checkpoint has it, who has a part.
+
+`weights.names` lists our names. A family yields one `Weight` for each of its weights but the
+embedding and the head, which all families have; `product` and the norms make the usual ones.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.ranks import Divided
+
+Array = NDArray[np.float32]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a checkpoint stores a weight.
+
+    Attributes:
+        take: the stored tensor to our weight; both float32.
+        stored_shape: our shape to that of the tensor.
+    """
+
+    take: Callable[[Array], Array]
+    stored_shape: Callable[[Shape], Shape]
+
+
+AS_IS = Form(lambda array: array, lambda shape: shape)
+TRANSPOSED = Form(lambda array: array.T, lambda shape: shape[::-1])
+
+
+def third(index: int) -> Form:
+    """A third of the columns: of one product that gives queries, keys and values."""
+    return Form(
+        lambda array: np.split(array, 3, axis=-1)[index],
+        lambda shape: (*shape[:-1], 3 * shape[-1]),
+    )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How ranks divide a weight.
+
+    Attributes:
+        axis: of our shape.
+        divided: what of the base lies along it.
+    """
+
+    axis: int
+    divided: Divided
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a base.
+
+    Attributes:
+        name: ours.
+        shape: ours, of the whole base.
+        stored: the tensor's name in a checkpoint.
+        form: how it lies there.
+        cut: how ranks divide it; None where each rank has it whole.
+    """
+
+    name: str
+    shape: Shape
+    stored: str
+    form: Form = AS_IS
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Biases:
+    """Which products of a layer have biases.
+
+    Attributes:
+        attention_bias: q, k, v and the attention's output.
+        mlp_bias: those of the feed-forward part.
+    """
+
+    attention_bias: bool
+    mlp_bias: bool
+
+
+def product(
+    config: DecoderConfig, name: str, stored: str, form: Form, *, bias: bool
+) -> Iterator[Weight]:
+    """The weight of a product of a layer, and its bias.
+
+    Columns of q, k, v, gate and up are divided with their biases; so are the rows of o and down,
+    whose biases are added to the sum over all ranks (Megatron, arXiv:1909.08053).
+
+    Args:
+        config: the base.
+        name: ours: `layers.{i}.attention.q`, say.
+        stored: the checkpoint's, without ".weight".
+        form: how the weight lies there; a bias lies as it is, or is the same part of a tensor.
+        bias: whether there is one.
+    """
+    inputs, outputs, cut = _products(config)[name.rpartition(".")[2]]
+    yield Weight(f"{name}.weight", (inputs, outputs), f"{stored}.weight", form, cut)
+    if bias:
+        of_bias = AS_IS if form is TRANSPOSED else form
+        whole = cut.axis == 0
+        yield Weight(f"{name}.bias", (outputs,), f"{stored}.bias", of_bias, None if whole else cut)
+
+
+def _products(config: DecoderConfig) -> dict[str, tuple[int, int, Cut]]:
+    """Inputs, outputs and cut of the usual products of a layer."""
+    hidden, ffn = config.hidden, config.ffn
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return {
+        "q": (hidden, queries, Cut(-1, "queries")),
+        "k": (hidden, keys, Cut(-1, "keys")),
+        "v": (hidden, keys, Cut(-1, "keys")),
+        "o": (queries, hidden, Cut(0, "queries")),
+        "gate": (hidden, ffn, Cut(-1, "ffn")),
+        "up": (hidden, ffn, Cut(-1, "ffn")),
+        "down": (ffn, hidden, Cut(0, "ffn")),
+    }
+
+
+def rms_norm(width: int, name: str, stored: str, form: Form = AS_IS) -> Weight:
+    """The weight of a root mean square norm of vectors of a width; names without ".weight"."""
+    return Weight(f"{name}.weight", (width,), f"{stored}.weight", form)
+
+
+def layer_norm(width: int, name: str, stored: str) -> Iterator[Weight]:
+    """The weight and the bias of a layer norm of vectors of a width."""
+    for part in ("weight", "bias"):
+        yield Weight(f"{name}.{part}", (width,), f"{stored}.{part}")

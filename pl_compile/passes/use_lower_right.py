@@ -1,0 +1,59 @@
+"""Attention of TensorRT is causal from each row's length back, in place of reading a mask.
+
+before:  y = trt::TRT_Attention(q, k, v, mask)
+after:   y = trt::TRT_Attention(q, k, v, , , past_lengths + seq, causal_kind="lower_right")
+
+in the functions of a model, also of one that an earlier release wrote. What a length means there
+is not spelled out in TensorRT's documentation; the form is used only where a GPU was asked
+(`driver/build_plans.py`). A window cannot be said so: its attentions keep their masks.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from pl_compile.graph.operators import PLC_DOMAIN, TRT_DOMAIN
+from pl_compile.passes.edit import is_op
+from pl_compile.passes.graph_pass import GraphPass
+
+TRT_ATTENTION = "TRT_Attention"
+
+
+@dataclass(frozen=True)
+class UseLowerRight(GraphPass):
+    """Replaces the mask of every attention without a window."""
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """See the module."""
+        calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
+        whole = {call.op_identifier() for call in calls if "window" not in call.attributes}
+        changed = False
+        for name in sorted(whole):
+            function = model.functions[name]
+            for node in list(function):
+                if is_op(node, TRT_ATTENTION, TRT_DOMAIN):
+                    _replace_mask(function, node)
+                    _drop_unused(function)
+                    changed = True
+        return changed
+
+
+def _replace_mask(function: ir.Function, node: ir.Node) -> None:
+    (past_lengths,) = (value for value in function.inputs if value.name == "past_lengths")
+    seq = ir.node("Shape", [node.inputs[0]], {"start": 2, "end": 3}, name="step_tokens")
+    total = ir.node("Add", [past_lengths, seq.outputs[0]], name="entries_after")
+    narrow = ir.node("Cast", [total.outputs[0]], {"to": ir.DataType.INT32}, name="entries_int32")
+    for each in (seq, total, narrow):
+        each.outputs[0].name = each.name
+        function.insert_before(node, each)
+    node.resize_inputs(6)
+    node.replace_input_with(3, None)
+    node.replace_input_with(5, narrow.outputs[0])
+    node.attributes["causal_kind"] = ir.AttrString("causal_kind", "lower_right")
+
+
+def _drop_unused(function: ir.Function) -> None:
+    outputs = set(function.outputs)
+    for node in reversed(list(function)):
+        if not any(value.uses() or value in outputs for value in node.outputs):
+            function.remove(node, safe=True)

@@ -1,0 +1,169 @@
+"""The fingerprint of a base: which base a table or a bundle belongs to.
+
+In: a base's tensors, one at a time, and its config. Out: a sha256. Independent of shards, of the
+order in the files and of keys that do not change the numbers.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.artifact.prompt_table import BaseIdentity
+from pl_compile.checkpoints.checkpoint import Checkpoint, Header
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.floats import FLOATS
+from pl_compile.errors import BaseModelError, list_problems
+
+# Written out, so that a field that is added to DecoderConfig later changes no fingerprint. What a
+# family has of its own (`DecoderConfig.own`) enters it too.
+_FINGERPRINTED = (
+    "family",
+    "ffn",
+    "head_dim",
+    "heads",
+    "hidden",
+    "kv_heads",
+    "layers",
+    "norm_eps",
+    "positions",
+    "rope_theta",
+    "tied",
+    "vocab",
+)
+
+# The bits of an exponent that is all ones: infinity, or no number.
+_EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
+    FLOATS["float32"]: np.uint32(0x7F80_0000),
+    FLOATS["float16"]: np.uint16(0x7C00),
+    FLOATS["bfloat16"]: np.uint16(0x7F80),
+}
+
+# How many numbers are looked at together: what fits a processor's cache.
+_BLOCK = 1 << 16
+
+
+class FingerprintedCheckpoint:
+    """A checkpoint that makes the fingerprint of its base from the tensors that are read of it.
+
+    The sum goes over the tensors in the order of their names. Whoever asks for them in that order
+    has each read once; a tensor that is asked for later is read again.
+
+    Args:
+        checkpoint: the tensors.
+        config: of the same base.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig) -> None:
+        sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
+        sizes |= {} if config.own is None else asdict(config.own)
+        self._digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+        self._checkpoint, self._config = checkpoint, config
+        self._waiting = deque(checkpoint.names)
+        self._broken: list[str] = []
+        self._last: tuple[str, NDArray[Any]] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._checkpoint.folder
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        """What the files say of each tensor, by its name."""
+        return self._checkpoint.headers
+
+    @property
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return self._checkpoint.names
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """The tensor `name` with the shape and dtype it is stored in.
+
+        Raises:
+            BaseModelError: it cannot be read; or it, or another one, holds no finite number.
+        """
+        while self._waiting and self._waiting[0] <= name:
+            self._sum_next()
+        if self._broken:
+            self.fingerprint()  # raises, with what is broken in all others
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        return self._checkpoint.tensor(name)
+
+    def rows(self, name: str, rows: slice) -> NDArray[Any]:
+        """Some rows of the tensor `name`; they are no part of the sum."""
+        return self._checkpoint.rows(name, rows)
+
+    def fingerprint(self) -> str:
+        """The sha256 over the config, and the tensors' names, shapes and bytes: over all of them.
+
+        Raises:
+            BaseModelError: a tensor cannot be read, or holds what is no finite number.
+        """
+        while self._waiting:
+            self._sum_next()
+        self._last = None
+        if self._broken:
+            raise BaseModelError(
+                f"reading the weights of {self.folder}",
+                found=list_problems(self._broken, most=5),
+                expected="finite numbers",
+                fix="Copy the base again; if it is so where it comes from, it was trained badly.",
+            )
+        return self._digest.hexdigest()
+
+    def identity(self, name: str) -> BaseIdentity:
+        """Which base it is; all of its tensors are read.
+
+        Args:
+            name: what the user calls it.
+
+        Raises:
+            BaseModelError: as for `fingerprint`.
+        """
+        return BaseIdentity(name, self.fingerprint(), self._config.hidden, self._config.vocab)
+
+    def _sum_next(self) -> None:
+        name = self._waiting.popleft()
+        self._last = None  # before the next is read: one tensor is held at a time
+        array = np.ascontiguousarray(self._checkpoint.tensor(name))
+        self._digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        self._digest.update(array.reshape(-1).view(np.uint8).data)
+        if not _is_finite(array, self.headers[name].kind):
+            self._broken.append(f"'{name}' holds infinity, or what is no number")
+        self._last = name, array
+
+
+def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
+    """The sha256 that identifies a base; all of its tensors are read.
+
+    Raises:
+        BaseModelError: a tensor cannot be read, or holds what is no finite number.
+    """
+    return FingerprintedCheckpoint(checkpoint, config).fingerprint()
+
+
+def identify_base(name: str, checkpoint: Checkpoint, config: DecoderConfig) -> BaseIdentity:
+    """The identity of what `open_base` gave; see `FingerprintedCheckpoint.identity`."""
+    return FingerprintedCheckpoint(checkpoint, config).identity(name)
+
+
+def _is_finite(array: NDArray[Any], kind: str) -> bool:
+    """Whether all numbers are finite as float32; of what is no float, True."""
+    if kind == FLOATS["float64"]:
+        with np.errstate(over="ignore"):
+            array, kind = array.astype(np.float32), FLOATS["float32"]
+    if kind not in _EXPONENTS:
+        return True
+    ones = _EXPONENTS[kind]
+    bits = array.reshape(-1).view(ones.dtype)
+    blocks = (bits[start : start + _BLOCK] for start in range(0, bits.size, _BLOCK))
+    return not any(((block & ones) == ones).any() for block in blocks)

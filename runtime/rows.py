@@ -1,0 +1,223 @@
+"""A request as a row: its prompt, cut to fit, and its answer, token by token."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pl_compile.config.plain_values import shown
+from pl_compile.errors import DataError, RequestError, unknown_name
+from pl_compile.runtime.answer_text import AnswerText
+from pl_compile.runtime.engines.engine import Int64
+from pl_compile.runtime.requests import Event, FinishReason, Request, Result
+from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
+from pl_compile.runtime.stepping import Output
+from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.token_bias import bias_by_id
+from pl_compile.text.label_trie import LabelTrie, TrieWalk
+from pl_compile.text.render import Rendered
+from pl_compile.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes rows of requests.
+
+    Attributes:
+        tokenizer: the base's.
+        prompts: the tasks by name.
+        capacity: cache entries of a row.
+        vocab: ids that the base knows.
+    """
+
+    tokenizer: Tokenizer
+    prompts: Mapping[str, TaskPrompt]
+    capacity: int
+    vocab: int
+
+    def row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> "Row":
+        """A request as a row; of a closed set where it is constrained to it, or `scored`.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        if not isinstance(request, Request):
+            raise RequestError(doing, found=shown(request), expected="a Request")
+        if request.task not in self.prompts:
+            found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
+            raise RequestError(doing, found=found, fix=fix)
+        prompt = self.prompts[request.task]
+        try:
+            whole = prompt.renderer.prompt(request.fields)
+            if prompt.choices and (request.constrain or scored):
+                rendered, trie = self._with_room_for_choices(request, prompt, whole)
+            else:
+                rendered, trie = self._with_room(request, prompt, whole), None
+        except DataError as error:
+            raise RequestError(doing, found=str(error)) from error
+        cut_tokens = len(whole) - len(rendered)
+        if not request.use_prompt:
+            rendered, prompt = rendered.without_virtual(), prompt.without_prefix()
+        fed = prompt.fed(rendered)
+        if not len(fed):
+            after = "" if prompt.prefix_kv is None else " after the prefix"
+            expected = f"at least one token{after}"
+            raise RequestError(doing, found="an empty prompt", expected=expected)
+        return Row(
+            index=index,
+            request=request,
+            prompt=prompt,
+            input_ids=fed.input_ids(self.vocab),
+            held=len(rendered) - len(fed),
+            prompt_tokens=len(rendered),
+            cut_tokens=cut_tokens,
+            limit=min(request.max_tokens, self.capacity - len(rendered)),
+            trie=trie,
+            bias=bias_by_id(request.sampling.logit_bias, trie, self.tokenizer, doing),
+            seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
+            text=AnswerText(self.tokenizer, request.stop),
+        )
+
+    def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
+        """The prompt, cut where it does not fit; then it makes room for the answer, within reason.
+
+        One that fits is left as it is: its answer may end where the cache does.
+        """
+        if len(whole) < self.capacity:
+            return whole
+        task = prompt.renderer.template.task
+        room = 1 if task.truncate_field is None else min(request.max_tokens, self.capacity // 4)
+        return prompt.renderer.prompt(request.fields, max_length=self.capacity - room)
+
+    def _with_room_for_choices(
+        self, request: Request, prompt: TaskPrompt, whole: Rendered
+    ) -> tuple[Rendered, LabelTrie | None]:
+        """The prompt, cut where the longest choice does not fit after it, and the choices."""
+        trie = prompt.trie_behind(request.fields)
+        if trie is None or len(whole) + trie.longest <= self.capacity:
+            return whole, trie
+        return prompt.renderer.prompt_and_choices(request.fields, max_length=self.capacity)
+
+
+@dataclass(eq=False)
+class Row:
+    """A request under way.
+
+    Attributes:
+        index: place of the request in the list that was given.
+        request: what is asked for.
+        prompt: of its task, as it is served.
+        input_ids: int64 `[seq]`: what is fed of the prompt.
+        held: entries of the prompt's prefix before them.
+        prompt_tokens: of the whole prompt.
+        cut_tokens: that the truncate field lost.
+        limit: most tokens of the answer.
+        trie: the closed set of answers; None where the answer is open.
+        bias: on tokens of a closed set, by their ids.
+        seen: real tokens of prompt and answer, for the repetition penalty.
+        text: the answer's, where it is open.
+        token_ids: the answer so far.
+        finished: why the answer ended; None while it has not.
+        failed: whether its logits were no finite numbers.
+    """
+
+    index: int
+    request: Request
+    prompt: TaskPrompt
+    input_ids: Int64
+    held: int
+    prompt_tokens: int
+    cut_tokens: int
+    limit: int
+    trie: LabelTrie | None
+    bias: dict[int, float]
+    seen: list[int]
+    text: AnswerText
+    token_ids: list[int] = field(default_factory=list)
+    finished: FinishReason | None = None
+    failed: bool = False
+
+    def __post_init__(self) -> None:
+        """Begins its answer."""
+        self._generator = np.random.default_rng(self.request.sampling.seed)
+        self._choices = None if self.trie is None else TrieWalk(self.trie)
+        self._chosen = ""  # what is certain of a choice
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is more to write."""
+        return self.finished is None and not self.failed
+
+    @property
+    def next_ids(self) -> Int64:
+        """What it is fed next: its prompt, then each token of the answer."""
+        return np.asarray(self.token_ids[-1:], np.int64) if self.token_ids else self.input_ids
+
+    def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
+        """What the graph needs to choose the next token; None where it is chosen here.
+
+        Asked for once for each token: it draws the noise.
+
+        Args:
+            candidates: of the engine.
+            inputs: its `sampling_inputs`.
+        """
+        waits = len(self.token_ids) < self.request.min_tokens
+        if self._choices is not None or waits:
+            return None
+        return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
+
+    def advance(self, output: Output) -> Event:
+        """Takes the token that was drawn, or chooses one from the logits; what it added."""
+        rules = self.prompt.renderer.rules
+        token_id = output.token
+        if token_id is None:
+            token_id = next_token(
+                output.logits,
+                self.request.sampling,
+                self._generator,
+                bias=self.bias,
+                seen=self.seen,
+                blocked=rules.ends if len(self.token_ids) < self.request.min_tokens else (),
+                allowed=self._choices.allowed() if self._choices else None,
+            )
+        self.token_ids.append(token_id)
+        self.seen.append(token_id)
+        if self._choices is not None:
+            return self._choose(self._choices, token_id)
+        if token_id in rules.ends:
+            self.finished = "stop"
+            return self._event(self.text.finish(), self.text.text)
+        piece = self.text.push(token_id)
+        if self.text.stopped:
+            self.finished = "stop"
+        elif len(self.token_ids) >= self.limit:
+            self.finished = "length"
+        if self.finished is not None:
+            piece += self.text.finish()
+        return self._event(piece, self.text.text)
+
+    def _choose(self, choices: TrieWalk, token_id: int) -> Event:
+        """A token of a choice, which is written to its end, whatever its tokens mean elsewhere.
+
+        Its text is the choice's own, not that of its tokens: handed out as far as it is certain.
+        """
+        choices.push(token_id)
+        if not choices.allowed():
+            self.finished = "stop"
+        piece = choices.text[len(self._chosen) :]
+        self._chosen = choices.text
+        return self._event(piece, self._chosen)
+
+    def _event(self, piece: str, text: str) -> Event:
+        if self.finished is None:
+            return Event(self.index, piece)
+        result = Result(
+            self.request.task,
+            text,
+            tuple(self.token_ids),
+            self.finished,
+            self.prompt_tokens,
+            self.cut_tokens,
+        )
+        return Event(self.index, piece, result)

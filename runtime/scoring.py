@@ -1,0 +1,68 @@
+"""How likely each label of a closed set is, after a prompt."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.runtime.engines.engine import Float32
+from pl_compile.runtime.requests import LabelScore
+from pl_compile.runtime.rows import Row
+from pl_compile.runtime.stepping import Batch, Output
+from pl_compile.text.label_trie import LabelTrie
+
+
+def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, ...] | None:
+    """The probability of every label, in their order; None where logits are no finite numbers.
+
+    Exact: the product of the probabilities of a label's tokens, EOS included.
+
+    Args:
+        batch: none of its rows is in use, before and after.
+        row: the prompt.
+        trie: the labels.
+    """
+    reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
+    for node, output in _after_each_node(batch, row, trie):
+        if not output.is_finite:
+            batch.clear(batch.rows)
+            batch.retire(batch.rows)
+            return None
+        log_probabilities = _log_softmax(output.logits)
+        for token, child in trie.children[node].items():
+            reached[child] = log_probabilities[token]  # of the last token; summed up below
+    batch.retire(batch.rows)
+    for node, parent in enumerate(trie.parents):
+        reached[node] += reached[parent] if node else 0.0
+    log = reached[list(trie.ends)]
+    shares = np.exp(log - log.max())
+    shares /= shares.sum()
+    return tuple(
+        LabelScore(label.strip(), float(share), float(of_all))
+        for label, share, of_all in zip(trie.labels, shares, log, strict=True)
+    )
+
+
+def _after_each_node(batch: Batch, row: Row, trie: LabelTrie) -> Iterator[tuple[int, Output]]:
+    """The output after the path to each node that has children: the root's is the prompt's.
+
+    The prompt is run once. Then each node is a row of its own after it: a copy of the prompt's, fed
+    with the tokens that lead to the node.
+    """
+    batch.admit(0, row.prompt, row.held)
+    yield 0, batch.feed({0: row.input_ids})[0]
+    # In the order of their lengths: rows of one token share a step.
+    nodes = sorted(trie.inner_nodes, key=lambda node: len(trie.path(node)))
+    for start in range(0, len(nodes), batch.max_batch):
+        part = nodes[start : start + batch.max_batch]
+        # Row 0 holds the prompt still: only what follows it was written over.
+        batch.keep([0] * len(part), row.prompt_tokens)
+        outputs = batch.feed({i: np.asarray(trie.path(node)) for i, node in enumerate(part)})
+        for index, node in enumerate(part):
+            yield node, outputs[index]
+
+
+def _log_softmax(logits: Float32) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    log: NDArray[np.float64] = wide - (wide.max() + np.log(np.exp(wide - wide.max()).sum()))
+    return log

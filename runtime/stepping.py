@@ -1,0 +1,178 @@
+"""A batch: rows of an engine's cache, which are admitted, fed and retired each at its own time."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.runtime.engines.engine import Engine, Float32, Int64, Prompt, Step
+from pl_compile.runtime.sampling import Draw
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a row gives after the tokens it was fed.
+
+    Attributes:
+        logits: float32 `[vocab]`; valid until the row is fed again.
+        token: the next token, where the graph was asked to choose it; else None.
+    """
+
+    logits: Float32
+    token: int | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all logits are numbers; if not, any token would seem the likeliest."""
+        return bool(np.isfinite(self.logits.max()))  # NaN where one of them is
+
+
+@dataclass
+class _Held:
+    """What a row of the cache holds."""
+
+    prompt: Prompt
+    entries: int
+
+
+class Batch:
+    """Rows that step together on an engine.
+
+    A row is admitted, fed and retired whatever the others do, and what comes out of it is what
+    comes out of it alone, to the last bit. The cache of an engine belongs to one batch at a time.
+
+    Args:
+        engine: what runs the steps.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.max_batch = engine.max_batch
+        self._engine = engine
+        self._rows: dict[int, _Held] = {}
+
+    def admit(self, row: int, prompt: Prompt, entries: int | None = None) -> None:
+        """Begins a row with a prompt's prefix.
+
+        Args:
+            row: one that is free.
+            prompt: of its task.
+            entries: how many of the prefix's positions it begins with; all of them if None.
+        """
+        assert row not in self._rows
+        held = self._engine.admit(row, prompt)
+        self._rows[row] = _Held(prompt, held if entries is None else entries)
+
+    def feed(
+        self, ids: Mapping[int, Int64], draws: Mapping[int, Draw | None] | None = None
+    ) -> dict[int, Output]:
+        """Gives rows tokens, after those that they hold. Rows that are not named stay as they are.
+
+        Args:
+            ids: of each row, int64 `[seq]`, at least one; `vocab + r` stands for row `r` of its
+                prompt. With what the row holds, at most the engine's capacity. A prompt may come in
+                several pieces, one feed each.
+            draws: how the graph chooses a row's next token, where it is to do so.
+        """
+        outputs: dict[int, Output] = {}
+        lengths = {row: len(given) for row, given in sorted(ids.items())}
+        held = {row: self._rows[row].entries for row in lengths}
+        for rows in rows_of_steps(lengths, held, self._engine.capacity):
+            outputs |= self._step(rows, ids, draws or {})
+        return outputs
+
+    def _step(
+        self, rows: range, ids: Mapping[int, Int64], draws: Mapping[int, Draw | None]
+    ) -> dict[int, Output]:
+        held = [self._rows[row] for row in rows]
+        padded, lengths = pad_right([ids[row] for row in rows])
+        step = Step(
+            first=rows.start,
+            input_ids=padded,
+            past_lengths=np.asarray([each.entries for each in held], np.int64),
+            last_index=lengths - 1,
+            prompts=[each.prompt for each in held],
+            draws=[draws.get(row) for row in rows],
+        )
+        logits, tokens = self._engine.step(step)
+        for each, length in zip(held, lengths.tolist(), strict=True):
+            each.entries += length
+        chosen = [
+            None if draw is None or tokens is None else int(tokens[index])
+            for index, draw in enumerate(step.draws)
+        ]
+        return {row: Output(*each) for row, *each in zip(rows, logits, chosen, strict=True)}
+
+    def keep(self, rows: Sequence[int], entries: int | None = None) -> None:
+        """Makes row `rows[i]` row `i`; the other rows are free afterwards.
+
+        Args:
+            rows: in ascending order; one that stands there more than once is copied.
+            entries: how many of each row's are kept at most; all of them if None.
+        """
+        held = [self._rows[row] for row in rows]
+        kept = [each.entries if entries is None else min(entries, each.entries) for each in held]
+        self._engine.keep(rows, max(kept))
+        pairs = enumerate(zip(held, kept, strict=True))
+        self._rows = {row: _Held(each.prompt, count) for row, (each, count) in pairs}
+
+    @property
+    def rows(self) -> list[int]:
+        """Those that are in use."""
+        return list(self._rows)
+
+    def retire(self, rows: Iterable[int]) -> None:
+        """Makes rows free. What they hold stays in the cache until it is written over."""
+        for row in rows:
+            del self._rows[row]
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """Sets rows to zero whose numbers are not finite: those would reach who comes after them.
+
+        They can be retired then, and nothing else.
+        """
+        self._engine.clear(rows)
+
+
+def pad_right(rows: Sequence[Int64]) -> tuple[Int64, NDArray[np.int64]]:
+    """Rows padded with 0 on the right, and their lengths.
+
+    Args:
+        rows: int64 `[seq]` each, at least one.
+
+    Returns:
+        int64 `[batch, longest]` and int64 `[batch]`.
+    """
+    lengths = np.asarray([len(row) for row in rows], np.int64)
+    padded = np.zeros((len(rows), int(lengths.max())), np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded, lengths
+
+
+def rows_of_steps(
+    lengths: Mapping[int, int], held: Mapping[int, int], capacity: int
+) -> list[range]:
+    """Which rows share a step: neighbours, as many as can.
+
+    A step writes as many entries to each of its rows as the longest has tokens. So a long row and a
+    row that holds much may have to step apart, though each of them fits. And rows of one token step
+    apart from rows of several, for which they would be computed as if they had as many.
+
+    Args:
+        lengths: tokens of each row, by row in ascending order.
+        held: entries that each row holds before; with its length at most `capacity`.
+        capacity: cache entries of a row.
+    """
+    steps: list[range] = []
+    longest = fullest = 0
+    for row, length in lengths.items():
+        longest, fullest = max(longest, length), max(fullest, held[row])
+        joins = bool(steps) and row == steps[-1].stop
+        alike = joins and (lengths[steps[-1].start] == 1) == (length == 1)
+        if alike and longest + fullest <= capacity:
+            steps[-1] = range(steps[-1].start, row + 1)
+        else:
+            steps.append(range(row, row + 1))
+            longest, fullest = length, held[row]
+    return steps

@@ -1,0 +1,383 @@
+"""Families that are not read yet, each described in a file's worth: a row more is all they need.
+
+They are short of what a real one needs (every key of config.json, refusals), but compute what
+transformers does. Among them is all that a definition may ask of its blocks.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy_blocks import compare_steps
+
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.families.blocks import Blocks, Frequencies, V, rotary_frequencies
+from pl_compile.families.family import Family
+from pl_compile.families.keys import family_keys
+from pl_compile.families.llama import LLAMA
+from pl_compile.families.registry import FAMILIES, registered
+from pl_compile.families.settings import Settings
+from pl_compile.families.weights import (
+    AS_IS,
+    TRANSPOSED,
+    Biases,
+    Form,
+    Weight,
+    layer_norm,
+    product,
+    rms_norm,
+)
+from pl_compile.testing import write_tiny_base
+
+_READ = LLAMA.keys.read - {"attention_bias", "mlp_bias", "rope_scaling", "rope_theta"}
+PLUS_ONE = Form(lambda array: array + np.float32(1), lambda shape: shape)
+
+
+def family(name: str, title: str, *own_keys: str, **parts: Any) -> Family:
+    """A family with the names of Llama where it says no other."""
+    keys = family_keys(
+        read=_READ | {*own_keys} | {*parts["tiny"]},
+        fixed={},
+        without_effect={"attention_dropout", "hidden_act", "hidden_activation"},
+        architectures=(f"{title}ForCausalLM",),
+    )
+    return replace(
+        LLAMA,
+        name=name,
+        title=title,
+        docs="not yet",
+        keys=keys,
+        fast_layers={},
+        without_effect=re.compile("nothing"),
+        **parts,
+    )
+
+
+def sizes(hf: Settings, name: str, own: Any, *, eps: str = "rms_norm_eps") -> DecoderConfig:
+    heads, hidden = hf.heads_of("num_attention_heads", "hidden_size")
+    return DecoderConfig(
+        family=name,
+        layers=hf.size("num_hidden_layers", "layers"),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=hf.size("num_key_value_heads", "kv_heads"),
+        head_dim=hf.size("head_dim", "head_dim", hidden // heads, null=True),
+        ffn=hf.size("intermediate_size", "ffn"),
+        vocab=hf.size("vocab_size", "vocab"),
+        positions=hf.size("max_position_embeddings", "positions"),
+        norm_eps=hf.epsilon(eps, 1e-6),
+        tied=hf.get("tie_word_embeddings", bool, False),
+        rope_theta=10000.0,
+        bos_id=hf.token_id("bos_token_id"),
+        own=own,
+    )
+
+
+def products(config: DecoderConfig, i: int, *, bias: str = "") -> Iterator[Weight]:
+    ours, theirs = f"layers.{i}", f"model.layers.{i}"
+    for part in "qkvo":
+        name, stored = f"{ours}.attention.{part}", f"{theirs}.self_attn.{part}_proj"
+        yield from product(config, name, stored, TRANSPOSED, bias=part in bias)
+    for part in ("gate", "up", "down"):
+        name, stored = f"{ours}.mlp.{part}", f"{theirs}.mlp.{part}_proj"
+        yield from product(config, name, stored, TRANSPOSED, bias=False)
+
+
+def head_norms(config: DecoderConfig, i: int, form: Form) -> Iterator[Weight]:
+    for part in "qk":
+        stored = f"model.layers.{i}.self_attn.{part}_norm"
+        yield rms_norm(config.head_dim, f"layers.{i}.attention.{part}_norm", stored, form)
+
+
+def qkv(b: Blocks[V], h: V) -> tuple[V, V, V]:
+    query, key, value = (b.linear(h, f"attention.{part}") for part in "qkv")
+    return query, key, value
+
+
+def swiglu_mlp(b: Blocks[V], h: V) -> V:
+    return b.row_parallel(b.swiglu(b.linear(h, "mlp.gate"), b.linear(h, "mlp.up")), "mlp.down")
+
+
+TINY = {**LLAMA.tiny, "rms_norm_eps": 1e-6}
+
+
+# Qwen 3: norms of heads
+
+
+def qwen3_weights(config: DecoderConfig) -> Iterator[Weight]:
+    for i in range(config.layers):
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        yield rms_norm(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        yield rms_norm(config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+        yield from head_norms(config, i, AS_IS)
+        yield from products(config, i)
+    yield rms_norm(config.hidden, "final_norm", "model.norm")
+
+
+def qwen3(b: Blocks[V]) -> V:
+    rotary = rotary_frequencies(b.config.rope_theta, b.config.head_dim)
+    x = b.with_virtual_rows(b.embedding())
+    for i in range(b.config.layers):
+        x = qwen3_layer(b.layer(i), x, rotary)
+    return b.head(b.rms_norm(b.last_token(x), "final_norm"))
+
+
+def qwen3_layer(b: Blocks[V], x: V, rotary: Frequencies) -> V:
+    norms = {"q_norm": "attention.q_norm", "k_norm": "attention.k_norm"}
+    y = b.attention(*qkv(b, b.rms_norm(x, "attention_norm")), rotary=rotary, **norms)
+    x = b.add(x, b.row_parallel(y, "attention.o"))
+    return b.add(x, swiglu_mlp(b, b.rms_norm(x, "mlp_norm")))
+
+
+QWEN3 = family(
+    "qwen3",
+    "Qwen3",
+    "sliding_window",
+    "layer_types",
+    "use_sliding_window",
+    "max_window_layers",
+    "attention_bias",
+    read=lambda hf: sizes(hf, "qwen3", None),
+    weights=qwen3_weights,
+    definition=qwen3,
+    tiny=TINY,
+)
+
+
+# Gemma 3: windows and rotary bases by layer, four norms, embeddings that are scaled for text only
+
+
+@dataclass(frozen=True)
+class Gemma3:
+    """Numbers of a Gemma 3; a window of 0 is none."""
+
+    windows: tuple[int, ...]
+    thetas: tuple[float, ...]
+    query_scale: int
+
+
+def read_gemma3(hf: Settings) -> DecoderConfig:
+    kinds = hf.get("layer_types", list)
+    ropes = hf.get("rope_parameters", dict)
+    windows = {"full_attention": 0, "sliding_attention": hf.get("sliding_window", int)}
+    own = Gemma3(
+        windows=tuple(windows[kind] for kind in kinds),
+        thetas=tuple(ropes[kind]["rope_theta"] for kind in kinds),
+        query_scale=hf.get("query_pre_attn_scalar", int),
+    )
+    return sizes(hf, "gemma3_text", own)
+
+
+def gemma3_weights(config: DecoderConfig) -> Iterator[Weight]:
+    norms = {
+        "attention_norm": "input_layernorm",
+        "attention_end_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_end_norm": "post_feedforward_layernorm",
+    }
+    for i in range(config.layers):
+        for ours, theirs in norms.items():
+            stored = f"model.layers.{i}.{theirs}"
+            yield rms_norm(config.hidden, f"layers.{i}.{ours}", stored, PLUS_ONE)
+        yield from head_norms(config, i, PLUS_ONE)
+        yield from products(config, i)
+    yield rms_norm(config.hidden, "final_norm", "model.norm", PLUS_ONE)
+
+
+def gemma3(b: Blocks[V]) -> V:
+    own: Gemma3 = b.config.own
+    x = b.with_virtual_rows(b.scale(b.embedding(), math.sqrt(b.config.hidden)))
+    for i in range(b.config.layers):
+        rotary = rotary_frequencies(own.thetas[i], b.config.head_dim)
+        x = gemma3_layer(b.layer(i), x, rotary, own.windows[i])
+    return b.head(b.rms_norm(b.last_token(x), "final_norm"))
+
+
+def gemma3_layer(b: Blocks[V], x: V, rotary: Frequencies, window: int) -> V:
+    y = b.attention(
+        *qkv(b, b.rms_norm(x, "attention_norm")),
+        rotary=rotary,
+        scale=b.config.own.query_scale**-0.5,
+        window=window,
+        q_norm="attention.q_norm",
+        k_norm="attention.k_norm",
+    )
+    x = b.add(x, b.rms_norm(b.row_parallel(y, "attention.o"), "attention_end_norm"))
+    h = b.rms_norm(x, "mlp_norm")
+    y = b.row_parallel(b.geglu(b.linear(h, "mlp.gate"), b.linear(h, "mlp.up")), "mlp.down")
+    return b.add(x, b.rms_norm(y, "mlp_end_norm"))
+
+
+GEMMA3 = family(
+    "gemma3_text",
+    "Gemma3",
+    "attention_bias",
+    read=read_gemma3,
+    weights=gemma3_weights,
+    definition=gemma3,
+    tiny=TINY
+    | {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
+        },
+        "sliding_window": 4,
+        "query_pre_attn_scalar": 12,
+    },
+)
+
+
+# Granite: multipliers everywhere, and Llama 3's rotary frequencies for good measure
+
+
+@dataclass(frozen=True)
+class Granite:
+    """Numbers of a Granite."""
+
+    embedding_multiplier: float
+    residual_multiplier: float
+    attention_multiplier: float
+    logits_scaling: float
+    frequencies: tuple[float, ...]
+
+
+def read_granite(hf: Settings) -> DecoderConfig:
+    names = ("embedding", "residual", "attention")
+    multipliers = {f"{n}_multiplier": hf.get(f"{n}_multiplier", float) for n in names}
+    frequencies = llama3_frequencies(hf.get("rope_parameters", dict), hf.get("head_dim", int))
+    scaling = hf.get("logits_scaling", float)
+    own = Granite(**multipliers, logits_scaling=scaling, frequencies=frequencies)
+    return sizes(hf, "granite", own)
+
+
+def llama3_frequencies(rope: dict[str, Any], width: int) -> tuple[float, ...]:
+    """As Llama 3.1 has them: low frequencies are divided, those between are blended."""
+    plain = rotary_frequencies(rope["rope_theta"], width)
+    turns = rope["original_max_position_embeddings"] * plain / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    scaled: tuple[float, ...] = tuple((plain * (kept + (1 - kept) / rope["factor"])).tolist())
+    return scaled
+
+
+def granite_weights(config: DecoderConfig) -> Iterator[Weight]:
+    for i in range(config.layers):
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        yield rms_norm(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        yield rms_norm(config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+        yield from products(config, i)
+    yield rms_norm(config.hidden, "final_norm", "model.norm")
+
+
+def granite(b: Blocks[V]) -> V:
+    own: Granite = b.config.own
+    x = b.scale(b.with_virtual_rows(b.embedding()), own.embedding_multiplier)
+    for i in range(b.config.layers):
+        x = granite_layer(b.layer(i), x, own)
+    return b.scale(b.head(b.rms_norm(b.last_token(x), "final_norm")), 1 / own.logits_scaling)
+
+
+def granite_layer(b: Blocks[V], x: V, own: Granite) -> V:
+    y = b.attention(
+        *qkv(b, b.rms_norm(x, "attention_norm")),
+        rotary=np.asarray(own.frequencies),
+        scale=own.attention_multiplier,
+    )
+    x = b.add(x, b.scale(b.row_parallel(y, "attention.o"), own.residual_multiplier))
+    y = swiglu_mlp(b, b.rms_norm(x, "mlp_norm"))
+    return b.add(x, b.scale(y, own.residual_multiplier))
+
+
+GRANITE = family(
+    "granite",
+    "Granite",
+    "attention_bias",
+    "mlp_bias",
+    read=read_granite,
+    weights=granite_weights,
+    definition=granite,
+    tiny=TINY
+    | {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 5.0,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 24,
+        },
+    },
+)
+
+
+# StableLM: attention and MLP side by side, rotary positions of a part of each head
+
+
+def stablelm_weights(config: DecoderConfig) -> Iterator[Weight]:
+    for i in range(config.layers):
+        stored = f"model.layers.{i}.input_layernorm"
+        yield from layer_norm(config.hidden, f"layers.{i}.attention_norm", stored)
+        yield from products(config, i, bias="qkv" if config.own.attention_bias else "")
+    yield from layer_norm(config.hidden, "final_norm", "model.norm")
+
+
+def stablelm(b: Blocks[V]) -> V:
+    rotary = rotary_frequencies(b.config.rope_theta, b.config.head_dim // 2)
+    x = b.with_virtual_rows(b.embedding())
+    for i in range(b.config.layers):
+        x = stablelm_layer(b.layer(i), x, rotary)
+    return b.head(b.layer_norm(b.last_token(x), "final_norm"))
+
+
+def stablelm_layer(b: Blocks[V], x: V, rotary: Frequencies) -> V:
+    h = b.layer_norm(x, "attention_norm")
+    y = b.row_parallel(b.attention(*qkv(b, h), rotary=rotary), "attention.o")
+    return b.add(b.add(x, y), swiglu_mlp(b, h))
+
+
+STABLELM = family(
+    "stablelm",
+    "StableLm",
+    "qk_layernorm",
+    "hidden_dropout",
+    read=lambda hf: sizes(
+        hf, "stablelm", Biases(hf.get("use_qkv_bias", bool), mlp_bias=False), eps="layer_norm_eps"
+    ),
+    weights=stablelm_weights,
+    definition=stablelm,
+    tiny={name: value for name, value in LLAMA.tiny.items() if name != "head_dim"}
+    | {
+        "num_attention_heads": 6,
+        "use_qkv_bias": True,
+        "use_parallel_residual": True,
+        "layer_norm_eps": 1e-5,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+)
+
+
+@pytest.mark.parametrize("new", [QWEN3, GEMMA3, GRANITE, STABLELM], ids=lambda new: new.name)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_family_that_comes_is_a_file_and_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Family, tied: bool
+) -> None:
+    monkeypatch.setitem(cast(dict[str, Family], FAMILIES), new.name, registered(new)[new.name])
+
+    ours = compare_steps(write_tiny_base(tmp_path / "base", new.name, tied=tied))
+
+    assert ours.used == ours.weights.keys()

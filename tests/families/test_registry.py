@@ -1,0 +1,111 @@
+"""What a family must say, and what is said to who leaves it out."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import CONFIG_MAPPING
+
+from pl_compile.families.family import Family
+from pl_compile.families.gpt2 import GPT2
+from pl_compile.families.llama import LLAMA
+from pl_compile.families.registry import FAMILIES, registered
+from pl_compile.families.weights import Weight
+from pl_compile.training.frozen.layers import FAST
+from pl_compile.weights.names import weights_of
+from pl_compile.weights.open_base import open_base
+
+
+def refusal(*families: Family) -> str:
+    with pytest.raises(ValueError, match="registering the family") as error:
+        registered(*families)
+    return str(error.value)
+
+
+def test_a_family_that_says_nothing_of_some_things_is_refused_with_all_of_them() -> None:
+    incomplete = replace(LLAMA, title="", embedding="", tiny={}, attention_options=frozenset())
+
+    assert refusal(GPT2, incomplete) == (
+        "registering the family 'llama': it says nothing of 'title'; it says nothing of "
+        "'embedding'; it says nothing of 'attention_options'; it says nothing of 'tiny'"
+    )
+
+
+def test_a_field_that_is_left_out_is_named() -> None:
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'weights'"):
+        Family(**{name: value for name, value in vars(LLAMA).items() if name != "weights"})
+
+
+WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
+    "a size of tests that its config does not know": (
+        lambda family: replace(family, tiny={**family.tiny, "n_layer": 3}),
+        "its tiny base has 'n_layer', which is not one of its keys",
+    ),
+    "no class": (
+        lambda family: replace(family, keys=replace(family.keys, architectures=())),
+        "its keys name no class of 'architectures'",
+    ),
+    "a weight twice": (
+        lambda family: replace(
+            family, weights=lambda config: [Weight("a", (1,), "x"), Weight("a", (1,), "y")]
+        ),
+        "it has the weight 'a' twice",
+    ),
+    "another's reader": (
+        lambda family: replace(family, name="lama"),
+        "its bases are read as those of 'llama'",
+    ),
+    "a name without the prefix": (
+        lambda family: replace(family, embedding="embed_tokens.weight"),
+        "'embed_tokens.weight' does not begin with 'model.'",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_family_that_contradicts_itself_is_refused(wrong: str) -> None:
+    change, said = WRONG[wrong]
+
+    assert refusal(change(LLAMA)).endswith(f"': {said}")
+
+
+def test_two_families_of_one_name_are_refused() -> None:
+    assert refusal(LLAMA, GPT2, LLAMA) == (
+        "registering the family 'llama': another one has this name"
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_the_name_and_the_sizes_of_its_class_in_transformers(family: str) -> None:
+    config = CONFIG_MAPPING[family](**FAMILIES[family].tiny)
+
+    assert config.model_type == family
+    for key, value in FAMILIES[family].tiny.items():
+        assert getattr(config, key) == value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_training_may_replace_has_a_function_there(family: str) -> None:
+    assert {*FAMILIES[family].fast_layers.values()} <= FAST.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_of_a_base_is_one_of_its_familys_weights(
+    tiny_bases: dict[str, Path], family: str
+) -> None:
+    checkpoint, config = open_base(tiny_bases[family])
+
+    assert {weight.stored for weight in weights_of(config).values()} == {*checkpoint.names}
+
+
+def test_families_import_nothing_heavy() -> None:
+    code = (
+        "import pl_compile.families.registry, pl_compile.families.read, sys; print([m for m in "
+        "('torch', 'transformers', 'onnx', 'onnx_ir', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
