@@ -28,8 +28,8 @@ from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_block_kernels import UseBlockKernels
 
-# Later than any position.
-_NEVER = 2**62
+# Later than any position. OpenVINO computes with integers of 32 bits.
+_NEVER = 2**30
 
 
 class OpenVinoExporter(OnnxFiles):
