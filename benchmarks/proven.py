@@ -1,38 +1,35 @@
-"""Which targets ran on a GPU: from the lines of `gpu_check.py` into docs/targets.md.
+"""The tables of docs/targets.md, from `config/targets.py`; and what ran on a GPU, for that table.
 
-    python benchmarks/proven.py build/gpu-check/results.jsonl
+    python benchmarks/proven.py [build/gpu-check/results.jsonl]
 
-What a form of a target has shown (every result of it as expected, on a GPU) becomes a line of
-`proven.jsonl` beside this file, and from all of these the cells of the table and the section "Run
-on a GPU" of the page are written. So no cell says "run" that no machine has shown.
+What a form of a target has shown (every result of it as expected, on a GPU, by the lines of
+`gpu_check.py`) becomes a line of `pl_compile/config/proven.jsonl`. Then the page's tables are
+written. So no cell says "run" that no machine has shown.
 """
 
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from gpu_check import DONE, Record
 from gpu_parts.shown import SHOWN
 
-HERE = Path(__file__).resolve().parent
-PROVEN = HERE / "proven.jsonl"
-PAGE = HERE.parent / "docs" / "targets.md"
+from pl_compile.config.targets import PROOFS, TARGETS, Proof, Target, Tried, proofs
 
-# By target: its forms with their columns of the table.
-TARGETS: dict[str, dict[str, str]] = {
-    "onnx-cuda": {"float32": "float32", "float16": "float16", "int4": "int8, int4"},
-    "tensorrt": {"float32": "float32", "float16": "float16"},
-}
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "targets.md"
+
+# The forms of each target that the GPU check looks at.
+FORMS = {"onnx-cuda": ("float32", "float16", "int4"), "tensorrt": ("float32", "float16")}
+_UNTRIED = "\N{EN DASH}"
 # What the machine's part says, in this order.
 _WHERE, _VERSIONS = "GPU", ("driver", "torch", "onnxruntime", "tensorrt")
 
-_BEGIN, _END = "<!-- proven: written by benchmarks/proven.py -->", "<!-- end of proven -->"
 
-
-def proven_by(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def proven_by(lines: Sequence[Mapping[str, Any]]) -> list[Proof]:
     """What a day has shown.
 
     Args:
@@ -46,7 +43,7 @@ def proven_by(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if _WHERE not in machine:
         return []
     found = []
-    for target, forms in TARGETS.items():
+    for target, forms in FORMS.items():
         for form in forms:
             part = f"{target.partition('-')[0]}-{form}"
             mine = [line for line in lines if line["part"] == part and line["device"] == "cuda"]
@@ -62,77 +59,114 @@ def proven_by(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             if not missing and all(checked.values()):
                 versions = [f"{name} {machine[name]}" for name in _VERSIONS if name in machine]
                 found.append(
-                    {
-                        "target": target,
-                        "form": form,
-                        "where": machine[_WHERE],
-                        "when": str(results[0]["run"]).partition(" ")[0],
-                        "versions": "; ".join(v for v in versions if "not installed" not in v),
-                    }
+                    Proof(
+                        target,
+                        form,
+                        where=machine[_WHERE],
+                        when=str(results[0]["run"]).partition(" ")[0],
+                        versions="; ".join(v for v in versions if "not installed" not in v),
+                    )
                 )
     return found
 
 
-def page_with(page: str, proven: Sequence[Mapping[str, str]]) -> str:
-    """The page with the cells and the section that `proven` says.
+def page_with(page: str, proven: Sequence[Proof]) -> str:
+    """The page with its three tables written anew.
+
+    Args:
+        page: between comments that name the tables.
+        proven: what ran on a GPU.
 
     Raises:
-        ValueError: the page has no such table or section.
+        ValueError: the page has no such comments.
     """
-    head, begin, rest = page.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE}: no section between '{_BEGIN}' and '{_END}'")
-    columns = re.search(r"^\| target \| GPU \|.*$", head, re.MULTILINE)
-    if columns is None:
-        raise ValueError(f"{PAGE}: no table with the columns target and GPU")
-    names = [cell.strip() for cell in columns[0].strip("|").split("|")]
-    for target, forms in TARGETS.items():
-        row = re.search(rf"^\| `{target}` \|.*$", head[columns.end() :], re.MULTILINE)
-        if row is None:
-            raise ValueError(f"{PAGE}: no row of {target}")
-        cells = [cell.strip() for cell in row[0].strip("|").split("|")]
-        for form, column in forms.items():
-            if any((each["target"], each["form"]) == (target, form) for each in proven):
-                place = names.index(column)
-                others = cells[place].partition(";")[0]
-                cells[place] = "run" if form == column else f"{others}; {form}: run"
-        line = "| " + " | ".join(cells) + " |"
-        start = columns.end() + row.start()
-        head = head[:start] + line + head[start + len(row[0]) :]
+    tables = {
+        "needs": needs_table(),
+        "tried": tried_table(proven),
+        "proven": proven_table(proven) if proven else "Nothing yet.",
+    }
+    for name, table in tables.items():
+        begin = f"<!-- {name}: written by benchmarks/proven.py -->"
+        end = f"<!-- end of {name} -->"
+        before, found, rest = page.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"{PAGE}: nothing between '{begin}' and '{end}'")
+        page = f"{before}{begin}\n{table}\n{end}{after}"
+    return page
+
+
+def needs_table() -> str:
+    """What each target needs."""
+    rows = [[f"`{t.name}`", t.runs_on, t.to_build, t.to_run] for t in TARGETS.values()]
+    return _table(["target", "runs on", "to build it", "to run it"], rows)
+
+
+def tried_table(proven: Sequence[Proof]) -> str:
+    """What of each target was built and run."""
     rows = [
-        f"| `{each['target']}` | {each['form']} | {each['where']} | {each['when']} | "
-        f"{each['versions']} |"
-        for each in proven
+        [f"`{target.name}`", tried.gpu, *_cells(target, tried, proven)]
+        for target in TARGETS.values()
+        for tried in target.tried
     ]
-    table = ["| target | form | GPU | when | with |", "|---|---|---|---|---|", *rows]
-    section = "\n".join(table) if rows else "Nothing yet."
-    return f"{head}{_BEGIN}\n{section}\n{_END}{tail}"
+    columns = ["target", "GPU", "float32", "float16", "bfloat16", "int8, int4", "ranks"]
+    return _table(columns, rows)
 
 
-def read_proven(path: Path = PROVEN) -> list[dict[str, str]]:
-    """What was shown so far."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _cells(target: Target, tried: Tried, proven: Sequence[Proof]) -> Iterator[str]:
+    forms = {proof.form for proof in proven if proof.target == target.name}
+    for field in fields(tried)[1:]:
+        said = getattr(tried, field.name) or _untried(target, field.name)
+        if field.name in forms:
+            yield "run"
+        elif field.name == "few_bits" and "int4" in forms:
+            yield f"{said}; int4: run"
+        else:
+            yield said
+
+
+def _untried(target: Target, cell: str) -> str:
+    """What stands where nothing was tried: whether the target would take it."""
+    if cell == "ranks":
+        return _UNTRIED if target.ranks else "refused"
+    return _UNTRIED if cell == "few_bits" or cell in target.dtypes else "refused"
+
+
+def proven_table(proven: Sequence[Proof]) -> str:
+    """What ran on a GPU."""
+    rows = [[f"`{p.target}`", p.form, p.where, p.when, p.versions] for p in proven]
+    return _table(["target", "form", "GPU", "when", "with"], rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head, *lines = (
+        "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+        for cells in (columns, *rows)
+    )
+    return "\n".join([head, "|" + "---|" * len(columns), *lines])
+
+
+def add(new: Sequence[Proof]) -> None:
+    """Writes down what ran, in place of what the same GPU had shown of the same forms."""
+    kept = {(p.target, p.form, p.where): p for p in (*proofs(), *new)}
+    lines = [json.dumps(asdict(proof)) for proof in kept.values()]
+    PROOFS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main() -> int:
-    """Adds what a record shows; 1 where it shows nothing of a GPU."""
-    if len(sys.argv) != 2:
+    """Adds what a record shows, and writes the page; 1 where it shows nothing of a GPU."""
+    if len(sys.argv) > 2:
         print((__doc__ or "").splitlines()[2].strip(), file=sys.stderr)
         return 2
-    new = proven_by(Record(Path(sys.argv[1])).latest("cuda"))
-    if not new:
+    new = proven_by(Record(Path(sys.argv[1])).latest("cuda")) if len(sys.argv) == 2 else []
+    if len(sys.argv) == 2 and not new:
         print("no form of a target ran on a GPU there, with every result as expected")
         return 1
-    kept = {(each["target"], each["form"], each["where"]): each for each in read_proven()}
-    kept |= {(each["target"], each["form"], each["where"]): each for each in new}
-    PROVEN.write_text("".join(json.dumps(each) + "\n" for each in kept.values()), encoding="utf-8")
-    page = page_with(PAGE.read_text(encoding="utf-8"), list(kept.values()))
+    add(new)
+    page = page_with(PAGE.read_text(encoding="utf-8"), proofs())
     PAGE.write_text(page, encoding="utf-8")
-    for each in new:
-        print(f"{each['target']} {each['form']}: {each['where']}, {each['when']}")
+    for proof in new:
+        print(f"{proof.target} {proof.form}: {proof.where}, {proof.when}")
     return 0
 
 

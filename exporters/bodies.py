@@ -57,7 +57,8 @@ class Operands:
         capacity: entries of the cache.
         head_dim: width of a head.
         query: `[batch, heads, seq, head_dim]`.
-        key: the cache after this step, `[batch, kv_heads, capacity, head_dim]`.
+        key: what `Store` gives to attend to: by default the cache after this step, `[batch,
+            kv_heads, capacity, head_dim]`.
         value: as `key`.
         positions: int64 `[batch, seq]`: the last entry that each token sees.
         lengths: int64 `[batch]`: entries of each row after this step.
@@ -78,16 +79,31 @@ class Operands:
 Attend = Callable[[Operands], ir.Value]
 
 
-def library_of(attend: Attend) -> Library:
+# Takes "key" or "value", the cache before a step, the step's own entries and past_lengths. Gives
+# what is attended to, and the graph's output.
+Store = Callable[[FunctionBody, str, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
+
+
+def scattered(
+    body: FunctionBody, name: str, past: ir.Value, new: ir.Value, past_lengths: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The whole cache, which is written in place."""
+    present = body.op("TensorScatter", [past, new, past_lengths], f"present_{name}", axis=2)
+    return present, present
+
+
+def library_of(attend: Attend, store: Store = scattered) -> Library:
     """The bodies of all operators of the main graph."""
     return {
-        ATTENTION: lambda call: attention_body(call, ATTENTION_INPUTS, attend),
+        ATTENTION: lambda call: attention_body(call, ATTENTION_INPUTS, attend, store),
         SWIGLU: gate_body,
         GEGLU: gate_body,
     }
 
 
-def attention_body(call: ir.Node, names: tuple[str, ...], attend: Attend) -> ir.Function:
+def attention_body(
+    call: ir.Node, names: tuple[str, ...], attend: Attend, store: Store = scattered
+) -> ir.Function:
     """The body of an attention.
 
     Args:
@@ -96,6 +112,7 @@ def attention_body(call: ir.Node, names: tuple[str, ...], attend: Attend) -> ir.
             left out, the query is a product of all three; where positions are, they follow from
             past_lengths.
         attend: the target's own.
+        store: likewise.
     """
     body = FunctionBody(call, names)
     given = body.inputs
@@ -107,16 +124,14 @@ def attention_body(call: ir.Node, names: tuple[str, ...], attend: Attend) -> ir.
     seq = body.op("Shape", [given["query"]], "seq", start=1, end=2)
     positions = given.get("positions") or _positions(body, seq, past_lengths)
     query, key, value = _heads(body, settings, head_dim, positions)
-    key, value = (
-        body.op("TensorScatter", [given[f"past_{n}"], new, past_lengths], f"present_{n}", axis=2)
-        for n, new in (("key", key), ("value", value))
-    )
+    key, present_key = store(body, "key", given["past_key"], key, past_lengths)
+    value, present_value = store(body, "value", given["past_value"], value, past_lengths)
     lengths = body.op("Add", [past_lengths, seq], "lengths")
     y = attend(Operands(body, settings, capacity, head_dim, query, key, value, positions, lengths))
     y = body.op("Transpose", [y], "seq_first", perm=[0, 2, 1, 3])
     width = settings.heads * head_dim
     y = body.op("Reshape", [y, body.integers(0, 0, width)], "y")
-    return body.function(y, key, value)
+    return body.function(y, present_key, present_value)
 
 
 def _heads(
@@ -170,8 +185,8 @@ def mask_of(operands: Operands) -> ir.Value:
 def attend_to_lengths(operands: Operands) -> ir.Value:
     """ONNX Runtime on CUDA."""
     if operands.settings.window:
-        return _attention(operands, operands.key, operands.value, mask_of(operands))
-    return _attention(operands, operands.key, operands.value, None, operands.lengths)
+        return onnx_attention(operands, operands.key, operands.value, mask_of(operands))
+    return onnx_attention(operands, operands.key, operands.value, None, operands.lengths)
 
 
 def attend_to_longest(operands: Operands) -> ir.Value:
@@ -187,17 +202,18 @@ def attend_to_longest(operands: Operands) -> ir.Value:
 
     key, value = live(operands.key, "live_key", 2), live(operands.value, "live_value", 2)
     if operands.settings.window:
-        return _attention(operands, key, value, live(mask_of(operands), "live_mask", 3))
-    return _attention(operands, key, value, None, operands.lengths)
+        return onnx_attention(operands, key, value, live(mask_of(operands), "live_mask", 3))
+    return onnx_attention(operands, key, value, None, operands.lengths)
 
 
-def _attention(
+def onnx_attention(
     operands: Operands,
     key: ir.Value,
     value: ir.Value,
     mask: ir.Value | None,
     lengths: ir.Value | None = None,
 ) -> ir.Value:
+    """ONNX's Attention, with a mask or with the rows' lengths."""
     settings = operands.settings
     attributes: dict[str, Any] = {}
     if not settings.has_usual_scale(operands.head_dim):

@@ -14,7 +14,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract, PromptsMode
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.progress import SILENT, Progress
@@ -67,8 +67,7 @@ class Stages:
 class Exporter(Protocol):
     """A target."""
 
-    target: str
-    prompts: PromptsMode  # how prompts enter if nobody says
+    target: str  # its name in `config.targets`
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """Raises `ExportError` if the target cannot hold this base as asked."""

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.targets import PLAN_TARGETS, TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights
@@ -97,24 +98,36 @@ def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTH
         scheme.check(name, shapes[name][along], fix=fix)
 
 
-def check_cpu(target: str, options: BuildOptions) -> None:
-    """Raises `ExportError` if a target on CPU is asked for what only others have."""
-    doing = f"building for {target}"
-    if options.dtype != "float32":
+def check_options(name: str, options: BuildOptions) -> None:
+    """Raises `ExportError` if a target is asked for what it does not have.
+
+    Args:
+        name: of the target.
+        options: of the export.
+    """
+    target, doing = TARGETS[name], f"building for {name}"
+    if options.dtype not in target.dtypes:
+        others = [other.name for other in TARGETS.values() if options.dtype in other.dtypes]
+        smaller = "Weights can be made smaller with --quantize; --target names one for a GPU."
         raise ExportError(
             doing,
             found=f"dtype {options.dtype}",
-            expected="float32",
-            fix="Weights can be made smaller with --quantize; --target names one for a GPU.",
+            expected=" or ".join(target.dtypes),
+            fix=f"Choose another --dtype, or --target {' or '.join(others)}."
+            if target.on_gpu
+            else smaller,
         )
-    check_no_plan(target, options)
-
-
-def check_no_plan(target: str, options: BuildOptions) -> None:
-    """Raises `ExportError` if a target without plans is asked for what only plans have."""
-    if options.of_plans:
+    if options.of_plans and not target.has_plan:
         raise ExportError(
-            f"building for {target}",
+            doing,
             found=f"{', '.join(options.of_plans)}, and a target that has no plan",
-            fix="Leave them out, or use --target tensorrt-rtx or tensorrt.",
+            fix=f"Leave them out, or use --target {' or '.join(PLAN_TARGETS)}.",
+        )
+    if options.ranks > 1 and not target.ranks:
+        others = [other.name for other in TARGETS.values() if other.ranks]
+        raise ExportError(
+            doing,
+            found=f"{options.ranks} ranks",
+            expected="1: its bases cannot be divided",
+            fix=f"Leave --tp-size out, or use --target {' or '.join(others)}.",
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 from gpu_parts.bases import STAND_IN, llama_base
 from gpu_parts.report import Job, MissingError, Report, median_seconds
 from pl_compile.artifact.bundle import read_bundle
-from pl_compile.artifact.plan_record import PACKAGES
 from pl_compile.checks.checking_engine import checking_engine
 from pl_compile.checks.parity import (
     compare,
@@ -20,6 +19,7 @@ from pl_compile.checks.parity import (
     trace_reference,
 )
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.driver.build_plans import build_bundle
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
@@ -39,12 +39,12 @@ NOT_SERVED = "9.0"
 
 def run(report: Report, job: Job) -> None:
     """The part."""
-    found = [target for target, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    found = [name for name, row in PLAN_TARGETS.items() if importlib.util.find_spec(row.package)]
     if "tensorrt-rtx" in found:
         _not_served(report)
     target = "tensorrt" if job.on_gpu else "tensorrt-rtx"
     if target not in found:
-        raise MissingError(f"the package {PACKAGES[target]}")
+        raise MissingError(f"the package {PLAN_TARGETS[target].package}")
     base = llama_base(job.work / "small-trt", STAND_IN, vocab=401)
     table = random_table(base, job.work / "prompts-trt.safetensors", prefix=True)
     _plan(report, job, target, base, table, job.what, FORMS[job.what])

@@ -17,15 +17,16 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from pl_compile.config.build import NATIVE_CPU, BuildOptions
-from pl_compile.config.contract import GraphContract, PromptsMode
+from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, attention_body, gated, library_of
 from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import OnnxFiles
-from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, check_options, quantize_passes, when
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import Library, LinkFunctions
@@ -38,8 +39,8 @@ from pl_compile.passes.use_packed_attention import (
     UsePackedAttention,
 )
 
-# Heads are a multiple of what a vector holds; blocks are what the matrix unit takes.
-_HEADS, _BLOCKS = 16, (32, 64)
+# Heads are a multiple of what a vector holds.
+_HEADS = 16
 
 # The inputs of a weight in blocks; lows are left out where there are no offsets.
 _STORED = ("codes", "steps", "lows")
@@ -48,12 +49,11 @@ _STORED = ("codes", "steps", "lows")
 class NativeCpuExporter(OnnxFiles):
     """ONNX Runtime on CPU with this project's own kernels."""
 
-    target = NATIVE_CPU
-    prompts: PromptsMode = "input"
+    target = "native-cpu"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
-        check_cpu(self.target, options)
+        check_options(self.target, options)
         if config.head_dim % _HEADS:
             raise ExportError(
                 "choosing this project's kernels",
@@ -62,11 +62,12 @@ class NativeCpuExporter(OnnxFiles):
                 fix="Use --target onnx-cpu.",
             )
         if options.quantization != "none":
-            if options.scale_block not in _BLOCKS:
+            blocks = TARGETS[self.target].blocks
+            if options.scale_block not in blocks:
                 raise ExportError(
                     "choosing this project's kernels",
                     found=f"blocks of {options.scale_block}",
-                    expected=" or ".join(map(str, _BLOCKS)),
+                    expected=" or ".join(map(str, blocks)),
                     fix="Choose another --block, or --target onnx-cpu.",
                 )
             check_blocks(config, options, fix="Use --target onnx-cpu, which takes other blocks.")

@@ -7,13 +7,13 @@ Where the kernel does not take the heads, or they have norms, it is a body (`exp
 from collections.abc import Sequence
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract, PromptsMode
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, library_of
 from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.onnx.files import OnnxFiles
-from pl_compile.exporters.options import check_blocks, check_cpu, quantize_passes, when
+from pl_compile.exporters.options import check_blocks, check_options, quantize_passes, when
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
@@ -33,11 +33,10 @@ class OnnxCpuExporter(OnnxFiles):
     """ONNX Runtime on CPU."""
 
     target = "onnx-cpu"
-    prompts: PromptsMode = "input"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
-        check_cpu(self.target, options)
+        check_options(self.target, options)
         if options.quantization != "none" and options.scale_block:
             _check_kernels(options)
             check_blocks(config, options)

@@ -7,15 +7,14 @@ of its own when it loads the file.
 """
 
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract, PromptsMode
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, library_of
 from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import (
     check_blocks,
-    check_no_plan,
+    check_options,
     precision_passes,
     quantize_passes,
     when,
@@ -28,18 +27,10 @@ class OnnxCudaExporter(OnnxFiles):
     """ONNX Runtime on CUDA."""
 
     target = "onnx-cuda"
-    prompts: PromptsMode = "input"
 
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
-        check_no_plan(self.target, options)
-        if options.dtype == "bfloat16":
-            raise ExportError(
-                f"building for {self.target}",
-                found="dtype bfloat16",
-                expected="float32 or float16: ONNX Runtime has no caches of bfloat16 on every GPU",
-                fix="Choose another --dtype, or --target tensorrt-rtx.",
-            )
+        check_options(self.target, options)
         check_blocks(config, options)
 
     def passes(self, job: Job) -> Stages:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pl_compile.artifact.plan_record import PACKAGES, AttentionForm
+from pl_compile.artifact.plan_record import AttentionForm
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError
 
 # TensorRT finds no more than this many largest values.
@@ -33,9 +34,9 @@ def parser_for(target: str) -> str | None:
 
     One that is installed and does not start (TensorRT's own, without a GPU) cannot.
     """
-    for flavour in (target, *PACKAGES):
+    for flavour in (target, *PLAN_TARGETS):
         try:
-            trt = importlib.import_module(PACKAGES[flavour])
+            trt = importlib.import_module(PLAN_TARGETS[flavour].package)
             if trt.Builder(logger_of(trt, [])) is not None:
                 return flavour
         except (ImportError, OSError, RuntimeError, TypeError):
@@ -58,7 +59,7 @@ def tensorrt_module(target: str, doing: str = "") -> Any:
     Raises:
         ExportError: it is not installed, or does not load.
     """
-    package = PACKAGES[target]
+    package = PLAN_TARGETS[target].package
     try:
         return importlib.import_module(package)
     except (ImportError, OSError) as error:
@@ -67,7 +68,7 @@ def tensorrt_module(target: str, doing: str = "") -> Any:
             doing or f"building for {target}",
             found=str(error),
             expected=f"the package {package}",
-            fix=f"pip install 'pl-compile[{target}]'{elsewhere}.",
+            fix=f"pip install 'pl-compile[{PLAN_TARGETS[target].extra}]'{elsewhere}.",
         ) from error
 
 

@@ -12,21 +12,20 @@ import onnx_ir as ir
 
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.artifact.plan_record import EP_CONTEXT_NAME, PLAN_NAME, PlanRecord
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.graph.builder import IR_VERSION, OPSET
-
-_FLAVOUR = "tensorrt-rtx"
-_PROVIDER = "NvTensorRTRTXExecutionProvider"
 
 
 def check_wrappable(flavour: str) -> None:
     """Raises `ExportError` unless a provider of ONNX Runtime loads a flavour's plans."""
-    if flavour != _FLAVOUR:
+    if not PLAN_TARGETS[flavour].wrapped_for:
+        wrappable = [name for name, target in PLAN_TARGETS.items() if target.wrapped_for]
         raise ExportError(
             "wrapping a plan for ONNX Runtime",
             found=f"a plan of {flavour}",
-            expected=_FLAVOUR,
-            fix="Leave --ep-context out, or use --target tensorrt-rtx.",
+            expected=" or ".join(wrappable),
+            fix=f"Leave --ep-context out, or use --target {' or '.join(wrappable)}.",
         )
 
 
@@ -52,7 +51,7 @@ def write_ep_context(folder: Path, record: PlanRecord) -> Path:
         "main_context": 0,  # each node has its own plan
         "embed_mode": 0,
         "ep_cache_context": PLAN_NAME,
-        "source": _PROVIDER,
+        "source": PLAN_TARGETS[record.flavour].wrapped_for,
         "hardware_architecture": one[0].replace(".", "") if len(one) == 1 else "80+",
         "partition_name": "plc",
         "onnx_model_filename": MODEL_NAME,

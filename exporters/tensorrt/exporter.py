@@ -32,7 +32,7 @@ from pl_compile.artifact.plan_record import (
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract, PromptsMode
+from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, mask_of
@@ -71,8 +71,6 @@ _HEADS = 8
 
 class TensorRtExporter:
     """TensorRT for RTX, or TensorRT."""
-
-    prompts: PromptsMode = "baked"
 
     def __init__(self, target: str) -> None:
         self.target = target

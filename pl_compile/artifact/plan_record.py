@@ -23,9 +23,6 @@ EP_CONTEXT_NAME = "model_ctx.onnx"  # an ONNX file around the plan, where it was
 
 _ONNX_FILES = ("model.onnx", "model.onnx.data")
 
-# The flavours of TensorRT, which are targets, and the import names of their packages.
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-
 AttentionForm = Literal["mask", "lower_right"]
 
 
@@ -34,7 +31,8 @@ class PlanRecord:
     """The content of `plan.json`.
 
     Attributes:
-        flavour: "tensorrt-rtx" or "tensorrt": their plans are not interchangeable.
+        flavour: the target, one of `config.targets.PLAN_TARGETS`; their plans are not
+            interchangeable.
         version: of the package that built it; a plan loads in the very same.
         compute_capabilities: of the GPUs that it was built for, such as "8.6"; empty where TensorRT
             chose: for RTX its usual set, else the GPU it was built on.

@@ -1,6 +1,6 @@
 """Which kernels computed a bundle's numbers: noted in its manifest, compared by `plc verify`."""
 
-from pl_compile.config.build import NATIVE_CPU
+from pl_compile.config.targets import TARGETS
 from pl_compile.runtime.kernels import arithmetic
 
 
@@ -13,4 +13,4 @@ def kernels_of(target: str) -> dict[str, str]:
     Raises:
         KernelsError: the library cannot be used as it is (`runtime.kernels.register`).
     """
-    return {"kernels": arithmetic()} if target == NATIVE_CPU else {}
+    return {"kernels": arithmetic()} if TARGETS[target].own_kernels else {}

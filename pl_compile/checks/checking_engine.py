@@ -2,22 +2,39 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.contract import GraphContract
+from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.onnxruntime.engine import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup
 
 
 def can_check(target: str) -> bool:
     """Whether this machine can compute what files of a target mean."""
-    return target in ONNX_TARGETS or _parser_for(target) is not None
+    row = TARGETS[target]
+    if row.has_plan:
+        return _parser_for(target) is not None
+    return not row.checked_with or find_spec(row.package) is not None
+
+
+def why_unchecked(target: str) -> str:
+    """Why `can_check` is false, as a phrase."""
+    if TARGETS[target].has_plan:
+        return "no TensorRT is installed that could parse the graph and say what it computes"
+    return f"the package '{TARGETS[target].package}' is not installed"
+
+
+def how_to_check(target: str) -> str:
+    """What to do about it, as a sentence."""
+    return f"pip install 'pl-compile[{TARGETS[target].checked_with}]': that needs no GPU."
 
 
 def _parser_for(target: str) -> str | None:
@@ -38,7 +55,7 @@ def checking_engine(
     flavour: str | None = None,
     provider: Provider = CPU,
 ) -> Iterator[Engine]:
-    """ONNX Runtime on one process or its ranks; for TensorRT, what its parser made.
+    """The target's own runner, on this machine's CPU; for TensorRT, what its parser made.
 
     Args:
         folder: the target's files.
@@ -51,23 +68,25 @@ def checking_engine(
 
     Raises:
         ExportError: no TensorRT is installed to ask, or it refuses the graph.
-        ArtifactError: ONNX Runtime does not load it.
+        ArtifactError: the runner does not load it.
+        MissingExtraError: OpenVINO is not installed.
         RankError: a rank cannot start.
         RequestError: a provider for what does not run on one.
     """
-    if provider != CPU and (target not in ONNX_TARGETS or contract.ranks > 1):
+    row = TARGETS[target]
+    if provider != CPU and (not row.provider or contract.ranks > 1):
         raise RequestError(
             f"checking {folder} with the provider {provider.name}",
             found="files that do not run on one",
             fix="Leave it out.",
         )
-    if target not in ONNX_TARGETS:
+    if row.has_plan:
         parser = flavour or _parser_for(target)
         if parser is None:
             raise ExportError(
                 f"checking files of target {target}",
                 found="no TensorRT is installed to parse them",
-                fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
+                fix=how_to_check(target),
             )
         from pl_compile.checks.interpreted_engine import interpreted_engine
 
@@ -78,5 +97,7 @@ def checking_engine(
             yield group
         finally:
             group.close()
+    elif row.runner == "openvino":
+        yield OpenVinoEngine(folder / MODEL_NAME, contract)
     else:
         yield OnnxRuntimeEngine(folder / MODEL_NAME, contract, provider=provider, dtype=dtype)

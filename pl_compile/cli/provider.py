@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pl_compile.config.targets import PROVIDERS
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -19,8 +21,8 @@ def provider_options(command: F, *, default: str = "that of the bundle's target"
     options = [
         click.option(
             "--provider",
-            help="Execution provider of ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx, or its "
-            f"full name. [default: {default}]",
+            help=f"Execution provider of ONNX Runtime: {', '.join(PROVIDERS)}, or its full name. "
+            f"[default: {default}]",
         ),
         click.option(
             "--provider-option",

@@ -14,9 +14,6 @@ FoldMode = Literal["auto", "always", "never"]
 # The target, or how weights are stored, where that is left to the export (`driver/choose.py`).
 AUTO: Final = "auto"
 
-# The target whose bundles call this project's own kernels.
-NATIVE_CPU: Final = "native-cpu"
-
 # As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
 # takes 3,840 at most.
 DEFAULT_CANDIDATES = 256

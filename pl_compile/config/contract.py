@@ -128,6 +128,25 @@ class GraphContract:
             found[present] = Tensor(cache, dtype, is_input=False, alias=past)
         return found
 
+    def tensors_of_added(self, dtype: str) -> dict[str, "Tensor"]:
+        """As `tensors`, of a graph that gives the entries which a step adds, not whole caches.
+
+        Args:
+            dtype: of the caches.
+        """
+        whole = {name for pair in self.cache_names for name in pair}
+        found = {name: each for name, each in self.tensors(dtype).items() if name not in whole}
+        for past, added in self.added_names:
+            found[past] = Tensor(("batch", self.kv_heads, "entries", self.head_dim), dtype)
+            shape = ("batch", self.kv_heads, "seq", self.head_dim)
+            found[added] = Tensor(shape, dtype, is_input=False)
+        return found
+
+    @property
+    def added_names(self) -> tuple[tuple[str, str], ...]:
+        """(input, output) of every cache where the outputs are what a step adds."""
+        return tuple((past, past.replace("past", "new")) for past, _ in self.cache_names)
+
     @property
     def cache_names(self) -> tuple[tuple[str, str], ...]:
         """(input, output) of every cache, in the graph's order."""

@@ -21,7 +21,6 @@ from pl_compile.artifact.bundle import (
 from pl_compile.artifact.files import folder_written_whole
 from pl_compile.artifact.plan_record import (
     EP_CONTEXT_NAME,
-    PACKAGES,
     PLAN_NAME,
     PLAN_PROFILE,
     PLAN_RECORD,
@@ -31,6 +30,7 @@ from pl_compile.artifact.plan_record import (
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.driver.probe_attention import choose_attention
 from pl_compile.errors import ExportError
 from pl_compile.exporters.tensorrt.api import check_capabilities, tensorrt_module
@@ -78,7 +78,7 @@ def build_bundle(
     """Builds the plans of a bundle, in place of those it has; the bundle is changed whole or not.
 
     Args:
-        folder: a bundle of target "tensorrt-rtx" or "tensorrt".
+        folder: a bundle of a target that has plans.
         max_batch: rows of a step at most; as it was exported or last built if None.
         compute_capabilities: of the GPUs to build for; as it was exported or last built if empty.
         attention: how attention is told what a token sees; "auto" asks the GPU, where there is one.
@@ -91,11 +91,11 @@ def build_bundle(
     """
     bundle = read_bundle(folder)
     manifest = bundle.manifest
-    if manifest.target not in PACKAGES:
+    if manifest.target not in PLAN_TARGETS:
         raise ExportError(
             f"building plans for {folder}",
             found=f"target '{manifest.target}'",
-            expected=" or ".join(PACKAGES),
+            expected=" or ".join(PLAN_TARGETS),
             fix="It needs no plan: serve it as it is.",
         )
     trt = tensorrt_module(manifest.target)
@@ -140,7 +140,7 @@ def build_bundle(
 
 def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
     """Notes the GPU that a plan was built on, where it runs on no other: TensorRT's own plans."""
-    if record.flavour != "tensorrt" or record.compute_capabilities:
+    if PLAN_TARGETS[record.flavour].usual_gpus or record.compute_capabilities:
         return record
     noted = replace(record, compute_capabilities=(Cuda().compute_capability,))
     write_plan_record(folder, noted)

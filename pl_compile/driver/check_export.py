@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pl_compile.artifact.bundle import Precision
 from pl_compile.checks.bundle_checks import Checks, check_bundle
-from pl_compile.checks.checking_engine import can_check, checking_engine
+from pl_compile.checks.checking_engine import can_check, checking_engine, why_unchecked
 from pl_compile.checks.lint import TaskLint, lint_tasks
 from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.driver.export_request import ExportRequest
@@ -73,7 +73,7 @@ def _has_reference(request: ExportRequest, target: str, progress: Progress) -> b
     if not request.measure_parity:
         return False
     if not can_check(target):
-        progress.say("parity is not measured: no TensorRT is installed that could parse the graph")
+        progress.say(f"parity is not measured: {why_unchecked(target)}")
         return False
     if find_spec("torch") is None or find_spec("transformers") is None:
         progress.say("parity is not measured: torch and transformers are not installed")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pl_compile.checkpoints.checkpoint import Checkpoint
-from pl_compile.config.build import AUTO, NATIVE_CPU, BuildOptions, Choice
+from pl_compile.config.build import AUTO, BuildOptions, Choice
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard, shards
@@ -30,7 +30,7 @@ from pl_compile.quantize.scheme import LOSSLESS, error_on_full_range
 from pl_compile.runtime.kernels import instruction_set
 from pl_compile.weights.names import load_weight
 
-_FAST, _ANYWHERE = NATIVE_CPU, "onnx-cpu"
+_FAST, _ANYWHERE = "native-cpu", "onnx-cpu"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def choose(
     """Decides what was left to the export, and checks that all of it can be built.
 
     Args:
-        target: a key of `exporters.EXPORTERS`, or `AUTO`.
+        target: a key of `config.targets.TARGETS`, or `AUTO`.
         options: of the export.
         config: of the base.
         checkpoint: of the base; its weights are read where `options.quantize` is `AUTO` and could

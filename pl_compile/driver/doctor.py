@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pl_compile import __version__
+from pl_compile.config.targets import PROVIDERS, TARGETS, Target, proofs
 from pl_compile.errors import KernelsError, MissingExtraError, PlcError, first_line_of
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
-# What each extra brings, and what a user cannot do without it. Those of TensorRT and NCCL are named
-# by the findings of what needs them.
+# What each extra brings, and what a user cannot do without it. Those of the other targets and of
+# NCCL are named by the findings of what needs them.
 _EXTRAS = {
     "train": (("torch", "transformers"), "plc train, parity with torch, plc eval of a table"),
     "export": (("onnx", "onnx-ir"), "plc export"),
@@ -27,7 +28,7 @@ _EXTRAS = {
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "safetensors", "click", "pyyaml", "rich")
 
 _DEVICE = "/dev/nvidia0"
-_CUDA = "CUDAExecutionProvider"
+_CUDA = PROVIDERS["cuda"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def examine() -> list[Finding]:
     for package in _RUNTIME:
         found = _version(package)
         findings.append(Finding(package, found is not None, found or "pip install pl-compile"))
-    findings += [_providers(), _kernels()]
+    findings.append(_providers())
     for extra, (packages, used_for) in _EXTRAS.items():
         versions = {package: _version(package) for package in packages}
         missing = [package for package, found in versions.items() if found is None]
@@ -80,9 +81,9 @@ def examine() -> list[Finding]:
             detail = f"needed for {used_for}: pip install 'pl-compile[{extra}]'"
         findings.append(Finding(f"extra [{extra}]", not missing, detail))
     gpus = find_gpus()
-    findings += [_gpu(gpus), _onnx_cuda(gpus)]
-    for target in ("tensorrt-rtx", "tensorrt"):
-        findings += tensorrt_findings(target, gpus)
+    findings.append(_gpu(gpus))
+    for target in TARGETS.values():
+        findings += _findings_of(target, gpus)
     return [*findings, ranks_on_cpu(), ranks_on_gpus(gpus), _default_base()]
 
 
@@ -109,8 +110,37 @@ def _available_providers() -> list[str]:
     return list(available_providers())
 
 
-def _kernels() -> Finding:
-    name = "kernels of target native-cpu"
+def _findings_of(target: Target, gpus: Gpus) -> list[Finding]:
+    """Whether a target can be built and run here; none where the base install is enough."""
+    if target.has_plan:
+        return tensorrt_findings(target.name, gpus)
+    if target.runner == "openvino":
+        return [openvino_finding(target)]
+    if target.on_gpu:
+        return [_onnx_cuda(target, gpus)]
+    return [_kernels(target)] if target.own_kernels else []
+
+
+def _shown(target: Target) -> str:
+    """What GPU a target was seen to run on."""
+    seen = dict.fromkeys(proof.where for proof in proofs() if proof.target == target.name)
+    return f"run by this project on {', '.join(seen)}" if seen else "never run by this project"
+
+
+def openvino_finding(target: Target) -> Finding:
+    """Whether OpenVINO is here, and new enough."""
+    name = f"target {target.name}: run"
+    from pl_compile.runtime.engines.openvino.engine import openvino_module
+
+    try:
+        module = openvino_module("looking for it")
+    except PlcError as error:
+        return Finding(name, False, f"{error.found}. {error.fix}")
+    return Finding(name, True, str(module.__version__).partition("-")[0])
+
+
+def _kernels(target: Target) -> Finding:
+    name = f"kernels of target {target.name}"
     from pl_compile.runtime import kernels
 
     try:
@@ -157,8 +187,8 @@ def _gpu(gpus: Gpus) -> Finding:
     return Finding(name, False, f"{gpus.driver}, but {gpus.why_not}")
 
 
-def _onnx_cuda(gpus: Gpus) -> Finding:
-    name = "target onnx-cuda: run"
+def _onnx_cuda(target: Target, gpus: Gpus) -> Finding:
+    name = f"target {target.name}: run"
     try:
         providers = _available_providers()
     except Exception as error:  # whatever a broken package raises
@@ -174,26 +204,25 @@ def _onnx_cuda(gpus: Gpus) -> Finding:
         return Finding(name, False, detail)
     if gpus.capability is None:
         return Finding(name, False, gpus.why_not)
-    return Finding(name, True, f"{_CUDA}; never run by this project")
+    return Finding(name, True, f"{_CUDA}; {_shown(target)}")
 
 
 def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
     """Whether plans of a target can be built here, and whether they can be run.
 
     Args:
-        target: "tensorrt-rtx" or "tensorrt".
+        target: the name of one that has plans.
         gpus: of this machine.
     """
-    from pl_compile.artifact.plan_record import PACKAGES
-
-    package = PACKAGES[target]
+    row = TARGETS[target]
+    package = row.package
     build, run = f"target {target}: build", f"target {target}: run"
     try:
         trt = importlib.import_module(package)
         found = str(trt.__version__)
     except Exception as error:  # a package without the driver's libraries raises what it likes
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            why = f"{package} is not installed: pip install 'pl-compile[{target}]'"
+            why = f"{package} is not installed: pip install 'pl-compile[{row.extra}]'"
         else:
             why = f"{package} does not load: {first_line_of(error)}"
         return [Finding(build, False, f"{why}; or use --defer-build"), Finding(run, False, why)]
@@ -208,7 +237,7 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
     problem = _running(trt, target, gpus)
     if problem:
         return [built, Finding(run, False, problem)]
-    detail = f"compute capability {gpus.capability}; no plan was ever run by this project"
+    detail = f"compute capability {gpus.capability}; {_shown(row)}"
     return [built, Finding(run, True, detail)]
 
 

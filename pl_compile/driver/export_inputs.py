@@ -16,11 +16,12 @@ from pl_compile.artifact.prompt_table import (
     read_prompt_table,
 )
 from pl_compile.checkpoints.checkpoint import Checkpoint
-from pl_compile.checks.checking_engine import can_check
+from pl_compile.checks.checking_engine import can_check, how_to_check, why_unchecked
 from pl_compile.config.build import DEFAULT_CANDIDATES, Choice, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.sampling import IN_GRAPH
+from pl_compile.config.targets import TARGETS
 from pl_compile.driver.choose import choose
 from pl_compile.driver.compile_base import BaseRecipe
 from pl_compile.driver.evaluate import EvalOptions, read_to_score
@@ -123,7 +124,7 @@ def _contract(
     config: DecoderConfig,
     entries: Sequence[TaskEntry],
 ) -> GraphContract:
-    prompts = request.prompts or exporter.prompts
+    prompts = request.prompts or TARGETS[exporter.target].prompts
     capacity = request.capacity
     if capacity is None:
         capacity = min(DEFAULT_CAPACITY, config.positions)
@@ -158,7 +159,7 @@ def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
     """Whether heads are folded, and why not where this machine cannot compute them."""
     if can_check(target):
         return request.fold, ""
-    why = "no TensorRT is installed that could parse the graph and say what it computes"
+    why = why_unchecked(target)
     for asked, name in (
         (request.fold == "always", "--fold always"),
         (request.evaluate, "--evaluate"),
@@ -167,7 +168,7 @@ def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
             raise ExportError(
                 f"exporting for {target} with {name}",
                 found=why,
-                fix="pip install 'pl-compile[tensorrt-rtx]': that needs no GPU.",
+                fix=how_to_check(target),
             )
     return "never", why
 

@@ -6,7 +6,10 @@ from typing import Annotated
 
 from pl_compile.config.build import AUTO, BuildOptions, FoldMode
 from pl_compile.config.contract import PromptsMode
+from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ConfigError
+
+_BAKED = [name for name, target in TARGETS.items() if target.prompts == "baked"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,14 @@ class ExportRequest:
     base: Path
     output: Annotated[Path, "The bundle's folder; a bundle there is replaced."]
     tasks: Annotated[tuple[str, ...], "A task of the table; all if left out."] = ()
-    target: Annotated[str, "What to build for; auto is the fastest on the CPU of this machine."] = (
-        AUTO
-    )
+    target: Annotated[
+        str,
+        f"What to build for: {', '.join(TARGETS)}. auto is the fastest on this machine's CPU.",
+    ] = AUTO
     prompts: Annotated[
         PromptsMode | None,
         "Whether prompts are given with each step, or are constants of the graph. "
-        "[default: input; baked for TensorRT]",
+        f"[default: input; baked for {' and '.join(_BAKED)}]",
     ] = None
     capacity: Annotated[
         int | None,

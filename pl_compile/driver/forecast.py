@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from pl_compile.artifact.bundle import EXACT
-from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.config.build import BuildOptions, Choice
+from pl_compile.config.targets import TARGETS
 from pl_compile.driver.costs import base_cost, task_costs
 from pl_compile.driver.disk_and_memory import check_room
 from pl_compile.driver.export_inputs import ExportInputs, read_inputs
@@ -69,7 +69,7 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
         recipe.contract,
         recipe.options,
     )
-    has_plans = inputs.target in PLAN_TARGETS and not options.defer_build
+    has_plans = TARGETS[inputs.target].has_plan and not options.defer_build
     base = base_cost(config, contract, options, has_plans=has_plans)
     costs = task_costs(base, recipe.entries, inputs.prompts, contract, inputs.fold)
     return Forecast(

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.artifact.plan_record import AttentionForm
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError, PlcError
 from pl_compile.exporters.bodies import library_of
 from pl_compile.exporters.tensorrt.api import ParsedNetwork, PlanOptions, build_plan, parse
@@ -65,7 +66,9 @@ def choose_attention(
     except PlcError as error:
         return "mask", f"no GPU to ask ({error.found})"
     here = cuda.compute_capability
-    if compute_capabilities != (here,) and (compute_capabilities or target != "tensorrt"):
+    if compute_capabilities != (here,) and (
+        compute_capabilities or PLAN_TARGETS[target].usual_gpus
+    ):
         return "mask", f"the plan is for other GPUs than the one that could be asked ({here})"
     return compare_forms(target, head_dim, dtype, lambda parsed: _GpuNetwork(cuda, parsed).run)
 

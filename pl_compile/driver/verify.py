@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
-from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.checks.arithmetic import kernels_of
 from pl_compile.checks.checking_engine import checking_engine
 from pl_compile.checks.parity import (
@@ -23,6 +22,7 @@ from pl_compile.checks.parity import (
     trace,
     trace_reference,
 )
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine

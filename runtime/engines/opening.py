@@ -3,15 +3,15 @@
 from typing import Any
 
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, rank_folder
-from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_of_onnx
 from pl_compile.config.build import DEFAULT_BATCH
+from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.onnxruntime.engine import TARGETS as ONNX_TARGETS
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, RankOptions
 from pl_compile.runtime.engines.ranks.nccl import communicator_of
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda
@@ -44,50 +44,63 @@ def open_engine(
         RequestError: a provider for what does not run on one.
     """
     manifest = bundle.manifest
-    target, contract, dtype = manifest.target, manifest.graph, manifest.precision.dtype
+    contract, dtype = manifest.graph, manifest.precision.dtype
     check_target(bundle)
     check_plans(bundle)
-    if target in PLAN_TARGETS:
+    target = TARGETS[manifest.target]
+    if target.has_plan:
         _check_built(bundle)
-    if provider is not None and (target in PLAN_TARGETS or contract.ranks > 1):
+    if provider is not None and (not target.provider or contract.ranks > 1):
         raise RequestError(
             f"opening the bundle {bundle.folder}",
             found=f"the provider {provider.name}, and a bundle that does not run on one",
             fix="Leave it out.",
         )
     if contract.ranks > 1:
-        if target in PLAN_TARGETS and max_batch is None:
+        if target.has_plan and max_batch is None:
             max_batch = read_plan_record(bundle.base_folder / rank_folder(0)).max_batch
         return LocalGroup(
             bundle.base_folder,
-            target,
+            target.name,
             contract,
             max_batch=max_batch or DEFAULT_BATCH,
             threads=threads,
             dtype=dtype,
-            on_gpus=ONNX_TARGETS.get(target) != "cpu",
+            on_gpus=target.on_gpu,
         )
-    if target in PLAN_TARGETS:
-        return open_plan(bundle.base_folder, target, contract, max_batch=max_batch, dtype=dtype)
+    if target.has_plan:
+        return open_plan(
+            bundle.base_folder, target.name, contract, max_batch=max_batch, dtype=dtype
+        )
+    model, max_batch = bundle.base_folder / MODEL_NAME, max_batch or DEFAULT_BATCH
+    if target.runner == "openvino":
+        return OpenVinoEngine(model, contract, max_batch=max_batch, threads=threads)
     return OnnxRuntimeEngine(
-        bundle.base_folder / MODEL_NAME,
+        model,
         contract,
-        max_batch=max_batch or DEFAULT_BATCH,
+        max_batch=max_batch,
         threads=threads,
-        provider=provider or Provider(ONNX_TARGETS[target]),
+        provider=provider or Provider(target.provider),
         dtype=dtype,
     )
 
 
 def check_target(bundle: Bundle) -> None:
     """Raises `ArtifactError` where a bundle was built for a target that nothing here runs."""
-    known = (*ONNX_TARGETS, *PLAN_TARGETS)
-    if bundle.manifest.target not in known:
+    name, graph = bundle.manifest.target, bundle.manifest.graph
+    if name not in TARGETS:
         raise ArtifactError(
             f"opening the bundle {bundle.folder}",
-            found=f"target '{bundle.manifest.target}'",
-            expected=" or ".join(f"'{each}'" for each in known),
+            found=f"target '{name}'",
+            expected=" or ".join(f"'{each}'" for each in TARGETS),
             fix="Export it again with one of these as --target.",
+        )
+    if graph.ranks > 1 and not TARGETS[name].ranks:
+        raise ArtifactError(
+            f"opening the bundle {bundle.folder}",
+            found=f"{graph.ranks} ranks of target '{name}'",
+            expected="1: its bases cannot be divided",
+            fix="The manifest was altered: export the bundle again.",
         )
 
 
@@ -137,7 +150,8 @@ def open_rank(options: RankOptions) -> Any:
         Cuda(options.rank)  # NCCL takes the GPU that is current
         communicator = communicator_of(options.rank, options.contract.ranks, options.shared)
         _held.append(communicator)
-    if options.target in PLAN_TARGETS:
+    target = TARGETS[options.target]
+    if target.has_plan:
         return open_plan(
             options.folder,
             options.target,
@@ -150,7 +164,7 @@ def open_rank(options: RankOptions) -> Any:
     provider = CPU
     if communicator is not None:
         kernels.use_communicator(int(communicator.ptr))
-        provider = Provider(ONNX_TARGETS[options.target], {"device_id": str(options.rank)})
+        provider = Provider(target.provider, {"device_id": str(options.rank)})
     return OnnxRuntimeEngine(
         options.folder / MODEL_NAME,
         options.contract,

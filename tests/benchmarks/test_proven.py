@@ -1,10 +1,14 @@
 """What docs/targets.md says to have run on a GPU is what a machine has shown."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from pl_compile.config import targets
+from pl_compile.config.targets import TARGETS, Proof, proofs
 
 HOME = Path(__file__).parents[2]
 
@@ -54,13 +58,13 @@ def test_a_form_whose_every_result_was_as_expected_is_proven(proven: ModuleType)
     )
 
     assert found == [
-        {
-            "target": target,
-            "form": form,
-            "where": "NVIDIA H200, 9.0, 139 GiB",
-            "when": "2026-12-01",
-            "versions": "torch 2.11",
-        }
+        Proof(
+            target,
+            form,
+            where="NVIDIA H200, 9.0, 139 GiB",
+            when="2026-12-01",
+            versions="torch 2.11",
+        )
         for target, form in (("onnx-cuda", "float32"), ("tensorrt", "float16"))
     ]
 
@@ -107,7 +111,32 @@ def test_cells_and_section_follow(proven: ModuleType) -> None:
 def test_the_page_says_what_was_shown_and_no_more(proven: ModuleType) -> None:
     page = (HOME / "docs" / "targets.md").read_text(encoding="utf-8")
 
-    assert page == proven.page_with(page, proven.read_proven())
+    assert page == proven.page_with(page, proofs())
     (cuda,) = (line for line in page.splitlines() if line.startswith("| `onnx-cuda` | any"))
-    runs = {each["form"] for each in proven.read_proven() if each["target"] == "onnx-cuda"}
-    assert cuda.count("run") == len(runs)
+    assert cuda.count("run") == len({p.form for p in proofs() if p.target == "onnx-cuda"})
+
+
+def test_a_cell_says_refused_where_the_target_takes_no_such_thing(proven: ModuleType) -> None:
+    rows = [line.strip("|").split("|") for line in proven.tried_table([]).splitlines()[2:]]
+
+    for name, _, float32, float16, bfloat16, _, ranks in rows:
+        target = TARGETS[name.strip(" `")]
+        cells = {"float32": float32, "float16": float16, "bfloat16": bfloat16}
+        refused = {dtype for dtype, cell in cells.items() if cell.strip() == "refused"}
+        assert refused == set(cells) - set(target.dtypes)
+        assert (ranks.strip() == "refused") is not target.ranks
+
+
+def test_what_ran_is_written_down_once_for_each_gpu(
+    proven: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "proven.jsonl"
+    file.write_text("")
+    for module in (proven, targets):
+        monkeypatch.setattr(module, "PROOFS", file)
+    old, new = (Proof("tensorrt", "float32", "H200", when, "") for when in ("1", "2"))
+
+    proven.add([old])
+    proven.add([new, replace(new, where="L4")])
+
+    assert proofs() == [new, replace(new, where="L4")]

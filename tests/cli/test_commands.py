@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pl_compile.artifact.plan_record import PACKAGES as PLAN_TARGETS
 from pl_compile.checks import parity
 from pl_compile.cli.main import COMMANDS
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.runtime.kernels import instruction_set
 from pl_compile.testing import (
     sign_bundle,

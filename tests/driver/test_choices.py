@@ -164,7 +164,8 @@ def test_an_unknown_target_lists_auto_among_the_known_ones(
 
     assert str(error.value) == (
         "choosing the target 'native': target 'native' does not exist. Did you mean 'native-cpu'? "
-        "Known targets: auto, onnx-cpu, native-cpu, onnx-cuda, tensorrt-rtx, tensorrt."
+        "Known targets: auto, onnx-cpu, native-cpu, openvino, onnx-cuda, "
+        "tensorrt-rtx, tensorrt."
     )
 
 

@@ -11,10 +11,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, library_of
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
+from pl_compile.passes.give_added_entries import GiveAddedEntries
 from pl_compile.passes.graph_pass import GraphPass
+from pl_compile.passes.inline_functions import InlineFunctions
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.name_functions import NameFunctions
@@ -32,6 +35,7 @@ from pl_compile.quantize.scheme import Scheme
 
 TEXTS = Path(__file__).parents[1] / "golden" / "passes"
 INT4, INT8 = Scheme(4, 16), Scheme(8, 16)
+CONTRACT = GraphContract(1, 1, 16, hidden=32, vocab=24, capacity=80, prompts="input")
 OFFSETS = QuantizeWeights(Scheme(4, 16, offset=True, half=True), Scheme(8, 16, half=True))
 
 # A text's name, without `.before.onnx.txt`, and the pass that is run on it.
@@ -62,6 +66,8 @@ CASES: dict[str, GraphPass] = {
     "use_all_reduce_plugin": UseAllReducePlugin(),
     "link_functions": LinkFunctions(library_of(attend_to_longest)),
     "name_functions": NameFunctions(),
+    "inline_functions": InlineFunctions(),
+    "give_added_entries": GiveAddedEntries(CONTRACT),
     "use_lower_right": UseLowerRight(),
 }
 

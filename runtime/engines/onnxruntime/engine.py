@@ -26,9 +26,6 @@ from pl_compile.runtime.engines.step_inputs import step_inputs
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
-# What this engine runs of the compiler's targets, and on which provider if nobody says.
-TARGETS = {"onnx-cpu": "cpu", "native-cpu": "cpu", "onnx-cuda": "cuda"}
-
 _CPU = ("cpu", 0)
 
 # ONNX's numbers of the types of caches: ONNX Runtime takes them for what numpy lacks.

@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.config.plain_values import shown
+from pl_compile.config.targets import PROVIDERS
 from pl_compile.errors import ArtifactError, RequestError, check_all, first_line_of, unknown_name
 
-# Short names, and the providers whose tensors lie in a GPU's memory.
-NAMES = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-}
-_WRITTEN = {**NAMES, **{full.lower(): full for full in NAMES.values()}}
+_WRITTEN = {**PROVIDERS, **{full.lower(): full for full in PROVIDERS.values()}}
 # What is asked of a provider unless somebody says otherwise. ONNX Runtime would multiply float32 in
 # TF32, with 10 bits of a fraction: who wants that speed has float16.
-_DEFAULTS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+_DEFAULTS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
+# Their tensors lie in a GPU's memory.
+_ON_CUDA = tuple(PROVIDERS[name] for name in ("cuda", "tensorrt", "nv-tensorrt-rtx"))
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Provider:
     """What runs a graph.
 
     Attributes:
-        name: as ONNX Runtime has it, or one of `NAMES`, which may be written in any case.
+        name: as ONNX Runtime has it, or one of `PROVIDERS`, which may be written in any case.
         options: the provider's own, as text.
         library: of a plug-in provider, which is registered under `name`; None for one that ONNX
             Runtime was built with.
@@ -130,10 +125,10 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
             raise ArtifactError(
                 doing, found="this ONNX Runtime was built without it", expected=here, fix=gpu
             )
-        short = [short for short, full in NAMES.items() if full in available]
+        short = [short for short, full in PROVIDERS.items() if full in available]
         found, known = unknown_name(provider.name, (*short, *available), what="provider")
         raise RequestError("choosing the execution provider", found=found, fix=f"{known} {gpu}")
-    if name == NAMES["cpu"] and provider.options:
+    if name == PROVIDERS["cpu"] and provider.options:
         raise RequestError(
             doing,
             found=f"options: {', '.join(provider.options)}",
@@ -144,7 +139,7 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
         load_cuda(onnxruntime)
     its_own = {**_DEFAULTS.get(name, {}), **provider.options}
     chosen: list[Any] = [(name, its_own)] if its_own else [name]
-    return chosen if name == NAMES["cpu"] else [*chosen, NAMES["cpu"]]
+    return chosen if name == PROVIDERS["cpu"] else [*chosen, PROVIDERS["cpu"]]
 
 
 def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> list[Any]:

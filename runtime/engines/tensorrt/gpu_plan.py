@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from pl_compile.all_reduce_plugin import give_communicator, load_plugin
-from pl_compile.artifact.plan_record import PACKAGES, PLAN_NAME, PlanRecord, read_plan_record
+from pl_compile.artifact.plan_record import PLAN_NAME, PlanRecord, read_plan_record
 from pl_compile.config.contract import INPUT_IDS, LOGITS, NEXT_TOKEN, GraphContract
+from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ArtifactError, MissingExtraError
 from pl_compile.runtime.engines.ranks.nccl import capsule_of
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches
 from pl_compile.runtime.engines.tensorrt.engine import TOKEN_PROFILE, Array, Binding, TensorRtEngine
 
-# What TensorRT for RTX builds for if nobody says (its documentation), and all that are newer.
-_USUAL = {"tensorrt-rtx": ("8.0", "8.6", "8.9")}
+# From this compute capability on, a GPU is newer than those that plans are usually built for.
 _NEWER = 12
 
 
@@ -30,10 +30,11 @@ def installed(target: str, doing: str) -> Any:
     Raises:
         MissingExtraError: it is not installed, or does not load.
     """
+    row = PLAN_TARGETS[target]
     try:
-        return importlib.import_module(PACKAGES[target])
+        return importlib.import_module(row.package)
     except (ImportError, OSError) as error:
-        raise MissingExtraError(doing, package=PACKAGES[target], extra=target) from error
+        raise MissingExtraError(doing, package=row.package, extra=row.extra) from error
 
 
 def check_package(record: PlanRecord, target: str, version: str) -> None:
@@ -60,9 +61,10 @@ def check_gpu(record: PlanRecord, capability: str) -> None:
         record: of the plan.
         capability: of the GPU that is here, such as "8.9".
     """
-    listed = record.compute_capabilities or _USUAL.get(record.flavour, ())
+    usual = PLAN_TARGETS[record.flavour].usual_gpus
+    listed = record.compute_capabilities or usual
     major = int(capability.partition(".")[0])
-    newer = not record.compute_capabilities and record.flavour in _USUAL and major >= _NEWER
+    newer = not record.compute_capabilities and bool(usual) and major >= _NEWER
     if listed and capability not in listed and not newer:
         raise ArtifactError(
             "checking which GPUs a plan was built for",

@@ -1,0 +1,225 @@
+"""The engine on OpenVINO's CPU plug-in: caches in host memory, of which a step gets what it reads.
+
+A graph of target `openvino` reads the entries that rows have, and gives those that a step adds
+(`exporters/openvino/`). This engine writes them into the caches. Its attention joins both in memory
+of its own in each step, so nothing would be gained by caches that OpenVINO writes in place.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
+from pl_compile.config.targets import TARGETS
+from pl_compile.errors import ArtifactError, MissingExtraError, first_line_of
+from pl_compile.runtime.engines.caches import HostCaches, place_prefix
+from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
+from pl_compile.runtime.engines.memory import zeros_as_touched
+from pl_compile.runtime.engines.step_inputs import step_inputs
+
+_ROW = TARGETS["openvino"]
+
+# A step reads a multiple of so many entries of its rows.
+_SPAN = 64
+
+# Tokens of a row that are computed together.
+PIECE = 256
+
+# Floats are float32: by default OpenVINO takes bfloat16 where the processor has it. Weights of a
+# few bits are multiplied with activations of 8 bits, as by `onnx-cpu`. Without that, rows were
+# slower, and their last bits depended on how many there were.
+_OPTIONS = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+    "PERFORMANCE_HINT": "LATENCY",
+}
+
+
+def openvino_module(doing: str) -> Any:
+    """The package.
+
+    Args:
+        doing: for the errors.
+
+    Raises:
+        MissingExtraError: it is not installed, or does not load.
+        ArtifactError: it is older than this project can use.
+    """
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise MissingExtraError(doing, package=_ROW.package, extra=_ROW.extra) from error
+    found = str(openvino.__version__).partition("-")[0]
+    if _numbers(found) < _numbers(_ROW.oldest):
+        raise ArtifactError(
+            doing,
+            found=f"openvino {found}",
+            expected=f"{_ROW.oldest} or newer",
+            fix=f"pip install --upgrade 'pl-compile[{_ROW.extra}]'",
+        )
+    return openvino
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]
+
+
+class OpenVinoEngine:
+    """OpenVINO on CPU: an engine.
+
+    Args:
+        model: the `model.onnx` of a bundle; its data file lies beside it.
+        contract: what the base's graph takes and gives.
+        max_batch: rows of the cache. Memory is taken as rows are used.
+        threads: that compute; all cores if None.
+
+    Raises:
+        ArtifactError: OpenVINO is too old or cannot load the model, or the model has other inputs
+            and outputs than the contract says.
+        MissingExtraError: OpenVINO is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        contract: GraphContract,
+        *,
+        max_batch: int = 16,
+        threads: int | None = None,
+    ) -> None:
+        self._openvino = openvino_module(f"loading {model}")
+        compiled = _compile(self._openvino, model, threads)
+        _check_graph(compiled, contract, model)
+        self._request: Any = compiled.create_infer_request()
+        self.capacity = contract.capacity
+        self.vocab = contract.vocab
+        self.max_batch = max_batch
+        self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
+        self._contract = contract
+        self._model = model
+        self._caches = HostCaches(contract, max_batch)
+        self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
+        self._next_token = zeros_as_touched((max_batch,), np.int64)
+
+    def admit(self, row: int, prompt: Prompt) -> int:
+        """Copies the prefix into the cache; see `Engine.admit`."""
+        assert row < self.max_batch
+        return place_prefix(self._caches, row, prompt, self.capacity)
+
+    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+        """One step; see `Engine.step`.
+
+        Rows of several tokens run one at a time and in pieces, so no padding is computed.
+        """
+        assert step.fits(self.capacity, self.max_batch)
+        batch, seq = step.input_ids.shape
+        if seq == 1:
+            self._run(step)
+        else:
+            for index in range(batch):
+                for piece in step.row(index).pieces(PIECE):
+                    self._run(piece)
+        rows = slice(step.first, step.first + batch)
+        return self._logits[rows], self._next_token[rows] if self.candidates else None
+
+    def keep(self, rows: Sequence[int], entries: int) -> None:
+        """Moves and copies rows; see `Engine.keep`."""
+        self._caches.keep(rows, entries)
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """See `Engine.clear`."""
+        self._caches.clear(rows)
+
+    def cached(self, row: int, length: int) -> Float32:
+        """See `Engine.cached`."""
+        return self._caches.read(row, length)
+
+    def close(self) -> None:
+        """Nothing: all that it holds is memory, which goes with the object."""
+
+    def _run(self, step: Step) -> None:
+        """One run of the graph."""
+        rows = slice(step.first, step.first + len(step.input_ids))
+        self._infer(step_inputs(self._contract, step) | self._pasts(rows, step))
+        self._write(rows, step)
+        self._logits[rows] = self._request.get_tensor(LOGITS).data
+        if self.candidates:
+            self._next_token[rows] = self._request.get_tensor(NEXT_TOKEN).data
+
+    def _pasts(self, rows: slice, step: Step) -> dict[str, NDArray[Any]]:
+        """The entries of the step's rows, as far as the longest of them reaches."""
+        span = -(-max(1, int(step.past_lengths.max())) // _SPAN) * _SPAN
+        names = self._contract.added_names
+        return {
+            past: np.ascontiguousarray(block[rows, :, :span])
+            for (past, _), block in zip(names, self._caches.blocks, strict=True)
+        }
+
+    def _infer(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        for name, array in inputs.items():
+            # Read where it is; `inputs` holds the arrays until the run has ended.
+            self._request.set_tensor(name, self._openvino.Tensor(array, shared_memory=True))
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"running {self._model}",
+                found=_last_line_of(error),
+                fix="Export the bundle again, or use another version of openvino.",
+            ) from error
+
+    def _write(self, rows: slice, step: Step) -> None:
+        """Writes what the run has added after each row's entries."""
+        places = step.past_lengths[:, None] + np.arange(step.input_ids.shape[1])
+        index = (np.arange(len(places))[:, None], slice(None), places)
+        for (_, added), block in zip(self._contract.added_names, self._caches.blocks, strict=True):
+            # numpy puts the axis of heads last but one where a slice stands between two lists.
+            new = self._request.get_tensor(added).data
+            block[rows][index] = new.transpose(0, 2, 1, 3)
+
+
+def _compile(openvino: Any, model: Path, threads: int | None) -> Any:
+    options = _OPTIONS if threads is None else {**_OPTIONS, "INFERENCE_NUM_THREADS": threads}
+    try:
+        return openvino.Core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"loading {model}",
+            found=_last_line_of(error),
+            fix="Export the bundle again with this version of openvino.",
+        ) from error
+
+
+def _last_line_of(error: RuntimeError) -> str:
+    """What OpenVINO says: above it stand the places of its source."""
+    return first_line_of("\n".join(reversed(str(error).strip().splitlines())))
+
+
+def _check_graph(compiled: Any, contract: GraphContract, model: Path) -> None:
+    """Raises `ArtifactError` unless the graph has the inputs and outputs that the contract says."""
+    expected = {
+        name: f"{tensor.dtype} {[-1 if isinstance(n, str) else n for n in tensor.shape]}"
+        for name, tensor in contract.tensors_of_added("float32").items()
+    }
+    found = {
+        # One value may have several names, of which a known one counts.
+        min(value.get_names(), key=lambda name: name not in expected): _described(value)
+        for value in (*compiled.inputs, *compiled.outputs)
+    }
+    differing = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+    if differing:
+        raise ArtifactError(
+            f"matching {model} with the manifest",
+            found=f"'{differing[0]}' {found.get(differing[0], 'is not there')}",
+            expected=expected.get(differing[0], "no such name"),
+            fix="The manifest was altered: export the bundle again.",
+        )
+
+
+def _described(value: Any) -> str:
+    sizes = [-1 if size.is_dynamic else size.get_length() for size in value.get_partial_shape()]
+    return f"{value.get_element_type().to_dtype().name} {sizes}"
