@@ -1,12 +1,12 @@
 """While tests run, arrays must have the types and shapes that annotations state.
 
-`check_imports` wraps functions, methods and dataclasses that state shapes, as their module is
-imported: nobody has imported them by name yet. What runs in other processes is not checked.
-`pl_compile/shapes.py` says how shapes are written.
+`pl_compile/shapes.py` says how shapes are written. `check_imports` wraps functions, methods and
+dataclasses as their module is imported, before another module can take them from it by name. What
+runs in other processes is not checked.
 
-A checker of ours, not jaxtyping with beartype: jaxtyping would have to be imported wherever an
-annotation stands, and the base install does not have it. And here the fields of arguments count
-too: logits must have as many rows as the `Step` that they are computed from.
+This is a checker of our own, not jaxtyping with beartype. jaxtyping's annotations need jaxtyping
+where the program runs, and the base install does not have it. And ours compares results with the
+fields of arguments: logits must have as many rows as the `Step` that they are computed from.
 """
 
 import functools
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from operator import methodcaller
 from types import FunctionType, ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -71,7 +72,9 @@ def check_members(owner: ModuleType | type, module: str) -> None:
 
 def function_of(member: Any) -> Any:
     """The function in a property, a class method or a static method; else what is given."""
-    return member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    if isinstance(member, classmethod | staticmethod):
+        return member.__func__
+    return member.fget if isinstance(member, property) else member
 
 
 def _like(member: Any, function: Callable[..., Any]) -> Any:
@@ -87,7 +90,7 @@ def _like(member: Any, function: Callable[..., Any]) -> Any:
 def checked(function: FunctionType) -> Callable[..., Any]:
     """The same function, with checks of each call where it states shapes.
 
-    That of a dataclass is its `__init__`, which takes the fields.
+    The `__init__` of a dataclass is one too: its arguments are the fields.
     """
     stated = {name: check_of(hint) for name, hint in function.__annotations__.items()}
     if not any(stated.values()):
@@ -153,7 +156,7 @@ def check_of(hint: Any) -> Check | None:
     if origin in (list, tuple, Sequence):
         return functools.partial(_check_elements, found[0], enumerate)
     if origin in (dict, Mapping):
-        return functools.partial(_check_elements, found[0], dict.items)
+        return functools.partial(_check_elements, found[0], methodcaller("items"))
     raise TypeError(f"a shape in {hint}, which no check looks into")
 
 
