@@ -2,18 +2,19 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 
 from pl_compile.config.plain_values import shown
 from pl_compile.errors import DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
-from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
 from pl_compile.runtime.stepping import Output
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.runtime.token_bias import bias_by_id
+from pl_compile.shapes import Int64, Shape
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
 from pl_compile.text.render import Rendered
 from pl_compile.text.tokenizer import Tokenizer
@@ -133,7 +134,7 @@ class Row:
     index: int
     request: Request
     prompt: TaskPrompt
-    input_ids: Int64
+    input_ids: Annotated[Int64, Shape("seq")]
     held: int
     prompt_tokens: int
     cut_tokens: int
@@ -158,7 +159,7 @@ class Row:
         return self.finished is None and not self.failed
 
     @property
-    def next_ids(self) -> Int64:
+    def next_ids(self) -> Annotated[Int64, Shape("_")]:
         """What it is fed next: its prompt, then each token of the answer."""
         return np.asarray(self.token_ids[-1:], np.int64) if self.token_ids else self.input_ids
 

@@ -8,13 +8,12 @@ the same noise makes the same draw.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.config.sampling import Sampling
-
-Float32 = NDArray[np.float32]
+from pl_compile.shapes import Float32, Float64, Int64, Shape
 
 # What the number of a graph can hold without rounding it to 0 or to infinity.
 _TEMPERATURES_IN_GRAPH = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))
@@ -30,7 +29,7 @@ class Draw:
     """
 
     sampling: Sampling
-    noise: Float32
+    noise: Annotated[Float32, Shape("top_k")]
 
 
 GREEDY = Draw(Sampling(top_k=1), np.zeros(1, np.float32))
@@ -63,7 +62,7 @@ def draw_in_graph(
 
 @np.errstate(all="ignore")
 def next_token(
-    logits: Float32,
+    logits: Annotated[Float32, Shape("vocab")],
     sampling: Sampling,
     generator: "np.random.Generator",
     *,
@@ -105,7 +104,9 @@ def _choose(scores: Float32, sampling: Sampling, generator: "np.random.Generator
     return int(ids[np.argmax(logs + _gumbel(generator, len(ids)))])
 
 
-def ranked(scores: Float32, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def ranked(
+    scores: Annotated[Float32, Shape("tokens")], sampling: Sampling
+) -> tuple[Annotated[Int64, Shape("top_k")], Annotated[Float64, Shape("top_k")]]:
     """The tokens among which a draw chooses, at a temperature above 0.
 
     Args:
@@ -127,18 +128,18 @@ def ranked(scores: Float32, sampling: Sampling) -> tuple[NDArray[np.int64], NDAr
     return ids, np.where(stays, logs, -np.inf)
 
 
-def _gumbel(generator: "np.random.Generator", count: int) -> NDArray[np.float64]:
+def _gumbel(generator: "np.random.Generator", count: int) -> Float64:
     """The largest of logits plus this noise is a draw from their softmax (arXiv:1611.00712)."""
     uniform = np.clip(generator.random(count), 1e-12, 1 - 1e-12)
-    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    noise: Float64 = -np.log(-np.log(uniform))
     return noise
 
 
-def _ranked(scores: Float32, top_k: int) -> NDArray[np.int64]:
+def _ranked(scores: Float32, top_k: int) -> Int64:
     """Indices of the `top_k` highest scores (0 for all), highest first; ties by index."""
     if 0 < top_k < len(scores):
         candidates = np.sort(np.argpartition(-scores, top_k - 1)[:top_k])
     else:
         candidates = np.arange(len(scores))
-    order: NDArray[np.int64] = candidates[np.argsort(-scores[candidates], kind="stable")]
+    order: Int64 = candidates[np.argsort(-scores[candidates], kind="stable")]
     return order

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pl_compile.runtime.engines.engine import Float32
 from pl_compile.runtime.requests import LabelScore
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.stepping import Batch, Output
+from pl_compile.shapes import Float32, Float64
 from pl_compile.text.label_trie import LabelTrie
 
 
@@ -62,7 +61,7 @@ def _after_each_node(batch: Batch, row: Row, trie: LabelTrie) -> Iterator[tuple[
             yield node, outputs[index]
 
 
-def _log_softmax(logits: Float32) -> NDArray[np.float64]:
+def _log_softmax(logits: Float32) -> Float64:
     wide = logits.astype(np.float64)
-    log: NDArray[np.float64] = wide - (wide.max() + np.log(np.exp(wide - wide.max()).sum()))
+    log: Float64 = wide - (wide.max() + np.log(np.exp(wide - wide.max()).sum()))
     return log

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pl_compile.runtime.engines.engine import Engine, Float32, Int64, Prompt, Step
+from pl_compile.runtime.engines.engine import Engine, OfRows, Prompt, Step
 from pl_compile.runtime.sampling import Draw
+from pl_compile.shapes import Float32, Int64, Shape
+
+Ids = Annotated[Int64, Shape("seq")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +22,7 @@ class Output:
         token: the next token, where the graph was asked to choose it; else None.
     """
 
-    logits: Float32
+    logits: Annotated[Float32, Shape("vocab")]
     token: int | None
 
     @property
@@ -64,7 +67,7 @@ class Batch:
         self._rows[row] = _Held(prompt, held if entries is None else entries)
 
     def feed(
-        self, ids: Mapping[int, Int64], draws: Mapping[int, Draw | None] | None = None
+        self, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None] | None = None
     ) -> dict[int, Output]:
         """Gives rows tokens, after those that they hold. Rows that are not named stay as they are.
 
@@ -82,7 +85,7 @@ class Batch:
         return outputs
 
     def _step(
-        self, rows: range, ids: Mapping[int, Int64], draws: Mapping[int, Draw | None]
+        self, rows: range, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None]
     ) -> dict[int, Output]:
         held = [self._rows[row] for row in rows]
         padded, lengths = pad_right([ids[row] for row in rows])
@@ -134,7 +137,7 @@ class Batch:
         self._engine.clear(rows)
 
 
-def pad_right(rows: Sequence[Int64]) -> tuple[Int64, NDArray[np.int64]]:
+def pad_right(rows: Sequence[Ids]) -> tuple[Annotated[Int64, Shape("batch longest")], OfRows]:
     """Rows padded with 0 on the right, and their lengths.
 
     Args:

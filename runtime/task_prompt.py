@@ -9,7 +9,7 @@ from pl_compile.artifact.bundle import LABELS_NAME, Bundle, Precision, task_fold
 from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, sum_of_array
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, PlcError, reason_of
-from pl_compile.runtime.engines.engine import Engine, Float32, prefix_length
+from pl_compile.runtime.engines.engine import Engine, PrefixKv, PromptRows, prefix_length
 from pl_compile.runtime.stepping import Batch
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
@@ -34,8 +34,8 @@ class TaskPrompt:
     """
 
     renderer: Renderer
-    rows: Float32
-    prefix_kv: Float32 | None
+    rows: PromptRows
+    prefix_kv: PrefixKv | None
     task_id: int
     trie: LabelTrie | None
 

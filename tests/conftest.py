@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shape_checker import check_imports
+
+check_imports()  # before any other import of the package
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.cli.main import main

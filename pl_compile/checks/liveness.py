@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pl_compile.checks.parity import ProbeRow
-from pl_compile.runtime.engines.engine import Engine, Float32
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.shapes import Float32
 
 # A logit that moves by less than this part of the largest one has not moved.
 _MOVES = 1e-4

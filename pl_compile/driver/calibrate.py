@@ -26,10 +26,10 @@ from pl_compile.passes.edit import is_op
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
-from pl_compile.runtime.engines.engine import Int64
 from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
 from pl_compile.runtime.stepping import Batch
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.shapes import Int64
 from pl_compile.text.examples import Example, cut_note
 
 # Enough for stable moments of a small base, and a minute's work.

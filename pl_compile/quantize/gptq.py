@@ -4,18 +4,20 @@ In: a weight, and the second moment of the activations that meet it. Out: codes 
 such activations are closer to the weight's than those of the nearest codes, at the same size.
 """
 
+from typing import Annotated
+
 import numpy as np
-from numpy.typing import NDArray
 
-from pl_compile.quantize.scheme import Grid, Quantized, Scheme, best_grid
-
-Float32 = NDArray[np.float32]
+from pl_compile.quantize.scheme import Grid, Matrix, Quantized, Scheme, best_grid
+from pl_compile.shapes import Float32, Float64, Shape
 
 # Part of the mean diagonal that is added to the moments, so that they can be inverted.
 _DAMPING = 0.01
 
 
-def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quantized:
+def gptq(
+    weight: Matrix, scheme: Scheme, moment: Annotated[Float64, Shape("inputs inputs")]
+) -> Quantized:
     """Codes and grids of a weight that are good for the activations it meets.
 
     Args:
@@ -47,7 +49,7 @@ def gptq(weight: Float32, scheme: Scheme, moment: NDArray[np.float64]) -> Quanti
     return Quantized(codes, Grid(np.concatenate([g.scales for g in grids]), lows), scheme)
 
 
-def _spreading(moment: NDArray[np.float64]) -> Float32:
+def _spreading(moment: Float64) -> Float32:
     """Upper Cholesky factor of the inverse moment: row `k` says where the error of `k` goes."""
     damped = moment + np.eye(len(moment)) * max(_DAMPING * np.diagonal(moment).mean(), 1e-12)
     inverse = np.linalg.inv(damped)

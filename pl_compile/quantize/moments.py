@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
+from pl_compile.shapes import Float64, Shape
 
 
 @dataclass(frozen=True)
@@ -16,5 +16,5 @@ class Moments:
         tokens: how many tokens were seen.
     """
 
-    by_weight: Mapping[str, NDArray[np.float64]]
+    by_weight: Mapping[str, Annotated[Float64, Shape("inputs inputs")]]
     tokens: int

@@ -8,14 +8,16 @@ bases were published in) is kept as it is. So is one whose furthest weight is th
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.errors import ExportError
+from pl_compile.shapes import Float32, Int8, Shape
 
-Float32 = NDArray[np.float32]
+Matrix = Annotated[Float32, Shape("inputs outputs")]
+InBlocks = Annotated[Float32, Shape("blocks block outputs")]
+OfBlocks = Annotated[Float32, Shape("blocks outputs")]
 
 # The smallest number above 0 that float16 has: no scale is less, since some target rounds them so.
 _LEAST_SCALE = 6e-8
@@ -93,10 +95,12 @@ class Grid:
         lows: offsets, float32 `[blocks, outputs]`; None where a scheme has none.
     """
 
-    scales: Float32
-    lows: Float32 | None
+    scales: OfBlocks
+    lows: OfBlocks | None
 
-    def codes(self, weight: Float32, block: int, scheme: Scheme) -> NDArray[np.int8]:
+    def codes(
+        self, weight: Annotated[Float32, Shape("... outputs")], block: int, scheme: Scheme
+    ) -> Annotated[Int8, Shape("... outputs")]:
         """The codes nearest to a block's weights.
 
         Args:
@@ -107,10 +111,12 @@ class Grid:
         centred = weight if self.lows is None else weight - self.lows[block]
         nearest = np.rint(centred / self.scales[block])
         within = np.clip(nearest, -scheme.largest - 1, scheme.largest)
-        codes: NDArray[np.int8] = within.astype(np.int8)
+        codes: Int8 = within.astype(np.int8)
         return codes
 
-    def values(self, codes: NDArray[np.int8], block: int) -> Float32:
+    def values(
+        self, codes: Annotated[Int8, Shape("... outputs")], block: int
+    ) -> Annotated[Float32, Shape("... outputs")]:
         """float32 of the shape of `codes`, all of one block: what they stand for."""
         values: Float32 = codes * self.scales[block]
         return values if self.lows is None else values + self.lows[block]
@@ -126,11 +132,11 @@ class Quantized:
         scheme: what it is stored in.
     """
 
-    codes: NDArray[np.int8]
+    codes: Annotated[Int8, Shape("inputs outputs")]
     grid: Grid
     scheme: Scheme
 
-    def dequantized(self) -> Float32:
+    def dequantized(self) -> Matrix:
         """float32 `[inputs, outputs]`: what the codes stand for."""
         inputs, outputs = self.codes.shape
         blocks = self.codes.reshape(len(self.grid.scales), -1, outputs)
@@ -140,7 +146,7 @@ class Quantized:
         return values.reshape(inputs, outputs).astype(np.float32)
 
 
-def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
+def round_to_nearest(weight: Matrix, scheme: Scheme) -> Quantized:
     """The codes nearest to a weight, on the grid of each block that gives the least error.
 
     Args:
@@ -152,7 +158,7 @@ def round_to_nearest(weight: Float32, scheme: Scheme) -> Quantized:
     return _on_grid(blocks, best_grid(blocks, scheme), scheme)
 
 
-def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
+def error_on_full_range(weight: Matrix, scheme: Scheme) -> float:
     """`block_error` where each block's grid reaches all of its weights: a quick try.
 
     `round_to_nearest` tries these grids among others, so its error is never more.
@@ -167,13 +173,13 @@ def error_on_full_range(weight: Float32, scheme: Scheme) -> float:
     return min(block_error(weight, _on_grid(blocks, grid, scheme)) for grid in grids)
 
 
-def relative_error(weight: Float32, quantized: Quantized) -> float:
+def relative_error(weight: Matrix, quantized: Quantized) -> float:
     """The norm of what storing a weight changed, as a part of the weight's own."""
     changed = np.linalg.norm(quantized.dequantized() - weight)
     return float(changed / max(1e-12, float(np.linalg.norm(weight))))
 
 
-def block_error(weight: Float32, quantized: Quantized) -> float:
+def block_error(weight: Matrix, quantized: Quantized) -> float:
     """The largest change of a block, as a part of the block's own norm.
 
     Beside one block of large weights, the whole weight's norm would hide what all others lose.
@@ -185,13 +191,17 @@ def block_error(weight: Float32, quantized: Quantized) -> float:
     return float((changed / np.where(norms == 0, 1, norms)).max())
 
 
-def _on_grid(blocks: Float32, grid: Grid, scheme: Scheme) -> Quantized:
+def _on_grid(blocks: InBlocks, grid: Grid, scheme: Scheme) -> Quantized:
     """The codes nearest to `[blocks, block, outputs]` on a grid."""
     codes = np.stack([grid.codes(block, number, scheme) for number, block in enumerate(blocks)])
     return Quantized(codes.reshape(-1, blocks.shape[2]), grid, scheme)
 
 
-def best_grid(blocks: Float32, scheme: Scheme, importance: Float32 | None = None) -> Grid:
+def best_grid(
+    blocks: InBlocks,
+    scheme: Scheme,
+    importance: Annotated[Float32, Shape("blocks block")] | None = None,
+) -> Grid:
     """The grid of each block with the smallest squared error.
 
     Args:
@@ -218,7 +228,7 @@ def best_grid(blocks: Float32, scheme: Scheme, importance: Float32 | None = None
     return Grid(scales, lows)
 
 
-def _grid(blocks: Float32, scheme: Scheme, part: float) -> Grid:
+def _grid(blocks: InBlocks, scheme: Scheme, part: float) -> Grid:
     """The grid that reaches a part of each block's range."""
     lows = None
     if scheme.offset:
@@ -233,7 +243,7 @@ def _grid(blocks: Float32, scheme: Scheme, part: float) -> Grid:
     return Grid(scales, lows)
 
 
-def _grids_of_all_codes(blocks: Float32, scheme: Scheme) -> list[Grid]:
+def _grids_of_all_codes(blocks: InBlocks, scheme: Scheme) -> list[Grid]:
     """The grid on which the weight furthest from 0 is 8 steps away, as in llama.cpp's Q4_0.
 
     Only the lowest code is so far from 0. Where that weight is above 0, codes count downwards; or,

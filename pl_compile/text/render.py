@@ -16,14 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.config.plain_values import finite, shown
 from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import DataError, did_you_mean, list_problems
+from pl_compile.shapes import Int64, Shape
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
@@ -120,14 +120,14 @@ class Rendered:
         answer_start: position of the first answer token; `seq` in a served prompt.
     """
 
-    token_ids: NDArray[np.int64]
-    virtual_rows: NDArray[np.int64]
+    token_ids: Annotated[Int64, Shape("seq")]
+    virtual_rows: Annotated[Int64, Shape("seq")]
     answer_start: int
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def input_ids(self, vocab: int) -> NDArray[np.int64]:
+    def input_ids(self, vocab: int) -> Annotated[Int64, Shape("seq")]:
         """The ids a compiled graph takes, int64 `[seq]`: row `r` of the prompt is `vocab + r`."""
         ids = self.token_ids
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:  # virtual tokens are 0 there

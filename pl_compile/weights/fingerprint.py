@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pl_compile.checkpoints.checkpoint import Checkpoint, Header
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.floats import FLOATS
 from pl_compile.errors import BaseModelError, list_problems
+from pl_compile.shapes import Shape
 
 # Written out, so that a field that is added to DecoderConfig later changes no fingerprint. What a
 # family has of its own (`DecoderConfig.own`) enters it too.
@@ -84,7 +85,7 @@ class FingerprintedCheckpoint:
         """Tensor names, sorted."""
         return self._checkpoint.names
 
-    def tensor(self, name: str) -> NDArray[Any]:
+    def tensor(self, name: str) -> Annotated[NDArray[Any], Shape("...")]:
         """The tensor `name` with the shape and dtype it is stored in.
 
         Raises:
@@ -98,7 +99,7 @@ class FingerprintedCheckpoint:
             return self._last[1]
         return self._checkpoint.tensor(name)
 
-    def rows(self, name: str, rows: slice) -> NDArray[Any]:
+    def rows(self, name: str, rows: slice) -> Annotated[NDArray[Any], Shape("rows ...")]:
         """Some rows of the tensor `name`; they are no part of the sum."""
         return self._checkpoint.rows(name, rows)
 

@@ -18,7 +18,7 @@ these a base has, and where its checkpoint has them, its family says (`families/
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,11 @@ from pl_compile.families.family import Family
 from pl_compile.families.read import DEQUANTIZE
 from pl_compile.families.registry import FAMILIES
 from pl_compile.families.weights import Weight
+from pl_compile.shapes import Float32, Shape
 
-Weights = dict[str, NDArray[np.float32]]
+# A weight under our name; its shape is that of the table above.
+WeightArray = Annotated[Float32, Shape("...")]
+Weights = dict[str, WeightArray]
 
 _EMBEDDING, _HEAD = "embedding.weight", "head.weight"
 
@@ -83,7 +86,7 @@ def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
     return {name: load_weight(checkpoint, config, name) for name in in_order}
 
 
-def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> NDArray[np.float32]:
+def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> WeightArray:
     """One weight, under our name, of a base that `check_tensors` took: float32."""
     weight = weights_of(config)[name]
     stored = checkpoint.tensor(_stored_name(checkpoint, FAMILIES[config.family], weight.stored))

@@ -1,11 +1,10 @@
 """The weights of one rank."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
-from pl_compile.weights.names import Weights, weights_of
+from pl_compile.weights.names import WeightArray, Weights, weights_of
 
 
 def shard_weights(weights: Weights, config: DecoderConfig, shard: Shard) -> Weights:
@@ -34,9 +33,7 @@ def rows_of(name: str, config: DecoderConfig, shard: Shard) -> slice:
     return shard.slice_of(cut.divided, config) if cut and cut.axis == 0 else slice(None)
 
 
-def _part(
-    name: str, array: NDArray[np.float32], config: DecoderConfig, shard: Shard
-) -> NDArray[np.float32]:
+def _part(name: str, array: WeightArray, config: DecoderConfig, shard: Shard) -> WeightArray:
     cut = weights_of(config)[name].cut
     if cut is None:
         return array

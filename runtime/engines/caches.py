@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.config.contract import GraphContract
-from pl_compile.runtime.engines.engine import Float32, Prompt, prefix_length
+from pl_compile.runtime.engines.engine import PrefixKv, Prompt, prefix_length
 from pl_compile.runtime.engines.memory import zeros_as_touched
 
 
 class Caches(Protocol):
     """One block `[max_batch, kv_heads, capacity, head_dim]` for each name of the contract."""
 
-    def place(self, row: int, prefix_kv: Float32) -> None:
+    def place(self, row: int, prefix_kv: PrefixKv) -> None:
         """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the start of a row."""
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
@@ -23,7 +23,7 @@ class Caches(Protocol):
     def clear(self, rows: Sequence[int]) -> None:
         """Sets rows to zero; see `Engine.clear`."""
 
-    def read(self, row: int, length: int) -> Float32:
+    def read(self, row: int, length: int) -> PrefixKv:
         """The first entries of a row; see `Engine.cached`."""
 
     def address(self, index: int, row: int) -> int:
@@ -49,7 +49,7 @@ class HostCaches:
             zeros_as_touched(shape, dtype) for _ in contract.cache_names
         ]
 
-    def place(self, row: int, prefix_kv: Float32) -> None:
+    def place(self, row: int, prefix_kv: PrefixKv) -> None:
         """See `Caches.place`."""
         # The blocks are in the order of the prefix: each layer's keys, then its values.
         parts = prefix_kv.reshape(-1, *prefix_kv.shape[2:])
@@ -67,7 +67,7 @@ class HostCaches:
         for block in self.blocks:
             block[list(rows)] = 0
 
-    def read(self, row: int, length: int) -> Float32:
+    def read(self, row: int, length: int) -> PrefixKv:
         """See `Caches.read`."""
         c = self._contract
         parts = np.stack([block[row, :, :length].astype(np.float32) for block in self.blocks])

@@ -6,15 +6,18 @@ to `max_batch` rows and stays where it is: bound once, written in place.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.runtime.sampling import Draw
+from pl_compile.shapes import Float32, Int64, Shape
 
-Int64 = NDArray[np.int64]
-Float32 = NDArray[np.float32]
+PromptRows = Annotated[Float32, Shape("virtual hidden")]
+PrefixKv = Annotated[Float32, Shape("layers 2 kv_heads prefix head_dim")]
+Logits = Annotated[Float32, Shape("batch vocab")]
+# One number for each row of a step.
+OfRows = Annotated[Int64, Shape("batch")]
 
 
 class Prompt(Protocol):
@@ -29,11 +32,11 @@ class Prompt(Protocol):
     """
 
     @property
-    def rows(self) -> Float32:
+    def rows(self) -> PromptRows:
         """float32 `[virtual, hidden]`."""
 
     @property
-    def prefix_kv(self) -> Float32 | None:
+    def prefix_kv(self) -> PrefixKv | None:
         """float32 `[layers, 2, kv_heads, prefix, head_dim]`, or None."""
 
     @property
@@ -61,9 +64,9 @@ class Step:
     """
 
     first: int
-    input_ids: Int64
-    past_lengths: Int64
-    last_index: Int64
+    input_ids: Annotated[Int64, Shape("batch seq")]
+    past_lengths: OfRows
+    last_index: OfRows
     prompts: Sequence[Prompt]
     draws: Sequence[Draw | None]
 
@@ -122,7 +125,7 @@ class Engine(Protocol):
             Valid cache entries of the row: the length of the prefix.
         """
 
-    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+    def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """Runs one step over rows that were admitted.
 
         No row may be written beyond its cache, padding included: `step.fits`.
@@ -148,7 +151,7 @@ class Engine(Protocol):
         is NaN.
         """
 
-    def cached(self, row: int, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> PrefixKv:
         """A row's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`.
 
         As a prompt's `prefix_kv` takes them.

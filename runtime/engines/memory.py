@@ -4,15 +4,16 @@ import math
 import mmap
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.errors import RequestError
+from pl_compile.shapes import Shape
 
 
-def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> Annotated[NDArray[Any], Shape("...")]:
     """Zeros that cost nothing until they are written to: the system's smallest page at a time.
 
     numpy asks Linux for pages of 2 MiB for its larger arrays. Where parts of an array are in use

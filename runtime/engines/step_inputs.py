@@ -1,7 +1,7 @@
 """What a step's graph is given, as arrays by name: everything but the caches."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,12 @@ from pl_compile.config.contract import (
 from pl_compile.config.sampling import IN_GRAPH
 from pl_compile.runtime.engines.engine import Prompt, Step
 from pl_compile.runtime.sampling import GREEDY, Draw
+from pl_compile.shapes import Shape
 
 
-def step_inputs(contract: GraphContract, step: Step) -> dict[str, NDArray[Any]]:
+def step_inputs(
+    contract: GraphContract, step: Step
+) -> dict[str, Annotated[NDArray[Any], Shape("batch ...")]]:
     """The arrays, contiguous."""
     inputs: dict[str, NDArray[Any]] = {
         INPUT_IDS: step.input_ids,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pl_compile.config.sampling import Sampling
 from pl_compile.errors import RequestError
 from pl_compile.runtime.requests import Request
-from pl_compile.runtime.sampling import Float32, next_token, ranked
+from pl_compile.runtime.sampling import next_token, ranked
+from pl_compile.shapes import Float32
 
 LOGITS = np.asarray([0.5, -1.0, 2.0, 1.5, -3.0], np.float32)
 

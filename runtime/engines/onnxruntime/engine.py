@@ -8,7 +8,7 @@ in its memory; that was never run by this project.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError, first_line_of
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.caches import Caches, HostCaches, place_prefix
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
+from pl_compile.runtime.engines.engine import Logits, OfRows, PrefixKv, Prompt, Step
 from pl_compile.runtime.engines.memory import zeros_as_touched
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider, check_used, choose
 from pl_compile.runtime.engines.step_inputs import step_inputs
+from pl_compile.shapes import Float32, Shape
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
 # library loads, and its documents name both variables.
@@ -131,7 +132,7 @@ class OnnxRuntimeEngine:
         assert row < self.max_batch
         return place_prefix(self._caches, row, prompt, self.capacity)
 
-    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+    def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """One step; see `Engine.step`.
 
         Rows of several tokens run one at a time, since ONNX Runtime's attention takes several
@@ -174,14 +175,14 @@ class OnnxRuntimeEngine:
         """See `Engine.clear`."""
         self._caches.clear(rows)
 
-    def cached(self, row: int, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> PrefixKv:
         """See `Engine.cached`."""
         return self._caches.read(row, length)
 
     def close(self) -> None:
         """Nothing: all that it holds is memory, which goes with the object."""
 
-    def watched(self) -> list[tuple[str, Float32]]:
+    def watched(self) -> list[tuple[str, Annotated[Float32, Shape("...")]]]:
         """The watched outputs of the last step, by name."""
         # They are bound after all others.
         found = self._binding.get_outputs()[-len(self._watched) :] if self._watched else []

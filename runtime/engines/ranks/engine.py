@@ -13,7 +13,15 @@ import numpy as np
 
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.ranks import kv_heads_of_ranks
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step, prefix_length
+from pl_compile.runtime.engines.engine import (
+    Logits,
+    OfRows,
+    PrefixKv,
+    Prompt,
+    PromptRows,
+    Step,
+    prefix_length,
+)
 
 # Prompts that are remembered, here and by each rank: a prefix is sent once, not for each row.
 REMEMBERED = 32
@@ -29,8 +37,8 @@ class RankPrompt:
         task_id: as in `Prompt`.
     """
 
-    rows: Float32
-    prefix_kv: Float32 | None
+    rows: PromptRows
+    prefix_kv: PrefixKv | None
     task_id: int
 
 
@@ -70,12 +78,12 @@ class RankedEngine:
             self._each([("admit", row, part) for part in self._divided(prompt, prompt.prefix_kv)])
         return prefix_length(prompt)
 
-    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+    def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """See `Engine.step`; the results of all ranks are the same."""
         logits, tokens = self._each(self._step_calls(step), first_only=True)[0]
         return logits, tokens
 
-    def step_on_each(self, step: Step) -> list[Float32]:
+    def step_on_each(self, step: Step) -> list[Logits]:
         """As `step`, with the logits of every rank: for those who compare them."""
         return [logits.copy() for logits, _ in self._each(self._step_calls(step))]
 
@@ -87,7 +95,7 @@ class RankedEngine:
         """See `Engine.clear`."""
         self._each([("clear", list(rows))] * len(self._ranks))
 
-    def cached(self, row: int, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> PrefixKv:
         """See `Engine.cached`: the heads of all ranks."""
         parts = self._each([("cached", row, length)] * len(self._ranks))
         return np.concatenate(parts, axis=2)
@@ -106,7 +114,7 @@ class RankedEngine:
         prompts = [read[id(prompt)] for prompt in step.prompts]
         return [("step", replace(step, prompts=prompts))] * len(self._ranks)
 
-    def _divided(self, prompt: Prompt, prefix: Float32) -> list[RankPrompt]:
+    def _divided(self, prompt: Prompt, prefix: PrefixKv) -> list[RankPrompt]:
         """The part of each rank; the same objects for the same prompt, while it is remembered."""
         if id(prompt) not in self._parts:
             if len(self._parts) == REMEMBERED:

@@ -7,7 +7,7 @@ compares the names that are used here with those of the package.
 import importlib
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ArtifactError, MissingExtraError
 from pl_compile.runtime.engines.caches import moves
-from pl_compile.runtime.engines.engine import Float32
+from pl_compile.runtime.engines.engine import PrefixKv
+from pl_compile.shapes import Float32, Shape
+
+AnyArray = Annotated[NDArray[Any], Shape("...")]
 
 # Bytes of a number in a cache, by the words of `Precision.dtype`.
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -101,12 +104,12 @@ class Cuda:
         self._held.discard(address)
         self.call("cudaFree", address)
 
-    def upload(self, address: int, array: NDArray[Any]) -> None:
+    def upload(self, address: int, array: AnyArray) -> None:
         """Copies a contiguous array to the GPU; it may change afterwards."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
-    def download(self, array: NDArray[Any], address: int) -> None:
+    def download(self, array: AnyArray, address: int) -> None:
         """Copies from the GPU into a contiguous array, and waits for it."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
@@ -148,7 +151,7 @@ class CudaCaches:
         self.addresses = [cuda.allocate(max_batch * self._row) for _ in contract.cache_names]
         cuda.wait()  # whoever reads them may do so on a stream of its own
 
-    def place(self, row: int, prefix_kv: Float32) -> None:
+    def place(self, row: int, prefix_kv: PrefixKv) -> None:
         """See `Caches.place`."""
         kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         parts = stored(prefix_kv.reshape(-1, *prefix_kv.shape[2:]), self._dtype)
@@ -177,7 +180,7 @@ class CudaCaches:
                 self._cuda.zero(self.address(index, row), self._row)
         self._cuda.wait()
 
-    def read(self, row: int, length: int) -> Float32:
+    def read(self, row: int, length: int) -> PrefixKv:
         """See `Caches.read`."""
         c, kind = self._contract, self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         shape = (len(self.addresses), c.kv_heads, length, c.head_dim)
@@ -197,7 +200,7 @@ class CudaCaches:
         return self.addresses[index] + row * self._row
 
 
-def stored(array: Float32, dtype: str) -> NDArray[Any]:
+def stored(array: Annotated[Float32, Shape("...")], dtype: str) -> AnyArray:
     """float32 as a cache stores it; bfloat16, which numpy lacks, as its bits in uint16."""
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(array).view(np.uint32)
@@ -206,7 +209,7 @@ def stored(array: Float32, dtype: str) -> NDArray[Any]:
     return np.ascontiguousarray(array.astype(dtype))
 
 
-def widened(array: NDArray[Any], dtype: str) -> Float32:
+def widened(array: AnyArray, dtype: str) -> Annotated[Float32, Shape("...")]:
     """What `stored` made, as float32."""
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)

@@ -6,20 +6,21 @@ the graph, interpreted in numpy (`checks/interpreted_engine.py`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from numpy.typing import NDArray
 
 from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime.engines.caches import Caches, place_prefix
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
+from pl_compile.runtime.engines.engine import Logits, OfRows, PrefixKv, Prompt, Step
 from pl_compile.runtime.engines.step_inputs import step_inputs
+from pl_compile.shapes import Shape
 
 # Places of the profiles, in the order in which exporters/tensorrt/api.py builds them.
 PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
 
-Array = NDArray[Any]
+Array = Annotated[NDArray[Any], Shape("batch ...")]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class TensorRtEngine:
         assert row < self.max_batch
         return place_prefix(self._plan.caches, row, prompt, self.capacity)
 
-    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+    def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """See `Engine.step`."""
         # TensorRT would drop what falls beyond the capacity, and say nothing.
         assert step.fits(self.capacity, self.max_batch)
@@ -116,7 +117,7 @@ class TensorRtEngine:
         """See `Engine.clear`."""
         self._plan.caches.clear(rows)
 
-    def cached(self, row: int, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> PrefixKv:
         """See `Engine.cached`."""
         return self._plan.caches.read(row, length)
 
