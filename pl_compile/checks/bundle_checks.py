@@ -29,8 +29,9 @@ from pl_compile.checks.parity import (
     trace_reference,
 )
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.engines.engine import Engine, Int64
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.shapes import Int64
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 

@@ -16,9 +16,10 @@ from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ArtifactError, MissingExtraError, first_line_of
 from pl_compile.runtime.engines.caches import HostCaches, place_prefix
-from pl_compile.runtime.engines.engine import Float32, Int64, Prompt, Step
+from pl_compile.runtime.engines.engine import Prompt, Step
 from pl_compile.runtime.engines.memory import zeros_as_touched
 from pl_compile.runtime.engines.step_inputs import step_inputs
+from pl_compile.shapes import Float32, Int64
 
 _ROW = TARGETS["openvino"]
 
