@@ -48,8 +48,8 @@ _SPAN = 64
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What an attention has before it attends.
+class Operands:
+    """What an `attend` works on, once heads are split and the cache is written.
 
     Attributes:
         body: of the call.
@@ -76,7 +76,7 @@ class Scene:
 
 
 # Gives `[batch, heads, seq, head_dim]`.
-Attend = Callable[[Scene], ir.Value]
+Attend = Callable[[Operands], ir.Value]
 
 
 # Takes "key" or "value", the cache before a step, the step's own entries and past_lengths. Gives
@@ -127,7 +127,7 @@ def attention_body(
     key, present_key = store(body, "key", given["past_key"], key, past_lengths)
     value, present_value = store(body, "value", given["past_value"], value, past_lengths)
     lengths = body.op("Add", [past_lengths, seq], "lengths")
-    y = attend(Scene(body, settings, capacity, head_dim, query, key, value, positions, lengths))
+    y = attend(Operands(body, settings, capacity, head_dim, query, key, value, positions, lengths))
     y = body.op("Transpose", [y], "seq_first", perm=[0, 2, 1, 3])
     width = settings.heads * head_dim
     y = body.op("Reshape", [y, body.integers(0, 0, width)], "y")
@@ -169,11 +169,11 @@ def _positions(body: FunctionBody, seq: ir.Value, past_lengths: ir.Value) -> ir.
     return body.op("Add", [past, steps], "positions.counted")
 
 
-def mask_of(scene: Scene) -> ir.Value:
+def mask_of(operands: Operands) -> ir.Value:
     """Bool `[batch, 1, seq, capacity]`: the entries of the cache that a token sees."""
-    body, window = scene.body, scene.settings.window
-    last = body.op("Unsqueeze", [scene.positions, body.integers(1, 3)], "last_seen")
-    numbers = np.arange(scene.capacity, dtype=np.int64).reshape(1, 1, 1, -1)
+    body, window = operands.body, operands.settings.window
+    last = body.op("Unsqueeze", [operands.positions, body.integers(1, 3)], "last_seen")
+    numbers = np.arange(operands.capacity, dtype=np.int64).reshape(1, 1, 1, -1)
     entries = body.constant("entries", numbers)
     mask = body.op("LessOrEqual", [entries, last], "not_later")
     if window:
@@ -182,17 +182,17 @@ def mask_of(scene: Scene) -> ir.Value:
     return mask
 
 
-def attend_to_lengths(scene: Scene) -> ir.Value:
+def attend_to_lengths(operands: Operands) -> ir.Value:
     """ONNX Runtime on CUDA."""
-    if scene.settings.window:
-        return onnx_attention(scene, scene.key, scene.value, mask_of(scene))
-    return onnx_attention(scene, scene.key, scene.value, None, scene.lengths)
+    if operands.settings.window:
+        return onnx_attention(operands, operands.key, operands.value, mask_of(operands))
+    return onnx_attention(operands, operands.key, operands.value, None, operands.lengths)
 
 
-def attend_to_longest(scene: Scene) -> ir.Value:
+def attend_to_longest(operands: Operands) -> ir.Value:
     """ONNX Runtime on CPU: the cache is cut to its longest live row."""
-    body = scene.body
-    longest = body.op("ReduceMax", [scene.lengths], "longest", keepdims=1)
+    body = operands.body
+    longest = body.op("ReduceMax", [operands.lengths], "longest", keepdims=1)
     step = body.integers(_SPAN)
     up = body.op("Add", [longest, body.integers(_SPAN - 1)], "up")
     span = body.op("Mul", [body.op("Div", [up, step], "spans"), step], "span")
@@ -200,31 +200,31 @@ def attend_to_longest(scene: Scene) -> ir.Value:
     def live(value: ir.Value, name: str, axis: int) -> ir.Value:
         return body.op("Slice", [value, body.integers(0), span, body.integers(axis)], name)
 
-    key, value = live(scene.key, "live_key", 2), live(scene.value, "live_value", 2)
-    if scene.settings.window:
-        return onnx_attention(scene, key, value, live(mask_of(scene), "live_mask", 3))
-    return onnx_attention(scene, key, value, None, scene.lengths)
+    key, value = live(operands.key, "live_key", 2), live(operands.value, "live_value", 2)
+    if operands.settings.window:
+        return onnx_attention(operands, key, value, live(mask_of(operands), "live_mask", 3))
+    return onnx_attention(operands, key, value, None, operands.lengths)
 
 
 def onnx_attention(
-    scene: Scene,
+    operands: Operands,
     key: ir.Value,
     value: ir.Value,
     mask: ir.Value | None,
     lengths: ir.Value | None = None,
 ) -> ir.Value:
     """ONNX's Attention, with a mask or with the rows' lengths."""
-    settings = scene.settings
+    settings = operands.settings
     attributes: dict[str, Any] = {}
-    if not settings.has_usual_scale(scene.head_dim):
+    if not settings.has_usual_scale(operands.head_dim):
         attributes["scale"] = settings.scale
     if settings.softcap:
         attributes["softcap"] = settings.softcap
-    inputs = [scene.query, key, value, mask]
+    inputs = [operands.query, key, value, mask]
     if lengths is not None:
         inputs += [None, None, lengths]
         attributes["is_causal"] = 1
-    return scene.body.op("Attention", inputs, "output", **attributes)
+    return operands.body.op("Attention", inputs, "output", **attributes)
 
 
 def gate_body(call: ir.Node) -> ir.Function:

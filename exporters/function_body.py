@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pl_compile.graph.builder import OPSET
 from pl_compile.graph.operators import PLC_DOMAIN, TRT_DOMAIN
+from pl_compile.passes.edit import drop_unused_nodes
 
 
 class FunctionBody:
@@ -25,7 +26,7 @@ class FunctionBody:
     """
 
     def __init__(self, call: ir.Node, names: Sequence[str]) -> None:
-        self.nodes: list[ir.Node] = []
+        self._nodes: list[ir.Node] = []
         self._call = call
         self._inputs = [ir.val(name) for name in names[: len(call.inputs)]]
         self._known = set(names)
@@ -65,7 +66,7 @@ class FunctionBody:
         node = ir.node(
             op_type, arguments, attributes, domain=domain, name=names[0], outputs=outputs
         )
-        self.nodes.append(node)
+        self._nodes.append(node)
         return node.outputs
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
@@ -85,13 +86,10 @@ class FunctionBody:
 
         Nodes that the outputs do not need are left out.
         """
-        for node in reversed(list(self.nodes)):
-            if not any(value.uses() or value in outputs for value in node.outputs):
-                node.resize_inputs(0)
-                self.nodes.remove(node)
-        domains = {"": OPSET, PLC_DOMAIN: 1, TRT_DOMAIN: 1}
-        used = {domain: domains[domain] for domain in sorted({node.domain for node in self.nodes})}
-        graph = ir.Graph(self._inputs, outputs, nodes=self.nodes, opset_imports=used)
+        graph = ir.Graph(self._inputs, outputs, nodes=self._nodes)
+        drop_unused_nodes(graph)
+        domains = {"": OPSET, TRT_DOMAIN: 1}
+        graph.opset_imports.update({node.domain: domains[node.domain] for node in graph})
         given = self._call.attributes.values()
         attributes = [ir.Attr(each.name, each.type, None) for each in given]
         return ir.Function(PLC_DOMAIN, self._call.op_type, "", graph=graph, attributes=attributes)

@@ -36,17 +36,18 @@ class RowMaker:
     vocab: int
 
     def row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> "Row":
-        """A request as a row; of a closed set where it is constrained to it, or `scored`.
+        """A request as a row.
+
+        Args:
+            index: place of the request in the list that was given.
+            request: what is asked for.
+            doing: what an error says was being done.
+            scored: whether the answer is of the task's closed set, whatever the request says.
 
         Raises:
             RequestError: it cannot be served.
         """
-        if not isinstance(request, Request):
-            raise RequestError(doing, found=shown(request), expected="a Request")
-        if request.task not in self.prompts:
-            found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
-            raise RequestError(doing, found=found, fix=fix)
-        prompt = self.prompts[request.task]
+        prompt = self._prompt(request, doing)
         try:
             whole = prompt.renderer.prompt(request.fields)
             if prompt.choices and (request.constrain or scored):
@@ -78,6 +79,14 @@ class RowMaker:
             text=AnswerText(self.tokenizer, request.stop),
         )
 
+    def _prompt(self, request: Request, doing: str) -> TaskPrompt:
+        if not isinstance(request, Request):
+            raise RequestError(doing, found=shown(request), expected="a Request")
+        if request.task not in self.prompts:
+            found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
+            raise RequestError(doing, found=found, fix=fix)
+        return self.prompts[request.task]
+
     def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
         """The prompt, cut where it does not fit; then it makes room for the answer, within reason.
 
@@ -93,7 +102,7 @@ class RowMaker:
         self, request: Request, prompt: TaskPrompt, whole: Rendered
     ) -> tuple[Rendered, LabelTrie | None]:
         """The prompt, cut where the longest choice does not fit after it, and the choices."""
-        trie = prompt.trie_behind(request.fields)
+        trie = prompt.trie_after(request.fields)
         if trie is None or len(whole) + trie.longest <= self.capacity:
             return whole, trie
         return prompt.renderer.prompt_and_choices(request.fields, max_length=self.capacity)

@@ -1,8 +1,8 @@
 """The session: requests for any mix of tasks in, answers out.
 
-A loader, a splice and a loop. Everything intricate was done by the compiler; here prompts are
-rendered, rows are stepped together, and a row leaves when it is finished. The engine is one of
-`runtime/engines/`, or anything with its face.
+A loader, a splice and a loop: everything intricate was done by the compiler. A request (`requests`)
+becomes a row (`rows`), waits for a slot (`scheduler`), and steps together with others (`stepping`)
+on an engine (`engines/engine`) until its answer is finished.
 """
 
 import os

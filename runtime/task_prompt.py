@@ -71,7 +71,7 @@ class TaskPrompt:
         """The closed set of answers; empty where it is open."""
         return self.trie.labels if self.trie else ()
 
-    def trie_behind(self, fields: Mapping[str, object]) -> LabelTrie | None:
+    def trie_after(self, fields: Mapping[str, object]) -> LabelTrie | None:
         """The tree of answers to a prompt with these fields."""
         if self.trie is None or self.trie.fixed:
             return self.trie

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -10,12 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.cli.main import main
 from pl_compile.families.registry import FAMILIES
+from pl_compile.runtime.kernels import instruction_sets, library_path
 from pl_compile.testing import Told, random_table, write_tiny_base
+
+KERNEL_PROBE = Path(__file__).parent / "runtime" / "kernel_probe.py"
+KERNEL_SETS = (
+    ("i8mm", "dotprod", "neon", "portable")
+    if platform.machine() in ("aarch64", "arm64")
+    else ("amx", "avx512vnni", "avxvnni", "avx512", "avx2", "avx2_without_f16c", "portable")
+)
 
 
 @pytest.fixture(scope="session")
@@ -180,3 +190,46 @@ def real_curves() -> None:
 def told() -> Told:
     """Who is told of a run."""
     return Told()
+
+
+@pytest.fixture(params=KERNEL_SETS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The name of an instruction set; skips where the kernels or the processor lack it."""
+    if library_path() is None:
+        pytest.skip("the kernels were not built: no compiler")
+    name: str = request.param
+    there = instruction_sets()
+    assert set(there) <= set(KERNEL_SETS), "a set that no test runs"
+    if name not in there:
+        pytest.skip(f"this processor has no {name}; test_kernels_in_cpp.py emulates it if it can")
+    return name
+
+
+@pytest.fixture
+def run_on(tmp_path: Path) -> Callable[..., list[list[np.ndarray]]]:
+    """`run_on(kind, model, inputs, ...)`: the outputs of each run, all in one process."""
+
+    def run(kind: str, model: Path, *runs: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
+        given, result = tmp_path / "inputs.npz", tmp_path / f"{kind}.npz"
+        named = {
+            f"{number}/{name}": array
+            for number, inputs in enumerate(runs)
+            for name, array in inputs.items()
+        }
+        np.savez(given, **named)  # type: ignore[arg-type]
+        done = subprocess.run(
+            [sys.executable, str(KERNEL_PROBE), str(model), str(given), str(result)],
+            env={**os.environ, "PLC_KERNELS": kind},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not done.returncode, done.stderr
+        assert done.stdout.strip() == kind
+        arrays = np.load(result)
+        outputs = len(arrays) // len(runs)
+        return [
+            [arrays[f"{number}/{out}"] for out in range(outputs)] for number in range(len(runs))
+        ]
+
+    return run

@@ -184,7 +184,7 @@ class TorchEngine:
         virtual_rows: NDArray[np.int64],
         rows: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        """Runs tokens as `Rendered` has them behind a cache: float32 `[vocab]` after the last."""
+        """Runs tokens as `Rendered` has them after a cache: float32 `[vocab]` after the last."""
         output = self._base.inside(
             lambda: self._model(
                 inputs_embeds=self._embed(token_ids, virtual_rows, rows)[None],

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.exporters.bodies import Scene, attend_to_longest, library_of, onnx_attention
+from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, onnx_attention
 from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import OnnxFiles
@@ -64,21 +64,21 @@ def appended(
     return joined, body.op("Identity", [new], f"new_{name}")
 
 
-def attend_to_all(scene: Scene) -> ir.Value:
+def attend_to_all(operands: Operands) -> ir.Value:
     """With a mask, since entries that a row does not have stand before the step's own."""
-    body, window = scene.body, scene.settings.window
-    seen_at = body.op("Unsqueeze", [_seen_at(scene), body.integers(1, 2)], "seen_at.4d")
-    last = body.op("Unsqueeze", [scene.positions, body.integers(1, 3)], "last_seen")
+    body, window = operands.body, operands.settings.window
+    seen_at = body.op("Unsqueeze", [_seen_at(operands), body.integers(1, 2)], "seen_at.4d")
+    last = body.op("Unsqueeze", [operands.positions, body.integers(1, 3)], "last_seen")
     mask = body.op("LessOrEqual", [seen_at, last], "not_later")
     if window:
         before = body.op("Sub", [last, body.integers(window)], "last_before_window")
         mask = body.op("And", [mask, body.op("Greater", [seen_at, before], "in_window")], "mask")
-    return onnx_attention(scene, scene.key, scene.value, mask)
+    return onnx_attention(operands, operands.key, operands.value, mask)
 
 
-def _seen_at(scene: Scene) -> ir.Value:
+def _seen_at(operands: Operands) -> ir.Value:
     """int64 `[batch, entries + seq]`: the position of each entry; `_NEVER` where there is none."""
-    body, given = scene.body, scene.body.inputs
+    body, given = operands.body, operands.body.inputs
     size = body.op("Shape", [given["past_key"]], "entries", start=2, end=3)
     size = body.op("Squeeze", [size, body.integers(0)], "entries.scalar")
     zero = body.constant("zero", np.asarray(0, np.int64))
@@ -87,4 +87,4 @@ def _seen_at(scene: Scene) -> ir.Value:
     past = body.op("Unsqueeze", [given["past_lengths"], body.integers(1)], "held")
     held = body.op("Less", [entries, past], "is_held")
     held_at = body.op("Where", [held, entries, body.integers(_NEVER)], "held_at")
-    return body.op("Concat", [held_at, scene.positions], "seen_at", axis=1)
+    return body.op("Concat", [held_at, operands.positions], "seen_at", axis=1)

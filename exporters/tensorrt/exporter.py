@@ -35,7 +35,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.bodies import Scene, attend_to_longest, library_of, mask_of
+from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, mask_of
 from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import DATA_NAME, onnx_versions, save
@@ -242,39 +242,39 @@ def _changed(model: Path, changes: Sequence[GraphPass]) -> Iterator[Path]:
         yield Path(folder) / MODEL_NAME
 
 
-def attend_masked(scene: Scene) -> ir.Value:
+def attend_masked(operands: Operands) -> ir.Value:
     """Attention for TensorRT, with a mask."""
-    query = _times(scene.body, scene.query, scene.settings.scale, "scale")
-    if scene.settings.softcap:
-        return _attend_softly(scene, query)
-    return scene.body.op(
+    query = _times(operands.body, operands.query, operands.settings.scale, "scale")
+    if operands.settings.softcap:
+        return _attend_softly(operands, query)
+    return operands.body.op(
         TRT_ATTENTION,
-        [query, scene.key, scene.value, mask_of(scene)],
+        [query, operands.key, operands.value, mask_of(operands)],
         "output",
         domain=TRT_DOMAIN,
         TRT_decomposable=1,
     )
 
 
-def _attend_softly(scene: Scene, query: ir.Value) -> ir.Value:
+def _attend_softly(operands: Operands, query: ir.Value) -> ir.Value:
     """With a softcap, which `TRT_Attention` has not: products and a softmax."""
-    body, settings = scene.body, scene.settings
+    body, settings = operands.body, operands.settings
     op, heads = body.op, settings.heads
-    grouped = body.integers(0, settings.kv_heads, heads // settings.kv_heads, -1, scene.head_dim)
+    grouped = body.integers(0, settings.kv_heads, heads // settings.kv_heads, -1, operands.head_dim)
     query = op("Reshape", [query, grouped], "query.grouped")
     key, value = (
         op("Unsqueeze", [x, body.integers(2)], f"{name}.grouped")
-        for x, name in ((scene.key, "key"), (scene.value, "value"))
+        for x, name in ((operands.key, "key"), (operands.value, "value"))
     )
     key = op("Transpose", [key], "key.turned", perm=[0, 1, 2, 4, 3])
     scores = op("MatMul", [query, key], "scores")
     scores = op("Tanh", [_times(body, scores, 1 / settings.softcap, "softcap.inverse")], "tanh")
     scores = _times(body, scores, settings.softcap, "softcap")
-    mask = op("Unsqueeze", [mask_of(scene), body.integers(2)], "mask.grouped")
+    mask = op("Unsqueeze", [mask_of(operands), body.integers(2)], "mask.grouped")
     unseen = _like(body, scores, -math.inf, "unseen")
     shares = op("Softmax", [op("Where", [mask, scores, unseen], "seen")], "shares", axis=-1)
     output = op("MatMul", [shares, value], "output.grouped")
-    return op("Reshape", [output, body.integers(0, heads, -1, scene.head_dim)], "output")
+    return op("Reshape", [output, body.integers(0, heads, -1, operands.head_dim)], "output")
 
 
 def _times(body: FunctionBody, x: ir.Value, factor: float, name: str) -> ir.Value:

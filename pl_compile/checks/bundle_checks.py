@@ -4,7 +4,7 @@ In: the compiled base, and the tasks as they were learned and as they are served
 the report, with a verdict, and the self-test vectors that the bundle carries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from pl_compile.artifact.bundle import Precision, Verdict
 from pl_compile.checks.liveness import Liveness, liveness
 from pl_compile.checks.parity import (
+    Limit,
     Parity,
+    ProbeRow,
+    Trace,
     compare,
     limit_of,
     parity_failures,
@@ -26,7 +29,7 @@ from pl_compile.checks.parity import (
     trace_reference,
 )
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.engine import Engine, Int64
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
@@ -96,17 +99,57 @@ def check_bundle(
     """
     if base is None or engine is None:
         return Checks(Comparisons(), {}, "not measured", ())
-    progress.say("importing torch")
-    from pl_compile.training.reference import TorchEngine, reference_name
-
     rows = probe_rows(
         learned, tokenizer, vocab=engine.vocab, capacity=engine.capacity, served=served
     )
+    expected, reference = _reference_trace(base, rows, engine.capacity, progress)
+    itself = _against_itself(engine, rows, expected.tokens, self_limit_of(precision), progress)
+    comparisons = Comparisons(
+        torch=tuple(compare(rows, expected, itself.mixed, reference, limit_of(precision))),
+        tokens=tuple(compare_tokens(rows, base)),
+        folded=itself.folded,
+        alone=itself.alone,
+        live=tuple(liveness(engine, rows, learned)),
+    )
+    failures = _failures(comparisons)
+    # Any machine can repeat what float32 computes; of rounded numbers only what this bundle does,
+    # behind its own tokens.
+    exact = (precision.quantization, precision.dtype) == ("none", "float32")
+    kept = expected if exact else trace(engine, rows)
+    vectors = {name: selftest_arrays(rows, kept, name) for name in learned}
+    return Checks(
+        comparisons,
+        # Vectors that are no numbers could check nothing, and no reader takes them.
+        {name: arrays for name, arrays in vectors.items() if np.isfinite(arrays["logits"]).all()},
+        "failed" if failures else "passed",
+        failures,
+    )
+
+
+def _reference_trace(
+    base: Path, rows: Sequence[ProbeRow], capacity: int, progress: Progress
+) -> tuple[Trace, str]:
+    """What torch makes of the rows, and what to call it; its copy of the base is gone then."""
+    progress.say("importing torch")
+    from pl_compile.training.reference import TorchEngine, reference_name
+
     progress.say("loading the reference (torch)")
-    reference = TorchEngine(base, capacity=engine.capacity)
-    expected = trace_reference(reference, rows, progress=progress)
-    del reference
-    follow = expected.tokens
+    reference = TorchEngine(base, capacity=capacity)
+    return trace_reference(reference, rows, progress=progress), reference_name()
+
+
+@dataclass(frozen=True)
+class _AgainstItself:
+    """The bundle as it is served, and compared with itself served otherwise."""
+
+    mixed: Trace
+    folded: tuple[Parity, ...]
+    alone: tuple[Parity, ...]
+
+
+def _against_itself(
+    engine: Engine, rows: Sequence[ProbeRow], follow: Int64, limit: Limit, progress: Progress
+) -> _AgainstItself:
     mixed = trace(engine, rows, follow=follow, label="bundle", progress=progress)
     whole = trace(
         engine, rows, follow=follow, folded=False, label="bundle, not folded", progress=progress
@@ -114,34 +157,21 @@ def check_bundle(
     alone = trace(
         engine, rows, follow=follow, alone=True, label="bundle, row by row", progress=progress
     )
-    itself = self_limit_of(precision)
-    with_torch = compare(rows, expected, mixed, reference_name(), limit_of(precision))
-    folded = compare(rows, whole, mixed, "the same, not folded", itself)
-    by_row = compare(rows, alone, mixed, "the same, row by row", itself)
-    tokens = compare_tokens(rows, base)
-    live = liveness(engine, rows, learned)
-    failures = parity_failures([*with_torch, *folded, *by_row])
-    failures += token_failures(tokens)
-    failures += [
-        f"the prompt of task '{result.task}' changes nothing"
-        for result in live
-        if not result.is_live
-    ]
-    # Any machine can repeat what float32 computes; of rounded numbers only what this bundle does,
-    # behind its own tokens.
-    exact = (precision.quantization, precision.dtype) == ("none", "float32")
-    kept = expected if exact else trace(engine, rows)
-    vectors = {name: selftest_arrays(rows, kept, name) for name in learned}
-    return Checks(
-        Comparisons(
-            torch=tuple(with_torch),
-            tokens=tuple(tokens),
-            folded=tuple(folded),
-            alone=tuple(by_row),
-            live=tuple(live),
+    return _AgainstItself(
+        mixed,
+        tuple(compare(rows, whole, mixed, "the same, not folded", limit)),
+        tuple(compare(rows, alone, mixed, "the same, row by row", limit)),
+    )
+
+
+def _failures(found: Comparisons) -> tuple[str, ...]:
+    """What was beyond its limit, as sentences."""
+    return (
+        *parity_failures([*found.torch, *found.folded, *found.alone]),
+        *token_failures(found.tokens),
+        *(
+            f"the prompt of task '{result.task}' changes nothing"
+            for result in found.live
+            if not result.is_live
         ),
-        # Vectors that are no numbers could check nothing, and no reader takes them.
-        {name: arrays for name, arrays in vectors.items() if np.isfinite(arrays["logits"]).all()},
-        "failed" if failures else "passed",
-        tuple(failures),
     )

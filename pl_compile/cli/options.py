@@ -1,7 +1,6 @@
 """Options of commands that are fields of a dataclass: type, choices, default and help are its."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -43,7 +42,7 @@ def given_for(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
         given: parameters of a command, by name.
         more: further fields.
     """
-    own = {each.name: given[each.name] for each in fields(kind) if each.name in given}  # type: ignore[arg-type]
+    own = {name: given[name] for name in get_type_hints(kind) if name in given}
     return kind(**own, **more)
 
 

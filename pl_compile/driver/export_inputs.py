@@ -95,9 +95,8 @@ def read_inputs(request: ExportRequest, progress: Progress) -> ExportInputs:
     for name, entry in table.entries.items():
         check_prefix(entry, config, f"exporting task '{name}'")
         check_squares(entry, f"exporting task '{name}'")
-    prompts = learned_prompts(
-        table.entries, tokenizer
-    )  # what no session could render is not written
+    # What no session could render is not written.
+    prompts = learned_prompts(table.entries, tokenizer)
     templates = {name: prompt.renderer.template for name, prompt in prompts.items()}
     calibrate, evaluate = request.calibrate, request.evaluate
     to_calibrate = read_examples(calibrate, templates, answers=False) if calibrate else ()

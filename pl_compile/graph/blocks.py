@@ -1,61 +1,228 @@
-"""The parts of a decoder as pure functions: values in, values out.
+"""The blocks of `families.blocks` in ONNX: each appends nodes to a graph under construction.
 
-Shapes use the words `batch seq hidden heads head_dim ffn`. Activations are float
-`[batch, seq, hidden]` unless said otherwise.
+Shapes use the words `batch seq hidden heads head_dim`. Activations are float `[batch, seq, hidden]`
+unless said otherwise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import sqrt
 
+import numpy as np
 import onnx_ir as ir
 
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.decoder import DecoderConfig
+from pl_compile.families.blocks import Frequencies
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
-from pl_compile.graph.operators import ATTENTION, PLC_DOMAIN, AttentionSettings
+from pl_compile.graph.operators import ATTENTION, GEGLU, PLC_DOMAIN, SWIGLU, AttentionSettings
+from pl_compile.graph.prompt import VirtualRows, text_rows
+
+# TensorRT stores a tied table twice unless its rows are a multiple of this.
+VOCAB_MULTIPLE = 8
+
+_ADD_BIAS = ".add_bias"
 
 # A cache pair of one layer: float [batch, kv_heads, capacity, head_dim] each.
 Cache = tuple[ir.Value, ir.Value]
 
 
-def linear(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
-    """`x @ weight + bias`, the bias where the base has one."""
-    y = g.op("MatMul", [x, g.weight(f"{name}.weight")], name)
-    if g.has_weight(f"{name}.bias"):
-        y = g.op("Add", [y, g.weight(f"{name}.bias")], f"{name}.add_bias")
-    return y
+@dataclass(frozen=True)
+class Step:
+    """What a step is given, and the caches that it leaves.
 
-
-def row_parallel(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Value:
-    """`linear` of a weight whose rows are divided among ranks: a sum over all of them.
-
-    Each rank has its part of `x` and of the weight; the bias is added once, to the sum.
+    Attributes:
+        input_ids: int64 `[batch, seq]`.
+        past_lengths: int64 `[batch]`.
+        last_index: int64 `[batch]`.
+        positions: int64 `[batch, seq]`, as `token_positions` gives them.
+        virtual: the prompts' rows.
+        pasts: the cache of each layer before the step.
+        presents: the cache of each layer after it, as the layers are built.
     """
-    y = g.op("MatMul", [x, g.weight(f"{name}.weight")], name)
-    if ranks > 1:
-        # TensorRT takes a collective of one rank for one that is misspelt, and refuses it.
-        y = g.op(
-            "DistCollective",
-            [y],
-            f"{name}.all_reduce",
-            domain=DIST_DOMAIN,
-            collective_operation="all_reduce",
-            reduce_op="sum",
-            root=-1,
-            nb_rank=ranks,
+
+    input_ids: ir.Value
+    past_lengths: ir.Value
+    last_index: ir.Value
+    positions: ir.Value
+    virtual: VirtualRows
+    pasts: Sequence[Cache]
+    presents: dict[int, Cache] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OnnxBlocks:
+    """`Blocks[ir.Value]`; see there what each does.
+
+    Attributes:
+        g: the graph.
+        config: the base, or a rank's part.
+        contract: its capacity and number of ranks.
+        step: what the step is given.
+        index: the layer; None outside.
+    """
+
+    g: GraphBuilder
+    config: DecoderConfig
+    contract: GraphContract
+    step: Step
+    index: int | None = None
+
+    def _named(self, name: str) -> str:
+        return name if self.index is None else f"layers.{self.index}.{name}"
+
+    def _after(self, x: ir.Value, what: str) -> str:
+        """The name of a node that follows the one of `x`."""
+        node = x.producer()
+        assert node is not None
+        assert node.name is not None
+        return f"{node.name.removesuffix(_ADD_BIAS)}.{what}"
+
+    def layer(self, index: int) -> "OnnxBlocks":
+        """The blocks of a layer."""
+        return replace(self, index=index)
+
+    def embedding(self) -> ir.Value:
+        """Rows of text."""
+        return text_rows(self.g, self.step.input_ids, self.config.vocab)
+
+    def with_virtual_rows(self, x: ir.Value) -> ir.Value:
+        """`x`, and rows of the prompts where they stand."""
+        return self.step.virtual.joined(self.g, x)
+
+    def learned_positions(self) -> ir.Value:
+        """Rows of positions."""
+        table = self.g.weight("positions.weight")
+        return self.g.op("Gather", [table, self.step.positions], "position_embedding")
+
+    def linear(self, x: ir.Value, name: str) -> ir.Value:
+        """`x @ weight + bias`."""
+        name = self._named(name)
+        y = self.g.op("MatMul", [x, self.g.weight(f"{name}.weight")], name)
+        return self._with_bias(y, name)
+
+    def row_parallel(self, x: ir.Value, name: str) -> ir.Value:
+        """The sum of all ranks' `x @ weight`, plus the bias."""
+        name = self._named(name)
+        y = self.g.op("MatMul", [x, self.g.weight(f"{name}.weight")], name)
+        if self.contract.ranks > 1:
+            # TensorRT takes a collective of one rank for one that is misspelt, and refuses it.
+            y = self.g.op(
+                "DistCollective",
+                [y],
+                f"{name}.all_reduce",
+                domain=DIST_DOMAIN,
+                collective_operation="all_reduce",
+                reduce_op="sum",
+                root=-1,
+                nb_rank=self.contract.ranks,
+            )
+        return self._with_bias(y, name)
+
+    def _with_bias(self, y: ir.Value, name: str) -> ir.Value:
+        if not self.g.has_weight(f"{name}.bias"):
+            return y
+        return self.g.op("Add", [y, self.g.weight(f"{name}.bias")], f"{name}{_ADD_BIAS}")
+
+    def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
+        """Root mean square normalisation."""
+        name, eps = self._named(name), self.config.norm_eps
+        inputs = [x, self.g.weight(f"{name}.weight")]
+        return self.g.op("RMSNormalization", inputs, name, axis=-1, epsilon=eps)
+
+    def layer_norm(self, x: ir.Value, name: str) -> ir.Value:
+        """Layer normalisation."""
+        name, eps = self._named(name), self.config.norm_eps
+        inputs = [x, *(self.g.weight(f"{name}.{part}") for part in ("weight", "bias"))]
+        return self.g.op("LayerNormalization", inputs, name, axis=-1, epsilon=eps)
+
+    def attention(
+        self,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        *,
+        rotary: Frequencies | None = None,
+        scale: float | None = None,
+        window: int = 0,
+        q_norm: str = "",
+        k_norm: str = "",
+    ) -> ir.Value:
+        """Causal attention over the layer's cache."""
+        assert self.index is not None
+        config = self.config
+        norms = self._head_norms(q_norm, k_norm)
+        settings = AttentionSettings(
+            config.heads,
+            config.kv_heads,
+            1 / sqrt(config.head_dim) if scale is None else scale,
+            window,
+            epsilon=config.norm_eps if norms else 0.0,
         )
-    if g.has_weight(f"{name}.bias"):
-        y = g.op("Add", [y, g.weight(f"{name}.bias")], f"{name}.add_bias")
-    return y
+        y, self.step.presents[self.index] = attention(
+            self.g,
+            settings,
+            [query, key, value],
+            self.step.pasts[self.index],
+            self.step.past_lengths,
+            self._named("attention"),
+            rotary=None if rotary is None else self._rotary(rotary),
+            norms=norms,
+        )
+        return y
 
+    def _head_norms(self, q_norm: str, k_norm: str) -> tuple[ir.Value, ir.Value] | None:
+        if not (q_norm or k_norm):
+            return None
+        query, key = (self.g.weight(f"{self._named(name)}.weight") for name in (q_norm, k_norm))
+        return query, key
 
-def rms_norm(g: GraphBuilder, x: ir.Value, name: str, eps: float) -> ir.Value:
-    """Root mean square normalisation (arXiv:1910.07467)."""
-    return g.op("RMSNormalization", [x, g.weight(f"{name}.weight")], name, axis=-1, epsilon=eps)
+    def _rotary(self, frequencies: Frequencies) -> "Rotary":
+        # A part of a head cannot be said to plc::Attention.
+        assert len(frequencies) == self.config.head_dim // 2
+        angles = np.outer(np.arange(self.contract.capacity), frequencies)
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        return Rotary(
+            self.step.positions,
+            self.g.constant("rotary.cos", cos),
+            self.g.constant("rotary.sin", sin),
+        )
 
+    def swiglu(self, gate: ir.Value, up: ir.Value) -> ir.Value:
+        """`silu(gate) * up`."""
+        return self.g.op(SWIGLU, [gate, up], self._after(gate, "swiglu"), domain=PLC_DOMAIN)
 
-def layer_norm(g: GraphBuilder, x: ir.Value, name: str, eps: float) -> ir.Value:
-    """Layer normalisation (arXiv:1607.06450)."""
-    inputs = [x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias")]
-    return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=eps)
+    def geglu(self, gate: ir.Value, up: ir.Value) -> ir.Value:
+        """`gelu(gate) * up`."""
+        return self.g.op(GEGLU, [gate, up], self._after(gate, "geglu"), domain=PLC_DOMAIN)
+
+    def gelu(self, x: ir.Value) -> ir.Value:
+        """The tanh form of GELU."""
+        return self.g.op("Gelu", [x], self._after(x, "gelu"), approximate="tanh")
+
+    def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """`x + y`."""
+        return self.g.op("Add", [x, y], self._after(y, "add"))
+
+    def scale(self, x: ir.Value, factor: float) -> ir.Value:
+        """`x * factor`."""
+        number = self.g.constant("float", np.asarray(factor, np.float32))
+        return self.g.op("Mul", [x, number], self._after(x, "scale"))
+
+    def last_token(self, x: ir.Value) -> ir.Value:
+        """`[batch, seq, hidden]` to `[batch, hidden]`: the row's last real token."""
+        column = [self.step.last_index, self.g.integers(1)]
+        index = self.g.op("Unsqueeze", column, "last_index.column")
+        return self.g.op("GatherND", [x, index], "last_token", batch_dims=1)
+
+    def head(self, x: ir.Value) -> ir.Value:
+        """`[batch, hidden]` to `[batch, vocab]`; the table is used as it lies, never transposed."""
+        table = self.g.weight("embedding.weight" if self.config.tied else "head.weight")
+        logits = self.g.op("Gemm", [x, table], "head", transB=1)
+        if self.config.vocab % VOCAB_MULTIPLE == 0:
+            return logits
+        bounds = [self.g.integers(each) for each in (0, self.config.vocab, 1)]
+        return self.g.op("Slice", [logits, *bounds], "head.unpadded")
 
 
 @dataclass(frozen=True)
@@ -119,19 +286,6 @@ def _without_end(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
     return inputs[: given[-1] + 1] if given else []
 
 
-def gated_mlp(g: GraphBuilder, x: ir.Value, name: str, ranks: int, gate: str) -> ir.Value:
-    """`down(gate(x) * up(x))`, where `gate` is `SWIGLU` or `GEGLU` (arXiv:2002.05202)."""
-    halves = [linear(g, x, f"{name}.{part}") for part in ("gate", "up")]
-    product = g.op(gate, halves, f"{name}.product", domain=PLC_DOMAIN)
-    return row_parallel(g, product, f"{name}.down", ranks)
-
-
-def gelu_mlp(g: GraphBuilder, x: ir.Value, name: str, ranks: int) -> ir.Value:
-    """`down(gelu(up(x)))` with the tanh form of GELU (arXiv:1606.08415)."""
-    inner = g.op("Gelu", [linear(g, x, f"{name}.up")], f"{name}.gelu", approximate="tanh")
-    return row_parallel(g, inner, f"{name}.down", ranks)
-
-
 def token_positions(g: GraphBuilder, input_ids: ir.Value, past_lengths: ir.Value) -> ir.Value:
     """int64 `[batch, seq]`: how many tokens stand before each one, virtual ones counted."""
     seq = g.op("Shape", [input_ids], "seq", start=1, end=2)
@@ -141,9 +295,3 @@ def token_positions(g: GraphBuilder, input_ids: ir.Value, past_lengths: ir.Value
     steps = g.op("Range", [zero, scalar, one], "steps")
     past = g.op("Unsqueeze", [past_lengths, g.integers(1)], "past.column")
     return g.op("Add", [past, steps], "positions")
-
-
-def last_token(g: GraphBuilder, x: ir.Value, last_index: ir.Value) -> ir.Value:
-    """`[batch, seq, hidden]` to `[batch, hidden]`: the row's last real token."""
-    index = g.op("Unsqueeze", [last_index, g.integers(1)], "last_index.column")
-    return g.op("GatherND", [x, index], "last_token", batch_dims=1)

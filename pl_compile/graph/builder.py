@@ -4,6 +4,7 @@ Thin on purpose: `op` appends one ONNX node, `weight` and `constant` make initia
 here knows a model. Everything is built in one pass from the inputs to the outputs.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,15 @@ class GraphBuilder:
             tensor = ir.tensor(np.ascontiguousarray(array), name=name)
             self._initializers[name] = ir.val(name, const_value=tensor)
         return self._initializers[name]
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A constant; equal ones of a name are one value, and each other one gets a number."""
+        for number in itertools.count():
+            full = f"{name}.{number}" if number else name
+            known = self._initializers.get(full)
+            if known is None or np.array_equal(_array(known), array):
+                return self.initializer(full, array)
+        raise AssertionError("there is always a name that is free")
 
     def integers(self, *values: int) -> ir.Value:
         """An int64 vector constant."""
@@ -131,3 +141,8 @@ class GraphBuilder:
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="plc")
+
+
+def _array(initializer: ir.Value) -> NDArray[Any]:
+    assert initializer.const_value is not None
+    return initializer.const_value.numpy()

@@ -1,9 +1,11 @@
 """The one place where prompts join the embeddings.
 
 An id of the vocabulary takes a row of the base's embedding; an id `vocab + r` takes row `r` of the
-prompt. Both roads exist at every position and a `Where` picks, so virtual tokens may stand
+prompt. Both are there at every position and a `Where` picks one, so virtual tokens may stand
 anywhere, and rows of one batch may hold different tasks.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -13,13 +15,30 @@ from pl_compile.config.contract import PROMPT_TABLE, TASK_ID, GraphContract
 from pl_compile.graph.builder import GraphBuilder
 
 
-def embed(
+@dataclass(frozen=True)
+class VirtualRows:
+    """What the prompts of a step are.
+
+    Attributes:
+        rows: float `[batch, seq, hidden]`; anything where a token is one of the vocabulary.
+        stand: bool `[batch, seq, 1]`: where they stand.
+    """
+
+    rows: ir.Value
+    stand: ir.Value
+
+    def joined(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
+        """`x` `[batch, seq, hidden]`, and the rows where they stand."""
+        return g.op("Where", [self.stand, self.rows, x], "prompt.join")
+
+
+def virtual_rows(
     g: GraphBuilder,
     input_ids: ir.Value,
     contract: GraphContract,
     baked: NDArray[np.float32] | None,
-) -> ir.Value:
-    """What the first layer sees: float `[batch, seq, hidden]`.
+) -> VirtualRows:
+    """The prompts' rows of a step.
 
     Args:
         g: the graph.
@@ -28,14 +47,19 @@ def embed(
         baked: float32 `[tasks, rows, hidden]`, zero-padded, where prompts are baked.
     """
     vocab = g.integers(contract.vocab)
-    real_id = g.op("Min", [input_ids, g.integers(contract.vocab - 1)], "embedding.id")
-    real = g.op("Gather", [g.weight("embedding.weight"), real_id], "embedding")
     row = g.op("Sub", [input_ids, vocab], "prompt.offset")
     row = g.op("Max", [row, g.integers(0)], "prompt.row")
-    virtual = _from_input(g, row, contract) if baked is None else _from_constant(g, row, baked)
+    rows = _from_input(g, row, contract) if baked is None else _from_constant(g, row, baked)
     is_virtual = g.op("GreaterOrEqual", [input_ids, vocab], "prompt.is_virtual")
-    column = g.op("Unsqueeze", [is_virtual, g.integers(-1)], "prompt.is_virtual.column")
-    return g.op("Where", [column, virtual, real], "prompt.join")
+    return VirtualRows(
+        rows, g.op("Unsqueeze", [is_virtual, g.integers(-1)], "prompt.is_virtual.column")
+    )
+
+
+def text_rows(g: GraphBuilder, input_ids: ir.Value, vocab: int) -> ir.Value:
+    """The embedding's row of each token, `[batch, seq, hidden]`; the last one at virtual tokens."""
+    real_id = g.op("Min", [input_ids, g.integers(vocab - 1)], "embedding.id")
+    return g.op("Gather", [g.weight("embedding.weight"), real_id], "embedding")
 
 
 def _from_input(g: GraphBuilder, row: ir.Value, contract: GraphContract) -> ir.Value:

@@ -30,7 +30,6 @@ class Edit:
         name: str,
         *,
         domain: str = "",
-        overload: str = "",
         outputs: int = 1,
         **attributes: Any,
     ) -> tuple[ir.Value, ...]:
@@ -42,7 +41,6 @@ class Edit:
             inputs,
             attributes,
             domain=domain,
-            overload=overload,
             name=name,
             outputs=values,
         )
@@ -60,12 +58,17 @@ class Edit:
 
     def drop_unused(self) -> None:
         """Removes nodes and initializers that nothing uses."""
-        for node in reversed(list(self.graph)):
-            if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-                self.graph.remove(node, safe=True)
+        drop_unused_nodes(self.graph)
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+
+def drop_unused_nodes(graph: ir.Graph | ir.Function) -> None:
+    """Removes nodes that nothing uses."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
 
 
 def array_of(value: ir.Value | None) -> NDArray[Any] | None:

@@ -35,6 +35,12 @@ class SampleInGraph(GraphPass):
 
     candidates: int
 
+    def requires(self, model: ir.Model) -> None:
+        """There are logits, and no token is chosen from them yet."""
+        outputs = [value.name for value in model.graph.outputs]
+        assert outputs.count(LOGITS) == 1, f"no {LOGITS} among {outputs}"
+        assert NEXT_TOKEN not in outputs, f"{NEXT_TOKEN} is chosen already"
+
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
         graph = model.graph
@@ -97,3 +103,9 @@ class SampleInGraph(GraphPass):
         token.name, token.dtype, token.shape = NEXT_TOKEN, ir.DataType.INT64, ir.Shape(["batch"])
         graph.outputs.insert(1, token)
         return True
+
+    def ensures(self, model: ir.Model) -> None:
+        """The token follows the logits, and what it is chosen by comes in."""
+        inputs = {value.name for value in model.graph.inputs}
+        assert inputs >= {*IN_GRAPH, NOISE}
+        assert [value.name for value in model.graph.outputs[:2]] == [LOGITS, NEXT_TOKEN]

@@ -29,13 +29,19 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class SetPrecision(GraphPass):
-    """Runs where no node has float32 written into it.
+    """Changes the types of weights, inputs and outputs, from which those of all else follow.
 
     Attributes:
         dtype: what float32 becomes.
     """
 
     dtype: Literal["float16", "bfloat16"]
+
+    def requires(self, model: ir.Model) -> None:
+        """No node and no function has float32 written into it: it would stay, and types clash."""
+        assert not model.functions, "functions are linked after the precision is set"
+        for node in model.graph:
+            assert not _writes_float32(node), f"'{node.name}' has float32 written into it"
 
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
@@ -74,6 +80,13 @@ class SetPrecision(GraphPass):
             node = ir.node("Cast", [value], attributes, name="logits.cast", outputs=[wide])
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
+
+
+def _writes_float32(node: ir.Node) -> bool:
+    attributes = node.attributes
+    types = [attributes[name].value for name in ("to", "dtype") if name in attributes]
+    tensors = [each.value for each in attributes.values() if each.type == ir.AttributeType.TENSOR]
+    return ir.DataType.FLOAT in [*types, *(tensor.dtype for tensor in tensors)]
 
 
 def _narrowed(array: NDArray[np.float32], kind: np.dtype[Any], name: str) -> NDArray[Any]:

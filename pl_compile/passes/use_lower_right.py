@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from pl_compile.graph.operators import PLC_DOMAIN, TRT_DOMAIN
-from pl_compile.passes.edit import is_op
+from pl_compile.passes.edit import drop_unused_nodes, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
 TRT_ATTENTION = "TRT_Attention"
@@ -33,7 +33,7 @@ class UseLowerRight(GraphPass):
             for node in list(function):
                 if is_op(node, TRT_ATTENTION, TRT_DOMAIN):
                     _replace_mask(function, node)
-                    _drop_unused(function)
+                    drop_unused_nodes(function)
                     changed = True
         return changed
 
@@ -50,10 +50,3 @@ def _replace_mask(function: ir.Function, node: ir.Node) -> None:
     node.replace_input_with(3, None)
     node.replace_input_with(5, narrow.outputs[0])
     node.attributes["causal_kind"] = ir.AttrString("causal_kind", "lower_right")
-
-
-def _drop_unused(function: ir.Function) -> None:
-    outputs = set(function.outputs)
-    for node in reversed(list(function)):
-        if not any(value.uses() or value in outputs for value in node.outputs):
-            function.remove(node, safe=True)

@@ -86,7 +86,7 @@ class Step:
         )
 
     def pieces(self, size: int) -> Iterator["Step"]:
-        """A step of one row in parts of at most `size` tokens, each behind the one before."""
+        """A step of one row in parts of at most `size` tokens, each after the one before."""
         for start in range(0, self.input_ids.shape[1], size):
             ids = self.input_ids[:, start : start + size]
             past, last = self.past_lengths + start, np.asarray([ids.shape[1] - 1])

@@ -93,7 +93,7 @@ struct Span {
 };
 
 // Causal attention after a filled cache. A row of qkv is heads * dim queries, then kv_heads * dim
-// keys, then as many values. What may be null is left out then.
+// keys, then as many values. What is null is not computed.
 struct Attention {
   const float* qkv;       // [batch][seq][(heads + 2 kv_heads) * dim]
   float* keys;            // [batch][kv_heads][capacity][dim]
@@ -112,14 +112,14 @@ struct Attention {
 
   size_t width() const { return (heads + 2 * kv_heads) * dim; }
   size_t query_blocks() const { return (seq + kQueries - 1) / kQueries; }
-  // The first entry that a token sees which is itself an entry at `position`.
+  // The first entry that the token at `position` sees.
   size_t begin(size_t position) const { return window && position >= window ? position + 1 - window : 0; }
-  // What the queries first <= query < first + count of a row see, all of them together.
+  // What the queries first <= query < first + count of a row see together.
   Span seen(size_t row, size_t first, size_t count) const {
     const size_t position = size_t(past[row]) + first;
     return {begin(position), position + count};
   }
-  // The most chunks that a row's queries see.
+  // The largest number of chunks that the queries of one row see.
   size_t most_chunks() const {
     size_t most = 0;
     for (size_t row = 0; row < batch; ++row) most = std::max(most, seen(row, 0, seq).chunks());
@@ -137,8 +137,8 @@ struct Functions {
   void (*look_up)(const Lookup&, size_t first_id, size_t last_id);
   void (*write_cache)(const Attention&, size_t batch, size_t kv_head);
   void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
-  // The same for the first block of queries, in chunks, counted from the first one that they see: the result of
-  // each goes into its part of `partials`, which are then merged.
+  // The same for the first block of queries, in chunks. They are counted from the first chunk that the queries
+  // see. The result of each goes into its part of `partials`; then these are merged.
   void (*attend_chunk)(const Attention&, size_t batch, size_t kv_head, size_t chunk, float* partial);
   void (*merge_chunks)(const Attention&, size_t batch, size_t kv_head, float* partials);
 };

@@ -213,7 +213,7 @@ struct PackedAttention {
            "caches of another shape than qkv");
     t.past = past.as<int64_t>();
     for (size_t b = 0; b < t.batch; ++b)
-      expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends behind its cache");
+      expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends after its cache");
     t.qkv = qkv.as<float>();
     set_positions(t, input(context, 4), input(context, 5));
     t.q_norm = norm(t, input(context, 6));

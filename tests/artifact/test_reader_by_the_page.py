@@ -51,6 +51,7 @@ _REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ask", {"question": "é one " * 60, "place": "a"}, {"max_tokens": 12}),
     ("ask", {"question": "dog", "place": "café 😀"}, {"use_prompt": False, "max_tokens": 7}),
     ("ask", {"question": "dog", "place": ""}, {"stop": ("e", "th", "a "), "max_tokens": 40}),
+    ("ask", {"question": "dog", "place": "é"}, {"max_tokens": 500, "min_tokens": 80}),
     ("order", {"request": "lights kitchen off"}, {"max_tokens": 16, "min_tokens": 8}),
     ("order", {"request": " "}, {"max_tokens": 5, "use_prompt": False}),
 ]

@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_the_old_bundle(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pl_compile.exporters.onnx.cpu.ir.save", full)
+    monkeypatch.setattr("pl_compile.exporters.onnx.files.ir.save", full)
     code, _, err = plc(*arguments)
 
     assert code == 1
@@ -600,16 +600,18 @@ def test_a_dry_run_says_what_it_would_make_and_writes_nothing(
     assert not (tmp_path / "b").exists()
 
 
-def test_a_dry_run_as_json_is_the_plan(plc: Any, work: Path) -> None:
+def test_a_dry_run_as_json_is_the_forecast(plc: Any, work: Path) -> None:
     code, out, _ = export(plc, work, "--dry-run", "--json")
 
-    plan = json.loads(out)
+    forecast = json.loads(out)
     assert code == 0
-    assert plan["target"] == plan["choices"]["target"]["chosen"] == "onnx-cpu"
-    assert plan["choices"]["target"]["asked"] == plan["choices"]["quantize"]["asked"] == "auto"
-    assert plan["choices"]["quantize"]["chosen"] == "none"
-    assert plan["disk_bytes"] > plan["base"]["weight_bytes"] > 0
-    assert [task["task"] for task in plan["tasks"]][:2] == ["tone", "ask"]
+    assert forecast["target"] == forecast["choices"]["target"]["chosen"] == "onnx-cpu"
+    assert (
+        forecast["choices"]["target"]["asked"] == forecast["choices"]["quantize"]["asked"] == "auto"
+    )
+    assert forecast["choices"]["quantize"]["chosen"] == "none"
+    assert forecast["disk_bytes"] > forecast["base"]["weight_bytes"] > 0
+    assert [task["task"] for task in forecast["tasks"]][:2] == ["tone", "ask"]
 
 
 def test_the_defaults_of_the_command_are_those_of_python() -> None:

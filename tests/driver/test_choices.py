@@ -28,7 +28,7 @@ from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 from pl_compile.weights.names import load_weight
 
 Published = Literal["floats", "q4_0", "q4_1", "q8_0"]
-Planned = Callable[..., Forecast]
+Forecasts = Callable[..., Forecast]
 
 BASES: dict[str, tuple[str, Published]] = {
     f"{family}-{published}": (family, published)
@@ -59,11 +59,11 @@ def request_for(tmp_path: Path) -> Callable[..., ExportRequest]:
 
 
 @pytest.fixture
-def planned(request_for: Callable[..., ExportRequest]) -> Planned:
-    def plan(base: Path, **changes: Any) -> Forecast:
+def forecast(request_for: Callable[..., ExportRequest]) -> Forecasts:
+    def found(base: Path, **changes: Any) -> Forecast:
         return forecast_export(request_for(base, **changes))
 
-    return plan
+    return found
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fast")
 def test_the_kernels_of_native_cpu_are_taken_where_they_are_fast(
-    bases: dict[str, Path], planned: Planned
+    bases: dict[str, Path], forecast: Forecasts
 ) -> None:
-    plan = planned(bases["llama-floats"])
+    found = forecast(bases["llama-floats"])
 
-    assert plan.target == "native-cpu"
-    assert plan.choices["target"] == Choice(AUTO, "native-cpu", "its kernels run here, on avx2")
-    assert "use-packed-attention" in plan.passes
+    assert found.target == "native-cpu"
+    assert found.choices["target"] == Choice(AUTO, "native-cpu", "its kernels run here, on avx2")
+    assert "use-packed-attention" in found.passes
 
 
 def with_tensor(base: Path, folder: Path, name: str, change: Callable[[np.ndarray], None]) -> Path:
@@ -112,7 +112,7 @@ def not_loading() -> str:
 )
 def test_onnx_cpu_is_taken_where_the_kernels_are_missing_or_slow(
     bases: dict[str, Path],
-    planned: Planned,
+    forecast: Forecasts,
     monkeypatch: pytest.MonkeyPatch,
     instructions: Callable[[], str | None],
     reason: str,
@@ -120,18 +120,18 @@ def test_onnx_cpu_is_taken_where_the_kernels_are_missing_or_slow(
     monkeypatch.delenv("PLC_KERNELS", raising=False)
     monkeypatch.setattr(choose, "instruction_set", instructions)
 
-    plan = planned(bases["llama-q4_1"])
+    found = forecast(bases["llama-q4_1"])
 
-    assert plan.choices["target"] == Choice(AUTO, "onnx-cpu", reason)
-    assert plan.target == "onnx-cpu"
+    assert found.choices["target"] == Choice(AUTO, "onnx-cpu", reason)
+    assert found.target == "onnx-cpu"
 
 
 @pytest.mark.usefixtures("fast")
 def test_onnx_cpu_is_taken_where_the_kernels_do_not_take_the_base_or_the_blocks(
-    tiny_bases: dict[str, Path], bases: dict[str, Path], planned: Planned
+    tiny_bases: dict[str, Path], bases: dict[str, Path], forecast: Forecasts
 ) -> None:
-    heads = planned(tiny_bases["llama"])
-    blocks = planned(bases["llama-floats"], options=BuildOptions("int4", block=16))
+    heads = forecast(tiny_bases["llama"])
+    blocks = forecast(bases["llama-floats"], options=BuildOptions("int4", block=16))
 
     assert heads.choices["target"] == Choice(
         AUTO,
@@ -145,10 +145,10 @@ def test_onnx_cpu_is_taken_where_the_kernels_do_not_take_the_base_or_the_blocks(
 
 @pytest.mark.usefixtures("fast")
 def test_what_only_a_gpu_has_is_refused_with_the_option_that_names_one(
-    bases: dict[str, Path], planned: Planned
+    bases: dict[str, Path], forecast: Forecasts
 ) -> None:
     with pytest.raises(ExportError) as error:
-        planned(bases["llama-floats"], options=BuildOptions(dtype="float16"))
+        forecast(bases["llama-floats"], options=BuildOptions(dtype="float16"))
 
     assert str(error.value) == (
         "building for onnx-cpu: dtype float16; expected float32. Weights can be made smaller with "
@@ -157,10 +157,10 @@ def test_what_only_a_gpu_has_is_refused_with_the_option_that_names_one(
 
 
 def test_an_unknown_target_lists_auto_among_the_known_ones(
-    bases: dict[str, Path], planned: Planned
+    bases: dict[str, Path], forecast: Forecasts
 ) -> None:
     with pytest.raises(ExportError) as error:
-        planned(bases["llama-floats"], target="native")
+        forecast(bases["llama-floats"], target="native")
 
     assert str(error.value) == (
         "choosing the target 'native': target 'native' does not exist. Did you mean 'native-cpu'? "
@@ -212,7 +212,7 @@ def test_a_base_is_stored_as_it_was_published(
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_base_of_floats_stays_floats_and_the_first_weight_says_why(
-    bases: dict[str, Path], planned: Planned, monkeypatch: pytest.MonkeyPatch, family: str
+    bases: dict[str, Path], forecast: Forecasts, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     read: list[str] = []
 
@@ -222,19 +222,19 @@ def test_a_base_of_floats_stays_floats_and_the_first_weight_says_why(
 
     monkeypatch.setattr(choose, "load_weight", noted)
 
-    plan = planned(bases[f"{family}-floats"])
+    found = forecast(bases[f"{family}-floats"])
 
-    choice = plan.choices["quantize"]
+    choice = found.choices["quantize"]
     assert (choice.asked, choice.chosen) == (AUTO, "none")
     assert choice.reason.startswith("rounding would lose something: a block of layers.0.")
     assert " in 4 bits, a block of layers.0." in choice.reason
     assert len(read) == 2
-    assert plan.target == "native-cpu"
+    assert found.target == "native-cpu"
 
 
 @pytest.mark.usefixtures("fast")
 def test_one_weight_that_would_lose_something_keeps_all_of_them_floats(
-    bases: dict[str, Path], tmp_path: Path, planned: Planned
+    bases: dict[str, Path], tmp_path: Path, forecast: Forecasts
 ) -> None:
     def shift_one(last: np.ndarray) -> None:
         last[0, 3] += 0.3 * abs(last).max()
@@ -242,7 +242,7 @@ def test_one_weight_that_would_lose_something_keeps_all_of_them_floats(
     name = "model.layers.1.mlp.down_proj.weight"
     changed = with_tensor(bases["llama-q4_1"], tmp_path / "changed", name, shift_one)
 
-    choice = planned(changed).choices["quantize"]
+    choice = forecast(changed).choices["quantize"]
 
     assert choice.chosen == "none"
     assert "layers.1.mlp.down.weight would change by " in choice.reason
@@ -250,7 +250,7 @@ def test_one_weight_that_would_lose_something_keeps_all_of_them_floats(
 
 @pytest.mark.usefixtures("fast")
 def test_a_block_of_large_weights_does_not_hide_what_all_others_lose(
-    bases: dict[str, Path], tmp_path: Path, planned: Planned
+    bases: dict[str, Path], tmp_path: Path, forecast: Forecasts
 ) -> None:
     def one_large_block(weight: np.ndarray) -> None:
         weight[0, :32] = np.where(np.arange(32) % 2, 3000, -3000)
@@ -258,7 +258,7 @@ def test_a_block_of_large_weights_does_not_hide_what_all_others_lose(
     name = "model.layers.0.self_attn.q_proj.weight"
     changed = with_tensor(bases["llama-floats"], tmp_path / "changed", name, one_large_block)
 
-    choice = planned(changed).choices["quantize"]
+    choice = forecast(changed).choices["quantize"]
 
     assert choice.chosen == "none"
     # The weight with that block is the first to be looked at, and settles both.
@@ -273,7 +273,7 @@ def test_a_block_of_large_weights_does_not_hide_what_all_others_lose(
     [("model.embed_tokens.weight", "embedding.weight"), ("lm_head.weight", "head.weight")],
 )
 def test_a_table_that_would_lose_something_keeps_all_weights_floats(
-    tmp_path: Path, planned: Planned, tensor: str, name: str
+    tmp_path: Path, forecast: Forecasts, tensor: str, name: str
 ) -> None:
     def as_floats(table: np.ndarray) -> None:
         table[7] = np.random.default_rng(0).normal(size=table.shape[1])
@@ -281,9 +281,9 @@ def test_a_table_that_would_lose_something_keeps_all_weights_floats(
     base = write_tiny_base(tmp_path / "base", "llama", blocks=True, tied=False, published="q4_1")
     changed = with_tensor(base, tmp_path / "changed", tensor, as_floats)
 
-    choice = planned(changed).choices["quantize"]
+    choice = forecast(changed).choices["quantize"]
 
-    assert planned(base).choices["quantize"].chosen == "int4"  # of two tables
+    assert forecast(base).choices["quantize"].chosen == "int4"  # of two tables
     assert choice.chosen == "none"
     assert f"a block of {name} would change by " in choice.reason
     assert "in 8 bits" in choice.reason
@@ -299,12 +299,12 @@ def test_the_change_that_is_said_is_not_less_than_the_one_found(part: float, sai
 
 @pytest.mark.parametrize("target", ["onnx-cpu", "onnx-cuda", "tensorrt-rtx"])
 def test_other_targets_keep_floats_unless_they_are_told(
-    bases: dict[str, Path], planned: Planned, target: str
+    bases: dict[str, Path], forecast: Forecasts, target: str
 ) -> None:
     asked = BuildOptions(defer_build=target.startswith("tensorrt"))
 
-    left = planned(bases["llama-q4_1"], target=target, options=asked)
-    told = planned(
+    left = forecast(bases["llama-q4_1"], target=target, options=asked)
+    told = forecast(
         bases["llama-q4_1"], target=target, options=replace(asked, quantize="int8", block=32)
     )
 
@@ -318,11 +318,11 @@ def test_other_targets_keep_floats_unless_they_are_told(
 
 @pytest.mark.usefixtures("fast")
 def test_what_is_asked_for_is_built_and_needs_no_reason(
-    bases: dict[str, Path], planned: Planned
+    bases: dict[str, Path], forecast: Forecasts
 ) -> None:
-    plan = planned(bases["llama-q4_1"], target="native-cpu", options=BuildOptions("none"))
+    found = forecast(bases["llama-q4_1"], target="native-cpu", options=BuildOptions("none"))
 
-    assert plan.choices == {
+    assert found.choices == {
         "target": Choice("native-cpu", "native-cpu"),
         "quantize": Choice("none", "none"),
     }
@@ -335,12 +335,12 @@ def test_what_is_asked_for_is_built_and_needs_no_reason(
     [(4, "int4"), (2, "none")],
 )
 def test_ranks_store_a_base_as_it_was_published_where_blocks_stay_whole(
-    tmp_path: Path, planned: Planned, kv_heads: int, stored: str
+    tmp_path: Path, forecast: Forecasts, kv_heads: int, stored: str
 ) -> None:
     base = tmp_path / "base"
     write_tiny_base(base, "llama", blocks=True, kv_heads=kv_heads, published="q4_1")
 
-    choice = planned(base, options=BuildOptions(ranks=2)).choices["quantize"]
+    choice = forecast(base, options=BuildOptions(ranks=2)).choices["quantize"]
 
     assert choice.chosen == stored
     if stored == "none":
@@ -350,16 +350,16 @@ def test_ranks_store_a_base_as_it_was_published_where_blocks_stay_whole(
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_base_whose_weights_cannot_be_read_is_an_error_of_the_plan(
-    bases: dict[str, Path], tmp_path: Path, planned: Planned
+def test_a_base_whose_weights_cannot_be_read_is_an_error_of_the_forecast(
+    bases: dict[str, Path], tmp_path: Path, forecast: Forecasts
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(bases["llama-q4_1"], broken)
-    planned(broken)
+    forecast(broken)
     (broken / "model.safetensors").write_bytes(b"short")
 
     with pytest.raises(BaseModelError, match=r"model\.safetensors"):
-        planned(broken)
+        forecast(broken)
 
 
 # Where it is said
@@ -370,17 +370,17 @@ def test_report_page_and_progress_say_what_was_chosen_and_why(
     bases: dict[str, Path], request_for: Any, told: Any
 ) -> None:
     request = request_for(bases["llama-q4_1"])
-    plan = forecast_export(request)
+    found = forecast_export(request)
 
     result = export_bundle(request, progress=told)
 
-    assert result.forecast.choices == plan.choices
-    plain = {name: asdict(choice) for name, choice in plan.choices.items()}
+    assert result.forecast.choices == found.choices
+    plain = {name: asdict(choice) for name, choice in found.choices.items()}
     assert json.loads((result.bundle / "report.json").read_text())["choices"] == plain
     # Not in the manifest: readers of its version refuse keys that they do not know.
     assert "choices" not in json.loads((result.bundle / "manifest.json").read_text())
     page = (result.bundle / "report.html").read_text()
-    for name, choice in plan.choices.items():
+    for name, choice in found.choices.items():
         assert f"{name} {choice.chosen}: {choice.reason}" in told.lines
         assert f"{name} {choice.chosen} (auto): {choice.reason}" in page
 
@@ -417,10 +417,10 @@ def test_the_bundle_that_a_run_uploads_is_for_any_machine(
     reason="needs the C++ kernels (g++ or Clang); without them: "
     "test_onnx_cpu_is_taken_where_the_kernels_are_missing_or_slow",
 )
-def test_the_default_base_is_compiled_in_four_bits(planned: Planned) -> None:
+def test_the_default_base_is_compiled_in_four_bits(forecast: Forecasts) -> None:
     """Its sibling on made bases: test_a_base_is_stored_as_it_was_published."""
-    plan = planned(cached_base_folder(DEFAULT_BASE), target="native-cpu")
+    found = forecast(cached_base_folder(DEFAULT_BASE), target="native-cpu")
 
-    assert plan.choices["quantize"].chosen == "int4"
-    assert "more than 0.002 of its norm" in plan.choices["quantize"].reason
-    assert plan.disk_bytes < 110e6
+    assert found.choices["quantize"].chosen == "int4"
+    assert "more than 0.002 of its norm" in found.choices["quantize"].reason
+    assert found.disk_bytes < 110e6

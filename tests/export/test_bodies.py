@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from pl_compile.artifact.plan_record import AttentionForm
 from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, library_of
 from pl_compile.exporters.native.cpu import LIBRARY
 from pl_compile.exporters.tensorrt.exporter import attend_masked
@@ -25,42 +26,37 @@ from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
+from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
+from pl_compile.passes.use_lower_right import UseLowerRight
 from pl_compile.passes.use_packed_attention import UsePackedAttention
 
 Arrays = dict[str, np.ndarray]
 HEADS, KV_HEADS, DIM, CAPACITY, HIDDEN = 6, 2, 16, 80, 24
 EPSILON = 1e-5
-GENERATOR = np.random.default_rng(0)
 
 
-def drawn(*sizes: int) -> np.ndarray:
-    return GENERATOR.normal(size=sizes).astype(np.float32)
+def drawn(*sizes: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *sizes]).normal(size=sizes).astype(np.float32)
 
 
 WEIGHTS = {
     "a.q.weight": drawn(HIDDEN, HEADS * DIM) / 3,
     "a.k.weight": drawn(HIDDEN, KV_HEADS * DIM) / 3,
-    "a.v.weight": drawn(HIDDEN, KV_HEADS * DIM) / 3,
+    "a.v.weight": drawn(HIDDEN, KV_HEADS * DIM, seed=1) / 3,
     "a.q_norm.weight": drawn(DIM),
-    "a.k_norm.weight": drawn(DIM),
+    "a.k_norm.weight": drawn(DIM, seed=1),
 }
 ANGLES = np.outer(np.arange(CAPACITY), 10000.0 ** -(np.arange(0, DIM, 2) / DIM))
 WEIGHTS |= {"cos": np.cos(ANGLES).astype(np.float32), "sin": np.sin(ANGLES).astype(np.float32)}
 # Cached tokens of each row, and the step's tokens: prompts, one token, and rows past 64 entries.
 STEPS = [((0, 0, 0), 7), ((3, 70, 20), 1), ((9, 0, 66), 5)]
 CHANGES: list[dict[str, Any]] = [
-    *({}, {"scale": 0.3}, {"window": 4}, {"softcap": 5.0}),
-    *({"scale": 0.3, "window": 3, "softcap": 5.0}, {"window": 1}, {"window": 66}),
+    *({}, {"scale": 0.3}, {"softcap": 5.0}),
+    *({"window": 4}, {"window": 1}, {"window": 66}),
+    {"scale": 0.3, "window": 3, "softcap": 5.0},
 ]
-OPTIONS = [
-    (settings, rotary, norms)
-    for settings, rotary, norms in product(
-        CHANGES,
-        [True, False],
-        [True, False],
-    )
-]
+OPTIONS = list(product(CHANGES, [True, False], [True, False]))
 every_option = pytest.mark.parametrize(
     ("changes", "rotary", "norms"),
     OPTIONS,
@@ -114,7 +110,7 @@ def inputs_of(past: Sequence[int], seq: int) -> Arrays:
         "past_lengths": np.asarray(past, np.int64),
         "x": drawn(rows, seq, HIDDEN),
         "past_key": drawn(rows, KV_HEADS, CAPACITY, DIM),
-        "past_value": drawn(rows, KV_HEADS, CAPACITY, DIM),
+        "past_value": drawn(rows, KV_HEADS, CAPACITY, DIM, seed=1),
     }
 
 
@@ -218,24 +214,59 @@ def test_the_grouped_kernel_computes_what_the_call_says(
 
 
 @every_option
+@pytest.mark.parametrize("form", ["mask", "lower_right"])
 def test_what_tensorrt_parses_computes_what_the_call_says(
-    changes: dict[str, Any], rotary: bool, norms: bool, tmp_path: Path
+    form: AttentionForm, changes: dict[str, Any], rotary: bool, norms: bool, tmp_path: Path
 ) -> None:
+    """Causal from the lower right, a window keeps its mask, and a softcap is spelled out."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
     from pl_compile.exporters.tensorrt.api import parse
     from pl_compile.exporters.tensorrt.interpreter import Interpreter
 
     settings = settings_of(changes, norms=norms)
     model = model_of(settings, rotary=rotary, norms=norms)
-    run_passes(model, [LinkFunctions(library_of(attend_masked)), NameFunctions()])
+    passes: list[GraphPass] = [LinkFunctions(library_of(attend_masked)), NameFunctions()]
+    run_passes(model, [*passes, *([UseLowerRight()] if form == "lower_right" else [])])
     ir.save(model, tmp_path / "model.onnx")
-    interpreter = Interpreter(parse(tmp_path / "model.onnx", "tensorrt-rtx"), WEIGHTS)
+    parsed = parse(tmp_path / "model.onnx", "tensorrt-rtx", attention=form)
+    interpreter = Interpreter(parsed, WEIGHTS)
+    kinds = [layer.attention.causal_kind.name for layer in attentions_of(parsed)]
+    of_form = [] if settings.softcap else ["NONE"]
+    if form == "lower_right" and not (settings.window or settings.softcap):
+        of_form = ["LOWER_RIGHT"]
+    assert kinds == of_form
 
     for past, seq in STEPS:
         inputs = inputs_of(past, seq)
         found = interpreter.run(inputs)
         right = expected(inputs, settings, rotary=rotary, norms=norms)
         assert_near([found[name] for name in ("y", "present_key", "present_value")], right)
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("changes", CHANGES[2:4], ids=str)
+def test_softcaps_and_windows_build_as_plans(
+    changes: dict[str, Any], dtype: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
+
+    model = model_of(settings_of(changes, norms=True), rotary=True, norms=True)
+    precision: list[GraphPass] = [] if dtype is None else [SetPrecision(dtype)]
+    run_passes(model, [*precision, LinkFunctions(library_of(attend_masked)), NameFunctions()])
+    ir.save(model, tmp_path / "model.onnx")
+
+    plan = build_plan(parse(tmp_path / "model.onnx", "tensorrt-rtx"), PlanOptions(4, CAPACITY))
+
+    assert len(plan.data) > 10_000
+    assert ("SOFTMAX" in plan.layers) == ("softcap" in changes)
+
+
+def attentions_of(parsed: Any) -> list[Any]:
+    from pl_compile.exporters.tensorrt.api import layers_of, typed
+
+    layers = [layer for layer in layers_of(parsed) if layer.type.name == "ATTENTION_INPUT"]
+    return [typed(parsed.trt, layer) for layer in layers]
 
 
 @every_option

@@ -209,7 +209,7 @@ def test_answers_behind_a_field_are_not_fixed_and_are_made_anew(
     prompt = session.prompts["tone"]
     assert prompt.trie is not None
     assert not prompt.trie.fixed
-    without, with_blank = (prompt.trie_behind({"sentence": text}) for text in ("cold", "cold "))
+    without, with_blank = (prompt.trie_after({"sentence": text}) for text in ("cold", "cold "))
     assert without != with_blank
     for text in ("cold", "cold "):
         (scores,) = session.score([Request("tone", {"sentence": text})])

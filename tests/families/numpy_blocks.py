@@ -72,18 +72,18 @@ class NumpyBlocks:
         return self._weight("positions.weight")[self.line.positions]
 
     def linear(self, x: Array, name: str) -> Array:
-        return x @ self._weight(f"{name}.weight") + self._bias(name)
+        return np.asarray(x @ self._weight(f"{name}.weight") + self._bias(name))
 
     row_parallel = linear
 
     def rms_norm(self, x: Array, name: str) -> Array:
         mean = np.square(x).mean(-1, keepdims=True)
-        return x / np.sqrt(mean + self.config.norm_eps) * self._weight(f"{name}.weight")
+        return np.asarray(x / np.sqrt(mean + self.config.norm_eps) * self._weight(f"{name}.weight"))
 
     def layer_norm(self, x: Array, name: str) -> Array:
         x = x - x.mean(-1, keepdims=True)
         normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.config.norm_eps)
-        return normed * self._weight(f"{name}.weight") + self._weight(f"{name}.bias")
+        return np.asarray(normed * self._weight(f"{name}.weight") + self._weight(f"{name}.bias"))
 
     def attention(
         self,
@@ -123,13 +123,13 @@ class NumpyBlocks:
         return np.concatenate([one * cos - other * sin, other * cos + one * sin, rest], -1)
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        return gate / (1 + np.exp(-gate)) * up
+        return np.asarray(gate / (1 + np.exp(-gate)) * up)
 
     def geglu(self, gate: Array, up: Array) -> Array:
         return self.gelu(gate) * up
 
     def gelu(self, x: Array) -> Array:
-        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        return np.asarray(x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
     def add(self, x: Array, y: Array) -> Array:
         return x + y
@@ -138,7 +138,7 @@ class NumpyBlocks:
         return x * factor
 
     def last_token(self, x: Array) -> Array:
-        return x[-1]
+        return np.asarray(x[-1])
 
     def head(self, x: Array) -> Array:
         return self._weight(f"{'embedding' if self.config.tied else 'head'}.weight") @ x

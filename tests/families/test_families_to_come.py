@@ -128,8 +128,12 @@ def qwen3(b: Blocks[V]) -> V:
 
 
 def qwen3_layer(b: Blocks[V], x: V, rotary: Frequencies) -> V:
-    norms = {"q_norm": "attention.q_norm", "k_norm": "attention.k_norm"}
-    y = b.attention(*qkv(b, b.rms_norm(x, "attention_norm")), rotary=rotary, **norms)
+    y = b.attention(
+        *qkv(b, b.rms_norm(x, "attention_norm")),
+        rotary=rotary,
+        q_norm="attention.q_norm",
+        k_norm="attention.k_norm",
+    )
     x = b.add(x, b.row_parallel(y, "attention.o"))
     return b.add(x, swiglu_mlp(b, b.rms_norm(x, "mlp_norm")))
 

@@ -31,7 +31,7 @@ from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
-from pl_compile.graph.prompt import embed
+from pl_compile.graph.prompt import virtual_rows
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import (
     byte_fallback_tokenizer,
@@ -77,9 +77,9 @@ def test_a_graph_that_gathers_the_next_row(
     exported: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def off_by_one(g: Any, input_ids: Any, contract: Any, baked: Any) -> Any:
-        return embed(g, input_ids, replace(contract, vocab=contract.vocab + 1), baked)
+        return virtual_rows(g, input_ids, replace(contract, vocab=contract.vocab + 1), baked)
 
-    monkeypatch.setattr("pl_compile.graph.decoder.embed", off_by_one)
+    monkeypatch.setattr("pl_compile.graph.decoder.virtual_rows", off_by_one)
 
     result = exported()
 

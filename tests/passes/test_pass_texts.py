@@ -161,6 +161,41 @@ def test_norms_of_heads_are_left_to_a_body_where_the_kernel_has_none() -> None:
     assert not record.modified
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("Cast <to: int = 1> (x)", "'y' has float32 written into it"),
+        ("Constant <value: tensor = float[1] {1.0}> ()", "'y' has float32 written into it"),
+        ("plc.SwiGlu:body_1 (x)", "functions are linked after the precision is set"),
+    ],
+)
+def test_a_precision_is_not_set_where_float32_is_written_into_a_node(
+    written: str, said: str
+) -> None:
+    text = f"""<ir_version: 11, opset_import: ["" : 24, "plc" : 1]>
+    graph (float[4] x) => (float[4] y) {{ [y] y = {written} }}
+    <domain: "plc", overload: "body_1", opset_import: ["" : 24]>
+    SwiGlu (x) => (y) {{ y = Add (x, x) }}"""
+    model = ir.from_onnx_text(text)
+    if "SwiGlu" not in written:
+        model.functions.clear()
+
+    with pytest.raises(ir.passes.PreconditionError) as error:
+        run_passes(model, [SetPrecision("float16")])
+
+    assert said in str(error.value.__cause__)
+
+
+def test_a_token_is_chosen_once_and_from_logits() -> None:
+    model = model_of("sample_in_graph")
+    run_passes(model, [SampleInGraph(20)])
+
+    for changed, said in ((model, "is chosen already"), (model_of("merge_products"), "no logits")):
+        with pytest.raises(ir.passes.PreconditionError) as error:
+            run_passes(changed, [SampleInGraph(20)])
+        assert said in str(error.value.__cause__)
+
+
 def test_a_call_without_a_body_is_named() -> None:
     with pytest.raises(ir.passes.PreconditionError) as error:
         run_passes(model_of("link_functions"), [LinkFunctions({})])

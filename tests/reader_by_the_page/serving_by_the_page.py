@@ -184,6 +184,8 @@ class _Row:
         self.past = held
         self.caches = self._empty()
         self.drawn: int | None = None
+        if held == len(ids):
+            raise ValueError("nothing is left to give")
         self.feed(ids[held:])
 
     def _rendered(self, held_to_choices: bool) -> list[int]:
@@ -296,7 +298,7 @@ class _Row:
     def _end(self, is_end: bool) -> None:
         ids = self.written[:-1] if is_end else self.written
         text = self._decoded(ids)
-        stopped = any(stop in text.rstrip("\ufffd") for stop in self.asked.stop)
+        stopped = any(stop in text for stop in self.asked.stop)
         if is_end or stopped:
             self.reason = "stop"
         elif len(self.written) >= self.limit:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,27 @@ def test_all_ranks_have_the_same_bits(divided: Path) -> None:
     assert np.ptp(logits[0]) > 0.1
     for other in logits[1:]:
         assert np.array_equal(logits[0], other)
+
+
+@built
+def test_each_row_gets_its_prefix_however_many_there_were(
+    divided: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefix is sent once, and the ranks remember a few only."""
+    monkeypatch.setattr("pl_compile.runtime.engines.ranks.engine.REMEMBERED", 3)
+    monkeypatch.setattr("pl_compile.runtime.engines.ranks.local_group.REMEMBERED", 2)
+    session, graph = Session.open(divided), read_bundle(divided).manifest.graph
+    generator = np.random.default_rng(0)
+    shape = (graph.layers, 2, graph.kv_heads, 4, graph.head_dim)
+    prompts = [
+        replace(session.prompts["ask"], prefix_kv=generator.normal(size=shape).astype(np.float32))
+        for _ in range(5)
+    ]
+
+    for number in (0, 1, 0, 2, 2, 3, 0, 4, 1, 0):
+        assert session.engine.admit(1, prompts[number]) == 4
+
+        np.testing.assert_array_equal(session.engine.cached(1, 4), prompts[number].prefix_kv)
 
 
 @built

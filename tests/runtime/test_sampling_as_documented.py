@@ -68,6 +68,19 @@ def test_a_row_that_is_drawn_by_the_page_is_the_row_of_the_runtime(trial: int) -
     assert ours.uniform() == theirs.random()  # as far along
 
 
+def test_a_penalty_is_rounded_to_float32_as_the_page_says() -> None:
+    r = np.float32(1.3)
+    logits = np.arange(1, 100, dtype=np.float32)
+    above = logits[logits.astype(np.float64) / np.float64(r) > logits / r]
+    options: dict[str, Any] = {"repetition_penalty": 1.3}
+
+    assert len(above) > 0
+    for logit in above:
+        row = np.asarray([logit / r, logit], np.float32)  # equal after the penalty, not before
+        token = next_token(row, Sampling(**options), np.random.default_rng(0), seen=[1])
+        assert token == choose(row.tolist(), Options(**options), Generator(0), seen=[1]) == 0
+
+
 def test_the_noise_of_a_graph_is_that_of_the_page_in_float32() -> None:
     theirs = np.random.default_rng(3)
     draw = draw_in_graph(Sampling(temperature=0.7, top_k=50, seed=3), theirs, 256, IN_GRAPH)

@@ -71,7 +71,16 @@ _TEMPLATES = (
     "[TOOL]{q}<sep> {b} <sep>{q} <pad> {b}so {a}",
     " {q} \n<|end|> <sep> {q}{b} <|end|>[INST]{a}",
 )
-_VALUES = ("who was [TOOL] there", "x <s>[INST]\n", " a  ", "", " \n\t ", "é<sep>.", "so\n ")
+_VALUES = (
+    "who was [TOOL] there",
+    "x <s>[INST]\n",
+    " a  ",
+    "",
+    " \n\t ",
+    "é<sep>.",
+    "so\n ",
+    "\x1cso\x1f",
+)
 
 
 @pytest.mark.parametrize("mode", ["keep", "nemo", "transformers"])

@@ -135,7 +135,7 @@ class OnnxRuntimeEngine:
         """One step; see `Engine.step`.
 
         Rows of several tokens run one at a time, since ONNX Runtime's attention takes several
-        tokens behind a filled cache for one row only; so no padding is computed. And in pieces: a
+        tokens after a filled cache for one row only; so no padding is computed. And in pieces: a
         token attends to nothing after its piece, which is not computed for it then. So what a row
         computes does not depend on the other rows.
         """
@@ -183,7 +183,7 @@ class OnnxRuntimeEngine:
 
     def watched(self) -> list[tuple[str, Float32]]:
         """The watched outputs of the last step, by name."""
-        # They are bound behind all others.
+        # They are bound after all others.
         found = self._binding.get_outputs()[-len(self._watched) :] if self._watched else []
         return [(name, value.numpy()) for name, value in zip(self._watched, found, strict=True)]
 

@@ -98,10 +98,12 @@ class RankedEngine:
     def _step_calls(self, step: Step) -> list[tuple[Any, ...]]:
         """The same step for all ranks, with as much of its prompts as it reads."""
         asked_for = (step.input_ids >= self.vocab).any()
-        prompts = [
-            RankPrompt(prompt.rows if asked_for else prompt.rows[:0], None, prompt.task_id)
-            for prompt in step.prompts
-        ]
+        # One object for each prompt: rows of one task bring it to a process once.
+        read = {
+            key: RankPrompt(each.rows if asked_for else each.rows[:0], None, each.task_id)
+            for key, each in {id(each): each for each in step.prompts}.items()
+        }
+        prompts = [read[id(prompt)] for prompt in step.prompts]
         return [("step", replace(step, prompts=prompts))] * len(self._ranks)
 
     def _divided(self, prompt: Prompt, prefix: Float32) -> list[RankPrompt]:

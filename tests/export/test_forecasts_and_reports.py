@@ -1,4 +1,4 @@
-"""What an export says: the plan before it, the report after it, and what stops it early."""
+"""What an export says: the forecast before it, the report after it, and what stops it early."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver import disk_and_memory as room
 from pl_compile.driver import export as export_page
-from pl_compile.driver import forecast
+from pl_compile.driver import forecast as forecast_page
 from pl_compile.driver.build_plans import _report
 from pl_compile.driver.costs import base_cost
 from pl_compile.driver.export import export_bundle
@@ -70,22 +70,22 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, options: BuildOptions) ->
     assert "tasks/tone/selftest.safetensors" in one
 
 
-# The plan
+# The forecast
 
 
-def test_a_plan_writes_nothing_and_says_what_it_would_cost(request_: ExportRequest) -> None:
-    plan = forecast_export(request_)
+def test_a_forecast_writes_nothing_and_says_what_it_would_cost(request_: ExportRequest) -> None:
+    expected = forecast_export(request_)
 
-    assert plan.passes == ("merge-products", "fuse-residual-norms", "link-functions")
+    assert expected.passes == ("merge-products", "fuse-residual-norms", "link-functions")
     assert not request_.output.exists()
-    assert [task.task for task in plan.tasks] == ["tone", "ask", "order"]
-    assert [task.virtual_tokens for task in plan.tasks] == [3, 5, 4]
-    assert [task.prompt_bytes for task in plan.tasks] == [3 * 24 * 4, 5 * 24 * 4, 1024]
+    assert [task.task for task in expected.tasks] == ["tone", "ask", "order"]
+    assert [task.virtual_tokens for task in expected.tasks] == [3, 5, 4]
+    assert [task.prompt_bytes for task in expected.tasks] == [3 * 24 * 4, 5 * 24 * 4, 1024]
     result = export_bundle(request_)
-    assert result.forecast == plan
+    assert result.forecast == expected
 
 
-def test_the_plans_passes_are_those_that_run(request_: ExportRequest, tmp_path: Path) -> None:
+def test_the_forecasts_passes_are_those_that_run(request_: ExportRequest, tmp_path: Path) -> None:
     from dataclasses import replace
 
     options = BuildOptions(sampling="graph", candidates=9)
@@ -108,19 +108,19 @@ def test_the_plans_passes_are_those_that_run(request_: ExportRequest, tmp_path: 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("options", [BuildOptions(), BuildOptions("int8", block=16)])
-def test_the_plans_bytes_are_nearly_those_of_the_file(
+def test_the_forecasts_bytes_are_nearly_those_of_the_file(
     tmp_path: Path, family: str, options: BuildOptions
 ) -> None:
     base = write_tiny_base(tmp_path / "base", family, blocks=True)
     table = random_table(base, tmp_path / "table.safetensors")
     request = ExportRequest(table, base, tmp_path / "bundle", options=options, measure_parity=False)
 
-    plan = export_bundle(request).forecast
+    expected = export_bundle(request).forecast
 
     stored = (tmp_path / "bundle" / "base" / "model.onnx.data").stat().st_size
-    assert plan.base.weight_bytes == pytest.approx(stored, rel=0.25)
+    assert expected.base.weight_bytes == pytest.approx(stored, rel=0.25)
     weights = load_weights(open_checkpoint(base), read_decoder_config(base))
-    assert plan.base.parameters == sum(array.size for array in weights.values())
+    assert expected.base.parameters == sum(array.size for array in weights.values())
 
 
 def test_costs_of_a_known_base() -> None:
@@ -342,7 +342,7 @@ def test_room_for_floats_is_asked_where_scores_need_them_beside_the_bundle(
         raise EnoughError
 
     asked: list[Path] = []
-    monkeypatch.setattr(forecast, "check_room", lambda path, **_: asked.append(path))
+    monkeypatch.setattr(forecast_page, "check_room", lambda path, **_: asked.append(path))
     monkeypatch.setattr(export_page, "load_weights", no_more)
     data = write_jsonl(tmp_path / "examples.jsonl", tiny_examples(4))
 
