@@ -20,7 +20,8 @@ from pl_compile.artifact.bundle import read_bundle
 from pl_compile.checks.parity import Parity
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.doctor import Finding, examine
-from pl_compile.driver.export import ExportRequest, ExportResult, export_bundle
+from pl_compile.driver.export import ExportResult, export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError, MissingExtraError, RequestError
 from pl_compile.runtime import Provider, Request, Session
@@ -83,7 +84,7 @@ def value_of(value: Any) -> Any:
     )
 
 
-def stand_in(version: str = "2026.4.1-1-abc") -> ModuleType:
+def stand_in(version: str = "2026.4.1-1-abc") -> Any:
     """The package."""
     module: Any = ModuleType("openvino")
     module.__spec__ = ModuleSpec("openvino", None)
