@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_the_old_bundle(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pl_compile.exporters.onnx.cpu.ir.save", full)
+    monkeypatch.setattr("pl_compile.exporters.onnx.files.ir.save", full)
     code, _, err = plc(*arguments)
 
     assert code == 1

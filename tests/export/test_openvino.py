@@ -84,7 +84,7 @@ def value_of(value: Any) -> Any:
     )
 
 
-def stand_in(version: str = "2026.4.1-1-abc") -> ModuleType:
+def stand_in(version: str = "2026.4.1-1-abc") -> Any:
     """The package."""
     package = ModuleType("openvino")
     module: Any = package
