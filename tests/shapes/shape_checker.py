@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from itertools import chain
 from operator import methodcaller
 from types import FunctionType, ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -67,7 +68,7 @@ def check_members(owner: ModuleType | type, module: str) -> None:
         if isinstance(member, type) and member.__module__ == module:
             check_members(member, module)
         elif isinstance(function, FunctionType) and function.__module__ == module:
-            setattr(owner, name, _like(member, checked(function)))
+            setattr(owner, name, _like(member, checked(function, owner)))
 
 
 def function_of(member: Any) -> Any:
@@ -87,28 +88,33 @@ def _like(member: Any, function: Callable[..., Any]) -> Any:
 # Calls
 
 
-def checked(function: FunctionType) -> Callable[..., Any]:
+def checked(function: Callable[..., Any], owner: Any = None) -> Callable[..., Any]:
     """The same function, with checks of each call where it states shapes.
 
     The `__init__` of a dataclass is one too: its arguments are the fields.
+
+    Args:
+        function: in a module or a class.
+        owner: its class; the fields of `self` are looked at before the arguments.
     """
     stated = {name: check_of(hint) for name, hint in function.__annotations__.items()}
     if not any(stated.values()):
         return function
-    signature, doing = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
+    doing = function.__qualname__.removesuffix(".__init__")
+    parameters = tuple(inspect.signature(function).parameters)
     of_result = stated.pop("return", None)
     checks = {
         name: check or check_of_fields(function.__annotations__[name])
         for name, check in stated.items()
     }
+    if function.__name__ != "__init__":  # there are no fields before it
+        checks["self"] = check_of_fields(owner)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         sizes: Sizes = {}
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            is_made = name == "self" and function.__name__ != "__init__"
-            check = check_of_fields(type(value)) if is_made else checks.get(name)
-            if check:
+        for name, value in chain(zip(parameters, args, strict=False), kwargs.items()):
+            if check := checks.get(name):
                 check(value, f"{doing}: {name}", sizes)
         result = function(*args, **kwargs)
         if of_result:
@@ -118,7 +124,6 @@ def checked(function: FunctionType) -> Callable[..., Any]:
     return call
 
 
-@functools.cache
 def check_of_fields(kind: Any) -> Check | None:
     """The check of a dataclass's fields; None where it has none with shapes."""
     if not (isinstance(kind, type) and is_dataclass(kind)):
@@ -205,7 +210,7 @@ def _array(dtype: Any, shape: Shape) -> Check:
 
 
 def _has_dtype(array: np.ndarray[Any, Any], dtype: Any) -> bool:
-    return dtype is Any or np.issubdtype(array.dtype, dtype)
+    return dtype is Any or array.dtype.type is dtype or np.issubdtype(array.dtype, dtype)
 
 
 def _fits(shape: tuple[int, ...], dimensions: list[str], name: str, sizes: Sizes) -> bool:
