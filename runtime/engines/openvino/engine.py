@@ -185,14 +185,23 @@ class OpenVinoEngine:
 
 def _compile(openvino: Any, model: Path, threads: int | None) -> Any:
     options = _OPTIONS if threads is None else {**_OPTIONS, "INFERENCE_NUM_THREADS": threads}
+    core = openvino.Core()
     try:
-        return openvino.Core().compile_model(model, "CPU", options)
+        return core.compile_model(_lowest_id_first(core.read_model(model)), "CPU", options)
     except RuntimeError as error:
         raise ArtifactError(
             f"loading {model}",
             found=_last_line_of(error),
             fix="Export the bundle again with this version of openvino.",
         ) from error
+
+
+def _lowest_id_first(graph: Any) -> Any:
+    """The graph with the order of equal logits that ONNX's `TopK` has, which OpenVINO leaves open."""
+    for operation in graph.get_ops():
+        if operation.get_type_name() == "TopK":
+            operation.set_attribute("stable", True)
+    return graph
 
 
 def _last_line_of(error: RuntimeError) -> str:
