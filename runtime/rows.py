@@ -202,9 +202,9 @@ class Row:
         if self.text.stopped:
             self.finished = "stop"
         elif len(self.token_ids) >= self.limit:
-            self.finished = "length"
-        if self.finished is not None:
             piece += self.text.finish()
+            # An unfinished character has become text, of which a stop text may be.
+            self.finished = "stop" if self.text.stopped else "length"
         return self._event(piece, self.text.text)
 
     def _choose(self, choices: TrieWalk, token_id: int) -> Event:

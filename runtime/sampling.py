@@ -137,9 +137,9 @@ def _gumbel(generator: "np.random.Generator", count: int) -> Float64:
 
 def _ranked(scores: Float32, top_k: int) -> Int64:
     """Indices of the `top_k` highest scores (0 for all), highest first; ties by index."""
-    if 0 < top_k < len(scores):
-        candidates = np.sort(np.argpartition(-scores, top_k - 1)[:top_k])
-    else:
-        candidates = np.arange(len(scores))
+    count = min(top_k, len(scores)) or len(scores)
+    least = np.partition(scores, -count)[-count]
+    # With all that equal the least: of these, `np.argpartition` keeps others on other processors.
+    candidates = np.flatnonzero(scores >= least)
     order: Int64 = candidates[np.argsort(-scores[candidates], kind="stable")]
-    return order
+    return order[:count]

@@ -48,8 +48,8 @@ from pl_compile.artifact.prompt_table import (
 )
 from pl_compile.artifact.selftest import SELFTEST_NAME, check_selftest
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
-from pl_compile.config.build import Dtype, Quantization
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.build import Quantization
+from pl_compile.config.contract import Dtype, GraphContract
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.config.sizes import MOST
 from pl_compile.config.strict_json import read_json_object, with_null

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pl_compile.config.contract import SamplingMode
+from pl_compile.config.contract import Dtype, SamplingMode
 from pl_compile.config.sizes import MOST
+from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ConfigError, list_problems
 
 Quantization = Literal["none", "int8", "int4"]
-Dtype = Literal["float32", "float16", "bfloat16"]
 FoldMode = Literal["auto", "always", "never"]
 
 # The target, or how weights are stored, where that is left to the export (`driver/choose.py`).
@@ -19,6 +19,13 @@ AUTO: Final = "auto"
 DEFAULT_CANDIDATES = 256
 DEFAULT_BLOCK = 32
 DEFAULT_TABLE_BITS = 8
+
+# Targets that take few sizes of a block, and these, for a help text.
+_FEW_BLOCKS = ", ".join(
+    f"{target.name} takes {' and '.join(map(str, target.blocks))}"
+    for target in TARGETS.values()
+    if target.blocks
+)
 
 # Rows that step together.
 DEFAULT_BATCH = 16
@@ -53,7 +60,7 @@ class BuildOptions:
     ] = AUTO
     block: Annotated[
         int | None,
-        "Inputs that share a scale. native-cpu takes 32 and 64, other targets more of them, and 0 "
+        f"Inputs that share a scale. {_FEW_BLOCKS}, other targets more of them, and 0 "
         f"for one scale a channel. [default: {DEFAULT_BLOCK}]",
     ] = None
     table_bits: Annotated[

@@ -24,6 +24,7 @@ from pl_compile.errors import ConfigError, check_all
 
 PromptsMode = Literal["input", "baked"]
 SamplingMode = Literal["host", "graph"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pl_compile.config.build import Dtype
-from pl_compile.config.contract import PromptsMode
+from pl_compile.config.contract import Dtype, PromptsMode
 
 Runner = Literal["onnxruntime", "openvino", "tensorrt"]
 

@@ -82,8 +82,7 @@ def task_costs(
     """The cost of each task, and the decision about its head.
 
     Raises:
-        ExportError: a constant head that no cache holds, or one that is to be folded always and
-            does not exist.
+        ExportError: a constant head that no cache holds.
     """
     per_token = base.operations_per_token / _OPERATIONS_PER_SECOND
     copied = base.kv_bytes_per_token / _BYTES_PER_SECOND
@@ -103,7 +102,7 @@ def task_costs(
             )
         computed = len(prompt.fed(head))
         size = len(head) * base.kv_bytes_per_token
-        folded, reason = _decide(name, computed, size, break_even, left, mode)
+        folded, reason = _decide(computed, size, break_even, left, mode)
         left -= size if folded else 0
         costs.append(
             TaskCost(
@@ -123,18 +122,11 @@ def task_costs(
 
 
 def _decide(
-    name: str, computed: int, size: int, break_even: int, left: int, mode: FoldMode
+    computed: int, size: int, break_even: int, left: int, mode: FoldMode
 ) -> tuple[bool, str]:
     if mode == "never":
         return False, "--fold never"
     if not computed:
-        if mode == "always":
-            raise ExportError(
-                f"folding task '{name}'",
-                found="nothing that is computed before its first field",
-                expected="virtual tokens or text there",
-                fix="Export it with --fold auto.",
-            )
         return False, "nothing is computed before its first field"
     saving = f"{computed} tokens fewer in each prefill, for {size / 1e6:.1f} MB"
     if mode == "always":

@@ -264,9 +264,10 @@ def _running(trt: Any, target: str, gpus: Gpus) -> str:
     # Only TensorRT for RTX has such a list.
     served = getattr(getattr(trt, "ComputeCapability", None), "__members__", None)
     if served is not None and f"SM{gpus.capability.replace('.', '')}" not in served:
+        others = [other.name for other in TARGETS.values() if other.on_gpu and other.name != target]
         return (
             f"compute capability {gpus.capability} is none that {target} serves: "
-            "use --target tensorrt, or onnx-cuda"
+            f"use --target {' or '.join(others)}"
         )
     return ""
 

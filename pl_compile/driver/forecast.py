@@ -59,8 +59,7 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     """The forecast of an export whose inputs are read.
 
     Raises:
-        ExportError: a constant head that no cache holds, or one that is to be folded always and
-            does not exist.
+        ExportError: a constant head that no cache holds.
     """
     recipe = inputs.recipe
     exporter, config, contract, options = (

@@ -3,7 +3,7 @@
 before:  logits
 after:   logits, and next_token from logits, noise and the numbers of `config.sampling.IN_GRAPH`
 
-    values, ids = TopK(logits, candidates)                      likeliest first
+    values, ids = TopK(logits, candidates)                      likeliest first; ties by id
     scaled      = (values - values[0]) / temperature            of rank >= top_k: minus infinity
     stays       = CumSum(Softmax(scaled), exclusive) < top_p    the first always does
     falls       = Exp(scaled) < min_p                           the first never does

@@ -521,6 +521,8 @@ class Renderer:
         """The text of segment `index` with the white space that the task's mode leaves it."""
         segments = self.template.segments
         if self.template.task.whitespace == "nemo":
+            # Python's white space, which has four characters more than `_WHITE_SPACE`: transformers
+            # 4.30, by which NeMo stripped around its tokens, did so in Python.
             if index > 0 and isinstance(segments[index - 1], Virtual):
                 text = text.lstrip()
             if index + 1 < len(segments) and isinstance(segments[index + 1], Virtual):

@@ -23,7 +23,7 @@ _FORMATTED = re.compile(
     r"(?P<name>[^!:]+)(?:![rsa](?::.*)?"
     r"|:(?=.*[<>=^.,\d])(?:.?[<>=^])?[-+ ]?#?0?\d*[_,]?(?:\.\d+)?[bcdeEfFgGnosxX%]?)"
 )
-_TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>\d+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
+_TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>[0-9]+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
 
 @dataclass(frozen=True)

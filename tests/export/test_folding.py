@@ -249,14 +249,19 @@ def test_a_head_that_is_computed_sooner_than_copied_is_not_folded(exported: Expo
     assert report["tasks"][2]["reason"] == "nothing is computed before its first field"
 
 
-def test_folding_always_needs_something_to_fold(exported: Exported) -> None:
-    with pytest.raises(ExportError) as error:
-        exported("llama", fold="always")
+def test_folding_always_folds_every_task_that_has_something_to_fold(exported: Exported) -> None:
+    bundle = exported("llama", fold="always")
 
-    assert str(error.value) == (
-        "folding task 'order': nothing that is computed before its first field; expected virtual "
-        "tokens or text there. Export it with --fold auto."
-    )
+    tasks = {
+        task["task"]: task for task in json.loads((bundle / "report.json").read_text())["tasks"]
+    }
+
+    assert {name: task["folded"] for name, task in tasks.items()} == {
+        "tone": True,
+        "ask": True,
+        "order": False,
+    }
+    assert tasks["order"]["reason"] == "nothing is computed before its first field"
 
 
 def test_a_head_longer_than_the_cache_is_refused(exported: Exported, tmp_path: Path) -> None:

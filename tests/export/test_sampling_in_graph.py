@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
@@ -17,7 +19,7 @@ from pl_compile.errors import ConfigError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
-from pl_compile.testing import random_table, sign_bundle
+from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
 CANDIDATES = 50
 
@@ -117,6 +119,67 @@ def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> N
         assert tokens is not None
         different += int((tokens != np.asarray(expected)).sum())
     assert different == 0
+
+
+@pytest.fixture
+def tied_base(tmp_path: Path) -> Path:
+    """A base of which every token has a twin with the same logit, bit for bit."""
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    table = tensors["model.embed_tokens.weight"]
+    half = len(table) // 2
+    table[half : 2 * half] = table[:half]
+    save_file(tensors, path, metadata={"format": "pt"})
+    return base
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "onnx-cpu",
+        "native-cpu",
+        pytest.param(
+            "openvino",
+            marks=pytest.mark.skipif(
+                not find_spec("openvino"), reason="needs openvino: pip install openvino"
+            ),
+        ),
+    ],
+)
+def test_of_equal_logits_the_graph_takes_those_that_the_host_takes(
+    tied_base: Path, target: str, tmp_path: Path
+) -> None:
+    table = random_table(tied_base, tmp_path / "table.safetensors")
+    options = BuildOptions("none", sampling="graph", candidates=CANDIDATES)
+    request = ExportRequest(
+        table, tied_base, tmp_path / "b", target=target, options=options, measure_parity=False
+    )
+    count, tied = 8, 0
+    with Session.open(export_bundle(request).bundle) as session:
+        prompt, zero = session.prompts["tone"], np.zeros(count, np.int64)
+        for seed in range(40):
+            generator = np.random.default_rng(seed)
+            ids = generator.integers(0, 390, (count, 3))
+            ways = [
+                Sampling(3.0, top_k=int(generator.integers(1, CANDIDATES)), seed=row)
+                for row in range(count - 1)
+            ]
+            ways.append(Sampling())
+            draws = [
+                draw_in_graph(way, np.random.default_rng(way.seed), CANDIDATES, IN_GRAPH)
+                for way in ways
+            ]
+            step = Step(0, ids, zero, zero + 2, [prompt] * count, draws)
+            logits, tokens = session.engine.step(step)
+            expected = [
+                next_token(row, way, np.random.default_rng(way.seed))
+                for row, way in zip(logits, ways, strict=True)
+            ]
+            tied += int(((logits == logits[range(count), expected, None]).sum(-1) > 1).sum())
+            assert tokens is not None
+            assert tokens.tolist() == expected
+    assert tied > 200
 
 
 def test_a_temperature_of_zero_is_greedy_whatever_the_noise(

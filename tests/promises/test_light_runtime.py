@@ -1,8 +1,11 @@
 """The runtime is light, quiet and works with what the base install brings."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,13 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.testing import random_table
 
 
-def run_python(code: str, *arguments: str) -> str:
+def run_python(code: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(env or {})},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,3 +84,26 @@ print(sorted(k for k in os.environ if k.startswith("ORT_")))
 
     assert lines[0] == "[]"
     assert lines[1] == "['ORT_DISABLE_TELEMETRY', 'ORT_TELEMETRY_DISABLED']"
+
+
+@pytest.mark.skipif(
+    not find_spec("openvino"), reason="needs openvino: pip install 'pl-compile[openvino]'"
+)
+def test_serving_on_openvino_reports_to_nobody(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    """Imported as it comes, it sends where it runs to an address, and writes files for that."""
+    table = random_table(tiny_bases["llama"], tmp_path / "table.safetensors")
+    bundle, home = tmp_path / "bundle", tmp_path / "home"
+    export_bundle(ExportRequest(table, tiny_bases["llama"], bundle, target="openvino"))
+    home.mkdir()
+    watch = """
+import sys
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event.startswith("socket.") else None)
+"""
+    report = "import threading; print(seen, threading.active_count(), 'openvino' in sys.modules)"
+
+    # The variable would keep its telemetry quiet.
+    said = run_python(watch + SERVE + report, str(bundle), env={"HOME": str(home), "CI": ""})
+
+    assert said.strip() == "[] 1 True"
+    assert list(home.rglob("*")) == []

@@ -104,6 +104,21 @@ def test_a_top_k_beyond_the_vocabulary_keeps_all() -> None:
     assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.032)
 
 
+@pytest.mark.parametrize("top_k", [0, 1, 40, 1000, 5000])
+@pytest.mark.parametrize("step", [1, 1 / 16])
+def test_equal_logits_are_kept_in_the_order_of_their_ids(top_k: int, step: float) -> None:
+    """`np.argpartition` keeps others of them, and on each instruction set different ones."""
+    logits = np.random.default_rng(0).normal(0, 3, 5000).astype(np.float32)
+    logits = (np.round(logits / step) * step).astype(np.float32)
+    logits[::7] = -np.inf
+    by_rank = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+
+    ids, logs = ranked(logits, Sampling(temperature=1.0, top_k=top_k))
+
+    assert ids.tolist() == (by_rank[:top_k] if top_k else by_rank)
+    assert (np.isneginf(logs) == np.isneginf(logits[ids])).all()
+
+
 def test_top_p_keeps_tokens_until_they_reach_it() -> None:
     shares = draws(logits_of(0.1, 0.5, 0.1, 0.3), Sampling(temperature=1.0, top_p=0.6))
 

@@ -19,6 +19,8 @@ from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event
+from pl_compile.runtime.rows import RowMaker
+from pl_compile.runtime.stepping import Output
 from pl_compile.testing import (
     byte_fallback_tokenizer,
     random_table,
@@ -155,6 +157,19 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(session: Session) -> 
 
     assert stopped[0].text == whole.text[: whole.text.index(stop)].rstrip(" ")
     assert stopped[0].finish_reason == "stop"
+
+
+def test_a_stop_text_that_only_the_end_shows_ends_the_answer_too(session: Session) -> None:
+    """An unfinished character is no text until nothing can follow; then it is U+FFFD."""
+    request = Request("ask", {"question": "why?", "place": "x"}, max_tokens=1, stop=("\ufffd",))
+    fox = session.tokenizer.encode("🦊", opens=False, markup=False)[0]
+    maker = RowMaker(session.tokenizer, session.prompts, session.engine.capacity, 397)
+    row = maker.row(0, request, "testing")
+
+    event = row.advance(Output(np.zeros(397, np.float32), fox))
+
+    assert event.result is not None
+    assert (event.result.text, event.result.finish_reason) == ("", "stop")
 
 
 def test_a_task_with_choices_answers_one_of_them(session: Session) -> None:

@@ -142,9 +142,10 @@ def test_text_around_doubled_braces_is_one_segment() -> None:
 
 
 def test_only_a_whole_marker_is_a_marker() -> None:
-    template = parse("<|VIRTUAL_PROMPT_|><|virtual_prompt_0|><|VIRTUAL_PROMPT_0|>{x}")
+    others = "<|VIRTUAL_PROMPT_|><|virtual_prompt_0|><|VIRTUAL_PROMPT_\u0660|>"
+    template = parse(f"{others}<|VIRTUAL_PROMPT_0|>{{x}}")
 
-    assert template.segments[0] == Text("<|VIRTUAL_PROMPT_|><|virtual_prompt_0|>")
+    assert template.segments[0] == Text(others)
 
 
 # Markers and splits

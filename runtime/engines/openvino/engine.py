@@ -5,6 +5,7 @@ A graph of target `openvino` reads the entries that rows have, and gives those t
 of its own in each step, so nothing would be gained by caches that OpenVINO writes in place.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def openvino_module(doing: str) -> Any:
         MissingExtraError: it is not installed, or does not load.
         ArtifactError: it is older than this project can use.
     """
+    # `import openvino` reports itself to Google Analytics, and writes files for that in the user's
+    # home. Where the package that does so cannot be imported, it has a stub for it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except (ImportError, OSError) as error:
@@ -185,14 +189,23 @@ class OpenVinoEngine:
 
 def _compile(openvino: Any, model: Path, threads: int | None) -> Any:
     options = _OPTIONS if threads is None else {**_OPTIONS, "INFERENCE_NUM_THREADS": threads}
+    core = openvino.Core()
     try:
-        return openvino.Core().compile_model(model, "CPU", options)
+        return core.compile_model(_lowest_id_first(core.read_model(model)), "CPU", options)
     except RuntimeError as error:
         raise ArtifactError(
             f"loading {model}",
             found=_last_line_of(error),
             fix="Export the bundle again with this version of openvino.",
         ) from error
+
+
+def _lowest_id_first(graph: Any) -> Any:
+    """The graph, whose `TopK` then orders equal logits by id: ONNX does, OpenVINO need not."""
+    for operation in graph.get_ops():
+        if operation.get_type_name() == "TopK":
+            operation.set_attribute("stable", True)
+    return graph
 
 
 def _last_line_of(error: RuntimeError) -> str:
