@@ -1,6 +1,6 @@
 """Calls of functions become their bodies, for readers of ONNX that know no functions.
 
-before:  y, pk, pv = plc::CachedAttention(q, k, v, past_k, past_v, past_lengths)
+before:  y, pk, pv = plc::Attention:body_1(qkv, , , past_key, past_value, past_lengths, ...)
 after:   the nodes of that function in its place, and the model holds no function
 """
 
