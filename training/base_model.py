@@ -51,6 +51,7 @@ class FrozenBase:
 
     Args:
         folder: a Hugging Face folder with safetensors weights.
+        config: of the folder, where it was opened before.
         precision: a key of `DTYPES` (see `precision.py`).
         device: where the base computes.
         trainable: train the base's weights too (`lm_finetune`): then it is not frozen, and nothing
@@ -71,6 +72,7 @@ class FrozenBase:
         folder: Path,
         precision: str = "fp32",
         *,
+        config: DecoderConfig | None = None,
         device: str = "cpu",
         trainable: bool = False,
         as_is: bool = False,
@@ -79,7 +81,7 @@ class FrozenBase:
         team: Team = ALONE,
         shard: bool = False,
     ) -> None:
-        self.config: DecoderConfig = open_base(folder)[1]
+        self.config: DecoderConfig = config or open_base(folder)[1]
         self.device = torch.device(device)
         dtype = DTYPES[precision]
         if shard:

@@ -142,8 +142,14 @@ def _compare_tasks(by_task: Mapping[str, Sequence[Prompt]], base: Path) -> list[
         why = f"transformers makes no tokenizer of the base ({error.found})"
         return [TokenCheck(t, _count(m), 0, why, "", len(m)) for t, m in by_task.items()]
     checks = [_compare_task(task, mine, tokenizer) for task, mine in by_task.items()]
+    if not any(check.difference for check in checks):
+        return checks
+    try:
+        alone = ReferenceTokenizer.of_file(base / "tokenizer.json")
+    except BaseModelError:
+        return checks
     return [
-        _by_file_alone(check, by_task[check.task], base) if check.difference else check
+        _by_file_alone(check, by_task[check.task], alone) if check.difference else check
         for check in checks
     ]
 
@@ -161,16 +167,14 @@ def way_out(base: Path) -> str:
     )
 
 
-def _by_file_alone(check: TokenCheck, prompts: Sequence[Prompt], base: Path) -> TokenCheck:
+def _by_file_alone(
+    check: TokenCheck, prompts: Sequence[Prompt], alone: ReferenceTokenizer
+) -> TokenCheck:
     """The same check, and whether the base's `tokenizer.json` alone makes no difference.
 
     A task that was trained here has the tokens of that file, and is served with them. Only one
     that has `whitespace: transformers` is to have those of the folder.
     """
-    try:
-        alone = ReferenceTokenizer.of_file(base / "tokenizer.json")
-    except BaseModelError:
-        return check
     by_file = _compare_task(check.task, prompts, alone)
     if by_file.difference:
         return check

@@ -260,6 +260,7 @@ class _Run:
         self._base = FrozenBase(
             self._folder,
             precision.chosen,
+            config=decoder,
             device=device,
             trainable=config.lm_finetune,
             activation_checkpointing=config.trainer.activation_checkpointing,

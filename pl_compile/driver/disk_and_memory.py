@@ -25,6 +25,16 @@ def check_room(output: Path, *, disk_bytes: int, memory_bytes: int) -> None:
             expected=f"about {_size(disk_bytes)}",
             fix="Make room, or choose another --output.",
         )
+    check_memory(output, memory_bytes)
+
+
+def check_memory(output: Path, memory_bytes: int) -> None:
+    """Raises `ExportError` if the memory cannot hold so many bytes more.
+
+    Args:
+        output: what will be written.
+        memory_bytes: that making it will take.
+    """
     memory = available_memory()
     if memory is not None and memory < memory_bytes:
         raise ExportError(

@@ -19,6 +19,8 @@ from pl_compile.artifact.bundle import (
 from pl_compile.artifact.file_sums import records_of
 from pl_compile.artifact.files import check_replaceable, folder_written_whole
 from pl_compile.artifact.plan_record import PlanRecord
+from pl_compile.checkpoints.checkpoint import Checkpoint
+from pl_compile.checkpoints.read_once import ReadOnce
 from pl_compile.checks.parity import Parity
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.calibrate import calibration_prompts, measure_moments
@@ -27,7 +29,7 @@ from pl_compile.driver.compile_base import CompiledBase, compile_base
 from pl_compile.driver.export_inputs import ExportInputs, read_inputs
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.fold_tasks import fold_tasks
-from pl_compile.driver.forecast import Forecast, check_room_for, forecast_of
+from pl_compile.driver.forecast import Forecast, check_memory_for, check_room_for, forecast_of
 from pl_compile.driver.score_bundle import score_bundle
 from pl_compile.driver.write_bundle import (
     manifest_of,
@@ -46,6 +48,7 @@ from pl_compile.text.render import notes_on
 from pl_compile.training.compare_tokens import TokenCheck
 from pl_compile.weights.fingerprint import FingerprintedCheckpoint
 from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.open_base import open_base
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,15 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     """
     check_replaceable(request.output, files_of_bundle)
     clock = _Clock()
-    inputs = read_inputs(request, progress)
+    opened, config = open_base(request.base)
+    check_memory_for(request, config)
+    checkpoint = ReadOnce(opened)
+    inputs = read_inputs(request, checkpoint, config, progress)
+    checkpoint.give_away()
     forecast = forecast_of(inputs)
     _say_notes(inputs, progress)
     check_room_for(request, inputs.recipe.options, forecast)
-    weights = _load(request, inputs, progress)
+    weights = _load(request, inputs, checkpoint, progress)
     clock.lap("read")
 
     moments = _calibrate(inputs, weights, progress)
@@ -160,13 +167,15 @@ def _say_notes(inputs: ExportInputs, progress: Progress) -> None:
         progress.say(note)
 
 
-def _load(request: ExportRequest, inputs: ExportInputs, progress: Progress) -> Weights:
+def _load(
+    request: ExportRequest, inputs: ExportInputs, checkpoint: Checkpoint, progress: Progress
+) -> Weights:
     """The weights, of the base that the table was trained on: one reading gives both."""
     progress.say(f"reading {request.base}")
     config = inputs.recipe.config
-    checkpoint = FingerprintedCheckpoint(inputs.checkpoint, config)
-    weights = load_weights(checkpoint, config)
-    inputs.table.check_base(checkpoint.identity(inputs.table.base.name), str(request.base))
+    summed = FingerprintedCheckpoint(checkpoint, config)
+    weights = load_weights(summed, config)
+    inputs.table.check_base(summed.identity(inputs.table.base.name), str(request.base))
     return weights
 
 

@@ -33,7 +33,6 @@ from pl_compile.progress import Progress
 from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.open_base import open_base
 
 DEFAULT_CAPACITY = 1024
 
@@ -44,7 +43,6 @@ class ExportInputs:
 
     Attributes:
         table: the prompt table, with the tasks to export alone.
-        checkpoint: the base's tensors.
         recipe: how the base is compiled.
         choices: of "target" and "quantize": what was asked for, what is built, and why.
         tokenizer: the base's.
@@ -56,7 +54,6 @@ class ExportInputs:
     """
 
     table: PromptTable
-    checkpoint: Checkpoint
     recipe: BaseRecipe
     choices: Mapping[str, Choice]
     tokenizer: Tokenizer
@@ -72,8 +69,16 @@ class ExportInputs:
         return self.recipe.exporter.target
 
 
-def read_inputs(request: ExportRequest, progress: Progress) -> ExportInputs:
+def read_inputs(
+    request: ExportRequest, checkpoint: Checkpoint, config: DecoderConfig, progress: Progress
+) -> ExportInputs:
     """Reads and checks.
+
+    Args:
+        request: what is exported.
+        checkpoint: the base's tensors.
+        config: of the base.
+        progress: who is told.
 
     Raises:
         PlcError: as for `export_bundle`, but for what only the weights can show.
@@ -81,7 +86,6 @@ def read_inputs(request: ExportRequest, progress: Progress) -> ExportInputs:
     whole = read_prompt_table(request.table)
     table = whole.with_only(request.tasks or whole.entries)
     entries = tuple(table.entries.values())
-    checkpoint, config = open_base(request.base)
     chosen = choose(
         request.target,
         request.options,
@@ -104,7 +108,6 @@ def read_inputs(request: ExportRequest, progress: Progress) -> ExportInputs:
     _check_dumps(request)
     return ExportInputs(
         table=table,
-        checkpoint=checkpoint,
         recipe=BaseRecipe(
             chosen.exporter, config, chosen.contract, chosen.options, chosen.shards, entries
         ),

@@ -1,5 +1,6 @@
 """What an export would make and cost, worked out before anything is built."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,14 +8,17 @@ from tempfile import gettempdir
 
 from pl_compile.artifact.bundle import EXACT
 from pl_compile.config.build import BuildOptions, Choice
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.targets import TARGETS
 from pl_compile.driver.costs import base_cost, task_costs
-from pl_compile.driver.disk_and_memory import check_room
+from pl_compile.driver.disk_and_memory import check_memory, check_room
 from pl_compile.driver.export_inputs import ExportInputs, read_inputs
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.exporters.exporter import Job
 from pl_compile.progress import SILENT, Progress
 from pl_compile.report.model import BaseCost, TaskCost
+from pl_compile.weights.names import weight_shapes
+from pl_compile.weights.open_base import open_base
 
 # What making a bundle takes beside its files: the runtime's libraries, and room for a step.
 _MEMORY_BESIDE = 400 << 20
@@ -52,7 +56,7 @@ def forecast_export(request: ExportRequest, *, progress: Progress = SILENT) -> F
     Raises:
         PlcError: as for `export_bundle`, but for what only the weights can show.
     """
-    return forecast_of(read_inputs(request, progress))
+    return forecast_of(read_inputs(request, *open_base(request.base), progress))
 
 
 def forecast_of(inputs: ExportInputs) -> Forecast:
@@ -80,6 +84,17 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     )
 
 
+def check_memory_for(request: ExportRequest, config: DecoderConfig) -> None:
+    """Raises `ExportError` where the memory cannot hold the base's floats, however it is stored.
+
+    Args:
+        request: what is exported.
+        config: of the base.
+    """
+    parameters = sum(map(math.prod, weight_shapes(config).values()))
+    check_memory(request.output, _memory(parameters))
+
+
 def check_room_for(request: ExportRequest, options: BuildOptions, forecast: Forecast) -> None:
     """Raises `ExportError` where the disk or the memory cannot hold an export.
 
@@ -89,10 +104,15 @@ def check_room_for(request: ExportRequest, options: BuildOptions, forecast: Fore
         forecast: of the export.
     """
     floats = 4 * forecast.base.parameters
-    memory = 2 * floats + forecast.base.weight_bytes + _MEMORY_BESIDE
+    memory = _memory(forecast.base.parameters) + forecast.base.weight_bytes
     check_room(request.output, disk_bytes=int(1.05 * forecast.disk_bytes), memory_bytes=memory)
     is_exact = options.quantization == "none" and options.dtype == EXACT
     # The floats are built too, for that time; where the bundle has them, it is scored alone.
     if request.calibrate or (request.evaluate and not is_exact):
         beside = Path(gettempdir()) / "plc"
         check_room(beside, disk_bytes=int(1.05 * floats), memory_bytes=memory + floats)
+
+
+def _memory(parameters: int) -> int:
+    """Bytes that an export takes beside what it stores: the floats twice."""
+    return 2 * 4 * parameters + _MEMORY_BESIDE

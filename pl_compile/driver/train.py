@@ -4,6 +4,9 @@ The trainer sees neither runtime nor compiler; here they are handed to it.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,13 @@ import numpy as np
 from pl_compile.artifact.prompt_table import PromptTable, TaskEntry
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.train import TrainConfig
-from pl_compile.driver.evaluate import EvalOptions, evaluate
+from pl_compile.driver.evaluate import EvalOptions, read_to_score, score_examples
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.session import Session
+from pl_compile.text.examples import Example
+from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.load import sequence_rules
@@ -33,11 +38,12 @@ def train_run(
         PlcError: anything that keeps the run from its end.
     """
     progress = progress if leads() else SILENT  # of several processes, one talks
+    examples = cache(lambda: _examples(config))  # read at the first scores, for all
 
     def score(
         config: TrainConfig, base: FrozenBase, tokenizer: Tokenizer, table: PromptTable | None
     ) -> Scores:
-        return score_answers(config, base, tokenizer, table, progress=progress)
+        return score_answers(config, base, tokenizer, table, examples(), progress=progress)
 
     def bundle(table: Path, base: Path, output: Path) -> None:
         # For any machine: nobody knows where a bundle that is uploaded will be served.
@@ -55,6 +61,7 @@ def score_answers(
     base: FrozenBase,
     tokenizer: Tokenizer,
     table: PromptTable | None,
+    examples: Mapping[str, Sequence[Example]],
     *,
     progress: Progress = SILENT,
 ) -> Scores:
@@ -65,20 +72,13 @@ def score_answers(
         base: of the run, in its precision.
         tokenizer: the base's.
         table: the prompts; None for none.
+        examples: of each task, as `read_to_score` gives them.
         progress: who is told.
     """
     entries = _without_prompts(config, base, tokenizer) if table is None else table.entries
     session = Session.of_entries(tokenizer, entries, TorchEngine(base))
-    wanted = config.validation
-    options = EvalOptions(
-        metric=wanted.metric,
-        prompt=table is not None,
-        baseline=False,
-        max_tokens=wanted.max_tokens,
-        limit=wanted.limit,
-        tell_cuts=False,
-    )
-    scores = evaluate(session, config.data.validation, options, progress=progress)
+    options = replace(_options(config), prompt=table is not None)
+    scores = score_examples(session, examples, options, progress=progress)
     predictions = [
         {
             "task": score.task,
@@ -92,6 +92,22 @@ def score_answers(
         )
     ]
     return Scores({score.task: score.with_prompt for score in scores}, predictions)
+
+
+def _examples(config: TrainConfig) -> dict[str, list[Example]]:
+    templates = parse_templates(config.tasks)
+    return read_to_score(config.data.validation, templates, _options(config))
+
+
+def _options(config: TrainConfig) -> EvalOptions:
+    wanted = config.validation
+    return EvalOptions(
+        metric=wanted.metric,
+        baseline=False,
+        max_tokens=wanted.max_tokens,
+        limit=wanted.limit,
+        tell_cuts=False,
+    )
 
 
 def _without_prompts(

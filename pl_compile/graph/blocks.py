@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import ExportError
 from pl_compile.families.blocks import Frequencies
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.graph.operators import ATTENTION, GEGLU, PLC_DOMAIN, SWIGLU, AttentionSettings
@@ -178,8 +179,16 @@ class OnnxBlocks:
         return query, key
 
     def _rotary(self, frequencies: Frequencies) -> "Rotary":
-        # A part of a head cannot be said to plc::Attention.
-        assert len(frequencies) == self.config.head_dim // 2
+        turned, width = 2 * len(frequencies), self.config.head_dim
+        if turned != width:
+            # ONNX Runtime's GroupQueryAttention and ONNX's RotaryEmbedding could turn a part, our
+            # kernel could not: no call of plc::Attention says it.
+            raise ExportError(
+                f"building the attention of {self._named('attention')}",
+                found=f"rotary positions that turn {turned} of the {width} numbers of a head",
+                expected="all of them: no target computes a part",
+                fix="Choose another base.",
+            )
         angles = np.outer(np.arange(self.contract.capacity), frequencies)
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         return Rotary(

@@ -77,19 +77,23 @@ def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
 
     Tensors are asked for in the order of their names, as a `FingerprintedCheckpoint` sums them.
     """
-    family = FAMILIES[config.family]
-    stored = {
-        weight.name: _stored_name(checkpoint, family, weight.stored)
-        for weight in weights_of(config).values()
-    }
-    in_order = sorted(stored, key=stored.__getitem__)
-    return {name: load_weight(checkpoint, config, name) for name in in_order}
+    family, weights = FAMILIES[config.family], weights_of(config).values()
+    stored = [(_stored_name(checkpoint, family, weight.stored), weight) for weight in weights]
+    in_order = sorted(stored, key=lambda pair: pair[0])
+    return {weight.name: _read(checkpoint, name, weight) for name, weight in in_order}
 
 
 def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> WeightArray:
     """One weight, under our name, of a base that `check_tensors` took: float32."""
     weight = weights_of(config)[name]
-    stored = checkpoint.tensor(_stored_name(checkpoint, FAMILIES[config.family], weight.stored))
+    return _read(
+        checkpoint, _stored_name(checkpoint, FAMILIES[config.family], weight.stored), weight
+    )
+
+
+def _read(checkpoint: Checkpoint, name: str, weight: Weight) -> WeightArray:
+    """A weight, which the files call `name`."""
+    stored = checkpoint.tensor(name)
     return np.ascontiguousarray(weight.form.take(np.asarray(stored, np.float32)))
 
 

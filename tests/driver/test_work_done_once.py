@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -11,6 +11,7 @@ from pl_compile.artifact import file_sums
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.checkpoints.safetensors import SafetensorsCheckpoint
 from pl_compile.config.build import BuildOptions
+from pl_compile.driver import choose
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
@@ -68,6 +69,25 @@ def test_an_export_reads_sums_and_parses_everything_once(
     assert sum(tokenizers.values()) == 1
     summed = Counter(Path(name).name for name in read_bundle(result.bundle, sums=False).files)
     assert sums == summed
+
+
+@pytest.mark.parametrize("published", ["q4_1", "q8_0"])
+def test_weights_that_are_looked_at_to_choose_are_not_read_again(
+    tmp_path: Path,
+    counted: Callable[[Any, str, int], Counter[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    published: Literal["q4_1", "q8_0"],
+) -> None:
+    """8 bits are tried after 4, and the winner's weights are loaded."""
+    monkeypatch.setattr(choose, "instruction_set", lambda: "avx2")
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True, published=published)
+    table = random_table(base, tmp_path / "table.safetensors")
+    tensors = counted(SafetensorsCheckpoint, "tensor", 1)
+
+    result = export_bundle(ExportRequest(table, base, tmp_path / "b", measure_parity=False))
+
+    assert result.forecast.choices["quantize"].chosen == f"int{published[1]}"
+    assert tensors == dict.fromkeys(SafetensorsCheckpoint(base).names, 1)
 
 
 def test_sums_that_were_noted_are_those_of_the_files(tmp_path: Path) -> None:

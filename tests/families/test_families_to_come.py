@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from numpy_blocks import compare_steps, randomise_norms
 
+from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.targets import TARGETS
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
+from pl_compile.errors import ExportError
 from pl_compile.families.blocks import Blocks, Frequencies, V, rotary_frequencies
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
@@ -389,7 +392,7 @@ def test_a_family_that_comes_is_a_file_and_a_row(
     assert ours.used == ours.weights.keys()
 
 
-# StableLM is not among them: plc::Attention turns whole heads only.
+# StableLM is not among them: see below.
 @pytest.mark.parametrize("target", ["onnx-cpu", "native-cpu"])
 @pytest.mark.parametrize("new", [QWEN3, GEMMA3, GRANITE], ids=lambda new: new.name)
 def test_a_family_that_comes_is_compiled_without_another_change(
@@ -408,3 +411,18 @@ def test_a_family_that_comes_is_compiled_without_another_change(
     assert len(result.parity) == 3
     for parity in result.parity:
         assert parity.max_abs_difference <= 1e-5 * parity.largest_logit
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rotary_positions_of_a_part_of_a_head_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setitem(cast(dict[str, Family], FAMILIES), "stablelm", STABLELM)
+    base = write_tiny_base(tmp_path / "base", "stablelm", blocks=True)
+    table = random_table(base, tmp_path / "table.safetensors")
+    plans = BuildOptions("none", defer_build=TARGETS[target].has_plan)
+
+    with pytest.raises(ExportError, match=r"layers\.0\.attention: .* turn 8 of the 16 numbers"):
+        export_bundle(ExportRequest(table, base, tmp_path / "b", target=target, options=plans))
+
+    assert not (tmp_path / "b").exists()

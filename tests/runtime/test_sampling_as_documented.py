@@ -59,7 +59,7 @@ def test_a_row_that_is_drawn_by_the_page_is_the_row_of_the_runtime(trial: int) -
     for step in range(12):
         logits = random.normal(0, 3, vocab).astype(np.float32)
         if trial % 2:  # many are equal, as of a base in few bits
-            logits = np.round(4 * logits) / 4
+            logits = (np.round(4 * logits) / 4).astype(np.float32)
         seen = random.integers(0, vocab, 20).tolist()
         blocked = (1, 3) if step < 3 else ()
         allowed = random.choice(vocab, 4, replace=False).tolist() if step % 4 == 3 else None

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 import yaml
 
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.checkpoints.safetensors import SafetensorsCheckpoint
 from pl_compile.cli.main import main
+from pl_compile.driver import train
 from pl_compile.driver.train import train_run
 from pl_compile.errors import (
     ArtifactError,
@@ -526,17 +529,24 @@ def test_answers_are_written_and_scored_at_each_validation(
     assert prompt_sums(result.table) == prompt_sums(without.table)
 
 
-def test_a_run_makes_its_tokenizer_once_whatever_it_scores(
+def test_a_run_makes_its_tokenizer_and_opens_its_base_and_data_once_whatever_it_scores(
     tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-    make = Tokenizer.__init__
+    done: Counter[str] = Counter()
 
-    def counting(self: Tokenizer, text: str, **options: Any) -> None:
-        made.append(text)
-        make(self, text, **options)
+    def count(where: Any, name: str, what: str) -> None:
+        function = getattr(where, name)
 
-    monkeypatch.setattr(Tokenizer, "__init__", counting)
+        def counting(*given: Any, **options: Any) -> Any:
+            done[what] += 1
+            return function(*given, **options)
+
+        monkeypatch.setattr(where, name, counting)
+
+    count(Tokenizer, "__init__", "tokenizer")
+    count(SafetensorsCheckpoint, "__init__", "base")
+    count(train, "read_to_score", "examples to score")
+    count(train, "score_examples", "scores")
     config = tiny_run(
         tmp_path / "data",
         tiny_bases["llama"],
@@ -545,7 +555,8 @@ def test_a_run_makes_its_tokenizer_once_whatever_it_scores(
 
     train_run(config, tmp_path / "run")
 
-    assert len(made) == 1
+    assert done["scores"] > 1
+    assert done == {**dict.fromkeys(done, 1), "scores": done["scores"]}
 
 
 def test_validation_sees_the_prompts_without_dropout(

@@ -17,10 +17,9 @@ from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ArtifactError, MissingExtraError, first_line_of
 from pl_compile.runtime.engines.caches import HostCaches, place_prefix
-from pl_compile.runtime.engines.engine import Prompt, Step
+from pl_compile.runtime.engines.engine import Logits, OfRows, PrefixKv, Prompt, Step
 from pl_compile.runtime.engines.memory import zeros_as_touched
 from pl_compile.runtime.engines.step_inputs import step_inputs
-from pl_compile.shapes import Float32, Int64
 
 _ROW = TARGETS["openvino"]
 
@@ -115,7 +114,7 @@ class OpenVinoEngine:
         assert row < self.max_batch
         return place_prefix(self._caches, row, prompt, self.capacity)
 
-    def step(self, step: Step) -> tuple[Float32, Int64 | None]:
+    def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """One step; see `Engine.step`.
 
         Rows of several tokens run one at a time and in pieces, so no padding is computed.
@@ -139,7 +138,7 @@ class OpenVinoEngine:
         """See `Engine.clear`."""
         self._caches.clear(rows)
 
-    def cached(self, row: int, length: int) -> Float32:
+    def cached(self, row: int, length: int) -> PrefixKv:
         """See `Engine.cached`."""
         return self._caches.read(row, length)
 
