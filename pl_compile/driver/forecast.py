@@ -59,7 +59,7 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     """The forecast of an export whose inputs are read.
 
     Raises:
-        ExportError: a constant head that no cache holds, or one that is to be folded always and
+        ExportError: an opening that no cache holds, or one that is to be folded always and
             does not exist.
     """
     recipe = inputs.recipe
