@@ -56,7 +56,7 @@ def run_plc(
     from pl_compile.progress import SILENT
     from pl_compile.text.render import Rendered
     from pl_compile.training.base_model import FrozenBase
-    from pl_compile.training.data.batches import BatchPlan
+    from pl_compile.training.data.batches import BatchOrder
     from pl_compile.training.data.dataset import TrainingSequence
     from pl_compile.training.loop import Job, LoopHooks, LoopSettings, train
     from pl_compile.training.methods.prompt_tuning import PromptTuning
@@ -90,7 +90,7 @@ def run_plc(
         torch.optim.AdamW(method.parameters(), LR, (0.9, 0.999), weight_decay=0.0),
         torch.amp.GradScaler(device, enabled=False),
         CosineSchedule(LR, LR, 0, 0, steps),
-        BatchPlan(len(sequences), BATCH, BATCH, seed=0, shuffle=False),
+        BatchOrder(len(sequences), BATCH, BATCH, seed=0, shuffle=False),
         sequences,
         [],
         settings,

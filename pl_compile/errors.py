@@ -16,23 +16,23 @@
     ├── MissingExtraError       a package of an optional extra is not installed
     └── ParityError             built, but its numbers differ from the reference: exit code 3
 
-Misuse of the command line is click's `UsageError`: exit code 2. A mistake of ours stays an
-`AssertionError` or whatever Python raises: it never ends in a polite message.
+Misuse of the command line is click's `UsageError`: exit code 2. A mistake in our own code stays an
+`AssertionError` or another exception of Python: it is not turned into a message for users.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# What a message shows at most: what a file from elsewhere holds may be of any length.
+# The longest message: texts from a file may be of any length.
 _MOST_CHARACTERS = 8000
 
 
 class PlcError(Exception):
-    """A mistake that the reader of the message can put right.
+    """A mistake that the reader of the message can correct.
 
     Args:
         doing: what was being done, as a phrase without a full stop ("reading tasks.yaml").
-        found: what was met there, with its values.
+        found: what was found there, with its values.
         expected: what should have been there; empty where `found` already says it.
         fix: what to do next, as a sentence.
     """
@@ -53,7 +53,7 @@ class PlcError(Exception):
             text = f"{text[:_MOST_CHARACTERS]} … ({len(text)} characters)."
         separator = "\n" if "\n" in text else " "
         whole = f"{text}{separator}{fix}".rstrip()
-        # A path or a value may hold what no terminal and no file takes: half of a character.
+        # A path or a value may hold half of a surrogate pair, which no terminal or file takes.
         super().__init__(whole.encode("utf-8", "backslashreplace").decode())
 
 
@@ -88,16 +88,15 @@ class FingerprintError(ArtifactError):
 
 
 class AnswerError(ArtifactError):
-    """Some requests have no answer: what was computed for them is no number.
+    """Some requests have no answer: their logits are infinite or NaN.
 
     All other requests were answered before it is raised.
 
     Args:
         doing: what was being done.
-        places: of the requests without an answer: which they are, as their message names them, by
-            their index.
-        results: what there is, one for each request; None for those without. Of a stream, whose
-            events were handed out, nothing.
+        places: the requests without an answer: their names in the message, by their index.
+        results: the result of each request, None for those without an answer. Empty for a stream,
+            whose events were handed out already.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class RankError(PlcError):
 
 
 class KernelsError(PlcError):
-    """The C++ kernels belong to another version, or have not what PLC_KERNELS asks for."""
+    """The C++ kernels belong to another version, or lack what PLC_KERNELS asks for."""
 
 
 class ExportError(PlcError):
@@ -148,7 +147,7 @@ class ParityError(PlcError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question that proposes the known name nearest to `name`, or an empty string."""
+    """A question that suggests the known name nearest to `name`, or an empty string."""
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -169,7 +168,7 @@ def unknown_name(name: str, known: Sequence[str], *, what: str) -> tuple[str, st
 
 
 def list_problems(problems: Sequence[str], *, most: int = 20) -> str:
-    """Several problems as the `found` of one error: one on the line, more below each other."""
+    """Several problems as the `found` of one error: one on the same line, more as a list."""
     if len(problems) == 1:
         return problems[0]
     shown = [f"\n  - {problem}" for problem in problems[:most]]
@@ -179,18 +178,18 @@ def list_problems(problems: Sequence[str], *, most: int = 20) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, for the `found` of one of ours: without Python's numbers and names."""
+    """The text of another error for the `found` of ours, without Python's numbers and names."""
     if isinstance(error, PlcError):
         return error.found
     if isinstance(error, RecursionError):
-        return "values nested without end"
+        return "values nested too deep"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)
 
 
 def first_line_of(error: object) -> str:
-    """What another library's error says first, or of what kind it is: one says nothing at times."""
+    """The first line of another library's error; its class where it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -1,6 +1,6 @@
-"""Small things for tests and for trying things out: tiny random bases, and comparisons that tell.
+"""Helpers for tests and for trying things out: tiny random bases, and clear comparisons.
 
-Sizes are tiny and odd, no two alike, so that a transposed axis cannot go unseen.
+Sizes are tiny, odd and all different, so that a transposed axis is noticed.
 """
 
 import json
@@ -34,11 +34,11 @@ class Told:
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
-        """A line."""
+        """Remembers a line."""
         self.lines.append(line)
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
-        """Nothing that is remembered."""
+        """A bar that is not remembered."""
         return SILENT.bar(label, total)
 
 
@@ -59,13 +59,13 @@ def write_tiny_base(
         folder: is made.
         family: one of `families.registry`.
         seed: of the weights.
-        tied: whether head and embedding are one table.
-        blocks: whether all widths are multiples of 32, and heads of 16: what quantised weights and
-            their kernels take.
-        kv_heads: key and value heads, each with three query heads, of a family in which query heads
-            share them; as many as the family's tiny base has by default.
-        published: the form of llama.cpp's that the weights of the layers were in before they became
-            the floats of this base; tables are "q8_0" in all. Needs `blocks`.
+        tied: whether LM head and embedding are one table.
+        blocks: whether all widths are multiples of 32, and widths of heads of 16, as quantised
+            weights and their kernels need.
+        kv_heads: key and value heads, each with three query heads, for a family in which query
+            heads share them; by default as many as the family's tiny base has.
+        published: a form of llama.cpp. The weights of the layers are floats that this form stores
+            without loss; those of tables are "q8_0" always. Needs `blocks`.
         tokenizer: a `tokenizer.json` to take instead of its own; ids 1 and 2 are its BOS and EOS.
     """
     import torch
@@ -103,7 +103,7 @@ def _tiny_sizes(family: Family, *, blocks: bool, kv_heads: int | None) -> dict[s
 
 
 def _publish(model: Any, form: str) -> None:
-    """Makes a model's weights those of blocks of llama.cpp's; see `write_tiny_base`."""
+    """Rounds a model's weights to blocks of llama.cpp; see `write_tiny_base`."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
@@ -113,17 +113,17 @@ def _publish(model: Any, form: str) -> None:
             stored = module.weight.numpy()
             stored[:] = as_published(stored, "q8_0")
         elif isinstance(module, Linear | Conv1D):
-            # Inputs last, where a Conv1D keeps its weights the other way round.
+            # Inputs last; a Conv1D stores its weights transposed.
             weight = module.weight.numpy()
             stored = weight.T if isinstance(module, Conv1D) else weight
             stored[:] = as_published(stored, form)
 
 
 def as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
-    """What llama.cpp's blocks of 32 inputs stand for: float32 `[outputs, inputs]`, as `weight`."""
+    """A weight `[outputs, inputs]`, rounded to llama.cpp's blocks of 32 inputs; float32."""
     blocks = weight.reshape(len(weight), -1, 32)
     if form == "q4_0":
-        # The weight furthest from 0, whichever its sign, has the lowest code.
+        # The weight furthest from 0, of either sign, has the lowest code.
         furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(2, keepdims=True), 2)
         scale = np.float32(np.float16(furthest / -8))
         counted = np.clip(np.floor(blocks / scale + 8.5), 0, 15) - 8
@@ -179,8 +179,8 @@ def byte_fallback_tokenizer(
     Ids: `<unk>`, `<s>` and `</s>`, the 256 bytes, the rest of the vocabulary, the added tokens.
 
     Args:
-        scheme: what puts the blank in front: "prepend" a normalizer (each section between added
-            tokens), else a `Metaspace`.
+        scheme: what puts a blank at the start: "prepend" is a normalizer (before each section
+            between added tokens), anything else a scheme of `Metaspace`.
         added: further added tokens, as the file has them, without ids.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -339,7 +339,7 @@ def tiny_train_config(folder: Path, base: Path, **changes: Any) -> dict[str, Any
         "optim": {"lr": 0.05},
         **changes,
     }
-    # Unless a test is about it: the same numbers on every processor.
+    # fp32, unless a test changes it: the same numbers on every processor.
     plain["trainer"] = {"precision": "fp32", **plain["trainer"]}
     return plain
 
@@ -353,7 +353,7 @@ def tiny_run(
         folder: as there.
         base: as there.
         rows: the examples to train on; the first eight are those to validate on.
-        changes: keys to replace; of a mapping, only what is named in it.
+        changes: keys to replace; in a mapping, only the keys that it names.
     """
     from pl_compile.config.read import build, node_from_plain
     from pl_compile.config.train import TrainConfig
@@ -425,7 +425,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     for index, spec in enumerate(TASKS):
         task = build(TaskConfig, node_from_plain(spec, "TASKS"), doing="reading TASKS")
         rows = generator.normal(0, 0.3, (task.total_virtual_tokens, config.hidden))
-        # One task opens with BOS and one does not: what a table records must be what is served.
+        # One task begins with BOS and one does not: serving must follow what the table records.
         bos_id = config.bos_id if index else None
         entries[task.taskname] = TaskEntry(task, rows.astype(np.float32), bos_id, eos_id, "random")
     if prefix:

@@ -1,7 +1,8 @@
 # ruff: noqa: N802 - CUDA's own names
-"""A GPU that is host memory, for tests and for trying things out.
+"""A stand-in for a GPU in host memory, for tests and for trying things out.
 
-Stricter than a GPU: memory that nobody allocated, copies within a capture: all are errors.
+It is stricter than a GPU: use of memory that was not allocated, and copies within a capture, are
+errors.
 """
 
 import ctypes
@@ -18,8 +19,8 @@ class HostCuda:
 
     Attributes:
         called: names of the functions that were called.
-        captured: steps of the capture that is under way; None outside of one.
-        refuses_capture: whether no step can be captured.
+        captured: steps of the capture that is running; None outside of a capture.
+        refuses_capture: whether every capture fails.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class HostCuda:
 
     @property
     def allocated(self) -> int:
-        """Blocks that were allocated and not freed."""
+        """How many pieces of memory were allocated and not freed."""
         return len(self._blocks)
 
     def check(self, address: int, size: int) -> None:
@@ -57,7 +58,7 @@ class HostCuda:
         for start, block in self._blocks.items():
             if start <= address and address + size <= start + len(block):
                 return
-        raise AssertionError(f"{size} bytes at {address} are nobody's")
+        raise AssertionError(f"{size} bytes at {address} were not allocated")
 
     def _cudaSetDevice(self, device: int) -> None:
         assert device == 0
@@ -70,7 +71,7 @@ class HostCuda:
 
     def _cudaMalloc(self, size: int) -> int:
         block = ctypes.create_string_buffer(size)
-        ctypes.memset(block, 0xFF, size)  # what nobody has written is no number
+        ctypes.memset(block, 0xFF, size)  # memory that was not written to reads as NaN
         address = ctypes.addressof(block)
         self._blocks[address] = block
         return address

@@ -57,7 +57,7 @@ class TaskPrompt:
         if entry.prefix_kv is not None and not template.opens_with_all_virtual_tokens:
             raise ArtifactError(
                 f"matching the prefix of task '{entry.task.taskname}' with its template",
-                found="a template with virtual tokens after its head",
+                found="a template with virtual tokens after its start",
                 expected="one marker, at the very start: a prefix stands before everything",
                 fix="Move the marker to the start and train the task again.",
             )
@@ -82,15 +82,15 @@ class TaskPrompt:
         return self if self.prefix_kv is None else replace(self, prefix_kv=None)
 
     def folded(self, engine: Engine) -> "TaskPrompt":
-        """The same with its constant head as a prefix, computed by an engine."""
-        head = self.renderer.head()
-        given = self.fed(head)
+        """The same with its opening as a prefix, computed by an engine."""
+        opening = self.renderer.opening()
+        given = self.fed(opening)
         if not len(given):
             return self  # nothing stands between a learned prefix and the first field
         batch = Batch(engine)
         batch.admit(0, self)
         batch.feed({0: given.input_ids(engine.vocab)})
-        return replace(self, prefix_kv=engine.cached(0, len(head)))
+        return replace(self, prefix_kv=engine.cached(0, len(opening)))
 
     def fed(self, rendered: Rendered) -> Rendered:
         """What of a rendered prompt is given as ids: not what the cache holds already.
@@ -101,7 +101,7 @@ class TaskPrompt:
         most = len(rendered) - 1
         if not len(self.rows):
             most = max(most, int((rendered.virtual_rows >= 0).sum()))
-        return rendered.behind(max(0, min(prefix_length(self), most)))
+        return rendered.after(max(0, min(prefix_length(self), most)))
 
 
 def identity_of(
@@ -116,8 +116,8 @@ def identity_of(
         graph: sum over the target's files (`Bundle.base_sum`).
         precision: of the compiled base.
     """
-    head = prompt.renderer.head()
-    layout = json.dumps([head.token_ids.tolist(), head.virtual_rows.tolist()])
+    opening = prompt.renderer.opening()
+    layout = json.dumps([opening.token_ids.tolist(), opening.virtual_rows.tolist()])
     return PrefixIdentity(
         base=base,
         graph=graph,
@@ -177,10 +177,10 @@ def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPro
             )
             doing = f"reading the folded prefix of task '{name}' in {bundle.folder}"
             check_identity(prefix.identity, expected, doing)
-            head = len(prompt.renderer.head())
-            if prefix.kv.shape[3] != head:
+            opening = len(prompt.renderer.opening())
+            if prefix.kv.shape[3] != opening:
                 raise ArtifactError(
-                    doing, found=f"{prefix.kv.shape[3]} positions", expected=f"{head}"
+                    doing, found=f"{prefix.kv.shape[3]} positions", expected=f"{opening}"
                 )
             prompt = replace(prompt, prefix_kv=prefix.kv)
         prompts[name] = prompt

@@ -1,8 +1,8 @@
 """The frozen GPT: a `transformers` model that takes a packed line and gives losses where asked.
 
-In: a Hugging Face folder. Out: `FrozenBase`, which knows nothing of tasks or methods: it embeds
-real tokens, puts given rows at virtual positions and given keys and values before the first, and
-computes logits where a token is to be predicted, and nowhere else.
+In: a Hugging Face folder. Out: `FrozenBase`, which knows nothing of tasks or methods. It embeds
+real tokens, puts given rows at virtual positions and given keys and values before the first token,
+and computes logits only where a token is predicted.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ from pl_compile.training.parallel import (
     own_heads,
 )
 from pl_compile.training.precision import DTYPES
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 from pl_compile.training.team import ALONE, Team
 from pl_compile.weights.open_base import open_base
 
 T = TypeVar("T")
 
-# The attention function of everything but the packed line.
+# The attention function for everything except the packed line.
 _PLAIN = "sdpa"
-# Of a processor's vectors, by torch's name of what it computes with.
+# Bits of a processor's vectors, by torch's name of the instruction set it uses.
 _VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
 
 
@@ -54,17 +54,17 @@ class FrozenBase:
         config: of the folder, where it was opened before.
         precision: a key of `DTYPES` (see `precision.py`).
         device: where the base computes.
-        trainable: train the base's weights too (`lm_finetune`): then it is not frozen, and nothing
-            of it is replaced by what only a frozen base may use.
+        trainable: train the base's weights too (`lm_finetune`). Then it is not frozen, and keeps
+            the modules that a frozen base would replace by faster ones.
         as_is: leave every module as transformers has it: for a reference.
-        activation_checkpointing: save each layer's input only, and compute the layer again in the
+        activation_checkpointing: save only each layer's input, and compute the layer again in the
             backward pass.
         compile: let `torch.compile` fuse norms and MLPs.
-        team: its tensor parallel processes hold the base between them.
+        team: its tensor parallel processes divide the base among them.
         shard: let its data parallel processes keep a part of each weight.
 
     Raises:
-        BaseModelError: the folder holds no model that `transformers` can load.
+        BaseModelError: the folder does not hold a model that `transformers` can load.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class FrozenBase:
         self.trainable = trainable
         self.divided = shard or team.tensor_size > 1
         self.team = team
-        # The network below the head: its output is needed at few positions, the head's at fewer.
+        # The network below the LM head. The LM head is only computed where a token is predicted.
         self._body = self.model.base_model
         self._embedding = self.model.get_input_embeddings()
         self._head = self.model.get_output_embeddings()
@@ -117,7 +117,7 @@ class FrozenBase:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the base has; a tied head counts once."""
+        """How many numbers the base has; a tied LM head counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def embeddings_of(self, token_ids: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class FrozenBase:
         return rows.detach().float().cpu()
 
     def keys_and_values(self, token_ids: Tensor) -> Tensor:
-        """What the attention of each layer sees of a sequence that opens with these tokens.
+        """The keys and values of each layer for a sequence that begins with these tokens.
 
         Args:
             token_ids: int64 `[seq]`.
@@ -141,20 +141,20 @@ class FrozenBase:
         return all_heads(torch.stack(layers), self.team).float().cpu()
 
     def own_heads(self, prefix_kv: Tensor) -> Tensor:
-        """What of a learned prefix `[layers, 2, kv_heads, prefix, head_dim]` is computed here."""
+        """This process's heads of a prefix `[layers, 2, kv_heads, prefix, head_dim]`."""
         return own_heads(prefix_kv, self.team)
 
     def inside(self, step: Callable[[], T]) -> T:
-        """Does a step with all weights at hand that modules of the base use outside of layers."""
+        """Does a step while all weights outside the layers are present in this process."""
         if self._sharded is None:
             return step()
         result: T = self._sharded(step)
         return result
 
-    def token_losses(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
+    def token_losses(self, batch: PackedBatch, prompts: Mapping[int, SoftPrompt]) -> Tensor:
         """Cross-entropy of each target, float32 `[targets]`, in the order of the batch.
 
-        What an earlier call saved for its backward pass is gone after this one.
+        This call drops what an earlier call saved for its backward pass.
 
         Args:
             batch: the micro-batch.
@@ -162,20 +162,20 @@ class FrozenBase:
         """
         return self.inside(lambda: self._token_losses(batch, prompts))
 
-    def _token_losses(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
+    def _token_losses(self, batch: PackedBatch, prompts: Mapping[int, SoftPrompt]) -> Tensor:
         if self._workspace is not None:
             self._workspace.reset()
         prefixes = {
             task: None if prompt.prefix_kv is None else self.own_heads(prompt.prefix_kv)
             for task, prompt in prompts.items()
         }
-        plan = attention.plan_attention(batch, prefixes, self._workspace)
+        layout = attention.lay_out_attention(batch, prefixes, self._workspace)
         with _packed_attention(self.model.config):
             output = self._body(
                 inputs_embeds=self._embed(batch, prompts)[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
-                plan=plan,
+                layout=layout,
             )
         hidden = output.last_hidden_state[0].index_select(0, batch.loss_at)
         divided_head = self.team.tensor_size > 1
@@ -184,8 +184,8 @@ class FrozenBase:
         logits = self._head(hidden).float()
         return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
-    def _embed(self, batch: PackedBatch, prompts: Mapping[int, Prompt]) -> Tensor:
-        """What the first layer sees: `[tokens, hidden]` in the base's dtype."""
+    def _embed(self, batch: PackedBatch, prompts: Mapping[int, SoftPrompt]) -> Tensor:
+        """The input of the first layer: `[tokens, hidden]` in the base's dtype."""
         embedded: Tensor = self._embedding(batch.token_ids)
         places = torch.nonzero(batch.virtual_rows >= 0)[:, 0]
         if not len(places):
@@ -196,14 +196,14 @@ class FrozenBase:
             if prompt.rows is not None:
                 starts[task] = sum(len(before) for before in rows)
                 rows.append(prompt.rows)
-        # Plain indexing would do the same, but its gradient is an order of magnitude slower.
+        # Plain indexing would give the same, but its gradient is an order of magnitude slower.
         first = torch.tensor([starts.get(t, 0) for t in batch.tasks[places].tolist()])
         index = (first + batch.virtual_rows[places]).to(self.device)
         virtual = torch.cat(rows).index_select(0, index).to(embedded.dtype)
         return embedded.index_copy(0, places.to(self.device), virtual)
 
     def digest(self) -> str:
-        """sha256 over all parameters that are here: equal before and after a run, or not frozen."""
+        """sha256 over all parameters in this process; a frozen base has the same after a run."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(name.encode())
@@ -215,7 +215,7 @@ class FrozenBase:
 def _load(
     folder: Path, dtype: torch.dtype, loader: Any = None, options: Mapping[str, Any] | None = None
 ) -> Any:
-    """The model, by transformers' own choice of class or by another `loader` with its options."""
+    """The model, loaded by the class that transformers chooses, or by `loader` with its options."""
     import transformers
 
     transformers.AttentionInterface.register(attention.NAME, attention.packed_attention)
@@ -235,10 +235,10 @@ def _load(
         raise BaseModelError(
             doing,
             found=f"there is not enough memory for it in {dtype}",
-            fix="End other programs, or choose a smaller trainer.precision.",
+            fix="End other programs, or choose a trainer.precision with fewer bits.",
         ) from error
-    # Whatever there is: transformers checks a config with errors of its own kinds, asks for
-    # packages, and meets a wrong setting where it first uses it (TypeError, AssertionError).
+    # Any exception: transformers has its own classes for wrong configs, may ask for packages, and
+    # fails at some wrong settings only where it uses them (TypeError, AssertionError).
     except Exception as error:
         if isinstance(error, PlcError) or _is_of_our_code(error):
             raise
@@ -248,7 +248,7 @@ def _load(
             + (" ".join(str(error).split()) or type(error).__name__),
             fix="Correct the file that it names, or save the base again with save_pretrained.",
         ) from error
-    # transformers fills what is missing with random numbers, and says so in a log at most.
+    # transformers fills missing tensors with random numbers, and says so only in its log.
     missing = sorted(loading["missing_keys"])
     if missing:
         raise BaseModelError(
@@ -260,12 +260,12 @@ def _load(
 
 
 def _straight_to(device: torch.device) -> dict[str, Any]:
-    """What makes `from_pretrained` put each tensor where it will stay: the host holds no copy."""
+    """Options of `from_pretrained` that load each tensor to the device, not through the host."""
     return {} if device.type == "cpu" else {"device_map": {"": device}}
 
 
 def _is_of_our_code(error: Exception) -> bool:
-    """Whether an error comes from our call, or from what of ours is called inside: our mistake."""
+    """Whether an error comes from our own call or code, and so is our mistake."""
     _, *inside = (str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__))
     return not inside or any(name.startswith("pl_compile.") for name in inside)
 
@@ -290,15 +290,15 @@ def _checkpoint_layers(model: Any) -> None:
             checkpoint,
             layer.forward,
             use_reentrant=False,
-            # The backward pass computes the layer again long after `token_losses` is left.
+            # The backward pass computes the layer again long after `token_losses` has returned.
             context_fn=lambda: (nullcontext(), _packed_attention(model.config)),
         )
 
 
 def _compile_layers(model: Any) -> None:
-    # torch keeps on disk what it compiled, under a key in which settings count and processors do
-    # not. Where machines share that folder, code for AVX-512 would be taken on one with AVX2, and
-    # compute wrong numbers; so the width of its vectors is made a setting.
+    # torch keeps compiled code on disk, under a key that depends on settings but not on the
+    # processor. Where machines share that folder, one with AVX2 would take code for AVX-512 and
+    # compute wrong numbers. So the width of vectors is made a setting.
     bits = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
     options = {} if bits is None else {"cpp.simdlen": bits}
     for layer in _decoder_layers(model):

@@ -1,13 +1,13 @@
-"""The state of a run in one safetensors file: a kill leaves the old one or the new one.
+"""The state of a run in one safetensors file. A kill leaves either the old file or the new one.
 
     method/<name>            the method's parameters
-    base/<name>              the base's, where it is trained too
+    base/<name>              the base's parameters, where it is trained too
     optimizer/<i>/<name>     the moments of parameter i
-    table/<taskname>         the prompts as a table would hold them (`importers/run_checkpoint.py`)
+    table/<taskname>         the prompts as in a table (`importers/run_checkpoint.py`)
     metadata "format"        "plc.training-checkpoint"
     metadata "state"         JSON: `RunState`
     metadata "scaler"        JSON: state of the loss scaler
-    metadata "identity"      JSON: what a resumed run must share
+    metadata "identity"      JSON: what must be the same in a resumed run
     metadata "entries", "base"   JSON: what a table records of its tasks and its base
 
 Data order and dropout follow from seed and step, so they need no state. No pickle.
@@ -44,15 +44,15 @@ def save_checkpoint(
     """Writes the state of a run.
 
     Args:
-        path: the file; replaced at once.
+        path: the file; it is replaced whole.
         state: where the run stands.
         job: its method's parameters and its optimiser's moments are stored, and the base's
             weights where they are trained.
         table: the prompts as they are now.
-        identity: plain data that a resumed run must share (config, data, base).
+        identity: plain data that must be the same in a resumed run (config, data, base).
 
     Raises:
-        ArtifactError: the disk refuses; what the file held before is still there.
+        ArtifactError: it cannot be written; the old file is still there.
     """
     tensors = _parameters(job)
     for index, moments in job.optimizer.state_dict()["state"].items():
@@ -71,11 +71,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
-    """Puts a stored state into the job's method, optimiser and scaler; says where the run stands.
+    """Puts a stored state into the job's method, optimiser and scaler; returns the run's state.
 
     Raises:
-        TrainingError: no readable checkpoint, a damaged one, or it belongs to a run with another
-            identity: the differences are listed. Nothing of the job is changed then.
+        TrainingError: the checkpoint cannot be read, is damaged, or belongs to a run with another
+            identity (the differences are listed). The job is not changed then.
     """
     doing = f"resuming from {path}"
     with _opened(path) as (file, metadata):
@@ -95,7 +95,7 @@ def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
         state = _run_state(job, _recorded(metadata, "state"))
     job.method.load_state_dict(_under("method/", tensors))
     if job.base.trainable:
-        job.base.model.load_state_dict(_under("base/", tensors), strict=False)  # a tied head
+        job.base.model.load_state_dict(_under("base/", tensors), strict=False)  # a tied LM head
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
         index, moment = name.split("/")
@@ -107,10 +107,10 @@ def load_checkpoint(path: Path, job: Job, identity: dict[str, Any]) -> RunState:
 
 
 def recorded_precision(path: Path) -> Dtype:
-    """What the base of a stored run computes in.
+    """The precision of a stored run's base.
 
     Raises:
-        TrainingError: no readable checkpoint.
+        TrainingError: the checkpoint cannot be read.
     """
     precision: Dtype
     with _opened(path) as (_, metadata):
@@ -121,10 +121,10 @@ def recorded_precision(path: Path) -> Dtype:
 
 
 def recorded_start(path: Path) -> PromptTuningConfig:
-    """How the prompts of a stored run started, where that was prompt tuning.
+    """How the prompts of a stored run of prompt tuning started.
 
     Raises:
-        TrainingError: no readable checkpoint.
+        TrainingError: the checkpoint cannot be read.
     """
     with _opened(path) as (_, metadata):
         init = _recorded_setting(metadata, "prompt_tuning", "init")
@@ -137,7 +137,7 @@ def recorded_start(path: Path) -> PromptTuningConfig:
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """A checkpoint's tensors and metadata, for the time of a `with` block.
 
-    What the block finds wrong with them is a `ValueError`: a `TrainingError` for the user.
+    A `ValueError` in the block says what is wrong with them; it becomes a `TrainingError`.
     """
     doing = f"resuming from {path}"
     try:
@@ -162,13 +162,13 @@ def _what_is_left(path: Path) -> str:
 
 
 def _recorded(metadata: Mapping[str, str], key: str) -> Any:
-    """What a checkpoint's metadata say under `key`. The loss of a skipped step may be NaN."""
+    """The value of `key` in a checkpoint's metadata. The loss of a skipped step may be NaN."""
     try:
         return json.loads(metadata[key])
     except KeyError:
         raise ValueError(f"a checkpoint without '{key}'") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"metadata '{key}' that is no JSON: {reason_of(error)}") from error
+        raise ValueError(f"metadata '{key}' that is not JSON: {reason_of(error)}") from error
 
 
 def _recorded_setting(metadata: Mapping[str, str], group: str, name: str) -> Any:
@@ -180,12 +180,12 @@ def _recorded_setting(metadata: Mapping[str, str], group: str, name: str) -> Any
 
 
 def _as_stored(value: Any) -> Any:
-    """Plain data as a reader of the file gets it: tuples are lists, keys are texts."""
+    """Plain data as it is read back from the file: tuples are lists, keys are texts."""
     return json.loads(json.dumps(value))
 
 
 def _parameters(job: Job) -> dict[str, Tensor]:
-    """All that is trained, by its name in the file."""
+    """All trained tensors, by their names in the file."""
     tensors: dict[str, Tensor] = {f"method/{n}": t for n, t in job.method.state_dict().items()}
     if job.base.trainable:
         tensors |= {f"base/{n}": t for n, t in job.base.model.named_parameters()}
@@ -193,10 +193,12 @@ def _parameters(job: Job) -> dict[str, Tensor]:
 
 
 def _damage(job: Job, tensors: Mapping[str, Tensor]) -> list[str]:
-    """How a file's tensors differ from those that a checkpoint of this job has."""
+    """How a file's tensors differ from those of a checkpoint of this job."""
     parameters = _parameters(job)
     expected = {name: (tensor.shape, tensor.dtype) for name, tensor in parameters.items()}
-    if any(name.startswith("optimizer/") for name in tensors):  # none where each step was skipped
+    if any(
+        name.startswith("optimizer/") for name in tensors
+    ):  # there are none where each step was skipped
         for index, parameter in enumerate(job.parameters):
             expected[f"optimizer/{index}/step"] = (torch.Size(), torch.float32)
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -217,12 +219,12 @@ def _damage(job: Job, tensors: Mapping[str, Tensor]) -> list[str]:
         elif name in parameters and not tensors[name].isfinite().all():
             problems.append(f"'{name}' holds numbers that are not finite")
         elif tensors[name].isnan().any():  # the square of a large gradient may be infinite
-            problems.append(f"'{name}' holds what is no number")
+            problems.append(f"'{name}' holds NaN")
     return sorted(problems)
 
 
 def _scaler_state(job: Job, stored: Any) -> dict[str, Any]:
-    """The state of the job's scaler: empty where it does nothing."""
+    """The state of the job's scaler; empty where it does nothing."""
     own = job.scaler.state_dict()
     problem = ValueError(f"a loss scaler of {stored!r}, expected numbers for {', '.join(own)}")
     if not isinstance(stored, dict) or stored.keys() != own.keys():
@@ -236,7 +238,7 @@ def _scaler_state(job: Job, stored: Any) -> dict[str, Any]:
 
 
 def _run_state(job: Job, stored: Any) -> RunState:
-    """Where the run stands; a file of an older release may lack what has a default now."""
+    """The state of the run; a file of an older release may lack keys that have a default."""
     kinds = get_type_hints(RunState)
     if not isinstance(stored, dict) or "step" not in stored:
         raise ValueError(f"a state of {stored!r}, expected the steps that are done")

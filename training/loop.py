@@ -1,8 +1,8 @@
 """The training loop, on one screen.
 
 Set the rate, take a batch, forward, backward, add up, clip, step, log, validate, save. In: a `Job`
-(base, method, optimiser, schedule, sequences). Out: a trained method, and on the way records and
-checkpoints. Knows nothing of files' formats, templates or bundles.
+(base, method, optimiser, schedule, sequences). Out: a trained method; meanwhile records and
+checkpoints. Knows nothing of file formats, templates or bundles.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 from pl_compile.errors import TrainingError
 from pl_compile.progress import Bar, Progress
 from pl_compile.training.base_model import FrozenBase
-from pl_compile.training.data.batches import BatchPlan, for_validation
+from pl_compile.training.data.batches import BatchOrder, for_validation
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
 from pl_compile.training.methods.prompt_method import PromptMethod
@@ -28,13 +28,13 @@ from pl_compile.training.team import ALONE, Team
 
 Record = dict[str, Any]
 
-# Below this, halving the loss scale again would not help a gradient that is no number.
+# With a smaller loss scale, a gradient that is infinite or NaN has another cause than the scale.
 _SMALLEST_SCALE = 1.0
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop moves.
+    """Settings of the loop.
 
     Attributes:
         seed: of dropout.
@@ -43,10 +43,10 @@ class LoopSettings:
         save_every: steps between checkpoints; None for after each validation only.
         log_every: steps between training records.
         validation_batch_size: examples per forward pass of a validation.
-        max_seconds: wall time after which the step under way is the last.
-        max_skipped: steps in a row that may be skipped.
-        patience: validations in a row that may bring nothing better; None for any number.
-        min_delta: by how much a validation loss must be lower to count as better there.
+        max_seconds: wall time after which the current step is the last.
+        max_skipped: how many steps in a row may be skipped.
+        patience: how many validations in a row may be without a better loss; None for any number.
+        min_delta: by how much a validation loss must be lower to count as better.
     """
 
     seed: int
@@ -63,7 +63,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what.
+    """What is trained, and on which data.
 
     Attributes:
         base: computes losses.
@@ -71,11 +71,11 @@ class Job:
         optimizer: of the method's parameters, and of the base's where it is trained too.
         scaler: scales the loss of an fp16 base; does nothing otherwise.
         schedule: the rate of each step, for the first parameter group; others keep their ratio.
-        plan: which sequences form a step.
+        order: which sequences form a step.
         training: the sequences.
         validation: held-out ones.
-        settings: how the loop moves.
-        team: who shares the work.
+        settings: of the loop.
+        team: the processes that share the work.
     """
 
     base: FrozenBase
@@ -83,7 +83,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     schedule: CosineSchedule
-    plan: BatchPlan
+    order: BatchOrder
     training: Sequence[TrainingSequence]
     validation: Sequence[TrainingSequence]
     settings: LoopSettings
@@ -91,18 +91,19 @@ class Job:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All that is trained."""
+        """All trained tensors."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
 @dataclass(frozen=True)
 class LoopHooks:
-    """What the loop hands out.
+    """What the loop calls.
 
     Attributes:
-        log: takes each record.
-        score: called at each validation; scores of written answers by taskname, or nothing.
-        save: called with where the run stands.
+        log: gets each record.
+        score: called at each validation; gives scores of generated answers by taskname; may be
+            empty.
+        save: gets the state of the run.
     """
 
     log: Callable[[Record], None]
@@ -111,10 +112,10 @@ class LoopHooks:
 
 
 def train(job: Job, hooks: LoopHooks, state: RunState, progress: Progress) -> RunState:
-    """Trains from `state.step` to the end and returns where the run stands then.
+    """Trains from `state.step` to the end and returns the state at the end.
 
     Raises:
-        TrainingError: too many steps in a row whose loss or gradient is no number.
+        TrainingError: too many steps in a row with a loss or gradient that is infinite or NaN.
     """
     settings, last_step = job.settings, job.schedule.max_steps
     clock = time.monotonic() - state.seconds
@@ -141,7 +142,7 @@ def _one_step(job: Job, hooks: LoopHooks, state: RunState, bar: Bar) -> RunState
     _set_rate(job.optimizer, rate)
     job.method.train()
 
-    micro_batches = job.plan.step(step)
+    micro_batches = job.order.step(step)
     losses = torch.full([len(micro_batches)], 0.0)
     tokens = torch.zeros(1)
     for number, rows in job.team.share(list(enumerate(micro_batches))):
@@ -189,11 +190,11 @@ def _one_step(job: Job, hooks: LoopHooks, state: RunState, bar: Bar) -> RunState
 def _skipped(
     job: Job, hooks: LoopHooks, state: RunState, norm: float, rows: Sequence[int], scale: float
 ) -> RunState:
-    """Leaves a step out whose numbers are none; the rate does not move on."""
+    """Skips a step whose loss or gradient is infinite or NaN; the rate stays where it is."""
     what = f"a loss of {state.loss}" if not math.isfinite(state.loss) else f"a gradient of {norm}"
     places = [job.training[i].where for i in rows]
     hooks.log({"step": state.step, "skipped": what, "skipped_rows": places})
-    # A scale that is too large is found by halving it: that is no fault of the batch.
+    # A loss scale that is too large is found by halving it. That is not a fault of the batch.
     searching = job.scaler.is_enabled() and scale > _SMALLEST_SCALE
     in_row = state.skipped_in_row + (not searching)
     if in_row >= job.settings.max_skipped:
@@ -257,7 +258,7 @@ def validation_losses(
         batches = for_validation(sequences, batch_size)
         for start in range(0, len(batches), team.data_size):
             turn = batches[start : start + team.data_size]
-            # Who has none left does another's again: of a sharded base, all do the same passes.
+            # A process without rows of its own repeats others': a sharded base needs equal passes.
             rows = turn[team.data_rank % len(turn)]
             batch = pack(rows, learned_prefix=method.learned_prefix).to(base.device)
             losses = base.token_losses(batch, prompts).double().cpu()
@@ -266,7 +267,7 @@ def validation_losses(
                 sums[1].index_add_(0, batch.target_tasks.cpu(), torch.ones_like(losses))
             advance(sum(map(len, turn)))
     team.add_up([sums])
-    # A task whose every target was the first token of a bare prompt has nothing to be measured by.
+    # Left out: a task where each target is the first token of a bare prompt has no losses.
     return {task: loss / count for task, (loss, count) in enumerate(sums.T.tolist()) if count}
 
 
@@ -276,7 +277,7 @@ def mean_loss(losses: Mapping[int, float]) -> float | None:
 
 
 def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Of a micro-batch, whichever process computes it."""
+    """The seed of a micro-batch; it does not depend on the process."""
     return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1)[0])
 
 
@@ -286,7 +287,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """All gradients; zero where a process saw none of a task's examples."""
+    """All gradients; zero where a process had no examples of a task."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""The base that joint tuning (`lm_finetune`) leaves: a Hugging Face folder of its own."""
+"""Writes the base that joint tuning (`lm_finetune`) trained: a new Hugging Face folder."""
 
 import shutil
 from collections.abc import Collection
@@ -10,15 +10,15 @@ from pl_compile.training.base_model import FrozenBase
 from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.open_base import open_base
 
-# What the old folder holds beside weights: tokenizer, templates, generation settings.
+# Endings of files of weights. All other files (tokenizer, templates, settings) are copied.
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".gguf")
 
-# What transformers writes with any model.
+# Files that transformers writes with any model.
 _SETTINGS = ("config.json", "generation_config.json")
 
 
 def check_new_base(old: Path, new: Path) -> None:
-    """Raises `ArtifactError` unless `write_new_base` may write: for before the training."""
+    """Raises `ArtifactError` unless `write_new_base` may write there. Called before training."""
     check_replaceable(new, partial(_files_of_new_base, old))
 
 
@@ -28,10 +28,10 @@ def write_new_base(base: FrozenBase, old: Path, new: Path) -> str:
     Args:
         base: as trained.
         old: the folder it was read from.
-        new: the folder; one that this function wrote is replaced.
+        new: the folder to write; one that this function wrote is replaced.
 
     Raises:
-        ArtifactError: the disk refuses, or there are other files in `new`.
+        ArtifactError: it cannot be written, or there are other files in `new`.
     """
     with folder_written_whole(new, ours=partial(_files_of_new_base, old)) as at:
         for file in old.iterdir():
@@ -42,7 +42,7 @@ def write_new_base(base: FrozenBase, old: Path, new: Path) -> str:
 
 
 def _files_of_new_base(old: Path, new: Path) -> Collection[str]:
-    """What `write_new_base` may have written; none where there is no base."""
+    """The files that `write_new_base` may have written; empty where there is no base."""
     if not (new / "config.json").is_file():
         return ()
     copied = {file.name for file in old.iterdir()}

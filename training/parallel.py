@@ -1,8 +1,8 @@
 """A frozen base in several processes: what can be divided, and how a process gets its part.
 
 Tensor parallel: transformers' own plan cuts each layer, so a process computes some of the heads.
-Sharded (FSDP): the data parallel processes keep a part of every weight each and gather a layer's
-for the time it computes. Both leave losses and gradients as they are, up to rounding.
+Sharded (FSDP): each data parallel process keeps a part of every weight, and gathers the weights of
+a layer while it computes. Neither changes losses or gradients, up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def check_parallel(config: TrainConfig, base: DecoderConfig, processes: int) -> 
 
     Args:
         config: the run.
-        base: its base, of which nothing but this is read yet.
+        base: its base; only the config has been read.
         processes: how many were started together.
     """
     parallel, trainer = config.parallel, config.trainer
@@ -73,9 +73,9 @@ def _has_tensor_plan(family: str) -> bool:
 
 
 def loader_in_parts(family: str, team: Team, device: torch.device) -> tuple[Any, dict[str, Any]]:
-    """What loads this process's part of a base: a class, and options of its `from_pretrained`.
+    """A class that loads this process's part of a base, and options of its `from_pretrained`.
 
-    Each process reads its own part of the files only.
+    Each process reads only its own part of the files.
 
     Raises:
         BaseModelError: the installed transformers divides models in another way.
@@ -94,7 +94,7 @@ def loader_in_parts(family: str, team: Team, device: torch.device) -> tuple[Any,
             found=f"transformers {transformers.__version__}: {error}",
             expected="a version that divides models as 5.23 does",
         ) from error
-    # transformers' names of the dimensions, data parallel processes among them.
+    # transformers' names of the dimensions; one is that of data parallel processes.
     mesh = init_device_mesh(
         device.type,
         (1, team.data_size, 1, team.tensor_size),
@@ -102,7 +102,7 @@ def loader_in_parts(family: str, team: Team, device: torch.device) -> tuple[Any,
     )
 
     class OnOurMesh(kind):  # type: ignore[misc, valid-type]
-        """The model on our mesh: transformers would make one that has no room for copies."""
+        """The model on our mesh: the mesh of transformers has no data parallel dimension."""
 
         @classmethod
         def prepare_distribute_model(cls, config: Any, device_map: Any = None) -> Any:
@@ -113,15 +113,15 @@ def loader_in_parts(family: str, team: Team, device: torch.device) -> tuple[Any,
 
 
 class Sharded(nn.Module):
-    """A model of which each data parallel process keeps a part of every weight.
+    """A model where each data parallel process keeps a part of every weight.
 
-    All processes must do the same passes in the same order. Only inside a call of this module are
-    the weights outside the layers there, and those of a layer while it computes.
+    All processes must do the same passes in the same order. The weights outside the layers are
+    present only during a call of this module, those of a layer only while it computes.
 
     Args:
         model: of transformers, on the CPU, without gradients.
-        layers: its layers: what is gathered at a time.
-        team: who keeps the parts.
+        layers: its layers; one is gathered at a time.
+        team: the processes that keep the parts.
         device: where they are kept.
         dtype: of the weights.
     """
@@ -138,8 +138,8 @@ class Sharded(nn.Module):
 
         super().__init__()
         self.model = model
-        # One layer after the other, so that no more than one is ever there whole. Buffers keep
-        # their dtype: rotary frequencies are float32 whatever the weights are.
+        # One layer after the other, so that at most one is ever present whole. Buffers keep their
+        # dtype: rotary frequencies are always float32.
         for module in (*layers, self):
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
@@ -147,14 +147,14 @@ class Sharded(nn.Module):
             fully_shard(module, mesh=team.mesh["data"], reshard_after_forward=True)
 
     def forward(self, step: Callable[[], T]) -> T:
-        """Does a step with the weights at hand; its result must hold what has a gradient."""
+        """Does a step while the weights are present; its result must hold what has a gradient."""
         return step()
 
 
 def dtype_of_files(folder: Path) -> torch.dtype | None:
-    """In what a folder's weights are stored; None unless all are alike.
+    """The dtype of a folder's weights; None unless all have the same one.
 
-    Loaded in that, they stay in the files, and a process takes of them what it keeps.
+    Loaded in this dtype, weights stay in the files, and a process reads only what it keeps.
     """
     kinds = set()
     for path in folder.glob("*.safetensors"):
@@ -164,16 +164,16 @@ def dtype_of_files(folder: Path) -> torch.dtype | None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor that may be divided."""
+    """This process's part of a tensor that may be divided."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def own_heads(prefix: Tensor, team: Team) -> Tensor:
-    """This process's heads of a learned prefix; the gradient is that of all heads, everywhere.
+    """This process's heads of a learned prefix. The gradient is that of all heads, in each process.
 
     Args:
         prefix: `[layers, 2, kv_heads, prefix, head_dim]`.
-        team: who computes which heads.
+        team: the processes that divide the heads.
     """
     if team.tensor_size == 1:
         return prefix
@@ -182,7 +182,7 @@ def own_heads(prefix: Tensor, team: Team) -> Tensor:
 
 
 def all_heads(own: Tensor, team: Team) -> Tensor:
-    """`[layers, 2, kv_heads, seq, head_dim]` from each process's own heads of it; no gradient."""
+    """`[layers, 2, kv_heads, seq, head_dim]` from the heads of each process; no gradient."""
     if team.tensor_size == 1:
         return own
     parts = [torch.empty_like(own) for _ in range(team.tensor_size)]

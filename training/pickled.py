@@ -1,4 +1,4 @@
-"""Arrays of a foreign pickle, read as weights only: nothing that is in it is run.
+"""Reads arrays of a foreign pickle as weights only: no code in it is run.
 
 In: a file that `torch.save` wrote, and a user who asked for it. Out: float32 arrays by name.
 """
@@ -25,30 +25,30 @@ def tensors_of_pickle(path: Path) -> dict[str, NDArray[np.float32]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ArtifactError(doing, found=reason_of(error), expected=wanted) from error
-    except Exception as error:  # a damaged or hostile pickle can end in any
+    except Exception as error:  # a damaged or hostile pickle can raise any exception
         raise ArtifactError(
             doing,
             found="a file that is damaged, or holds something else",
-            expected=f"what torch.save writes of {wanted}",
+            expected=f"a file that torch.save wrote, with {wanted}",
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in content.values()
     ):
         raise ArtifactError(doing, found="something else", expected=wanted)
     if not all(isinstance(name, str) for name in content):
-        raise ArtifactError(doing, found="names that are no text", expected=wanted)
+        raise ArtifactError(doing, found="names that are not text", expected=wanted)
     kinds = {name: str(each.dtype).removeprefix("torch.") for name, each in content.items()}
     check_floats(kinds, ArtifactError, doing)
     sparse = [f"'{name}'" for name, tensor in content.items() if not _is_all_there(tensor)]
     if sparse:
         found = f"{', '.join(sparse[:5])}, whose numbers are not all in the file"
         raise ArtifactError(doing, found=found, expected="each number of a tensor by itself")
-    # A view may be marked as the negative of what is stored.
+    # A view may be marked as the negative of the stored numbers.
     return {name: tensor.detach().resolve_neg().float().numpy() for name, tensor in content.items()}
 
 
 def _is_all_there(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has a number for each place: a view may repeat one without end."""
+    """Whether the file has a number for each place: a small file may hold a huge repeating view."""
     if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -1,8 +1,8 @@
-"""Which numbers the frozen base computes in: what the config asks for, or what the hardware has.
+"""The precision that the frozen base computes in: as the config asks, or as the hardware allows.
 
-A device that has no unit for bf16 or fp16 still computes in them, by converting each number to
-float32 and back: right, and many times slower than float32 itself. So `auto` asks the device, and
-whoever asks for such a precision by name is told what it costs.
+A device without a unit for bf16 or fp16 can still compute in them, by converting each number to
+float32 and back. The results are right, but it is many times slower than float32. So `auto` asks
+the device, and a user who names such a precision gets a warning with its cost.
 """
 
 import os
@@ -24,18 +24,18 @@ DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
 }
 
-# The units of processors, by their names in torch's list of capabilities.
+# The units of processors that compute in a precision, by their names in torch's capabilities.
 _UNITS = {
     "bf16": {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "bf16": "NEON bf16"},
     "fp16": {"amx_fp16": "AMX-FP16", "avx512_fp16": "AVX512_FP16", "fp16_arith": "NEON fp16"},
 }
 
-# The first NVIDIA GPUs (compute capability) that have them.
+# The first compute capability of NVIDIA GPUs that have such units.
 _GPUS = {"bf16": (8, 0), "fp16": (5, 3)}
 
-# Who wants to know how a weaker processor does limits oneDNN, which computes torch's products, by
-# the environment: the processor's own list does not change by that. These are the sets of oneDNN
-# that lack the units.
+# These variables limit oneDNN, which computes torch's products, to the instruction sets of a weaker
+# processor. The list of the processor's capabilities does not change with them. The sets of oneDNN
+# below lack the units.
 _LIMITS_OF_ONEDNN = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _ONEDNN_WITHOUT_BF16 = (
     "SSE41",
@@ -57,11 +57,11 @@ _ROWS, _WIDTH, _INNER = 256, 576, 1536  # a micro-batch through an MLP of the de
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """What a run's base computes in.
+    """The precision that a run's base computes in.
 
     Attributes:
-        chosen: as the config names it.
-        asked: the config's word: one of them, or "auto".
+        chosen: a key of `DTYPES`.
+        asked: what the config says: such a key, or "auto".
         reason: why it was chosen, for a person.
     """
 
@@ -78,17 +78,18 @@ def choose_precision(
     team: Team = ALONE,
     say: Callable[[str], None] = lambda line: None,
 ) -> PrecisionChoice:
-    """What the base of a run computes in; of several processes, all get the same answer.
+    """The precision that the base of a run computes in; all processes get the same answer.
 
     Args:
-        config: asks for one, or for "auto": bf16 where every process's device has it, else fp32.
-        device: of this process, as torch names it.
-        recorded: what a run that is resumed was started with: "auto" keeps it on any machine.
+        config: asks for a precision, or for "auto": bf16 where each process's device has it, else
+            fp32.
+        device: of this process, by torch's name.
+        recorded: the precision that a resumed run was started with: "auto" keeps it on any machine.
         team: the processes of the run.
-        say: is told the choice with its reason, and a warning where it is slow here.
+        say: gets the choice with its reason, and a warning where it is slow here.
     """
     asked = config.trainer.precision
-    # Every process asks the others here and below, in this order, whatever it will take.
+    # All processes must ask each other here and below, in this order, whatever they will choose.
     automatic, reason = _automatic(config, device, team)
     if asked != "auto":
         chosen, reason = asked, "asked for"
@@ -122,11 +123,11 @@ def _automatic(config: TrainConfig, device: str, team: Team) -> tuple[Dtype, str
 
 
 def has_unit(precision: str, device: str) -> tuple[bool, str]:
-    """Whether a device computes in a precision without emulating it, and what says so.
+    """Whether a device computes in a precision without emulating it, and the evidence as a phrase.
 
     Args:
         precision: a key of `DTYPES`.
-        device: as torch names it.
+        device: by torch's name.
     """
     if precision == "fp32":
         return True, "every device has fp32"
@@ -161,7 +162,7 @@ def slowdown(precision: str, device: str) -> float:
 
 def _seconds_of_product(precision: str, device: str) -> float:
     dtype = DTYPES[precision]
-    # Ones, since drawing numbers would move on the generator that a run's own numbers come from.
+    # Ones: drawing random numbers would advance the generator that the run itself uses.
     rows = torch.ones(_ROWS, _WIDTH, dtype=dtype, device=device)
     weight = torch.ones(_INNER, _WIDTH, dtype=dtype, device=device)
 

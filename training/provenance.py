@@ -23,7 +23,7 @@ _GIT_SECONDS = 10  # a large checkout on a slow disk must not hold up a run
 
 
 def describe_run(argv: Sequence[str]) -> dict[str, Any]:
-    """What a run that starts now is made with, as plain data.
+    """Versions, machine and source of a run that starts now, as plain data.
 
     Args:
         argv: the command line.
@@ -31,8 +31,8 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     Returns:
         "started" (UTC, ISO 8601), "argv", "cwd", "versions" by name (None where a package is not
         installed), "platform", and "git": the state of the current folder's checkout as "commit",
-        "branch" (None where there is none), "dirty" (whether tracked files differ from the commit)
-        and "diff" (how much they do); None outside a checkout or without git.
+        "branch" (None on a detached commit), "dirty" (whether tracked files differ from the commit)
+        and "diff" (how much they differ). "git" is None outside a checkout or without git.
     """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,24 +59,24 @@ def record_start(
     """Adds a record of this start to `history.jsonl`; earlier ones are kept.
 
     Args:
-        run_folder: the run's; made if need be.
+        run_folder: of the run; it is made if it does not exist.
         argv: the command line.
         step: optimiser steps done so far.
-        resumed: whether the run goes on, or is new.
-        precision: what the base computes in: "chosen", "asked" and "reason".
+        resumed: whether the run is resumed, not new.
+        precision: of the base: "chosen", "asked" and "reason".
 
     Returns:
         The record: "event" ("started" or "resumed"), "step", "precision", and what `describe_run`
         says.
 
     Raises:
-        ArtifactError: the disk refuses.
+        ArtifactError: it cannot be written.
     """
     event = "resumed" if resumed else "started"
     record = {"event": event, "step": step, "precision": dict(precision), **describe_run(argv)}
     path = run_folder / HISTORY_NAME
     earlier = path.read_bytes() if path.is_file() else b""
-    # A command line may hold bytes that are no UTF-8: escaped, as JSON can.
+    # A command line may hold bytes that are not UTF-8; they are escaped.
     line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
     write_atomically(path, earlier + line + b"\n")
     return record
@@ -103,7 +103,7 @@ def _git_state() -> dict[str, Any] | None:
 
 def _git(*arguments: str) -> str | None:
     """What a git command prints, or None if it fails for any reason."""
-    # Without optional locks: a run must not get in the way of a commit made at the same time.
+    # Without optional locks: a run must not disturb a commit that is made at the same time.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(

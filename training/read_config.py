@@ -20,11 +20,11 @@ def read_train_config(
     Args:
         path: a YAML file.
         settings: "dotted.key=value", in the file's own key names.
-        progress: told which keys have no effect, of texts that hold a backslash where a line end
-            may be meant, and of tasks without input.
+        progress: gets a line about keys without effect, about texts with a backslash where a line
+            end may be meant, and about tasks without input.
 
     Raises:
-        ConfigError: whatever is wrong with the file, the overrides or a template.
+        ConfigError: something is wrong with the file, the overrides or a template.
     """
     root = override(read_yaml(path), settings)
     ignored: list[str] | None = None
@@ -33,16 +33,16 @@ def read_train_config(
     config = build(TrainConfig, root, doing=f"reading {path}")
     if ignored is None:
         ignored = without_effect(config)
-    else:  # NeMo's keys are known by their own names; a task's are ours
+    else:  # with NeMo's keys, only the keys of tasks are ours
         ignored += texts_without_effect(config)
     for line in ignored:
         progress.say(line)
-    # What is wrong with a template is said before anything heavy is loaded.
+    # Mistakes in templates are reported before anything heavy is loaded.
     for template in parse_templates(config.tasks).values():
         for line in (*literal_escapes(texts_of(template.task)), without_input(template)):
             if line:
                 progress.say(line)
-    # Absolute from here on: the resolved config must mean the same wherever it is read.
+    # Absolute from here on: the resolved config must mean the same from any folder.
     data = replace(
         config.data,
         train=tuple(file.absolute() for file in config.data.train),

@@ -1,10 +1,10 @@
 """The reference: `transformers` itself, one row at a time.
 
-Each row has a cache of its own and is never padded, so what comes out is the row alone. It has two
-faces: that of the runtime's engines, where ids from `vocab` on stand for rows of a prompt, so that
-a session can run on it; and `greedy`, which every compiled bundle is compared with. There no id
-stands for a row: a rendered prompt becomes embeddings here, and a bundle that mistakes an id for a
-row, or one row for another, is found out. Slow on purpose.
+Each row has its own cache and is never padded, so its result is that of the row alone. There are
+two ways to use it. It has the methods of the runtime's engines, where ids from `vocab` on stand for
+rows of a prompt, so a session can run on it. And it has `greedy`, with which every compiled bundle
+is compared. There no id stands for a row: it makes embeddings of a rendered prompt, so the
+comparison finds a bundle that takes an id for a row, or one row for another. It is slow on purpose.
 """
 
 import copy
@@ -25,7 +25,7 @@ from pl_compile.training.parallel import all_heads
 
 
 def reference_name() -> str:
-    """What a report calls the reference."""
+    """The name of the reference in reports."""
     return f"transformers {version('transformers')}, torch {torch.__version__}"
 
 
@@ -59,12 +59,12 @@ class TorchEngine:
 
     Args:
         base: a Hugging Face folder, or a base that is loaded already, in any precision.
-        capacity: as the bundle that is compared; the base's own limit if None.
-        max_batch: rows a session may give at once.
+        capacity: that of the compared bundle; if None, the base's own limit.
+        max_batch: how many rows a session may give at once.
         device: of torch, for a folder.
 
     Raises:
-        BaseModelError: the folder holds no model that `transformers` can load.
+        BaseModelError: the folder does not hold a model that `transformers` can load.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class TorchEngine:
 
         Args:
             rendered: the prompt, all of it.
-            prompt: its task's, as it was learned: a prefix stands for all its virtual tokens.
-            steps: how many tokens it goes on for.
+            prompt: of its task, as it was learned: a prefix stands for all its virtual tokens.
+            steps: how many tokens follow.
 
         Returns:
             Logits after the prompt and after each token, float32 `[steps + 1, vocab]`, and the
@@ -144,10 +144,10 @@ class TorchEngine:
         }
         for row, cache in self._caches.items():
             if self._held(row) > entries:
-                cache.crop(entries - self._held(row))  # takes how many go, negative
+                cache.crop(entries - self._held(row))  # a negative number: how many to drop
 
     def clear(self, rows: Sequence[int]) -> None:
-        """Nothing: each row has a cache of its own, which ends with it."""
+        """Does nothing: each row has its own cache, which ends with the row."""
 
     def cached(self, row: int, length: int) -> NDArray[np.float32]:
         """Reads the start of a row; see `Engine.cached`."""
@@ -158,7 +158,7 @@ class TorchEngine:
         return entries
 
     def close(self) -> None:
-        """Nothing: all that it holds is memory, which goes with the object."""
+        """Does nothing: it holds only memory, which is freed with the object."""
 
     def _held(self, row: int) -> int:
         length: int = self._caches[row].get_seq_length()
@@ -184,7 +184,7 @@ class TorchEngine:
         virtual_rows: NDArray[np.int64],
         rows: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        """Runs tokens as `Rendered` has them after a cache: float32 `[vocab]` after the last."""
+        """Runs tokens, in the form of `Rendered`, after a cache: float32 `[vocab]` of the last."""
         output = self._base.inside(
             lambda: self._model(
                 inputs_embeds=self._embed(token_ids, virtual_rows, rows)[None],
@@ -202,7 +202,7 @@ class TorchEngine:
         virtual_rows: NDArray[np.int64],
         rows: NDArray[np.float32],
     ) -> Tensor:
-        """What the first layer sees: `[seq, hidden]` in the base's dtype."""
+        """The input of the first layer: `[seq, hidden]` in the base's dtype."""
         real = torch.from_numpy(token_ids).to(self._model.device)
         embedded: Tensor = self._model.get_input_embeddings()(real)
         virtual = virtual_rows >= 0

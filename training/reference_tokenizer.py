@@ -1,15 +1,15 @@
-"""The reference's tokens: a prompt as `transformers`' own tokenizer has it.
+"""The reference's tokens: a prompt as tokenised by `transformers`' own tokenizer.
 
-In: a template and what fills its fields. Out: its pieces, each with its tokens. The rules of
-`docs/templates.md` are followed here a second time, on purpose, so that a mistake of the renderer,
-or of what a bundle says its tokenizer is, does not stand on both sides of a comparison.
+In: a template and the values of its fields. Out: its pieces, each with its tokens. This is a second
+implementation of the rules in `docs/templates.md`, on purpose: a mistake of the renderer, or in a
+bundle's tokenizer, is then not on both sides of a comparison.
 
-A tokenizer that puts a blank before whatever it is given (SentencePiece's way) has no switch for
-that in `transformers`. Of a text that goes on, the blank is taken away before the model sees it;
-where that is not the same as if it had never been there, the piece is not known.
+A tokenizer that puts a blank before each text (as SentencePiece does) has no switch for that in
+`transformers`. For a text that continues another one, the blank is removed before the model sees
+it. Where that may differ from a text without the blank, the tokens of the piece are unknown.
 
-What it puts behind an added token depends on its kind. A task whose text is tokenised as one whole
-(`whitespace: transformers`) is therefore also given to `transformers` as one whole.
+What a tokenizer puts after an added token depends on its kind. So a task whose text is tokenised as
+one whole (`whitespace: transformers`) is also given to `transformers` as one whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ from pl_compile.errors import BaseModelError
 from pl_compile.text.template import Field, Template, Virtual
 from pl_compile.text.tokenizer import is_of_tokenizers
 
-# How a blank is written by SentencePiece, and by a byte-level tokenizer.
+# How SentencePiece and byte-level tokenizers write a blank.
 _SENTENCEPIECE, _BYTE_LEVEL = "▁", "Ġ"
 
 _TOKENISING = "tokenising a prompt with transformers"
 
-# How much of a text a message shows.
+# How many characters of a text a message shows.
 _SHOWN_TEXT = 60
 
 
@@ -38,9 +38,9 @@ class Piece:
     """A part of a prompt that is tokenised by itself.
 
     Attributes:
-        name: what to call it in a message, with its text.
-        tokens: pairs of a token's id and -1, or of 0 and the row of a virtual token; None where
-            `transformers` has no way to say it.
+        name: its name in messages, with its text.
+        tokens: pairs: a token's id and -1, or 0 and the row of a virtual token. None where
+            `transformers` cannot tell them.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Whole:
 
     Attributes:
         pieces: the text is one of them.
-        ends_where_parts_do: whether each part of it has the same tokens by itself, so that it makes
-            no difference where the text is cut.
+        ends_where_parts_do: whether each part has the same tokens by itself, so that cutting the
+            text there changes nothing.
     """
 
     pieces: list[Piece]
@@ -76,7 +76,7 @@ class ReferenceTokenizer:
         folder: a Hugging Face folder.
 
     Raises:
-        BaseModelError: `transformers` makes none, or one without rules of its own.
+        BaseModelError: `transformers` cannot make one, or makes one that is not a fast tokenizer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,10 +91,10 @@ class ReferenceTokenizer:
 
     @classmethod
     def of_file(cls, path: Path) -> "ReferenceTokenizer":
-        """The one that `transformers` makes of a `tokenizer.json` alone.
+        """The tokenizer that `transformers` makes of a `tokenizer.json` alone.
 
         Raises:
-            BaseModelError: it makes none.
+            BaseModelError: it cannot make one.
         """
         from transformers import PreTrainedTokenizerFast
 
@@ -104,11 +104,12 @@ class ReferenceTokenizer:
 
     def _load(self, path: Path, make: Callable[[], Any]) -> None:
         self.name = f"transformers {version('transformers')}"
-        with _errors_of_strangers(f"loading the tokenizer of {path}"):
+        with _errors_of_transformers(f"loading the tokenizer of {path}"):
             self._tokenizer: Any = make()
             self._backend: Any = self._tokenizer.backend_tokenizer
             if hasattr(self._backend.model, "dropout"):
-                self._backend.model.dropout = None  # of its training: what it gives is random
+                # A setting for training, which makes tokens random.
+                self._backend.model.dropout = None
             self._added = set(self._tokenizer.get_added_vocab().values())
             whole = self._tokenizer("a", return_special_tokens_mask=True)
             in_front = takewhile(bool, whole["special_tokens_mask"])
@@ -126,7 +127,7 @@ class ReferenceTokenizer:
         Args:
             template: of its task.
             fields: a text for each input field.
-            bos_id: what comes before everything, if anything does.
+            bos_id: the id before everything, or None.
 
         Raises:
             BaseModelError: the tokenizer fails.
@@ -135,9 +136,9 @@ class ReferenceTokenizer:
         parts = _parts(template, fields)
         as_one = template.task.whitespace == "transformers"
         is_first = as_one and not pieces
-        # Other modes let what stands before a piece change its tokens.
+        # In other modes the tokens of a piece depend on what stands before it.
         is_by_itself = template.task.whitespace in ("keep", "nemo")
-        opens, behind_markup = True, False
+        opens, after_markup = True, False
         for index, part in enumerate(parts):
             if isinstance(part, Virtual):
                 pieces.append(_rows(part))
@@ -147,7 +148,7 @@ class ReferenceTokenizer:
             else:
                 ids = self._ids(part, goes_on=self._marker != "" and not opens)
             is_first = False
-            if behind_markup and (self._marker or not is_by_itself):
+            if after_markup and (self._marker or not is_by_itself):
                 ids = None  # each kind of tokenizer has its own rule for the blank there
             if (
                 as_one
@@ -158,9 +159,9 @@ class ReferenceTokenizer:
             tokens = None if ids is None else tuple((token, -1) for token in ids)
             pieces.append(Piece(f"the text {_shown(part.text)}", tokens))
             opens = opens and not part.text.strip(" ")
-            # An added token may take all white space behind it, over several parts.
-            is_white = behind_markup and not part.text.strip()
-            behind_markup = is_white or (not part.is_data and self._ends_in_markup(part.text))
+            # An added token may take all white space after it, over several parts.
+            is_white = after_markup and not part.text.strip()
+            after_markup = is_white or (not part.is_data and self._ends_in_markup(part.text))
         return pieces
 
     def whole(
@@ -168,8 +169,8 @@ class ReferenceTokenizer:
     ) -> Whole | None:
         """The same prompt, with all its text in one piece.
 
-        None where the task's text is not tokenised as one, or `transformers` cannot be asked:
-        virtual tokens stand inside, or a field holds what it takes for an added token.
+        None where the task's text is not tokenised as one whole. Also where `transformers` cannot
+        be asked: there are virtual tokens inside, or a field holds the text of an added token.
 
         Raises:
             BaseModelError: the tokenizer fails.
@@ -196,73 +197,76 @@ class ReferenceTokenizer:
     def _ends_at(
         self, cut: int, text: str, ids: list[int], ids_of: Callable[[str], list[int]]
     ) -> bool:
-        """Whether what stands before and after a place of a text has the same tokens by itself."""
+        """Whether a text has the same tokens if it is cut at a place."""
         before, rest = ids_of(text[:cut]), text[cut:]
-        behind = ids[len(before) :]
+        after = ids[len(before) :]
         # SentencePiece puts a blank before it, and has no other rule for what stands there.
-        is_apart = self._marker == _SENTENCEPIECE or behind in (
+        is_apart = self._marker == _SENTENCEPIECE or after in (
             self._ids_of_text(rest),
             self._ids_of_text(rest.lstrip(" ")),  # an added token may take the blanks
         )
-        return is_apart and before + behind == ids
+        return is_apart and before + after == ids
 
-    def _may_be_taken(self, behind: Sequence[Virtual | _Text]) -> bool:
-        """Whether an added token may take the white space before it: over parts of nothing else."""
+    def _may_be_taken(self, later: Sequence[Virtual | _Text]) -> bool:
+        """Whether an added token in later parts may take the white space that ends this one.
+
+        Parts of nothing but white space may lie between them.
+        """
         part = next(
-            (part for part in behind if isinstance(part, Virtual) or part.text.strip()), None
+            (part for part in later if isinstance(part, Virtual) or part.text.strip()), None
         )
         if part is None or isinstance(part, Virtual) or part.is_data:
             return False
         return not self._added.isdisjoint(self._ids_of_text(part.text.lstrip())[:1])
 
     def _ids(self, part: _Text, *, goes_on: bool) -> list[int] | None:
-        """The ids of a text, without the blank before it where it goes on; None where unknown."""
+        """The ids of a text; without the blank before it where it `goes_on`; None if unknown."""
         if part.is_data or not self._has_markup(part.text):
             return self._ids_of_data(part.text, goes_on=goes_on)
-        # Some put a blank behind each added token too.
+        # Some tokenizers put a blank after each added token too.
         return None if goes_on else self._ids_of_text(part.text)
 
     def _ids_of_text(self, text: str) -> list[int]:
-        with _errors_of_strangers(_TOKENISING):
+        with _errors_of_transformers(_TOKENISING):
             ids: list[int] = self._tokenizer(
                 text, add_special_tokens=False, split_special_tokens=False, verbose=False
             )["input_ids"]
         return ids
 
     def _ids_at_start(self, text: str) -> list[int]:
-        """The same where nothing stands before, not even BOS.
+        """The ids of a text with nothing before it, not even BOS.
 
-        What the tokenizer itself puts in front is no part of its text, which opens behind it.
+        What the tokenizer itself puts there is not a part of the text: the text opens after it.
         """
         if not self._front or not text.startswith(self._front_text):
             return self._ids_of_text(text)
         return self._front + self._ids_of_text(text.removeprefix(self._front_text))
 
     def _has_markup(self, text: str) -> bool:
-        """Whether an added token is found in a text; unknown ones the model itself may give."""
+        """Whether an added token is found in a text (tokens of the model itself do not count)."""
         return self._ids_of_text(text) != self._ids_of_data(text, goes_on=False)
 
     def _ends_in_markup(self, text: str) -> bool:
         return self._has_markup(text) and not self._added.isdisjoint(self._ids_of_text(text)[-1:])
 
     def _ids_of_data(self, text: str, *, goes_on: bool) -> list[int] | None:
-        """The same, as if no token had been added to the vocabulary: data is never markup.
+        """The ids of data, as if the vocabulary had no added tokens: data is never markup.
 
         Args:
             text: of the data.
-            goes_on: whether the blank that was put before it is taken away.
+            goes_on: whether the blank that is put before it is removed.
         """
         words = self._words(text)
         if goes_on and (self._puts_always or not text.startswith(" ")):
             if self._marker == _BYTE_LEVEL and not text[:1].isalpha():
-                return None  # the blank may have changed where the first word ends
+                return None  # with the blank, the first word may end elsewhere
             words[:1] = [word.removeprefix(self._marker) for word in words[:1]]
-        with _errors_of_strangers(_TOKENISING):
+        with _errors_of_transformers(_TOKENISING):
             return [token.id for word in words for token in self._backend.model.tokenize(word)]
 
     def _words(self, text: str) -> list[str]:
-        """What the model is given of a text: normalised, and in parts."""
-        with _errors_of_strangers(_TOKENISING):
+        """The words of a text that the model is given: normalised and divided."""
+        with _errors_of_transformers(_TOKENISING):
             if self._backend.normalizer is not None:
                 text = self._backend.normalizer.normalize_str(text)
             if self._backend.pre_tokenizer is None:
@@ -271,8 +275,8 @@ class ReferenceTokenizer:
 
 
 @contextmanager
-def _errors_of_strangers(doing: str) -> Iterator[None]:
-    """What is wrong with a folder is raised as errors of all kinds, bare `Exception` among them."""
+def _errors_of_transformers(doing: str) -> Iterator[None]:
+    """Turns errors of transformers into ours. It raises many kinds, even bare `Exception`."""
     try:
         yield
     except BaseException as error:
@@ -292,7 +296,7 @@ def _shown(text: str) -> str:
 
 
 def _parts(template: Template, fields: Mapping[str, str]) -> list[Virtual | _Text]:
-    """What stands before the answer, each blank where it belongs."""
+    """All parts before the answer, with each blank in the part it belongs to."""
     task = template.task
     parts: list[Virtual | _Text] = []
     for segment in template.segments:
@@ -331,7 +335,7 @@ def _blanks_moved(parts: list[Virtual | _Text], *, keep_at_virtual: bool) -> lis
             blanks = ""
             continue
         text = blanks + part.text
-        text = text if moved else text.lstrip(" ")  # those that open the prompt are dropped
+        text = text if moved else text.lstrip(" ")  # blanks that begin the prompt are dropped
         body = text.rstrip(" ")
         blanks = text[len(body) :]
         if body:

@@ -35,7 +35,7 @@ from pl_compile.training.checkpoint import (
 )
 from pl_compile.training.compare_tokens import notes_on_tokens
 from pl_compile.training.curves import draw_curves
-from pl_compile.training.data.batches import BatchPlan
+from pl_compile.training.data.batches import BatchOrder
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.load import (
     check_every_task_occurs,
@@ -71,9 +71,9 @@ from pl_compile.training.table import existing_tasks, trained_entries
 from pl_compile.training.team import (
     Team,
     device_of_this_process,
+    only_the_leader_raises,
     processes,
     team_of,
-    told_by_the_leader,
 )
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.fingerprint import identify_base
@@ -82,7 +82,7 @@ from pl_compile.weights.open_base import open_base
 
 @dataclass(frozen=True)
 class Scores:
-    """How written answers did on the validation examples.
+    """Scores of generated answers on the validation examples.
 
     Attributes:
         metrics: by taskname and metric, in percent.
@@ -95,11 +95,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Helpers:
-    """What a run may ask for that lies outside training; the driver gives them.
+    """Functions from outside of training that a run may call; the driver gives them.
 
     Attributes:
-        score: answers the validation examples with the prompts as they are; None for never. Of a
-            run without prompts, the table is None.
+        score: answers the validation examples with the current prompts; None for never. In a run
+            without prompts, it gets None for the table.
         bundle: compiles the table into a folder for the loggers; None for never.
     """
 
@@ -109,7 +109,7 @@ class Helpers:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a task came out; losses are per answer token on the validation examples."""
+    """The result of a task; losses are per answer token on the validation examples."""
 
     taskname: str
     virtual_tokens: int
@@ -122,18 +122,18 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
-        table: the prompt table's file; None of a run without prompts.
+        table: the prompt table's file; None in a run without prompts.
         base: the new base's folder, where the base was trained too; else None.
         steps: optimiser steps done.
         best_step: the step whose prompts the table holds.
-        skipped: steps without an update, because a loss or gradient was no number.
-        ended: why before the last step: "max_time", "early_stopping", or empty.
-        precision: what the base computed in, and why.
-        trained: trainable numbers.
-        frozen: numbers of the base that stayed as they were.
+        skipped: steps without an update, because a loss or gradient was infinite or NaN.
+        ended: why it ended before the last step: "max_time" or "early_stopping"; else empty.
+        precision: the precision that the base computed in, and why.
+        trained: how many numbers were trained.
+        frozen: how many numbers of the base stayed as they were.
         seconds: wall time of the whole run.
         tasks: one result per task.
     """
@@ -162,22 +162,22 @@ def run_training(
 ) -> TrainResult:
     """Trains the prompts of all tasks of `config` and writes the run folder `output`.
 
-    Of several processes (see `team.py`) the leader alone writes, and tells of what all meet alike:
-    there the others raise `SystemExit`.
+    With several processes (see `team.py`) only the leader writes. It also reports errors that all
+    of them meet; the others raise `SystemExit` then.
 
     Args:
         config: the run.
         output: gets `prompts.safetensors`, `config.yaml`, `metrics.jsonl`, `history.jsonl`,
             `curves.png` and `checkpoints/`.
         resume: go on from `checkpoints/last.safetensors`, to the same rows and losses.
-        device: of torch; a GPU where there is one if None.
-        progress: who is told.
+        device: of torch; if None, a GPU where there is one.
+        progress: gets messages.
         helpers: see `Helpers`; needed where `config.validation.generate` is set.
 
     Raises:
-        PlcError: anything in config, data, base or disk that keeps the run from its end.
+        PlcError: something in config, data, base or on the disk prevents the run.
     """
-    with told_by_the_leader():
+    with only_the_leader_raises():
         need_loggers(config.logging)
         check_parallel(config, read_decoder_config(find_base(config.base)), processes())
         device = device or device_of_this_process()
@@ -201,14 +201,14 @@ def run_training(
         trainer = replace(config.trainer, precision=precision.chosen)
         config = replace(config, trainer=trainer)
         if resume and config.prompt_tuning.init == "auto":
-            # Prompts that are half trained start from nothing: a run keeps what it began with.
+            # A resumed run does not start its prompts anew, so it keeps the recorded start.
             config = replace(config, prompt_tuning=recorded_start(last_checkpoint(output)))
         run = _Run(config, precision, output, team, device, told, helpers)
         return run.go(resume=resume)
 
 
 class _Run:
-    """A run under way: what it is made of, and what happens at its turns."""
+    """A run: its parts, and what it does at validations and checkpoints."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class _Run:
                 for paths in sources
             ]
 
-        # What the leader has rendered, the others find in the cache.
+        # The other processes find what the leader has rendered in the cache.
         sequences = team.after_leader(load) if config.data.cache else load()
         self._training, self._validation = sequences
         check_every_task_occurs(config, self._training)
@@ -271,13 +271,13 @@ class _Run:
         self._method = METHODS[config.virtual_prompt_style].build(
             config, config.tasks, self._base, tokenizer
         )
-        # A learned prefix starts as what BOS and text compute: BOS is inside.
+        # A learned prefix starts as the keys and values of BOS and a text, so BOS is inside it.
         self._rules = replace(rules, bos_id=None) if self._method.learned_prefix else rules
         self._run = RunFolder(output, config, identity.fingerprint, writes=team.leads)
         self._loggers: list[Logger] = []
 
     def go(self, *, resume: bool) -> TrainResult:
-        """From here to the table."""
+        """Trains, and writes the table."""
         config, progress = self._config, self._progress
         trained = sum(p.numel() for p in self._method.parameters())
         progress.say(f"trained: {trained:,} numbers ({config.virtual_prompt_style})")
@@ -291,7 +291,7 @@ class _Run:
         if resume and job is not None:
             state = load_checkpoint(self._run.last, job, self._run.identity)
             if state.ended == "max_time" and state.seconds < config.trainer.max_seconds:
-                state = replace(state, ended="")  # it was given more time
+                state = replace(state, ended="")  # it has more time now
             progress.say(f"resuming after step {state.step}")
         self._team.check_equal("the beginning", self._digest(state.step, self._run.identity))
         self._team.lead(lambda: self._record_start(state, resume))
@@ -320,7 +320,7 @@ class _Run:
         return result
 
     def _record_start(self, state: RunState, resumed: bool) -> None:
-        # Before all else: by this file the next run knows that the others are a run's own.
+        # Written first: by this file the next run knows that the other files belong to a run.
         precision = asdict(self._precision)
         record_start(self._output, sys.argv, state.step, resumed=resumed, precision=precision)
 
@@ -334,7 +334,7 @@ class _Run:
         )
 
     def _digest(self, *also: Any) -> bytes:
-        """Of the prompts as they are now, and what else all processes must share."""
+        """A digest of the current prompts, and of what else must be the same in all processes."""
         digest = hashlib.sha256(json.dumps(also, sort_keys=True).encode())
         for tensor in self._method.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -350,7 +350,7 @@ class _Run:
                 expected=f"at least one global batch of {trainer.global_batch_size}",
                 fix="Lower trainer.global_batch_size (and micro_batch_size), or add examples.",
             )
-        plan = BatchPlan(
+        order = BatchOrder(
             len(self._training),
             trainer.global_batch_size,
             trainer.micro_batch_size,
@@ -374,14 +374,14 @@ class _Run:
                 enabled=self._precision.chosen == "fp16",
                 growth_interval=1000,
             ),
-            schedule_from_config(optim.sched, lr, _max_steps(config, plan)),
-            plan,
+            schedule_from_config(optim.sched, lr, _max_steps(config, order)),
+            order,
             self._training,
             self._validation,
             LoopSettings(
                 seed=config.seed,
                 gradient_clip_val=trainer.gradient_clip_val,
-                validate_every=_interval(trainer.val_check_interval, plan.steps_per_epoch),
+                validate_every=_interval(trainer.val_check_interval, order.steps_per_epoch),
                 save_every=config.checkpoint.every_n_steps,
                 log_every=trainer.log_every_n_steps,
                 validation_batch_size=trainer.validation_batch_size,
@@ -394,7 +394,7 @@ class _Run:
         )
 
     def _baseline(self) -> dict[int, float]:
-        """Validation losses of the base alone, given the same text without virtual tokens."""
+        """Validation losses of the base alone, with the same text without virtual tokens."""
         if self._run.baseline is not None:
             return self._run.baseline
         bare = [sequence.without_virtual() for sequence in self._validation]
@@ -419,7 +419,7 @@ class _Run:
             logger.log(self._run.records[-1])
 
     def _new_table(self) -> PromptTable:
-        """The trained prompts alone, as they are now."""
+        """A table of only the trained prompts, as they are now."""
         entries = trained_entries(self._config, self._method, self._rules, self._base.hidden)
         return PromptTable(self._kept.base, entries)
 
@@ -429,7 +429,7 @@ class _Run:
         trains = any(True for _ in self._method.parameters())
         table = self._new_table() if trains else None
         score = partial(self._helpers.score, self._config, self._base, self._tokenizer, table)
-        # A divided base computes nothing alone: then all answer, and the leader's scores count.
+        # A part of a divided base cannot answer alone: all answer, and the leader's scores count.
         scores = score() if self._base.divided else self._team.lead(score)
         if scores is None or not self._team.leads:
             return {}
@@ -447,7 +447,8 @@ class _Run:
         def write(state: RunState) -> None:
             table = self._new_table()
             if self._config.lm_finetune:
-                # Prompts of weights that no folder holds must not pass for prompts of the old ones.
+                # These prompts fit weights that no folder holds yet. They must not seem to fit the
+                # old weights.
                 table = replace(table, base=replace(table.base, fingerprint=self._base.digest()))
             save_checkpoint(self._run.last, state, job, table, self._run.identity)
             self._follow(job, state)
@@ -455,9 +456,9 @@ class _Run:
         return save
 
     def _follow(self, job: Job, state: RunState) -> None:
-        """Writes what follows from the checkpoint of `state`, where that was a validation.
+        """Writes the table and the best checkpoints after a checkpoint that follows a validation.
 
-        A resumed run does so again, since a kill may have come between.
+        A resumed run does so again, since a kill may have come before it.
         """
         if state.best_step == state.step:
             table = self._new_table()
@@ -527,10 +528,10 @@ class _Run:
         )
 
 
-def _max_steps(config: TrainConfig, plan: BatchPlan) -> int:
+def _max_steps(config: TrainConfig, order: BatchOrder) -> int:
     limits = [config.trainer.max_steps]
     if config.trainer.max_epochs is not None:
-        limits.append(config.trainer.max_epochs * plan.steps_per_epoch)
+        limits.append(config.trainer.max_epochs * order.steps_per_epoch)
     return min(limit for limit in limits if limit is not None)
 
 

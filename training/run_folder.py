@@ -1,4 +1,4 @@
-"""The folder of a run: where its files are, what its records say, what a resumed run must share."""
+"""The folder of a run: its files, its records, and what must be the same in a resumed run."""
 
 import fcntl
 import json
@@ -28,21 +28,21 @@ from pl_compile.training.loop import Record
 from pl_compile.training.provenance import HISTORY_NAME
 from pl_compile.training.run_state import RunState
 
-# What a resumed run may change: where files lie, who is told, how the work is shared. How long it
-# may take, and whether token ids are kept, is taken out below.
-_NO_PART_OF_A_RUN = dict.fromkeys(("base", "existing_table", "logging", "parallel"))
+# What a resumed run may change: where files lie, where records go, how the work is shared. The code
+# below adds how long it may take, and whether token ids are kept.
+_FREE_TO_CHANGE = dict.fromkeys(("base", "existing_table", "logging", "parallel"))
 
-# A checkpoint among the best, by validation loss and step (NeMo's pattern).
+# The name of a checkpoint among the best, with its validation loss and step (NeMo's pattern).
 _AMONG_BEST = re.compile(r"val_loss=(?P<loss>\d+\.\d+)-step=(?P<step>\d+)\.safetensors")
 
-# Of a record of `history.jsonl`, in bytes: more than a command line may have.
+# The largest record of `history.jsonl`, in bytes: more than a command line may have.
 _MOST_OF_A_RECORD = 4 << 20
 
 
-# What a run writes, besides its table and its history.
+# The files and folders that a run writes, besides its table and its history.
 _WRITTEN = ("config.yaml", "metrics.jsonl", "curves.png", "checkpoints", "base")
 
-# What tells the folders that others read whole, in which a run's files would be strangers.
+# Files that mark a base or a bundle. A run's files do not belong into such a folder.
 _OF_OTHERS = {"config.json": "a base", MANIFEST: "a bundle"}
 
 
@@ -90,7 +90,7 @@ def _unwritable(output: Path, error: Exception) -> TrainingError:
 
 
 def _is_begun(output: Path) -> bool:
-    """Whether a run began in a folder, which may have ended before it left a checkpoint."""
+    """Whether a run began in a folder. It may have ended before its first checkpoint."""
     try:
         with (output / HISTORY_NAME).open("rb") as file:
             record = json.loads(file.readline(_MOST_OF_A_RECORD))
@@ -100,7 +100,7 @@ def _is_begun(output: Path) -> bool:
 
 
 def _check_nothing_is_lost(output: Path) -> None:
-    """Raises `TrainingError` where a run would write over somebody's files, or among a base's."""
+    """Raises `TrainingError` where a run would overwrite other files, or write into a base."""
     doing = f"starting a run in {output}"
     for name, what in _OF_OTHERS.items():
         if (output / name).is_file():
@@ -110,13 +110,13 @@ def _check_nothing_is_lost(output: Path) -> None:
     if there:
         raise TrainingError(
             doing,
-            found=f"{', '.join(there)} of no run, which the run would write over",
+            found=f"{', '.join(there)}, not of a run, which the run would overwrite",
             fix="Choose another --output, or move them away.",
         )
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether there is a file, or a folder with something in it: a mounted volume may be empty."""
+    """Whether there is a file or a folder with content. An empty one may be a mounted volume."""
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
@@ -144,7 +144,7 @@ def folder_of_one_process(output: Path) -> Iterator[None]:
                 fix="Wait for it, or choose another --output.",
             ) from None
         except OSError:
-            pass  # a file system without locks: nobody can tell
+            pass  # a file system without locks: other processes cannot be seen
         yield
     finally:
         os.close(descriptor)
@@ -159,7 +159,7 @@ class RunFolder:
         folder: where they are.
         config: the run.
         fingerprint: of its base.
-        writes: whether this process writes the records, or only remembers them.
+        writes: whether this process writes the records; if not, it only remembers them.
     """
 
     def __init__(
@@ -177,11 +177,11 @@ class RunFolder:
         self._config = folder / "config.yaml"
         self._plain = plain_from_config(config)
         existing = config.existing_table
-        # What files hold, not where they lie, decides a run.
+        # The content of the files decides a run, not their place.
         data = {**self._plain["data"], "train": None, "validation": None, "cache": None}
         trainer = {**self._plain["trainer"], "max_time": None}
         self.identity: dict[str, Any] = {
-            "config": {**self._plain, **_NO_PART_OF_A_RUN, "data": data, "trainer": trainer},
+            "config": {**self._plain, **_FREE_TO_CHANGE, "data": data, "trainer": trainer},
             "base": fingerprint,
             "train": _sums(config.data.train),
             "validation": _sums(config.data.validation),
@@ -189,12 +189,13 @@ class RunFolder:
         }
 
     def open(self, step: int) -> None:
-        """Writes the resolved config and drops records past `step`, which will be made again."""
+        """Writes the resolved config and drops records after `step`, which will be made again."""
         if step and self._metrics.is_file():
             self.records = [record for record in self._read() if record["step"] <= step]
         if not self._writes:
             return
-        # One among the best may not be written again; all else is, which removes what is left.
+        # Files that are written again remove what a kill left of them. A checkpoint among the best
+        # may not be written again.
         remove_left_behind_in(self.checkpoints)
         text = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
         write_atomically(self._config, text.encode())
@@ -202,7 +203,7 @@ class RunFolder:
         write_atomically(self._metrics, text.encode())
 
     def _read(self) -> list[Record]:
-        """The records in `metrics.jsonl`; raises `TrainingError` with every line that is none."""
+        """The records in `metrics.jsonl`; raises `TrainingError` with all other lines."""
         doing = f"resuming from {self._metrics}"
         fix = "Put back the file as the run wrote it, or start a new run in another --output."
         records, problems = [], []
@@ -218,13 +219,13 @@ class RunFolder:
                 problems.append(f"line {number}: {reason_of(error)}")
         if problems:
             raise TrainingError(
-                doing, found=list_problems(problems), expected="what a run has measured", fix=fix
+                doing, found=list_problems(problems), expected="records of a run", fix=fix
             )
         return records
 
     def log(self, record: Record) -> None:
         """Appends one record to `metrics.jsonl`."""
-        record = json.loads(json.dumps(record))  # what a resumed run would read back
+        record = json.loads(json.dumps(record))  # as a resumed run will read it
         self.records.append(record)
         if self._writes:
             append_line(self._metrics, json.dumps(record))
@@ -245,7 +246,7 @@ class RunFolder:
         return {}
 
     def metrics_at(self, step: int) -> dict[str, dict[str, float]]:
-        """The scores of written answers by taskname that were logged after `step`."""
+        """The scores of generated answers by taskname that were logged after `step`."""
         for record in self.records:
             if record["step"] == step and "val_metrics" in record:
                 metrics: dict[str, dict[str, float]] = record["val_metrics"]
@@ -253,7 +254,7 @@ class RunFolder:
         return {}
 
     def among_best(self, state: RunState, most: int) -> Path | None:
-        """Where the checkpoint of a validation goes, if it is among the best ones.
+        """The file for the checkpoint of a validation; None if it is not among the best.
 
         Args:
             state: after the validation.
@@ -279,10 +280,10 @@ class RunFolder:
 
 
 def _record(line: str) -> Record:
-    """A line of `metrics.jsonl`, of whose keys those that are read again have been checked.
+    """A line of `metrics.jsonl`; the keys that are read again are checked.
 
     Raises:
-        ValueError: it is no record.
+        ValueError: it is not a record.
     """
     record = json.loads(line)  # takes NaN, which a loss may be
     if not isinstance(record, dict):
@@ -313,7 +314,7 @@ def _is_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_numbers, value.values()))
 
 
-# What the keys of a record hold that are read again.
+# Checks of the keys of a record that are read again.
 _FORMS: Mapping[str, Callable[[Any], bool]] = {
     "step": lambda value: type(value) is int and value >= 0,
     "train_loss": _is_number,

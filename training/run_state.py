@@ -1,22 +1,22 @@
-"""Where a run stands: what the loop carries from step to step and a checkpoint stores."""
+"""The state of a run, which the loop updates at each step and a checkpoint stores."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. Data order and dropout follow from seed and step.
+    """The state of a run. Data order and dropout follow from seed and step.
 
     Attributes:
         step: steps done, skipped ones included.
         loss: of the last step.
         best_loss: lowest validation loss so far; None before the first validation.
         best_step: when it was reached.
-        skipped: steps without an update, because a number was none.
-        skipped_in_row: the last of them without a sound one between.
+        skipped: steps without an update, because a loss or gradient was infinite or NaN.
+        skipped_in_row: how many of them came last, without another step between.
         stop_loss: what a validation loss must be below to count as better for early stopping.
-        waited: validations since then.
-        seconds: wall time of all its parts.
+        waited: validations since one was better.
+        seconds: wall time, resumed parts included.
         ended: why the run ended before its last step: "max_time" or "early_stopping"; else empty.
     """
 

@@ -1,4 +1,4 @@
-"""What a run puts into its prompt table: the prompts it trained, and those it was given to keep."""
+"""The content of a run's prompt table: the prompts that it trained, and existing ones it keeps."""
 
 from collections.abc import Mapping
 
@@ -17,10 +17,10 @@ from pl_compile.training.methods.prompt_method import PromptMethod
 
 
 def existing_tasks(config: TrainConfig, identity: BaseIdentity) -> PromptTable:
-    """The tasks that are carried over, byte for byte.
+    """The existing tasks that are kept, byte for byte.
 
     Raises:
-        ArtifactError: the table cannot be read, or has a task of a new one's name.
+        ArtifactError: the table cannot be read, or has a task with the name of a new one.
         FingerprintError: it was trained on another base.
         ConfigError: `existing_tasks` names one that it does not have.
     """
@@ -34,7 +34,7 @@ def existing_tasks(config: TrainConfig, identity: BaseIdentity) -> PromptTable:
             found, fix = unknown_name(name, tuple(table.entries), what="task")
             raise ConfigError(f"taking tasks from {config.existing_table}", found=found, fix=fix)
     kept = PromptTable(table.base, {name: table.entries[name] for name in wanted})
-    kept.check_free(task.taskname for task in config.tasks)  # now, not after hours of training
+    kept.check_free(task.taskname for task in config.tasks)  # before hours of training
     return kept
 
 
@@ -46,7 +46,7 @@ def trained_entries(
     Args:
         config: the run.
         method: makes them, without dropout.
-        rules: what opened and ended the training sequences.
+        rules: of the training sequences.
         hidden: width of the base.
     """
     method.eval()

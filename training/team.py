@@ -1,10 +1,11 @@
 """The processes that train together: one alone, or those that `torchrun` started.
 
-Data parallel processes hold the same prompts and the same base, take turns at the micro-batches of
-a step, and add up their gradients: only what is trained is ever sent. Tensor parallel processes
-hold a part of each layer between them (`parallel.py`) and do everything else alike.
+Data parallel processes hold the same prompts and the same base, share the micro-batches of a step,
+and add up their gradients; only gradients of trained tensors are sent. Tensor parallel processes
+each hold a part of every layer (`parallel.py`) and do everything else in the same way.
 
-One process leads: it talks, logs and writes. Of an error that all meet alike only it tells.
+One process leads: it prints messages, logs and writes. If all processes meet the same error, only
+the leader reports it.
 """
 
 import os
@@ -25,16 +26,16 @@ from pl_compile.errors import PlcError, TrainingError, first_line_of
 
 T = TypeVar("T")
 
-# What is added up at once: one message for prompts, several where a whole base is trained.
+# The size of a message of gradients: one is enough for prompts, a trained base needs several.
 _BYTES_AT_ONCE = 256 << 20
 
-# How long a process that fails waits to hear whether the leader fails too ...
-_SECONDS_TO_HEAR = 10
+# How long a process that fails waits to learn whether the leader fails too ...
+_SECONDS_TO_LEARN = 10
 
-# ... and then for the leader to tell: torchrun stops all as soon as one has ended.
-_SECONDS_TO_TELL = 20
+# ... and then for the leader's report: torchrun stops all processes as soon as one has ended.
+_SECONDS_TO_REPORT = 20
 
-# While the leader writes answers, the others wait for as long as it lives.
+# While the leader generates answers, the others wait for as long as it runs.
 _PATIENCE = timedelta(days=30)
 
 _FAILED = "plc/the leader failed"
@@ -42,17 +43,17 @@ _FAILED = "plc/the leader failed"
 
 @dataclass(frozen=True)
 class Team:
-    """A process among its fellows.
+    """The processes of a run, as one of them sees them.
 
     Attributes:
-        rank: of the process, from 0.
-        size: how many there are.
-        data_rank: its place among the data parallel ones.
+        rank: of this process, from 0.
+        size: how many processes there are.
+        data_rank: its place among the data parallel processes.
         data_size: how many of these there are.
-        tensor_rank: its place among those that hold one copy of the base between them.
+        tensor_rank: its place among the processes that divide one copy of the base.
         tensor_size: how many of these there are.
-        mesh: torch's mesh with the dimensions "data" and "tensor"; None alone.
-        patient: torch's group of all, whose members wait for each other for as long as they live.
+        mesh: torch's mesh with the dimensions "data" and "tensor"; None for one process.
+        patient: torch's group of all processes with a very long timeout; None for one process.
     """
 
     rank: int = 0
@@ -66,7 +67,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process talks, logs and writes."""
+        """Whether this process prints messages, logs and writes."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -76,7 +77,7 @@ class Team:
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replaces each tensor by its sum over the data parallel processes, equal to the last bit.
 
-        Of tensor parallel processes, which compute the same, the first one's numbers are taken.
+        Tensor parallel processes compute the same; all take the numbers of the first of them.
         """
         if self.size == 1:
             return
@@ -90,21 +91,21 @@ class Team:
                 tensor.copy_(part.view_as(tensor))
 
     def any(self, here: bool) -> bool:
-        """Whether something is so in any of the processes."""
+        """Whether `here` is true in any of the processes."""
         flag = torch.tensor([float(here)])
         if self.size > 1:
             distributed.all_reduce(flag)
         return bool(flag.item() > 0)
 
     def lead(self, step: Callable[[], T]) -> T | None:
-        """What the leader does alone while the others wait, for however long.
+        """Does a step in the leader only; the others wait for its end, without a limit.
 
         Returns:
-            What the step returns; None where this process does not lead.
+            The result of the step; None where this process does not lead.
 
         Raises:
-            PlcError: in the leader: the step's.
-            SystemExit: in the others: the step failed, and the leader tells why.
+            PlcError: in the leader: the error of the step.
+            SystemExit: in the others: the step failed, and the leader reports why.
         """
         if self.size == 1:
             return step()
@@ -119,15 +120,15 @@ class Team:
         if failure is not None:
             raise failure
         if code.item():
-            raise _LeaderTells(int(code.item()))
+            raise _LeaderReports(int(code.item()))
         return result
 
     def after_leader(self, step: Callable[[], T]) -> T:
-        """What all do, the leader first: the others find what it has made.
+        """Does a step in all processes, in the leader first: the others find what it has made.
 
         Raises:
-            PlcError: the step's.
-            SystemExit: it failed in the leader, which tells why.
+            PlcError: the error of the step.
+            SystemExit: it failed in the leader, which reports why.
         """
         result = self.lead(step)
         return step() if not self.leads else result  # type: ignore[return-value]
@@ -136,8 +137,8 @@ class Team:
         """Raises `TrainingError` unless all processes have the same digest.
 
         Args:
-            what: is compared, for the message.
-            digest: of it, equally long everywhere.
+            what: the name of what is compared, for the message.
+            digest: of it, of the same length in all processes.
         """
         if self.size == 1:
             return
@@ -156,18 +157,18 @@ class Team:
 ALONE = Team()
 
 
-class _LeaderTells(SystemExit):
+class _LeaderReports(SystemExit):
     """The leader has failed and says why."""
 
 
 def leads() -> bool:
-    """Whether this process talks, as far as its environment says: before there is a team."""
+    """Whether this process leads, by its environment. For the time before there is a team."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 @contextmanager
-def told_by_the_leader() -> Iterator[None]:
-    """Of an error that every process meets alike, lets only the leader's through.
+def only_the_leader_raises() -> Iterator[None]:
+    """For a block where every process meets the same errors: only the leader raises them.
 
     Raises:
         SystemExit: in the others, with the error's exit code, some time after the leader.
@@ -177,7 +178,7 @@ def told_by_the_leader() -> Iterator[None]:
     except PlcError as error:
         if leads():
             raise
-        time.sleep(_SECONDS_TO_TELL)
+        time.sleep(_SECONDS_TO_REPORT)
         raise SystemExit(error.exit_code) from None
 
 
@@ -185,7 +186,7 @@ def processes() -> int:
     """How many processes were started together.
 
     Raises:
-        TrainingError: the environment has some of what `torchrun` sets, and not the rest.
+        TrainingError: the environment has only some of the variables that `torchrun` sets.
     """
     size = _number("WORLD_SIZE", 1)
     if size > 1:
@@ -201,10 +202,10 @@ def processes() -> int:
 
 
 def device_of_this_process() -> str:
-    """A name for torch: the CPU where there is no GPU, of several this process's own.
+    """Torch's name of this process's device: its own GPU, or the CPU where there is no GPU.
 
     Raises:
-        TrainingError: the machine has fewer devices than processes.
+        TrainingError: the machine has fewer GPUs than processes.
     """
     if not torch.cuda.is_available():
         return "cpu"
@@ -224,14 +225,14 @@ def device_of_this_process() -> str:
 def team_of(config: ParallelConfig, device: str) -> Iterator[Team]:
     """The team of this process, for the time of a `with` block.
 
-    An error of the block that the leader meets too becomes `SystemExit` in the others.
+    If the leader meets an error of the block too, it becomes `SystemExit` in the others.
 
     Args:
         config: how they share the work; fits `processes()` (see `parallel.check_parallel`).
         device: of this process.
 
     Raises:
-        TrainingError: the others do not come, or one of them ended in the middle.
+        TrainingError: the other processes do not join, or one of them ended early.
     """
     size = processes()
     if size == 1:
@@ -262,11 +263,11 @@ def team_of(config: ParallelConfig, device: str) -> Iterator[Team]:
             init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor")),
             distributed.new_group(backend="gloo", timeout=_PATIENCE),
         )
-        with _one_voice(team, store, config):
+        with _reported_by_the_leader(team, store, config):
             yield team
     except BaseException:
-        # Closed at once, so that the others need not wait for their timeout. A broken NCCL group
-        # may itself wait for what never comes; the end of the process closes that one.
+        # Closed at once, so that the others need not wait for their timeout. Closing a broken NCCL
+        # group may wait for ever; the end of the process closes that one.
         if device == "cpu":
             distributed.destroy_process_group()
         raise
@@ -278,7 +279,7 @@ def _join(rank: int, size: int, device: str, timeout: timedelta) -> Any:
     backend = "gloo"
     if device != "cpu":
         torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"  # flags and losses are added up where they are
+        backend = "cpu:gloo,cuda:nccl"  # each tensor is added up on the device that holds it
     store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=timeout
@@ -287,27 +288,27 @@ def _join(rank: int, size: int, device: str, timeout: timedelta) -> Any:
 
 
 @contextmanager
-def _one_voice(team: Team, store: Any, config: ParallelConfig) -> Iterator[None]:
+def _reported_by_the_leader(team: Team, store: Any, config: ParallelConfig) -> Iterator[None]:
     try:
         yield
-    except _LeaderTells as left:
-        _let_it_tell(store)
+    except _LeaderReports as left:
+        _wait_for_report(store)
         raise SystemExit(left.code) from None
     except PlcError as error:
         if team.leads:
             with suppress(RuntimeError):
                 store.set(_FAILED, "")
         elif _leader_fails_too(store):
-            _let_it_tell(store)
+            _wait_for_report(store)
             raise SystemExit(error.exit_code) from None
         raise
     except RuntimeError as error:
-        # gloo's own errors have no class of theirs.
+        # gloo's errors have no class of their own.
         text = str(error)
         if not isinstance(error, distributed.DistError) and "gloo" not in text:
             raise
-        if not team.leads and _told(store):
-            _let_it_tell(store)
+        if not team.leads and _leader_reports(store):
+            _wait_for_report(store)
             raise SystemExit(1) from None
         timed_out = "Timed out" in text
         found = f"no answer from another process within {config.timeout_seconds} s"
@@ -319,17 +320,17 @@ def _one_voice(team: Team, store: Any, config: ParallelConfig) -> Iterator[None]
         ) from error
 
 
-def _told(store: Any) -> bool:
-    """Whether the leader has failed, and says why."""
+def _leader_reports(store: Any) -> bool:
+    """Whether the leader has failed and reports why."""
     try:
         return bool(store.check([_FAILED]))
     except RuntimeError:
-        return False  # it was killed, and the store with it
+        return False  # the leader was killed, and its store with it
 
 
-def _let_it_tell(store: Any) -> None:
-    """Waits until torchrun ends this process, or the leader has ended, with its store."""
-    deadline = time.monotonic() + _SECONDS_TO_TELL
+def _wait_for_report(store: Any) -> None:
+    """Waits until torchrun ends this process, or the leader and its store have ended."""
+    deadline = time.monotonic() + _SECONDS_TO_REPORT
     with suppress(RuntimeError):
         while time.monotonic() < deadline:
             store.check([_FAILED])
@@ -338,11 +339,11 @@ def _let_it_tell(store: Any) -> None:
 
 def _leader_fails_too(store: Any) -> bool:
     try:
-        store.wait([_FAILED], timedelta(seconds=_SECONDS_TO_HEAR))
+        store.wait([_FAILED], timedelta(seconds=_SECONDS_TO_LEARN))
     except distributed.DistStoreError:
-        return False  # it lives, and has not failed
+        return False  # the leader runs and has not failed
     except RuntimeError:
-        return True  # it has gone already, with the store
+        return True  # the leader has ended already, and its store with it
     return True
 
 

@@ -8,15 +8,15 @@
     tasks/<taskname>/prompt.safetensors    tensor "prompt", float32 [virtual, hidden]; or
     tasks/<taskname>/prefix_kv.safetensors tensor "prefix_kv", float32 [layers, 2, kv_heads,
                                            virtual, head_dim]
-    tasks/<taskname>/folded_kv.safetensors the prefix that was computed from the task's constant
-                                           head (`folded_prefix.py`), where it was folded
+    tasks/<taskname>/folded_kv.safetensors the prefix that was computed from the task's opening
+                                           (`folded_prefix.py`), where it was folded
     tasks/<taskname>/labels.json           the task's choices as token ids, where it has some
     tasks/<taskname>/parity.json           how the task's numbers compare with the reference
     tasks/<taskname>/selftest.safetensors  vectors that any runtime can check itself with
     report.json, report.html    parity, cost and times of the export: for people, not in the sums
 
 `docs/artifact-format.md` is the full description. Nothing is trusted before its sum is checked, no
-path may leave the folder, and nothing is ever unpickled.
+path may lead out of the folder, and nothing is ever unpickled.
 """
 
 import json
@@ -70,18 +70,18 @@ LABELS_NAME = "labels.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
 
-# What the comparison of an export came to.
+# The result of comparing an export with its reference.
 Verdict = Literal["passed", "failed", "not measured"]
 
 _COPY_OR_EXPORT = "Copy the bundle again, or export it again."
 
-# What the numbers of a base are before anything is rounded.
+# The type of a base's numbers before anything is rounded.
 EXACT: Dtype = "float32"
 
-# `Precision.method` of weights that the nearest codes stand for without loss.
+# `Precision.method` where rounding to the nearest code changed no weight.
 NOTHING_LOST = "round to nearest, nothing lost"
 
-# They hold times, so equal exports differ in them; no runtime reads them.
+# Files without a sum. Reports hold times, so equal exports differ in them; no runtime reads them.
 _NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
 
 # What a task learned: a tensor in a file of its own name, and how many axes it has.
@@ -105,7 +105,7 @@ class Precision:
     method: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses blocks that no weights could have."""
+        """Refuses a size of blocks that does not go with the rest."""
         noted = {self.block is not None, self.method is not None}
         together = f"block {self.block}, method {self.method}, quantization {self.quantization}"
         size = f"block {self.block}, expected 0 to {MOST['hidden']}"
@@ -129,9 +129,9 @@ class Manifest:
         base: which base the bundle was compiled from.
         target: what `base/` was built for.
         graph: inputs, outputs and sizes of the compiled graph.
-        tasks: names of the tasks, in the order they were exported in.
+        tasks: names of the tasks, in the order of the export.
         toolchain: package name to version.
-        parity: what the comparison with the reference came to.
+        parity: the result of the comparison with the reference.
         precision: how the base's numbers are stored.
     """
 
@@ -144,7 +144,7 @@ class Manifest:
     precision: Precision = Precision()
 
     def __post_init__(self) -> None:
-        """Refuses what no bundle could say of itself."""
+        """Refuses tasks that no bundle could have."""
         doubled = [name for name, count in Counter(self.tasks).items() if count > 1]
         checks = {f"task '{name}' is named twice": False for name in doubled}
         checks["no task is named"] = bool(self.tasks)
@@ -185,11 +185,11 @@ class Bundle:
 
     @property
     def base_sum(self) -> str:
-        """sha256 over the names and sums of what the target's files compute: `sum_of_base`."""
+        """sha256 over the names and sums of the target's files: see `sum_of_base`."""
         return sum_of_base({name: record.sha256 for name, record in self.files.items()})
 
     def folded(self, taskname: str) -> FoldedPrefix | None:
-        """The prefix that was computed for a task, not yet matched with anything; or None.
+        """The prefix that was computed for a task, or None. Its identity is not compared here.
 
         Raises:
             ArtifactError: it is damaged, or does not fit the layers of the base.
@@ -204,8 +204,8 @@ class Bundle:
             raise ArtifactError(
                 f"reading {path}",
                 found=f"float32 {prefix.kv.shape}",
-                expected=f"float32 ({graph.layers}, 2, {graph.kv_heads}, head, {graph.head_dim}), "
-                f"and a head of 1 to {graph.capacity - 1}",
+                expected=f"float32 ({graph.layers}, 2, {graph.kv_heads}, opening, "
+                f"{graph.head_dim}), and an opening of 1 to {graph.capacity - 1}",
             )
         return prefix
 
@@ -213,7 +213,7 @@ class Bundle:
         """The tree of a task's choices; None where its answers are open.
 
         Raises:
-            ArtifactError: it is missing, damaged, or of other choices than the task's.
+            ArtifactError: it is missing or damaged, or its choices are not the task's.
         """
         choices = self.entry(taskname).task.choices
         path = task_folder(self.folder, taskname) / LABELS_NAME
@@ -237,7 +237,7 @@ class Bundle:
         """The arrays of a task's self-test (`selftest.py`); empty where the export made none.
 
         Raises:
-            ArtifactError: they are damaged, or no vectors that this bundle's graph can run.
+            ArtifactError: they are damaged, or this bundle's graph cannot run them.
         """
         path = task_folder(self.folder, taskname) / SELFTEST_NAME
         if not path.is_file():
@@ -249,9 +249,9 @@ class Bundle:
 
 
 def sum_of_base(sums: Mapping[str, str]) -> str:
-    """sha256 over names and sums of what a base computes.
+    """sha256 over names and sums of the files that say what a base computes.
 
-    A plan is left out: it computes what its ONNX file says, and equal builds differ in their bytes.
+    Plans are left out: a plan computes what its ONNX file says, and equal builds differ in bytes.
 
     Args:
         sums: by path in the bundle.
@@ -267,19 +267,22 @@ def sum_of_base(sums: Mapping[str, str]) -> str:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder says of itself that it is a bundle, of whatever version."""
+    """Whether a folder says that it is a bundle, of any version."""
     return bool(files_of_bundle(folder))
 
 
 def bundle_around(path: Path) -> Path | None:
-    """The bundle that a path lies in, whether it is there or not; None of a bundle itself."""
+    """The bundle that a path lies in; None if it lies in none. A bundle does not lie in itself.
+
+    The path need not exist.
+    """
     return next((folder for folder in resolved(path).parents if is_bundle(folder)), None)
 
 
 def files_of_bundle(folder: Path) -> frozenset[str]:
-    """The files that a bundle of whatever version says are its own, by their paths in the folder.
+    """The files that the manifest of a bundle of any version names, by their paths in the folder.
 
-    Nothing of them is checked, not even that they are there. None where it is no bundle.
+    The files are not checked, not even that they exist. Empty where the folder is not a bundle.
     """
     try:
         content = read_json_object(folder / MANIFEST, ArtifactError, "looking for a bundle")
@@ -332,7 +335,7 @@ def write_manifest(
     Args:
         bundle: its folder.
         manifest: what it says, besides the sums.
-        noted: what is known of files that have not changed since; the others are read.
+        noted: sums and sizes of files that have not changed since; the others are read.
     """
     files = records_of(bundle, left_out=_NOT_SUMMED, noted=noted)
     stored = _StoredManifest(**{**vars(manifest), "files": files})
@@ -345,12 +348,12 @@ def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
 
     Args:
         folder: the bundle.
-        sums: whether files are read to compare their sums; names and sizes always are.
-            Whoever has just made the sums leaves it out.
+        sums: whether files are read to compare their sums; names and sizes are always compared.
+            A caller that has just made the sums passes False.
 
     Raises:
         ArtifactError: no manifest, a newer version, a file that is missing, altered or cut short,
-            a path that leaves the folder, or a task that cannot be read.
+            a path that leads out of the folder, or a task that cannot be read.
     """
     doing = f"opening the bundle {folder}"
     manifest = _read_manifest(folder, doing)
@@ -452,7 +455,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
         raise ArtifactError(
             doing,
             found=f"{virtual} virtual tokens, and a capacity of {capacity}",
-            expected="room for a token and an answer behind them",
+            expected="room for a token and an answer after them",
         )
     return entry
 
@@ -460,7 +463,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
 def _read_learned(
     folder: Path, name: str, manifest: _StoredManifest, doing: str
 ) -> NDArray[np.float32]:
-    """The rows or the prefix of a task: whichever it has; the caller checks the shape."""
+    """The rows or the prefix of a task, whichever it has. The caller checks the shape."""
     known = [f"{tensor}.safetensors" for tensor in _LEARNED_AXES]
     found = [file for file in known if f"tasks/{name}/{file}" in manifest.files]
     if len(found) != 1:
@@ -477,7 +480,7 @@ def _read_learned(
             doing, found=f"tensors {list(tensors)} in {path.name}", expected=f"'{tensor}' alone"
         )
     learned = tensors[tensor]
-    # Rows and prefix are told apart by their axes from here on.
+    # From here on, the number of axes tells rows from a prefix.
     if (learned.ndim == _LEARNED_AXES["prefix_kv"]) != (tensor == "prefix_kv"):
         raise ArtifactError(
             doing,

@@ -1,7 +1,6 @@
-"""The files of a folder and what its manifest says of them: noted as written, compared as read.
+"""Sums and sizes of a folder's files: recorded when written, compared when read.
 
-Knows nothing of what the files are for. Nothing that is not a plain file inside the folder is
-opened.
+Knows nothing of what the files are for. Only plain files inside the folder are opened.
 """
 
 import os
@@ -31,9 +30,9 @@ def records_of(
     """The sum and size of every file in a folder, by its path in it.
 
     Args:
-        folder: all of it is read, but what is noted.
-        left_out: paths in it of which nothing is noted.
-        noted: what is known of files in it that have not changed since.
+        folder: all its files are read, except those that are noted.
+        left_out: paths in it that get no record.
+        noted: records of files in it that have not changed since.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {
@@ -52,20 +51,20 @@ def check_files(
     sums: bool,
     fix: str,
 ) -> None:
-    """Raises `ArtifactError` unless a folder holds what is noted, unaltered, and nothing else.
+    """Raises `ArtifactError` unless a folder holds the recorded files, unaltered, and no others.
 
     Args:
         folder: where the files are.
-        files: what is noted of each.
+        files: the record of each.
         doing: what an error says was being done.
-        left_out: files of which nothing is noted.
-        sums: whether files are read to compare their sums; names and sizes always are.
+        left_out: files without a record that may be there.
+        sums: whether files are read to compare their sums; names and sizes are always compared.
         fix: what to do about files that are missing or altered.
     """
     for name in files:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name:
-            # Said alone: such a manifest was made to mislead.
+            # Reported without other problems: such a manifest was made to mislead.
             raise ArtifactError(
                 doing,
                 found=f"the path '{name}' leaves the folder",
@@ -92,9 +91,10 @@ def check_files(
 
 
 def _regular_files(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """The size of each file by its path in the folder; and as problems, what else is there.
+    """The size of each file by its path in the folder, and a problem for everything else in it.
 
-    A link leads out of the folder, and a pipe is waited for: neither is followed or opened.
+    Links are not followed, since they may lead out of the folder. Pipes are not opened, since that
+    may wait for ever.
     """
     sizes: dict[str, int] = {}
     problems = []

@@ -1,9 +1,9 @@
-"""Files that are there whole or not at all, and their sums.
+"""Writes files and folders whole or not at all, and computes sums of files.
 
-A file or folder is written beside its final name, forced to the disk, then renamed: a reader, a
-full disk or a killed process never meets half of it. Whoever writes holds a lock on it for that
-time, so what is not locked was left by a process that was killed, and the next one to write under
-that name removes it. Knows nothing of what the bytes mean.
+A file or folder is written beside its final name, forced to the disk, then renamed. So no reader
+sees half of it, and a full disk or a kill leaves no half of it under that name. The writer holds a
+lock on it for that time. What is not locked was left by a killed process, and the next one to
+write under that name removes it. Knows nothing of what the bytes mean.
 """
 
 import errno
@@ -23,16 +23,16 @@ from pl_compile.errors import ArtifactError, reason_of
 
 _CHUNK_BYTES = 1 << 17
 
-# What stands behind the final name in a temporary one.
+# A temporary name is the final name and this many random bytes.
 _RANDOM_BYTES = 4
 
-# What names a descriptor that a process holds open: /dev/stdout and /dev/fd/1 are links to such.
+# Names of descriptors that a process holds open; /dev/stdout and /dev/fd/1 are links to such names.
 _DESCRIPTOR = re.compile(
     r"(?P<owner>/proc/(?P<process>[0-9]+)(/task/[0-9]+)?|/dev)/fd/(?P<number>[0-9]+)"
 )
 _MOST_LINKS = 40  # as many as Linux follows
 
-# What file managers and network file systems leave in any folder, which nobody would miss.
+# Files that file managers and network file systems leave in any folder; they may be removed.
 _LEFT_BY_OTHERS = re.compile(r"\.DS_Store|\._.*|\.directory|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+")
 
 _UNCHANGED = "Nothing was left under that name that was not there before."
@@ -45,20 +45,20 @@ Ours: TypeAlias = Callable[[Path], Collection[str]]
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, replacing what was there only once all of it is on the disk.
 
-    A new file in the place of another has its mode, and its owner where the system allows it. To a
-    pipe, a device and an open descriptor (/dev/stdout) the bytes are added.
+    A file that replaces another gets its mode, and its owner where the system allows it. To a
+    pipe, a device or an open descriptor (/dev/stdout) the bytes are added.
 
     Raises:
         ArtifactError: the folder cannot be made, or the bytes cannot be written (disk full,
             no permission). What `path` held before is still there.
-        BrokenPipeError: nobody reads what an open descriptor leads to any more.
+        BrokenPipeError: the reader of an open descriptor has gone.
     """
     check_writable(path)
     if (descriptor := _descriptor_of(path)) is not None:
         _add_to(descriptor, path, data)
         return
     with _reporting(path):
-        path = resolved(path)  # a link stays one, and what it leads to is written
+        path = resolved(path)  # a link stays a link: the file that it leads to is written
         if path.exists() and not path.is_file():
             path.write_bytes(data)  # a pipe or a device: there is nothing to replace
             return
@@ -79,10 +79,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `ArtifactError` where it can be told that `write_atomically` would: before the work.
+    """Raises `ArtifactError` where `write_atomically` would, as far as can be told in advance.
+
+    Called before long work. Some failures (a full disk) show only when it is written.
 
     Args:
-        path: the name of a file; what it holds is not looked at.
+        path: the name of a file; its content is not read.
     """
     with _reporting(path):
         descriptor = _descriptor_of(path)
@@ -96,12 +98,12 @@ def check_writable(path: Path) -> None:
 
 
 def resolved(path: Path) -> Path:
-    """A path without links and without `..`; links that go round stay as they are."""
+    """A path without links and without `..`; links in a circle stay as they are."""
     return Path(os.path.realpath(path))
 
 
 def is_open_descriptor(path: Path) -> bool:
-    """Whether a name is one of what a process holds open, as /dev/stdout and /dev/fd/1 are."""
+    """Whether a path names an open descriptor of a process, as /dev/stdout and /dev/fd/1 do."""
     return _descriptor_of(path) is not None
 
 
@@ -109,7 +111,7 @@ def append_line(path: Path, line: str) -> None:
     """Adds a line to the log of a run.
 
     Raises:
-        ArtifactError: the disk refuses; a part of the line may be there.
+        ArtifactError: it cannot be written; a part of the line may be there.
     """
     fix = "Its last line may be cut. Make room, and go on with --resume."
     with _reporting(path, fix), path.open("a", encoding="utf-8") as file:
@@ -118,21 +120,21 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def folder_written_whole(path: Path, *, ours: Ours) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; at a clean end it becomes `path`.
+    """Gives a temporary folder beside `path`; if the block ends without error, it becomes `path`.
 
-    A folder of ours that was at `path` is replaced, and gives the new one its mode; if the block
-    raises, it stays and the temporary folder is removed. A kill leaves the temporary folder
-    (`.NAME.…`), and between the two renames of a replacement the old folder too (`.NAME.….old`):
-    the next one that is written under this name removes the first at its beginning, the second at
-    its end.
+    A folder of ours that was at `path` is replaced, and the new one gets its mode. If the block
+    raises, the old folder stays and the temporary one is removed. A kill leaves the temporary
+    folder (`.NAME.…`). A kill between the two renames of a replacement leaves the old folder too
+    (`.NAME.….old`). The next write under this name removes the first when it begins, the second
+    when it ends.
 
     Args:
         path: the final name.
         ours: which files of a folder may be replaced.
 
     Raises:
-        ArtifactError: the disk refuses (full, no permission), `path` is a file, or a folder with
-            something of somebody else's in it.
+        ArtifactError: it cannot be written (disk full, no permission), `path` is a file, or a
+            folder with files in it that are not ours.
     """
     check_replaceable(path, ours)
     with _reporting(path):
@@ -146,7 +148,7 @@ def folder_written_whole(path: Path, *, ours: Ours) -> Iterator[Path]:
             for file in sorted(staging.rglob("*")):
                 _sync(file)
             _sync(staging)
-            check_replaceable(path, ours)  # somebody may have put a file there meanwhile
+            check_replaceable(path, ours)  # a file may have been put there meanwhile
             _replace_folder(staging, path)
         except BaseException:
             _remove_tree(staging)
@@ -157,9 +159,9 @@ def folder_written_whole(path: Path, *, ours: Ours) -> Iterator[Path]:
 
 
 def remove_left_behind_in(folder: Path) -> None:
-    """Removes what killed processes left in a folder of ours, whatever its name was to be.
+    """Removes what killed processes left in a folder of ours, under any name.
 
-    What is written again under its name needs no such call.
+    Not needed for a name that is written again: the write removes what was left of that name.
     """
     _remove_unlocked(folder, ".+")
 
@@ -172,7 +174,7 @@ def check_replaceable(
     Args:
         path: the name; nothing, an empty folder, or a folder with nothing but ours may be there.
         ours: which files of a folder may be replaced.
-        option: of the command line, which says the name.
+        option: the option of the command line that gives the name, for messages.
         in_place: whether only files in the folder are replaced, and not the folder itself.
     """
     fix = f"Choose another {option}."
@@ -196,7 +198,7 @@ def check_replaceable(
 
 
 def _files_besides(folder: Path, ours: Collection[str]) -> Iterator[str]:
-    """The paths in a folder of what is neither of `ours` nor of those that nobody would miss."""
+    """The paths of files in a folder that are not `ours` and not `_LEFT_BY_OTHERS`."""
     for at, folders, files in os.walk(folder, onerror=_raise):
         links = [name for name in folders if (Path(at) / name).is_symlink()]
         for name in sorted([*files, *links]):
@@ -221,15 +223,15 @@ def sha256_of(path: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
         except OSError as error:
-            error.filename = str(path)  # the system's own names it only where it is opened
+            error.filename = str(path)  # the system names it only in errors of opening
             raise
     return digest.hexdigest()
 
 
 def _new_beside(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
-    """Something new beside `path`, and the descriptor that holds a lock on it until it is closed.
+    """A new file or folder beside `path`, and a descriptor that locks it until it is closed.
 
-    A killed process holds none: that is how `_remove_left_behind` knows what is in use.
+    A killed process holds no lock: so `_remove_left_behind` knows what is still in use.
     """
     import fcntl  # there is none on Windows, where bundles can be read
 
@@ -239,17 +241,20 @@ def _new_beside(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(descriptor)  # it is being removed, before it had its lock
+            os.close(descriptor)  # another process is removing it: it was not locked yet
             continue
         except OSError:
-            return beside, descriptor  # a file system without locks: nobody can remove it either
+            return (
+                beside,
+                descriptor,
+            )  # a file system without locks: no other process removes it there
         if beside.exists():
             return beside, descriptor
-        os.close(descriptor)  # it was removed, before it had its lock
+        os.close(descriptor)  # it was removed before it was locked
 
 
 def _new_file(path: Path, like: os.stat_result | None) -> int:
-    # 0o666 less the umask, as programs leave their files. Never more than what it replaces lets.
+    # 0o666 less the umask, as usual. Never more permissions than the file that it replaces.
     mode = 0o666 if like is None else stat.S_IMODE(like.st_mode) & 0o777
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
     _own_like(descriptor, like, mode)
@@ -265,9 +270,9 @@ def _new_folder(path: Path, like: os.stat_result | None) -> int:
 
 
 def _own_like(descriptor: int, like: os.stat_result | None, mode: int) -> None:
-    """Gives something new the owner and the mode of what it replaces."""
+    """Gives a new file or folder the owner and the mode of the one that it replaces."""
     if like is not None:
-        # Only root gives files away, and a file system may know neither owners nor modes.
+        # Only root can change an owner, and a file system may know neither owners nor modes.
         for owner, group in ((like.st_uid, -1), (-1, like.st_gid)):
             with suppress(OSError):
                 os.fchown(descriptor, owner, group)
@@ -276,11 +281,11 @@ def _own_like(descriptor: int, like: os.stat_result | None, mode: int) -> None:
 
 
 def _check_access(path: Path, at: Path) -> None:
-    """Raises `ArtifactError` where the system does not let something be written or replaced.
+    """Raises `ArtifactError` where the system does not let a file be written or replaced.
 
     Args:
-        path: what it is called.
-        at: the same without links; or an open descriptor of another process.
+        path: its name in messages.
+        at: the same path without links, or an open descriptor of another process.
     """
     replaced = at.is_file() or at.is_dir()
     if not at.exists():
@@ -303,7 +308,7 @@ def _check_access(path: Path, at: Path) -> None:
 def _descriptor_of(path: Path) -> Path | None:
     """The open descriptor that a name such as /dev/stdout leads to, or None.
 
-    It leads on to a file at times, whose reader and other writers expect no other in its place.
+    It may lead to a file. That file is not replaced: its reader and other writers hold it open.
     """
     for _ in range(_MOST_LINKS):
         path = resolved(path.parent) / path.name
@@ -316,7 +321,7 @@ def _descriptor_of(path: Path) -> Path | None:
 
 
 def _own_number(descriptor: Path) -> int | None:
-    """The number of a descriptor of this process; None of another's."""
+    """The number of a descriptor of this process; None for a descriptor of another one."""
     match = _DESCRIPTOR.fullmatch(str(descriptor))
     assert match is not None
     own = match["process"] in (None, str(os.getpid()))
@@ -330,15 +335,15 @@ def _is_for_writing(number: int) -> bool:
 
 
 def _add_to(descriptor: Path, path: Path, data: bytes) -> None:
-    """Writes after what others have written to an open descriptor, which `path` is a name of."""
+    """Writes to an open descriptor, named `path`, after what was written to it before."""
     number = _own_number(descriptor)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()  # what was said before stands before
+            stream.flush()  # so that earlier output stays before it
     with _reporting(path, "What was written before that is there."):
         if number is None:
             opened = os.open(descriptor, os.O_WRONLY | os.O_APPEND)
-        else:  # opened anew it would begin at the start of a file, and a socket cannot be
+        else:  # opening it again would write a file from its start, and a socket cannot be opened
             opened = os.dup(number)
         with os.fdopen(opened, "wb") as file:
             file.write(data)
@@ -350,14 +355,14 @@ def _remove_left_behind(path: Path, suffix: str = "") -> None:
 
 
 def _remove_unlocked(folder: Path, name: str, suffix: str = "") -> None:
-    """Removes what has a temporary name for `name`, a pattern, and what nobody holds a lock on."""
+    """Removes what has a temporary name for `name` (a pattern) and is not locked by a process."""
     import fcntl
 
     digits = f"[0-9a-f]{{{2 * _RANDOM_BYTES}}}"
     temporary = re.compile(rf"\.{name}\.{digits}{re.escape(suffix)}")
     with suppress(OSError):  # a folder that may be written to, but not listed
         for left in [each for each in folder.iterdir() if temporary.fullmatch(each.name)]:
-            # In use, somebody else's, no file or folder, or on a file system without locks.
+            # Left alone: what is in use, not ours, not a file or folder, or cannot be locked.
             with suppress(OSError):
                 descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
@@ -371,7 +376,7 @@ def _remove_unlocked(folder: Path, name: str, suffix: str = "") -> None:
 
 
 def _replace_folder(staging: Path, path: Path) -> None:
-    # A rename cannot replace a folder that holds files: the old one steps aside first.
+    # A rename cannot replace a folder that holds files, so the old one is renamed first.
     old = staging.with_name(f"{staging.name}.old")
     had_one = path.exists()
     if had_one:
@@ -387,7 +392,7 @@ def _replace_folder(staging: Path, path: Path) -> None:
 
 
 def _sync_rename(path: Path) -> None:
-    # The new content is in place already; a file system that cannot force its folder is no failure.
+    # The new content is in place already, even if the file system cannot sync a folder.
     with suppress(OSError):
         _sync(path.parent)
 
@@ -402,7 +407,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _naming_others(folder: Path) -> Iterator[None]:
-    """Says of a file that could not be read or written which one, where it is not in `folder`."""
+    """Turns an error about a file outside `folder` into one that names the file."""
     try:
         yield
     except OSError as error:
@@ -417,12 +422,12 @@ def _reporting(path: Path, fix: str = _UNCHANGED) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # nobody reads on: no fault of the file
+        raise  # the reader has gone: that is not an error of the file
     except OSError as error:
         raise ArtifactError(f"writing {path}", found=reason_of(error), fix=fix) from error
 
 
 def _remove_tree(folder: Path) -> None:
-    import shutil  # brings compressors along, which a reader of bundles has no use for
+    import shutil  # imports compressors, which a reader of bundles does not need
 
     shutil.rmtree(folder, ignore_errors=True)

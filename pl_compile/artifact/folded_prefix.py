@@ -1,11 +1,11 @@
-"""Keys and values that the compiler computed for a task's constant head, and from what.
+"""Keys and values that the compiler computed for a task's opening, and what they came from.
 
-    tensor "folded_kv"      float32 [layers, 2, kv_heads, head, head_dim]: of positions 0 to
-                            `head - 1`, keys as the attention uses them
+    tensor "folded_kv"      float32 [layers, 2, kv_heads, opening, head_dim]: of positions 0 to
+                            `opening - 1`, keys as the attention uses them
     metadata "identity"     JSON: the fields of `PrefixIdentity`
 
-A cache entry of the wrong origin gives fluent wrong answers, never a crash. So whoever reads one
-works out anew what it must have been computed from, and refuses it where a part differs.
+A cache entry of the wrong origin gives fluent wrong answers, never a crash. So a reader works out
+again what it must have been computed from, and refuses it where a part differs.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class PrefixIdentity:
         base: fingerprint of the base.
         graph: sha256 over the files that were compiled from it: weights, passes, precision.
         prompt: sha256 of the task's rows, or of its learned prefix.
-        layout: sha256 of the head's tokens: which are real, which virtual, in which order.
+        layout: sha256 of the opening's tokens: which are real, which virtual, in which order.
         positions: how positions are counted.
         dtype: of keys and values.
         quantization: of the weights.
@@ -64,7 +64,7 @@ class FoldedPrefix:
     """A task's computed prefix.
 
     Attributes:
-        kv: float32 `[layers, 2, kv_heads, head, head_dim]`.
+        kv: float32 `[layers, 2, kv_heads, opening, head_dim]`.
         identity: what it was computed from.
     """
 
@@ -122,5 +122,5 @@ def sum_of_array(array: NDArray[Any]) -> str:
 
 
 def sum_of_files(sums: Mapping[str, str]) -> str:
-    """sha256 over file names and their own sums, whatever their order."""
+    """sha256 over the names and sums of files; their order does not matter."""
     return hashlib.sha256(json.dumps(sorted(sums.items())).encode()).hexdigest()

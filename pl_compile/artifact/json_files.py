@@ -1,4 +1,4 @@
-"""Files of JSON from elsewhere: into what they must be, or one clear error."""
+"""Reads JSON files from elsewhere into dataclasses, or raises one clear error."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def read_record(kind: type[T], path: Path, *, fix: str = "") -> T:
-    """The dataclass that a file of JSON says.
+    """The dataclass that a JSON file describes.
 
     Args:
         kind: a frozen dataclass.
@@ -20,7 +20,7 @@ def read_record(kind: type[T], path: Path, *, fix: str = "") -> T:
         fix: what the reader of an error is told to do.
 
     Raises:
-        ArtifactError: it cannot be read, or is no JSON of that kind.
+        ArtifactError: it cannot be read, or is not JSON of that kind.
     """
     doing = f"reading {path}"
     try:
@@ -30,7 +30,7 @@ def read_record(kind: type[T], path: Path, *, fix: str = "") -> T:
 
 
 def record_of(kind: type[T], text: str, *, name: str, doing: str) -> T:
-    """The dataclass that a JSON text says.
+    """The dataclass that a JSON text describes.
 
     Args:
         kind: a frozen dataclass.
@@ -39,8 +39,8 @@ def record_of(kind: type[T], text: str, *, name: str, doing: str) -> T:
         doing: what an error says was being done.
 
     Raises:
-        ValueError: no JSON, or JSON that programs read differently.
-        RecursionError: values nested without end.
+        ValueError: it is not JSON, or JSON that programs read differently.
+        RecursionError: values are nested too deep.
         ConfigError: it is something else than `kind`.
     """
     return build(kind, node_from_plain(parse_json(text), name), doing=doing)

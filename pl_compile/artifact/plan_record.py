@@ -1,7 +1,7 @@
 """What a TensorRT plan was built with: `plan.json`, beside each `model.plan`.
 
-A plan says nothing of itself without a driver, and equal builds give different bytes. So what a
-runtime must know before it asks the driver stands here.
+A plan can only be read with a driver, and equal builds give different bytes. So this file holds
+what a runtime must know before it asks the driver.
 """
 
 import json
@@ -33,15 +33,15 @@ class PlanRecord:
     Attributes:
         flavour: the target, one of `config.targets.PLAN_TARGETS`; their plans are not
             interchangeable.
-        version: of the package that built it; a plan loads in the very same.
+        version: of the package that built it; a plan loads in exactly this version.
         compute_capabilities: of the GPUs that it was built for, such as "8.6"; empty where TensorRT
-            chose: for RTX its usual set, else the GPU it was built on.
+            chose. TensorRT-RTX chooses its usual set, TensorRT the GPU it was built on.
         ranks: how many plans make up the base.
         max_batch: rows of a step at most.
         capacity: tokens of a step, and cache entries of a row, at most.
         profiles: what each of its profiles is for: "prompt" takes up to `capacity` tokens a row,
             "token" one.
-        attention: how attention is told what a token sees.
+        attention: the form in which attention is told what each token may see.
         onnx: `sum_of_onnx` of what it was parsed from.
         seconds: that building took.
         plan_bytes: size of the plan.
@@ -71,12 +71,12 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class PlanProfile:
-    """The content of `profile.json`: how a plan is to be built, wherever that is.
+    """The content of `profile.json`: how a plan is to be built, on this machine or another.
 
     Attributes:
         max_batch: rows of a step at most.
         compute_capabilities: of the GPUs to build for; TensorRT's choice if empty.
-        ep_context: whether it gets an ONNX file around it.
+        ep_context: whether an ONNX file is written around the plan.
     """
 
     max_batch: int

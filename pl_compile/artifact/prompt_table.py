@@ -1,4 +1,4 @@
-"""The prompt table: what training leaves behind, one safetensors file for any number of tasks.
+"""The prompt table: the result of training, one safetensors file for any number of tasks.
 
     tensor "<taskname>"     float32 [virtual, hidden], or of a task with a learned prefix
                             float32 [layers, 2, kv_heads, virtual, head_dim]: keys, then values
@@ -6,7 +6,7 @@
     metadata "version"      "1"
     metadata "base"         JSON: {"name", "fingerprint", "hidden", "vocab"}
     metadata "tasks"        JSON: {taskname: {"task": TaskConfig, "bos_id", "eos_id", "method"}},
-                            "end_ids" of a task that has some, and "rendering" beyond 1
+                            "end_ids" of a task that has some, and "rendering" where it is not 1
 
 A table holds tasks of different methods and virtual-token counts; adding one leaves the bytes of
 the others as they are. Knows nothing of how the rows were trained.
@@ -56,7 +56,7 @@ class BaseIdentity:
         name: what the user called it; for people only.
         fingerprint: sha256 of config and tensors (`weights.fingerprint.fingerprint_base`).
         hidden: width of a prompt row.
-        vocab: ids from here on are virtual.
+        vocab: rows of its embedding. In a graph, this id and larger ones are virtual tokens.
     """
 
     name: str
@@ -72,7 +72,7 @@ class BaseIdentity:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What a table and a bundle store of a task beside its rows; the fields of `TaskEntry`."""
+    """What a table and a bundle store of a task besides its rows; see `TaskEntry`."""
 
     task: TaskConfig
     bos_id: int | None
@@ -94,10 +94,11 @@ class TaskEntry:
         method: how the prompt was made; for people only.
         prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`, the keys and values of
             positions 0 to `virtual - 1` where prefix tuning learned them; else None.
-        end_ids: further ids that end an answer, each once: bases have several, and training
-            appends the first.
-        rendering: the rules that turned its fields into tokens in training; 1 also where the base's
-            tokenizer has nothing that later ones read otherwise (`text.tokenizer.RENDERING`).
+        end_ids: further ids that end an answer, each once. A base may have several; training
+            appends only `eos_id`.
+        rendering: the version of the rules that turned its fields into tokens in training
+            (`text.tokenizer.RENDERING`); 1 also where all versions give the base's tokenizer the
+            same tokens.
     """
 
     task: TaskConfig
@@ -120,7 +121,7 @@ class TaskEntry:
             self.task, self.bos_id, self.eos_id, self.method, self.end_ids, self.rendering
         )
         plain: dict[str, Any] = plain_from_config(record)
-        # Left out as releases before them wrote and read it.
+        # Left out where they add nothing: earlier releases have no such keys.
         if not self.end_ids:
             del plain["end_ids"]
         if self.rendering == 1:
@@ -139,7 +140,7 @@ def entry_from_record(
     """The entry whose `record()` is `plain` and whose rows or prefix are `learned`.
 
     Raises:
-        ConfigError: `plain` is no record.
+        ConfigError: `plain` is not a record.
         ArtifactError: it is the record of another task than `taskname`, or its template cannot be
             parsed.
     """
@@ -243,7 +244,7 @@ class PromptTable:
 
         Raises:
             ArtifactError: there is no task `old`, or there is a task `new`.
-            ConfigError: `new` is no taskname.
+            ConfigError: `new` is not a valid taskname.
         """
         entry = self.entry(old)
         self.check_free([new])
@@ -266,7 +267,7 @@ class PromptTable:
 
         Args:
             identity: of the base; its name does not matter.
-            base: what to call it.
+            base: what messages call it.
         """
         doing = f"matching the prompt table with the base {base}"
         if identity.fingerprint != self.base.fingerprint:
@@ -290,7 +291,7 @@ def write_prompt_table(table: PromptTable, path: Path) -> None:
 
     Raises:
         ArtifactError: what a reader would refuse (rows that are not finite or not
-            `[virtual, hidden]`, a template that cannot be parsed, …), or a disk that refuses.
+            `[virtual, hidden]`, a template that cannot be parsed, …), or it cannot be written.
     """
     doing = f"writing {path}"
     for entry in table.entries.values():
@@ -403,10 +404,10 @@ def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
 
 
 def check_squares(entry: TaskEntry, doing: str) -> None:
-    """Raises `ArtifactError` where a base in float32 would make infinity of a task's numbers.
+    """Raises `ArtifactError` where a task's numbers overflow to infinity in a base in float32.
 
-    Norms and products of queries and keys sum squares of what they are given. Beyond float32 some
-    engines go on as if nothing was wrong, and others answer nothing.
+    Norms and products of queries and keys sum squares of their inputs. After an overflow some
+    engines go on as if nothing was wrong, and others give no answer.
     """
     squares = np.square(entry.learned, dtype=np.float64).sum(axis=-1)
     if squares.max(initial=0) > np.finfo(np.float32).max:

@@ -2,11 +2,11 @@
 
     input_ids   int64 [rows, seq]           right-padded with 0; virtual tokens are `vocab + row`
     lengths     int64 [rows]                1 to seq
-    tokens      int64 [steps, rows]         after the prompts, and after each token that follows
-    logit_ids   int64 [ids]                 of which logits are kept
+    tokens      int64 [steps, rows]         the first follows the prompts, each later one the last
+    logit_ids   int64 [ids]                 tokens whose logits are kept
     logits      float32 [steps, rows, ids]
 
-Where the task has a learned prefix, rows start after it and leave its positions out.
+Where the task has a learned prefix, `input_ids` start after it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from pl_compile.errors import ArtifactError, list_problems
 
 SELFTEST_NAME = "selftest.safetensors"
 
-# A runtime computes all logits of every row and step: more would be no check, but a load.
+# Rows times steps. A runtime computes all logits of each: more would take long.
 MOST_RESULTS = 1 << 10
 
 _FORM = {

@@ -1,4 +1,4 @@
-"""Safetensors files: read whole, or one clear error; written with the same bytes every time."""
+"""Reads safetensors files, or raises one clear error; writes equal content as equal bytes."""
 
 import json
 from collections.abc import Mapping
@@ -37,12 +37,12 @@ def read_tensor_file(
         path: the file.
         doing: what an error says was being done.
         prefix: only tensors whose name begins with it are read.
-        floats: whether each of them must be of floats, as weights are.
+        floats: whether each of them must hold floats, as weights do.
 
     Raises:
-        ArtifactError: there is no such file, it is damaged, or has numbers of another kind.
+        ArtifactError: the file is missing or damaged, or has numbers of another kind.
     """
-    from safetensors import SafetensorError, safe_open  # where there is a tensor to read
+    from safetensors import SafetensorError, safe_open  # imported only when a tensor is read
 
     try:
         check_regular(path)
@@ -77,8 +77,8 @@ def tensor_bytes(
 ) -> bytes:
     """The bytes of a safetensors file; equal content gives equal bytes.
 
-    The library orders tensors by itself, and writes metadata in an order that differs from process
-    to process: the header is written again with its keys sorted
+    The library sorts tensors, but its order of metadata differs from process to process. So the
+    header is written again with its keys sorted
     (https://github.com/huggingface/safetensors#format).
     """
     from safetensors.numpy import save

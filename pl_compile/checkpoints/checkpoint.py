@@ -1,6 +1,6 @@
 """What every reader of a base's weights gives: tensors by name, one at a time.
 
-In: a folder. Out: a `Checkpoint`. A file format is a file of this room and a line of
+In: a folder. Out: a `Checkpoint`. Each file format has a file in this room and a line in
 `open_checkpoint`. Knows no model family.
 """
 
@@ -26,7 +26,7 @@ class Header:
 
 
 class Checkpoint(Protocol):
-    """The tensors of a base. No number is read before it is asked for, and none is kept.
+    """The tensors of a base. A number is read only when it is asked for, and is not kept.
 
     Its methods raise `BaseModelError` where a file is damaged.
     """
@@ -56,7 +56,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         BaseModelError: no safetensors files, a damaged one, or one that the index names is missing.
     """
-    # Imported here, so that the library of one format is not needed to read another.
+    # Imported here, so that no format needs the library of another.
     from pl_compile.checkpoints.safetensors import SafetensorsCheckpoint
 
     return SafetensorsCheckpoint(folder)

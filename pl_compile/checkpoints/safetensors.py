@@ -97,9 +97,9 @@ class SafetensorsCheckpoint:
         paths: dict[Path, set[str]] = {}
         problems = []
         for tensor, name in files.items():
-            # A name that leads out of the folder would read what is nobody's business.
+            # A name that leads out of the folder could read any file of the user's.
             if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
-                problems.append(f"'{tensor}' is in {name!r:.80}, which is no file beside it")
+                problems.append(f"'{tensor}' is in {name!r:.80}, which is not a file beside it")
             else:
                 paths.setdefault(self.folder / name, set()).add(tensor)
         with self._reporting(index):
@@ -109,7 +109,7 @@ class SafetensorsCheckpoint:
         return dict(sorted(paths.items()))
 
     def _without_index(self) -> BaseModelError:
-        """What to say where neither file is there that names all tensors."""
+        """The error where there is neither a single file nor an index."""
         others = sorted(path.name for path in self.folder.glob("*.safetensors"))
         found = f"neither {_SINGLE} nor {_INDEX}"
         if not others:

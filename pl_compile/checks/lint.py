@@ -118,7 +118,7 @@ def _lint(
         findings.append(f"it opens with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
     if entry.eos_id is None and not entry.end_ids:
         findings.append("no EOS ends its answers: they end by length, stop text or choice only")
-    head = len(prompt.renderer.head())
+    opening = len(prompt.renderer.opening())
     room = contract.capacity - len(prompt.renderer.prompt(dict.fromkeys(_fields(prompt), "")))
     if room < _ROOM_AT_LEAST:
         findings.append(f"{room} tokens are left for fields and answer: raise --capacity")
@@ -135,7 +135,7 @@ def _lint(
         float(norms.max()),
         median if entry.prefix_kv is None else None,
         entry.bos_id is not None,
-        head,
+        opening,
         room,
         tuple(findings),
     )
@@ -143,8 +143,8 @@ def _lint(
 
 def opening_left_out(prompt: TaskPrompt, tokenizer: Tokenizer) -> str:
     """A note where an imported task lacks what its tokenizer puts before a text, or nothing."""
-    head = prompt.renderer.head()
-    ids = head.token_ids[head.virtual_rows < 0].tolist()
+    opening = prompt.renderer.opening()
+    ids = opening.token_ids[opening.virtual_rows < 0].tolist()
     front = tokenizer.in_front
     if ids[: len(front)] == front:
         return ""

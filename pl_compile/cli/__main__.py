@@ -1,4 +1,4 @@
-"""`python -m pl_compile.cli`: the command where nothing is on the path."""
+"""`python -m pl_compile.cli`: the command `plc` where it is not on the path."""
 
 from pl_compile.cli.main import main
 

@@ -18,7 +18,7 @@ from pl_compile.cli.terminal import TerminalProgress, json_option, need_extra, p
     type=click.Choice(["auto", "mask", "lower-right"]),
     default="auto",
     show_default=True,
-    help="How attention is told what a token sees; auto asks this machine's GPU.",
+    help="How attention is told what a token may see; auto tries it on this machine's GPU.",
 )
 @json_option
 def command(
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Build the TensorRT plans of BUNDLE, on the device that will run them.
 
-    For a bundle that was exported with --defer-build; plans that are there are built again.
+    For a bundle that was exported with --defer-build. Plans that it has are built again.
     """
     need_extra("export", "onnx", "onnx_ir")
     from pl_compile.driver.build_plans import build_bundle

@@ -42,7 +42,7 @@ from pl_compile.errors import AnswerError
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
-    help="Longest answer; from the right answers if left out.",
+    help="Longest answer; by default it follows from the right answers.",
 )
 @click.option("--base", help="For a prompt table: its base, if that is not in its run folder.")
 @click.option(
@@ -80,7 +80,7 @@ def command(
             "--reference goes with a bundle; a prompt table runs on torch anyway."
         )
     if metric == "rouge":
-        need_extra("eval", "rouge_score")  # said before all the answers are made
+        need_extra("eval", "rouge_score")  # reported before answers are generated
     if path.is_dir():
         session = Session.open(path, provider=chosen)
     else:
@@ -99,7 +99,7 @@ def command(
             session, data, options, reference=compared, progress=TerminalProgress()
         )
     except AnswerError as error:
-        scores, failed = list(error.results), error  # told behind the other tasks' scores
+        scores, failed = list(error.results), error  # reported after the other tasks' scores
     _print_scores(path, scores, as_json)
     if failed is not None:
         raise failed
@@ -107,7 +107,7 @@ def command(
 
 def _print_scores(path: Path, scores: Sequence[Any], as_json: bool) -> None:
     if as_json:
-        left_out = ("asked", "expected")  # what --data holds
+        left_out = ("asked", "expected")  # --data holds the same
         print_json(
             {
                 "tasks": [

@@ -111,7 +111,7 @@ def command(
 
 
 def record_of(result: "ExportResult") -> dict[str, Any]:
-    """What `--json` prints, where the forecast has the name it always had: "plan"."""
+    """What `--json` prints. The forecast keeps its name of earlier releases there: "plan"."""
     names = {"forecast": "plan"}
     record = {names.get(name, name): value for name, value in asdict(result).items()}
     return {**record, "bundle": str(result.bundle)}
@@ -147,7 +147,7 @@ def print_forecast(forecast: "Forecast") -> None:
 
 
 def print_choices(choices: "Mapping[str, Choice]") -> None:
-    """A line for each option that was left to the export: what it came to, and why."""
+    """A line for each option that the export chose: its value, and why."""
     for name, choice in choices.items():
         if choice.reason:
             click.echo(f"{name} {choice.chosen} ({choice.asked}): {choice.reason}")
@@ -174,10 +174,10 @@ def print_effect(effect: "Sequence[Effect]") -> None:
 
 
 def print_folding(tasks: "Sequence[TaskCost]") -> None:
-    """A row per task: what its head costs, and what is done with it."""
+    """A row per task: what its opening costs, and what is done with it."""
     print_table(
-        "Constant heads",
-        ["task", "virtual", "head", "folded", "MB", "why"],
+        "Openings of tasks",
+        ["task", "virtual", "opening", "folded", "MB", "why"],
         [
             [
                 task.task,
@@ -213,16 +213,16 @@ def print_parity(title: str, results: "Sequence[Parity]") -> None:
 
 
 def fixes_for_tokens(checks: "Sequence[TokenCheck]", base: Path) -> list[str]:
-    """What to do where prompts are to have the tokens of another tokenizer than `tokenizer.json`'s.
+    """What to do where prompts should have other tokens than `tokenizer.json` gives them.
 
     Args:
         checks: of the prompts' tokens.
         base: the Hugging Face folder.
     """
-    from pl_compile.training.compare_tokens import way_out
+    from pl_compile.training.compare_tokens import fix_for_other_tokenizer
 
     is_of_files = any(check.difference and check.other_tokenizer for check in checks)
-    return [way_out(base)] if is_of_files else []
+    return [fix_for_other_tokenizer(base)] if is_of_files else []
 
 
 def print_tokens(checks: "Sequence[TokenCheck]") -> None:

@@ -72,7 +72,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     "--logit-bias",
     multiple=True,
     metavar="TEXT=NUMBER",
-    help="Of a task with choices: added to the logit of the token with this text.",
+    help="For a task with choices: a number to add to the logit of the token with this text.",
 )
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
@@ -83,7 +83,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--probabilities",
     is_flag=True,
-    help="Of a task with choices, the probability of each instead of an answer.",
+    help="For a task with choices: show the probability of each instead of an answer.",
 )
 @provider_options
 @json_option
@@ -170,7 +170,7 @@ def command(
 
 
 def _note_cut(session: Any, request: Any) -> None:
-    """Says on standard error what a request, now answered, has lost."""
+    """Says on standard error how much of a field was cut from an answered request."""
     cut = session.check(request)
     if cut:
         field = session.prompts[request.task].renderer.template.task.truncate_field
@@ -179,7 +179,7 @@ def _note_cut(session: Any, request: Any) -> None:
 
 
 def _refuse_others(source: Path | None) -> None:
-    """Nothing is written or drawn where probabilities are asked for."""
+    """Refuses options of files and sampling beside `--probabilities`, where they have no effect."""
     if source is not None:
         raise click.UsageError("--probabilities goes with --task.")
     context = click.get_current_context()
@@ -214,7 +214,10 @@ def _answer_file(
     try:
         answers = answer_file(session, source, options, progress=TerminalProgress())
     except AnswerError as error:
-        answers, failed = list(error.results), error  # told when the others' answers are kept
+        answers, failed = (
+            list(error.results),
+            error,
+        )  # reported after the other answers were written
     if output is not None:
         write_answers(answers, output)
         count = len(answers) - len(failed.places if failed else ())
@@ -260,7 +263,7 @@ def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:
         name, equals, value = field.partition("=")
         if not equals or not name:
             raise click.UsageError(f"--field {field}: expected NAME=VALUE.")
-        if not is_field_value(field):  # Python keeps bytes that are no UTF-8 as half surrogates
+        if not is_field_value(field):  # Python keeps bytes that are not UTF-8 as half surrogates
             raise click.UsageError(f"--field {field!r}: not UTF-8.")
         if name in values:
             raise click.UsageError(f"--field {name} is given twice.")

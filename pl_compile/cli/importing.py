@@ -1,4 +1,4 @@
-"""`plc import`. The file has another name, since Python keeps `import` for itself."""
+"""`plc import`. The file has another name, since `import` is a keyword of Python."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _output = click.option(
     metavar="TABLE",
     type=OutputPath(path_type=Path),
     required=True,
-    help="The prompt table; its other tasks stay as they are, and it is made if it is not there.",
+    help="The prompt table; its other tasks stay as they are. It is made if it does not exist.",
 )
 
 
@@ -29,8 +29,8 @@ def command() -> None:
 @click.option(
     "--template",
     required=True,
-    help="The text with its {field} slots. The virtual tokens stand in front, as PEFT trained "
-    "them; a BOS that the adapter was trained with is written into the text.",
+    help="The text with its {field} slots, without virtual tokens: they are put before it, as in "
+    "PEFT. If the adapter was trained with a BOS, write it into the text.",
 )
 @click.option("--choice", "choices", multiple=True, help="One of a closed set of answers.")
 @click.option("--truncate-field", help="The field that is cut when a request is too long.")

@@ -22,5 +22,5 @@ def command(path: Path, as_json: bool) -> None:
     if as_json:
         print_json(description)
     else:
-        # The same, indented: what a person reads and what a program reads cannot differ.
+        # The same JSON, indented, so that people and programs read the same.
         click.echo(json.dumps(description, indent=2, ensure_ascii=False))

@@ -19,7 +19,7 @@ import click
 from pl_compile import __version__
 from pl_compile.errors import PlcError, reason_of
 
-# Command to what `plc --help` says of it, in the order of the flow.
+# The line of each command in `plc --help`, in the order in which they are used.
 COMMANDS = {
     "fetch": "Bring the default base.",
     "prepare": "Turn a published data set into JSONL.",
@@ -35,29 +35,29 @@ COMMANDS = {
     "doctor": "Say what works on this machine, and why not.",
 }
 
-# Where a command's file cannot have its name: a keyword cannot be imported.
+# Files that cannot have the name of their command: a keyword cannot be imported.
 _FILES = {"import": "importing"}
 
 
 class LazyGroup(click.Group):
     """A group whose commands are modules of `pl_compile.cli`.
 
-    click ends a process whose reader is gone with exit code 1 before anything that it raises gets
-    out of `Group.main`: what it runs there is looked after here.
+    If the reader of our output is gone, click ends the process with exit code 1 in `Group.main`,
+    before we see an exception. So the methods that it calls there are wrapped here.
     """
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        """Makes one as click does; help and version are printed in here."""
-        with _closed_pipe_told():
+        """As click's own; help and version are printed during this call."""
+        with _exit_on_closed_pipe():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command as click does."""
-        with _closed_pipe_told():
+        with _exit_on_closed_pipe():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the flow."""
+        """The names in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -89,7 +89,7 @@ def main() -> None:
     warnings.formatwarning = _warning_line
     if sys.stdout is None:
         sys.exit("error: writing the output: standard output is closed.")
-    with _closed_pipe_told():
+    with _exit_on_closed_pipe():
         _run()
 
 
@@ -123,10 +123,10 @@ def _run() -> None:
 
 
 @contextmanager
-def _closed_pipe_told() -> Iterator[None]:
+def _exit_on_closed_pipe() -> Iterator[None]:
     """Ends the process with its exit code where the reader of our output is gone (`plc … | head`).
 
-    Nobody wants to read of it: what is still to be written goes nowhere.
+    That needs no message; the rest of the output is dropped.
     """
     try:
         yield
@@ -136,19 +136,19 @@ def _closed_pipe_told() -> Iterator[None]:
 
 
 def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
-    """A warning as a line for the user: not where in the code it was given."""
+    """A warning as a line for the user, without its place in the code."""
     return f"warning: {message}\n"
 
 
 def _end_cleanly() -> None:
-    """What is half written is removed on the way out, as with Ctrl-C, when `plc` is told to end."""
+    """Makes signals that end `plc` work like Ctrl-C, so that half-written files are removed."""
 
     def end(number: int, _: object) -> None:
         for each in numbers:
-            signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the removing
+            signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the removal
         sys.exit(128 + number)
 
-    # A process that `nohup` started ignores the end of its terminal: that stays so.
+    # A process started by `nohup` ignores SIGHUP, and shall go on ignoring it.
     known = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
     numbers = [each for each in known if signal.getsignal(each) != signal.SIG_IGN]
     for each in numbers:

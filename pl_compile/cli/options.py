@@ -1,4 +1,4 @@
-"""Options of commands that are fields of a dataclass: type, choices, default and help are its."""
+"""Makes options of commands from dataclass fields, with their type, choices, default and help."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +17,8 @@ def option_of(kind: type, name: str, flag: str = "", **how: Any) -> Callable[[F]
     Args:
         kind: the dataclass.
         name: of the field, whose type is `Annotated` with the help.
-        flag: on the command line; made of the name if empty.
-        how: what click is told beside, or in place of, what the field says.
+        flag: on the command line; made from the name if empty.
+        how: arguments for click that add to those of the field, or replace them.
     """
     default = getattr(kind, name, None)
     hint = get_type_hints(kind, include_extras=True)[name]
@@ -35,7 +35,7 @@ def option_of(kind: type, name: str, flag: str = "", **how: Any) -> Callable[[F]
 
 
 def given_for(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
-    """A dataclass of the parameters that are its fields.
+    """A dataclass made from the parameters that are its fields.
 
     Args:
         kind: the dataclass.
@@ -64,7 +64,7 @@ def _form_of(hint: Any) -> dict[str, Any]:
 
 
 def _choices_of(hint: Any) -> tuple[Any, ...]:
-    """The values of a `Literal`, or of those of a union; none of any other type."""
+    """The values of a `Literal`, or of the `Literal`s of a union; empty for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(choice for each in get_args(hint) for choice in _choices_of(each))

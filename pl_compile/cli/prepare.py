@@ -35,7 +35,7 @@ def _input_and_output(what: str) -> Callable[[F], F]:
                 metavar="DIR",
                 type=OutputPath(path_type=Path, file_okay=False),
                 required=True,
-                help="The folder to write to; made if it is not there.",
+                help="The folder to write to; made if it does not exist.",
             ),
             click.option(
                 "--input",
@@ -73,7 +73,7 @@ def squad(
     include_topic: bool,
     as_json: bool,
 ) -> None:
-    """SQuAD v1.1 or v2.0, and what has its form or that of datasets: questions on a paragraph."""
+    """SQuAD v1.1 or v2.0, or files of its form or that of datasets: questions on a paragraph."""
     from pl_compile.training.prepare.squad import prepare_squad
 
     files = prepare_squad(
@@ -132,13 +132,13 @@ def assistant(
 @click.option(
     "--delimiter",
     type=click.Choice(_DELIMITERS),
-    help="Between fields; by default the one that cuts the header into most fields.",
+    help="What separates fields; by default the one that divides the header into most fields.",
 )
 @click.option(
     "--quotes",
     type=click.Choice(_QUOTES),
     help='How a quoted field writes a quote: "" or \\". none: quotes are characters of the texts, '
-    "and each line is a row. By default double, and what may be meant as none is refused.",
+    "and each line is a row. By default double; files that may be meant as none are refused.",
 )
 @click.option(
     "--columns",
@@ -151,7 +151,7 @@ def assistant(
     "fractions",
     metavar="TRAIN VAL TEST",
     type=(float, float, float),
-    help="Shuffle and deal out; three shares that add up to 1. By default one file, same order.",
+    help="Shuffle and split; three shares that add up to 1. By default one file, same order.",
 )
 @click.option("--seed", type=int, default=1234, show_default=True, help="Of the shuffle.")
 def csv_file(

@@ -1,4 +1,4 @@
-"""The options by which commands choose what runs a bundle."""
+"""The options that choose the execution provider that runs a bundle."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def provider_options(command: F, *, default: str = "that of the bundle's target"
 
     Args:
         command: gets them.
-        default: what runs the bundle where none is named, for its help.
+        default: for the help: what runs the bundle by default.
     """
     options = [
         click.option(
@@ -46,7 +46,7 @@ def chosen_provider(name: str | None, pairs: tuple[str, ...], library: Path | No
     """The `Provider` of these options; None where none was chosen.
 
     Raises:
-        UsageError: options of a provider, and no provider.
+        UsageError: options of a provider without a provider.
     """
     if name is None:
         if pairs or library is not None:

@@ -99,7 +99,7 @@ def export_peft(table: Path, task: str, base: str | None, output: Path, as_json:
 
 
 def print_written(path: Path, table: Any, *, as_json: bool) -> None:
-    """What is in a table that was written."""
+    """Prints the tasks of a table that was written."""
     tasks = list(table.entries)
     if as_json:
         print_json({"table": str(path), "tasks": tasks})

@@ -34,13 +34,13 @@ class InputPath(click.Path):
 class OutputPath(click.Path):
     """A path to write to; with `allow_dash`, - is standard output.
 
-    An empty one, of a shell's variable without a value, is refused, and so is one inside a bundle,
-    which could not be opened any more with a file of somebody else's.
+    An empty path, such as an unset variable of a shell gives, is refused. So is a path inside a
+    bundle: a bundle with foreign files cannot be opened.
     """
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """The path; `Path` would take an empty one for the current folder."""
-        # Imported here, since --help needs neither.
+        # Imported here, since --help does not need them.
         from pl_compile.artifact.bundle import bundle_around
         from pl_compile.artifact.files import is_open_descriptor
 
@@ -53,7 +53,7 @@ class OutputPath(click.Path):
         path = Path(value)
         if not is_open_descriptor(path) and (bundle := bundle_around(path)) is not None:
             self.fail(
-                f"{value} is inside the bundle {bundle}, which could not be opened any more; "
+                f"{value} is inside the bundle {bundle}, which could then no longer be opened; "
                 "choose a path outside of it.",
                 param,
                 ctx,
@@ -138,7 +138,7 @@ class _Lines:
         self._thread.join()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Notes how far the step is; says so at its end."""
+        """Notes how far the step is, and prints it at the end of the step."""
         with self._lock:
             self._done += amount
             self._note = note or self._note
@@ -155,7 +155,7 @@ class _Lines:
     def _say(self, passed: str = "") -> None:
         self._said = time.monotonic()
         parts = [f"{self._label}: {self._done}/{self._total}", self._note, passed]
-        with suppress(OSError, ValueError):  # nobody reads standard error any more
+        with suppress(OSError, ValueError):  # the reader of standard error is gone
             click.echo(" ".join(part for part in parts if part), err=True)
 
 
@@ -165,7 +165,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; as wide as it needs where that is no terminal."""
+    """A table on standard output; as wide as its content where that is not a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -175,15 +175,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         console = Console(width=160)
     table = Table(*columns, title=title, title_justify="left", title_style="bold")
     for row in rows:
-        # Text, since brackets in data are no markup; folded, since an advice that is cut is none.
+        # `Text`: brackets in data are not markup. Long cells are folded, so that nothing is cut.
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     with console.capture() as text:
         console.print(table)
-    click.echo(text.get(), nl=False)  # rich's own way out has its own exit code for a closed pipe
+    click.echo(text.get(), nl=False)  # rich would end with an exit code of its own at a closed pipe
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
+    """A number for a table; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -195,7 +195,7 @@ def need_extra(extra: str, *packages: str) -> None:
 
 
 def _command() -> str:
-    """The command that runs, as the user wrote it."""
+    """The command that is running, as the user wrote it."""
     context: click.Context | None = click.get_current_context()
     names: list[str] = []
     while context is not None and context.parent is not None:

@@ -42,14 +42,14 @@ def command(
     """
     need_extra("train", "torch", "transformers", "matplotlib")
     if "WORLD_SIZE" in os.environ:
-        # Of a process that ends the others tell in a line; torch would add pages of addresses.
+        # Where a process ends, the others report it in a line; torch would add pages of addresses.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from pl_compile.driver.train import train_run
     from pl_compile.training.read_config import read_train_config
-    from pl_compile.training.team import leads, told_by_the_leader
+    from pl_compile.training.team import leads, only_the_leader_raises
 
     progress: Progress = TerminalProgress() if leads() else SILENT
-    with told_by_the_leader():
+    with only_the_leader_raises():
         resolved = read_train_config(config, settings, progress=progress)
     folder = output or Path("runs") / config.stem
     result = train_run(resolved, folder, resume=resume, progress=progress)

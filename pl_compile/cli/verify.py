@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--reference", help="The base, by name or folder: also compare with torch.")
 @click.option(
     "--target",
-    help="Of a bundle for TensorRT: whose parser says what it means; its own if left out.",
+    help="For a bundle for TensorRT: which package's parser to check it with; by default its own.",
 )
 @partial(provider_options, default="cpu")
 @json_option
@@ -76,7 +76,7 @@ def command(
 
 
 def _fixes(result: "VerifyResult", base: Path | None) -> Iterator[str]:
-    """What may be behind what was found, and what to do."""
+    """What to do about a failed check, and what may have caused it."""
     yield "Do not serve it."
     if base is not None:
         yield from fixes_for_tokens(result.tokens, base)

@@ -11,11 +11,11 @@ from pl_compile.errors import ConfigError, list_problems
 Quantization = Literal["none", "int8", "int4"]
 FoldMode = Literal["auto", "always", "never"]
 
-# The target, or how weights are stored, where that is left to the export (`driver/choose.py`).
+# The value of an option that the export chooses by itself (`driver/choose.py`).
 AUTO: Final = "auto"
 
-# As many as almost every nucleus holds, and few enough that finding them costs nothing. TensorRT
-# takes 3,840 at most.
+# Enough tokens for almost every nucleus (top-p), and few enough that finding them costs nothing.
+# TensorRT takes 3,840 at most.
 DEFAULT_CANDIDATES = 256
 DEFAULT_BLOCK = 32
 DEFAULT_TABLE_BITS = 8
@@ -33,12 +33,12 @@ DEFAULT_BATCH = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """What an option came to.
+    """The value that an option got.
 
     Attributes:
         asked: as it was given; `AUTO` where it was left to the export.
-        chosen: what was made.
-        reason: why; empty where it was asked for.
+        chosen: the value that the export uses.
+        reason: why it was chosen; empty where it was asked for.
     """
 
     asked: str
@@ -55,8 +55,8 @@ class BuildOptions:
 
     quantize: Annotated[
         Literal["auto"] | Quantization,
-        "How weights are stored; auto takes 4 or 8 bits where no weight loses by it. Activations "
-        "are rounded to 8 bits inside products then: --evaluate measures it, none avoids it.",
+        "How weights are stored; auto takes 4 or 8 bits where no weight loses by it. With 4 or 8 "
+        "bits, activations are rounded to 8 bits inside products: --evaluate measures the effect.",
     ] = AUTO
     block: Annotated[
         int | None,
@@ -65,7 +65,7 @@ class BuildOptions:
     ] = None
     table_bits: Annotated[
         Literal[0, 4, 8] | None,
-        "Of embedding and head, where weights are quantised; 0 leaves them floats. "
+        "Bits of embedding and LM head, where weights are quantised; 0 leaves them floats. "
         f"[default: {DEFAULT_TABLE_BITS}]",
     ] = None
     sampling: Annotated[SamplingMode, "Who chooses the next token."] = "host"
@@ -73,7 +73,7 @@ class BuildOptions:
         int | None,
         f"Likeliest tokens that the graph samples from. [default: {DEFAULT_CANDIDATES}]",
     ] = None
-    dtype: Annotated[Dtype, "Of activations, caches and weights that are not quantised."] = (
+    dtype: Annotated[Dtype, "Type of activations, caches and weights that are not quantised."] = (
         "float32"
     )
     ranks: Annotated[
@@ -81,8 +81,8 @@ class BuildOptions:
     ] = 1
     max_batch: Annotated[
         int | None,
-        f"Rows of a step that a plan takes at most. [default: {DEFAULT_BATCH}; of plc build, as "
-        "before]",
+        f"Rows of a step that a plan takes at most. [default: {DEFAULT_BATCH}; for plc build, as "
+        "exported]",
     ] = None
     compute_capabilities: Annotated[
         tuple[str, ...], "A GPU that plans are built for; TensorRT's choice if left out."
@@ -117,7 +117,7 @@ class BuildOptions:
         if self.ranks < 1:
             problems.append(f"tp_size {self.ranks}, expected 1 or more")
         if not 1 <= self.plan_batch <= MOST["max_batch"]:
-            # A plan's record and a session take no more: it is said before hours of building.
+            # A plan's record and a session take no more. Refuse it before hours of building.
             problems.append(f"max_batch {self.max_batch}, expected 1 to {MOST['max_batch']}")
         if self.compute_capabilities and self.defer_build:
             problems.append("compute capabilities, and a build that is left to the device")

@@ -1,4 +1,4 @@
-"""What a compiled graph takes and gives: the one description that compiler and runtimes share.
+"""The inputs and outputs of a compiled graph: the one description that compiler and runtimes share.
 
 input_ids        int64 [batch, seq]     right-padded; id >= vocab is row `id - vocab` of a prompt
 past_lengths     int64 [batch]          valid cache entries before this step = write index
@@ -42,9 +42,9 @@ class Tensor:
 
     Attributes:
         shape: sizes; a name where the size may differ from step to step.
-        dtype: as numpy names it.
-        is_input: whether it is one.
-        alias: the input whose memory an output has; None where it has its own.
+        dtype: numpy's name of it.
+        is_input: whether it is an input.
+        alias: the input whose memory this output uses; None where it has its own.
     """
 
     shape: tuple[int | str, ...]
@@ -62,14 +62,14 @@ class GraphContract:
         kv_heads: key and value heads.
         head_dim: width of a head.
         hidden: width of a prompt row.
-        vocab: ids the base knows.
-        capacity: longest sequence a cache holds, virtual tokens included.
-        prompts: how prompts enter.
+        vocab: rows of the base's embedding; this id and larger ones are virtual tokens.
+        capacity: longest sequence that a cache holds, virtual tokens included.
+        prompts: whether prompts are an input or baked into the graph.
         baked_tasks: the tasks that `task_id` 0, 1, … stand for, where prompts are baked.
-        candidates: the likeliest tokens among which the graph chooses the next one; 0 where it does
-            not, and the host samples from the logits.
-        sampling_inputs: the numbers of `config.sampling` by which such a graph chooses.
-        ranks: over how many graphs the base is divided, each with some of the `kv_heads`.
+        candidates: how many of the likeliest tokens the graph samples the next one from; 0 where
+            the host samples from the logits.
+        sampling_inputs: the numbers of `config.sampling` that such a graph samples by.
+        ranks: how many graphs the base is divided among, each with some of the `kv_heads`.
     """
 
     layers: int
@@ -98,7 +98,7 @@ class GraphContract:
             object.__setattr__(self, "sampling_inputs", FIRST_IN_GRAPH)
 
     def of_rank(self, rank: int) -> "GraphContract":
-        """What the graph of one rank takes and gives."""
+        """The contract of the graph of one rank."""
         heads = kv_heads_of_ranks(self.kv_heads, self.ranks)[rank]
         return replace(self, kv_heads=len(heads))
 
@@ -130,7 +130,7 @@ class GraphContract:
         return found
 
     def tensors_of_added(self, dtype: str) -> dict[str, "Tensor"]:
-        """As `tensors`, of a graph that gives the entries which a step adds, not whole caches.
+        """As `tensors`, for a graph that outputs only the cache entries that a step adds.
 
         Args:
             dtype: of the caches.
@@ -145,7 +145,7 @@ class GraphContract:
 
     @property
     def added_names(self) -> tuple[tuple[str, str], ...]:
-        """(input, output) of every cache where the outputs are what a step adds."""
+        """(input, output) of every cache, where outputs are only the entries that a step adds."""
         return tuple((past, past.replace("past", "new")) for past, _ in self.cache_names)
 
     @property

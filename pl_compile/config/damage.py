@@ -1,6 +1,6 @@
 """What is wrong with a safetensors file that cannot be opened, in words for its owner.
 
-The form is a length of 8 bytes, a header of JSON with the places of all tensors, and their bytes
+A sound file is a length of 8 bytes, a JSON header with the places of all tensors, and their bytes
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -15,10 +15,10 @@ _COPY = "Copy it again."
 
 
 def damage_of(path: Path) -> tuple[str, str]:
-    """What a file is that is no sound safetensors file, and what to do; both may be empty."""
+    """What a file is, if not a sound safetensors file, and what to do; both may be empty."""
     try:
         return _damage(path)
-    except OSError:  # what the library said of it is all that is known
+    except OSError:  # only the library's own message is left then
         return "", ""
 
 
@@ -29,15 +29,15 @@ def _damage(path: Path) -> tuple[str, str]:
     with path.open("rb") as file:
         start = file.read(_LENGTH)
         if start.startswith(b"PK\x03\x04"):
-            return "a zip, such as torch.save writes, and no safetensors", ""
+            return "a zip, such as torch.save writes, not safetensors", ""
         length = int.from_bytes(start, "little")
         if length > _MOST_HEADER:
             start += file.read(1000)
             if lfs.is_pointer(start.decode("utf-8", errors="ignore")):
                 return lfs.FOUND, lfs.FIX
             if _is_text(start):
-                return "a text, such as a config or examples, and no tensors", ""
-            return "no safetensors: the length that such a file begins with would be too large", ""
+                return "a text, such as a config or examples, not tensors", ""
+            return "not safetensors: such a file begins with a length, which is too large here", ""
         needed = _LENGTH + length
         if len(start) == _LENGTH and size >= needed:
             needed += _bytes_of_tensors(file.read(length))
@@ -49,7 +49,7 @@ def _damage(path: Path) -> tuple[str, str]:
 
 
 def _bytes_of_tensors(header: bytes) -> int:
-    """The end of the last tensor, as a header says it; 0 if it says none."""
+    """The end of the last tensor by the header; 0 if the header says nothing of it."""
     try:
         entries = parse_json(header.decode())
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name[:2] != "__"]

@@ -1,4 +1,4 @@
-"""What a base is, as numbers: one frozen `DecoderConfig` for every family.
+"""The numbers that describe a base: one frozen `DecoderConfig` for every family.
 
 The graph, the caches and the parts of ranks follow from it. `families.read` makes it from the
 `config.json` of a Hugging Face folder.
@@ -23,14 +23,14 @@ class DecoderConfig:
         kv_heads: key and value heads.
         head_dim: width of one head.
         ffn: inner width of the feed-forward part.
-        vocab: token ids the base knows; ids from here on are virtual.
+        vocab: rows of the embedding. In a graph, this id and larger ones are virtual tokens.
         positions: longest sequence the base was made for, virtual tokens included.
         norm_eps: epsilon of every normalisation.
-        tied: whether the head is the transposed embedding.
+        tied: whether the LM head is the transposed embedding.
         rope_theta: base of the rotary frequencies; 0 where positions are learned.
         bos_id: token that opens a sequence, if the base has one.
-        own: a frozen dataclass of the family's, with the numbers that only its own file reads; they
-            enter the fingerprint. None where it has none.
+        own: a frozen dataclass with the numbers that only this family has and reads; they are a
+            part of the fingerprint. None where there are no such numbers.
     """
 
     family: str

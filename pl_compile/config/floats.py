@@ -1,14 +1,14 @@
-"""Which numbers are weights as they are: floats of 16 bits and more.
+"""The types of numbers that can be weights: floats of 16 bits and more.
 
-Whole numbers, and floats of fewer bits, are codes: they mean nothing without the scales that stand
-somewhere else.
+Whole numbers, and floats of fewer bits, are codes: they mean nothing without their scales, which
+are stored elsewhere.
 """
 
 from collections.abc import Mapping
 
 from pl_compile.errors import PlcError
 
-# As numpy and torch call a kind of float, and as safetensors does.
+# The name of a float type in numpy and torch, and its name in safetensors.
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 EXPECTED = "floats of 16 bits or more"
@@ -20,8 +20,8 @@ def check_floats(kinds: Mapping[str, str], error: type[PlcError], doing: str) ->
     """Raises `error` unless all tensors are floats.
 
     Args:
-        kinds: what numpy or safetensors calls the numbers of each, by the tensor's name.
-        error: what is raised.
+        kinds: numpy's or safetensors' name of each tensor's type, by the tensor's name.
+        error: the exception to raise.
         doing: what it says was being done.
     """
     known = {*FLOATS, *FLOATS.values()}

@@ -1,7 +1,7 @@
-"""References between the keys of a file, as OmegaConf writes them: `${model.seed}`.
+"""References between the keys of a file, in OmegaConf's form: `${model.seed}`.
 
-A tree of `Node`s in, the same tree with values instead of references out. Only references to keys
-of the same file are known: nothing is computed, and no environment is read.
+In: a tree of `Node`s. Out: the same tree with values instead of references. Only references to keys
+of the same file are known: nothing is computed, and no environment variable is read.
 """
 
 import re
@@ -11,10 +11,10 @@ from typing import Any
 
 from pl_compile.config.read import Node
 
-# OmegaConf's word for "must be given". A value that cannot be resolved becomes it too.
+# OmegaConf's word for "must be given"; here also the result where a value cannot be resolved.
 MISSING = "???"
 
-# Ten lines of references to lines of references can be more text than memory holds.
+# References to references grow exponentially: ten lines can be more text than memory holds.
 _DEEPEST = 10
 _MOST_REFERENCES = 10_000
 _LONGEST = 1_000_000
@@ -63,7 +63,7 @@ class _Resolver:
                 ],
             )
         if node.data == MISSING:
-            # Said once: where it stands, not where it is referred to.
+            # Reported once, at its own place, not where it is referred to.
             if not within:
                 self._problems.append(
                     f"{node.where}: '{key}' has no value yet (???). Give it: --set {key}=..."
@@ -90,15 +90,17 @@ class _Resolver:
             if value == MISSING:
                 return replace(node, data=MISSING)
             if isinstance(value, dict | list):
-                return self._refused(node, match[2], "is no single value, to be put into a text")
+                return self._refused(
+                    node, match[2], "is not a single value that can be put into a text"
+                )
             parts.append(str(value))
             if sum(map(len, parts)) > _LONGEST:
-                return self._refused(node, match[2], "makes a text without end")
+                return self._refused(node, match[2], "makes a text that is too long")
         return replace(node, data="".join([*parts, text[end:]]))
 
     def _target(self, node: Node, key: str, within: tuple[str, ...]) -> Node:
         if not _KEY.fullmatch(key):
-            return self._refused(node, key, "is no reference to a key of this file")
+            return self._refused(node, key, "is not a reference to a key of this file")
         if key in within:
             return self._refused(node, key, "refers to itself")
         self._n_followed += 1
@@ -108,7 +110,7 @@ class _Resolver:
         for name in key.split("."):
             found: Any = target.data.get(name) if isinstance(target.data, dict) else None
             if found is None:
-                return self._refused(node, key, "names no key of this file")
+                return self._refused(node, key, "is not a key of this file")
             target = found
         return self.resolved(target, key, (*within, key))
 

@@ -1,4 +1,4 @@
-"""Files that Git LFS has not brought: what a clone without it holds instead of weights."""
+"""Pointer files of Git LFS: a clone without Git LFS has them in place of weights."""
 
 _POINTER = "version https://git-lfs"
 
@@ -7,5 +7,5 @@ FIX = "Run `git lfs pull` in the clone, or download the file itself."
 
 
 def is_pointer(text: str) -> bool:
-    """Whether the text of a file names a file that is elsewhere."""
+    """Whether the text of a file is such a pointer."""
     return text.startswith(_POINTER)

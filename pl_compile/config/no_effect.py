@@ -1,4 +1,4 @@
-"""Settings of a training config that nothing is made of, so that none is passed over in silence."""
+"""Finds settings of a training config that have no effect, so that none is ignored silently."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -10,8 +10,8 @@ from pl_compile.config.train import TrainConfig
 def without_effect(config: TrainConfig) -> list[str]:
     """A line for each reason why settings have no effect in a run.
 
-    A setting counts that differs from its default: the resolved config of a run writes out all of
-    them.
+    Only settings that differ from their defaults count: the resolved config of a run lists all
+    settings.
     """
     given = list(_given(config))
     found: dict[str, list[str]] = {}
@@ -43,7 +43,7 @@ def without_effect(config: TrainConfig) -> list[str]:
 
 
 def texts_without_effect(config: TrainConfig) -> list[str]:
-    """A line about each `init_text` that no prompt of a run starts from; none, or one."""
+    """A line about the `init_text`s that no prompt of a run starts from; empty where one does."""
     why = _why_no_text(config)
     texts = [f"init_text of task '{task.taskname}'" for task in config.tasks if task.init_text]
     return [_line(texts, why)] if why and texts else []

@@ -1,4 +1,4 @@
-"""Numbers that callers give, as Python's own: a type that only looks right fails much later."""
+"""Turns numbers that callers give into Python's own types; others could fail much later."""
 
 import math
 import operator
@@ -7,7 +7,7 @@ from numbers import Integral, Rational, Real
 
 
 def whole(value: object) -> int | None:
-    """A whole number, numpy's included; None for all else, for fractions and truth values too."""
+    """A whole number, of numpy too; None for anything else, such as fractions or truth values."""
     if isinstance(value, bool):
         return None
     try:
@@ -17,8 +17,8 @@ def whole(value: object) -> int | None:
 
 
 def finite(value: object) -> float | None:
-    """A number that a double can hold, numpy's included; None for all else."""
-    # numpy's numbers are of these kinds too, and nothing has to be imported to see it.
+    """A finite number that a double can hold, of numpy too; None for anything else."""
+    # numpy registers its numbers as these kinds, so numpy need not be imported.
     fraction = isinstance(value, Rational) and not isinstance(value, Integral)
     if isinstance(value, bool) or fraction or not isinstance(value, Real):
         return None
@@ -30,7 +30,7 @@ def finite(value: object) -> float | None:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: in short, and whatever it is."""
+    """Any value, in short, for a message."""
     try:
         return f"{value!r:.80}"
     except ValueError:  # Python writes no number that is longer

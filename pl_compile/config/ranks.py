@@ -1,8 +1,8 @@
 """How a base is cut for several ranks: whole groups of heads, and parts of the feed-forward width.
 
-Products whose columns are cut (q, k, v, gate, up) need nothing of other ranks; those whose rows are
-cut (o, down) give each rank a part of a sum over all (Megatron, arXiv:1909.08053). Parts need not
-be equal: of 3 groups of heads, 2 ranks get 2 and 1.
+Products whose columns are cut (q, k, v, gate, up) need nothing from other ranks. Products whose
+rows are cut (o, down) give each rank one term of a sum over all ranks (Megatron, arXiv:1909.08053).
+Parts need not be equal: 2 ranks get 2 and 1 of 3 groups of heads.
 """
 
 import itertools
@@ -13,8 +13,8 @@ from typing import Literal
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 
-# What of a base ranks divide: the outputs of all query heads, of all key or value heads, and the
-# feed-forward width.
+# The dimensions that ranks divide: the outputs of all query heads, the outputs of all key or value
+# heads, and the feed-forward width.
 Divided = Literal["queries", "keys", "ffn"]
 
 # Kernels work on this many columns at once.
@@ -23,12 +23,12 @@ _COLUMNS = 16
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank holds; the rest of the base it holds whole.
+    """One rank's part of what is divided. It holds all of the rest of the base.
 
     Attributes:
-        rank: which.
-        ranks: of how many.
-        kv_heads: its key and value heads; with each go the query heads that use it.
+        rank: its number.
+        ranks: how many there are.
+        kv_heads: its key and value heads; it also has the query heads that use them.
         ffn: its part of the feed-forward width.
     """
 
@@ -44,10 +44,10 @@ class Shard:
         return replace(config, heads=group * kv_heads, kv_heads=kv_heads, ffn=len(self.ffn))
 
     def slice_of(self, divided: Divided, config: DecoderConfig) -> slice:
-        """The rows or columns of a weight that this rank has of what is divided.
+        """The rows or columns of a weight that this rank has.
 
         Args:
-            divided: what lies along them.
+            divided: the dimension that lies along them.
             config: of the whole base.
         """
         if divided == "ffn":
@@ -63,10 +63,10 @@ def shards(config: DecoderConfig, ranks: int, *, block: int = 0) -> tuple[Shard,
     Args:
         config: of the whole base.
         ranks: how many.
-        block: inputs of a weight that share a scale, which stay together; 0 if none do.
+        block: how many inputs of a weight share a scale, and so stay together; 0 if none do.
 
     Raises:
-        ExportError: a rank would get no heads, or nothing of the feed-forward width.
+        ExportError: a rank would get no heads, or no part of the feed-forward width.
     """
     unit = math.lcm(block or 1, _COLUMNS)
     if config.ffn % unit:
@@ -87,11 +87,11 @@ def shards(config: DecoderConfig, ranks: int, *, block: int = 0) -> tuple[Shard,
 
 
 def kv_heads_of_ranks(kv_heads: int, ranks: int) -> tuple[range, ...]:
-    """The key and value heads of each rank: what of a prefix goes where."""
+    """The key and value heads of each rank, by which a prefix is divided."""
     return _parts(kv_heads, ranks)
 
 
 def _parts(count: int, ranks: int) -> tuple[range, ...]:
-    """Nearly equal parts; the first ones are the longer ones."""
+    """Nearly equal parts, longer ones first."""
     ends = [(rank * count + ranks - 1) // ranks for rank in range(ranks + 1)]
     return tuple(range(a, b) for a, b in itertools.pairwise(ends))

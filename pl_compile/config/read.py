@@ -1,8 +1,9 @@
 """Strict reading of YAML and plain data into frozen dataclasses.
 
-`read_yaml` turns a file into a tree of `Node`s that remember their file and line, `override` grafts
-`--set key=value` onto it, and `build` makes a dataclass of it. Unknown keys are refused with the
-near name, and every problem of a file is reported in one error. Knows no particular config.
+`read_yaml` turns a file into a tree of `Node`s that remember their file and line, `override` puts
+`--set key=value` into it, and `build` makes a dataclass of it. Unknown keys are refused with the
+nearest known name, and every problem of a file is reported in one error. Knows no particular
+config.
 """
 
 import dataclasses
@@ -26,28 +27,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# An alias of aliases, ten levels deep, is a file of a few lines and more values than memory holds.
+# Aliases of aliases grow exponentially: ten levels can be more values than memory holds.
 _MOST_VALUES = 100_000
 
-# A text that a message shows as it should be written.
+# The longest text that a message shows in quotes, as it should be written.
 _LONGEST_SHOWN = 1000
 
-# What YAML 1.1 calls the key "<<", which takes over the keys of another mapping.
+# YAML 1.1's tag of the key "<<", which copies the keys of another mapping.
 _MERGE = "tag:yaml.org,2002:merge"
 
-# Numbers that YAML 1.1 reads as nobody does who has not learnt it: 010 is 8, and 1:30 is 90.
+# Numbers that YAML 1.1 reads in an unexpected way: 010 is 8, and 1:30 is 90.
 _ODD_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value with the place it was written at.
+    """A value with the place where it was written.
 
     `data` is a scalar, a list of nodes, or a dict from key to node. Relative paths in it start at
-    `folder`: that of the file it stands in, or the current one for `--set`. `key_where` is the
-    place of its key, which may stand a line above it. `name` is the key as the user wrote it, where
-    it was translated from another form; messages say it then. `written` is what stands in YAML
-    for a value that is no text there, such as `yes` or `Desk: {label}`.
+    `folder`: the folder of its file, or the current one for `--set`. `key_where` is the place of
+    its key, which may be a line above. `name` is for messages: the key as the user wrote it, where
+    it was translated from another form. `written` is the YAML text of a value that YAML does not
+    read as a text, such as `yes` or `Desk: {label}`.
     """
 
     data: Any
@@ -59,7 +60,7 @@ class Node:
 
 
 class KnownKeys:
-    """The keys that mappings of one kind may have, and what to say of another one.
+    """The keys that mappings of one kind may have, and hints for unknown ones.
 
     Args:
         names: the keys.
@@ -70,7 +71,7 @@ class KnownKeys:
         self._listed = False
 
     def hint(self, key: str) -> str:
-        """The key that is meant, if one is near; else all of them, the first time."""
+        """The key that was probably meant; if none is near, all keys, but only the first time."""
         near = did_you_mean(key, self._names)
         if near or self._listed:
             return near
@@ -79,12 +80,12 @@ class KnownKeys:
 
 
 def unknown_key(node: Node, path: str, hint: str) -> tuple[str, str]:
-    """The place of a key that is unknown, and what to say of it.
+    """The place of an unknown key, and the message about it.
 
     Args:
         node: its value.
-        path: the key, with those it lies in.
-        hint: a sentence that helps on; may be empty.
+        path: the key, with the keys around it.
+        hint: a sentence that helps; may be empty.
     """
     return node.key_where or node.where, f"unknown key '{path}'. {hint}".rstrip(" .")
 
@@ -153,7 +154,7 @@ def build(kind: type[T], node: Node, *, doing: str) -> T:
     """A `kind` (a frozen dataclass) from a tree.
 
     Raises:
-        ConfigError: unknown or missing keys, values of a wrong type, and whatever `ConfigError` a
+        ConfigError: unknown or missing keys, values of a wrong type, and each `ConfigError` that a
             dataclass raises in its `__post_init__`: all of them in one message.
     """
     problems: list[str] = []
@@ -164,22 +165,22 @@ def build(kind: type[T], node: Node, *, doing: str) -> T:
 
 
 def _cause(error: "yaml.MarkedYAMLError", text: str) -> str:
-    """What PyYAML stumbled over, in words for whoever wrote the text; often nothing."""
+    """The cause of a PyYAML error in words for the author of the text; often empty."""
     mark = error.problem_mark
     line = text.splitlines()[mark.line : mark.line + 1] if mark else []
     if error.problem == "but found another document":
-        return "a second document begins here (---), and one is read"
+        return "a second document begins here (---), but only one is read"
     if "'\\t'" in (error.problem or ""):
-        return "a tab, where YAML wants blanks"
+        return "a tab, where YAML needs blanks"
     if any(quote in each for each in line for quote in "\u201c\u201d\u201e\u2018\u2019"):
         return "typographic quotes; write straight ones, \" or '"
     if error.problem == "mapping values are not allowed here":
-        return "a colon where none may stand: a text with one needs quotes, or the line is indented"
+        return "an unexpected colon: put a text with a colon in quotes, or check the indentation"
     return ""
 
 
 def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
-    import yaml  # a runtime reads JSON alone
+    import yaml  # imported here, since a runtime reads only JSON
 
     fix = ""
     if name.startswith("--set"):
@@ -200,7 +201,7 @@ def _parse(text: str, doing: str, *, name: str, folder: Path = Path()) -> Node:
         raise ConfigError(doing, found=found, expected="valid YAML", fix=fix) from error
     except RecursionError:
         raise ConfigError(
-            doing, found=f"{name}: values nested without end", expected="a config a person wrote"
+            doing, found=f"{name}: values nested too deep", expected="a config a person wrote"
         ) from None
 
 
@@ -219,7 +220,7 @@ class _NodeReader:
         if node.tag not in self.loader.yaml_constructors:
             raise ConfigError(self.doing, found=f"{where}: the tag {node.tag}", expected="no tag")
         if next(self.count) > _MOST_VALUES:
-            found = f"{where}: more than {_MOST_VALUES:,} values, those that are repeated counted"
+            found = f"{where}: more than {_MOST_VALUES:,} values, repeated ones included"
             raise ConfigError(self.doing, found=found, expected="a config a person wrote")
         if isinstance(node, yaml_nodes.MappingNode):
             return Node(self._entries(node), where, self.folder, written=_on_one_line(node))
@@ -234,14 +235,14 @@ class _NodeReader:
         try:
             value = self.loader.construct_object(node)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-            # 2024-99-99, or `!!bool maybe`: PyYAML lets through whatever Python raises there.
+            # 2024-99-99, or `!!bool maybe`: PyYAML does not catch what Python raises there.
             kind = node.tag.rpartition(":")[2]
-            found = f"{where}: {node.value!r}, which is no {kind}"
+            found = f"{where}: {node.value!r}, which is not of type {kind}"
             raise ConfigError(self.doing, found=found, expected="valid YAML") from error
         if not isinstance(value, str) or is_utf8(value):
             return value
         try:
-            # PyYAML leaves the halves of a pair apart. JSON writes "\ud83d\ude00" for an emoji.
+            # PyYAML does not join the halves of a pair. JSON writes "\ud83d\ude00" for an emoji.
             return value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
             found = f"{where}: {value!r:.80}, half of a surrogate pair"
@@ -264,7 +265,7 @@ class _NodeReader:
 
 
 def _on_one_line(node: "yaml.CollectionNode") -> str:
-    """A mapping or a list as it is written, which may be meant as a text; nothing if it is long."""
+    """A mapping or a list as it is written, since a text may be meant; empty if it is long."""
     start, end = node.start_mark, node.end_mark
     if start.buffer is None or end.pointer - start.pointer > _LONGEST_SHOWN:
         return ""
@@ -347,7 +348,7 @@ def _convert_union(kind: Any, node: Node, path: str, problems: list[str]) -> Any
         value = _convert(option, node, path, tried)
         if not tried:
             return value
-    problems.extend(tried)  # those of the last form: a union here is "X or null" or "number or ..."
+    problems.extend(tried)  # of the last type tried: a union is "X or null" or "number or ..."
     return None
 
 
@@ -415,7 +416,7 @@ def _convert_scalar(kind: Any, node: Node, path: str, problems: list[str]) -> An
 
 
 def _as_float(value: Any) -> Any:
-    """A number as a float; also as text, for YAML 1.1 reads 1e-3 as that: it lacks a dot."""
+    """A number as a float. A text too: YAML 1.1 reads 1e-3, which has no dot, as text."""
     if isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
@@ -425,7 +426,7 @@ def _as_float(value: Any) -> Any:
 
 
 def text_expected(node: Node, kind: type = str) -> str:
-    """What is expected in place of a value that is no text, and how to write it as one."""
+    """What is expected in place of a value that is not a text, and how to write it as one."""
     expected = "a path" if kind is Path else "text"
     if not node.written:
         return expected
@@ -445,7 +446,7 @@ def _mismatch(node: Node, path: str, expected: str) -> str:
 
 
 def found_in(node: Node) -> str:
-    """A value as it was written, and what YAML takes it for where that is something else."""
+    """A value as it was written, and as YAML reads it where that differs."""
     if node.written and node.data is not None and not isinstance(node.data, dict | list):
         plain = str(node.data)
         same = plain.casefold() == node.written.casefold()

@@ -1,6 +1,6 @@
-"""Sizes that no base, task or machine has.
+"""The largest sizes that are accepted; no base, task or machine has larger ones.
 
-Files may come from anybody: what they say is looked at before anything of that size is made.
+Files may come from anywhere: the sizes in them are checked before anything of that size is made.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ MOST = {
 
 
 def size_checks(sizes: Mapping[str, int]) -> dict[str, bool]:
-    """What `check_all` needs to refuse sizes that no base could have.
+    """Checks for `check_all` that refuse sizes which no base could have.
 
     Args:
         sizes: by their names in `MOST`.

@@ -1,11 +1,11 @@
-"""JSON as other programs would read it: what they would read differently is refused.
+"""Reads JSON and refuses what other programs would read differently.
 
-Python's reader takes more than JSON (`NaN`, `Infinity`), reads `1e999` as infinity and of a key
-that is given twice the last. A file with these means something else to the next program, or was
-damaged. Refused here is what I-JSON forbids (RFC 7493): such numbers, doubled keys, and halves of
-surrogate pairs, which UTF-8 cannot write.
+Python's reader takes more than JSON (`NaN`, `Infinity`), reads `1e999` as infinity, and takes the
+last value of a key that is given twice. A file with these means something else to the next program,
+or was damaged. So what I-JSON forbids (RFC 7493) is refused: such numbers, doubled keys, and halves
+of surrogate pairs, which UTF-8 cannot write.
 
-What is refused has its line and column, as mistakes that the standard library finds have them.
+Errors give the line and column, as those of the standard library do.
 """
 
 import json
@@ -20,7 +20,7 @@ from pl_compile.config import lfs
 from pl_compile.config.utf8 import is_utf8, read_text
 from pl_compile.errors import PlcError, reason_of
 
-# How JSON writes one half of a pair; whole pairs match too and are looked at again.
+# One half of a surrogate pair in JSON. Whole pairs match too, and are checked once more.
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]:,]|[^\s"{}\[\]:,]+')
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -30,8 +30,8 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        json.JSONDecodeError: it is no JSON, or JSON that programs read differently; a `ValueError`
-            that says what, and where.
+        json.JSONDecodeError: it is not JSON, or JSON that programs read differently. It is a
+            `ValueError` that says what, and where.
     """
     value, end = _value(text, _after_blanks(text, 0))
     _check_end(text, end)
@@ -45,13 +45,13 @@ def read_json_object(
 
     Args:
         path: the file, of at most `MOST_TEXT_BYTES`.
-        error: what is raised where there is no such object in it.
+        error: the exception to raise where the file holds no such object.
         doing: what an error says was being done.
-        fix: what its reader is told to do.
+        fix: what an error says to do next.
 
     Raises:
-        FileNotFoundError: there is no such file: the caller knows what that means.
-        PlcError: as `error`: it cannot be read, is no JSON, or holds something else.
+        FileNotFoundError: there is no such file; the caller decides what that means.
+        PlcError: as `error`: it cannot be read, is not JSON, or holds something else.
     """
     expected = "a JSON object"
     try:
@@ -69,7 +69,7 @@ def read_json_object(
 
 
 def with_null(value: Any) -> Any:
-    """Plain data for JSON: null for numbers that are not finite, for which JSON has no words."""
+    """Plain data for JSON: null for numbers that are not finite, which JSON cannot write."""
     if isinstance(value, dict):
         return {key: with_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -81,7 +81,7 @@ def parse_json_array(text: str) -> Iterator[Any]:
     """The items of a text that is one JSON array, in order.
 
     Raises:
-        json.JSONDecodeError: as for `parse_json`; the items before it have been given.
+        json.JSONDecodeError: as for `parse_json`, after the items before the mistake were given.
     """
     at = _after_blanks(text, _after_blanks(text, 0) + 1)
     closed = text.startswith("]", at)
@@ -104,7 +104,7 @@ def _check_end(text: str, end: int) -> None:
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:
-    """The value that opens at `start`, and where it ends."""
+    """The value that begins at `start`, and where it ends."""
     try:
         value, end = _DECODER.raw_decode(text, start)
         if _HALF_OF_A_PAIR.search(text, start, end):
@@ -112,15 +112,15 @@ def _value(text: str, start: int) -> tuple[Any, int]:
     except json.JSONDecodeError:
         raise
     except RecursionError:
-        raise json.JSONDecodeError("values nested without end", text, start) from None
+        raise json.JSONDecodeError("values nested too deep", text, start) from None
     except ValueError as error:
         raise json.JSONDecodeError(str(error), text, _place(text, start)) from None
     return value, end
 
 
 def _place(text: str, start: int) -> int:
-    """Where the first value or key stands that is well written and refused all the same."""
-    keys: list[set[str]] = [set()]  # of each object that is open; an array has none
+    """The place of the first value or key that is valid JSON but refused."""
+    keys: list[set[str]] = [set()]  # of each open object; an array has no keys
     key, at = "", start
     for token in _TOKEN.finditer(text, start):
         word = token[0]
@@ -151,7 +151,7 @@ def _after_blanks(text: str, start: int) -> int:
 def _refuse_halves(value: Any) -> None:
     for part in _texts(value):
         if not is_utf8(part):
-            raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is no text")
+            raise ValueError(f"{part!r:.80} holds half of a surrogate pair, which is not text")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -181,7 +181,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value, keys included; without recursion, since depth is the file's choice."""
+    """All texts in a value, keys included; without recursion, since a file may nest deep."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

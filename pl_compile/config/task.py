@@ -11,7 +11,7 @@ from typing import Literal
 from pl_compile.config.utf8 import is_utf8
 from pl_compile.errors import ConfigError
 
-# Not two underscores in front: safetensors keeps "__metadata__" for itself.
+# Two underscores at the start are refused: safetensors keeps "__metadata__" for itself.
 _TASKNAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -21,7 +21,7 @@ def check_taskname(name: str, *, doing: str) -> None:
         raise ConfigError(
             doing,
             found=f"taskname '{name}'",
-            expected="1 to 64 letters, digits, '_' or '-', not opening with '-' or '__'",
+            expected="1 to 64 letters, digits, '_' or '-', not beginning with '-' or '__'",
         )
 
 
@@ -34,19 +34,19 @@ class TaskConfig:
         prompt_template: text with `<|VIRTUAL_PROMPT_n|>` markers and `{field}` slots; `{{` and `}}`
             are literal braces.
         total_virtual_tokens: rows of the task's prompt.
-        virtual_token_splits: how many of them stand at each marker; all of them at the only marker
-            if empty.
-        truncate_field: the field that is cut when an example is too long; none if None.
-        answer_field: the field that the model writes. If None: the field that ends the template,
-            where one does.
+        virtual_token_splits: how many of them stand at each marker. If empty, there is one marker,
+            and all of them stand there.
+        truncate_field: the field that is cut when an example is too long; if None, nothing is cut.
+        answer_field: the field that the model writes. If None, the field that ends the template, if
+            one does.
         answer_only_loss: whether the loss covers the answer only, or all real tokens.
-        choices: the closed set of answers, each as it stands in the data, leading blanks included;
-            open if empty.
-        whitespace: "keep" takes the blanks around virtual tokens as they are written, "nemo" drops
+        choices: the closed set of answers, each as in the data, leading blanks included. If empty,
+            any answer is allowed.
+        whitespace: "keep" keeps the blanks around virtual tokens as they are written. "nemo" drops
             them, as the tokenizers of NeMo's time did. "transformers" keeps them too, and adds
-            blanks behind BOS and other added tokens of the template where the base's tokenizer
+            blanks after BOS and other added tokens of the template where the base's tokenizer
             does so in a whole text: for prompts that were trained with transformers.
-        init_text: the text that the virtual tokens start from, in prompt tuning and prefix tuning
+        init_text: the text from which the virtual tokens start in prompt tuning and prefix tuning,
             unless their `init` says otherwise.
     """
 
@@ -69,12 +69,12 @@ class TaskConfig:
             raise ConfigError(
                 f"checking the texts of task '{self.taskname}'",
                 found=f"{next(text for text in texts if not is_utf8(text))!r:.80}",
-                expected="text: this holds half of a surrogate pair, or a byte that was no UTF-8",
+                expected="text: this holds half of a surrogate pair, or a byte that was not UTF-8",
             )
         stripped = [choice.strip() for choice in self.choices]
         if "" in stripped or len(set(stripped)) < len(stripped):
             raise ConfigError(
                 f"checking the choices of task '{self.taskname}'",
                 found=f"{list(self.choices)}",
-                expected="texts that are not empty and differ in more than white space",
+                expected="texts that are not empty and that differ in more than white space",
             )

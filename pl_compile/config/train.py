@@ -19,13 +19,13 @@ class DataConfig:
     Attributes:
         train: JSONL or JSON-array files; each example names its task in `taskname`.
         validation: the same, held out.
-        max_seq_length: longest sequence in tokens, virtual ones, BOS and EOS included; what the
-            base was made for if None.
+        max_seq_length: longest sequence in tokens, virtual ones, BOS and EOS included. If None, the
+            length that the base was made for.
         min_seq_length: shorter examples are left out and reported.
-        add_bos: whether a sequence opens with the base's BOS. Recorded in the prompt table.
+        add_bos: whether a sequence begins with the base's BOS. Recorded in the prompt table.
         add_eos: whether an answer ends with the base's EOS. Recorded in the prompt table.
-        shuffle: whether each epoch has an order of its own; the files' order otherwise.
-        cache: whether token ids are kept for the next run, under the hash of all that made them.
+        shuffle: whether each epoch has a new order; otherwise the order of the files.
+        cache: whether token ids are kept for the next run, under a hash of all that they depend on.
     """
 
     train: tuple[Path, ...]
@@ -75,8 +75,8 @@ class PTuningConfig:
         encoder_type: "mlp" (ReLU), "tpmlp" (two layers, tanh GELU, weights drawn with `init_std`),
             "lstm" (bidirectional, with a head of two linear layers) or "biglstm" (the same with an
             embedding as narrow as the LSTM).
-        encoder_hidden: inner width; the base's hidden size if None, per direction half of it for
-            "lstm". "biglstm" divides it between its directions.
+        encoder_hidden: inner width. If None, the base's hidden size; for "lstm" half of that in
+            each direction. "biglstm" divides the width between its directions.
         num_layers: linear layers of "mlp" (at least 2), layers of the LSTMs (at least 1).
         dropout: between LSTM layers.
         init_std: standard deviation of the first weights of "tpmlp".
@@ -109,9 +109,9 @@ class PrefixTuningConfig:
     """Prefix tuning (Li and Liang 2021, arXiv:2101.00190): keys and values of every layer.
 
     Attributes:
-        init: what the base is run on to get the first keys and values: "text" each task's
-            `init_text`, "vocabulary" tokens drawn from the 5,000 commonest. "auto" is the text
-            where a task has one, else the vocabulary.
+        init: the tokens that the base is run on to get the first keys and values: "text" takes each
+            task's `init_text`, "vocabulary" draws from the 5,000 most common tokens. "auto" is the
+            text where a task has one, else the vocabulary.
     """
 
     init: Literal["auto", "text", "vocabulary"] = "auto"
@@ -165,7 +165,7 @@ class OptimConfig:
         lm_lr: the highest rate of the base's weights, where `lm_finetune` trains them too.
         weight_decay: on every trained tensor.
         betas: decay rates of the first and second moment.
-        sched: how the rate moves.
+        sched: how the rate changes over the run.
     """
 
     lr: float | None = None
@@ -192,25 +192,25 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long, in which portions, in which numbers.
+    """Length of the run, batch sizes, precision.
 
     Attributes:
-        max_epochs: passes over the data; the run ends at whichever limit comes first.
+        max_epochs: passes over the data. The run ends at the first limit that it reaches.
         max_steps: optimiser steps.
         max_time: wall time as "DD:HH:MM:SS" (or fewer parts), resumed parts of the run included.
         global_batch_size: examples per optimiser step.
         micro_batch_size: examples per forward and backward pass; divides `global_batch_size`.
         validation_batch_size: examples per forward pass of a validation.
         precision: of the frozen base: "fp32", "bf16", "fp16" with loss scaling, or "auto", which is
-            bf16 where the hardware has it and else fp32; what is trained is always fp32.
+            bf16 where the hardware has it, else fp32. Trained tensors are always fp32.
         gradient_clip_val: largest norm of the whole gradient; 0 switches clipping off.
         val_check_interval: a whole number of steps, or a fraction of an epoch.
         log_every_n_steps: how often a training loss is written to `metrics.jsonl`.
-        max_skipped_steps: the run stops when this many steps in a row had a loss or gradient that
-            is no number; single ones are skipped, counted and logged.
+        max_skipped_steps: the run stops after this many steps in a row with a loss or gradient that
+            is infinite or NaN. Single ones are skipped, counted and logged.
         activation_checkpointing: recompute each layer in the backward pass: less memory, a third
             more time.
-        compile: let `torch.compile` fuse the base; needs a C++ compiler, and minutes at the start.
+        compile: let `torch.compile` fuse the base. Needs a C++ compiler, and minutes at the start.
     """
 
     max_epochs: int | None = None
@@ -280,10 +280,10 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of a run while it goes on.
+    """The checkpoints that a run writes.
 
     Attributes:
-        every_n_steps: how often `last.safetensors` is written; after each validation if None.
+        every_n_steps: how often `last.safetensors` is written; if None, after each validation.
         save_top_k: how many of the checkpoints with the lowest validation loss are kept.
     """
 
@@ -330,13 +330,13 @@ class EarlyStoppingConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Scores of written answers at each validation, beside its loss.
+    """Scores of generated answers at each validation, besides its loss.
 
     Attributes:
-        generate: whether answers are written and scored.
-        metric: a key of `metrics.METRICS`, or "auto": what fits the task's answers.
-        limit: examples of each task that are answered.
-        max_tokens: longest answer; what the right answers need and some more if None.
+        generate: whether answers are generated and scored.
+        metric: a key of `metrics.METRICS`, or "auto": the one that fits the task's answers.
+        limit: how many examples of each task are answered.
+        max_tokens: longest answer. If None, as long as the right answers and some more.
     """
 
     generate: bool = False
@@ -379,7 +379,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Who gets the records beside `metrics.jsonl`.
+    """Where records go besides `metrics.jsonl`.
 
     Attributes:
         tensorboard: whether event files are written to `tensorboard/` in the run folder.
@@ -395,10 +395,10 @@ class ParallelConfig:
     """How the processes that `torchrun` started share the work.
 
     Attributes:
-        tensor_parallel_size: processes that hold one copy of the base between them, each a part of
-            every layer. The rest of the processes are data parallel.
-        shard_base: whether the data parallel processes also share the base's weights, gathering
-            one layer at a time (FSDP), for a base that fits no single device.
+        tensor_parallel_size: how many processes divide one copy of the base, each with a part of
+            every layer. Groups of so many processes are data parallel.
+        shard_base: whether the data parallel processes also divide the base's weights and gather
+            one layer at a time (FSDP), for a base that does not fit one device.
         timeout_seconds: how long a process waits for another before it gives up.
     """
 
@@ -433,21 +433,21 @@ class TrainConfig:
         base: the frozen GPT, by the name it was fetched under or as a Hugging Face folder.
         tasks: the tasks to train now.
         data: the examples.
-        trainer: length, portions and numbers of the loop.
+        trainer: length, batch sizes and precision.
         virtual_prompt_style: the method, a key of `training.methods.METHODS`.
         prompt_tuning: its options.
         p_tuning: its options.
         prefix_tuning: its options.
         optim: optimiser and schedule.
-        checkpoint: what is kept.
-        validation: scores of written answers.
+        checkpoint: which checkpoints are kept.
+        validation: scores of generated answers.
         early_stopping: when to end before the limits; never if None.
-        logging: who gets the records.
+        logging: where records go.
         parallel: how several processes share the work.
-        existing_table: a prompt table whose tasks are carried into the new one, byte for byte.
+        existing_table: a prompt table whose tasks are copied into the new one, byte for byte.
         existing_tasks: which of them; all if None.
-        lm_finetune: whether the base's weights are trained too. The run then leaves a new base with
-            a fingerprint of its own, and its prompts fit that one only.
+        lm_finetune: whether the base's weights are trained too. The run then writes a new base with
+            its own fingerprint, and its prompts fit only that base.
         seed: of initial rows, data order and dropout.
     """
 

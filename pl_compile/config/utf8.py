@@ -1,8 +1,8 @@
-"""What UTF-8 can write, and its files as text, read whole, with the line of a byte that is none.
+"""Reads whole UTF-8 files as text, and names the line of a byte that is not UTF-8.
 
-Such files may come from anybody. What has one name in a folder and is read in one piece, such as
-JSON, goes through `read_text`, which refuses what would never end. Data of any size, which may come
-through a pipe, goes through `read_utf8`.
+Such files may come from anywhere. Files of limited size, such as JSON, are read with `read_text`,
+which refuses pipes and devices: they may never end. Data of any size, which may come through a
+pipe, is read with `read_utf8`.
 """
 
 import codecs
@@ -12,13 +12,13 @@ import re
 import stat
 from pathlib import Path
 
-# More is no config, manifest or record, and would fill the memory.
+# No config, manifest or record is larger; a larger file would fill the memory.
 MOST_TEXT_BYTES = 16 << 20
 
 _UNPACK = "unpack it first"
 _TABLE = "write its rows as CSV or JSON lines, which pandas does"
 
-# What files begin with that hold no UTF-8: what they are, and what to do with them.
+# First bytes of files that are not UTF-8: what such a file is, and what to do with it.
 _FORMS = {
     codecs.BOM_UTF16_LE: "UTF-16, as some editors save texts: save it as UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16, as some editors save texts: save it as UTF-8",
@@ -36,11 +36,11 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class OtherFormError(ValueError):
-    """A file is known to be of another form than UTF-8; says which, and what to do."""
+    """A file has a known form that is not UTF-8; the message says which, and what to do."""
 
 
 def check_regular(path: Path) -> None:
-    """Raises `OSError` unless there is a file with content: a pipe would be waited for."""
+    """Raises `OSError` unless it is a regular file: reading a pipe could wait for ever."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -49,23 +49,23 @@ def check_regular(path: Path) -> None:
 
 
 def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """The text of a file, with its line ends as they are; a byte order mark is taken off.
+    """The text of a file, with its line ends as they are; a byte order mark is left out.
 
     Args:
         path: the file.
-        most_bytes: what no file of its kind is larger than.
+        most_bytes: the largest size of a file of its kind.
 
     Raises:
         OSError: there is no such file, it is a pipe or a device, or it cannot be read.
-        ValueError: it is larger, or is not UTF-8; says the line and the byte. An `OtherFormError`
-            where it is known what it is.
+        ValueError: it is larger, or it is not UTF-8: the message says the line and the byte. An
+            `OtherFormError` where it has another known form.
     """
     check_regular(path)
     with path.open("rb") as file:
         try:
             data = file.read(most_bytes + 1)
         except OSError as error:
-            error.filename = str(path)  # the system's own names it only where it is opened
+            error.filename = str(path)  # the system names it only in errors of opening
             raise
     if len(data) > most_bytes:
         raise ValueError(f"more than {most_bytes >> 20} MiB, which no file of this kind has")
@@ -75,20 +75,20 @@ def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
 def read_utf8(path: Path) -> str:
     """The text of a file of data, of any size; a pipe is read to its end.
 
-    Line ends are as they are; a byte order mark is taken off.
+    Line ends are as they are; a byte order mark is left out.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8; says the line and the byte. An `OtherFormError` where it is
-            known what it is.
+        ValueError: it is not UTF-8: the message says the line and the byte. An `OtherFormError`
+            where it has another known form.
     """
     return _decoded(path.read_bytes())
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can write a text: it holds no half of a surrogate pair.
+    """Whether UTF-8 can write a text, which is so unless it holds half of a surrogate pair.
 
-    JSON, YAML and a command line can carry such halves; no tokenizer and no file takes them.
+    JSON, YAML and a command line can hold such halves; no tokenizer and no file takes them.
     """
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 

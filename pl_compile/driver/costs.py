@@ -79,10 +79,10 @@ def task_costs(
     contract: GraphContract,
     mode: FoldMode,
 ) -> list[TaskCost]:
-    """The cost of each task, and the decision about its head.
+    """The cost of each task, and the decision about its opening.
 
     Raises:
-        ExportError: a constant head that no cache holds.
+        ExportError: an opening that no cache holds.
     """
     per_token = base.operations_per_token / _OPERATIONS_PER_SECOND
     copied = base.kv_bytes_per_token / _BYTES_PER_SECOND
@@ -92,16 +92,16 @@ def task_costs(
     for entry in entries:
         name = entry.task.taskname
         prompt = prompts[name]
-        head = prompt.renderer.head()
-        if len(head) + 1 >= contract.capacity:
+        opening = prompt.renderer.opening()
+        if len(opening) + 1 >= contract.capacity:
             raise ExportError(
                 f"sizing the cache for task '{name}'",
-                found=f"capacity {contract.capacity}, and a constant head of {len(head)} tokens",
-                expected=f"at least {len(head) + 2}",
+                found=f"capacity {contract.capacity}, and an opening of {len(opening)} tokens",
+                expected=f"at least {len(opening) + 2}",
                 fix="Raise --capacity, or shorten the template.",
             )
-        computed = len(prompt.fed(head))
-        size = len(head) * base.kv_bytes_per_token
+        computed = len(prompt.fed(opening))
+        size = len(opening) * base.kv_bytes_per_token
         folded, reason = _decide(computed, size, break_even, left, mode)
         left -= size if folded else 0
         costs.append(
@@ -109,7 +109,7 @@ def task_costs(
                 task=name,
                 virtual_tokens=entry.task.total_virtual_tokens,
                 prompt_bytes=entry.learned.nbytes,
-                head_tokens=len(head),
+                head_tokens=len(opening),
                 saved_tokens=computed if folded else 0,
                 folded_bytes=size if folded else 0,
                 break_even_tokens=break_even,

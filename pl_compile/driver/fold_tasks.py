@@ -1,4 +1,4 @@
-"""The constant heads of tasks as prefixes of keys and values, computed by the bundle itself."""
+"""The openings of tasks as prefixes of keys and values, computed by the bundle itself."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

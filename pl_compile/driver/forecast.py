@@ -63,7 +63,7 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     """The forecast of an export whose inputs are read.
 
     Raises:
-        ExportError: a constant head that no cache holds.
+        ExportError: an opening that no cache holds.
     """
     recipe = inputs.recipe
     exporter, config, contract, options = (

@@ -1,13 +1,14 @@
-"""One task's prompt as a folder of PEFT's, and PEFT's folders read. Needs neither peft nor torch.
+"""Writes a task's prompt as a folder of PEFT, and reads such folders. Needs neither peft nor torch.
 
     adapter_config.json          peft_type, task_type, sizes
     adapter_model.safetensors    tensor "prompt_embeddings"
-        PROMPT_TUNING, P_TUNING  [virtual, hidden]: the rows; of p-tuning what its encoder computed
-        PREFIX_TUNING            [virtual, layers * 2 * kv_heads * head_dim]: of each layer the
+        PROMPT_TUNING, P_TUNING  [virtual, hidden]: the rows; for p-tuning, those that its encoder
+                                 computed
+        PREFIX_TUNING            [virtual, layers * 2 * kv_heads * head_dim]: for each layer the
                                  keys, then the values
 
-PEFT puts virtual tokens in front of everything, a BOS included, and nowhere else. It hands a prefix
-to the model as its filled cache: keys are those after rotary positions, as `TaskEntry.prefix_kv`.
+PEFT can put virtual tokens only before everything else, even before BOS. It gives a prefix to the
+model as a filled cache: keys are those after rotary positions, as in `TaskEntry.prefix_kv`.
 """
 
 import json
@@ -33,10 +34,10 @@ _WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _TENSOR = "prompt_embeddings"
 
-# Sizes of its base that an adapter records.
+# The sizes of its base that an adapter states.
 _SIZES = ("num_layers", "num_attention_heads", "token_dim")
 
-# Methods that change the base's matrices, which can take the changes in.
+# Methods that change matrices of the base; the changes can be merged into them.
 _MERGED = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "HRA")
 
 _OTHER_BASE = "Name the base that the adapter was trained on with --base."
@@ -54,13 +55,13 @@ Unpickle: TypeAlias = Callable[[Path], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """What a folder of PEFT's holds.
+    """The content of a folder of PEFT.
 
     Attributes:
         method: our name of the method.
-        base: the base it was trained on, as PEFT's user called it; empty if it does not say.
+        base: the base it was trained on, by the name that PEFT's user gave; empty if not stated.
         embeddings: float32 `[virtual, width]`, as PEFT stores them.
-        sizes: what it says of its base, by PEFT's names; without what it leaves out.
+        sizes: the sizes that it states of its base, by PEFT's names.
     """
 
     method: str
@@ -107,9 +108,9 @@ class PeftAdapter:
         return self.embeddings.reshape(self.virtual, *cache).transpose(1, 2, 3, 0, 4)
 
     def _check_sizes(self, config: DecoderConfig) -> None:
-        """Raises `ArtifactError` where the adapter says that its base has other sizes."""
-        # PEFT takes them from the base; of grouped heads, by its release and the method, all of
-        # them or those that keys and values have.
+        """Raises `ArtifactError` where the adapter states other sizes of its base."""
+        # PEFT takes them from the base. Where heads are grouped, it depends on the release and the
+        # method whether it counts all heads or those of keys and values.
         heads = {config.heads, config.kv_heads}
         sizes = {
             "num_layers": {config.layers},
@@ -136,12 +137,12 @@ def write_peft_adapter(
     Args:
         table: has the task.
         taskname: which one.
-        folder: is made, whole or not at all; one that this function wrote is replaced.
-        base_name_or_path: what PEFT's user calls the base.
+        folder: is written whole or not at all; a folder that this function wrote is replaced.
+        base_name_or_path: the name of the base for PEFT.
 
     Raises:
-        ArtifactError: no such task, one whose sequences do not begin with all of its virtual
-            tokens, or a folder that cannot be written.
+        ArtifactError: there is no such task, its sequences do not begin with all of its virtual
+            tokens, or the folder cannot be written.
     """
     entry = table.entry(taskname)
     _check_prepends(entry)
@@ -171,11 +172,11 @@ def write_peft_adapter(
 
 
 def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> PeftAdapter:
-    """Reads a folder that `save_pretrained` of PEFT wrote.
+    """Reads a folder that PEFT's `save_pretrained` wrote.
 
     Args:
         folder: with `adapter_config.json` and `adapter_model.safetensors`.
-        unpickle: reads an `adapter_model.bin`; such a file is refused if None.
+        unpickle: reads an `adapter_model.bin`; if None, such a file is refused.
 
     Raises:
         ArtifactError: no such folder, a pickle, a damaged file, or an adapter of another kind.

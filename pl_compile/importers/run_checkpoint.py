@@ -5,7 +5,7 @@
     metadata "entries"          JSON: {taskname: `TaskEntry.record()`}
     metadata "base"             JSON: `BaseIdentity`
 
-What else the file holds (parameters, the optimiser's moments) is not read.
+The rest of the file (parameters, moments of the optimiser) is not read.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ _PREFIX = "table/"
 
 
 def read_checkpoint_table(path: Path) -> PromptTable:
-    """The table that the run would have left at this checkpoint.
+    """The table that the run would have written at this checkpoint.
 
     Raises:
-        ArtifactError: no such file, no checkpoint of ours, one without prompts, a damaged one, or
-            the folder of a run.
+        ArtifactError: the file is missing, damaged, not a checkpoint of ours or without prompts,
+            or the path is the folder of a run.
     """
     doing = f"reading the prompts of the checkpoint {path}"
     best = path / "checkpoints" / "best.safetensors"

@@ -1,8 +1,8 @@
 """Scores of predicted texts against right ones: texts in, percentages out.
 
-Every metric has one face: `(predictions, references)` to `{score: percent}` with the number of rows
-under "total"; a reference is a text, or a list of texts that are all right. Knows no files, models
-or tokens.
+Every metric is a function of `(predictions, references)` that gives `{score: percent}`, with the
+number of rows under "total". A reference is a text, or a list of texts that are all right. Knows no
+files, models or tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,9 +50,9 @@ def choose_metric(answers: Sequence[Reference], choices: Sequence[str] | None) -
 
 
 def reference_problem(metric: str, reference: Reference) -> str:
-    """What keeps a row's right answers from being scored by a metric, or nothing.
+    """Why a metric cannot score a row's right answers; empty where it can.
 
-    What the metric itself refuses, for those who ask before there are predictions.
+    The metric would refuse the same, but only once there are predictions.
     """
     if metric == "accuracy" and (problem := single_problem(reference)):
         return f"{problem}, expected one: the metrics 'squad' and 'exact_match' take several"

@@ -1,7 +1,7 @@
 """Answers compared whole: labels of a closed list, and free text.
 
 In: predicted texts and the right ones. Out: percentages. Blanks around a text never count; case and
-punctuation do. Knows no files and no list of labels: an answer that is no label is a wrong answer.
+punctuation do. Knows no files and no list of labels: an answer that is not a label is just wrong.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 r"""Intents and slots, read from answers such as "Intent: alarm_set\nSlots: time(six), date(today)".
 
-In: answers and right answers in that form; no slots are written "Slots: None". Out: percentages.
+In: answers and right answers in that form ("Slots: None" for no slots). Out: percentages.
 Case never counts, nor does the order of slots (the rule of NeMo's dialogue metrics). Knows no list
 of intents or slots: whatever is written is compared.
 """
@@ -26,14 +26,14 @@ _NAME_OR_END = re.compile(r"[^(),]*(\(|$)")
 
 @dataclass(frozen=True)
 class IntentAndSlots:
-    """One answer: `intent` is empty where there is none, a slot is written "name(value)"."""
+    """One answer: `intent` is empty where none was found; a slot is written "name(value)"."""
 
     intent: str
     slots: frozenset[str]
 
 
 def parse_intent_and_slots(text: str) -> IntentAndSlots:
-    """What an answer says, in lower case; of an answer in no such form, as much as can be read."""
+    """The intent and slots of an answer, in lower case. In another form: what can be read of it."""
     head, _, tail = text.lower().partition("slots:")
     intent = head.partition("intent:")[2].strip()
     slots = frozenset(_tidy(item) for item in _split_items(tail))
@@ -45,8 +45,8 @@ def intent_slot_scores(
 ) -> dict[str, float]:
     """How often intents and slots are right.
 
-    Slot precision, recall and F1 count over all rows at once (micro), one for each different slot
-    of a row. Where neither side of a ratio has a slot there was nothing to get wrong: 100.
+    Slot precision, recall and F1 count over all rows at once (micro); each different slot of a row
+    counts once. Where neither side of a ratio has a slot, nothing could be wrong: 100.
 
     Returns:
         `intent_accuracy`, `slot_precision`, `slot_recall`, `slot_f1`, `joint_accuracy` (intent and
@@ -75,7 +75,7 @@ def intent_slot_scores(
 
 
 def form_problem(reference: Reference) -> str:
-    """What keeps a right answer from being read as intent and slots; empty where nothing does."""
+    """Why a right answer cannot be read as intent and slots; empty where it can."""
     problem = single_problem(reference)
     if problem:
         return problem
@@ -98,7 +98,7 @@ def _parse_references(references: Sequence[str]) -> list[IntentAndSlots]:
 def _split_items(text: str) -> list[str]:
     # Values hold commas and parentheses. A comma separates only outside parentheses, and only
     # before another name: "note(eggs, milk (fresh)), date(today)" has two items, and so has
-    # "post(bye :), all), date(today)". An opening parenthesis without its partner takes the rest.
+    # "post(bye :), all), date(today)". If a parenthesis is never closed, the rest is one item.
     items, depth, start = [], 0, 0
     for position, character in enumerate(text):
         if character == "(":

@@ -1,6 +1,6 @@
 """What every metric is given: predictions and references that belong together row by row.
 
-In: two sequences of the same length. Out: the check that they are, references as single texts, and
+In: two sequences. Out: a check that their lengths are equal, references as single texts, and
 percentages. Knows no metric.
 """
 
@@ -37,13 +37,13 @@ def answers_of(reference: Reference) -> list[str]:
 
 
 def single_problem(reference: Reference) -> str:
-    """What keeps a row from a metric that knows one right answer; empty where nothing does."""
+    """Why a metric for one right answer a row cannot take this row; empty where it can."""
     count = len(answers_of(reference))
     return "" if count == 1 else f"{count} right answers"
 
 
 def single_references(metric: str, references: Sequence[Reference]) -> list[str]:
-    """References for a metric that knows one right answer a row; a list of one is opened.
+    """References for a metric that takes one right answer a row, as texts.
 
     Raises:
         DataError: rows with no or several right answers.

@@ -1,8 +1,8 @@
 """ROUGE of long free answers such as summaries, with Google's `rouge-score` (extra `eval`).
 
 In: predicted texts, and for each the text or texts that are right. Out: percentages. Words are the
-runs of a-z and 0-9 in lower case, not stemmed: what the library and the published scores of most
-GPTs do. Other alphabets have no words there and score 0. Knows no files.
+runs of a-z and 0-9 in lower case, not stemmed, as in the library and in most published scores of
+GPTs. Text in other alphabets has no such words and scores 0. Knows no files.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[Reference]) ->
 
     Args:
         predictions: one text a row.
-        references: the right text or texts of each row; the best counts, for each score by itself.
-            A row with none asks for an empty answer.
+        references: the right text or texts of each row; for each score the best one counts. In a
+            row without any, only an empty answer is right.
 
     Returns:
         `rouge1`, `rouge2` and `rougeL`, the mean over rows from 0 to 100, and `total`, the number
-        of rows. `rouge2` of an answer of one word is 0, also where it is right.
+        of rows. `rouge2` of an answer of one word is 0, even if it is right.
 
     Raises:
         DataError: the lengths differ, or there are no rows.

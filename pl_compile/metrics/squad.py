@@ -1,4 +1,4 @@
-"""Exact match and F1 of free answers, as the SQuAD v1.1 evaluation counts them.
+"""Exact match and F1 of free answers, as in the evaluation of SQuAD v1.1.
 
 In: predicted texts, and for each the text or texts that are right. Out: percentages. The rules are
 those of the official `evaluate-v1.1.py` (Rajpurkar et al. 2016, section 6.1). Knows no files.
@@ -18,7 +18,7 @@ _ARTICLE = re.compile(r"\b(a|an|the)\b")
 def normalize_answer(text: str) -> str:
     """The text in lower case, without ASCII punctuation and articles, single-spaced.
 
-    The order matters: "the" is looked for after punctuation went, so "t.h.e" counts as an article.
+    The order matters: punctuation is removed before articles, so "t.h.e" counts as an article.
     """
     bare = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", bare).split())
@@ -32,7 +32,7 @@ def exact_match(prediction: str, answer: str) -> bool:
 def f1(prediction: str, answer: str) -> float:
     """Harmonic mean of precision and recall over the bags of normalized words, from 0 to 1.
 
-    0 where no word is shared: also where both are empty, unlike SQuAD v2.0.
+    0 where no word is shared, even if both are empty (SQuAD v2.0 gives 1 there).
     """
     predicted = normalize_answer(prediction).split()
     right = normalize_answer(answer).split()

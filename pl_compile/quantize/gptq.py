@@ -1,7 +1,7 @@
-"""GPTQ (arXiv:2210.17323): each input's rounding error is made good by the inputs not yet rounded.
+"""GPTQ (arXiv:2210.17323): inputs that are not rounded yet make up for each rounding error.
 
-In: a weight, and the second moment of the activations that meet it. Out: codes whose products with
-such activations are closer to the weight's than those of the nearest codes, at the same size.
+In: a weight, and the second moment of the activations that it multiplies. Out: codes of the same
+size as the nearest codes, whose products with such activations are closer to the weight's.
 """
 
 from typing import Annotated
@@ -18,7 +18,7 @@ _DAMPING = 0.01
 def gptq(
     weight: Matrix, scheme: Scheme, moment: Annotated[Float64, Shape("inputs inputs")]
 ) -> Quantized:
-    """Codes and grids of a weight that are good for the activations it meets.
+    """Codes and grids of a weight with a small error for the activations that it multiplies.
 
     Args:
         weight: float32 `[inputs, outputs]`.
@@ -37,7 +37,7 @@ def gptq(
         part = slice(start, end)
         grid = best_grid(work[None, part], scheme, importance[None, part])
         grids.append(grid)
-        # Inside the block errors are spread one by one, over all that follow it at its end.
+        # Inside a block each error is spread at once; over the inputs after the block, at its end.
         errors = np.empty((block, outputs), np.float32)
         for k in range(start, end):
             codes[k] = grid.codes(work[k], 0, scheme)
@@ -50,7 +50,7 @@ def gptq(
 
 
 def _spreading(moment: Float64) -> Float32:
-    """Upper Cholesky factor of the inverse moment: row `k` says where the error of `k` goes."""
+    """Upper Cholesky factor of the inverse moment: row `k` spreads the error of input `k`."""
     damped = moment + np.eye(len(moment)) * max(_DAMPING * np.diagonal(moment).mean(), 1e-12)
     inverse = np.linalg.inv(damped)
     factor: Float32 = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is known of the activations that enter weights."""
+"""Second moments of the activations that weights multiply."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pl_compile.shapes import Float64, Shape
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the activations that met each weight, over all tokens seen.
+    """Second moments of the activations that each weight multiplied, over all tokens seen.
 
     Attributes:
         by_weight: name of a weight → float64 `[inputs, inputs]`, the sum of `x x^T`.

@@ -1,10 +1,10 @@
-"""How weights become a few bits: signed integers that share a scale by blocks of inputs.
+"""Stores weights in a few bits: signed integers; each block of inputs shares a scale.
 
 A weight is `[inputs, outputs]`. `codes * scale` stands for it, without a zero point, as TensorRT
-wants it and as ONNX's DequantizeLinear computes it; or `codes * scale + low`, where a scheme has
-offsets: then a block of weights that lie on a line of 16 steps (llama.cpp's Q4_1, which many small
-bases were published in) is kept as it is. So is one whose furthest weight is the eighth step from 0
-(Q4_0), also without offsets where a scale may be below 0.
+wants it and as ONNX's DequantizeLinear computes it. Where a scheme has offsets, `codes * scale +
+low` stands for it. Two kinds of blocks are then stored without loss: weights on 16 equal steps
+(llama.cpp's Q4_1, in which many small bases were published), and weights of which the one furthest
+from 0 is 8 steps away (Q4_0). Q4_0 also needs no offsets where a scale may be below 0.
 """
 
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ Matrix = Annotated[Float32, Shape("inputs outputs")]
 InBlocks = Annotated[Float32, Shape("blocks block outputs")]
 OfBlocks = Annotated[Float32, Shape("blocks outputs")]
 
-# The smallest number above 0 that float16 has: no scale is less, since some target rounds them so.
+# The smallest float16 above 0. No scale is smaller, since some targets round scales to float16.
 _LEAST_SCALE = 6e-8
 
-# A weight none of whose blocks changes by more than this part of its own norm has lost nothing. An
-# offset that has to be rounded to float16 changes a block by up to 1.4e-3: by 2^-11 of itself, in
-# each of 32 numbers, where one of them is so large that half of it is the offset (the default base
-# has two such blocks, at 1.0e-3 and 1.2e-3). Codes that are too few change the blocks of an
-# ordinary weight by 5e-3 (8 bits) or 8e-2 (4 bits), and one whose weights are all equally large,
-# which loses least, by 2.3e-3 (8 bits).
+# A weight counts as stored without loss if no block changes by more than this part of its own norm.
+# Below the limit: rounding an offset to float16 changes a block by up to 1.4e-3. (It changes each
+# of 32 numbers by 2^-11 of the offset, where one number is so large that half of it is the offset.
+# The default base has two such blocks, at 1.0e-3 and 1.2e-3.) Above it: too few codes change the
+# blocks of an ordinary weight by 5e-3 (8 bits) or 8e-2 (4 bits). A weight of equally large numbers,
+# which loses least, changes by 2.3e-3 (8 bits).
 LOSSLESS = 2e-3
 
-# The grid of a block is tried at these parts of the one that reaches its largest weight: with few
-# codes, a little less than everything in reach is a smaller error for the many that are smaller.
+# Grids are tried that reach these parts of a block's largest weight. With few codes, a grid that
+# clips the largest weights a little has a smaller error for all the smaller ones.
 _TRIED = {4: np.linspace(0.7, 1.0, 7, dtype=np.float32), 8: np.ones(1, np.float32)}
 
 
-# What to do about blocks that do not divide a weight, where a target takes any.
+# What to do about blocks that do not divide a weight, where a target takes any size of block.
 OTHER_BLOCKS = "Choose another --block, or 0 for one scale a channel."
 
 
@@ -48,7 +48,7 @@ class Scheme:
         block: how many inputs share a scale, for each output; 0 for all of them (by channel).
         offset: whether each block has an offset too.
         half: whether scales and offsets are rounded to float16.
-        signed: whether a scale may be below 0: TensorRT allows none.
+        signed: whether a scale may be below 0; TensorRT does not allow that.
     """
 
     bits: Literal[4, 8]
@@ -59,7 +59,7 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """As the command line writes it."""
+        """Its name on the command line."""
         return f"int{self.bits}"
 
     def __str__(self) -> str:
@@ -68,11 +68,11 @@ class Scheme:
 
     @property
     def largest(self) -> int:
-        """Codes reach from one less than minus this to this."""
+        """The largest code; the smallest is `-largest - 1`."""
         return int(2 ** (self.bits - 1) - 1)
 
     def block_of(self, inputs: int) -> int:
-        """Inputs that share a scale in a weight of so many."""
+        """How many inputs share a scale in a weight of `inputs`."""
         return self.block or inputs
 
     def check(self, name: str, inputs: int, *, fix: str = OTHER_BLOCKS) -> None:
@@ -88,10 +88,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Grid:
-    """What the codes of some blocks stand for.
+    """The scales and offsets of some blocks, which say what their codes stand for.
 
     Attributes:
-        scales: float32 `[blocks, outputs]`, above 0; or below, where a scheme is signed.
+        scales: float32 `[blocks, outputs]`, above 0; where a scheme is signed, also below.
         lows: offsets, float32 `[blocks, outputs]`; None where a scheme has none.
     """
 
@@ -105,7 +105,7 @@ class Grid:
 
         Args:
             weight: float32 `[..., outputs]`, all of one block.
-            block: which.
+            block: its number.
             scheme: what to store them in.
         """
         centred = weight if self.lows is None else weight - self.lows[block]
@@ -117,7 +117,7 @@ class Grid:
     def values(
         self, codes: Annotated[Int8, Shape("... outputs")], block: int
     ) -> Annotated[Float32, Shape("... outputs")]:
-        """float32 of the shape of `codes`, all of one block: what they stand for."""
+        """The weights that codes of one block stand for: float32, of the shape of `codes`."""
         values: Float32 = codes * self.scales[block]
         return values if self.lows is None else values + self.lows[block]
 
@@ -127,7 +127,7 @@ class Quantized:
     """A weight in a few bits.
 
     Attributes:
-        codes: int8 `[inputs, outputs]`, in the reach of `scheme`.
+        codes: int8 `[inputs, outputs]`, in the range of `scheme`.
         grid: scales and offsets of its blocks.
         scheme: what it is stored in.
     """
@@ -137,7 +137,7 @@ class Quantized:
     scheme: Scheme
 
     def dequantized(self) -> Matrix:
-        """float32 `[inputs, outputs]`: what the codes stand for."""
+        """The weights that the codes stand for: float32 `[inputs, outputs]`."""
         inputs, outputs = self.codes.shape
         blocks = self.codes.reshape(len(self.grid.scales), -1, outputs)
         values = blocks * self.grid.scales[:, None]
@@ -159,9 +159,9 @@ def round_to_nearest(weight: Matrix, scheme: Scheme) -> Quantized:
 
 
 def error_on_full_range(weight: Matrix, scheme: Scheme) -> float:
-    """`block_error` where each block's grid reaches all of its weights: a quick try.
+    """`block_error` with grids that reach all weights of their blocks: a quick upper bound.
 
-    `round_to_nearest` tries these grids among others, so its error is never more.
+    `round_to_nearest` tries these grids among others, so its error is never larger.
 
     Args:
         weight: float32 `[inputs, outputs]`.
@@ -174,7 +174,7 @@ def error_on_full_range(weight: Matrix, scheme: Scheme) -> float:
 
 
 def relative_error(weight: Matrix, quantized: Quantized) -> float:
-    """The norm of what storing a weight changed, as a part of the weight's own."""
+    """The norm of the change that storing a weight makes, as a part of the weight's norm."""
     changed = np.linalg.norm(quantized.dequantized() - weight)
     return float(changed / max(1e-12, float(np.linalg.norm(weight))))
 
@@ -182,7 +182,7 @@ def relative_error(weight: Matrix, quantized: Quantized) -> float:
 def block_error(weight: Matrix, quantized: Quantized) -> float:
     """The largest change of a block, as a part of the block's own norm.
 
-    Beside one block of large weights, the whole weight's norm would hide what all others lose.
+    A part of the whole weight's norm would say little: one block of large weights hides all others.
     """
     shape = len(quantized.grid.scales), -1, weight.shape[1]
     changed = np.linalg.norm((quantized.dequantized() - weight).reshape(shape), axis=1)
@@ -207,8 +207,8 @@ def best_grid(
     Args:
         blocks: float32 `[blocks, block, outputs]`.
         scheme: what to store them in.
-        importance: float32 `[blocks, block]`: how much an error of each input counts; alike if
-            None.
+        importance: float32 `[blocks, block]`: how much an error of each input counts; all count
+            the same if None.
     """
     tried = [_grid(blocks, scheme, part) for part in _TRIED[scheme.bits]]
     tried += _grids_of_all_codes(blocks, scheme)
@@ -238,17 +238,17 @@ def _grid(blocks: InBlocks, scheme: Scheme, part: float) -> Grid:
         scales = part * np.abs(blocks).max(1) / scheme.largest
     scales = _stored(np.maximum(scales, _LEAST_SCALE), scheme)
     if scheme.offset:
-        # The middle of the codes' reach, which is half a step below 0, is put on the range's.
+        # The middle of the codes, half a step below 0, goes to the middle of the block's range.
         lows = _stored((least + most) / 2 + scales / 2, scheme)
     return Grid(scales, lows)
 
 
 def _grids_of_all_codes(blocks: InBlocks, scheme: Scheme) -> list[Grid]:
-    """The grid on which the weight furthest from 0 is 8 steps away, as in llama.cpp's Q4_0.
+    """The grids on which the weight furthest from 0 is 8 steps away, as in llama.cpp's Q4_0.
 
-    Only the lowest code is so far from 0. Where that weight is above 0, codes count downwards; or,
-    without scales below 0, all steps are one higher; or else it is the seventh step, too short.
-    With 8 bits there is next to nothing in it.
+    Only the lowest code is so far from 0. If that weight is above 0, the scale is negative. Where a
+    scheme has no negative scales, an offset moves all steps up by one; without offsets the weight
+    is only 7 steps away, and the grid is too short. With 8 bits the gain is negligible.
     """
     if scheme.bits != 4:
         return []

@@ -45,16 +45,16 @@ class BaseCost:
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What a task costs, and what is done with its head.
+    """What a task costs, and what is done with its opening.
 
     Attributes:
         task: its name.
         virtual_tokens: of its prompt.
         prompt_bytes: of its rows, or of its learned prefix.
-        head_tokens: of its constant head, virtual ones included.
+        head_tokens: of its opening, virtual ones included.
         saved_tokens: that each prefill is spared by folding; 0 where it is not folded.
         folded_bytes: of the folded prefix; 0 where it is not folded.
-        break_even_tokens: heads shorter than this are computed sooner than copied.
+        break_even_tokens: openings shorter than this are computed sooner than copied.
         tasks_per_gib: how many prefixes of this size a GiB holds; None where it is not folded.
         folded: whether it is.
         reason: why, or why not.

@@ -235,14 +235,14 @@ def _costs(base: BaseCost, tasks: Sequence[TaskCost]) -> list[str]:
         "<h2>What it costs</h2>",
         f"<p class='note'>{base.parameters / 1e6:.1f} million parameters; "
         f"{base.operations_per_token / 1e6:.0f} million operations and "
-        f"{_size(base.kv_bytes_per_token)} of cache a token. A head is folded from "
+        f"{_size(base.kv_bytes_per_token)} of cache a token. An opening is folded from "
         f"{break_even} tokens on. Spared: the part of the prefill that folding saves a request "
         "with 16, 64 and 256 tokens of its own.</p>",
         _table(
             [
                 "task",
                 "virtual",
-                "head",
+                "opening",
                 "saved",
                 "prompt",
                 "folded",

@@ -1,10 +1,10 @@
 """The tokens that end an answer of a base: all that its folder names.
 
 Chat models have several: one ends a text, another a turn. Which of them a base writes depends on
-what it was asked, and the files of one folder seldom name the same ones. transformers' `generate`
-takes those of `generation_config.json` where there is one, and else those of `config.json`. Here
-each token that any file names ends an answer, since none of them is ever a part of one. A token
-that the base has no row for ends nothing, whichever file names it: the base never writes it.
+what it was asked, and the files of one folder often name different ones. transformers' `generate`
+takes those of `generation_config.json`, or of `config.json` where that file is missing. Here each
+token that any file names ends an answer, since none of them is ever a part of one. A token without
+a row in the base is left out: the base never writes it.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def end_tokens(folder: Path, tokenizer: Tokenizer, vocab: int) -> tuple[int, ...
         vocab: ids it knows.
 
     Raises:
-        BaseModelError: a file that is no JSON object, or names what is no token.
+        BaseModelError: a file that is not a JSON object, or that names something else than a token.
     """
     found: list[int] = []
     for name in ("config.json", "generation_config.json"):
@@ -43,7 +43,7 @@ def tokens_named(names: Sequence[str], tokenizer: Tokenizer, vocab: int) -> tupl
     """The ids of tokens that a user names, each once.
 
     Raises:
-        ConfigError: one that is no token of the base.
+        ConfigError: a name that is not a token of the base.
     """
     found = []
     for name in names:

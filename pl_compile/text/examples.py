@@ -1,4 +1,4 @@
-"""Data files to examples, with every problem of all files reported together.
+"""Reads data files into examples and reports every problem of all files together.
 
 In: JSONL or JSON-array files, and the templates of the tasks they may name. Out: `Example`s that
 have exactly the fields of their template. What other programs would read differently (NaN, a key
@@ -20,7 +20,7 @@ from pl_compile.text.other_forms import SPREAD, TABLE, form_of_file, form_of_lin
 from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
 
-# Where each mistake is, by what it is: thousands of rows may have the same one.
+# The places of each mistake, by its text: thousands of rows may have the same one.
 _Problems: TypeAlias = defaultdict[str, list[str]]
 
 
@@ -47,7 +47,7 @@ def read_examples(
     Args:
         paths: JSONL files, or files that hold one JSON array.
         templates: the known tasks by name.
-        answers: whether every example must give its answer field; where false, it may.
+        answers: whether every example must give its answer field; if False, it may be left out.
 
     Raises:
         DataError: a file that cannot be read, JSON that cannot be parsed, a task or fields that do
@@ -72,7 +72,7 @@ def read_examples(
 
 
 def _with_places(problems: _Problems, *, most: int = 3) -> list[str]:
-    """What is wrong, each text with the first of its places."""
+    """Each problem as a line, with the first of its places."""
     return [
         f"{', '.join(found[:most])}"
         f"{f' and {len(found) - most} more' if len(found) > most else ''}: {what}"
@@ -206,7 +206,7 @@ def _without_taskname(
 
 
 def _is_list_of_rows(value: Any, templates: Mapping[str, Template]) -> bool:
-    """Whether a value holds examples; the messages of a chat are objects too, and none."""
+    """Whether a value holds examples. The messages of a chat are objects too, but not examples."""
 
     def is_row(item: Any) -> bool:
         fits = any(set(template.fields) <= {*item} for template in templates.values())
@@ -218,7 +218,7 @@ def _is_list_of_rows(value: Any, templates: Mapping[str, Template]) -> bool:
 
 
 def _kind(value: object) -> str:
-    """What a value is that no field takes. Not all of it: many rows may have the same mistake."""
+    """The kind of a value that no field takes, without its text: equal mistakes are counted."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, list | dict):
@@ -227,5 +227,5 @@ def _kind(value: object) -> str:
 
 
 def _is_list_of_texts(value: Any) -> bool:
-    """Several right answers, where answers are only compared with."""
+    """Whether it is a list of right answers, which is allowed where answers are only compared."""
     return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -1,15 +1,15 @@
 """A closed set of answers as a tree of tokens.
 
-Node 0 is the root, where nothing is written yet; every other node is reached from its parent by one
-token. A label ends at its node. Stored as `labels.json` of a task in a bundle:
+Node 0 is the root, where nothing is written yet. One token leads from a parent to each other node.
+A label ends at its node. Stored as `labels.json` of a task in a bundle:
 
     labels     the answers, as they stand in the data
     parents    for each node, its parent; -1 of the root. A parent stands before its children
     tokens     for each node, the token that leads to it; -1 of the root
     ends       for each label, its node
-    fixed      whether the tokens are the same after every prompt of the task; where they are not
-               (blanks at the end of a field move into the answer, or it opens the text where the
-               field is empty), this is the tree for empty fields
+    fixed      whether the tokens are the same after every prompt of the task. They are not where
+               blanks at the end of a field move into the answer, or where an answer after an empty
+               field opens the text: then this is the tree for empty fields
 """
 
 from collections.abc import Sequence
@@ -80,10 +80,10 @@ class LabelTrie:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """For each node, what all answers that are possible there begin with; at an end, its label.
+        """For each node, the common start of all labels below it; at the end of a label, the label.
 
-        Labels without white space at their ends, as they stand in the data: a tokenizer that
-        normalises (to small letters, say) decodes their tokens to another text.
+        The text is that of the data, without white space at its ends: a tokenizer that normalises
+        (to small letters, say) decodes the tokens of a label to another text.
         """
         texts = [""] * len(self.parents)
         labels = {end: label.strip() for end, label in zip(self.ends, self.labels, strict=True)}
@@ -99,11 +99,11 @@ class LabelTrie:
 
     @property
     def inner_nodes(self) -> list[int]:
-        """The nodes, but the root, after which a token of some label follows."""
+        """The nodes other than the root that have children."""
         return [node for node, children in enumerate(self.children) if node and children]
 
     def problems(self) -> list[str]:
-        """What keeps labels apart badly, as sentences; none of a sound set."""
+        """Labels that are never answered, as sentences; empty for a sound set."""
         problems = []
         for index, node in enumerate(self.ends):
             if self.children[node]:
@@ -126,7 +126,7 @@ class LabelTrie:
 
 def _common_start(texts: Sequence[str]) -> str:
     """What all texts begin with."""
-    first, last = min(texts, default=""), max(texts, default="")  # which differ the earliest
+    first, last = min(texts, default=""), max(texts, default="")  # they differ the earliest
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
     return first[:length]
 
@@ -142,8 +142,8 @@ class TrieWalk:
     def allowed(self) -> list[int]:
         """The tokens that continue an answer, in ascending order; empty once one is complete.
 
-        With EOS in the answers, none is complete while another goes on. Without it the shorter one
-        ends there: nothing else could.
+        Where answers end with EOS, no complete answer can go on. Without EOS, an answer that is
+        complete ends, even where a longer label begins with it: no token could say that it ends.
         """
         if self._node in self._ends:
             return []
@@ -151,7 +151,7 @@ class TrieWalk:
 
     @property
     def text(self) -> str:
-        """What is certain of the answer: it only grows, and is the answer once that is complete."""
+        """The part of the answer that is certain. It only grows, up to the whole answer."""
         return self._trie.texts[self._node]
 
     def push(self, token_id: int) -> None:

@@ -1,6 +1,6 @@
-"""What a file that should hold JSON lines looks like instead, in words for whoever wrote it.
+"""What a file that should hold JSON lines looks like instead, in words for its author.
 
-Each function gives the end of a message; often nothing, for a plain slip of the pen.
+Each function gives the end of a message, or nothing where no other form is recognised.
 """
 
 import json
@@ -19,7 +19,7 @@ _TWO = ": more than one value, expected one object on each line"
 
 
 def form_of_line(line: str) -> str:
-    """What a line that is no JSON looks like."""
+    """What a line that is not JSON looks like."""
     line = line.strip()
     if line.startswith(("{'", "{\u201c", "{\u2018")):
         return _PYTHON if line[1] == "'" else _CURLY
@@ -31,9 +31,9 @@ def form_of_line(line: str) -> str:
 
 
 def form_of_file(lines: Sequence[str], place: int) -> str:
-    """What a file looks like whose first line that is no JSON stands at `place`: as one whole.
+    """What a file as a whole looks like; its first line that is not JSON stands at `place`.
 
-    Where it is `SPREAD` or `TABLE`, each further line would be a mistake of its own.
+    For `SPREAD` and `TABLE`, one message is enough: otherwise each further line would give one.
     """
     line = lines[place]
     if not any(each.lstrip().startswith("{") for each in lines):

@@ -28,22 +28,22 @@ from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
 
-# What a field may hold, as far as the tokens of what follows depend on it.
+# One value of each kind that changes the tokens of what follows a field.
 _KINDS_OF_VALUES = ("", " ", "a", "a ")
 
-# What a token takes that strips: white space as Unicode has it, which lacks four that Python has.
+# White space that a stripping token takes: Unicode's, which lacks four characters of Python's.
 _WHITE_SPACE = "".join(
     c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f"
 )
 
-# How many trees of answers a task keeps: blanks at the end of a field make more of them.
+# How many trees of answers a task keeps. Blanks at the end of a field need a tree of their own.
 _MOST_TRIES = 16
 
 
 def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
     """What a user should know about a base's tokenizer and some tasks, a line each.
 
-    These are no errors: texts that the tokenizer and its base can express are right.
+    These are not errors: all texts that the tokenizer and its base can express are rendered right.
     """
     notes = []
     beyond = tokenizer.without_row()
@@ -76,7 +76,7 @@ def is_field_value(value: object) -> bool:
 
 
 def expected_value(value: object) -> str:
-    """What should have been in the place of a value that may not fill a field, for a message."""
+    """What was expected instead of a value that may not fill a field, for a message."""
     if isinstance(value, str):
         return "text that UTF-8 can write: this holds half of a surrogate pair"
     if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
@@ -85,7 +85,7 @@ def expected_value(value: object) -> str:
 
 
 class TooLongError(DataError):
-    """A sequence does not fit, and nothing more of it may be cut."""
+    """A sequence does not fit, and there is nothing left that may be cut."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class SequenceRules:
     """What opens and ends a sequence of a task, as it was trained.
 
     Attributes:
-        bos_id: the id in front of everything, or None.
+        bos_id: the id before everything, or None.
         eos_id: the id after an answer, or None.
-        end_ids: further ids that end an answer that is written.
-        rendering: the rules it was rendered by in training (`text.tokenizer.RENDERING`).
+        end_ids: further ids that end a generated answer.
+        rendering: the rules of rendering in its training (`text.tokenizer.RENDERING`).
     """
 
     bos_id: int | None = None
@@ -106,7 +106,7 @@ class SequenceRules:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """All ids that end an answer that is written."""
+        """All ids that end a generated answer."""
         return self.end_ids if self.eos_id is None else (self.eos_id, *self.end_ids)
 
 
@@ -131,30 +131,30 @@ class Rendered:
         """The ids a compiled graph takes, int64 `[seq]`: row `r` of the prompt is `vocab + r`."""
         ids = self.token_ids
         if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:  # virtual tokens are 0 there
-            raise AssertionError(f"an id outside of the base's {vocab} rows would be a prompt row")
+            raise AssertionError(f"an id outside the base's {vocab} rows would be a prompt row")
         return np.where(self.virtual_rows >= 0, vocab + self.virtual_rows, self.token_ids)
 
     def without_virtual(self) -> "Rendered":
-        """The same sequence as the base alone would see it (the no-prompt baseline)."""
+        """The same sequence without its virtual tokens, for the base alone (the baseline)."""
         real = self.virtual_rows < 0
         start = int(np.count_nonzero(real[: self.answer_start]))
         return Rendered(self.token_ids[real], self.virtual_rows[real], start)
 
-    def behind(self, count: int) -> "Rendered":
+    def after(self, count: int) -> "Rendered":
         """The same sequence without its first `count` tokens."""
         start = max(0, self.answer_start - count)
         return Rendered(self.token_ids[count:], self.virtual_rows[count:], start)
 
 
 class _Place(NamedTuple):
-    """A place in a sequence: all that the tokens of a text depend on, but the text.
+    """A place in a sequence. The tokens of a text depend on the text and on this, nothing else.
 
     Attributes:
-        blanks: at the end of what stands before; they wait for the text that follows.
+        blanks: blanks that end the text before; they wait for the text that follows.
         opens: whether no text stands before, or none since an added token opened a section.
         empty: whether nothing but BOS stands before.
-        first: whether no real token stands before, BOS included.
-        strips: whether a token stands before that takes the white space behind it.
+        first: whether no real token stands before; BOS is one.
+        strips: whether the token before takes the white space that follows.
     """
 
     blanks: str = ""
@@ -164,7 +164,7 @@ class _Place(NamedTuple):
     strips: bool = False
 
     def with_text(self, text: str) -> tuple[str, "_Place"]:
-        """What is tokenised here where a text follows that is no markup, and the place behind."""
+        """What is tokenised here of a text that is not markup, and the place after it."""
         text = self.blanks + text
         if self.empty:
             text = text.lstrip(" ")
@@ -199,9 +199,9 @@ class Renderer:
         self._check_rows()
 
     def _check_rows(self) -> None:
-        """Whether the base has a row for each token of the task's own text.
+        """Raises `DataError` unless the base has a row for each token of the task's own text.
 
-        It is tokenised as it is in prompts whose fields are empty, and in others.
+        The text is tokenised twice: as in a prompt with empty fields, and as in one with text.
         """
         doing = f"reading task '{self.template.task.taskname}'"
         opens = () if self.rules.bos_id is None else (self.rules.bos_id,)
@@ -213,25 +213,25 @@ class Renderer:
                 for index in range(len(self.template.segments)):
                     if index == self._answer_index:
                         self._choices_at(_for_answer(place))
-                    place = self._behind(place, index, value)
+                    place = self._after(place, index, value)
         except DataError as error:
             raise DataError(doing, found=str(error)) from error
 
     @cached_property
     def _answer_places(self) -> frozenset[_Place]:
-        """All places that an answer may have, as far as its tokens depend on them."""
+        """All places where an answer may stand, one for each way to tokenise it."""
         places = {self._opened().place}
         for index, segment in enumerate(self.template.segments[: self._answer_index]):
             values = _KINDS_OF_VALUES if isinstance(segment, Field) else ("",)
-            behind = set()
+            later = set()
             for place, value in product(places, values):
-                with suppress(DataError):  # such a prompt is refused: nothing stands behind it
-                    behind.add(self._behind(place, index, value))
-            places = behind
+                with suppress(DataError):  # such a prompt is refused: nothing follows it
+                    later.add(self._after(place, index, value))
+            places = later
         return frozenset(map(_for_answer, places))
 
-    def _behind(self, place: _Place, index: int, value: str) -> _Place:
-        """The place behind segment `index`, which stands at `place`.
+    def _after(self, place: _Place, index: int, value: str) -> _Place:
+        """The place after segment `index`, which stands at `place`.
 
         Args:
             place: where the segment stands.
@@ -257,7 +257,7 @@ class Renderer:
             max_length: longest allowed, in tokens; the truncate field is cut to fit.
 
         Raises:
-            DataError: a missing or unknown field, a value that is no text or number, or a prompt
+            DataError: a missing or unknown field, a value that is not text or a number, or a prompt
                 that is too long and cannot be cut.
         """
         values = self._values(fields, self.template.input_fields)
@@ -279,7 +279,7 @@ class Renderer:
         """
 
         def length(cut: Mapping[str, str]) -> int:
-            # Anew: a field that is cut may end otherwise, and the choices after it begin so.
+            # A cut field may end in other blanks, and then the choices have other tokens.
             return len(self._rendered(cut)) + self.label_trie(cut).longest
 
         values = self._values(fields, self.template.input_fields)
@@ -301,11 +301,11 @@ class Renderer:
             values = self._fitted(values, max_length, lambda cut: len(self._answered(cut)))
         return self._answered(values)
 
-    def head(self) -> Rendered:
-        """What every prompt of the task opens with: all that stands before the first field.
+    def opening(self) -> Rendered:
+        """What every prompt of the task begins with: all that stands before the first field.
 
-        Segments are tokenised one by one, so no value of a field can change a token of it. Blanks
-        that end its text wait for the field, and are no part of it.
+        Each segment is tokenised by itself, so no value of a field can change a token of it. Blanks
+        at its end are not a part of it: they wait for the field.
         """
         sequence = self._opened()
         for index in range(self._answer_index):
@@ -318,9 +318,9 @@ class Renderer:
         """The task's choices as a tree of tokens.
 
         Args:
-            fields: what the answer follows, empty texts if they are left out; needed only where
-                the tree is not `fixed`. Blanks at the end of a field may move into the answer, and
-                where there is no text before, the answer opens the text.
+            fields: of the prompt; by default all are empty. The tree depends on them only where it
+                is not `fixed`: blanks at the end of a field may move into the answer, and where no
+                text stands before the answer, it opens the text.
 
         Raises:
             DataError: as for `prompt`.
@@ -337,7 +337,7 @@ class Renderer:
         return trie
 
     def answers(self, fields: Mapping[str, object], texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several answers after one prompt, EOS included: what `example` ends in.
+        """The ids of several answers after one prompt, EOS included, as in `example`.
 
         Raises:
             DataError: as for `prompt`.
@@ -345,16 +345,16 @@ class Renderer:
         return self._answers(self._place_of_answer(fields), texts)
 
     def _place_of_answer(self, fields: Mapping[str, object]) -> _Place:
-        """Where the answer stands, as far as its tokens depend on it."""
+        """The place where the answer stands."""
         values = self._values(fields, self.template.input_fields)
         place = self._opened().place
         for index, segment in enumerate(self.template.segments[: self._answer_index]):
             value = values[segment.name] if isinstance(segment, Field) else ""
-            place = self._behind(place, index, value)
+            place = self._after(place, index, value)
         return _for_answer(place)
 
     def _choices_at(self, place: _Place) -> list[list[int]]:
-        """The ids of the task's choices. Two that are the same could not be told apart."""
+        """The ids of the task's choices. Two choices with equal ids are refused."""
         choices = self.template.task.choices
         answers = self._answers(place, choices)
         first: dict[tuple[int, ...], str] = {}
@@ -364,8 +364,8 @@ class Renderer:
                 raise DataError(
                     "tokenising its choices",
                     found=f"{other!r} and {choice!r} are the same tokens",
-                    expected="choices that the base's tokenizer keeps apart",
-                    fix="It may know no capitals, or lack a character: write one otherwise.",
+                    expected="choices that have different tokens in the base's tokenizer",
+                    fix="The tokenizer may ignore capitals, or lack a character: change a choice.",
                 )
         return answers
 
@@ -374,7 +374,7 @@ class Renderer:
         answers = []
         for text in texts:
             sequence = self._from(place)
-            # The layout of white space may depend on the place of the answer: it is asked there.
+            # The place of the answer decides which white space stays.
             sequence.add_text(self._laid_out(text, self._answer_index), markup=False)
             answers.append(sequence.ids + end)
         return answers
@@ -392,7 +392,7 @@ class Renderer:
                     f"field '{name}' is {shown(value)}, expected {expected_value(value)}"
                 )
             else:
-                # A text may be of a type that has a text of its own for people.
+                # `str` of a text could differ from it: a subclass may print itself otherwise.
                 values[name] = value if isinstance(value, str) else str(value)
         for name in fields:
             if name not in wanted:
@@ -422,15 +422,15 @@ class Renderer:
         Args:
             values: of all fields.
             max_length: longest allowed, in tokens.
-            length_of: what counts as the length of values.
-            what: what it counts beside the prompt, for a message.
+            length_of: the length in tokens that given values make.
+            what: what it counts besides the prompt, for a message.
 
         Raises:
             TooLongError: they do not fit, however much is cut.
         """
         field = self.template.task.truncate_field
-        # One cut leaves room for a token more (NeMo's rule), since text cut at a token may be
-        # tokenised a little differently; the rare case that still does not fit is cut again.
+        # Each cut takes one token more than needed (NeMo's rule), since the text that is left may
+        # be tokenised a little differently. In the rare case that it still does not fit, cut again.
         while (length := length_of(values)) > max_length:
             text = "" if field is None else values[field]
             count = self._tokenizer.count(text)
@@ -443,7 +443,7 @@ class Renderer:
                     fix="Shorten the example, or name a longer truncate_field in the task.",
                 )
             excess = length - max_length + 1
-            values = {**values, field: self._tokenizer.head(text, max(0, count - excess))}
+            values = {**values, field: self._tokenizer.cut_to_tokens(text, max(0, count - excess))}
         return values
 
     def _rendered(self, values: Mapping[str, str]) -> Rendered:
@@ -474,7 +474,7 @@ class Renderer:
         return sequence
 
     def _from(self, place: _Place) -> "_Sequence":
-        """What follows from a place on, nothing yet."""
+        """An empty sequence that starts at a place."""
         as_one = self.template.task.whitespace == "transformers"
         return _Sequence(self._tokenizer, as_one=as_one, place=place)
 
@@ -491,16 +491,16 @@ class Renderer:
         body = text.rstrip(" ")
         blanks = text[len(body) :]
         shorter = body.rstrip(_WHITE_SPACE)
-        if shorter != body and self._is_taken_behind(index, blanks, values):
+        if shorter != body and self._is_taken_after(index, blanks, values):
             text = shorter + blanks
         sequence.add_text(text, markup=False)
 
-    def _is_taken_behind(self, index: int, blanks: str, values: Mapping[str, str]) -> bool:
+    def _is_taken_after(self, index: int, blanks: str, values: Mapping[str, str]) -> bool:
         """Whether a token of the template takes the white space that segment `index` ends in.
 
         Args:
             index: of the segment.
-            blanks: at its end, which stand between them.
+            blanks: that end the segment, and so stand between it and the token.
             values: of the fields.
         """
         if self.template.task.whitespace != "transformers":
@@ -518,7 +518,7 @@ class Renderer:
         return False
 
     def _laid_out(self, text: str, index: int) -> str:
-        """The text of segment `index` with the white space that the task's mode leaves it."""
+        """The text of segment `index` with the white space that the task's `whitespace` keeps."""
         segments = self.template.segments
         if self.template.task.whitespace == "nemo":
             # Python's white space, which has four characters more than `_WHITE_SPACE`: transformers
@@ -531,23 +531,22 @@ class Renderer:
 
 
 def _for_answer(place: _Place) -> _Place:
-    """The same place for text that is no markup: a BOS before it makes no difference."""
+    """The same place for text that is not markup: a BOS before it makes no difference."""
     return place._replace(first=False)
 
 
 def _fixed_texts(template: Template) -> Iterator[str]:
-    """All text that is not an example's."""
+    """All text that the task itself has: of its template and its choices."""
     yield from (segment.text for segment in template.segments if isinstance(segment, Text))
     yield from template.task.choices
 
 
 class _Sequence:
-    """A sequence under construction, or what follows from a place of one on.
+    """A sequence under construction, or the rest of one from a place on.
 
     Args:
         tokenizer: the base's.
-        as_one: whether texts of the template are tokenised as if they were one with what stands
-            around them.
+        as_one: whether texts of the template are tokenised as parts of one whole text.
         place: where it starts.
     """
 

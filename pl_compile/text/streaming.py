@@ -1,12 +1,13 @@
-"""Ids to text as they arrive: at the end exactly what decoding them all at once gives.
+"""Turns ids into text as they arrive. The whole text equals that of decoding all ids at once.
 
-What is handed out is never taken back, so only text that no later token can change is handed out.
-Which text that is follows from the decoder of the tokenizer:
+Text that was handed out is never taken back. So only text that no later token can change is handed
+out. The decoder of the tokenizer says which text that is:
 
-- `ByteLevel` turns tokens into bytes, and the bytes into text: all but an unfinished character.
+- `ByteLevel` turns tokens into bytes, and the bytes into text: all but an unfinished character is
+  certain.
 - Most others write each token by itself. Only byte tokens (`<0xF0>`) wait for each other: if the
   bytes of a run are not UTF-8, the whole run becomes U+FFFD. A run is certain once it has ended.
-- A decoder that may change text far back (a pattern over several tokens, say): nothing is certain
+- A decoder may change text far back (a pattern over several tokens, say). Then nothing is certain
   before the end.
 
 The cost of a token does not grow with the answer.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HfTokenizer
 
-# These write a token by itself, or look at nothing but whether it is the first one.
+# These write each token by itself; at most they treat the first one differently.
 _BY_TOKEN = {"Replace", "ByteFallback", "Strip", "Metaspace", "WordPiece"}
 
 
@@ -28,20 +29,20 @@ class TextStream(Protocol):
     """Ids in, text out."""
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` makes certain; often none."""
+        """The text that `token_id` makes certain; often empty."""
 
     def pending(self, last: int | None = None) -> str:
-        """The text that would follow if no token came any more; it is not handed out yet.
+        """The text that would follow if no more tokens came; it is not handed out yet.
 
-        An unfinished character at its end is no text yet.
+        An unfinished character at its end is left out.
 
         Args:
-            last: how many of the tokens that wait are looked at, the latest ones; None for all.
-                Few cost little, but what stands before them might change how they are written.
+            last: look only at this many of the latest waiting tokens; None for all. A small number
+                costs little, but tokens before them might change how they are written.
         """
 
     def finish(self) -> str:
-        """The rest, once nothing can follow. An unfinished character is U+FFFD."""
+        """The rest, after the last token. An unfinished character becomes U+FFFD."""
 
 
 def open_stream(tokenizer: "HfTokenizer", left_out: Collection[int]) -> TextStream:
@@ -49,7 +50,7 @@ def open_stream(tokenizer: "HfTokenizer", left_out: Collection[int]) -> TextStre
 
     Args:
         tokenizer: its decoder is read once.
-        left_out: ids that are no text.
+        left_out: ids that are not text.
     """
     chain = decoders_of(tokenizer)
 
@@ -73,11 +74,11 @@ def open_stream(tokenizer: "HfTokenizer", left_out: Collection[int]) -> TextStre
 
 
 def decoders_of(tokenizer: "HfTokenizer") -> list[dict[str, Any]]:
-    """The decoders of a tokenizer in their order, as the file has them; none if it has none.
+    """The decoders of a tokenizer in their order, as the file has them; empty if it has none.
 
     Raises:
-        ValueError: one of them is a `Strip` at the end: on a short text the library breaks off
-            there ("slice index"), and nobody can catch it.
+        ValueError: one of them is a `Strip` at the end of texts. On a short text the library
+            aborts there ("slice index"), and the error cannot be caught.
     """
     if tokenizer.decoder is None:
         return []
@@ -107,22 +108,22 @@ def _is_byte(token: str) -> bool:
 
 
 def _is_local(chain: list[dict[str, Any]]) -> bool:
-    """Whether a token can only add text, and what it adds does not depend on tokens far back."""
+    """Whether each token only adds text, which does not depend on tokens far back."""
     kinds = [part["type"] for part in chain]
     fused = _fused(kinds)
     return set(kinds[:fused]) <= _BY_TOKEN and all(map(_is_local_in_text, chain[fused:]))
 
 
 def _fused(kinds: list[str]) -> int:
-    """Which decoder makes one text of the tokens; those behind are given the whole text."""
+    """The place of the decoder that joins the tokens; those after it are given the whole text."""
     return kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
 
 
 def _is_local_in_text(part: dict[str, Any]) -> bool:
-    """Whether a decoder that is given the whole text leaves all but its start where it is."""
+    """Whether a decoder that is given the whole text changes nothing but its start."""
     if part["type"] == "Replace":
         return len(part["pattern"].get("String", "")) == 1
-    return part["type"] in ("Fuse", "Strip")  # none strips the end: see `decoders_of`
+    return part["type"] in ("Fuse", "Strip")  # a `Strip` of the end was refused: `decoders_of`
 
 
 class _Bytes:
@@ -148,10 +149,10 @@ class _Bytes:
 
 
 class _Windows:
-    """For tokenizers that write each token by itself, but what `waits`.
+    """For tokenizers that write each token by itself, except those that `waits` names.
 
-    The latest tokens are decoded with and without the new ones: the difference is new. They are
-    needed since a decoder writes the start of a text differently.
+    A window of the latest tokens is decoded with and without the new ones: the difference is the
+    new text. The window is needed since a decoder writes the start of a text differently.
     """
 
     def __init__(
@@ -180,13 +181,13 @@ class _Windows:
         if last is None or last >= len(self._ids) - self._new:
             return self._rest().rstrip("\ufffd")
         start = len(self._ids) - last
-        # Never from the middle of a character on, which has three such bytes at most.
+        # A window never starts inside a character: at most three of its bytes continue it.
         places = range(start, max(start - 4, self._new - 1), -1)
         start = next((place for place in places if not self._continues(place)), start)
         return self._decode(self._ids[start:]).rstrip("\ufffd")
 
     def _continues(self, place: int) -> bool:
-        """Whether the token there is a byte inside of a character."""
+        """Whether the token there is a byte that continues a character."""
         token = self._token_of(self._ids[place]) or ""
         return _is_byte(token) and token[3] in "89AB"
 

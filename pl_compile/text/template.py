@@ -14,11 +14,11 @@ from pl_compile.config.sizes import MOST
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, list_problems, unknown_name
 
-# What a shell or YAML leaves in single quotes of a line end, a tab or a carriage return.
+# A line end, a tab or a carriage return that single quotes in a shell or YAML left as two letters.
 _ESCAPE = re.compile(r"\\[ntr]")
 
-# What Python's `str.format` would take for a conversion or a format: of a format, one that no name
-# is likely to end in.
+# What Python's `str.format` takes for a conversion or a format. Of formats, only those that a name
+# is unlikely to end in.
 _FORMATTED = re.compile(
     r"(?P<name>[^!:]+)(?:![rsa](?::.*)?"
     r"|:(?=.*[<>=^.,\d])(?:.?[<>=^])?[-+ ]?#?0?\d*[_,]?(?:\.\d+)?[bcdeEfFgGnosxX%]?)"
@@ -58,8 +58,8 @@ class Template:
     Attributes:
         task: the task it was parsed from.
         segments: in order; no two `Text` are neighbours.
-        answer_field: the field that the model writes, if any; then it is the last segment where
-            the loss is on the answer only, blanks after it left out.
+        answer_field: the field that the model writes, or None. Where the loss is on the answer
+            only, it is the last segment: blanks after it are left out.
     """
 
     task: TaskConfig
@@ -106,7 +106,7 @@ def parse_template(task: TaskConfig) -> Template:
 
 
 def literal_escapes(texts: Mapping[str, str]) -> list[str]:
-    r"""A line for each text, given by name, that holds "\n" as two characters, which few mean.
+    r"""A line for each text, given by name, that holds "\n" as two characters: a likely mistake.
 
     Such texts are kept as they are: one may be about backslashes.
     """
@@ -119,7 +119,7 @@ def literal_escapes(texts: Mapping[str, str]) -> list[str]:
 
 
 def without_input(template: Template) -> str:
-    """A line about a task whose requests give nothing; empty for any other."""
+    """A warning about a task whose requests give no field; empty for any other."""
     if template.input_fields or template.answer_field is None:
         return ""
     name = template.answer_field
@@ -196,7 +196,7 @@ def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]
 
 
 def _without_blanks_at_end(pieces: list[Segment]) -> list[Segment]:
-    """The pieces without blanks after a field that ends them: no text follows that has them."""
+    """The pieces without blanks after a last field: no text follows that they could move to."""
     *before, last = pieces or [Text("")]
     ends = isinstance(last, Text) and not last.text.strip(" ") and before
     return before if ends and isinstance(before[-1], Field) else pieces

@@ -2,8 +2,8 @@ r"""Text to token ids and back: the `tokenizers` library with rules of ours.
 
 1. Data is never markup: in plain text the characters of an added token are characters, whatever
    the token's settings.
-2. Some tokenizers put a blank before whatever they are given (SentencePiece style). Only the text
-   that opens a sequence may get it; pieces that continue one must not.
+2. Some tokenizers put a blank before each text (SentencePiece style). Only the text that opens a
+   sequence may get it, not the pieces that continue one.
 3. An id of text is a row of the base. A tokenizer may have tokens that its base has no row for; in
    a graph, virtual tokens stand there.
 4. Generated ids become text piece by piece (`streaming.py`).
@@ -29,7 +29,7 @@ from pl_compile.text.tokenizer_json import (
     without_special,
 )
 
-# Several times the largest tokenizers there are.
+# Several times the size of the largest known tokenizers.
 _MOST_BYTES = 128 << 20
 
 # Other forms of a tokenizer, from which transformers can make a `tokenizer.json`.
@@ -44,12 +44,12 @@ _ALL_BYTES = "".join(
 # Characters that people write, of many scripts and lengths in bytes.
 _COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
 
-# What marks a text that goes on, where a tokenizer is told so in the text: for private use.
+# Put before a text that continues one, for `_joining`. A character for private use.
 _MARK = "\ue000"
 
 
-# Since 2 the text of an added token in a field is characters, be it special or not; before, that of
-# one that is not special was the token.
+# The version of the rules of rendering. Under 2, the text of any added token in a field is plain
+# characters. Under 1 it was the token, if that was not special.
 RENDERING = 2
 
 
@@ -73,11 +73,11 @@ class Tokenizer:
     Args:
         text: the content of a `tokenizer.json`.
         name: what to call it in messages.
-        vocab: rows of the base: no text may have an id from there on. None where the ids reach no
-            base.
+        vocab: rows of the base. A text with this id or a larger one is refused. None where no
+            base will get the ids.
 
     Raises:
-        ArtifactError: the text is no tokenizer that the library can read.
+        ArtifactError: the library cannot read the text as a tokenizer.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Tokenizer:
 
         self.text = text
         self.vocab = vocab
-        # Whether added tokens are parsed is a switch of the library's object, for the special ones
-        # alone: so all are made special. One object is switched: each takes some 30 MiB and most
-        # of a runtime's time to start.
+        # The library's object has a switch for parsing added tokens, but only the special ones. So
+        # all are made special. One object is switched back and forth: a second one would take some
+        # 30 MiB and most of a runtime's time to start.
         self._switching = threading.Lock()
         try:
             marked, special = with_all_special(text)
@@ -157,12 +157,13 @@ class Tokenizer:
         return self._checked(self._encoding(text, opens=opens, markup=markup).ids, text)
 
     def encode_template(self, text: str, *, opens: bool, first: bool) -> TemplateText:
-        """A text of a template, as if it was tokenised in one with what stands around it.
+        """A text of a template, tokenised as a part of the whole text of its sequence.
 
-        That differs from `encode` in what is put before a text: added tokens divide a text, and
-        many tokenizers put a blank before each section. Where the normalizer does that, tokens that
-        are `normalized` divide nothing: they are looked for after it, with a blank of their own.
-        What the tokenizer itself puts before a text (BOS) is no part of it; the text opens then.
+        This differs from `encode` in the blanks that are put before a text. Added tokens divide a
+        text into sections, and many tokenizers put a blank before each section. Where the
+        normalizer does that, `normalized` tokens divide nothing: they are looked for after
+        normalising, in a form that has a blank too. What the tokenizer itself puts before a text
+        (BOS) is not a part of the text: if the text begins with it, the rest is the one that opens.
 
         Args:
             text: any text.
@@ -179,8 +180,8 @@ class Tokenizer:
             rest = text[encoding.offsets[len(front) - 1][1] :]
             if not rest:
                 return TemplateText(front, True, self._added[front[-1]].rstrip)
-            behind = self.encode_template(rest, opens=True, first=False)
-            return behind._replace(ids=front + behind.ids)
+            later = self.encode_template(rest, opens=True, first=False)
+            return later._replace(ids=front + later.ids)
         if not opens and self._joining is not None:
             with self._switching:
                 ids = self._checked(_encoded(self._joining, _MARK + text).ids, text)
@@ -191,8 +192,8 @@ class Tokenizer:
         last = self._added.get(ids[-1]) if ids else None
         if last is None:
             return TemplateText(ids, False, False)
-        opens_behind = self._opens_sections and not (last.normalized and self._is_normalised_open)
-        return TemplateText(ids, opens_behind, last.rstrip and self._finds_blanks(last))
+        opens_after = self._opens_sections and not (last.normalized and self._is_normalised_open)
+        return TemplateText(ids, opens_after, last.rstrip and self._finds_blanks(last))
 
     def takes_white_space(self, text: str) -> bool:
         """Whether a template's text opens with a token that takes the white space before it.
@@ -208,8 +209,8 @@ class Tokenizer:
         """How many tokens a data text has."""
         return len(self._encoding(text, opens=False, markup=False).ids)
 
-    def head(self, text: str, keep: int) -> str:
-        """The start of a data text that its first `keep` tokens cover, in whole characters."""
+    def cut_to_tokens(self, text: str, keep: int) -> str:
+        """The start of a data text: the whole characters that its first `keep` tokens cover."""
         offsets = self._encoding(text, opens=False, markup=False).offsets
         return text if keep >= len(offsets) else text[: offsets[keep][0]]
 
@@ -226,9 +227,9 @@ class Tokenizer:
 
     @property
     def rendering(self) -> int:
-        """Which rules of rendering a task's record names: see `RENDERING`.
+        """The version of the rules (`RENDERING`) that a task's record names.
 
-        1 where the tokenizer has no token that the later rules read in another way.
+        It is 1 where both versions make the same tokens: all added tokens are special.
         """
         plain = set(self.added_texts) - set(self._special_texts)
         return RENDERING if plain else 1
@@ -238,7 +239,7 @@ class Tokenizer:
         return str(self._opening.id_to_token(token_id))
 
     def difference(self, other: "Tokenizer") -> str:
-        """An example of what another tokenizer makes otherwise than this one; empty if none."""
+        """An example of a difference from another tokenizer; empty if none was found."""
         mine, others = self._opening.get_vocab(), other._opening.get_vocab()
         for name in sorted(mine.keys() | others.keys()):
             if mine.get(name) != others.get(name):
@@ -256,7 +257,7 @@ class Tokenizer:
         return ""
 
     def token_id(self, name: str) -> int | None:
-        """The id of what the vocabulary writes so; None where it has no such token."""
+        """The id of the token with this name in the vocabulary; None where it has no such token."""
         try:
             found: int | None = self._opening.token_to_id(name)
         except UnicodeEncodeError:  # half of a surrogate pair, which no vocabulary can hold
@@ -291,24 +292,25 @@ class Tokenizer:
         return found
 
     def unwritten_of_common(self) -> str:
-        """Examples of characters that people write and no token can write; none if there is none.
+        """Examples of characters that people write and no token can write; empty if none.
 
-        The tokenizers of many bases lack control characters and planes of Unicode that are empty.
+        Only common characters are tried: the tokenizers of many bases lack control characters and
+        unused planes of Unicode.
         """
         return self.unwritten(_COMMON)
 
     @cached_property
     def _writes_everything(self) -> bool:
-        """Whether no character is lost, as far as one can see without trying all."""
+        """Whether no character is lost, judged by a text that needs every byte of UTF-8."""
         try:
             ids = self._encoding(_ALL_BYTES, opens=False, markup=False).ids
         except DataError:
-            return True  # what it cannot write is refused
+            return True  # a text that it cannot write is refused
         return self.decode(ids) == _ALL_BYTES
 
     @cached_property
     def in_front(self) -> list[int]:
-        """What the tokenizer puts before a whole text."""
+        """The ids that the tokenizer puts before a whole text (often BOS)."""
         with self._switching:
             whole = _encoded(self._opening, "a", add_special_tokens=True)
         ours = whole.sequence_ids
@@ -316,7 +318,7 @@ class Tokenizer:
 
     @cached_property
     def _opens_sections(self) -> bool:
-        """Whether a blank is put before each section between added tokens, or the text alone."""
+        """Whether a blank is put before each section between added tokens, not only the text."""
         return "section" in map(prefix_of, self._parts())
 
     @cached_property
@@ -326,10 +328,10 @@ class Tokenizer:
 
     @cached_property
     def _joining(self) -> Any:
-        """Of a template's text that goes on; None where the others tell its tokens.
+        """The tokenizer of a template's text that continues one; None where `_continuing` serves.
 
-        Where the normalizer puts the blank, it also stands in the form of the tokens that are
-        `normalized`, and a tokenizer without it would not find them.
+        A normalizer that puts the blank puts it into the form of `normalized` tokens too. A
+        tokenizer without that blank would not find them.
         """
         if not self._is_normalised_open or not any(t.normalized for t in self._added.values()):
             return None
@@ -339,7 +341,7 @@ class Tokenizer:
         return joining
 
     def _finds_blanks(self, token: Any) -> bool:
-        """Whether a token finds blanks beside it: the normalizer may have made letters of them."""
+        """Whether a token can strip blanks: the normalizer may have replaced them by then."""
         normalizer = self._opening.normalizer
         return not token.normalized or normalizer is None or " " in normalizer.normalize_str("a a")
 
@@ -357,8 +359,8 @@ class Tokenizer:
             encoding = _encoded(tokenizer, text)
             if markup or self._is_bpe or self._special.isdisjoint(encoding.ids):
                 return encoding
-            # The model itself found a special token: its vocabulary lists them beside words. (A
-            # BPE makes nothing but what its merges make.)
+            # The model itself found a special token, since its vocabulary lists it like a word.
+            # (A BPE cannot: it makes only what its merges make.)
             if opens not in self._unlisted:
                 unlisted = without_special(self.text, self._special_texts)
                 self._unlisted[opens] = type(tokenizer).from_str(
@@ -386,15 +388,15 @@ class Tokenizer:
 
 
 def _without_settings(tokenizer: Any) -> None:
-    """Takes away the settings of whoever saved it; lengths are the renderer's business."""
+    """Removes settings that were saved with it; the renderer handles lengths."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if type(tokenizer.model).__name__ == "BPE":
-        tokenizer.model.dropout = None  # of its training: equal texts have equal ids
+        tokenizer.model.dropout = None  # a setting for training; equal texts must have equal ids
 
 
 def _parts_of(component: Any) -> Iterator[dict[str, Any]]:
-    """What a normalizer or a pre-tokenizer of the library is made of; nothing where it is None."""
+    """The parts of a normalizer or a pre-tokenizer of the library; nothing where it is None."""
     if component is not None:
         yield from parts_of(json.loads(component.__getstate__()))
 
@@ -403,7 +405,7 @@ def _encoded(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> 
     """What the library makes of a text.
 
     Raises:
-        DataError: there is neither a token for a part of it nor one for what is unknown.
+        DataError: a part of it has no token, and there is no token for unknown characters.
     """
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -429,7 +431,7 @@ def _id_named(token_id: int | None) -> str:
 
 
 def as_saved_by_transformers(folder: Path) -> str:
-    """The Python that writes what transformers makes of a folder's tokenizer into the folder."""
+    """Python code that has transformers write a `tokenizer.json` into a tokenizer's folder."""
     path = repr(str(folder))
     return (
         "from transformers import AutoTokenizer; "
@@ -440,13 +442,13 @@ def as_saved_by_transformers(folder: Path) -> str:
 def is_of_tokenizers(error: BaseException) -> bool:
     """Whether the library can have raised it: bare `Exception`s, and panics of Rust.
 
-    A panic's class, which nothing exports, is none of the `Exception`s.
+    The class of a panic is not exported and does not derive from `Exception`.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _of_newer_form(error: BaseException) -> str:
-    """What to do where the library finds a part of the file that it does not know."""
+    """What to do about a part of the file that the library does not know."""
     if "untagged enum" not in str(error):
         return ""
     from tokenizers import __version__

@@ -1,7 +1,6 @@
-"""The content of a `tokenizer.json`, read and changed where the library has no switch.
+"""Reads and changes the content of a `tokenizer.json` where the library has no switch for it.
 
-Each function takes and gives the file's text, or a part of it: what makes tokens of it is
-`tokenizer.py`.
+Each function takes and gives the file's text, or a part of it. `tokenizer.py` loads the result.
 """
 
 import json
@@ -12,10 +11,9 @@ from uuid import uuid4
 
 
 def with_all_special(text: str) -> tuple[str, Collection[str]]:
-    """The same tokenizer with all its added tokens special, and those that were.
+    """The same tokenizer with all its added tokens special, and the texts of those that were.
 
-    Only their list is read and written: reading all of a file of megabytes takes longer than a
-    step.
+    Only the list of added tokens is parsed: to parse megabytes takes longer than a step.
     """
     lists = list(re.finditer(r'"added_tokens"\s*:\s*(?=\[)', text))
     if len(lists) > 1:
@@ -34,7 +32,7 @@ def with_all_special(text: str) -> tuple[str, Collection[str]]:
 
 
 def prefix_of(part: dict[str, Any]) -> str:
-    """What a part of a tokenizer puts a blank before: each "section", the whole "text" or ""."""
+    """Where a part of a tokenizer puts a blank: before each "section", the "text", or "" (none)."""
     if part.get("type") == "Prepend":
         return "section" if part.get("prepend") else ""
     if part.get("add_prefix_space"):
@@ -49,7 +47,7 @@ def without_prefix(text: str) -> str:
         for part in parts_of(spec.get(key) or {}):
             kind = part.get("type")
             if kind == "Prepend":
-                # One that puts nothing there makes the library break off behind it.
+                # The library aborts after a `Prepend` of nothing.
                 part.clear()
                 part |= {"type": "Sequence", "normalizers": []}
             if kind == "Metaspace":
@@ -60,10 +58,10 @@ def without_prefix(text: str) -> str:
 
 
 def without_prefix_where_marked(text: str, mark: str) -> str:
-    """The same tokenizer, whose normalizer puts no blank before a text that opens with a mark.
+    """The same tokenizer, but its normalizer puts no blank before a text that begins with a mark.
 
-    The mark is taken away. Added tokens that are looked for in normalised text keep their form,
-    which has such a blank.
+    The mark is removed. Added tokens that are looked for in normalised text keep the form that has
+    such a blank.
     """
     spec = json.loads(text)
     for part in list(parts_of(spec.get("normalizer") or {})):
@@ -77,7 +75,7 @@ def without_prefix_where_marked(text: str, mark: str) -> str:
 
 
 def without_special(text: str, special: Collection[str]) -> str:
-    """The same tokenizer without added tokens, whose model knows no text of a special one."""
+    """The same tokenizer without added tokens; special ones are renamed in its vocabulary."""
     spec = json.loads(text)
     spec["added_tokens"] = []
     model = spec["model"]
@@ -95,7 +93,7 @@ def without_special(text: str, special: Collection[str]) -> str:
 
 
 def parts_of(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A normalizer or a pre-tokenizer and all that it is made of."""
+    """A normalizer or a pre-tokenizer and all its parts."""
     yield component
     for key in ("normalizers", "pretokenizers"):
         for part in component.get(key, ()):

@@ -1,4 +1,4 @@
-"""Where a base lies: a known name in the cache, or a Hugging Face folder of the user's."""
+"""Where a base lies: under a known name in the cache, or in a Hugging Face folder of the user."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def find_base(base: str) -> Path:
             if (folder / "config.json").is_file():
                 return folder
             is_folder = folder.is_dir()
-        except OSError as error:  # a name that is too long, a folder that may not be read
+        except OSError as error:  # the name is too long, or the folder may not be read
             raise BaseModelError(doing, found=reason_of(error)) from error
         if is_folder:
             raise BaseModelError(
@@ -47,6 +47,6 @@ def find_base(base: str) -> Path:
 
 
 def _snapshots_in(folder: Path) -> str:
-    """What to name instead of a model's folder in the cache of Hugging Face, if it is one."""
+    """What to name instead, if this is a model's folder in Hugging Face's own cache."""
     found = sorted(path.parent for path in folder.glob("snapshots/*/config.json"))
     return f"Name the snapshot in it: {' or '.join(map(str, found[:3]))}." if found else ""

@@ -1,7 +1,7 @@
-"""The fingerprint of a base: which base a table or a bundle belongs to.
+"""The fingerprint of a base. It says which base a table or a bundle belongs to.
 
-In: a base's tensors, one at a time, and its config. Out: a sha256. Independent of shards, of the
-order in the files and of keys that do not change the numbers.
+In: a base's tensors, one at a time, and its config. Out: a sha256. It does not depend on shards,
+on the order in the files, or on keys that do not change the numbers.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from pl_compile.config.floats import FLOATS
 from pl_compile.errors import BaseModelError, list_problems
 from pl_compile.shapes import Shape
 
-# Written out, so that a field that is added to DecoderConfig later changes no fingerprint. What a
-# family has of its own (`DecoderConfig.own`) enters it too.
+# Listed by name, so that a field that is added to DecoderConfig later changes no fingerprint. What
+# only one family has (`DecoderConfig.own`) is a part of it too.
 _FINGERPRINTED = (
     "family",
     "ffn",
@@ -39,21 +39,21 @@ _FINGERPRINTED = (
     "vocab",
 )
 
-# The bits of an exponent that is all ones: infinity, or no number.
+# The bits of an exponent that is all ones, which means infinity or NaN.
 _EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
     FLOATS["float32"]: np.uint32(0x7F80_0000),
     FLOATS["float16"]: np.uint16(0x7C00),
     FLOATS["bfloat16"]: np.uint16(0x7F80),
 }
 
-# How many numbers are looked at together: what fits a processor's cache.
+# How many numbers are checked at a time: as many as fit a processor's cache.
 _BLOCK = 1 << 16
 
 
 class FingerprintedCheckpoint:
-    """A checkpoint that makes the fingerprint of its base from the tensors that are read of it.
+    """A checkpoint that computes the fingerprint of its base while its tensors are read.
 
-    The sum goes over the tensors in the order of their names. Whoever asks for them in that order
+    The sum takes the tensors in the order of their names. A caller that asks for them in that order
     has each read once; a tensor that is asked for later is read again.
 
     Args:
@@ -89,25 +89,25 @@ class FingerprintedCheckpoint:
         """The tensor `name` with the shape and dtype it is stored in.
 
         Raises:
-            BaseModelError: it cannot be read; or it, or another one, holds no finite number.
+            BaseModelError: it cannot be read; or it, or another one, holds infinity or NaN.
         """
         while self._waiting and self._waiting[0] <= name:
             self._sum_next()
         if self._broken:
-            self.fingerprint()  # raises, with what is broken in all others
+            self.fingerprint()  # reads all others and raises, with all that are broken
         if self._last is not None and self._last[0] == name:
             return self._last[1]
         return self._checkpoint.tensor(name)
 
     def rows(self, name: str, rows: slice) -> Annotated[NDArray[Any], Shape("rows ...")]:
-        """Some rows of the tensor `name`; they are no part of the sum."""
+        """Some rows of the tensor `name`; they do not enter the sum."""
         return self._checkpoint.rows(name, rows)
 
     def fingerprint(self) -> str:
-        """The sha256 over the config, and the tensors' names, shapes and bytes: over all of them.
+        """The sha256 over the config and the names, shapes and bytes of all tensors.
 
         Raises:
-            BaseModelError: a tensor cannot be read, or holds what is no finite number.
+            BaseModelError: a tensor cannot be read, or holds infinity or NaN.
         """
         while self._waiting:
             self._sum_next()
@@ -117,7 +117,7 @@ class FingerprintedCheckpoint:
                 f"reading the weights of {self.folder}",
                 found=list_problems(self._broken, most=5),
                 expected="finite numbers",
-                fix="Copy the base again; if it is so where it comes from, it was trained badly.",
+                fix="Copy the base again; if its source is the same, it was trained badly.",
             )
         return self._digest.hexdigest()
 
@@ -139,7 +139,7 @@ class FingerprintedCheckpoint:
         self._digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         self._digest.update(array.reshape(-1).view(np.uint8).data)
         if not _is_finite(array, self.headers[name].kind):
-            self._broken.append(f"'{name}' holds infinity, or what is no number")
+            self._broken.append(f"'{name}' holds infinity or NaN")
         self._last = name, array
 
 
@@ -147,7 +147,7 @@ def fingerprint_base(checkpoint: Checkpoint, config: DecoderConfig) -> str:
     """The sha256 that identifies a base; all of its tensors are read.
 
     Raises:
-        BaseModelError: a tensor cannot be read, or holds what is no finite number.
+        BaseModelError: a tensor cannot be read, or holds infinity or NaN.
     """
     return FingerprintedCheckpoint(checkpoint, config).fingerprint()
 
@@ -158,7 +158,7 @@ def identify_base(name: str, checkpoint: Checkpoint, config: DecoderConfig) -> B
 
 
 def _is_finite(array: NDArray[Any], kind: str) -> bool:
-    """Whether all numbers are finite as float32; of what is no float, True."""
+    """Whether all numbers are finite as float32; True for a kind that is not a float."""
     if kind == FLOATS["float64"]:
         with np.errstate(over="ignore"):
             array, kind = array.astype(np.float32), FLOATS["float32"]

@@ -1,8 +1,8 @@
-"""One name and one layout for every weight, whatever family's checkpoint it comes from.
+"""One name and one layout for every weight, the same for all families.
 
 In: a `Checkpoint` and its `DecoderConfig`. Out: `{our name: float32 array}`. A matrix that
-multiplies activations is `[in, out]`; the embedding and the head are `[vocab, hidden]`. Which of
-these a base has, and where its checkpoint has them, its family says (`families/`).
+multiplies activations is `[in, out]`; the embedding and the LM head are `[vocab, hidden]`. A base's
+family (`families/`) says which of these it has, and where its checkpoint has them.
 
     embedding.weight                      [vocab, hidden]
     positions.weight                      [positions, hidden]       learned positions
@@ -45,7 +45,7 @@ TABLES = (_EMBEDDING, _HEAD)
 # The head of a classifier, which transformers saves beside the weights of any family.
 _CLASSIFIER = "score.weight"
 
-# In what causal masks are stored, where not as floats.
+# The types that causal masks are stored in, besides floats.
 _MASKS = ("BOOL", "U8")
 
 # How tensors end that belong to quantised weights: of bitsandbytes, GPTQ and AWQ, FP8 and
@@ -73,7 +73,7 @@ _ROWS = 1024
 
 
 def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
-    """All weights, under our names, of a base that `check_tensors` took: float32.
+    """All weights of a base that `check_tensors` accepted, under our names: float32.
 
     Tensors are asked for in the order of their names, as a `FingerprintedCheckpoint` sums them.
     """
@@ -84,7 +84,7 @@ def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
 
 
 def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> WeightArray:
-    """One weight, under our name, of a base that `check_tensors` took: float32."""
+    """One weight of a base that `check_tensors` accepted, by our name: float32."""
     weight = weights_of(config)[name]
     return _read(
         checkpoint, _stored_name(checkpoint, FAMILIES[config.family], weight.stored), weight
@@ -98,13 +98,13 @@ def _read(checkpoint: Checkpoint, name: str, weight: Weight) -> WeightArray:
 
 
 def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    """Accounts for every tensor of a base: it is read, has no effect, or is refused.
+    """Accounts for every tensor of a base: it is used, has no effect, or is refused.
 
-    No number is read, but where a base has one table twice.
+    Numbers are read only where a base stores one table twice.
 
     Raises:
         BaseModelError: tensors that are missing, have another shape than the config says, hold
-            something else than floats, or are none of this family's.
+            something else than floats, or are unknown in this family.
     """
     doing = f"reading the weights of {checkpoint.folder}"
     headers, family = checkpoint.headers, FAMILIES[config.family]
@@ -123,7 +123,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
             fix=DEQUANTIZE,
         )
     if config.layers > len(headers):
-        # A table of so many layers would fill the memory.
+        # The names of so many layers would fill the memory.
         raise BaseModelError(
             doing,
             found=f"{len(headers)} tensors",
@@ -140,7 +140,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         elif headers[name].shape != (expected := weight.form.stored_shape(weight.shape)):
             problems.append(f"'{name}' is {headers[name].shape}, expected {expected}")
     problems += [
-        f"'{name}' is no tensor of this base as config.json describes it"
+        f"'{name}' is not a tensor of this base as config.json describes it"
         for name in checkpoint.names
         if name not in read and not _has_no_effect(name, family) and name != family.head
     ]
@@ -152,7 +152,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
 
 
 def _check_prefix(checkpoint: Checkpoint, family: Family) -> None:
-    """Raises where all tensors have the names of this family, with something before them."""
+    """Raises where all names of tensors are this family's with a prefix before them."""
     embedding = family.embedding.removeprefix(family.prefix)
     prefixes = [
         name.removesuffix(embedding).removesuffix(family.prefix)
@@ -163,7 +163,7 @@ def _check_prefix(checkpoint: Checkpoint, family: Family) -> None:
         if all(name.startswith(prefix) for name in checkpoint.names):
             raise BaseModelError(
                 f"reading the weights of {checkpoint.folder}",
-                found=f"'{prefix}' before the names of all tensors: something that holds the model "
+                found=f"'{prefix}' before the names of all tensors: a wrapper around the model "
                 "was saved",
                 expected=f"names such as '{family.embedding}'",
                 fix="Save the model itself: of PEFT's, merge_and_unload(); of a data-parallel "
@@ -172,7 +172,7 @@ def _check_prefix(checkpoint: Checkpoint, family: Family) -> None:
 
 
 def _check_tied(checkpoint: Checkpoint, head: str, embedding: str) -> None:
-    """Raises unless the head that a file has is the embedding, to which config.json ties it."""
+    """Raises unless the LM head in the file equals the embedding, as config.json says."""
     vocab, _ = shape = checkpoint.headers[embedding].shape
     same = checkpoint.headers[head].shape == shape and all(
         _is_same(checkpoint.rows(head, rows), checkpoint.rows(embedding, rows))
@@ -181,7 +181,7 @@ def _check_tied(checkpoint: Checkpoint, head: str, embedding: str) -> None:
     if not same:
         raise BaseModelError(
             f"reading the weights of {checkpoint.folder}",
-            found=f"'{head}' is another table than '{embedding}', and config.json ties the two",
+            found=f"'{head}' differs from '{embedding}', and config.json ties the two",
             expected="one table, or tie_word_embeddings false",
             fix="Set tie_word_embeddings in config.json to what the base was trained with; if they "
             f"were tied, take '{head}' out.",
@@ -189,15 +189,15 @@ def _check_tied(checkpoint: Checkpoint, head: str, embedding: str) -> None:
 
 
 def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays hold the same numbers, whatever types they are stored in."""
-    # Asked each time a base is opened; most are the same bytes, which is seen without a copy.
+    """Whether two arrays hold the same numbers, in any types."""
+    # Done each time a base is opened. Most are equal bytes, which is checked without a copy.
     if one.dtype == other.dtype and np.array_equal(one.view(np.uint8), other.view(np.uint8)):
         return True
     return np.array_equal(one.astype(np.float32), other.astype(np.float32))
 
 
 def _stored_name(checkpoint: Checkpoint, family: Family, name: str) -> str:
-    """A tensor's name in these files: the published GPT-2s, and all bare models, have no prefix."""
+    """A tensor's name in these files. The published GPT-2s and all bare models have no prefix."""
     bare = name.removeprefix(family.prefix)
     return bare if name not in checkpoint.headers and bare in checkpoint.headers else name
 
@@ -212,7 +212,7 @@ def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {name: weight.shape for name, weight in weights_of(config).items()}
 
 
-# Asked for each weight; a process has one base, and the parts of it that ranks have.
+# Called for each weight. A process has few configs: of one base, and of its ranks' parts.
 @lru_cache(maxsize=16)
 def weights_of(config: DecoderConfig) -> Mapping[str, Weight]:
     """Every weight that a base of this config has, by our name."""

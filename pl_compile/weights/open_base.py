@@ -1,4 +1,4 @@
-"""A base's folder, checked before anything is built from it."""
+"""Opens a base's folder and checks it before anything is built from it."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def open_base(folder: Path) -> tuple[Checkpoint, DecoderConfig]:
     config = read_decoder_config(folder)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
-        # transformers would put it on the base where PEFT is installed, and only there.
+        # transformers would apply it to the base, but only where PEFT is installed.
         raise BaseModelError(
             f"reading the base {folder}",
             found=f"an adapter beside it, {adapter.name}",

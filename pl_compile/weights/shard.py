@@ -8,7 +8,7 @@ from pl_compile.weights.names import WeightArray, Weights, weights_of
 
 
 def shard_weights(weights: Weights, config: DecoderConfig, shard: Shard) -> Weights:
-    """What a rank holds of each weight: the part that the base's family says, or all of it.
+    """A rank's part of each weight, as the base's family says; it may be all of it.
 
     Args:
         weights: float32 arrays by our names.
@@ -24,7 +24,7 @@ def rows_of(name: str, config: DecoderConfig, shard: Shard) -> slice:
     """The rows of a weight that a rank holds.
 
     Args:
-        name: ours, or that of weights which a pass merged: only weights of the same rows are.
+        name: our name, or the name of weights that a pass merged: they have the same rows.
         config: of the whole base.
         shard: the rank's part.
     """

@@ -532,7 +532,7 @@ def test_a_prompt_that_is_no_safetensors_is_refused(bundle: Path) -> None:
     text = refusal(bundle)
 
     assert "prompt.safetensors" in text
-    assert "no safetensors: the length that such a file begins with would be too large" in text
+    assert "not safetensors: such a file begins with a length, which is too large here" in text
 
 
 @pytest.mark.parametrize(
@@ -595,7 +595,7 @@ def test_virtual_tokens_that_no_cache_holds_are_refused(bundle: Path, tamper: Ta
 
     assert refusal(bundle) == (
         f"reading task 'squad' of the bundle {bundle}: 5 virtual tokens, and a capacity of 6; "
-        "expected room for a token and an answer behind them."
+        "expected room for a token and an answer after them."
     )
 
 

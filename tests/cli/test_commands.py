@@ -169,7 +169,7 @@ def test_a_file_of_a_bundle_names_the_bundle(plc: Any, work: Path) -> None:
     code, _, err = plc("inspect", work / "bundle/base/model.onnx")
 
     assert code == 1
-    assert "no safetensors: the length" in err
+    assert "not safetensors: such a file begins with a length" in err
     assert err.endswith(f"Its bundle is looked into whole: plc inspect {work / 'bundle'}\n")
 
 
@@ -540,7 +540,7 @@ def test_a_run_does_not_write_over_the_config_that_it_is_given(
     code, _, err = plc("train", "config.yaml", "--output", ".")
 
     assert code == 1
-    assert "starting a run in .: config.yaml of no run, which the run would write over." in err
+    assert "starting a run in .: config.yaml, not of a run, which the run would overwrite." in err
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == config
 
 

@@ -75,7 +75,7 @@ def test_nothing_is_written_into_a_bundle(
     code, _, err = plc(*command.split())
 
     assert code == 2
-    assert f"is inside the bundle {bundle}, which could not be opened any more" in err
+    assert f"is inside the bundle {bundle}, which could then no longer be opened" in err
     assert contents(tmp_path) == before
 
 

@@ -729,12 +729,12 @@ def test_references_are_resolved_whole_and_within_a_text(write: Writer) -> None:
 @pytest.mark.parametrize(
     ("reference", "why"),
     [
-        ("${oc.env:HOME}", "is no reference to a key of this file"),
-        ("${eval:1+1}", "is no reference to a key of this file"),
-        ("${.seed}", "is no reference to a key of this file"),
-        ("${model.sead}", "names no key of this file"),
+        ("${oc.env:HOME}", "is not a reference to a key of this file"),
+        ("${eval:1+1}", "is not a reference to a key of this file"),
+        ("${.seed}", "is not a reference to a key of this file"),
+        ("${model.sead}", "is not a key of this file"),
         ("${model.seed}", "refers to itself"),
-        ("x${model.data}", "is no single value"),
+        ("x${model.data}", "is not a single value"),
     ],
 )
 def test_other_references_are_refused_with_their_place(
@@ -763,7 +763,7 @@ def test_references_to_a_long_text_are_refused_in_time(write: Writer) -> None:
     path = write(f"{SMALL}exp_manager: {{name: {'x' * 100_000}, version: x}}\n")
     settings = f"exp_manager.exp_dir={'${exp_manager.name}' * 5000}"
 
-    assert "makes a text without end" in refusal(path, settings)
+    assert "makes a text that is too long" in refusal(path, settings)
 
 
 def test_a_setting_replaces_a_reference_before_it_is_resolved(write: Writer) -> None:

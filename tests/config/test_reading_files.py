@@ -91,7 +91,7 @@ def test_a_text_has_at_most_the_bytes_that_its_kind_has(tmp_path: Path) -> None:
         (b"[]", "other JSON"),
         (b"null", "other JSON"),
         (b"", "Expecting value"),
-        (b"[" * 100_000, "values nested without end"),
+        (b"[" * 100_000, "values nested too deep"),
         (b'{"a": 1, "a": 2}', "the key 'a' is given twice"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),

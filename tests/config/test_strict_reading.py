@@ -260,7 +260,7 @@ def test_a_setting_that_is_no_yaml_may_be_a_text(write: Writer) -> None:
 def test_a_colon_in_a_text_of_a_file_is_named(write: Writer) -> None:
     text = MINIMAL.replace("base: ", "base: Desk: ", 1)
 
-    assert "train.yaml:1: a colon where none may stand: a text with one needs quotes" in refusal(
+    assert "train.yaml:1: an unexpected colon: put a text with a colon in quotes" in refusal(
         write(text)
     )
 
@@ -400,7 +400,7 @@ trainer:
         "Did you mean 'total_virtual_tokens'?",
         "  - train.yaml:3: 'tasks.0.total_virtual_tokens' is missing",
         "  - train.yaml:6: checking a task: taskname 'a task'; expected 1 to 64 letters, digits, "
-        "'_' or '-', not opening with '-' or '__'.",
+        "'_' or '-', not beginning with '-' or '__'.",
         "  - train.yaml:10: 'data.train' is 'train.jsonl', expected a list",
         "  - train.yaml:13: 'trainer.precision' is 'fp23', expected one of auto, fp32, bf16, fp16. "
         "Did you mean 'fp32'?",
@@ -415,7 +415,7 @@ def test_choices_that_are_empty_or_differ_in_blanks_only_are_refused(
 
     assert refusal(path) == (
         "reading train.yaml: train.yaml:3: checking the choices of task 'mood': "
-        f"{choices}; expected texts that are not empty and differ in more than white space."
+        f"{choices}; expected texts that are not empty and that differ in more than white space."
     )
 
 
@@ -522,8 +522,8 @@ def test_broken_yaml_is_refused_with_its_line(write: Writer) -> None:
     ("text", "cause"),
     [
         ("a: &x {b: 1}\nc:\n  <<: *x\n", ":3: a merge key (<<), which is not read. Write its keys"),
-        ("a: 1\n---\na: 2\n", ":2: a second document begins here (---), and one is read"),
-        ("a:\n\tb: 1\n", ":2: a tab, where YAML wants blanks"),
+        ("a: 1\n---\na: 2\n", ":2: a second document begins here (---), but only one is read"),
+        ("a:\n\tb: 1\n", ":2: a tab, where YAML needs blanks"),
         ("a: 1\nb: “c: d”\n", ":2: typographic quotes; write straight ones"),
     ],
 )
@@ -594,10 +594,10 @@ def test_a_value_that_is_not_what_it_is_said_to_be_has_its_line(
     path = write(f"seed: 1\nbase: {value}\n")
 
     assert refusal(path) == (
-        f"reading {path}: train.yaml:2: '{value.split()[-1]}', which is no {kind}; "
+        f"reading {path}: train.yaml:2: '{value.split()[-1]}', which is not of type {kind}; "
         "expected valid YAML."
     )
-    assert "which is no" in refusal(write(f"{value}: 1\n"))
+    assert "which is not of type" in refusal(write(f"{value}: 1\n"))
 
 
 def test_a_character_in_two_halves_as_json_writes_it_is_one(write: Writer) -> None:

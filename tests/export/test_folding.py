@@ -276,9 +276,7 @@ def test_a_head_longer_than_the_cache_is_refused(exported: Exported, tmp_path: P
     with pytest.raises(ExportError) as error:
         exported("llama", capacity=30)
 
-    assert "sizing the cache for task 'tone': capacity 30, and a constant head of" in str(
-        error.value
-    )
+    assert "sizing the cache for task 'tone': capacity 30, and an opening of" in str(error.value)
 
 
 def test_prefixes_are_computed_anew_by_the_weights_that_serve_them(

@@ -158,7 +158,7 @@ def tiny_bundle() -> Path:
 
 @functools.cache
 def folded_bundle() -> Path:
-    """A bundle of the two tasks of rows, whose constant heads are folded."""
+    """A bundle of the two tasks of rows, whose openings are folded."""
     return _exported(random_table(tiny_base("llama"), scratch() / "rows.safetensors"), "always")
 
 

@@ -271,7 +271,7 @@ def test_the_start_of_a_text_is_a_start_of_it(given: tuple[Case, str], keep: int
     case, data = given
     tokenizer = Tokenizer(case.text)
 
-    found = attempt(lambda: tokenizer.head(data, keep))
+    found = attempt(lambda: tokenizer.cut_to_tokens(data, keep))
 
     assert isinstance(found, PlcError) or data.startswith(found)
 
@@ -282,7 +282,13 @@ def _use(text: str) -> list[Any]:
     ids += tokenizer.encode(" <s> an", opens=False, markup=True)
     answer = AnswerText(tokenizer, ("x",))
     pieces = [answer.push(number) for number in ids]
-    return [ids, tokenizer.decode(ids), tokenizer.head("the hello", 1), pieces, answer.finish()]
+    return [
+        ids,
+        tokenizer.decode(ids),
+        tokenizer.cut_to_tokens("the hello", 1),
+        pieces,
+        answer.finish(),
+    ]
 
 
 @st.composite

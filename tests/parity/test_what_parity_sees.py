@@ -43,7 +43,7 @@ from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.training.reference import TorchEngine
-from pl_compile.training.reference_tokenizer import ReferenceTokenizer, _errors_of_strangers
+from pl_compile.training.reference_tokenizer import ReferenceTokenizer, _errors_of_transformers
 
 
 @pytest.fixture
@@ -455,14 +455,14 @@ def test_a_prompt_that_transformers_fails_at_hides_no_difference(
     }
     rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
     wrong = [
-        replace(row, rendered=row.rendered.behind(2)) if row.task == "differs" else row
+        replace(row, rendered=row.rendered.after(2)) if row.task == "differs" else row
         for row in rows
     ]
     words = ReferenceTokenizer._words
 
     def failing(self: ReferenceTokenizer, text: str) -> list[str]:
         if "in" in text:
-            with _errors_of_strangers("tokenising"):
+            with _errors_of_transformers("tokenising"):
                 raise IndexError("list index out of range")
         return words(self, text)
 

@@ -156,7 +156,7 @@ def test_all_bad_rows_of_the_fold_are_listed_with_file_and_line(fold: Path, tmp_
         "  - trainset/alarm_remove.csv:5: the intent 'alarm_set' in the file of 'alarm_remove'",
         "  - trainset/qa_maths.csv:1: the column 'intent' is missing",
         "  - trainset/qa_maths.csv:1: the column 'answer_annotation' is missing",
-        "  - testset/csv/alarm_set.csv:2: a field opens with a quote that nothing closes.",
+        "  - testset/csv/alarm_set.csv:2: a field begins with a quote that is never closed.",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -73,7 +73,7 @@ def test_empty_lines_are_no_rows_and_counted(
     prepare_csv(path, tmp_path, taskname="t", quotes=quotes)
 
     assert [row["text"] for row in read_jsonl(tmp_path / "e.jsonl")] == texts
-    assert caplog.messages == [f"e.csv: empty lines are no rows (left out: {skipped})"]
+    assert caplog.messages == [f"e.csv: empty lines are not rows (left out: {skipped})"]
 
 
 def test_an_empty_text_in_quotes_is_a_row(tmp_path: Path, read_jsonl: Reader) -> None:
@@ -164,7 +164,7 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
 
     assert str(error.value).splitlines() == [
         f"reading {path}: 5 problems:",
-        "  - bad.csv:7: a field opens with a quote that nothing closes",
+        "  - bad.csv:7: a field begins with a quote that is never closed",
         "  - bad.csv:1: column 3 has no name",
         "  - bad.csv:1: the column 'a' is there more than once",
         "  - bad.csv:3: 3 fields, the header has 5",
@@ -185,7 +185,7 @@ def test_all_problems_of_a_file_are_listed_with_their_lines(tmp_path: Path) -> N
         (b"a,b\n1,2\n\xff,3\n", "line 3: the byte 0xff; expected UTF-8. Save the file as UTF-8."),
         (
             b"a,b;c\n1,2\n",
-            "a header that comma and semicolon cut into as many fields. "
+            "a header that comma and semicolon divide into equally many fields. "
             "Choose one with --delimiter.",
         ),
     ],
@@ -334,8 +334,8 @@ def test_quotes_that_were_needless_are_taken_off_with_a_word(
 
     assert [row["text"] for row in texts(tmp_path, content, read_jsonl)][1] == "Good grief"
     assert caplog.messages == [
-        "a.csv: quotes are taken off 2 fields, first at line 3, though other fields of the column "
-        "have none; give --quotes none if they belong to the texts"
+        "a.csv: quotes are removed from 2 fields, first at line 3, though other fields of the "
+        "column have none; give --quotes none if they belong to the texts"
     ]
     caplog.clear()
     kept = texts(tmp_path, content, read_jsonl, quotes="none")
@@ -360,8 +360,8 @@ def test_quotes_behind_backslashes_are_read_where_that_is_said(
 def test_quotes_that_break_their_rules_are_listed_and_reading_goes_on(tmp_path: Path) -> None:
     assert refusal(tmp_path, 'a\tb\n"x" y\t1\nz\t2\t3\n1\t"z\n').splitlines() == [
         "3 problems:",
-        "  - a.csv:2: ' y\\t1' stands behind the closing quote of a field",
-        "  - a.csv:4: a field opens with a quote that nothing closes",
+        "  - a.csv:2: ' y\\t1' stands after the closing quote of a field",
+        "  - a.csv:4: a field begins with a quote that is never closed",
         "  - a.csv:3: 3 fields, the header has 2.",
         "Give --quotes none where quotes are characters of the texts, "
         'backslash where a field in quotes writes them as \\".',
@@ -409,7 +409,7 @@ def test_a_header_with_numbers_is_said_to_be_taken_for_one(
     tmp_path: Path, read_jsonl: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(texts(tmp_path, "a fine film\t1\nso so\t0\n", read_jsonl)) == 1
-    assert caplog.messages == ["a.csv:1 is taken for the header, with the names a fine film, 1"]
+    assert caplog.messages == ["a.csv:1 is read as the header, with the names a fine film, 1"]
 
 
 def test_a_delimiter_that_is_not_known_is_asked_about(

@@ -121,7 +121,7 @@ def test_too_few_rows_for_the_split_leave_nothing_behind(tmp_path: Path) -> None
         prepare_phrasebank(tmp_path, tmp_path / "out")
 
     assert str(error.value) == (
-        f"writing to {tmp_path / 'out'}: financial_phrase_bank_val.jsonl would hold no rows. "
+        f"writing to {tmp_path / 'out'}: financial_phrase_bank_val.jsonl would have no rows. "
         "The input has too few rows for this split."
     )
     assert not (tmp_path / "out").exists()

@@ -227,7 +227,7 @@ def test_what_is_learned_from_is_not_what_is_measured_on(folder: Path, tmp_path:
     path = next(folder.glob("*train*"))
     (folder / "link.json").symlink_to(path)
 
-    with pytest.raises(DataError, match=f"{path.name} for training and for development too"):
+    with pytest.raises(DataError, match=f"{path.name} both for training and for development"):
         prepare_squad(folder, tmp_path / "out", train_file=path.name, dev_file="link.json")
 
 

@@ -297,6 +297,6 @@ def test_choices_that_the_tokenizer_makes_one_are_refused(
 
     assert str(error.value) == (
         "reading task 'tone': tokenising its choices: 'Yes' and 'yes' are the same tokens; "
-        "expected choices that the base's tokenizer keeps apart. It may know no capitals, or lack "
-        "a character: write one otherwise."
+        "expected choices that have different tokens in the base's tokenizer. The tokenizer may "
+        "ignore capitals, or lack a character: change a choice."
     )

@@ -698,7 +698,7 @@ def test_a_template_for_transformers_gives_the_ids_of_the_whole_text(
     # BOS at the start is what the tokenizer itself puts before a text.
     expected = file.encode(text.removeprefix("<s>"), add_special_tokens=text.startswith("<s>"))
     assert real(trained) == expected.ids
-    assert len(renderer.head()) <= len(trained)
+    assert len(renderer.opening()) <= len(trained)
 
 
 def test_tasks_that_were_trained_here_keep_their_ids_behind_control_tokens() -> None:

@@ -12,7 +12,7 @@ from pl_compile.text.examples import Example
 from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.training.data.batches import BatchPlan, for_validation
+from pl_compile.training.data.batches import BatchOrder, for_validation
 from pl_compile.training.data.dataset import SkipReport, TrainingSequence, render_examples
 
 BOS, EOS = 0, 1
@@ -224,63 +224,63 @@ def test_a_report_shows_as_many_places_as_asked_for() -> None:
 # The order of a run
 
 
-def _plan(n: int = 131, *, seed: int = 3, shuffle: bool = True) -> BatchPlan:
-    return BatchPlan(n, global_batch_size=12, micro_batch_size=4, seed=seed, shuffle=shuffle)
+def _order(n: int = 131, *, seed: int = 3, shuffle: bool = True) -> BatchOrder:
+    return BatchOrder(n, global_batch_size=12, micro_batch_size=4, seed=seed, shuffle=shuffle)
 
 
-def _epoch(plan: BatchPlan, epoch: int) -> list[list[int]]:
-    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-    return [micro for step in steps for micro in plan.step(step)]
+def _epoch(order: BatchOrder, epoch: int) -> list[list[int]]:
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    return [micro for step in steps for micro in order.step(step)]
 
 
 def test_1811_examples_in_eights_make_226_steps_an_epoch() -> None:
-    plan = BatchPlan(1811, global_batch_size=8, micro_batch_size=8, seed=0)
+    order = BatchOrder(1811, global_batch_size=8, micro_batch_size=8, seed=0)
 
-    assert plan.steps_per_epoch == 226
-    assert 3 * plan.steps_per_epoch == 678
+    assert order.steps_per_epoch == 226
+    assert 3 * order.steps_per_epoch == 678
 
 
 def test_a_step_is_one_global_batch_of_equal_micro_batches() -> None:
-    plan = _plan()
+    order = _order()
 
-    for step in range(2 * plan.steps_per_epoch):
-        assert [len(micro) for micro in plan.step(step)] == [4, 4, 4]
+    for step in range(2 * order.steps_per_epoch):
+        assert [len(micro) for micro in order.step(step)] == [4, 4, 4]
 
 
 def test_an_epoch_takes_no_example_twice_and_leaves_out_less_than_a_batch() -> None:
-    plan = _plan()
+    order = _order()
 
     for epoch in range(3):
-        taken = [index for micro in _epoch(plan, epoch) for index in micro]
+        taken = [index for micro in _epoch(order, epoch) for index in micro]
         assert len(taken) == len(set(taken)) == 120
         assert set(taken) <= set(range(131))
 
 
 def test_another_epoch_has_another_order_and_leaves_out_others() -> None:
-    plan = _plan()
+    order = _order()
 
-    first, second = _epoch(plan, 0), _epoch(plan, 1)
+    first, second = _epoch(order, 0), _epoch(order, 1)
 
     assert first != second
     assert {i for micro in first for i in micro} != {i for micro in second for i in micro}
 
 
 def test_without_shuffling_every_epoch_has_the_order_of_the_files() -> None:
-    plan = _plan(shuffle=False)
+    order = _order(shuffle=False)
 
     for epoch in range(2):
-        assert [index for micro in _epoch(plan, epoch) for index in micro] == list(range(120))
+        assert [index for micro in _epoch(order, epoch) for index in micro] == list(range(120))
 
 
 def test_a_resumed_run_finds_its_place_from_the_step_alone() -> None:
-    from_the_start = _plan()
+    from_the_start = _order()
     order = [from_the_start.step(step) for step in range(25)]
 
-    assert [_plan().step(step) for step in reversed(range(25))] == order[::-1]
+    assert [_order().step(step) for step in reversed(range(25))] == order[::-1]
 
 
 def test_another_seed_is_another_order() -> None:
-    assert _plan(seed=3).step(0) != _plan(seed=4).step(0)
+    assert _order(seed=3).step(0) != _order(seed=4).step(0)
 
 
 # Validation

@@ -14,7 +14,7 @@ from pl_compile.text.render import Rendered
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
 from pl_compile.training.frozen import attention
-from pl_compile.training.frozen.attention import _PackedAttention, plan_attention
+from pl_compile.training.frozen.attention import _PackedAttention, lay_out_attention
 from pl_compile.training.frozen.layers import _RmsNorm, _SwiGlu, replace_layers
 from pl_compile.training.frozen.loss import frozen_cross_entropy
 from pl_compile.training.frozen.workspace import Workspace
@@ -46,7 +46,7 @@ def rows(task: int, lengths: Sequence[int], shared: int) -> list[TrainingSequenc
 
 LINES: dict[str, list[TrainingSequence]] = {
     "a row alone": rows(0, [4], 1),
-    "rows with a head": rows(0, [2, 1, 3], 2),
+    "rows with common tokens": rows(0, [2, 1, 3], 2),
     "padding inside a chunk": rows(0, [4, 5, 5, 1], 0),
     "two tasks": rows(0, [3, 4], 1) + rows(2, [2], 0),
 }
@@ -66,7 +66,7 @@ def test_the_gradient_of_packed_attention_is_the_numeric_one(
 ) -> None:
     batch = pack(LINES[line])
     tasks = {0} if prefix else set()  # of two tasks, the other has none
-    plan = plan_attention(batch, prefixes_of(tasks, heads[1], prefix), workspace)
+    layout = lay_out_attention(batch, prefixes_of(tasks, heads[1], prefix), workspace)
     count = len(batch.token_ids)
     query, key, value = (
         double(size, count, WIDTH, seed=seed).requires_grad_()
@@ -74,7 +74,7 @@ def test_the_gradient_of_packed_attention_is_the_numeric_one(
     )
     parts = [
         part
-        for each in plan.prefixes
+        for each in layout.prefixes
         for part in ((None, None) if each is None else (each[0, 0].clone(), each[0, 1].clone()))
     ]
     learned = [part.requires_grad_() for part in parts if part is not None]
@@ -82,33 +82,33 @@ def test_the_gradient_of_packed_attention_is_the_numeric_one(
     def attend(query: Tensor, key: Tensor, value: Tensor, *learned: Tensor) -> Tensor:
         left = list(learned)
         given = [None if part is None else left.pop(0) for part in parts]
-        output: Tensor = _PackedAttention.apply(query, key, value, 0.6, plan, *given)  # type: ignore[no-untyped-call]
+        output: Tensor = _PackedAttention.apply(query, key, value, 0.6, layout, *given)  # type: ignore[no-untyped-call]
         return output
 
     assert torch.autograd.gradcheck(attend, (query, key, value, *learned))
-    padded = any(not chunk.real.all() for chunk in plan.chunks)
+    padded = any(not chunk.real.all() for chunk in layout.chunks)
     assert padded or line != "padding inside a chunk"
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_packed_attention_is_softmax_over_head_prefix_and_the_row_itself(prefix: int) -> None:
     batch = pack(LINES["padding inside a chunk"] + rows(1, [3, 4, 1], 2))
-    plan = plan_attention(batch, prefixes_of({0, 1}, 2, prefix) if prefix else {}, None)
+    layout = lay_out_attention(batch, prefixes_of({0, 1}, 2, prefix) if prefix else {}, None)
     query = double(4, len(batch.token_ids), WIDTH, seed=1)
     key, value = (double(2, len(batch.token_ids), WIDTH, seed=seed) for seed in (2, 3))
-    parts = [part for each in plan.prefixes for part in (None, None) if each is None] or [
-        part for each in plan.prefixes if each is not None for part in each[0]
+    parts = [part for each in layout.prefixes for part in (None, None) if each is None] or [
+        part for each in layout.prefixes if each is not None for part in each[0]
     ]
 
-    found = _PackedAttention.apply(query, key, value, 0.6, plan, *parts)  # type: ignore[no-untyped-call]
+    found = _PackedAttention.apply(query, key, value, 0.6, layout, *parts)  # type: ignore[no-untyped-call]
 
     for number, group in enumerate(batch.groups):
-        head = list(range(group.head.start, group.head.start + group.head.length))
-        learned = plan.prefixes[number]
-        for span in (group.head, *group.rows):
+        common = list(range(group.common.start, group.common.start + group.common.length))
+        learned = layout.prefixes[number]
+        for span in (group.common, *group.rows):
             own = list(range(span.start, span.start + span.length))
             for at, place in enumerate(own):
-                seen = own[: at + 1] if span == group.head else head + own[: at + 1]
+                seen = own[: at + 1] if span == group.common else common + own[: at + 1]
                 for query_head in range(4):
                     keys, values = key[query_head // 2, seen], value[query_head // 2, seen]
                     if learned is not None:
@@ -121,10 +121,10 @@ def test_packed_attention_is_softmax_over_head_prefix_and_the_row_itself(prefix:
 def test_rows_are_split_where_padding_would_cost_more_than_a_quarter() -> None:
     batch = pack(rows(0, [20, 19, 18, 4, 3, 3], 0))
 
-    plan = plan_attention(batch, {}, None)
+    layout = lay_out_attention(batch, {}, None)
 
-    assert [tuple(chunk.index.shape) for chunk in plan.chunks] == [(3, 20), (3, 4)]
-    places = torch.cat([chunk.places for chunk in plan.chunks])
+    assert [tuple(chunk.index.shape) for chunk in layout.chunks] == [(3, 20), (3, 4)]
+    places = torch.cat([chunk.places for chunk in layout.chunks])
     assert sorted(places.tolist()) == list(range(len(batch.token_ids)))
 
 
@@ -134,9 +134,9 @@ def test_rows_are_split_where_their_scores_would_take_too_much(
     monkeypatch.setattr(attention, "_SCORES", 2 * 6 * 6)
     batch = pack(rows(0, [6, 6, 6, 6, 6], 0))
 
-    plan = plan_attention(batch, {}, None)
+    layout = lay_out_attention(batch, {}, None)
 
-    assert [tuple(chunk.index.shape) for chunk in plan.chunks] == [(2, 6), (2, 6), (1, 6)]
+    assert [tuple(chunk.index.shape) for chunk in layout.chunks] == [(2, 6), (2, 6), (1, 6)]
 
 
 # Norm and MLP

@@ -29,8 +29,8 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.load import load_sequences, sequence_rules
 from pl_compile.training.data.packing import pack
-from pl_compile.training.prompt import Prompt
 from pl_compile.training.run import run_training
+from pl_compile.training.soft_prompt import SoftPrompt
 from pl_compile.weights.fingerprint import fingerprint_base
 
 Sums = Callable[[Path | None], dict[str, str]]
@@ -66,7 +66,7 @@ def losses_of(base: Path, entries: Mapping[str, TaskEntry], config: TrainConfig)
     for index, task in enumerate(config.tasks):
         entry = entries[task.taskname]
         prefix = None if entry.prefix_kv is None else torch.from_numpy(entry.prefix_kv)
-        prompt = Prompt(None if prefix is not None else torch.from_numpy(entry.rows), prefix)
+        prompt = SoftPrompt(None if prefix is not None else torch.from_numpy(entry.rows), prefix)
         batch = pack([row for row in rows if row.task == index], learned_prefix=prefix is not None)
         with torch.no_grad():
             losses.append(float(frozen.token_losses(batch, {index: prompt}).mean()))

@@ -18,8 +18,8 @@ from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
-from pl_compile.training.frozen.attention import packed_attention, plan_attention
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.frozen.attention import lay_out_attention, packed_attention
+from pl_compile.training.soft_prompt import SoftPrompt
 
 RELATIVE = 1e-5
 
@@ -51,7 +51,7 @@ V0, V1, V2 = (range(count) for count in VIRTUAL)
 HEAD = text(17, 0)
 
 BATCHES: dict[str, list[TrainingSequence]] = {
-    "markers at the head": [
+    "markers at the start": [
         row(0, V0, text(length, length), answer=text(2, 90 + length)) for length in (6, 5, 9)
     ],
     "markers after fields": [
@@ -155,7 +155,7 @@ def packed_losses(
     base: FrozenBase, rows: Sequence[TrainingSequence], learned: Mapping[int, Tensor], prefix: bool
 ) -> Tensor:
     prompts = {
-        task: Prompt(prefix_kv=tensor) if prefix else Prompt(rows=tensor)
+        task: SoftPrompt(prefix_kv=tensor) if prefix else SoftPrompt(rows=tensor)
         for task, tensor in learned.items()
     }
     return base.token_losses(pack(rows, learned_prefix=prefix), prompts)
@@ -378,8 +378,8 @@ def test_a_family_names_the_options_that_its_attention_is_given(
     base = FrozenBase(tiny_bases[family])
     packed_losses(base, BATCHES["a row alone"], row_prompts(base), False)
 
-    # What changes no number: the plan says who sees whom, and nothing is dropped in a frozen base.
-    without_effect = {"plan", "dropout", "position_ids", "use_cache"}
+    # Options that change no number: the layout says which token sees which; nothing is dropped.
+    without_effect = {"layout", "dropout", "position_ids", "use_cache"}
     assert given - without_effect == FAMILIES[family].attention_options
 
 
@@ -400,12 +400,12 @@ def test_attention_of_another_kind_is_refused_and_not_computed_as_ours(
 ) -> None:
     base = load("llama")
     batch = pack(BATCHES["a row alone"])
-    plan = plan_attention(batch, {}, None)
+    layout = lay_out_attention(batch, {}, None)
     heads = torch.zeros(1, base.config.heads, len(batch.token_ids), base.config.head_dim)
 
     with pytest.raises(BaseModelError, match=f"its options {next(iter(option))}; expected none"):
-        packed_attention(base.model, heads, heads, heads, None, plan=plan, **option)
-    packed_attention(base.model, heads, heads, heads, None, plan=plan, sliding_window=None)
+        packed_attention(base.model, heads, heads, heads, None, layout=layout, **option)
+    packed_attention(base.model, heads, heads, heads, None, layout=layout, sliding_window=None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

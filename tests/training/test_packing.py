@@ -33,10 +33,10 @@ def test_each_row_follows_its_tasks_head_and_tasks_follow_each_other() -> None:
     assert batch.tasks.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 3]
     alone, together = batch.groups
-    assert (alone.task, alone.head, alone.rows) == (0, Span(0, 0), (Span(0, 3),))
-    assert (together.task, together.head) == (1, Span(3, 3))
+    assert (alone.task, alone.common, alone.rows) == (0, Span(0, 0), (Span(0, 3),))
+    assert (together.task, together.common) == (1, Span(3, 3))
     assert together.rows == (Span(6, 2), Span(8, 1))
-    # The last token of the head predicts the first own token of both rows.
+    # The last common token predicts the first own token of both rows.
     assert batch.targets.tolist() == [6, 8, 9, 6]
     assert batch.loss_at.tolist() == [1, 5, 6, 5]
     assert batch.target_tasks.tolist() == [0, 1, 1, 1]
@@ -98,7 +98,7 @@ def micro_batches(draw: st.DrawFn) -> tuple[list[TrainingSequence], bool]:
         task = draw(st.integers(0, 2))
         ids = draw(st.lists(st.integers(1, 2), min_size=1, max_size=9))
         count = virtual[task]
-        # A prefix stands at the head; rows of a prompt stand where the template says.
+        # A prefix stands at the start; rows of a prompt stand where the template says.
         place = 0 if learned_prefix else draw(st.integers(0, min(2, len(ids))))
         numbers = [*([-1] * place), *range(count), *([-1] * (len(ids) - place))]
         real = [*ids[:place], *([0] * count), *ids[place:]]
@@ -107,9 +107,9 @@ def micro_batches(draw: st.DrawFn) -> tuple[list[TrainingSequence], bool]:
     return rows, learned_prefix
 
 
-def _seen(batch: PackedBatch, place: int, head: Span, own: Span) -> list[tuple[int, int, int]]:
+def _seen(batch: PackedBatch, place: int, common: Span, own: Span) -> list[tuple[int, int, int]]:
     """Id, virtual row and position of each token that a row's token at `place` sees."""
-    places = list(range(head.start, head.start + head.length))
+    places = list(range(common.start, common.start + common.length))
     if place not in places:
         places += range(own.start, place + 1)
     kept = [at for at in places if at <= place]
@@ -138,12 +138,12 @@ def test_every_target_is_there_once_and_is_predicted_by_all_that_stood_before_it
         ids, numbers = row.rendered.token_ids.tolist(), row.rendered.virtual_rows.tolist()
         first = sum(number >= 0 for number in numbers) if learned_prefix else 0
         whole = [*zip(ids, numbers, range(len(ids)), strict=True)][first:]
-        assert _seen(batch, span.start + span.length - 1, group.head, span) == whole
+        assert _seen(batch, span.start + span.length - 1, group.common, span) == whole
         for index in range(first + 1, len(ids)):
             if row.in_loss[index]:
                 place, target = found.pop(0)
                 assert target == ids[index]
-                assert _seen(batch, place, group.head, span) == whole[: index - first]
+                assert _seen(batch, place, group.common, span) == whole[: index - first]
                 assert batch.tasks[place] == row.task
     assert found == []
     assert batch.target_tasks.tolist() == batch.tasks[batch.loss_at].tolist()
@@ -169,8 +169,8 @@ def test_what_the_rows_of_a_task_share_stands_in_the_line_once(
             for length in range(min(map(len, tokens)))  # each row keeps one token at least
             if len({tuple(row[:length]) for row in tokens}) == 1
         ]
-        assert group.head.length == (max(shared) if len(tokens) > 1 else 0)
-        for span in (group.head, *group.rows):
+        assert group.common.length == (max(shared) if len(tokens) > 1 else 0)
+        for span in (group.common, *group.rows):
             taken += range(span.start, span.start + span.length)
     assert taken == list(range(len(batch.token_ids)))
 

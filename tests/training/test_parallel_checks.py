@@ -15,7 +15,7 @@ from pl_compile.families.read import read_decoder_config
 from pl_compile.testing import tiny_train_config
 from pl_compile.training.parallel import check_parallel
 from pl_compile.training.run import run_training
-from pl_compile.training.team import ALONE, Team, leads, processes, team_of, told_by_the_leader
+from pl_compile.training.team import ALONE, Team, leads, only_the_leader_raises, processes, team_of
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_of_an_error_that_all_meet_only_rank_0_tells(
     tiny_bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tmp_path, tiny_bases["llama"])
-    monkeypatch.setattr("pl_compile.training.team._SECONDS_TO_TELL", 0)
+    monkeypatch.setattr("pl_compile.training.team._SECONDS_TO_REPORT", 0)
     started = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     for name, value in started.items():
         monkeypatch.setenv(name, value)
@@ -149,11 +149,11 @@ def test_of_an_error_that_all_meet_only_rank_0_tells(
 
 
 def test_the_others_leave_with_the_exit_code_of_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pl_compile.training.team._SECONDS_TO_TELL", 0)
+    monkeypatch.setattr("pl_compile.training.team._SECONDS_TO_REPORT", 0)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
 
-    with pytest.raises(SystemExit) as caught, told_by_the_leader():
+    with pytest.raises(SystemExit) as caught, only_the_leader_raises():
         raise OptionError("testing", found="a fault")
 
     assert caught.value.code == 2

@@ -292,7 +292,7 @@ from pl_compile.errors import ArtifactError
 from pl_compile.training import team as module
 from pl_compile.training.team import team_of
 
-module._SECONDS_TO_TELL = 0  # the leader does not end here
+module._SECONDS_TO_REPORT = 0  # the leader does not end here
 ports, seen = iter(sys.argv[1:]), {}
 
 def team(tensor_size=1):
@@ -328,7 +328,7 @@ print(json.dumps(seen))
 """
 
 
-def test_a_team_adds_up_and_has_one_voice() -> None:
+def test_a_team_adds_up_and_only_the_leader_reports() -> None:
     ports = map(str, free_ports(4))
 
     with started(["-c", TEAMWORK, *ports], 2, stdout=subprocess.PIPE) as team:

@@ -25,7 +25,7 @@ from pl_compile.training.methods.first_tokens import tokens_of_text, tokens_of_v
 from pl_compile.training.methods.no_prompts import NoPrompts
 from pl_compile.training.methods.p_tuning import PTuning
 from pl_compile.training.methods.prompt_method import PromptMethod
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 from pl_compile.training.table import trained_entries
 
 LONG_NAME = "a_taskname_of_many_tokens"
@@ -350,8 +350,8 @@ def test_names_that_an_encoder_cannot_tell_apart_are_refused(
 
     assert str(error.value) == (
         "building the p-tuning encoder: tasks 'the_very_same_start_a' and 'the_very_same_start_b' "
-        "have names with the same first 3 tokens; expected names that differ there: they are what "
-        "tells the tasks apart. Rename one, or give more virtual tokens."
+        "have names with the same first 3 tokens; expected names that differ there, since "
+        "the encoder tells tasks apart by them. Rename one, or give more virtual tokens."
     )
 
 
@@ -372,7 +372,7 @@ START = "what is it?"
 
 
 def sequence(ids: list[int], virtual: int, *, answer: int) -> TrainingSequence:
-    """Virtual tokens at the head, then `ids`; the last `answer` of them are learned."""
+    """Virtual tokens at the start, then `ids`; the last `answer` of them are learned."""
     rows = np.asarray([*range(virtual), *([-1] * len(ids))], np.int64)
     all_ids = np.asarray([0] * virtual + ids, np.int64)
     start = len(all_ids) - answer
@@ -403,7 +403,7 @@ def test_a_prefix_starts_as_what_the_base_computes_for_the_text_itself(
         )
         expected = base.token_losses(
             pack([sequence([*front, *ids], 0, answer=3)]),
-            {0: Prompt()},
+            {0: SoftPrompt()},
         )
 
     assert method.learned_prefix
@@ -453,7 +453,7 @@ def test_a_prefix_that_is_not_at_the_head_is_refused(
         method_of(config_of(virtual_prompt_style="prefix-tuning", tasks=[task]), base, tokenizer)
 
     assert str(error.value) == (
-        "starting the prefix of task 'order': a template with virtual tokens after its head; "
+        "starting the prefix of task 'order': a template with virtual tokens after its start; "
         "expected one marker, at the very start: a prefix stands before everything. "
         "Move the marker to the start, or choose prompt-tuning or p-tuning."
     )
@@ -482,5 +482,5 @@ def test_no_prompts_are_nothing_and_train_nothing(
     method = method_of(config_of(virtual_prompt_style="no-prompts"), base, tokenizer)
 
     assert isinstance(method, NoPrompts)
-    assert method.prompt(0) == method.prompt(1) == Prompt(rows=None, prefix_kv=None)
+    assert method.prompt(0) == method.prompt(1) == SoftPrompt(rows=None, prefix_kv=None)
     assert list(method.parameters()) == []

@@ -476,8 +476,8 @@ def _state(**changes: object) -> str:
     ("metadata", "said"),
     [
         ({"identity": None}, "a checkpoint without 'identity'"),
-        ({"identity": "{"}, "metadata 'identity' that is no JSON"),
-        ({"identity": "[" * 100_000}, "metadata 'identity' that is no JSON"),
+        ({"identity": "{"}, "metadata 'identity' that is not JSON"),
+        ({"identity": "[" * 100_000}, "metadata 'identity' that is not JSON"),
         ({"identity": "7"}, "does not say which run it belongs to"),
         ({"identity": '{"config": {"trainer": {"precision": ["x"]}}}'}, "the precision ['x']"),
         ({"scaler": None}, "a checkpoint without 'scaler'"),

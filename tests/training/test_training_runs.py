@@ -43,9 +43,9 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
-from pl_compile.training.prompt import Prompt
 from pl_compile.training.read_config import read_train_config
 from pl_compile.training.run import run_training
+from pl_compile.training.soft_prompt import SoftPrompt
 
 Records = Callable[[Path], list[dict[str, Any]]]
 Sums = Callable[[Path | None], dict[str, str]]
@@ -195,7 +195,7 @@ def test_a_table_gives_the_loss_that_was_validated(
     rows = load_sequences(config, config.data.validation, base.config, tokenizer, rules, SILENT)
     entries = read_prompt_table(tmp_path / "run/prompts.safetensors").entries
     for index, task in enumerate(result.tasks):
-        prompt = Prompt(rows=torch.from_numpy(entries[task.taskname].rows))
+        prompt = SoftPrompt(rows=torch.from_numpy(entries[task.taskname].rows))
         batch = pack([row for row in rows if row.task == index])
         with torch.no_grad():
             loss = base.token_losses(batch, {index: prompt}).mean()
@@ -412,7 +412,7 @@ def test_a_prefix_with_a_bos_inside_is_trained_and_stands_before_everything(
         assert bare.token_ids[0] == 0
         sequence = TrainingSequence(0, bare, np.arange(len(bare)) >= bare.answer_start)
         with torch.no_grad():
-            losses.append(base.token_losses(pack([sequence]), {0: Prompt()}))
+            losses.append(base.token_losses(pack([sequence]), {0: SoftPrompt()}))
     assert float(torch.cat(losses).mean()) == pytest.approx(task.loss_without_prompt, rel=1e-5)
 
 

@@ -101,7 +101,7 @@ def test_a_tensor_that_is_not_read_is_refused_by_name(
 ) -> None:
     folder = altered(tiny_bases["llama"], tmp_path / "base", adding({name: torch.ones(3)}))
 
-    assert f"'{name}' is no tensor of this base as config.json describes it" in refusal(folder)
+    assert f"'{name}' is not a tensor of this base as config.json describes it" in refusal(folder)
 
 
 def test_tensors_of_older_releases_change_nothing(
@@ -195,7 +195,7 @@ def test_weights_that_are_not_finite_are_refused(
 
     text = refusal(altered(tiny_bases["llama"], tmp_path / "base", changing(NORM, last_number)))
 
-    assert f"'{NORM}' holds infinity, or what is no number" in text
+    assert f"'{NORM}' holds infinity or NaN" in text
 
 
 def test_the_largest_numbers_are_finite_and_those_beyond_float32_are_not(
@@ -251,10 +251,13 @@ def shard(folder: Path, index: Callable[[dict[str, object]], object], *, twice: 
 @pytest.mark.parametrize(
     ("index", "named"),
     [
-        (lambda places: {**places, "x": "../llama/model.safetensors"}, "which is no file beside"),
-        (lambda places: {**places, "x": "/model.safetensors"}, "which is no file beside it"),
-        (lambda places: {**places, "x": "a\0b"}, "which is no file beside it"),
-        (lambda places: {**places, "x": 3}, "which is no file beside it"),
+        (
+            lambda places: {**places, "x": "../llama/model.safetensors"},
+            "which is not a file beside",
+        ),
+        (lambda places: {**places, "x": "/model.safetensors"}, "which is not a file beside it"),
+        (lambda places: {**places, "x": "a\0b"}, "which is not a file beside it"),
+        (lambda places: {**places, "x": 3}, "which is not a file beside it"),
         (lambda places: {**places, "x": "x" * 5000}, "model.safetensors.index.json"),
         (lambda places: {**places, "x": "c.safetensors"}, "there is no c.safetensors"),
         (lambda places: {**places, "x": "a.safetensors"}, "'x' is not in it"),

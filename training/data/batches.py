@@ -1,4 +1,4 @@
-"""Which sequences go together, in which order.
+"""The order of training: which sequences form a step.
 
 The order is a pure function of seed and epoch, so a resumed run finds its place from the step
 number alone. Lengths play no part in it: rows are packed without padding (`packing.py`).
@@ -15,7 +15,7 @@ from pl_compile.training.data.dataset import TrainingSequence
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchOrder:
     """The order of a run.
 
     Attributes:
@@ -23,7 +23,7 @@ class BatchPlan:
         global_batch_size: examples per step.
         micro_batch_size: examples per micro-batch.
         seed: of the shuffles.
-        shuffle: whether each epoch has an order of its own; else all have the examples' order.
+        shuffle: whether each epoch has its own order; otherwise all have the order of the examples.
     """
 
     examples: int
@@ -34,7 +34,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in one pass; the rest is dropped, another rest each time."""
+        """Whole global batches in one pass. The rest is dropped; it differs from pass to pass."""
         return self.examples // self.global_batch_size
 
     def step(self, step: int) -> list[list[int]]:
@@ -57,6 +57,6 @@ def _order(examples: int, seed: int, epoch: int | None) -> NDArray[np.int64]:
 def for_validation(
     sequences: Sequence[TrainingSequence], batch_size: int
 ) -> list[list[TrainingSequence]]:
-    """All sequences in batches, neighbours alike: there the order is free."""
+    """All sequences in batches, sorted by task and length: in validation the order is free."""
     ordered = sorted(sequences, key=lambda sequence: (sequence.task, len(sequence)))
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]

@@ -1,4 +1,4 @@
-"""Rendered examples kept between runs: a file named by the hash of all that they follow from.
+"""Keeps rendered examples between runs, in a file named by the hash of all that they depend on.
 
     <sha256 of the key parts>.safetensors
         token_ids, virtual_rows    int32 [tokens], the sequences one after the other
@@ -8,8 +8,8 @@
         notes                      uint8: JSON of each `where`, and of the `SkipReport`
         metadata                   "key": the file's own name; "sha256": of all tensors
 
-Nothing is pickled, and a file that is not whole is made again. Processes may share the folder:
-files appear whole, and where two make the same one, either will do.
+Nothing is pickled, and a damaged file is made again. Processes may share the folder: files are
+written whole or not at all, and if two processes write the same one, either is right.
 """
 
 import hashlib
@@ -50,9 +50,9 @@ from pl_compile.training.data import dataset
 from pl_compile.training.data.dataset import SkipReport, TrainingSequence
 from pl_compile.weights.bases import cache_folder
 
-# Of the file's form. What rendering does is in the key as the text of these modules: a release
-# number would not change while somebody works on them. Here stands all that they import of the
-# rooms `config/` and `text/`, since a module may be divided.
+# The version of the file's form. The rules of rendering enter the key as the text of the modules
+# below, since a release number does not change while they are edited. The list has all modules of
+# `config/` and `text/` that they import, so that a module can be divided.
 _VERSION = 2
 _CODE = (
     *(lfs, plain_values, sizes, strict_json, task, utf8),
@@ -62,12 +62,12 @@ _CODE = (
 
 MAX_BYTES = 2 << 30
 
-# Ours, and what a killed process leaves of it (`write_atomically`).
+# Names of our files, and of what a killed process leaves of them (`write_atomically`).
 _OUR_NAME = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\.[0-9a-f]+)?")
 
 
 def datasets_folder() -> Path:
-    """Where rendered examples are kept: beside the fetched bases."""
+    """The folder where rendered examples are kept, beside the fetched bases."""
     return cache_folder() / "datasets"
 
 
@@ -79,7 +79,7 @@ def dataset_key(
     max_length: int,
     min_length: int,
 ) -> dict[str, str]:
-    """The key parts of the examples of some files: all that `render_examples` follows from.
+    """The parts of the key of some files' examples: all that the result of rendering depends on.
 
     Args:
         base_tokenizer: the base's.
@@ -115,21 +115,21 @@ def cached(
     max_bytes: int = MAX_BYTES,
     progress: Progress = SILENT,
 ) -> tuple[list[TrainingSequence], SkipReport]:
-    """What `make` gives, from the folder where it was kept there.
+    """The result of `make`, or the same from an earlier run.
 
     Args:
-        key_parts: all that the result follows from; a change of any is another file.
-        make: renders the examples; what it raises is raised.
-        folder: where files are kept; `datasets_folder()` if None.
-        max_bytes: of all files; those that were not used for longest go.
-        progress: is told where the result cannot be kept.
+        key_parts: all that the result depends on; if one changes, the file is another one.
+        make: renders the examples; its exceptions are passed on.
+        folder: where files are kept; if None, `datasets_folder()`.
+        max_bytes: of all files together; the least recently used ones are removed.
+        progress: gets a message where the result cannot be kept.
     """
     folder = folder or datasets_folder()
     text = json.dumps([_VERSION, sorted(key_parts.items())])
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
     kept = _read(path)
     if kept is not None:
-        with suppress(OSError):  # a folder that may only be read
+        with suppress(OSError):  # the folder may be read-only
             os.utime(path)
         return kept
     made = make()
@@ -153,14 +153,14 @@ def _encode(key: str, sequences: list[TrainingSequence], report: SkipReport) -> 
         "offsets": np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         "task": np.asarray([sequence.task for sequence in sequences], np.int32),
         "answer_start": np.asarray([r.answer_start for r in rendered], np.int32),
-        # Escaped: a path may hold what UTF-8 cannot write.
+        # Escaped, since a path may hold bytes that are not UTF-8.
         "notes": np.frombuffer(json.dumps(notes).encode("ascii"), np.uint8),
     }
     return save(tensors, {"key": key, "sha256": _sum(tensors)})
 
 
 def _read(path: Path) -> tuple[list[TrainingSequence], SkipReport] | None:
-    """What a file holds; None where there is none, or not all of it."""
+    """The content of a file; None where there is no such file or it is damaged."""
     try:
         file = read_tensor_file(path, doing=f"reading {path}")
     except ArtifactError:
@@ -196,7 +196,7 @@ def _sum(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _drop_oldest(folder: Path, max_bytes: int) -> None:
-    """Removes the files that were not used for longest until the others fit."""
+    """Removes the least recently used files until the others fit."""
     files = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process removed it first

@@ -1,7 +1,7 @@
-"""Examples to training sequences: rendered once, with their loss mask, and what was left out.
+"""Renders examples into training sequences with loss masks, and reports those that are left out.
 
-In: `Example`s and a `Renderer` per task. Out: `TrainingSequence`s. Nothing is left out silently:
-each example that is not used is in the `SkipReport` with its reason.
+In: `Example`s and a `Renderer` per task. Out: `TrainingSequence`s. No example is left out silently:
+each one that is not used is in the `SkipReport` with its reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class TrainingSequence:
     Attributes:
         task: index of its task in the run.
         rendered: real and virtual tokens.
-        in_loss: bool `[seq]`; whether the model is asked to predict this token.
+        in_loss: bool `[seq]`; whether the loss covers the prediction of this token.
         where: file and line of the example.
     """
 
@@ -37,7 +37,7 @@ class TrainingSequence:
         return len(self.rendered)
 
     def without_virtual(self) -> "TrainingSequence":
-        """The same example as the base alone would see it."""
+        """The same example without virtual tokens, for the base alone."""
         real = self.rendered.virtual_rows < 0
         rendered = self.rendered.without_virtual()
         return TrainingSequence(self.task, rendered, self.in_loss[real], self.where)
@@ -47,15 +47,17 @@ class TrainingSequence:
 class SkipReport:
     """Which examples were left out, and why; and which are used without some of their text.
 
+    Places are files and lines.
+
     Attributes:
-        total: examples in all.
-        places: where those that were left out stand, by reason.
-        unwritten: where those stand that hold characters the tokenizer cannot write.
+        total: how many examples there are.
+        places: the places of examples that were left out, by reason.
+        unwritten: the places of examples with characters that the tokenizer cannot write.
         characters: these characters, each once.
-        cut: the tokens that examples lost, by their place, to fit.
-        max_length: what they had to fit, in tokens.
-        without_answer: where those stand that are used and whose answer is empty.
-        without_input: where those stand that are used and whose input fields are all empty.
+        cut: how many tokens were cut from an example to fit, by its place.
+        max_length: the longest allowed length, in tokens.
+        without_answer: the places of used examples whose answer is empty.
+        without_input: the places of used examples whose input fields are all empty.
     """
 
     total: int = 0
@@ -77,7 +79,7 @@ class SkipReport:
         self.places.setdefault(reason, []).append(where)
 
     def note_unwritten(self, characters: str, where: str) -> None:
-        """Notes the characters that an example loses, if there are any."""
+        """Notes the characters of an example that cannot be written, if there are any."""
         if characters:
             self.unwritten.append(where)
             self.characters = "".join(dict.fromkeys(self.characters + characters))
@@ -130,7 +132,7 @@ def render_examples(
         renderers: by taskname; their order numbers the tasks.
         max_length: longest sequence in tokens, all included.
         min_length: shortest.
-        progress: who is told.
+        progress: gets messages.
 
     Raises:
         DataError: no example fits, or some cannot be rendered: all of these, each with its place.

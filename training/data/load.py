@@ -20,10 +20,10 @@ from pl_compile.weights.bases import find_base
 
 
 def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenizer) -> SequenceRules:
-    """What opens and ends the run's sequences.
+    """The BOS and the end tokens of the run's sequences.
 
     The first of the base's end tokens is learned; the others end an answer too. Without `add_eos`
-    none does: such answers end elsewhere.
+    no token ends an answer.
 
     Raises:
         BaseModelError: the base's files name an end token that it does not have.
@@ -40,7 +40,7 @@ def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenize
         if wanted and token_id is None:
             raise ConfigError(
                 f"reading data.{key}",
-                found=f"true, but the base '{config.base}' names no such token",
+                found=f"true, but the base '{config.base}' does not name such a token",
                 fix=f"Set data.{key}: false.",
             )
     bos_id = base.bos_id if config.data.add_bos else None
@@ -48,12 +48,12 @@ def sequence_rules(config: TrainConfig, base: DecoderConfig, tokenizer: Tokenize
 
 
 def check_lengths(config: TrainConfig, base: DecoderConfig, progress: Progress) -> None:
-    """Refuses tasks whose virtual tokens leave no room, before any example is read.
+    """Refuses tasks whose virtual tokens leave no room for text, before any example is read.
 
     Args:
         config: tasks and lengths.
         base: its longest sequence.
-        progress: told of a length that the base does not have.
+        progress: gets a message about a length that is beyond the base's.
 
     Raises:
         ConfigError: all such tasks.
@@ -87,7 +87,7 @@ def load_sequences(
     rules: SequenceRules,
     progress: Progress,
 ) -> list[TrainingSequence]:
-    """The sequences of the examples in `paths`; what is left out is told.
+    """The sequences of the examples in `paths`; `progress` gets what is left out.
 
     Args:
         config: tasks and lengths.
@@ -95,10 +95,10 @@ def load_sequences(
         base: its longest sequence.
         tokenizer: the base's.
         rules: BOS and EOS.
-        progress: who is told.
+        progress: gets messages.
 
     Raises:
-        DataError: whatever is wrong with the examples.
+        DataError: something is wrong with the examples.
     """
     if not paths:
         return []
@@ -129,10 +129,10 @@ def load_sequences(
 
 
 def _check_files(paths: Sequence[Path]) -> None:
-    """Refuses what cannot be read, and what can be read once only.
+    """Refuses files that cannot be read, or can be read only once.
 
-    A file is read more than once: for its examples, and for the sum by which a run that is resumed
-    knows that it is the same.
+    A file is read more than once: for its examples, and for the sum by which a resumed run checks
+    that it is the same file.
     """
     problems = []
     for path in paths:

@@ -1,10 +1,10 @@
-"""Rows of a micro-batch laid end to end, without padding, and what they share computed once.
+"""Lays the rows of a micro-batch end to end, without padding; tokens that rows share stand once.
 
 In: training sequences. Out: a `PackedBatch`: one line of tokens for everything that works token by
-token, and a description of who may attend to whom. Rows of a task open alike: virtual tokens, and
-the fixed text up to the first field. In a causal model nothing that stands later can change what
-these tokens compute, so each task's common head stands in the line once and all its rows attend to
-it. The loss and its gradient are those of the padded batch.
+token, and a description of which tokens attend to which. Rows of a task begin with the same tokens:
+virtual tokens, and the fixed text up to the first field. In a causal model, later tokens cannot
+change what these tokens compute. So this common start of a task's rows stands in the line once, and
+all the rows attend to it. The loss and its gradient are those of the padded batch.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pl_compile.training.data.dataset import TrainingSequence
 
-# To ask a GPU for them would be to wait for it.
+# They stay on the CPU: reading them from a GPU would wait for it.
 _ON_CPU = ("virtual_rows", "tasks")
 
 
@@ -36,13 +36,13 @@ class Group:
 
     Attributes:
         task: its number.
-        head: what all its rows open with; may be empty.
-        rows: what each row has of its own. It attends to itself, to the head, and to the task's
-            learned prefix where there is one.
+        common: the tokens that all its rows begin with; may be empty.
+        rows: the other tokens of each row. They attend to their row, to the common tokens, and to
+            the task's learned prefix where there is one.
     """
 
     task: int
-    head: Span
+    common: Span
     rows: tuple[Span, ...]
 
 
@@ -53,10 +53,10 @@ class PackedBatch:
     Attributes:
         token_ids: int64 `[tokens]`; 0 where virtual.
         virtual_rows: int64 `[tokens]`; the row of the task's prompt, -1 where the token is real.
-            Always on the CPU, as what follows from it is worked out there.
+            Always on the CPU, where it is used.
         tasks: int64 `[tokens]`; likewise.
         positions: int64 `[tokens]`; a learned prefix takes the first ones.
-        groups: who attends to whom.
+        groups: which tokens attend to which.
         loss_at: int64 `[targets]`; the place in the line that predicts each target.
         targets: int64 `[targets]`; token ids.
         target_tasks: int64 `[targets]`.
@@ -72,7 +72,7 @@ class PackedBatch:
     target_tasks: Tensor
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The batch with what is computed with on another device."""
+        """The batch with the tensors that the base computes with on another device."""
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
@@ -86,8 +86,8 @@ def pack(sequences: Sequence[TrainingSequence], *, learned_prefix: bool = False)
 
     Args:
         sequences: its rows.
-        learned_prefix: whether the virtual tokens that open each row are keys and values that were
-            learned, and so not in the line. The first real token then has nothing that predicts it.
+        learned_prefix: whether the virtual tokens at the start of each row are learned keys and
+            values, and so not in the line. Then no token predicts the first real token.
     """
     line = _Line()
     groups = []
@@ -104,7 +104,7 @@ class _Row:
         virtual = sequence.rendered.virtual_rows
         learned = np.flatnonzero((virtual >= 0) & learned_prefix)
         self.first = len(learned)  # position
-        start = int(learned[-1]) + 1 if self.first else 0  # a BOS before the prefix is inside of it
+        start = int(learned[-1]) + 1 if self.first else 0  # a BOS before the prefix is a part of it
         self.ids = sequence.rendered.token_ids[start:]
         self.virtual = virtual[start:]
         self.in_loss = sequence.in_loss[start:]
@@ -122,17 +122,17 @@ class _Line:
         self._losses: list[tuple[NDArray[np.int64], ...]] = []
 
     def add(self, task: int, rows: Sequence[_Row]) -> Group:
-        """Appends the rows of a task, their common head in front."""
-        shared = _common_head(rows)
-        head = self._append(task, rows[0], 0, shared)
+        """Appends the common tokens of a task's rows, and then the rest of each row."""
+        shared = _common_start(rows)
+        common = self._append(task, rows[0], 0, shared)
         spans = []
         for row in rows:
             span = self._append(task, row, shared, len(row))
             wanted = np.flatnonzero(row.in_loss[1:])  # the token after it is a target
-            place = np.where(wanted < shared, head.start, span.start - shared) + wanted
+            place = np.where(wanted < shared, common.start, span.start - shared) + wanted
             self._losses.append((place, row.ids[wanted + 1], np.full_like(place, task)))
             spans.append(span)
-        return Group(task, head, tuple(spans))
+        return Group(task, common, tuple(spans))
 
     def _append(self, task: int, row: _Row, start: int, end: int) -> Span:
         span = Span(self._length, end - start)
@@ -153,8 +153,8 @@ def _joined(parts: Sequence[NDArray[np.int64]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def _common_head(rows: Sequence[_Row]) -> int:
-    """How many tokens all rows open with; each row keeps one at least, and one row shares none."""
+def _common_start(rows: Sequence[_Row]) -> int:
+    """How many tokens all rows begin with, except the last of a row; 0 for a single row."""
     if len(rows) == 1:
         return 0
     length = min(map(len, rows)) - 1

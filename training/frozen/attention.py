@@ -1,8 +1,8 @@
 """Causal attention over a packed line, registered with transformers as an attention function.
 
-Each row attends to itself, to its task's common head and to the task's learned prefix. Rows of
-similar length are computed together as small dense products; the scores are made again in the
-backward pass, so only queries, keys and values are saved.
+Each row attends to itself, to the common tokens of its task and to the task's learned prefix.
+Rows of similar length are computed together as small dense products. The backward pass computes the
+scores again, so only queries, keys and values are saved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,16 +34,16 @@ class Chunk:
 
     Attributes:
         group: number of the group.
-        head: what all of them attend to, before themselves.
-        index: int64 `[rows, longest]`; places in the line, the row's first one where it is padding.
-        real: bool `[rows, longest]`.
+        common: earlier tokens that all of them attend to.
+        index: int64 `[rows, longest]`; places in the line; in padding, the row's first place.
+        real: bool `[rows, longest]`; false in padding.
         kept: int64 `[tokens]`: where `real` is true in the rows laid end to end. (To index by
-            `real` itself is to wait for a GPU, which counts first.)
+            `real` itself would wait for a GPU, which must count first.)
         places: int64 `[tokens]`: `index[real]`.
     """
 
     group: int
-    head: Span
+    common: Span
     index: Tensor
     real: Tensor
     kept: Tensor
@@ -51,7 +51,7 @@ class Chunk:
 
 
 @dataclass
-class AttentionPlan:
+class AttentionLayout:
     """How the attention of a micro-batch is computed; the same for every layer.
 
     Attributes:
@@ -70,7 +70,7 @@ class AttentionPlan:
 
         Args:
             length: queries of a row.
-            before: keys that stand before all of them.
+            before: how many keys stand before all of them.
             repeats: query heads that share a key head.
             like: dtype and device.
         """
@@ -83,38 +83,38 @@ class AttentionPlan:
         return self._masks[key]
 
 
-def plan_attention(
+def lay_out_attention(
     batch: PackedBatch,
     prefixes: Mapping[int, Tensor | None],
     workspace: Workspace | None,
-) -> AttentionPlan:
-    """The plan of a micro-batch.
+) -> AttentionLayout:
+    """The layout of a micro-batch.
 
     Args:
         batch: the line.
         prefixes: by task: float32 `[layers, 2, kv_heads, prefix, head_dim]`, or None.
-        workspace: see `AttentionPlan`.
+        workspace: see `AttentionLayout`.
     """
     device = batch.token_ids.device
     chunks = []
     for number, group in enumerate(batch.groups):
-        if group.head.length:
-            chunks.append(_chunk(number, Span(0, 0), [group.head], device))
-        chunks += [_chunk(number, group.head, rows, device) for rows in _alike(group)]
-    return AttentionPlan(
+        if group.common.length:
+            chunks.append(_chunk(number, Span(0, 0), [group.common], device))
+        chunks += [_chunk(number, group.common, rows, device) for rows in _alike(group)]
+    return AttentionLayout(
         tuple(chunks), tuple(prefixes.get(group.task) for group in batch.groups), workspace
     )
 
 
 def _alike(group: Group) -> list[list[Span]]:
-    """The rows in portions of similar length."""
+    """The rows in groups of similar length."""
     portions: list[list[Span]] = []
     real = 0
     for row in sorted(group.rows, key=lambda row: -row.length):
         if portions:
             longest = portions[-1][0].length
             padded = longest * (len(portions[-1]) + 1)
-            fits = padded * (group.head.length + longest) <= _SCORES
+            fits = padded * (group.common.length + longest) <= _SCORES
             if fits and padded <= (1 + _PADDING) * (real + row.length):
                 portions[-1].append(row)
                 real += row.length
@@ -124,7 +124,7 @@ def _alike(group: Group) -> list[list[Span]]:
     return portions
 
 
-def _chunk(group: int, head: Span, rows: Sequence[Span], device: torch.device) -> Chunk:
+def _chunk(group: int, common: Span, rows: Sequence[Span], device: torch.device) -> Chunk:
     starts = torch.tensor([row.start for row in rows])[:, None]
     lengths = torch.tensor([row.length for row in rows])[:, None]
     offsets = torch.arange(int(lengths.max()))[None]
@@ -132,7 +132,7 @@ def _chunk(group: int, head: Span, rows: Sequence[Span], device: torch.device) -
     index = starts + offsets * real
     kept = torch.nonzero(real.flatten())[:, 0]
     tensors = (index, real, kept, index[real])
-    return Chunk(group, head, *(tensor.to(device) for tensor in tensors))
+    return Chunk(group, common, *(tensor.to(device) for tensor in tensors))
 
 
 def packed_attention(
@@ -142,7 +142,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    plan: AttentionPlan,
+    layout: AttentionLayout,
     scaling: float | None = None,
     dropout: float = 0.0,
     position_ids: Tensor | None = None,
@@ -156,14 +156,14 @@ def packed_attention(
         query: `[1, heads, tokens, head_dim]`.
         key: `[1, kv_heads, tokens, head_dim]`.
         value: the same.
-        attention_mask: not used: the plan says who sees whom.
-        plan: the micro-batch's.
-        scaling: of the scores; one over the root of `head_dim` if None.
+        attention_mask: not used: the layout says which tokens see which.
+        layout: of the micro-batch.
+        scaling: of the scores; if None, one over the square root of `head_dim`.
         dropout: never active in a frozen base.
         position_ids: not used: queries and keys are rotated already.
         use_cache: not used.
-        options: of other attention functions, such as a window. What is not None is refused unless
-            the family says that its attention has it, and it is computed here.
+        options: of other attention functions, such as a window. An option that is not None is
+            refused, unless the family's attention has it and it is computed here.
 
     Returns:
         `[1, tokens, heads, head_dim]`, and no weights.
@@ -178,26 +178,26 @@ def packed_attention(
         raise BaseModelError(
             f"computing the attention of {type(module).__name__}",
             found=f"its options {', '.join(unknown)}",
-            expected="none that training does not compute",
+            expected="only options that training computes",
             fix="Use another base: docs/importing.md says which are read.",
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     prefixes = [
         part
-        for prefix in plan.prefixes
+        for prefix in layout.prefixes
         for part in ((None, None) if prefix is None else prefix[module.layer_idx].to(key.dtype))
     ]
     output = _PackedAttention.apply(  # type: ignore[no-untyped-call]
-        query[0], key[0], value[0], scale, plan, *prefixes
+        query[0], key[0], value[0], scale, layout, *prefixes
     )
     return output[None], None
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Queries `[heads, tokens, head_dim]` to the same, tokens first.
+    """Queries `[heads, tokens, head_dim]` to outputs `[tokens, heads, head_dim]`.
 
-    Keys and values are `[kv_heads, tokens, head_dim]`; then come those of each group's prefix,
-    `[kv_heads, prefix, head_dim]`, or None.
+    Keys and values are `[kv_heads, tokens, head_dim]`. After them come the keys and values of each
+    group's prefix, `[kv_heads, prefix, head_dim]`, or None.
     """
 
     @staticmethod
@@ -207,17 +207,17 @@ class _PackedAttention(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         scale: float,
-        plan: AttentionPlan,
+        layout: AttentionLayout,
         *prefixes: Tensor | None,
     ) -> Tensor:
         if any(ctx.needs_input_grad):
-            keep = plan.workspace.keep if plan.workspace else (lambda tensor: tensor)
+            keep = layout.workspace.keep if layout.workspace else (lambda tensor: tensor)
             ctx.save_for_backward(keep(query), keep(key), keep(value), *prefixes)
-            ctx.scale, ctx.plan = scale, plan
+            ctx.scale, ctx.layout = scale, layout
         heads, tokens, width = query.shape
         output = query.new_empty(tokens, heads, width)
-        for chunk in plan.chunks:
-            mine = _ChunkProducts(chunk, plan, scale, query, key, value, prefixes)
+        for chunk in layout.chunks:
+            mine = _ChunkProducts(chunk, layout, scale, query, key, value, prefixes)
             output[chunk.places] = mine.merged(mine.weights() @ mine.value)
         return output
 
@@ -227,8 +227,8 @@ class _PackedAttention(torch.autograd.Function):
         d_query = torch.empty_like(query)
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
         d_prefixes = [None if part is None else torch.zeros_like(part) for part in prefixes]
-        for chunk in ctx.plan.chunks:
-            mine = _ChunkProducts(chunk, ctx.plan, ctx.scale, query, key, value, prefixes)
+        for chunk in ctx.layout.chunks:
+            mine = _ChunkProducts(chunk, ctx.layout, ctx.scale, query, key, value, prefixes)
             weights = mine.weights()
             d_output = mine.queries_of(grad.transpose(0, 1), padding=0.0)
             d_scores = d_output @ mine.value.transpose(1, 2)
@@ -244,20 +244,20 @@ class _PackedAttention(torch.autograd.Function):
 class _ChunkProducts:
     """The operands of a chunk's products: `[kv_heads * rows, ...]`.
 
-    Query heads that share a key head are laid end to end, so that keys are never repeated.
+    Query heads that share a key head are laid end to end, so that keys need not be repeated.
     """
 
     def __init__(
         self,
         chunk: Chunk,
-        plan: AttentionPlan,
+        layout: AttentionLayout,
         scale: float,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         prefixes: Sequence[Tensor | None],
     ) -> None:
-        self._chunk, self._plan, self._scale = chunk, plan, scale
+        self._chunk, self._layout, self._scale = chunk, layout, scale
         self._kv_heads, self._repeats = key.shape[0], query.shape[0] // key.shape[0]
         self.rows, self.length = chunk.index.shape
         prefix_key, prefix_value = prefixes[2 * chunk.group : 2 * chunk.group + 2]
@@ -269,7 +269,7 @@ class _ChunkProducts:
     def weights(self) -> Tensor:
         """Attention weights `[kv_heads * rows, repeats * length, before + length]`."""
         before = self.key.shape[1] - self.length
-        mask = self._plan.mask(self.length, before, self._repeats, self.query)
+        mask = self._layout.mask(self.length, before, self._repeats, self.query)
         scores = torch.baddbmm(mask, self.query, self.key.transpose(1, 2), alpha=self._scale)
         return scores.softmax(-1)
 
@@ -278,7 +278,7 @@ class _ChunkProducts:
 
         Args:
             line: queries, or their gradient.
-            padding: what stands at padding; whatever is there if None.
+            padding: the value in padding; if None, it is left as it is.
         """
         width = line.shape[-1]
         rows = line[:, self._chunk.index]
@@ -290,15 +290,15 @@ class _ChunkProducts:
         )
 
     def merged(self, products: Tensor) -> Tensor:
-        """The way back of `queries_of`: `[real tokens, heads, width]`."""
+        """The inverse of `queries_of`: `[real tokens, heads, width]`."""
         shape = (self._kv_heads, self.rows, self._repeats, self.length, products.shape[-1])
         rows = products.view(shape).permute(1, 3, 0, 2, 4).flatten(2, 3)
         return rows.flatten(0, 1).index_select(0, self._chunk.kept)
 
     def _keys_of(self, line: Tensor, prefix: Tensor | None) -> Tensor:
         """`[kv_heads, tokens, width]` to `[kv_heads * rows, before + length, width]`."""
-        head = self._chunk.head
-        parts = [line[:, None, head.start : head.start + head.length].expand(-1, self.rows, -1, -1)]
+        common = _slice(self._chunk.common)
+        parts = [line[:, None, common].expand(-1, self.rows, -1, -1)]
         if prefix is not None:
             parts.insert(0, prefix[:, None].expand(-1, self.rows, -1, -1))
         parts.append(line[:, self._chunk.index])
@@ -306,12 +306,16 @@ class _ChunkProducts:
 
     def spread(self, grad: Tensor, line: Tensor, prefix: Tensor | None) -> None:
         """Adds a gradient of keys or values to those of the line and of the prefix."""
-        head = self._chunk.head
+        common = self._chunk.common
         grad = grad.view(self._kv_heads, self.rows, -1, grad.shape[-1])
-        own = self.prefix + head.length
+        own = self.prefix + common.length
         if prefix is not None:
             prefix += grad[:, :, : self.prefix].sum(1)
-        line[:, head.start : head.start + head.length] += grad[:, :, self.prefix : own].sum(1)
-        # A padding token repeats a real one, and nothing real looks at it: its gradient is dropped.
+        line[:, _slice(common)] += grad[:, :, self.prefix : own].sum(1)
+        # A padding token repeats a real one, and no real token attends to it: drop its gradient.
         real = grad[:, :, own:].flatten(1, 2).index_select(1, self._chunk.kept)
         line[:, self._chunk.places] += real
+
+
+def _slice(span: Span) -> slice:
+    return slice(span.start, span.start + span.length)

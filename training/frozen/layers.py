@@ -1,7 +1,7 @@
 """Norms and MLPs of a frozen base, computed in fewer passes and with less saved.
 
-`replace_layers` gives the modules of a transformers model that its family names another `forward`;
-the rest keep their own. The results are those of the modules up to rounding.
+`replace_layers` gives a new `forward` to the modules of a transformers model that its family names;
+the others keep their own. The results are those of the modules up to rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from pl_compile.training.frozen.workspace import Workspace
 def replace_layers(
     model: nn.Module, fast_layers: Mapping[str, str], workspace: Workspace | None
 ) -> int:
-    """Replaces what can be and returns how many modules that were.
+    """Replaces the modules that can be replaced, and returns how many these were.
 
     Args:
         model: of transformers; none of its weights may need a gradient. Modules whose weights are
             divided among processes keep their own `forward`.
-        fast_layers: the names in `FAST` of the functions that compute what the modules of a class
-            do, by the class's name.
+        fast_layers: the name in `FAST` of the function that replaces the modules of a class, by the
+            name of the class.
         workspace: keeps what the backward pass needs; None leaves that to torch.
     """
     replaced = 0
@@ -53,7 +53,7 @@ def _gelu_tanh(module: Any, workspace: Workspace | None, hidden: Tensor) -> Tens
     return nn.functional.gelu(hidden, approximate="tanh")
 
 
-# By the names under which families ask for them (`Family.fast_layers`).
+# The functions by the names that families use (`Family.fast_layers`).
 FAST: dict[str, Callable[[Any, Workspace | None, Tensor], Tensor]] = {
     "rms_norm": _rms_norm,
     "swiglu_mlp": _swiglu_mlp,
@@ -72,8 +72,8 @@ class _RmsNorm(torch.autograd.Function):
         inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         if ctx.needs_input_grad[0]:
             keep = workspace.keep if workspace else (lambda tensor: tensor)
-            # Even the small one: a small block that stays is where a large one was, and the next
-            # large one no longer fits there.
+            # Even the small one: a small piece of the heap that stays would lie where a large one
+            # was, and the next large one would no longer fit there.
             ctx.save_for_backward(keep(x), weight, keep(inverse))
         return (wide * inverse).to(x.dtype).mul_(weight)
 
@@ -88,7 +88,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _SwiGlu(torch.autograd.Function):
-    """`(silu(x @ gate.T) * (x @ up.T)) @ down.T`; keeps both inner products and nothing else."""
+    """`(silu(x @ gate.T) * (x @ up.T)) @ down.T`; keeps only the two inner products."""
 
     @staticmethod
     def forward(
@@ -121,12 +121,12 @@ class _SwiGlu(torch.autograd.Function):
 
 
 def _kept(workspace: Workspace | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Memory for a result: the backward pass's if there is a workspace."""
+    """Memory for a result, kept for the backward pass; from the workspace if there is one."""
     return like.new_empty(shape) if workspace is None else workspace.empty(*shape, like=like)
 
 
 def _scratch(workspace: Workspace | None, name: str, like: Tensor) -> Tensor:
-    """Memory for something between, of the shape of `like`."""
+    """Memory for an intermediate result, of the shape of `like`."""
     if workspace is None:
         return torch.empty_like(like)
     return workspace.scratch(name, *like.shape, like=like)

@@ -1,7 +1,7 @@
-"""Cross-entropy under a frozen head, some targets at a time.
+"""Cross-entropy with a frozen LM head, some targets at a time.
 
-The gradient of a target's loss with respect to its hidden state needs the logits only, so it is
-made while they exist; the logits of a whole batch never do.
+The gradient of a target's loss with respect to its hidden state needs only the logits, so it is
+computed while they exist. The logits of a whole batch never exist together.
 """
 
 from typing import Any

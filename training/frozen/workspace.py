@@ -1,7 +1,7 @@
-"""Memory for what the backward pass needs, taken once and used again by each micro-batch.
+"""Memory for what the backward pass needs, allocated once and used again by each micro-batch.
 
-Micro-batches differ in length, and what is saved of them is hundreds of megabytes in blocks of as
-many sizes: a heap fragments until it is half as large again. Here it is laid end to end.
+Micro-batches differ in length, and each saves hundreds of megabytes in pieces of many sizes. A heap
+fragments until it is half as large again. Here the pieces are laid end to end.
 """
 
 import math
@@ -14,11 +14,11 @@ _ALIGNMENT = 64
 
 
 class Workspace:
-    """A stack of blocks that is filled by the forward pass and started anew by `reset`.
+    """A stack of memory blocks that the forward pass fills and `reset` empties.
 
     Only the main memory of a CPU is managed; tensors of other devices are left to torch's caching
-    allocator. What was taken before `reset` must not be used after it: one micro-batch goes forward
-    and backward before the next.
+    allocator. Tensors from before a `reset` must not be used after it: a micro-batch goes forward
+    and backward before the next one.
     """
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Workspace:
             self._blocks.append(torch.empty(_BLOCK, dtype=torch.uint8))
         piece = self._blocks[self._block][self._used : self._used + size]
         self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
-        # `.data`: a version counter of its own, or writing one piece would look to autograd like
-        # an overwriting of all others of the block.
+        # `.data` gives the piece its own version counter. Otherwise autograd would take writing one
+        # piece for overwriting all others of the block.
         return piece.view(like.dtype).view(shape).data
 
     def scratch(self, name: str, *shape: int, like: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Workspace:
         size = math.prod(shape)
         held = self._scratch.get((name, like.dtype))
         if held is None or held.numel() < size:
-            # Some more than is asked for: the next micro-batch may be a little longer.
+            # Somewhat more than is asked for: the next micro-batch may be a little longer.
             held = self._scratch[name, like.dtype] = like.new_empty(size + size // 8)
         return held[:size].view(shape)
 

@@ -1,7 +1,7 @@
-"""Who gets a run's records beside `metrics.jsonl`: one file each, behind one face, `Logger`.
+"""Loggers, which get a run's records besides `metrics.jsonl`: one file each; all are a `Logger`.
 
-A logger serves the run and never ends it: one that fails on the way is told of once. One that
-cannot even start ends the run before anything heavy, since its user asked for it.
+A logger that fails during the run is reported once, and the run goes on. A logger that cannot start
+ends the run before anything heavy, since the user asked for it.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,16 +41,16 @@ def open_loggers(
     """The loggers that `config` asks for, ready for records.
 
     Args:
-        config: who.
-        run_folder: exists; gets `tensorboard/`, `wandb/` and `wandb-run-id`.
+        config: says which loggers.
+        run_folder: an existing folder; gets `tensorboard/`, `wandb/` and `wandb-run-id`.
         run_config: the resolved config as plain data, with the tasks under "tasks".
         resumed_at: the last step that a resumed run keeps; 0 for a new run.
-        say: told where the run can be seen, and once of each logger that fails on the way.
+        say: gets the address of the run, and a warning for each logger that fails.
 
     Raises:
         MissingExtraError: a logger's package is not installed.
-        TrainingError: a logger cannot start: the folder cannot be written, nobody is logged in,
-            the server cannot be reached. Those already open are closed.
+        TrainingError: a logger cannot start: the folder cannot be written, the user is not logged
+            in, the server cannot be reached. Those already open are closed.
     """
     need_loggers(config)
     loggers: list[Logger] = []
@@ -81,12 +81,12 @@ def _starting(name: str, *, fix: str) -> Iterator[None]:
         yield
     except PlcError:
         raise
-    except Exception as error:  # the packages have no common base of theirs
+    except Exception as error:  # the packages' exceptions have no common class
         raise TrainingError(f"starting to log to {name}", found=one_line(error), fix=fix) from error
 
 
 def _is_installed(package: str) -> bool:
-    # wandb leaves folders of its own name about, and Python takes one in the current folder for a
-    # package; such a package has no origin.
+    # wandb writes folders named "wandb", and Python takes one in the current folder for a package.
+    # Such a package has no origin.
     spec = find_spec(package)
     return spec is not None and spec.origin is not None

@@ -8,12 +8,12 @@ from pl_compile.training.loggers.logger import Logger
 
 
 class GuardedLogger:
-    """A logger whose failures are told once, and end nothing.
+    """A logger whose first failure is reported, and whose failures do not end the run.
 
-    Later records are still handed on: a disk may have room again. `metrics.jsonl` has them all.
+    Later records are still passed on: a disk may have room again. `metrics.jsonl` has them all.
 
     Args:
-        logger: who really logs.
+        logger: the logger that gets the records.
         name: for the warning.
         say: gets the warning, as one line.
     """
@@ -25,19 +25,19 @@ class GuardedLogger:
         self._warned = False
 
     def log(self, record: dict[str, Any]) -> None:
-        """Hands on a record."""
+        """Passes on a record."""
         self._attempt(lambda: self._logger.log(record))
 
     def predictions(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
-        """Hands on answers."""
+        """Passes on answers."""
         self._attempt(lambda: self._logger.predictions(step, rows))
 
     def finish(self, artifacts: Sequence[Path]) -> None:
-        """Hands on the end."""
+        """Passes on the end of the run."""
         self._attempt(lambda: self._logger.finish(artifacts))
 
     def abort(self) -> None:
-        """Hands on the failure."""
+        """Passes on the failure of the run."""
         self._attempt(self._logger.abort)
 
     def _attempt(self, call: Callable[[], None]) -> None:
@@ -53,5 +53,5 @@ class GuardedLogger:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, on one line; its type where it says nothing."""
+    """The text of an exception on one line; its type where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,6 @@
-"""The face of a logger, and the names under which all of them show a run's numbers.
+"""The interface of a logger, and the names under which all loggers show a run's numbers.
 
-In: the very records of `metrics.jsonl`. Out: flat names and numbers. Knows no logging package.
+In: the records of `metrics.jsonl`. Out: flat names and numbers. Knows no logging package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ _BY_TASK = {"by_task": "loss/validation", "baseline_by_task": "loss/no-prompt"}
 
 
 class Logger(Protocol):
-    """Who gets a run's records beside `metrics.jsonl`."""
+    """Gets a run's records, besides `metrics.jsonl`."""
 
     def log(self, record: dict[str, Any]) -> None:
-        """One record of `metrics.jsonl`."""
+        """Takes one record of `metrics.jsonl`."""
 
     def predictions(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
-        """Answers that were written at the validation after `step`.
+        """Takes answers that were generated at the validation after `step`.
 
         Args:
             step: optimiser steps done.
@@ -37,21 +37,21 @@ class Logger(Protocol):
         """
 
     def finish(self, artifacts: Sequence[Path]) -> None:
-        """The run came to its end; no other call follows.
+        """Called at the end of the run; no other call follows.
 
         Args:
-            artifacts: what it made: the prompt table (a file), a bundle (a folder).
+            artifacts: the results of the run: the prompt table (a file), a bundle (a folder).
         """
 
     def abort(self) -> None:
-        """The run failed or was stopped; no other call follows."""
+        """Called if the run failed or was stopped; no other call follows."""
 
 
 def scalars(record: Mapping[str, Any], tasknames: Sequence[str]) -> dict[str, float]:
-    """The numbers of a record under the names that a reader of curves looks for.
+    """The numbers of a record, by the usual names of curves.
 
     Args:
-        record: with "step", which is no scalar itself.
+        record: with "step", which is not a curve itself.
         tasknames: of the task numbers that "by_task" and "baseline_by_task" have as keys.
 
     Returns:
@@ -78,7 +78,7 @@ def scalars(record: Mapping[str, Any], tasknames: Sequence[str]) -> dict[str, fl
 def percentages(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """The validation scores of a record as (task, metric, percent).
 
-    Metrics also count their rows under "total", which is no score.
+    "total", under which metrics count their rows, is not a score and is left out.
     """
     return [
         (task, metric, percent)

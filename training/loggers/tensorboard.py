@@ -10,7 +10,7 @@ import yaml
 from pl_compile.training.loggers.logger import PREDICTION_COLUMNS, scalars
 
 _FLUSH_SECONDS = 10  # how much of a killed run may be missing
-# TensorBoard renders Markdown; an answer is text, whatever characters it has.
+# TensorBoard renders Markdown, so the marks of Markdown in an answer are escaped.
 _AS_TEXT = {ord(mark): f"&#{ord(mark)};" for mark in "\\`*_{}[]()#+-.!|<>&~"} | {ord("\n"): "<br>"}
 
 
@@ -18,10 +18,10 @@ class TensorBoardLogger:
     """Writes event files into a folder.
 
     Args:
-        folder: is made; a resumed run adds a file to it.
+        folder: is made if it does not exist; a resumed run adds a file to it.
         run_config: the resolved config, shown as text; its "tasks" name the task numbers.
-        resumed_at: the last step that a resumed run keeps; 0 for a new run. What files in the
-            folder hold of later steps is hidden, since those steps are made again.
+        resumed_at: the last step that a resumed run keeps; 0 for a new run. Records of later steps
+            in the folder are hidden, since those steps are made again.
 
     Raises:
         OSError: the folder cannot be written.
@@ -40,18 +40,18 @@ class TensorBoardLogger:
         self._text("config", textwrap.indent(text, "    "), resumed_at)
 
     def log(self, record: dict[str, Any]) -> None:
-        """A point of each curve that the record has a number for."""
+        """Adds a point to each curve that the record has a number for."""
         for name, value in scalars(record, self._tasknames).items():
             self._writer.add_scalar(name, value, record["step"])
 
     def predictions(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
-        """A table for each task, on the Text page."""
+        """Adds a table for each task to the Text page."""
         for task in dict.fromkeys(row["task"] for row in rows):
             table = _markdown_table([row for row in rows if row["task"] == task])
             self._text(f"predictions/{task}", table, step)
 
     def finish(self, artifacts: Sequence[Path]) -> None:
-        """Closes the file; event files hold no artifacts."""
+        """Closes the file; event files cannot hold artifacts."""
         self._writer.close()
 
     def abort(self) -> None:

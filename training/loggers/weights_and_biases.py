@@ -1,7 +1,7 @@
-"""A run at Weights & Biases: config, curves, answers, and what the run made.
+"""A run at Weights & Biases: config, curves, answers, and the run's results.
 
-Everything local lies under `RUN_FOLDER/wandb`, so that an offline run can be sent later with
-`wandb sync`. A resumed run goes on under the id in `RUN_FOLDER/wandb-run-id`.
+All local files lie under `RUN_FOLDER/wandb`, so that an offline run can be sent later with
+`wandb sync`. A resumed run continues the one with the id in `RUN_FOLDER/wandb-run-id`.
 """
 
 import os
@@ -17,8 +17,8 @@ from pl_compile.config.train import WandbConfig
 from pl_compile.training.loggers.logger import PREDICTION_COLUMNS, scalars
 
 _ID_NAME = "wandb-run-id"
-# wandb waits for ever by default: a dead network would keep a finished run's process. This is
-# enough for a bundle of gigabytes; what is not sent by then stays for `wandb sync`.
+# By default wandb waits for ever: with a dead network, a finished run's process would not end. This
+# is long enough for a bundle of gigabytes; the rest can be sent with `wandb sync`.
 _FINISH_SECONDS = 1800.0
 
 
@@ -27,13 +27,13 @@ class WeightsAndBiasesLogger:
 
     Args:
         config: project, name, mode.
-        run_folder: exists; gets `wandb/` and `wandb-run-id`.
+        run_folder: an existing folder; gets `wandb/` and `wandb-run-id`.
         run_config: the resolved config, shown with the run; its "tasks" name the task numbers.
         resumed_at: the last step that a resumed run keeps; 0 for a new run.
-        say: told where the run can be seen.
+        say: gets the address of the run.
 
     Raises:
-        Exception: whatever `wandb.init` raises: not logged in, no network, no such entity.
+        Exception: `wandb.init` failed: not logged in, no network, no such entity.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class WeightsAndBiasesLogger:
     ) -> None:
         import wandb
 
-        run_folder = run_folder.resolve()  # wandb notes where files lie, for a later `wandb sync`
+        run_folder = run_folder.resolve()  # wandb records the paths for a later `wandb sync`
         self._wandb = wandb
         self._name = config.name or run_folder.name
         self._log_artifacts = config.log_artifacts
         self._tasknames = [task["taskname"] for task in run_config["tasks"]]
         self._say = say
         self._environment = {"WANDB_DATA_DIR": str(run_folder / "wandb")}
-        # WANDB_MODE is how wandb's users switch a whole machine offline, or off.
+        # With WANDB_MODE, users of wandb switch a whole machine offline, or switch wandb off.
         offline = "offline" in (config.mode, os.environ.get("WANDB_MODE"))
-        if offline:  # its reports of its own errors would go over the network even then
+        if offline:  # even then wandb would send reports of its own errors over the network
             self._environment["WANDB_ERROR_REPORTING"] = "false"
         with _environment(self._environment):
             self._run = wandb.init(
@@ -68,22 +68,22 @@ class WeightsAndBiasesLogger:
                 mode="offline" if offline else None,
                 dir=run_folder,
                 config=dict(run_config),
-                allow_val_change=True,  # a resumed run may find its files elsewhere
-                reinit="create_new",  # a run of the program that calls us stays its own
+                allow_val_change=True,  # the files of a resumed run may lie elsewhere
+                reinit="create_new",  # do not touch a run of the program that calls us
                 settings=wandb.Settings(console="off", quiet=True, finish_timeout=_FINISH_SECONDS),
             )
-            # wandb's own step may only grow. On an axis of ours, the steps that a resumed run
-            # makes again fall onto the points that they had, instead of being refused.
+            # wandb's own step may only grow. On our axis "step", the steps that a resumed run makes
+            # again get the places that they had, instead of being refused.
             self._run.define_metric("*", step_metric="step")
         if not self._run.offline and self._run.url:
             say(f"Weights & Biases: {self._run.url}")
 
     def log(self, record: dict[str, Any]) -> None:
-        """A point of each curve that the record has a number for."""
+        """Adds a point to each curve that the record has a number for."""
         self._run.log({"step": record["step"], **scalars(record, self._tasknames)})
 
     def predictions(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
-        """A table with a row for each answer."""
+        """Adds a table with a row for each answer."""
         table = self._wandb.Table(
             columns=["step", *PREDICTION_COLUMNS],
             data=[[step, *(row[column] for column in PREDICTION_COLUMNS)] for row in rows],
@@ -92,7 +92,7 @@ class WeightsAndBiasesLogger:
             self._run.log({"step": step, "predictions": table})
 
     def finish(self, artifacts: Sequence[Path]) -> None:
-        """Stores the artifacts with the run and waits until all is sent, or written."""
+        """Stores the artifacts with the run and waits until everything is sent, or written."""
         try:
             with _environment(self._environment):
                 for path in artifacts if self._log_artifacts else ():
@@ -116,7 +116,7 @@ class WeightsAndBiasesLogger:
             artifact.add_file(
                 str(file),
                 name=file.relative_to(path).as_posix() if path.is_dir() else file.name,
-                # Sent from where it lies: a bundle may weigh gigabytes, and is written only once.
+                # Sent without a copy: a bundle may have gigabytes, and does not change.
                 policy="immutable",
                 skip_cache=True,
             )
@@ -124,7 +124,7 @@ class WeightsAndBiasesLogger:
 
 
 def _run_id(path: Path, *, resumed: bool) -> str:
-    """The id in a file for a resumed run; a new one, which is written there, for any other."""
+    """The id in a file for a resumed run; for a new run, a new id, which is written there."""
     if resumed and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     run_id = secrets.token_hex(4)
@@ -134,9 +134,9 @@ def _run_id(path: Path, *, resumed: bool) -> str:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for the time of a `with` block; those that are set stay.
+    """Sets environment variables for the time of a `with` block, unless they are set already.
 
-    wandb has no other way to say where it prepares artifacts and whether it reports its errors.
+    wandb takes the folder for preparing artifacts, and whether it reports its errors, only so.
     """
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)

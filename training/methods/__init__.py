@@ -1,4 +1,4 @@
-"""Prompt learning methods, one file each, behind one face: `PromptMethod`.
+"""Prompt learning methods, one file each; all are a `PromptMethod`.
 
 A method is a torch module whose `prompt(task)` is a function of its parameters. The loop trains the
 parameters, the table stores the prompts; neither asks which method it holds. To add one: a file
@@ -27,7 +27,7 @@ class Method:
 
     Attributes:
         build: makes the trainable module.
-        default_lr: a rate that trains small and middle-sized bases without tuning.
+        default_lr: a learning rate that suits small and middle-sized bases without tuning.
     """
 
     build: Builder

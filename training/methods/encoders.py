@@ -1,7 +1,7 @@
 """The encoders of p-tuning: from a taskname's embeddings to rows.
 
-Bodies and parameter counts are NeMo's (v1.12 to v1.16); `biglstm`, which never ran there, is built
-as its documentation means it.
+Bodies and parameter counts are NeMo's (v1.12 to v1.16). `biglstm`, which never ran there, is built
+as its documentation describes it.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ class PromptEncoder(nn.Module, ABC):
         return self.body(torch.cat([name, self.embedding[len(name) :]]))
 
     def narrowed(self, name: Tensor) -> Tensor:
-        """The name's embeddings as wide as the learned ones."""
+        """The name's embeddings, made as wide as the learned ones."""
         return name
 
     @abstractmethod
@@ -94,7 +94,7 @@ class LstmEncoder(PromptEncoder):
 
 
 class BigLstmEncoder(LstmEncoder):
-    """An LSTM whose embedding is as narrow as itself; names come in through the last layer."""
+    """An LSTM with an embedding as narrow as itself; the last layer's weight narrows the names."""
 
     def narrowed(self, name: Tensor) -> Tensor:
         """`[tokens, hidden]` times the last layer's weight `[hidden, width]`."""

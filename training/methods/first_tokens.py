@@ -7,7 +7,7 @@ from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ConfigError, DataError
 from pl_compile.text.tokenizer import Tokenizer
 
-# The lowest ids of a byte-pair table are the commonest tokens.
+# The lowest ids of a byte-pair vocabulary are its most common tokens.
 _COMMON = 5000
 
 
@@ -24,7 +24,7 @@ def first_tokens(
         generator: draws the tokens of a vocabulary.
 
     Raises:
-        ConfigError: as `tokens_of_text`.
+        ConfigError: as for `tokens_of_text`.
     """
     if init == "text" or (init == "auto" and task.init_text):
         return tokens_of_text(task, tokenizer)
@@ -52,5 +52,5 @@ def tokens_of_text(task: TaskConfig, tokenizer: Tokenizer) -> Tensor:
 
 
 def tokens_of_vocabulary(task: TaskConfig, vocab: int, generator: torch.Generator) -> Tensor:
-    """Tokens drawn from the commonest: int64 `[virtual]`."""
+    """Tokens drawn from the most common ones: int64 `[virtual]`."""
     return torch.randint(min(_COMMON, vocab), (task.total_virtual_tokens,), generator=generator)

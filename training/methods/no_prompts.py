@@ -1,4 +1,4 @@
-"""No prompts: the base alone, through the same templates, data and scores. Trains nothing."""
+"""No prompts: the base alone, with the same templates, data and scores. Trains no parameters."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from pl_compile.config.train import TrainConfig
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.methods.prompt_method import PromptMethod
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 
 
 class NoPrompts(PromptMethod):
-    """Prompts of no tokens."""
+    """Soft prompts without tokens."""
 
-    def prompt(self, task: int) -> Prompt:
-        """Nothing."""
-        return Prompt()
+    def prompt(self, task: int) -> SoftPrompt:
+        """An empty soft prompt."""
+        return SoftPrompt()
 
 
 def build_no_prompts(

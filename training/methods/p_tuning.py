@@ -1,8 +1,8 @@
 """P-tuning: an encoder, shared by the tasks of a run, makes the rows (arXiv:2103.10385).
 
-The encoder reads a learned embedding whose first rows are replaced by the base's embeddings of the
-taskname: that is what lets one encoder serve several tasks (NeMo's form). After training only the
-rows it made are kept.
+The encoder reads a learned embedding. Its first rows are replaced by the base's embeddings of the
+taskname, so that one encoder can serve several tasks (NeMo's form). After training only the rows
+that it made are kept.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.methods.encoders import ENCODERS, PromptEncoder
 from pl_compile.training.methods.prompt_method import PromptMethod
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 
 
 class PTuning(PromptMethod):
@@ -35,9 +35,9 @@ class PTuning(PromptMethod):
         # to one length, so padding replaced rows in training that the export then kept.)
         self._names = [name[: encoder.virtual] for name in names]
 
-    def prompt(self, task: int) -> Prompt:
+    def prompt(self, task: int) -> SoftPrompt:
         """The encoder's output for the task."""
-        return Prompt(rows=self.encoder(self._names[task]))
+        return SoftPrompt(rows=self.encoder(self._names[task]))
 
 
 def build_p_tuning(
@@ -69,7 +69,7 @@ def build_p_tuning(
                     "building the p-tuning encoder",
                     found=f"tasks '{tasks[other].taskname}' and '{tasks[index].taskname}' have "
                     f"names with the same first {virtual} tokens",
-                    expected="names that differ there: they are what tells the tasks apart",
+                    expected="names that differ there, since the encoder tells tasks apart by them",
                     fix="Rename one, or give more virtual tokens.",
                 )
     return PTuning(

@@ -1,8 +1,8 @@
 """Prefix tuning: keys and values of every layer are the parameters (arXiv:2101.00190).
 
-They start as what the base itself computes for real tokens, so training starts from a sensible
-place and needs no encoder to be stable. They stand before everything, at positions 0 to
-`virtual - 1`, and are the prefix KV of a bundle as they are.
+They start as the keys and values that the base computes for real tokens. So training starts from a
+sensible place and is stable without an encoder. They stand before everything, at positions 0 to
+`virtual - 1`, and are stored unchanged as the prefix KV of a bundle.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.methods.first_tokens import first_tokens
 from pl_compile.training.methods.prompt_method import PromptMethod
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 
 
 class PrefixTuning(PromptMethod):
@@ -34,9 +34,9 @@ class PrefixTuning(PromptMethod):
         super().__init__()
         self.prefixes = nn.ParameterList(nn.Parameter(prefix.clone()) for prefix in initial)
 
-    def prompt(self, task: int) -> Prompt:
+    def prompt(self, task: int) -> SoftPrompt:
         """The task's keys and values."""
-        return Prompt(prefix_kv=self.prefixes[task])
+        return SoftPrompt(prefix_kv=self.prefixes[task])
 
 
 def build_prefix_tuning(
@@ -45,7 +45,7 @@ def build_prefix_tuning(
     """Prefix tuning started as `config.prefix_tuning.init` says.
 
     Raises:
-        ConfigError: a template with virtual tokens elsewhere than at its head, or `init: text` and
+        ConfigError: a template with virtual tokens elsewhere than at its start, or `init: text` and
             a task without `init_text`.
     """
     generator = torch.Generator().manual_seed(config.seed)
@@ -54,7 +54,7 @@ def build_prefix_tuning(
         if not parse_template(task).opens_with_all_virtual_tokens:
             raise ConfigError(
                 f"starting the prefix of task '{task.taskname}'",
-                found="a template with virtual tokens after its head",
+                found="a template with virtual tokens after its start",
                 expected="one marker, at the very start: a prefix stands before everything",
                 fix="Move the marker to the start, or choose prompt-tuning or p-tuning.",
             )

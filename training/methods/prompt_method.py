@@ -1,10 +1,10 @@
-"""The face of a prompt learning method."""
+"""The interface of a prompt learning method."""
 
 from abc import ABC, abstractmethod
 
 from torch import nn
 
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 
 
 class PromptMethod(nn.Module, ABC):
@@ -17,5 +17,5 @@ class PromptMethod(nn.Module, ABC):
     learned_prefix = False
 
     @abstractmethod
-    def prompt(self, task: int) -> Prompt:
+    def prompt(self, task: int) -> SoftPrompt:
         """The prompt of task number `task`, differentiable."""

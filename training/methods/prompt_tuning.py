@@ -11,7 +11,7 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.methods.first_tokens import first_tokens
 from pl_compile.training.methods.prompt_method import PromptMethod
-from pl_compile.training.prompt import Prompt
+from pl_compile.training.soft_prompt import SoftPrompt
 
 
 class PromptTuning(PromptMethod):
@@ -25,9 +25,9 @@ class PromptTuning(PromptMethod):
         super().__init__()
         self.prompts = nn.ParameterList(nn.Parameter(rows.clone()) for rows in initial)
 
-    def prompt(self, task: int) -> Prompt:
+    def prompt(self, task: int) -> SoftPrompt:
         """The task's matrix."""
-        return Prompt(rows=self.prompts[task])
+        return SoftPrompt(rows=self.prompts[task])
 
 
 def build_prompt_tuning(

@@ -3,8 +3,9 @@ r"""The Assistant set (NLU-Evaluation-Data, Liu et al. 2019) to JSON lines.
 In: the folder of fold 1, or any above it; `trainset/` and `testset/csv/` hold one CSV file for each
 intent. Out: `assistant_train`, `_val`, `_test` (no label) and `_test_ground_truth`. Fields are
 `taskname` ("intent_and_slot"), `utterance` and `label`, as "\nIntent: alarm_set\nSlots: time(six)".
-Rows and order are those of NeMo's script, with two mistakes of it put right: a slot that opens the
-utterance is kept, and no label is lost over the name of a folder. Knows nothing of templates.
+Rows and order are those of NeMo's script, but two of its mistakes are corrected: a slot at the
+start of an utterance is kept, and the name of a folder cannot change a label. Knows nothing of
+templates.
 """
 
 import random
@@ -29,9 +30,9 @@ def prepare_assistant(
 
     Args:
         input_path: `KFold_1`, or any folder above it.
-        output_dir: made if it is not there.
-        include_options: adds the names of all intents (`intent options`, with a space, as NeMo has
-            it) and of all slots (`slot_options`), each as one text.
+        output_dir: made if it does not exist.
+        include_options: adds the names of all intents (`intent options`, with a space, as in NeMo)
+            and of all slots (`slot_options`), each as one text.
         seed: of the two shuffles, of the training rows and then of the test rows. The first half of
             the test rows becomes the validation.
 
@@ -39,9 +40,9 @@ def prepare_assistant(
         The number of rows by file name.
 
     Raises:
-        DataError: fold 1 is not there or there twice, or rows are malformed; all of them are listed
-            with file and line. Nothing is written then.
-        ArtifactError: the disk refuses.
+        DataError: fold 1 is missing or found twice, or rows are malformed: all of them, each with
+            file and line. Nothing is written then.
+        ArtifactError: the files cannot be written.
     """
     fold = _find_fold(input_path)
     problems: list[str] = []
@@ -74,7 +75,7 @@ def parse_annotation(annotation: str) -> tuple[str, Slots]:
     neighbours of one name are merged, as in NeMo's files.
 
     Raises:
-        ValueError: brackets that are no "[name : value]".
+        ValueError: brackets that do not have the form "[name : value]".
     """
     slots: Slots = []
     end_of_last = 0
@@ -143,7 +144,7 @@ def _part(record: Record, *, intent: str) -> tuple[str, str, Slots]:
 
 
 def _options(parts: list[tuple[str, str, Slots]]) -> dict[str, str]:
-    # NeMo's list of slots ends with "O", its mark for words outside slots: no answer ever holds it.
+    # NeMo's list of slots ends with "O", its mark for words outside slots; no answer has it.
     intents = {intent for intent, _, _ in parts}
     slot_names = {name for _, _, slots in parts for name, _ in slots}
     return {

@@ -1,9 +1,9 @@
 """Any delimited file with a header row to JSON lines.
 
 In: a UTF-8 file, fields between commas, semicolons, tabs or bars, in quotes where needed or never.
-Out: one row for each, with `taskname` and the header's names as fields, texts as they are; in one
-file, or dealt out to training, validation and test. Knows nothing of templates and so not which
-field is the answer.
+Out: a JSON object for each row, with `taskname` and the header's names as fields, and texts as they
+are; in one file, or split into training, validation and test. Knows nothing of templates, and so
+not which field is the answer.
 """
 
 import random
@@ -35,29 +35,29 @@ def prepare_csv(
 
     Args:
         input_path: the file.
-        output_dir: made if it is not there.
+        output_dir: made if it does not exist.
         taskname: the value of the field `taskname` in every row.
-        delimiter: a name from `DELIMITERS`; None takes what a first line `sep=;` says, or the one
-            that cuts the header into most fields.
+        delimiter: a name from `DELIMITERS`. None takes the one that a first line `sep=;` names, or
+            the one that divides the header into most fields.
         quotes: one of `QUOTES`: how a field in quotes writes a quote ("double", "backslash"), or
-            that quotes are characters of the texts ("none"). None is "double", and refuses what
-            could be rows of a file without quotes, or warns of it.
-        columns: the names of those to take, in this order; all if empty.
+            that quotes are characters of the texts ("none"). None is "double", but rows that may
+            belong to a file without such quotes are refused, or counted in a warning.
+        columns: the names of the columns to take, in this order; all if empty.
         fractions: the shares of training, validation and test, together 1: the rows are shuffled
             and go to NAME_train.jsonl, NAME_val.jsonl and NAME_test.jsonl. A share of 0 makes no
             file. None keeps the order and writes one NAME.jsonl.
         seed: of the shuffle.
-        progress: told the names of the fields, and which have rows without a text.
+        progress: gets the names of the fields, and which of them have empty texts.
 
     Returns:
         The number of rows by file name.
 
     Raises:
-        ConfigError: a `taskname` that no config can have, an unknown delimiter or way of quotes, or
-            impossible fractions.
-        DataError: the file is missing or malformed; all problems with their lines. Nothing is
+        ConfigError: a `taskname` that no config can have, an unknown delimiter or value of
+            `quotes`, or impossible fractions.
+        DataError: the file is missing or malformed: all problems, with their lines. Nothing is
             written then.
-        ArtifactError: the disk refuses.
+        ArtifactError: the files cannot be written.
     """
     doing = f"reading {input_path}"
     check_taskname(taskname, doing=doing)

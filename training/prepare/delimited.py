@@ -1,9 +1,9 @@
-r"""Delimited files (CSV, TSV) as records, each with the place it was written at.
+r"""Reads delimited files (CSV, TSV) into records, each with its place in the file.
 
-In: a file with a header row. Out: records that name their file and line, everything that is wrong
-with single lines, and advice where another way to read the quotes may put it right. Python's `csv`
-refuses long fields and bare CRs, and does not tell which fields stood in quotes: only that tells a
-file whose quotes enclose fields from one whose texts hold them. Knows no data set.
+In: a file with a header row. Out: records that name their file and line, all problems of single
+lines, and advice where another rule for quotes may help. Python's `csv` refuses long fields and
+bare CRs. It also does not say which fields were in quotes, without which one cannot tell quotes
+that enclose fields from quotes that are characters of texts. Knows no data set.
 """
 
 import logging
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 DELIMITERS: Mapping[str, str] = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
-# A field in quotes; what stands between them is a group.
+# A field in quotes; the text between them is a group.
 _IN_QUOTES: Mapping[str, re.Pattern[str] | None] = {
     "double": re.compile(r'"((?:[^"]++|"")*+)"'),
     "backslash": re.compile(r'"((?:[^"\\]++|\\.|"")*+)"', re.DOTALL),
@@ -55,7 +55,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a line, and which option may put it right, if one is known to."""
+    """What is wrong with a line, and the option that may help, if one is known."""
 
     where: str
     what: str
@@ -67,7 +67,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Table:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         records: the rows that have as many fields as the header.
@@ -79,7 +79,7 @@ class Table:
 
     @property
     def advice(self) -> str:
-        """What to do next, as a sentence; empty where no option is known to help."""
+        """What to do next, as a sentence; empty where no option may help."""
         return next((problem.advice for problem in self.problems if problem.advice), "")
 
 
@@ -88,10 +88,10 @@ class _Row(NamedTuple):
 
     Attributes:
         line: the number of its first line.
-        source: as it stands in the file, with its line end.
-        cells: the texts of its fields; none for an empty line.
-        in_quotes: which of them, from 0, stand in quotes.
-        problem: how it breaks the rules of quotes; it has no cells then.
+        source: its text in the file, with its line end.
+        cells: the texts of its fields; empty for an empty line.
+        in_quotes: the numbers, from 0, of the fields in quotes.
+        problem: how it breaks the rules of quotes; then it has no cells.
     """
 
     line: int
@@ -122,22 +122,22 @@ def read_table(
 ) -> Table:
     """The rows of a delimited file under a header row, quoted fields with line ends included.
 
-    Empty lines are no rows (an empty text that is all of a row is written `""`); a warning counts
-    those above others. A column without a name is left out, with a warning, where it is empty or
-    numbers the rows.
+    Empty lines are not rows (a row that is one empty text is written `""`). A warning counts empty
+    lines that have rows after them. A column without a name is left out, with a warning, if it is
+    empty or only numbers the rows.
 
     Args:
         path: a UTF-8 file.
-        delimiter: the character between fields; None takes what a first line `sep=;` says, or the
-            one that cuts the header into most fields.
-        quotes: one of `QUOTES`: a quote in a quoted field is written twice, or behind a backslash,
-            or quotes enclose nothing. None is "double", and refuses what could be rows of a file
-            whose quotes enclose nothing, or warns of it.
-        columns: the names of those to take, in this order; all if empty. What is wrong with the
-            names of others is no problem then.
+        delimiter: the character between fields. None takes the one that a first line `sep=;` names,
+            or the one that divides the header into most fields.
+        quotes: one of `QUOTES`: a quote in a quoted field is written twice, or after a backslash,
+            or quotes enclose nothing. None is "double", but rows that may belong to a file whose
+            quotes enclose nothing are refused, or counted in a warning.
+        columns: the names of the columns to take, in this order; all if empty. If given, names of
+            other columns are not checked.
 
     Raises:
-        DataError: the file cannot be read at all, or its delimiter cannot be told.
+        DataError: the file cannot be read at all, or its delimiter is not clear.
     """
     text = read_text(path)
     if "\0" in text:
@@ -180,14 +180,14 @@ def _refused(path: Path, line: int, what: str) -> Table:
 
 
 def _without_sep(path: Path, text: str, delimiter: str | None) -> tuple[str, int, str | None]:
-    """The text behind a first line `sep=;`, the number of its first line, and the delimiter."""
+    """The text after a first line `sep=;`, the number of its first line, and the delimiter."""
     sep = _SEP.match(text)
     if not sep:
         return text, 1, delimiter
     if delimiter not in (None, sep[1]):
         raise DataError(
             f"reading {path}",
-            found=f"line 1 says that {sep[1]!r} stands between fields, and not {delimiter!r}",
+            found=f"line 1 says that {sep[1]!r} stands between fields, not {delimiter!r}",
             fix="Leave --delimiter out.",
         )
     return text[sep.end() :], 2, sep[1]
@@ -200,21 +200,21 @@ def _without_lines_above(text: str) -> tuple[int, str]:
 
 
 def _without_empty_lines(path: Path, rows: Sequence[_Row], above: range) -> list[_Row]:
-    """The rows that are none of the empty lines; a warning counts these.
+    """The rows without empty lines; a warning counts empty lines.
 
     Args:
         path: the file, for the warning.
-        rows: the header and what stands below it.
+        rows: the header and the rows below it.
         above: the numbers of the empty lines above the header.
     """
     width = len(rows[0].cells)
     kept = [row for row in rows if not _is_empty(row, width)]
-    # Many programs end a file with empty lines.
+    # No warning for those at the end: many programs end a file with empty lines.
     below = [row.line for row in rows if _is_empty(row, width) and row.line < kept[-1].line]
     skipped = [*above, *below]
     if skipped:
         _log.warning(
-            "%s: empty lines are no rows (left out: %d, first at line %d)",
+            "%s: empty lines are not rows (left out: %d, first at line %d)",
             path.name,
             len(skipped),
             skipped[0],
@@ -238,7 +238,7 @@ def _rows(text: str, line: int, delimiter: str, quotes: str) -> Iterator[_Row]:
 
 
 def _line_ends(text: str) -> int:
-    """How many there are, as `split_lines` knows them."""
+    """How many line ends there are, by the rules of `split_lines`."""
     return text.count("\n") + text.count("\r") - text.count("\r\n")
 
 
@@ -256,12 +256,12 @@ def _row(text: str, start: int, line: int, delimiter: str, quotes: str) -> tuple
         opens = text.startswith('"', at)
         field = (enclosed if opens else bare).match(text, at)
         if field is None:
-            problem = "a field opens with a quote that nothing closes"
+            problem = "a field begins with a quote that is never closed"
             return _Row(line, text[start:], problem=problem), len(text)
         end = stop.match(text, field.end())
         if end is None:
             rest = _rest_of_line(text, field.end())
-            problem = f"{rest[1][:40]!r} stands behind the closing quote of a field"
+            problem = f"{rest[1][:40]!r} stands after the closing quote of a field"
             return _Row(line, text[start : rest.end()], problem=problem), rest.end()
         if opens:
             in_quotes.append(len(cells))
@@ -279,13 +279,13 @@ def _rest_of_line(text: str, at: int) -> re.Match[str]:
 
 @cache
 def _edges(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A field without quotes, and what may stand behind a field."""
+    """Patterns of a field without quotes, and of what may stand after a field."""
     bare = re.compile(rf"[^{re.escape(delimiter)}\r\n]*")
     return bare, re.compile(rf"{re.escape(delimiter)}|\r\n|\r|\n|\Z")
 
 
 def _plain(enclosed: str, quotes: str) -> str:
-    """What stands between two quotes, as its writer had it."""
+    """The text between two quotes, as it was before it was quoted."""
     if quotes == "double":
         return enclosed.replace('""', '"')
     return _ESCAPE.sub(lambda match: match[1] or '"', enclosed)
@@ -301,19 +301,19 @@ def _sniff(path: Path, text: str, quotes: str) -> str:
     if len(widest) > 1 and max(widths.values()) > 1:
         raise DataError(
             f"reading {path}",
-            found=f"a header that {' and '.join(widest)} cut into as many fields",
+            found=f"a header that {' and '.join(widest)} divide into equally many fields",
             fix="Choose one with --delimiter.",
         )
     return DELIMITERS[widest[0]]
 
 
 def _doubts(path: Path, rows: Sequence[_Row], delimiter: str) -> list[Problem]:
-    """Rows that go on over several lines which could be rows of a file without quotes.
+    """Rows over several lines, where the lines could be rows of a file without quotes.
 
-    They are refused, unless quotes are known to enclose fields: the header has them, or some row
-    needs them, for a delimiter or a quote inside a field, or because its first line alone is no
-    row. A warning counts them then. Where nothing needs quotes, they may be characters of the
-    texts: a warning says that they are taken off.
+    They are refused, unless quotes are known to enclose fields. That is known where the header has
+    quotes, or some row needs them: for a delimiter or a quote inside a field, or because its first
+    line alone is not a row. Then a warning counts the rows over several lines. Where no row needs
+    quotes, they may be characters of the texts: a warning says that they are removed.
     """
     width = len(rows[0].cells)
 
@@ -366,7 +366,7 @@ def _warn_of_needless_quotes(path: Path, rows: Sequence[_Row], width: int) -> No
             ]
     if lines:
         _log.warning(
-            "%s: quotes are taken off %d fields, first at line %d, though other fields of the "
+            "%s: quotes are removed from %d fields, first at line %d, though other fields of the "
             "column have none; give --quotes none if they belong to the texts",
             path.name,
             len(lines),
@@ -382,7 +382,7 @@ def _advice(quotes: str) -> str:
 def _columns(
     path: Path, header: _Row, below: Sequence[_Row], wanted: Sequence[str]
 ) -> tuple[dict[str, int], list[Problem]]:
-    """Where each column that is wanted stands, and what is wrong with the header."""
+    """The place of each wanted column, and what is wrong with the header."""
     names = [name.strip() for name in header.cells]
     at = f"{path.name}:{header.line}"
     if wanted:
@@ -396,7 +396,7 @@ def _columns(
         return places, [Problem(at, what) for what in problems]
     left_out = _nameless(path, names, [row for row in below if len(row.cells) == len(names)])
     if any(map(_NUMBER.fullmatch, names)):
-        _log.warning("%s is taken for the header, with the names %s", at, ", ".join(names))
+        _log.warning("%s is read as the header, with the names %s", at, ", ".join(names))
     if len(names) == 1 and re.search(r"[^\w\s.-]", names[0]):
         _log.warning("%s: one column is found, '%s'; is another --delimiter meant?", at, names[0])
     columns = {name: index for index, name in enumerate(names) if index not in left_out}
@@ -404,7 +404,7 @@ def _columns(
 
 
 def _nameless(path: Path, names: Sequence[str], rows: Sequence[_Row]) -> set[int]:
-    """The columns without a name that hold nothing but numbers of rows, or nothing."""
+    """The columns without a name that are empty or hold only numbers of rows."""
     left_out = set()
     for index in (index for index, name in enumerate(names) if not name and len(names) > 1):
         values = [row.cells[index] for row in rows]

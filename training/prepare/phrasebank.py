@@ -31,9 +31,9 @@ def prepare_phrasebank(
 
     Args:
         input_path: a `Sentences_*.txt`, or the folder that holds `Sentences_AllAgree.txt`.
-        output_dir: made if it is not there.
-        train_fraction: the share of training rows, above 0 and below 1; validation and test get
-            half of the rest each.
+        output_dir: made if it does not exist.
+        train_fraction: the share of training rows, above 0 and below 1; validation and test each
+            get half of the rest.
         seed: of the shuffle.
 
     Returns:
@@ -41,9 +41,9 @@ def prepare_phrasebank(
 
     Raises:
         ConfigError: `train_fraction` is out of its range.
-        DataError: the file is missing, or lines have no `@` or an unknown label; all of them are
-            listed. Nothing is written then.
-        ArtifactError: the disk refuses.
+        DataError: the file is missing, or lines have no `@` or an unknown label: all of them.
+            Nothing is written then.
+        ArtifactError: the files cannot be written.
     """
     if not 0 < train_fraction < 1:
         raise ConfigError(

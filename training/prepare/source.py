@@ -1,4 +1,4 @@
-"""Publishers' files as text, whatever their fault said in one line. Knows no data set."""
+"""Reads publishers' files as text, or raises an error of one line. Knows no data set."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from pl_compile.errors import DataError, reason_of
 
 
 def read_text(path: Path, *, otherwise: str | None = None) -> str:
-    """The text of a file, with its line ends as they are; a byte order mark is taken off.
+    """The text of a file, with its line ends as they are; a byte order mark is left out.
 
     Args:
         path: a UTF-8 file.
-        otherwise: the encoding of a file that is not UTF-8, one that knows every byte. A text in
-            it with letters beyond ASCII is practically never UTF-8 too.
+        otherwise: the encoding of a file that is not UTF-8; it must accept every byte. A text in it
+            with letters beyond ASCII is practically never valid UTF-8.
 
     Raises:
-        DataError: there is no such file, it cannot be read, or it is in another encoding.
+        DataError: the file is missing, cannot be read, or is in another encoding.
     """
     doing = f"reading {path}"
     try:

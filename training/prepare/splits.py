@@ -1,6 +1,6 @@
-"""Rows dealt out to training, validation and test, and written as JSON lines.
+"""Splits rows into training, validation and test, and writes them as JSON lines.
 
-In: rows in the publisher's order. Out: the same split for the same seed, and files that are there
+In: rows in the publisher's order. Out: the same split for the same seed, in files that are written
 whole or not at all. Knows no data set.
 """
 
@@ -22,7 +22,7 @@ Row: TypeAlias = Mapping[str, str | list[str]]
 
 
 def shuffled(rows: Sequence[T], generator: random.Random) -> list[T]:
-    """The rows in another order; the generator moves on."""
+    """The rows in another order; this advances the generator."""
     shuffled_rows = list(rows)
     generator.shuffle(shuffled_rows)
     return shuffled_rows
@@ -33,7 +33,7 @@ def deal_out(
 ) -> tuple[list[T], list[T], list[T]]:
     """The rows cut in three, in their order: training, validation, test.
 
-    A cut lies at the whole number below; the test takes what is left.
+    Each cut is rounded down to a whole row; the test gets the rest.
 
     Raises:
         ConfigError: a fraction is below 0, or they do not add up to 1.
@@ -44,39 +44,37 @@ def deal_out(
             found=f"the fractions {', '.join(map(str, fractions))}",
             expected="three numbers from 0 that add up to 1",
         )
-    # The nudge keeps 0.1 + 0.2 of 10 rows at 3, whatever the last bit of the product is.
+    # The small addition keeps 0.1 + 0.2 of 10 rows at 3, despite rounding of the product.
     train_end = int(len(rows) * fractions[0] + 1e-6)
     val_end = int(len(rows) * (fractions[0] + fractions[1]) + 1e-6)
     return list(rows[:train_end]), list(rows[train_end:val_end]), list(rows[val_end:])
 
 
 def without_field(rows: Sequence[Row], field: str) -> list[Row]:
-    """The rows as a test shows them: everything but the answer."""
+    """The rows of a test: everything but the answer."""
     return [{name: value for name, value in row.items() if name != field} for row in rows]
 
 
 def write_jsonl(
     output_dir: Path, files: Mapping[str, Sequence[Row]], *, inputs: Iterable[Path]
 ) -> dict[str, int]:
-    """Writes one JSON object a line; each file is replaced only once its new rows are on the disk.
+    """Writes one JSON object a line; each file is replaced only after its new rows are on the disk.
 
-    A file that was there is replaced, and a warning says so: the same data set is often prepared
-    again.
+    A warning names files that are replaced: the same data set is often prepared again.
 
     Args:
-        output_dir: made if it is not there.
+        output_dir: made if it does not exist.
         files: the rows of each file by its name.
-        inputs: what the rows were read from, which is never replaced.
+        inputs: the files that the rows were read from; they are never replaced.
 
     Returns:
         The number of rows by file name.
 
     Raises:
-        DataError: a file would hold no rows, or stand in the place of an input. None of them is
-            written then.
-        ArtifactError: the disk refuses.
+        DataError: a file would have no rows, or replace an input. Then no file is written.
+        ArtifactError: a file cannot be written.
     """
-    empty = [f"{name} would hold no rows" for name, rows in files.items() if not rows]
+    empty = [f"{name} would have no rows" for name, rows in files.items() if not rows]
     if empty:
         raise DataError(
             f"writing to {output_dir}",
@@ -96,7 +94,7 @@ def write_jsonl(
     for name, rows in files.items():
         path = output_dir / name
         replaced = path.exists()
-        # ASCII escapes: no reader can take U+2028 or U+0085 inside a text for the end of a line.
+        # ASCII escapes, so that no reader takes U+2028 or U+0085 in a text for the end of a line.
         lines = [json.dumps(row) + "\n" for row in rows]
         write_atomically(path, "".join(lines).encode("ascii"))
         if replaced:

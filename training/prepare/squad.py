@@ -1,11 +1,11 @@
 """SQuAD v1.1 (or v2.0) JSON to JSON lines.
 
-In: one file for training and one for development, in the publisher's nested form or in that of the
-library `datasets`, a row for each question, as JSON or JSON lines. Out: `squad_train`, `squad_val`
+In: one file for training and one for development, as JSON or JSON lines, in the publisher's nested
+form or in that of the library `datasets`: a row for each question. Out: `squad_train`, `squad_val`
 (the first answer), `squad_test` (no answer) and `squad_test_ground_truth` (`answer` is the list of
 all). Fields are `taskname`, `context`, `question`, `answer` and on request `topic`, as NeMo v1.12
-and later writes them. Validation and test are both the development file: the publisher keeps the
-real test set. `answer` has no leading space. Knows nothing of templates.
+and later writes them. Validation and test are both made from the development file, since the real
+test set is not published. `answer` has no leading space. Knows nothing of templates.
 """
 
 import json
@@ -23,7 +23,7 @@ from pl_compile.training.prepare.splits import Row, without_field, write_jsonl
 
 _log = logging.getLogger(__name__)
 
-# What a file's name may call its part.
+# Words in a file's name that say which part it is.
 _NAMES = {"train": ("train",), "dev": ("dev", "val")}
 
 
@@ -45,15 +45,15 @@ def prepare_squad(
 ) -> dict[str, int]:
     """Writes the four files of SQuAD.
 
-    Questions without an answer (v2.0), in whichever way a file says so, are left out of training
-    and validation, with a warning that counts them; in the test's ground truth their `answer` is an
+    Questions without an answer (v2.0), in any of the known forms, are left out of training and
+    validation, with a warning that counts them. In the test's ground truth their `answer` is an
     empty list.
 
     Args:
-        input_path: the folder with one *train*.json and one *dev*.json, or *val*.json; with
-            .jsonl likewise.
-        output_dir: made if it is not there.
-        train_file: the training file, absolute or inside the folder; found by its name if None.
+        input_path: the folder with one *train*.json and one *dev*.json or *val*.json; .jsonl is
+            possible too.
+        output_dir: made if it does not exist.
+        train_file: the training file, absolute or inside the folder; if None, found by its name.
         dev_file: the development file, likewise.
         include_topic: adds the title of the article as `topic`.
 
@@ -61,9 +61,9 @@ def prepare_squad(
         The number of rows by file name.
 
     Raises:
-        DataError: a file is missing, ambiguous, no JSON or of another form; all problems of a file
-            with their JSON path. Nothing is written then.
-        ArtifactError: the disk refuses.
+        DataError: a file is missing, ambiguous, not JSON or of another form: all problems of a
+            file, with their JSON paths. Nothing is written then.
+        ArtifactError: the files cannot be written.
     """
     _check_folder(input_path)
     train_path = _find(input_path, train_file, "train")
@@ -71,9 +71,9 @@ def prepare_squad(
     if train_path.exists() and dev_path.exists() and train_path.samefile(dev_path):
         raise DataError(
             f"looking for SQuAD in {input_path}",
-            found=f"{train_path.name} for training and for development too",
+            found=f"{train_path.name} both for training and for development",
             expected="two files",
-            fix="What a run has learned from cannot tell how well it does.",
+            fix="Name another development file: examples that were trained on say little.",
         )
     train = _read(train_path, include_topic)
     dev = _read(dev_path, include_topic)
@@ -140,7 +140,7 @@ def _read(path: Path, include_topic: bool) -> list[_Question]:
 
 
 def _load(path: Path, problems: list[str]) -> list[tuple[Any, str]]:
-    """The articles, or rows, of a file, each with its place."""
+    """The articles or rows of a file, each with its place."""
     text = "\n".join(split_lines(read_text(path)))
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if len(lines) > 1 and _is_whole(lines[0][1]):
@@ -164,7 +164,7 @@ def _load(path: Path, problems: list[str]) -> list[tuple[Any, str]]:
 
 
 def _is_whole(line: str) -> bool:
-    """Whether a line is a JSON object of its own, as the first of JSON lines is."""
+    """Whether a line is a whole JSON object, as the first line of JSON lines is."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -172,7 +172,7 @@ def _is_whole(line: str) -> bool:
 
 
 def _questions(item: Any, at: str, include_topic: bool, problems: list[str]) -> Iterator[_Question]:
-    """The questions of an article, or of a paragraph or a row that stands alone."""
+    """The questions of an article, or of a single paragraph or row."""
     keys = item if isinstance(item, dict) else {}
     topic = _text(item, "title", at, problems) if include_topic else ""
     if "paragraphs" not in keys and "question" in keys:
@@ -194,13 +194,13 @@ def _question(node: Any, at: str, topic: str, context: str, problems: list[str])
 
 
 def _answers(node: Any, at: str, problems: list[str]) -> list[str]:
-    """The answers of a question, none where it has none.
+    """The answers of a question; empty where it has none.
 
-    They are a list of objects (SQuAD's own), an object with a list (that of `datasets`), a list of
-    texts, or a single one of these; none are null, an empty list or an empty text.
+    Known forms are a list of objects (SQuAD), an object with a list (`datasets`), a list of texts,
+    or a single one of these. Null, an empty list and an empty text mean no answer.
     """
     if isinstance(node, dict) and node.get("is_impossible") is True:
-        return []  # v2.0 may still list plausible ones
+        return []  # v2.0 may still list plausible answers
     if isinstance(node, dict) and "answers" in node and node["answers"] is None:
         return []
     found = _value(node, "answers", at, problems)
@@ -242,7 +242,7 @@ def _text(node: Any, key: str, at: str, problems: list[str]) -> str:
 
 def _value(node: Any, key: str, at: str, problems: list[str]) -> Any:
     if not isinstance(node, dict):
-        # One broken object is one problem, however many of its keys are asked for.
+        # A broken object is reported once, not for each key that is asked for.
         problem = f"{at or 'the top level'}: {_kind(node)}, expected an object"
         if problem not in problems[-1:]:
             problems.append(problem)

@@ -1,7 +1,7 @@
 """A NeMo file while it is translated: values by NeMo's keys in, values by our keys out.
 
-Knows how a value is looked up, moved, refused and reported, with its place. What becomes of which
-key is said in `nemo_keys.py` and `nemo.py`.
+Knows how a value is looked up, moved, refused and reported, with its place. `keys.py` and
+`reading.py` say what is done with which key.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ class NemoFile:
         self._read(root, "")
 
     def apply_rules(self) -> None:
-        """Does what `KEYS` says of the keys that need no others to be understood."""
+        """Treats each key that does not depend on others as `KEYS` says."""
         for key, node in self._given.items():
             rule = KEYS[key]
             if isinstance(rule, Moved):
@@ -49,11 +49,11 @@ class NemoFile:
                 self.ignore(key, rule.why)
 
     def tree(self) -> Node:
-        """What was moved, as the tree of our form."""
+        """The moved values as a tree of our form."""
         return _tree(self._moved, self._root)
 
     def notes(self) -> list[str]:
-        """What has no effect, and why: a line for each reason."""
+        """Keys without effect, and why: a line for each reason."""
         return [
             f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} ignored: {why}"
             for why, keys in self._ignored.items()
@@ -74,7 +74,7 @@ class NemoFile:
         return value is True
 
     def items(self, key: str) -> list[Node]:
-        """The items of a list; none if it is absent."""
+        """The items of a list; empty if it is absent."""
         value = self.value(key, [])
         if not isinstance(value, list):
             self.problem(self.where(key), f"'{key}' is {_shown(value)}, expected a list")
@@ -99,7 +99,7 @@ class NemoFile:
         return any(key.startswith(f"{group}.") for key in self._given)
 
     def where(self, key: str) -> str:
-        """The place of a key, or of the innermost mapping where it would stand."""
+        """The place of a key; if it is absent, of the innermost mapping that it belongs to."""
         if key in self._given:
             return self._given[key].where
         while key not in self._groups:
@@ -109,27 +109,27 @@ class NemoFile:
     # Saying
 
     def problem(self, where: str, line: str) -> None:
-        """Something is wrong at a place."""
+        """Reports what is wrong at a place."""
         self._problems.append(f"{where}: {line}")
 
     def require(self, key: str) -> None:
-        """Something is wrong if the key is absent or null."""
+        """Reports a problem if the key is absent or null."""
         node = self._given.get(key)
         if node is None or node.data is None:
             self.problem(self.where(key), f"'{key}' is missing")
 
     def refuse(self, key: str, instead: str) -> None:
-        """The value of a key cannot be honoured; `instead` is a sentence."""
+        """Reports that the value of a key cannot be honoured; `instead` is a sentence."""
         node = self._given[key]
         if node.data != MISSING:
             self.problem(node.where, f"'{key}' is {_shown(plain(node))}. {instead}")
 
     def ignore(self, key: str, why: str) -> None:
-        """A key has no effect; `why` is a phrase."""
+        """Notes that a key has no effect; `why` is a phrase."""
         self._ignored.setdefault(why, []).append(key)
 
     def ignore_given(self, keys: Iterable[str], why: str) -> None:
-        """Those of some keys that are there have no effect."""
+        """Notes that keys, as far as they are given, have no effect."""
         for key in keys:
             if self.value(key) is not None:
                 self.ignore(key, why)
@@ -141,7 +141,7 @@ class NemoFile:
         self.put(self._given[key], to, name=key)
 
     def write(self, key: str, to: str, data: Any) -> None:
-        """Puts `data` at our key `to`, as what `key` says or would say."""
+        """Puts `data` at our key `to`, with the place of NeMo's `key`, given or not."""
         node = self._given.get(key, Node(None, self.where(key)))
         self.put(replace(node, data=data), to, name=key)
 
@@ -168,7 +168,7 @@ class NemoFile:
         path, _, name = key.rpartition(".")
         siblings = _names_below(path)
         known = self._known.setdefault(path, KnownKeys(siblings))
-        # A key that was put into a wrong group is known by its last name.
+        # A key in a wrong group is recognised by its last name.
         elsewhere = next((other for other in KEYS if other.endswith(f".{name}")), "")
         if key in HINTS:
             hint = HINTS[key]

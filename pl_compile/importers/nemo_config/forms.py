@@ -1,8 +1,7 @@
-"""NeMo's other forms of config: named once, instead of key by key.
+"""NeMo's other forms of config. Such a file is refused with one message, not key by key.
 
-A file of another form shares some keys with that of prompt learning, and others are near to its
-names but mean something else. Known are the forms that people have who did prompt learning or come
-from it.
+A file of another form shares some keys with one of prompt learning, and has others with similar
+names and another meaning. The forms here are those that users of prompt learning may also have.
 """
 
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ _PROMPTS_ALONE = (
     "or one of plc's own form."
 )
 _REWRITE = (
-    "Write the task into that form: 'docs/nemo-config.md' says which key of later NeMo is which "
-    "of it."
+    "Write the task into that form: 'docs/nemo-config.md' says which of its keys replaces which "
+    "key of later NeMo."
 )
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A form, known by any of some keys.
+    """A form, recognised by any of its keys.
 
     Attributes:
         keys: dotted; a prompt learning config has none of them.
@@ -47,7 +46,7 @@ _FORMS = (
         "Train its tasks with 'plc train'; answers come from a bundle: 'plc generate'.",
     ),
 )
-# Where nothing says that the file is one of prompt learning all the same.
+# Forms of files that do not name a style of prompt learning.
 _FORMS_WITHOUT_A_STYLE = (
     _Form(
         ("model.restore_from_path", "model.data.train_ds.file_names", "model.answer_only_loss"),
@@ -65,10 +64,10 @@ _SCHEMES = {
 
 
 def refuse_other_forms(root: Node, doing: str) -> None:
-    """Does nothing for a config of prompt learning, and for what is no known form.
+    """Raises for a config of another known form of NeMo.
 
     Raises:
-        ConfigError: the form, where it shows, and what to do with such a file.
+        ConfigError: names the form, the key that shows it, and what to do with such a file.
     """
     form = _find(root)
     if form is None:
@@ -96,7 +95,7 @@ def _find(root: Node) -> _Form | None:
 
 
 def _at(root: Node, key: str) -> Node | None:
-    """What stands at a dotted key, if anything does."""
+    """The node at a dotted key, or None."""
     node: Any = root
     for name in key.split("."):
         node = node.data.get(name) if isinstance(node.data, dict) else None

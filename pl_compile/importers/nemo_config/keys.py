@@ -1,4 +1,4 @@
-"""Every key of a NeMo prompt learning config, and what becomes of it.
+"""Every key of a NeMo prompt learning config, and what is done with it.
 
 The keys are those of NeMo's stock file from v1.10 to v1.18, of the parts of Lightning and of
 `exp_manager` that such files use, and a few that its user guide names. `docs/nemo-config.md` is
@@ -25,7 +25,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Only:
-    """Nothing to do for the values listed; any other is refused.
+    """The values listed have no effect here; any other value is refused.
 
     Attributes:
         values: what is accepted.
@@ -49,7 +49,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Read:
-    """Read with other keys by a function of `nemo.py`."""
+    """Read together with other keys by a function of `reading.py`."""
 
 
 Rule = Moved | Only | Ignored | Read
@@ -146,7 +146,7 @@ _EARLY_STOPPING: Mapping[str, Rule] = {
     "log_rank_zero_only": Ignored(_LIGHTNING),
     "check_on_train_epoch_end": Only(_OFF, "Early stopping looks at each validation."),
     "stopping_threshold": Only(_NONE, "Use patience and min_delta."),
-    "divergence_threshold": Only(_NONE, "A run whose loss is no number ends by itself."),
+    "divergence_threshold": Only(_NONE, "A run whose loss is not a number ends by itself."),
 }
 
 _WANDB = ("project", "name", "entity", "offline", "log_model")
@@ -289,7 +289,7 @@ KEYS: Mapping[str, Rule] = {
     **{f"model.{key}": rule for key, rule in _MODEL.items()},
 }
 
-# What to say of an unknown key whose name is near to another, or is known elsewhere, by accident.
+# Hints for unknown keys that only happen to resemble a key, or to have the name of one elsewhere.
 HINTS: Mapping[str, str] = {
     "model.restore_from_path": "In later NeMo it is the base: here 'model.language_model_path'.",
     "model.answer_only_loss": "It belongs to each of 'model.task_templates'.",
@@ -297,7 +297,7 @@ HINTS: Mapping[str, str] = {
 
 
 def has_no_effect(key: str) -> bool:
-    """Whether a key is accepted and nothing is made of its value."""
+    """Whether a key is accepted and its value is not used."""
     return isinstance(KEYS.get(key), Ignored)
 
 

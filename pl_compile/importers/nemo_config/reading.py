@@ -1,9 +1,9 @@
-"""A NeMo prompt learning config as one of ours.
+"""Translates a NeMo prompt learning config into one of ours.
 
 In: the tree of a YAML file with NeMo's keys, overrides included. Out: the tree of a `TrainConfig`
-that means the same, each value with the place where the user wrote it. What NeMo takes where a key
-is absent is written out wherever our own default differs. No key is passed over in silence: it is
-honoured, refused by name, or reported as without effect.
+that means the same, each value with the place where the user wrote it. Where NeMo's default for an
+absent key differs from ours, NeMo's is written out. No key is ignored silently: each is honoured,
+refused by name, or reported as without effect.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ _PRECISIONS = {
     "32": "fp32",
     "32-true": "fp32",
 }
-# What the optimisers' classes take where a file gives nothing.
+# Defaults of the optimisers' classes in NeMo: weight decay, and betas.
 _DECAY = {"fused_adam": 0.0, "adam": 0.0, "adamw": 0.01}
 _BETAS = (0.9, 0.999)
 _TPMLP_HIDDEN = 2048
@@ -45,7 +45,7 @@ _TEXTS = "model.prompt_tuning.new_prompt_init_text"
 
 
 def is_nemo(root: Node) -> bool:
-    """Whether a config has a group of NeMo's at its top, or the file names of one for inference."""
+    """Whether a config has one of NeMo's groups at its top, or `gpt_model_file` (for inference)."""
     if not isinstance(root.data, dict):
         return False
     groups = [root.data[key].data for key in ("model", "exp_manager") if key in root.data]
@@ -56,9 +56,9 @@ def from_nemo(root: Node) -> tuple[Node, list[str]]:
     """The tree of a `TrainConfig`, and a line for each group of keys that have no effect here.
 
     Raises:
-        ConfigError: another form of NeMo's. Or unknown or missing keys, values that cannot be
-            honoured, references that cannot be resolved: all of them in one message, each with its
-            place.
+        ConfigError: the file is of another form of NeMo. Or it has unknown or missing keys, values
+            that cannot be honoured, or references that cannot be resolved: all of them in one
+            message, each with its place.
     """
     problems: list[str] = []
     doing = f"reading {root.where.rpartition(':')[0]}, a NeMo config"
@@ -89,7 +89,7 @@ def _trainer(file: NemoFile) -> None:
     else:
         file.refuse(key, "Use 32, 16, bf16 or auto.")
     key = "trainer.gradient_clip_val"
-    file.write(key, key, file.value(key, 0.0))  # absent: Lightning does not clip, we would
+    file.write(key, key, file.value(key, 0.0))  # if absent, Lightning does not clip, but we do
     key = "model.activations_checkpoint_granularity"
     granularity = file.value(key)
     if granularity == "full":
@@ -220,8 +220,8 @@ def _method(file: NemoFile) -> None:
     elif encoder == "mlp" and style == "p-tuning":
         file.problem(
             file.where(type_key),
-            f"'{hidden_key}' is missing. For mlp NeMo takes half of the base's width, plc all of "
-            "it: say which",
+            f"'{hidden_key}' is missing. For mlp, NeMo's default is half of the base's width, and "
+            "plc's is all of it: write one of them",
         )
 
 
@@ -284,8 +284,8 @@ def _templates(file: NemoFile) -> dict[str, Node]:
 
 
 def _task(template: Node, init_text: Node | None) -> Node:
-    # NeMo's meaning of absent keys: the loss covers everything, and the tokenizers of its time
-    # dropped the white space beside virtual tokens.
+    # NeMo's defaults: the loss covers everything, and white space beside virtual tokens is dropped,
+    # as the tokenizers of its time did.
     data = {
         "answer_only_loss": Node(False, template.where),
         "whitespace": Node("nemo", template.where),
@@ -295,7 +295,7 @@ def _task(template: Node, init_text: Node | None) -> Node:
 
 
 def _init_texts(file: NemoFile, new: list[str]) -> dict[str, Node]:
-    """The text that each new task starts from, where they start from texts."""
+    """The initial text of each new task, where tasks start from texts."""
     if file.value(_STYLE) != "prompt-tuning":
         for key in (_METHODS, _TEXTS):
             if file.value(key) is not None:

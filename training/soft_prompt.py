@@ -1,4 +1,4 @@
-"""What a prompt learning method makes for a task, and a base puts in its place."""
+"""The soft prompt of a task: a method makes it, and the base puts it in its place."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt; at most one of the two is there.
+class SoftPrompt:
+    """A soft prompt: rows or a prefix, or neither.
 
     Attributes:
         rows: float32 `[virtual, hidden]`: embeddings that stand where the template says.
