@@ -147,7 +147,7 @@ def test_a_template_that_does_not_open_with_its_prefix_is_refused_before_and_aft
     write_prompt_table(replace(table, entries={"order": entry}), path)
     expected = (
         "matching the prefix of task 'order' with its template: a template with virtual tokens "
-        "after its head; expected one marker, at the very start: a prefix stands before "
+        "after its opening; expected one marker, at the very start: a prefix stands before "
         "everything. Move the marker to the start and train the task again."
     )
 

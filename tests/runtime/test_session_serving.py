@@ -301,7 +301,7 @@ def test_two_streams_of_one_session_cannot_interleave(session: Session) -> None:
     first = session.stream(mixed_requests(2))
     next(first)
 
-    with pytest.raises(RequestError, match="another one of this session that has not ended"):
+    with pytest.raises(RequestError, match="another stream of this session that has not ended"):
         next(session.stream(mixed_requests(2)))
 
     first.close()
