@@ -1,4 +1,4 @@
-"""Folded heads: the same answers as computed ones, and refused where they are not this bundle's."""
+"""Folded openings: the same answers as computed ones; refused if they are another bundle's."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def exported(tiny_bases: dict[str, Path], tmp_path: Path) -> Exported:
 
 @pytest.mark.parametrize("prompts", ["input", "baked"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_folded_and_computed_heads_give_the_same_answers(
+def test_folded_and_computed_openings_give_the_same_answers(
     exported: Exported, family: str, prompts: str
 ) -> None:
     folded = exported(family, "folded", fold="auto", prompts=prompts, options=BuildOptions("none"))
@@ -276,9 +276,7 @@ def test_a_head_longer_than_the_cache_is_refused(exported: Exported, tmp_path: P
     with pytest.raises(ExportError) as error:
         exported("llama", capacity=30)
 
-    assert "sizing the cache for task 'tone': capacity 30, and a constant head of" in str(
-        error.value
-    )
+    assert "sizing the cache for task 'tone': capacity 30, and an opening of" in str(error.value)
 
 
 def test_prefixes_are_computed_anew_by_the_weights_that_serve_them(
