@@ -188,7 +188,7 @@ def test_verifying_runs_on_the_provider_that_is_named(
         verify_bundle(bundle, provider=Provider("cuda"))
 
     ranks = exported(bases["llama"], tmp_path, "ranks", options=BuildOptions(ranks=2)).bundle
-    with pytest.raises(RequestError, match="with the provider cuda: files that do not run on one"):
+    with pytest.raises(RequestError, match="with the provider cuda: files that do not run on a"):
         verify_bundle(ranks, provider=Provider("cuda"))
 
 
