@@ -1,4 +1,4 @@
-"""Decode, prefill, first token, memory and cold start: our bundles beside other systems.
+"""Decode, prefill, first token, memory and cold start: our bundles and other systems.
 
     python benchmarks/make_bundles.py BUNDLES
     python benchmarks/inference.py plc:int4=BUNDLES/int4 genai:int4=FOLDER openvino:int8=FOLDER \\

@@ -36,7 +36,7 @@ def load_plugin(trt: Any) -> Path:
     if not path.is_file():
         raise RankError(doing, found=f"no file {path}", fix=f"Set {VARIABLE} to the library.")
     if trt.get_plugin_registry().load_library(str(path)) is None:
-        raise RankError(doing, found=f"TensorRT does not take {path}", fix="Build it anew.")
+        raise RankError(doing, found=f"TensorRT does not take {path}", fix="Build it again.")
     return path
 
 

@@ -91,7 +91,7 @@ def check_bundle(
         tokenizer: the base's.
         precision: of the bundle's numbers; it decides what still counts as the same.
         base: the Hugging Face folder for torch; if None, all comparisons are left out.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         ExportError: a template that leaves no room for a comparison.

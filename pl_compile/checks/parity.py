@@ -339,7 +339,7 @@ def trace(
         folded: whether rows follow their folded prefixes.
         alone: whether each row is a batch of its own.
         label: the name of this step for `progress`.
-        progress: who is told.
+        progress: receives messages.
     """
     prompts = [row.served if folded else row.learned for row in rows]
     given = []

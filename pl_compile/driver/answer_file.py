@@ -96,7 +96,7 @@ def answer_file(
         session: serves them, in batches that mix tasks.
         source: JSONL or a JSON array with `taskname` and fields.
         options: further arguments of every `Request`.
-        progress: who is told, also of requests that are cut to fit.
+        progress: receives messages, also about requests that are cut to fit.
 
     Raises:
         DataError: `source` cannot be read.

@@ -27,7 +27,7 @@ def checked_requests(
     Args:
         session: it will serve them.
         rows: examples of its tasks, each with the options of its `Request`.
-        doing: what they are wanted for.
+        doing: what they are for, as errors say it.
         progress: is told which of them are cut to fit the session's cache.
 
     Raises:
@@ -71,9 +71,9 @@ def answers_to(
         session: serves them, in batches that mix tasks.
         requests: those of `checked_requests`.
         examples: what the requests were made of.
-        doing: what they are wanted for.
+        doing: what they are for, as errors say it.
         label: the name of this step for `progress`.
-        progress: is told of the step.
+        progress: receives messages.
 
     Raises:
         AnswerError: as for `Session.generate`, with the places of the examples.

@@ -80,9 +80,9 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         request: what to bring in.
         progress: told of what the tokenizer cannot write, of a backslash where a line end may be
             meant, of a task without input, of choices that are never answered, of an opening token
-            that the template lacks, of an adapter that was saved with another tokenizer or beside
-            another base, and, where transformers is installed, of prompts that have other tokens
-            there.
+            that the template lacks, of an adapter that was saved with another tokenizer or trained
+            on another base, and, if transformers is installed, of prompts that it gives other
+            tokens.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
@@ -106,7 +106,7 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     if not name:
         raise BaseModelError(
             f"looking for the base of {request.adapter}",
-            found="the adapter names none",
+            found="the adapter does not name its base",
             fix="Name the base with --base.",
         )
     folder = find_base(name)
@@ -164,7 +164,7 @@ def _on_its_tokenizer(adapter: Path, tokenizer: Tokenizer) -> str:
     if not difference:
         return ""
     return (
-        f"the tokenizer beside the adapter is not that of the base, which is used: {difference}. "
+        f"the tokenizer beside the adapter is not the base's, which is used: {difference}. "
         "If it was trained with its own, save that with the base and import the adapter again."
     )
 
@@ -182,8 +182,8 @@ def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
     except PlcError:
         return ""  # it is not here, or cannot be read as a base
     return (
-        f"the adapter names {adapter.base} as its base, which has other numbers than {folder}: on "
-        "these it does not answer as it was trained to"
+        f"the adapter names {adapter.base} as its base, whose weights differ from those of "
+        f"{folder}: on these it does not answer as it was trained to"
     )
 
 
@@ -205,8 +205,8 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
     ):
         raise ConfigError(
             doing,
-            found="virtual tokens elsewhere than at the start of the template",
-            expected="them in front of everything: there PEFT had them in training",
+            found="virtual tokens that are not all at the start of the template",
+            expected="all of them before everything else, as PEFT had them in training",
             fix=f"Write {_MARKER} once, at the start, or leave it out.",
         )
     # Further checks of a config's template are made below, with this command's words.

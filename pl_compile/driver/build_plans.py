@@ -84,7 +84,7 @@ def build_bundle(
         attention: how the plan says which tokens attention sees; "auto" asks the GPU, if there is
             one.
         ep_context: whether to write an ONNX file around each plan, for ONNX Runtime.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         ArtifactError: the bundle is damaged.

@@ -110,7 +110,7 @@ def measure_moments(
         contract: of the graph that will be built; `rows` fit into its capacity.
         weights: float32 arrays by our names.
         rows: prompts and ids, as `calibration_prompts` makes them.
-        progress: who is told.
+        progress: receives messages.
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
     model = build_decoder(config, contract, weights)

@@ -90,7 +90,7 @@ def compile_base(
         moments: of the activations in calibration, for the whole base.
         dump_to: the folder for the graph as text after each pass; files of an earlier dump are
             removed.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         ExportError: the target's own tools refuse the graph.

@@ -132,10 +132,10 @@ def _decide(
     if mode == "always":
         return True, f"--fold always: {saving}"
     if computed < break_even:
-        return False, f"{computed} tokens are computed sooner than a prefix is copied"
+        return False, f"{computed} tokens are faster to compute than to copy as a prefix"
     if size > left:
         return False, (
             f"{size / 1e6:.1f} MB would be more than {_PREFIXES_OF_WEIGHTS:.0%} of the weights for "
-            "all prefixes together; --fold always does it all the same"
+            "all prefixes together; --fold always folds it anyway"
         )
     return True, saving

@@ -198,7 +198,7 @@ def _onnx_cuda(target: Target, gpus: Gpus) -> Finding:
         if _version("onnxruntime-gpu") is not None:
             # Both packages write to the same folder; the one that was installed last is loaded.
             detail = (
-                "onnxruntime lies over onnxruntime-gpu: pip uninstall onnxruntime "
+                "onnxruntime has overwritten onnxruntime-gpu: pip uninstall onnxruntime "
                 "onnxruntime-gpu, then pip install onnxruntime-gpu"
             )
         return Finding(name, False, detail)

@@ -1,4 +1,4 @@
-"""Scores of tasks on labelled examples: with the prompt, and the base alone beside it.
+"""Scores of tasks on labelled examples: with the prompt, and of the base alone.
 
 In: a session (on a bundle, or on torch for a prompt table) and data files with answers. Out: for
 each task the metric with and without prompt, and, if a second session is given, how often both give
@@ -179,7 +179,7 @@ def score_examples(
         examples: of each task, as `read_to_score` gives them.
         options: how to score.
         reference: a second session; its answers are compared with the first one's.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         RequestError: examples that cannot be served, all with their places, before any is.

@@ -50,7 +50,7 @@ class ExportRequest:
     ] = ()
     evaluate: Annotated[
         tuple[Path, ...],
-        "Examples with answers: score the bundle, beside float32 where it has other weights.",
+        "Examples with answers: score the bundle, and float32 weights if it has others.",
     ] = ()
     dump_passes: Annotated[Path | None, "Write the graph as text after each pass."] = None
     measure_parity: bool = True

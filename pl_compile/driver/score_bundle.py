@@ -32,7 +32,7 @@ def score_bundle(
         served: the tasks as the bundle serves them.
         precision: how its numbers are stored.
         weights: the floats that they came from.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         RequestError: examples that cannot be served.

@@ -74,7 +74,7 @@ def remove_tasks(path: Path, tasknames: Sequence[str]) -> PromptTable:
         raise ArtifactError(
             f"removing tasks of {path}",
             found="no task would stay",
-            fix="Delete the file if none is needed.",
+            fix="Delete the file if you need no task of it.",
         )
     write_prompt_table(table, path)
     return table

@@ -77,7 +77,7 @@ def verify_bundle(
             or "tensorrt". If None, the bundle's own, or the other if that is not installed.
         provider: ONNX Runtime's provider that runs the bundle; the CPU's if None.
         device: the device on which torch computes the reference.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         ArtifactError: a file is missing, altered or unreadable, a prefix does not fit its template,

@@ -90,7 +90,7 @@ def _comparisons(checks: Comparisons) -> list[str]:
     return [
         *_comparison(
             "Against torch",
-            "As served, in one batch of all tasks, with torch row by row.",
+            "As served, in one batch of all tasks, against torch row by row.",
             checks.torch,
         ),
         *_comparison(

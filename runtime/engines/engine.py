@@ -103,9 +103,8 @@ class Engine(Protocol):
         capacity: cache entries of a row: virtual and real tokens, given and generated.
         vocab: ids that the base knows; `vocab + r` stands for row `r` of a prompt.
         max_batch: rows of the cache.
-        candidates: the likeliest tokens among which the graph can choose the next one; 0 where it
-            cannot.
-        sampling_inputs: the numbers of `config.sampling` by which it chooses.
+        candidates: how many of the likeliest tokens the graph chooses from; 0 if it cannot choose.
+        sampling_inputs: the numbers of `config.sampling` that its choice takes.
     """
 
     capacity: int

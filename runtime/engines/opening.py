@@ -52,7 +52,7 @@ def open_engine(
     if provider is not None and (not target.provider or contract.ranks > 1):
         raise RequestError(
             f"opening the bundle {bundle.folder}",
-            found=f"the provider {provider.name}, and a bundle that does not run on one",
+            found=f"the provider {provider.name}, and a bundle that does not run on a provider",
             fix="Leave it out.",
         )
     if contract.ranks > 1:
@@ -85,7 +85,7 @@ def open_engine(
 
 
 def check_target(bundle: Bundle) -> None:
-    """Raises `ArtifactError` where a bundle was built for a target that nothing here runs."""
+    """Raises `ArtifactError` if a bundle was built for a target that this runtime does not run."""
     name, graph = bundle.manifest.target, bundle.manifest.graph
     if name not in TARGETS:
         raise ArtifactError(
@@ -104,7 +104,7 @@ def check_target(bundle: Bundle) -> None:
 
 
 def check_plans(bundle: Bundle) -> None:
-    """Raises `ArtifactError` where a plan was built for another graph than the one beside it."""
+    """Raises `ArtifactError` if a plan was built from another graph than the one in its folder."""
     graph = bundle.manifest.graph
     for name in bundle.files:
         folder, _, file = name.rpartition("/")
@@ -127,7 +127,7 @@ def check_plans(bundle: Bundle) -> None:
         if record.onnx != sum_of_onnx(sums):
             raise ArtifactError(
                 doing,
-                found="it was built from another model.onnx, or its data, than those beside it",
+                found="it was built from another model.onnx (or data) than the one beside it",
                 fix="Build it again: plc build BUNDLE.",
             )
 

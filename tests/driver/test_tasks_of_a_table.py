@@ -88,7 +88,7 @@ def test_the_last_task_is_not_removed(path: Path) -> None:
         remove_tasks(path, ["order", "mood", "squad"])
 
     assert str(error.value) == (
-        f"removing tasks of {path}: no task would stay. Delete the file if none is needed."
+        f"removing tasks of {path}: no task would stay. Delete the file if you need no task of it."
     )
     assert path.read_bytes() == before
 

@@ -245,7 +245,7 @@ def test_a_head_that_is_computed_sooner_than_copied_is_not_folded(exported: Expo
     report = json.loads((bundle / "report.json").read_text())
 
     assert [task["folded"] for task in report["tasks"]] == [False, False, False]
-    assert report["tasks"][0]["reason"] == "3 tokens are computed sooner than a prefix is copied"
+    assert report["tasks"][0]["reason"] == "3 tokens are faster to compute than to copy as a prefix"
     assert report["tasks"][2]["reason"] == "nothing is computed before its first field"
 
 

@@ -233,7 +233,7 @@ def test_a_provider_for_what_does_not_run_on_one_is_refused(
     options = BuildOptions(ranks=2)
     bundle = exported(bases["llama"], tmp_path, options=options, measure_parity=False).bundle
 
-    with pytest.raises(RequestError, match="a bundle that does not run on one"):
+    with pytest.raises(RequestError, match="a bundle that does not run on a provider"):
         Session.open(bundle, provider=Provider("cpu"))
 
 

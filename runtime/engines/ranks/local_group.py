@@ -245,7 +245,7 @@ class _RankProcess:
             self.doing,
             found=f"rank {self.rank} (process {self.pid}) {how}",
             expected="all ranks alive; the others were ended too",
-            fix="Look for its own words on standard error, or for a lack of memory; then open it "
+            fix="Look for its message on standard error, or for a lack of memory; then open it "
             "again.",
         )
 

@@ -105,7 +105,7 @@ class Cuda:
         self.call("cudaFree", address)
 
     def upload(self, address: int, array: AnyArray) -> None:
-        """Copies a contiguous array to the GPU; it may change afterwards."""
+        """Copies a contiguous array to the GPU; after the call the array may change."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
@@ -204,7 +204,7 @@ def stored(array: Annotated[Float32, Shape("...")], dtype: str) -> AnyArray:
     """float32 as a cache stores it; bfloat16, which numpy lacks, as its bits in uint16."""
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(array).view(np.uint32)
-        # To the nearest, ties to even.
+        # Rounds to the nearest, ties to even.
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.ascontiguousarray(array.astype(dtype))
 
