@@ -163,7 +163,7 @@ def test_another_call_goes_on_where_the_last_one_ended(
     record = gpu_check.Record(path)
     assert {line["part"] for line in record.lines[before:]} == {"broken"}
     assert [line["part"] for line in record.latest("cpu")] == ["well"] * 3 + ["broken"] * 2
-    assert record.latest("cuda") == []  # what stand-ins have shown is no GPU's
+    assert record.latest("cuda") == []  # results of stand-ins do not count for a GPU
     assert record.ended("well", "cuda") == ""
 
 

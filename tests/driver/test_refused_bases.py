@@ -1,4 +1,4 @@
-"""A strange base is refused wherever a base is read; logits that are no numbers never pass."""
+"""A strange base is refused wherever a base is read; logits that are not numbers never pass."""
 
 import json
 import shutil

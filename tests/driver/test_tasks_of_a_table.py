@@ -106,7 +106,7 @@ def test_renaming_a_task_keeps_its_numbers_and_its_place(path: Path) -> None:
     assert (after["squad"], after["order"]) == (before["squad"], before["order"])
 
 
-def test_tasks_of_another_table_are_added_behind(path: Path, tmp_path: Path) -> None:
+def test_tasks_of_another_table_are_added_after_its_own(path: Path, tmp_path: Path) -> None:
     before = sums(path)
     other = written(tmp_path / "other", entry("b", 2), entry("mood", 3, seed=1), entry("a", 2))
 

@@ -221,7 +221,7 @@ def test_a_prefix_that_is_not_finite_is_refused(folded: Path, value: float) -> N
 # The decision
 
 
-def test_text_behind_a_learned_prefix_is_folded_too(exported: Exported, tmp_path: Path) -> None:
+def test_text_after_a_learned_prefix_is_folded_too(exported: Exported, tmp_path: Path) -> None:
     exported("llama")  # writes the table
     path = tmp_path / "llama.safetensors"
     table = read_prompt_table(path)

@@ -384,7 +384,7 @@ def test_too_little_memory_is_told_before_anything_is_read(
     assert not request_.output.exists()
 
 
-def test_where_nobody_says_how_much_memory_there_is_it_is_not_asked(
+def test_memory_is_not_checked_where_the_system_does_not_say_how_much_there_is(
     request_: ExportRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")

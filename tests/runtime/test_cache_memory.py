@@ -85,7 +85,7 @@ def test_rows_that_move_up_or_are_copied_take_the_pages_of_their_entries() -> No
 
 
 @needs_page_map
-def test_an_array_that_nobody_wrote_to_takes_no_memory() -> None:
+def test_an_array_that_was_never_written_to_takes_no_memory() -> None:
     array = zeros_as_touched((16, 3, 1024, 64), np.float32)
 
     assert array.ctypes.data % mmap.PAGESIZE == 0
