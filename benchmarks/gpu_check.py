@@ -1,21 +1,21 @@
-"""What a machine with an NVIDIA GPU makes of this project: every part that CPUs cannot show.
+"""Checks this project on a machine with an NVIDIA GPU: every part that CPUs cannot show.
 
     python benchmarks/gpu_check.py --output build/gpu-check [--limit 420] [--wheels FOLDER]
     python benchmarks/gpu_check.py --output build/gpu-check --parts onnx-float16 nccl
     python benchmarks/gpu_check.py --fetch-wheels FOLDER          on a machine with a network
 
-Each part is a process of its own with a limit of time; parts are in `PARTS`, in their order. Every
-result is a line of `results.jsonl` as soon as it is known, what the parts print goes to `log.txt`,
-and the table at the end to `table.md` too. A part that fails, hangs or lacks something says so in
-one line, and the next one runs. Another call with the same output goes on: parts that are done are
-left, unless `--parts` names them.
+Each part is a process of its own with a limit of time; `PARTS` lists them in their order. Every
+result becomes a line of `results.jsonl` as soon as it is known. What the parts print goes to
+`log.txt`; the table at the end also goes to `table.md`. A part that fails, hangs or lacks something
+says so in one line, and the next one runs. Another call with the same output continues: it skips
+parts that are done, unless `--parts` names them.
 
-Without a GPU every part runs all the same, on stand-ins: tiny bases on the CPU, ONNX Runtime's CPU
-provider, a GPU that is host memory. That shows that the script works, and nothing of a GPU.
+Without a GPU every part runs on stand-ins: tiny bases on the CPU, ONNX Runtime's CPU provider, host
+memory in place of a GPU. That shows that the script works, but nothing about a GPU.
 
-It needs no network. `--wheels` names a folder of wheels that the machine lacks, such as
-`--fetch-wheels` fills; wheels that were cut into pieces (`--most-mib`) are put together.
-`python benchmarks/proven.py` writes what such a day has shown into docs/targets.md.
+It needs no network. `--wheels` names a folder with the wheels that the machine lacks;
+`--fetch-wheels` fills such a folder. Wheels that were cut into pieces (`--most-mib`) are joined.
+`python benchmarks/proven.py` writes what a check has shown into docs/targets.md.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Part:
     """A part of the check.
 
     Attributes:
-        name: that of its module; after a hyphen, which form of it.
+        name: its module's name; after a hyphen, the form.
         seconds: its limit.
         says: what it shows.
     """
@@ -69,22 +69,22 @@ PARTS = (
     Part("tensorrt-float16", 60, "the same in float16"),
 )
 
-# What becomes of a part.
+# How a part may end.
 DONE, FAILED, MISSING, TIME = "done", "failed", "missing", "out of time"
 
-# What a machine with torch and CUDA may lack. Versions are those of this environment where they are
-# installed in it.
+# Packages that a machine with torch and CUDA may lack. A version is that of this environment, if
+# the package is installed in it.
 WHEELS = ("transformers", "onnxruntime-gpu", "nccl4py", "cuda-core", "cuda-pathfinder")
 
 # Long enough for a part to begin at all.
 _LEAST_SECONDS = 10
-# A process that was killed may still be held by a driver; then nobody waits for it.
+# A driver may hold a process that was killed; after this many seconds it is left alone.
 _PATIENCE = 5
 _PIP_SECONDS = 120
 
 
 def has_gpu() -> bool:
-    """Whether NVIDIA's driver shows a GPU, of whichever number."""
+    """Whether NVIDIA's driver shows a GPU, whatever its number."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
@@ -100,7 +100,7 @@ class Record:
         self.lines = list(read_lines(path))
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             with path.open("ab") as file:
-                file.write(b"\n")  # after what was left half written
+                file.write(b"\n")  # ends a line that was left half written
 
     def add(self, line: Line) -> None:
         """Appends a line."""
@@ -111,7 +111,7 @@ class Record:
             os.fsync(file.fileno())
 
     def ended(self, part: str, device: str) -> str:
-        """How the last run of a part on a device ended; empty where it never did."""
+        """How the last run of a part on a device ended; empty if no run ended."""
         ends = [
             line["ended"]
             for line in self.lines
@@ -150,9 +150,9 @@ def run_part(
     Args:
         part: the part.
         record: gets its lines.
-        run: what each of its lines says of this call.
+        run: what each of its lines says about this call.
         seconds: its limit.
-        command: starts it; each line of its standard output is a result.
+        command: starts the part; each line of its standard output is a result.
         environment: of its process.
         log: gets what it prints on standard error.
     """
@@ -171,7 +171,7 @@ def run_part(
             stderr=file,
             stdin=subprocess.DEVNULL,
             env=dict(environment),
-            process_group=0,  # so that what it started ends with it
+            process_group=0,  # so that processes that it started end with it
         )
         try:
             last, end_line = _read(process, seconds, file, take)
@@ -193,13 +193,13 @@ def _read(
     """Takes a process's lines until it ends or its time is over.
 
     Returns:
-        What was shown last, in words; and its last line, which says how it ended: None where it
-        did not say.
+        The last result, in words; and the last line, which says how the part ended: None if it did
+        not say.
     """
     last, end_line = "nothing was shown before", None
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
-    def read() -> None:  # apart from the clock: a pipe may stay open for ever
+    def read() -> None:  # in a thread: a pipe may stay open for ever
         assert process.stdout is not None
         with process.stdout as pipe:
             for text in pipe:
@@ -221,11 +221,11 @@ def _read(
             return last, {"ended": TIME, "why": why}
         if text is None:
             process.wait()
-            _kill(process)  # what it has started
+            _kill(process)  # and the processes that it started
             return last, end_line
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:  # a library that prints
+        except json.JSONDecodeError:  # a library has printed this
             log.write(text)
             continue
         if "ended" in line:
@@ -283,10 +283,10 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def install(wheels: Path, site: Path) -> None:
-    """Puts wheels into a folder of their own; those that were cut into pieces are joined first.
+    """Installs wheels into a folder of their own; joins those that were cut into pieces first.
 
     Raises:
-        OSError: there are none, or pip refuses them.
+        OSError: there are no wheels, or pip refuses them.
     """
     joined: dict[str, list[Path]] = {}
     for piece in sorted(wheels.rglob("*.whl.*")):
@@ -358,21 +358,21 @@ def check(
     again: bool = False,
     search: Sequence[Path] = (HERE,),
 ) -> bool:
-    """Runs parts and writes what they show; whether all of it was as expected.
+    """Runs parts and writes what they show; returns whether all was as expected.
 
     Args:
         output: gets `results.jsonl`, `log.txt` and `table.md`.
         parts: what to run.
         limit: seconds for all of it.
         gpu: whether there is one; parts run on stand-ins otherwise.
-        wheels: of packages that this environment lacks.
+        wheels: a folder of wheels of packages that this environment lacks.
         work: for bases and bundles; a temporary folder if None.
-        again: whether to run parts that are done, too.
+        again: whether to run also parts that are done.
         search: folders in which Python finds the package `gpu_parts`.
     """
     output.mkdir(parents=True, exist_ok=True)
     record = Record(output / "results.jsonl")
-    # The number of lines before it tells apart what begins in one second.
+    # The number of earlier lines tells apart runs that begin in the same second.
     name = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {len(record.lines)}"
     run = {"run": name, "device": "cuda" if gpu else "cpu"}
     ends = time.monotonic() + limit
@@ -414,9 +414,9 @@ def check(
             )
             print(f"  {ended}", file=sys.stderr)
     lines = record.latest(run["device"])
-    head = "" if gpu else "No GPU: all of this is of stand-ins, and says nothing of one.\n\n"
-    (output / "table.md").write_text(head + table(lines), encoding="utf-8")
-    print(head + table(lines))
+    note = "" if gpu else "No GPU: all results are of stand-ins, and say nothing about a GPU.\n\n"
+    (output / "table.md").write_text(note + table(lines), encoding="utf-8")
+    print(note + table(lines))
     return all(line.get("ended", DONE) in (DONE, MISSING) for line in lines) and all(
         line.get("ok") is not False for line in lines
     )
@@ -427,7 +427,7 @@ def _end(part: str, run: Line, ended: str, why: str) -> Line:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 1 where something was not as expected."""
+    """The command; returns 1 if something was not as expected."""
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],

@@ -1,4 +1,4 @@
-"""Decode, prefill, first token, memory and cold start: our bundles beside other systems.
+"""Decode, prefill, first token, memory and cold start: our bundles and other systems.
 
     python benchmarks/make_bundles.py BUNDLES
     python benchmarks/inference.py plc:int4=BUNDLES/int4 genai:int4=FOLDER openvino:int8=FOLDER \\
@@ -15,9 +15,9 @@ of each system to the first one. All get the same token ids and threads; EOS sto
     decode_1_128, decode_1_900       the same of one row, after 128 and 900 tokens
     prefill_512                      tokens a second of a prompt of 512
     task_ttft                        seconds to the first token of a request with 30 tokens of its
-                                     own after a constant head of 100: folded where the system is
-                                     ours, its own prompt cache elsewhere
-    whole_ttft                       the same request with its head computed too
+                                     own after an opening of 100 tokens: folded by our system,
+                                     in the prompt cache of others
+    whole_ttft                       the same request with its opening computed, too
     cold                             seconds from the start of a process to its first token
     peak_mib                         resident memory of a process that decodes one row, at its peak,
                                      weights that are mapped included
@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-# What this file imports counts as a system's memory, so little is imported up here.
+# Imports of this file count as a system's memory, so little is imported at the top.
 
 SCENARIOS = (
     "decode_1",
@@ -47,7 +47,7 @@ SCENARIOS = (
     "whole_ttft",
     "cold",
 )
-PROMPT, STEPS, HEAD, OWN = 40, 48, 100, 30
+PROMPT, STEPS, OPENING, OWN = 40, 48, 100, 30
 PACKAGES = (
     "pl-compile",
     "onnxruntime",
@@ -68,7 +68,7 @@ class System(Protocol):
         """Seconds to the first token of a prompt."""
 
     def task(self) -> Callable[[], float]:
-        """Prepares a task with a constant head; a call gives seconds to a request's first token."""
+        """Prepares a task with an opening; each call gives seconds to a request's first token."""
 
 
 def ids_of(rows: int, tokens: int, seed: int = 0) -> Any:
@@ -83,7 +83,7 @@ def ids_of(rows: int, tokens: int, seed: int = 0) -> Any:
 
 @dataclass(frozen=True)
 class IdsAlone:
-    """What an engine asks of a prompt, for requests that are token ids already."""
+    """What an engine needs of a prompt, for requests that are token ids already."""
 
     rows: Any
     prefix_kv: Any = None
@@ -91,12 +91,12 @@ class IdsAlone:
 
 
 class Plc:
-    """A bundle, by the runtime's own engine.
+    """A bundle, on the runtime's own engine.
 
     Args:
         path: of the bundle.
-        rows: most that step together.
-        provider: name of ONNX Runtime's that runs it.
+        rows: most rows that step together.
+        provider: name of ONNX Runtime's provider that runs it.
     """
 
     def __init__(self, path: Path, rows: int, provider: str = "cpu") -> None:
@@ -141,8 +141,8 @@ class Plc:
         return time.perf_counter() - started
 
     def task(self) -> Callable[[], float]:
-        self._batch([self.bare]).feed({0: ids_of(1, HEAD)[0]})
-        prompt = replace(self.bare, prefix_kv=self.engine.cached(0, HEAD).copy())
+        self._batch([self.bare]).feed({0: ids_of(1, OPENING)[0]})
+        prompt = replace(self.bare, prefix_kv=self.engine.cached(0, OPENING).copy())
 
         def first_token() -> float:
             started = time.perf_counter()
@@ -154,7 +154,7 @@ class Plc:
 
 
 class Genai:
-    """onnxruntime-genai; a task is a generator that is rewound to its head."""
+    """onnxruntime-genai; a task is a generator that is rewound to the end of its opening."""
 
     def __init__(self, path: Path, rows: int) -> None:
         import onnxruntime_genai as og
@@ -195,11 +195,11 @@ class Genai:
         return time.perf_counter() - started
 
     def task(self) -> Callable[[], float]:
-        generator = self._generator(1, HEAD + OWN + 2)
-        generator.append_tokens(ids_of(1, HEAD).astype("int32"))
+        generator = self._generator(1, OPENING + OWN + 2)
+        generator.append_tokens(ids_of(1, OPENING).astype("int32"))
 
         def first_token() -> float:
-            generator.rewind_to(HEAD)
+            generator.rewind_to(OPENING)
             started = time.perf_counter()
             generator.append_tokens(ids_of(1, OWN, seed=1).astype("int32"))
             generator.generate_next_token()
@@ -253,12 +253,12 @@ class OpenVino:
         import numpy as np
 
         del self._pipe
-        pipe, head = self._pipeline(caching=True), ids_of(1, HEAD)
+        pipe, opening = self._pipeline(caching=True), ids_of(1, OPENING)
         turn = iter(range(1, 1000))
 
         def first_token() -> float:
-            # Other own tokens each time: it would find the whole prompt otherwise.
-            return self._generate(pipe, np.hstack([head, ids_of(1, OWN, seed=next(turn))]), 1)
+            # Other tokens of its own each time: else the cache would hold the whole prompt.
+            return self._generate(pipe, np.hstack([opening, ids_of(1, OWN, seed=next(turn))]), 1)
 
         return first_token
 
@@ -273,9 +273,9 @@ class CTranslate2:
         self._generator = ctranslate2.Generator(str(path), intra_threads=threads)
         self._words = json.loads((path / "vocabulary.json").read_text(encoding="utf-8"))
 
-    def _generate(self, ids: Any, count: int, head: Any = None) -> float:
+    def _generate(self, ids: Any, count: int, opening: Any = None) -> float:
         rows = [[self._words[i] for i in row] for row in ids.tolist()]
-        static = None if head is None else [self._words[i] for i in head[0].tolist()]
+        static = None if opening is None else [self._words[i] for i in opening[0].tolist()]
         started = time.perf_counter()
         self._generator.generate_batch(
             rows,
@@ -298,15 +298,15 @@ class CTranslate2:
         return self._generate(ids_of(1, tokens), 1)
 
     def task(self) -> Callable[[], float]:
-        head = ids_of(1, HEAD)
-        return lambda: self._generate(ids_of(1, OWN, seed=1), 1, head)
+        opening = ids_of(1, OPENING)
+        return lambda: self._generate(ids_of(1, OWN, seed=1), 1, opening)
 
 
 class Llama:
     """llama.cpp's own tools; a task is its server's prompt cache.
 
-    After a cached head its flash attention is the slower way for short requests, so that is off
-    there and as it comes (on) elsewhere.
+    After a cached opening its flash attention is slower for short requests, so it is off there.
+    Elsewhere it has its default (on).
     """
 
     def __init__(self, path: Path, rows: int) -> None:
@@ -322,7 +322,7 @@ class Llama:
 
     def decode(self, rows: int, prompt: int = PROMPT) -> float:
         sizes = ["-npp", str(prompt), "-ntg", str(STEPS), "-npl", str(rows)]
-        # The cache is taken at once: a larger one than needed would count as its memory.
+        # The whole cache is taken at once: one larger than needed would count as its memory.
         cells = str(max(256, rows * (prompt + STEPS)))
         out = self._run("llama-batched-bench", *sizes, "-c", cells, "--output-format", "jsonl")
         (line,) = [line for line in out.splitlines() if line.startswith("{")]
@@ -342,7 +342,7 @@ class Llama:
         return self._server(cached=True)
 
     def whole(self) -> Callable[[], float]:
-        """As `task`, with the head computed each time."""
+        """As `task`, with the opening computed each time."""
         return self._server(cached=False)
 
     def _server(self, *, cached: bool) -> Callable[[], float]:
@@ -360,12 +360,12 @@ class Llama:
         quiet = subprocess.DEVNULL
         server = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
         atexit.register(server.kill)
-        head = ids_of(1, HEAD)[0].tolist()
+        opening = ids_of(1, OPENING)[0].tolist()
         turn = iter(range(1, 1000))
 
         def ask() -> float:
-            # Other own tokens each time: it would find the whole prompt otherwise.
-            ids = head + ids_of(1, OWN, seed=next(turn))[0].tolist()
+            # Other tokens of its own each time: else the cache would hold the whole prompt.
+            ids = opening + ids_of(1, OWN, seed=next(turn))[0].tolist()
             wanted = {"prompt": ids, "n_predict": 1, "temperature": 0, "ignore_eos": True}
             body = json.dumps({**wanted, "cache_prompt": cached})
             connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -414,7 +414,7 @@ KINDS: dict[str, Callable[[Path, int], System]] = {
 
 
 def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str, float]:
-    """What a process of `sample` does."""
+    """The work of one process of `sample`."""
     name, _, size = scenario.partition("_")
     rows, _, prompt = size.partition("_") if name == "decode" else ("1", "", "")
     system = KINDS[kind](path, int(rows))
@@ -431,7 +431,7 @@ def run_scenario(kind: str, path: Path, scenario: str, began: float) -> dict[str
         elif isinstance(system, Llama):
             ask = system.whole()
         else:
-            ask = lambda: system.prefill(HEAD + OWN)  # noqa: E731
+            ask = lambda: system.prefill(OPENING + OWN)  # noqa: E731
         ask()
         value = sorted(ask() for _ in range(7))[3]
     elif isinstance(system, Llama):
@@ -463,7 +463,7 @@ def sample(
 
 
 def versions(python: str) -> dict[str, str]:
-    """Of what an interpreter has installed."""
+    """The versions of packages that an interpreter has installed."""
     import subprocess
 
     code = (
@@ -477,7 +477,7 @@ def versions(python: str) -> dict[str, str]:
 
 
 def instruction_sets(python: str) -> list[str]:
-    """Those of our kernels on this processor, best first."""
+    """The instruction sets of our kernels on this processor, best first."""
     import subprocess
 
     code = "from pl_compile.runtime.kernels import instruction_sets; print(*instruction_sets())"
@@ -486,7 +486,7 @@ def instruction_sets(python: str) -> list[str]:
 
 
 def show(medians: dict[str, dict[str, float]]) -> None:
-    """A Markdown table: medians, and in brackets the ratio to the first system."""
+    """Prints a Markdown table: medians, and in brackets the ratio to the first system."""
     names = list(medians)
     keys = [key for key in [*SCENARIOS, "peak_mib"] if key in medians[names[0]]]
     print("| system | " + " | ".join(keys) + " |")

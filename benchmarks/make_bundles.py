@@ -3,7 +3,7 @@
     plc fetch smollm2-135m
     python benchmarks/make_bundles.py FOLDER
 
-What a prompt's numbers are changes no speed, and the harness makes its head of 100 tokens itself.
+A prompt's numbers do not change the speed, and the harness makes its opening of 100 tokens itself.
 Writes FOLDER/none, int8, int4 and int4-table4, target `native-cpu`.
 """
 

@@ -1,10 +1,11 @@
-"""TensorRT plans of one base in five precisions: what building takes, and what was understood.
+"""TensorRT plans of one base in five precisions: the cost of building, and the parser's errors.
 
     python benchmarks/plans.py OUTPUT --prompts prompts.safetensors --base smollm2-135m
     python benchmarks/plans.py OUTPUT --random gpt2
 
-prints the table of docs/targets.md: seconds and bytes of each plan, and how far what TensorRT's
-parser made of the graph is from torch, over prompts and decode steps of all tasks. Needs no GPU.
+prints the table of docs/targets.md: seconds and bytes of each plan, and the largest difference
+between torch and the graph as TensorRT's parser understood it, over prompts and decode steps of all
+tasks. Needs no GPU.
 """
 
 import argparse
@@ -26,7 +27,7 @@ PRECISIONS = {
 
 
 def main() -> None:
-    """Builds, and prints a row for each precision."""
+    """Builds the plans, and prints a row for each precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--prompts", type=Path)

@@ -2,9 +2,9 @@
 
     python benchmarks/proven.py [build/gpu-check/results.jsonl]
 
-What a form of a target has shown (every result of it as expected, on a GPU, by the lines of
-`gpu_check.py`) becomes a line of `pl_compile/config/proven.jsonl`. Then the page's tables are
-written. So no cell says "run" that no machine has shown.
+A form of a target becomes a line of `pl_compile/config/proven.jsonl` if, by the lines of
+`gpu_check.py`, every result of it on a GPU was as expected. Then the page's tables are written. So
+a cell says "run" only if a machine has shown it.
 """
 
 import json
@@ -25,12 +25,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "targets.md"
 # The forms of each target that the GPU check looks at.
 FORMS = {"onnx-cuda": ("float32", "float16", "int4"), "tensorrt": ("float32", "float16")}
 _UNTRIED = "\N{EN DASH}"
-# What the machine's part says, in this order.
+# Results of the part `machine`, in this order.
 _WHERE, _VERSIONS = "GPU", ("driver", "torch", "onnxruntime", "tensorrt")
 
 
 def proven_by(lines: Sequence[Mapping[str, Any]]) -> list[Proof]:
-    """What a day has shown.
+    """What one record of `gpu_check.py` has shown.
 
     Args:
         lines: the last run of each part.
@@ -74,7 +74,7 @@ def page_with(page: str, proven: Sequence[Proof]) -> str:
     """The page with its three tables written anew.
 
     Args:
-        page: between comments that name the tables.
+        page: the page's text, with comments that name the tables around each.
         proven: what ran on a GPU.
 
     Raises:
@@ -103,7 +103,7 @@ def needs_table() -> str:
 
 
 def tried_table(proven: Sequence[Proof]) -> str:
-    """What of each target was built and run."""
+    """Which forms of each target were built and run."""
     rows = [
         [f"`{target.name}`", tried.gpu, *_cells(target, tried, proven)]
         for target in TARGETS.values()
@@ -126,7 +126,7 @@ def _cells(target: Target, tried: Tried, proven: Sequence[Proof]) -> Iterator[st
 
 
 def _untried(target: Target, cell: str) -> str:
-    """What stands where nothing was tried: whether the target would take it."""
+    """The text of a cell where nothing was tried: whether the target would take it."""
     if cell == "ranks":
         return _UNTRIED if target.ranks else "refused"
     return _UNTRIED if cell == "few_bits" or cell in target.dtypes else "refused"
@@ -139,22 +139,22 @@ def proven_table(proven: Sequence[Proof]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head, *lines = (
+    titles, *lines = (
         "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
         for cells in (columns, *rows)
     )
-    return "\n".join([head, "|" + "---|" * len(columns), *lines])
+    return "\n".join([titles, "|" + "---|" * len(columns), *lines])
 
 
 def add(new: Sequence[Proof]) -> None:
-    """Writes down what ran, in place of what the same GPU had shown of the same forms."""
+    """Records what ran, in place of earlier results of the same GPU for the same forms."""
     kept = {(p.target, p.form, p.where): p for p in (*proofs(), *new)}
     lines = [json.dumps(asdict(proof)) for proof in kept.values()]
     PROOFS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main() -> int:
-    """Adds what a record shows, and writes the page; 1 where it shows nothing of a GPU."""
+    """Adds what a record shows, and writes the page; returns 1 if it shows nothing of a GPU."""
     if len(sys.argv) > 2:
         print((__doc__ or "").splitlines()[2].strip(), file=sys.stderr)
         return 2

@@ -4,12 +4,12 @@
     python benchmarks/quality.py DATA --minutes 6 --output results.jsonl [--only squad:prefix …]
     python benchmarks/quality.py DATA --output results.jsonl --table
 
-Every run has the same time for its training steps: first, each task and method is timed alone on
-all cores, and the number of steps follows. After that it no longer matters how long the steps take,
+Every run has the same time for its training steps. First, each task and method is timed alone on
+all cores; the number of steps follows from that. After that the time of a step no longer matters,
 so several runs may share the machine (`--workers`). All methods start from the same text, see the
 same examples and have 20 virtual tokens; plc uses its own defaults. PEFT gets the same rate,
 schedule, batch and first rows, in the HF Trainer under bf16 autocast. Every table is compiled and
-scored by the same runtime in float32. A result that is in the file is not made again.
+scored by the same runtime in float32. A result that the file has already is not made again.
 """
 
 import argparse
@@ -64,13 +64,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "peft": {"virtual_prompt_style": "prompt-tuning", "prompt_tuning": {"init": "text"}},
     "none": {"virtual_prompt_style": "no-prompts"},
 }
-# Enough to see a run, few enough not to take its time.
+# Enough to watch a run, and so few that they take little of its time.
 VALIDATION_ROWS, TEST_ROWS = 100, 200
 TIMED_STEPS = 8
 
 
-def head(source: Path, rows: int, folder: Path) -> Path:
-    """The first rows of a file, as a file."""
+def first_rows(source: Path, rows: int, folder: Path) -> Path:
+    """Writes the first rows of a file into a folder; returns the new file."""
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     target = folder / source.name
     target.write_text("".join(lines[:rows]), encoding="utf-8")
@@ -86,7 +86,7 @@ def config_of(task: str, method: str, seed: int, data: Path, folder: Path) -> di
         "tasks": [{"taskname": task, "total_virtual_tokens": VIRTUAL, **spec}],
         "data": {
             "train": [f"{files}_train.jsonl"],
-            "validation": [str(head(Path(f"{files}_val.jsonl"), VALIDATION_ROWS, folder))],
+            "validation": [str(first_rows(Path(f"{files}_val.jsonl"), VALIDATION_ROWS, folder))],
             "max_seq_length": 384,
         },
         "trainer": {
@@ -214,7 +214,9 @@ def score(task: str, table: Path, data: Path, folder: Path, *, prompt: bool) -> 
         *("export", "--prompts", str(table), "--base", BASE, "--output", str(bundle)),
         *("--target", "onnx-cpu", "--quantize", "none", "--no-parity"),
     )
-    test = head(Path(f"{data / TASKS[task]['files']}_test_ground_truth.jsonl"), TEST_ROWS, folder)
+    test = first_rows(
+        Path(f"{data / TASKS[task]['files']}_test_ground_truth.jsonl"), TEST_ROWS, folder
+    )
     baseline = [] if not prompt else ["--no-baseline"]
     printed = plc("eval", str(bundle), "--data", str(test), "--json", *baseline)
     result: dict[str, float] = json.loads(printed)["tasks"][0][
@@ -239,7 +241,7 @@ def one_run(task: str, method: str, seed: int, steps: int, data: Path) -> dict[s
         config = config_of(task, method, seed, data, folder)
         if steps == TIMED_STEPS:
             config["data"]["validation"] = []
-        if method == "none":  # any table: its prompt is left out
+        if method == "none":  # any table will do: its prompt is left out
             config.update(METHODS["prompt"])
         table, seconds = (train_peft if method == "peft" else train_plc)(config, steps, folder)
         made = {"task": task, "method": method, "step_seconds": statistics.median(seconds[2:])}
@@ -262,7 +264,7 @@ def in_a_process(arguments: list[str], threads: int) -> dict[str, Any]:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """The results as Markdown; several seeds as their mean and their distance."""
+    """Prints the results as Markdown; several seeds as their mean and half their range."""
     shown = {"sentiment": ["accuracy"], "squad": ["exact_match", "f1"]}
     shown["intent_and_slot"] = ["intent_accuracy", "joint_accuracy"]
     for task in TASKS:
@@ -286,7 +288,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 
 def is_pace(result: dict[str, Any], task: str, method: str) -> bool:
-    """Whether a line of the results is the timing of a task and method."""
+    """Whether a line of the results is the timing of this task and method."""
     return "seed" not in result and (result["task"], result["method"]) == (task, method)
 
 

@@ -5,10 +5,10 @@
 The same workload for all: SmolLM2-135M-Instruct, 20 virtual tokens from the same first rows, the
 same batches of 8 examples of 40 to 200 tokens with answers of 3 to 7, loss on the answers, AdamW at
 a constant rate, gradients clipped at 1. Every sample is a process of its own; the systems take
-turns. What is compared: seconds of a step after a warm-up, the peak of the resident memory, and the
-losses, which show that the same thing is computed. The precision is what the hardware has (bf16, or
-fp32 where that would be emulated), unless it is given. In bf16 PEFT computes under autocast over
-float32 weights, as the Trainer does; plc stores the frozen weights in bfloat16.
+turns. It compares seconds of a step after a warm-up, the peak of the resident memory, and the
+losses, which show that all compute the same. The default precision is bf16, or fp32 where the
+hardware would emulate bf16. In bf16 PEFT computes under autocast over float32 weights, as the
+Trainer does; plc stores the frozen weights in bfloat16.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def run_plc(
 
 
 def peft_model(base: Path) -> Any:
-    """The base with PEFT's prompt tuning, its prompt started as plc's."""
+    """The base with PEFT's prompt tuning. Its prompt starts as plc's does."""
     import torch
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -118,7 +118,7 @@ def peft_model(base: Path) -> Any:
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """Right-padded, as the Trainer's own collators do."""
+    """Pads on the right, as the Trainer's own collators do."""
     import torch
 
     longest = max(len(row["input_ids"]) for row in rows)
@@ -233,7 +233,7 @@ def sample(system: str, dtype: str, steps: int) -> dict[str, Any]:
 
 
 def one_sample(system: str, dtype: str, steps: int) -> None:
-    """What a process of `sample` does."""
+    """The work of one process of `sample`."""
     import torch
 
     from pl_compile.weights.bases import find_base

@@ -1,7 +1,7 @@
-"""The plugin `plc_all_reduce` for a TensorRT that has no layer for sums over ranks: loading it.
+"""Loads the plugin `plc_all_reduce`, for a TensorRT that has no layer for sums over ranks.
 
-Its source is `runtime/plugins/all_reduce.cc`; who needs it compiles it and says where it is. Never
-run by this project, which had no GPU.
+Its source is `runtime/plugins/all_reduce.cc`. A user who needs it compiles it and says where it is.
+Never run by this project, which had no GPU.
 """
 
 import ctypes
@@ -15,13 +15,13 @@ VARIABLE = "PLC_ALL_REDUCE_PLUGIN"
 
 
 def load_plugin(trt: Any) -> Path:
-    """Makes TensorRT know the plugin, so that it parses and loads plans with it.
+    """Registers the plugin with TensorRT, so that it parses graphs and loads plans with it.
 
     Args:
         trt: the package.
 
     Raises:
-        RankError: nobody says where the library is, or TensorRT does not take it.
+        RankError: the variable that names the library is not set, or TensorRT does not take it.
     """
     doing = f"loading the plugin plc_all_reduce into TensorRT {trt.__version__}"
     name = os.environ.get(VARIABLE)
@@ -36,7 +36,7 @@ def load_plugin(trt: Any) -> Path:
     if not path.is_file():
         raise RankError(doing, found=f"no file {path}", fix=f"Set {VARIABLE} to the library.")
     if trt.get_plugin_registry().load_library(str(path)) is None:
-        raise RankError(doing, found=f"TensorRT does not take {path}", fix="Build it anew.")
+        raise RankError(doing, found=f"TensorRT does not take {path}", fix="Build it again.")
     return path
 
 

@@ -1,7 +1,7 @@
-"""What a long step tells while it runs, without knowing who listens.
+"""What a long step reports while it runs, without knowing who listens.
 
-The rooms take a `Progress`; the command line gives one that draws on a terminal, tests and services
-take `SILENT`.
+The packages take a `Progress`. The command line gives one that draws on a terminal; tests and
+services give `SILENT`.
 """
 
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ class Bar(Protocol):
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Moves on by `amount`; `note` is shown beside the bar (a loss, a file name).
 
-        By 0 it changes the note alone, within a long part.
+        An `amount` of 0 changes only the note, within a long part.
         """
 
 
 class Progress(Protocol):
-    """Who is told of lines and long steps."""
+    """What receives lines and long steps."""
 
     def say(self, line: str) -> None:
-        """A line for a person."""
+        """Shows a line to a person."""
 
     def bar(self, label: str, total: int) -> AbstractContextManager[Bar]:
-        """A step of `total` parts, for the time of a `with` block."""
+        """A step of `total` parts that lasts as long as the `with` block."""
 
 
 class _Silent:

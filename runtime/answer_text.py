@@ -1,8 +1,8 @@
-"""The text of an answer as its tokens arrive: no stop text, no outer blanks.
+"""The text of an answer as its tokens arrive, without stop text and outer blanks.
 
-In one piece it is what decoding the tokens at once gives, up to the first stop text, without blanks
-(U+0020) at both ends. What is handed out is never taken back, so text is held while a later token
-may change it, or while it may turn out to be the start of a stop text or blanks at the end.
+All pieces together are what decoding the tokens at once gives, up to the first stop text, without
+blanks (U+0020) at both ends. A piece that was handed out is never taken back. So text is held while
+a later token may change it, or while it may be the start of a stop text or blanks at the end.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class AnswerText:
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._stream = tokenizer.stream()
         self._stops = tuple(stops)
-        # Tokens in which a stop text may stand: four for a character, and some to both sides.
+        # A stop text lies in at most so many tokens: four for a character, and some on both sides.
         self._recent = 4 * max(map(len, stops), default=0) + 8
         self._given = ""
         self._held = ""
@@ -35,8 +35,9 @@ class AnswerText:
     def push(self, token_id: int) -> str:
         """The text that a token makes certain."""
         self._held += self._stream.push(token_id)
-        # A later token may change what is pending, but a stop text in it ends the answer here. All
-        # that is pending, which may be the whole answer, is looked at only where there may be one.
+        # A later token may change the pending text, but a stop text in it ends the answer here. The
+        # pending text may be the whole answer, so it is searched only where a stop text is
+        # possible.
         recent = self._held + self._stream.pending(self._recent) if self._stops else ""
         if any(stop in recent for stop in self._stops) and self._ends_in(
             self._held + self._stream.pending()
@@ -45,14 +46,14 @@ class AnswerText:
         return self._give(len(self._held) - self._uncertain())
 
     def finish(self) -> str:
-        """What was held, once nothing can follow."""
+        """The text that was held. Call it when no more tokens come."""
         if not self.stopped:
             self._held += self._stream.finish()
             self._ends_in(self._held)
         return self._give(len(self._held.rstrip(" ")))
 
     def _ends_in(self, text: str) -> bool:
-        """Whether a stop text is in a text; then what stands before it is all that is held."""
+        """Whether a text contains a stop text; if so, only what stands before it is held."""
         places = [text.find(stop) for stop in self._stops]
         found = [place for place in places if place >= 0]
         if found:
@@ -68,7 +69,7 @@ class AnswerText:
         return piece
 
     def _uncertain(self) -> int:
-        """Length of the held text's longest end that may open a stop text or be outer blanks."""
+        """Length of the held text's longest end that may begin a stop text or be outer blanks."""
         longest = 0
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(self._held)), longest, -1):

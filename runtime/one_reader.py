@@ -14,7 +14,8 @@ from pl_compile.runtime.requests import Event
 class OneReader(Generator[Event, None, None]):
     """A generator that refuses a second reader while one is reading.
 
-    Its numbers are computed as numpy does by itself, whatever `np.seterr` says where it is read.
+    Its numbers are computed with numpy's default error handling, whatever `np.seterr` the reader
+    has set.
 
     Args:
         events: what is read.
@@ -51,7 +52,7 @@ class OneReader(Generator[Event, None, None]):
                 fix="Read it in one thread, or give each a session of its own.",
             )
         try:
-            # Around each step: set inside of the generator, it would reach the reader's numbers.
+            # Around each step: set inside the generator, it would apply to the reader's code, too.
             with np.errstate(all="ignore"):
                 yield
         finally:

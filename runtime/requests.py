@@ -20,12 +20,12 @@ class Request:
         task: its name in the bundle.
         fields: a value for every input field of the task's template.
         max_tokens: most tokens to write; fewer where the cache ends first. A choice is always
-            written to its end: the truncate field is cut until the longest one fits after it, and
-            where it cannot be, the request is refused.
+            written to its end: the truncate field is cut until the longest choice fits after it.
+            Where cutting is not enough, the request is refused.
         min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.
-        constrain: whether a task with `choices` may only answer with one of them.
+        constrain: whether a task with `choices` must answer with one of them.
         use_prompt: where false, the virtual tokens or the learned prefix are left out: the base's
             own answer, for comparison.
     """
@@ -40,7 +40,7 @@ class Request:
     use_prompt: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses what is of a wrong type, and numbers and texts that cannot be honoured."""
+        """Refuses values of a wrong type, and numbers and texts that cannot be followed."""
         doing = f"reading a request for task {shown(self.task)}"
         problems = [problem for problem, holds in self._checks() if not holds]
         if problems:
@@ -54,14 +54,14 @@ class Request:
             )
         if "" in self.stop:
             raise RequestError(doing, found="an empty stop text", fix="Leave it out.")
-        # As they were checked, whatever becomes of the caller's objects.
+        # Copies of what was checked: the caller may change its own objects later.
         object.__setattr__(self, "max_tokens", most)
         object.__setattr__(self, "min_tokens", least)
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "fields", dict(self.fields))
 
     def _checks(self) -> Iterator[tuple[str, bool]]:
-        """What would be wrong with each value that is no number, and whether it is right."""
+        """A problem for each value that is not a number, and whether the value is right."""
         yield f"task {shown(self.task)}, expected its name", isinstance(self.task, str)
         named = isinstance(self.fields, Mapping)
         yield f"fields {shown(self.fields)}, expected a mapping from name to value", named
@@ -90,8 +90,9 @@ class Result:
             the text of `choices`, however its tokens are decoded.
         token_ids: the tokens written, the end token included.
         finish_reason: "stop" (an end token, a stop text or a complete choice) or "length".
-        prompt_tokens: tokens given, virtual ones included.
-        cut_tokens: tokens that the truncate field lost, since the prompt was longer than the cache.
+        prompt_tokens: tokens of the prompt, virtual ones included.
+        cut_tokens: tokens cut from the truncate field, because the prompt was longer than the
+            cache.
     """
 
     task: str
@@ -108,7 +109,7 @@ class Event:
 
     Attributes:
         index: place of the request in the list that was given.
-        text: what is new; may be empty.
+        text: the new text; may be empty.
         result: the whole answer, with the last piece; None before.
     """
 

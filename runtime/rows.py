@@ -22,7 +22,7 @@ from pl_compile.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Makes rows of requests.
+    """Turns requests into rows.
 
     Attributes:
         tokenizer: the base's.
@@ -43,10 +43,10 @@ class RowMaker:
             index: place of the request in the list that was given.
             request: what is asked for.
             doing: what an error says was being done.
-            scored: whether the answer is of the task's closed set, whatever the request says.
+            scored: whether the answer must be one of the task's choices, whatever the request says.
 
         Raises:
-            RequestError: it cannot be served.
+            RequestError: the request cannot be served.
         """
         prompt = self._prompt(request, doing)
         try:
@@ -89,9 +89,9 @@ class RowMaker:
         return self.prompts[request.task]
 
     def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
-        """The prompt, cut where it does not fit; then it makes room for the answer, within reason.
+        """The prompt. If it does not fit, it is cut so far that the answer has some room, too.
 
-        One that fits is left as it is: its answer may end where the cache does.
+        A prompt that fits is not cut: its answer may end where the cache ends.
         """
         if len(whole) < self.capacity:
             return whole
@@ -102,7 +102,7 @@ class RowMaker:
     def _with_room_for_choices(
         self, request: Request, prompt: TaskPrompt, whole: Rendered
     ) -> tuple[Rendered, LabelTrie | None]:
-        """The prompt, cut where the longest choice does not fit after it, and the choices."""
+        """The prompt, cut if the longest choice does not fit after it, and the choices."""
         trie = prompt.trie_after(request.fields)
         if trie is None or len(whole) + trie.longest <= self.capacity:
             return whole, trie
@@ -116,19 +116,19 @@ class Row:
     Attributes:
         index: place of the request in the list that was given.
         request: what is asked for.
-        prompt: of its task, as it is served.
-        input_ids: int64 `[seq]`: what is fed of the prompt.
-        held: entries of the prompt's prefix before them.
-        prompt_tokens: of the whole prompt.
-        cut_tokens: that the truncate field lost.
+        prompt: the task's, as it is served.
+        input_ids: int64 `[seq]`: the part of the prompt that is fed to the engine.
+        held: cache entries before `input_ids`, from the task's prefix.
+        prompt_tokens: tokens of the whole prompt.
+        cut_tokens: tokens cut from the truncate field.
         limit: most tokens of the answer.
         trie: the closed set of answers; None where the answer is open.
-        bias: on tokens of a closed set, by their ids.
+        bias: added to the logits of tokens of a closed set, by their ids.
         seen: real tokens of prompt and answer, for the repetition penalty.
-        text: the answer's, where it is open.
+        text: of the answer, where it is open.
         token_ids: the answer so far.
         finished: why the answer ended; None while it has not.
-        failed: whether its logits were no finite numbers.
+        failed: whether its logits were not finite numbers.
     """
 
     index: int
@@ -148,10 +148,10 @@ class Row:
     failed: bool = False
 
     def __post_init__(self) -> None:
-        """Begins its answer."""
+        """Begins the answer."""
         self._generator = np.random.default_rng(self.request.sampling.seed)
         self._choices = None if self.trie is None else TrieWalk(self.trie)
-        self._chosen = ""  # what is certain of a choice
+        self._chosen = ""  # the part of a choice that is certain
 
     @property
     def is_live(self) -> bool:
@@ -160,17 +160,17 @@ class Row:
 
     @property
     def next_ids(self) -> Annotated[Int64, Shape("_")]:
-        """What it is fed next: its prompt, then each token of the answer."""
+        """The next tokens to feed: first the prompt, then each token of the answer."""
         return np.asarray(self.token_ids[-1:], np.int64) if self.token_ids else self.input_ids
 
     def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
         """What the graph needs to choose the next token; None where it is chosen here.
 
-        Asked for once for each token: it draws the noise.
+        Call it once for each token: it draws the noise.
 
         Args:
-            candidates: of the engine.
-            inputs: its `sampling_inputs`.
+            candidates: the engine's.
+            inputs: the engine's `sampling_inputs`.
         """
         waits = len(self.token_ids) < self.request.min_tokens
         if self._choices is not None or waits:
@@ -178,7 +178,7 @@ class Row:
         return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
 
     def advance(self, output: Output) -> Event:
-        """Takes the token that was drawn, or chooses one from the logits; what it added."""
+        """Takes the graph's token, or chooses one from the logits; returns what it added."""
         rules = self.prompt.renderer.rules
         token_id = output.token
         if token_id is None:
@@ -203,14 +203,15 @@ class Row:
             self.finished = "stop"
         elif len(self.token_ids) >= self.limit:
             piece += self.text.finish()
-            # An unfinished character has become text, of which a stop text may be.
+            # An unfinished character has become text, and a stop text may be in it.
             self.finished = "stop" if self.text.stopped else "length"
         return self._event(piece, self.text.text)
 
     def _choose(self, choices: TrieWalk, token_id: int) -> Event:
-        """A token of a choice, which is written to its end, whatever its tokens mean elsewhere.
+        """Takes a token of a choice. A choice is written to its end, whatever its tokens mean.
 
-        Its text is the choice's own, not that of its tokens: handed out as far as it is certain.
+        The text is that of the choice, not of its decoded tokens. It is handed out as far as it is
+        certain.
         """
         choices.push(token_id)
         if not choices.allowed():

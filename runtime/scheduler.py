@@ -1,6 +1,6 @@
 """From a queue to slots: which request is admitted where, and which rows step together.
 
-Knows of no engine and of no numbers: requests are whatever the caller puts in.
+It knows no engine and no numbers: a request may be any object of the caller's.
 """
 
 from collections import deque
@@ -16,10 +16,10 @@ class Turn(Generic[T]):
     """What happens next, in this order.
 
     Attributes:
-        admitted: requests that leave the queue, by their slots, which are free.
-        kept: slots whose rows move together: that of place `i` becomes slot `i`; None where all
-            stay.
-        stepping: what steps, by slots as they are afterwards.
+        admitted: requests that leave the queue, by the free slots that they take.
+        kept: slots whose rows are moved to lie side by side: slot `kept[i]` becomes slot `i`; None
+            where all stay.
+        stepping: the requests that step, by their slots after the move.
     """
 
     admitted: dict[int, T]
@@ -30,10 +30,10 @@ class Turn(Generic[T]):
 class Scheduler(Generic[T]):
     """Gives requests slots, in their order.
 
-    The next request takes a free slot at once. Requests that come in step by themselves first, each
-    with its whole prompt; after that they have one token a step, as the others have, and all step
-    together. When nobody waits for a free slot, the rows move together, since only neighbours share
-    a step.
+    The next request takes a free slot at once. New requests first step without the others, each
+    with its whole prompt. After that they have one token a step, as the others have, and all step
+    together. When no request waits for a free slot, the rows are moved side by side, since only
+    neighbours share a step.
 
     Args:
         waiting: the queue.
@@ -46,14 +46,14 @@ class Scheduler(Generic[T]):
         self._running: dict[int, T] = {}
 
     def turn(self) -> Turn[T] | None:
-        """What happens next; None where all are finished."""
+        """The next turn; None when all are finished."""
         admitted = {slot: self._waiting.popleft() for slot in self._free()[: len(self._waiting)]}
         running = dict(sorted((self._running | admitted).items()))
         if not running:
             return None
         self._running = dict(enumerate(running.values()))
         kept = None if list(running) == list(self._running) else list(running)
-        # Those that came in took the lowest free slots, so they are not moved.
+        # New requests took the lowest free slots, so they are not moved.
         return Turn(admitted, kept, admitted or dict(self._running))
 
     def _free(self) -> list[int]:

@@ -12,13 +12,13 @@ from pl_compile.text.label_trie import LabelTrie
 
 
 def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, ...] | None:
-    """The probability of every label, in their order; None where logits are no finite numbers.
+    """The probability of every label, in their order; None if a logit is not a finite number.
 
     Exact: the product of the probabilities of a label's tokens, EOS included.
 
     Args:
-        batch: none of its rows is in use, before and after.
-        row: the prompt.
+        batch: all its rows are free, before and after.
+        row: holds the prompt.
         trie: the labels.
     """
     reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
@@ -29,7 +29,7 @@ def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, .
             return None
         log_probabilities = _log_softmax(output.logits)
         for token, child in trie.children[node].items():
-            reached[child] = log_probabilities[token]  # of the last token; summed up below
+            reached[child] = log_probabilities[token]  # of the node's last token; summed up below
     batch.retire(batch.rows)
     for node, parent in enumerate(trie.parents):
         reached[node] += reached[parent] if node else 0.0
@@ -43,18 +43,18 @@ def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, .
 
 
 def _after_each_node(batch: Batch, row: Row, trie: LabelTrie) -> Iterator[tuple[int, Output]]:
-    """The output after the path to each node that has children: the root's is the prompt's.
+    """The output after each node that has children; for the root, that after the prompt.
 
-    The prompt is run once. Then each node is a row of its own after it: a copy of the prompt's, fed
-    with the tokens that lead to the node.
+    The prompt is run once. Then each node gets a row of its own: a copy of the prompt's row, which
+    is fed with the tokens that lead to the node.
     """
     batch.admit(0, row.prompt, row.held)
     yield 0, batch.feed({0: row.input_ids})[0]
-    # In the order of their lengths: rows of one token share a step.
+    # Sorted by length, because rows of one token share a step.
     nodes = sorted(trie.inner_nodes, key=lambda node: len(trie.path(node)))
     for start in range(0, len(nodes), batch.max_batch):
         part = nodes[start : start + batch.max_batch]
-        # Row 0 holds the prompt still: only what follows it was written over.
+        # Row 0 still holds the prompt: only what follows the prompt was overwritten.
         batch.keep([0] * len(part), row.prompt_tokens)
         outputs = batch.feed({i: np.asarray(trie.path(node)) for i, node in enumerate(part)})
         for index, node in enumerate(part):

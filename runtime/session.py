@@ -34,10 +34,10 @@ from pl_compile.text.tokenizer import Tokenizer
 class Session:
     """Answers requests from compiled artifacts.
 
-    Not safe for use from several threads at once: the cache is one. What numpy does about numbers
-    that overflow or vanish (`np.seterr`) is the caller's affair, and makes no difference here.
+    Several threads must not use it at once: there is one cache for all. The caller's setting of
+    `np.seterr` (what numpy does about overflow and underflow) makes no difference here.
 
-    It is closed with `close`, or as a context manager (`with Session.open(bundle) as session:`).
+    Close it with `close`, or use it as a context manager (`with Session.open(bundle) as session:`).
 
     Args:
         tokenizer: the base's.
@@ -57,11 +57,12 @@ class Session:
     def of_entries(
         cls, tokenizer: Tokenizer, entries: Mapping[str, TaskEntry], engine: Engine
     ) -> "Session":
-        """A session on tasks as they were learned, nothing of them folded.
+        """A session on tasks as they were learned: nothing is folded.
 
         Raises:
             ConfigError: a template that cannot be parsed.
-            ArtifactError: a learned prefix that its template does not open with.
+            ArtifactError: a learned prefix, and a template that does not begin with its virtual
+                tokens.
         """
         return cls(tokenizer, learned_prompts(entries, tokenizer), engine)
 
@@ -76,27 +77,28 @@ class Session:
         provider: Provider | None = None,
         allow_failed_parity: bool = False,
     ) -> "Session":
-        """A session on a bundle, every file of it checked.
+        """A session on a bundle. Every file of it is checked.
 
         Args:
             bundle: the folder that `plc export` wrote.
-            max_batch: rows that step together at most, up to 4096; 16, or what a plan was built
-                for, if None.
-            threads: of the engine, or of each rank, up to 64 or four times the machine's cores;
-                all cores if None.
+            max_batch: most rows that step together, up to 4096; if None, 16, or what a plan was
+                built for.
+            threads: threads of the engine, or of each rank, up to 64 or four times the machine's
+                cores; all cores if None.
             provider: of ONNX Runtime; that of the bundle's target if None.
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
         Raises:
-            ArtifactError: the bundle is damaged, was marked as failed, was built for a target or a
-                machine that this is not, or holds a folded prefix of something else.
+            ArtifactError: the bundle is damaged, is marked as failed, was built for another target
+                or machine, or holds a prefix that was folded from something else.
             RankError: a rank of a divided base cannot start.
-            MissingExtraError: what runs the target is not installed.
+            MissingExtraError: the package that runs the target is not installed.
             RequestError: an argument of a wrong type or beyond its range, or more rows than there
                 is memory for.
         """
         max_batch = _count("max_batch", max_batch, MOST["max_batch"])
-        # Each waits by spinning: with many more than there are cores, none gets on.
+        # A waiting thread keeps its core busy: with many more threads than cores, none makes
+        # progress.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
         problems = {
             f"bundle {shown(bundle)}, expected a path": isinstance(bundle, str | Path),
@@ -131,9 +133,9 @@ class Session:
         return self._check_open()
 
     def close(self) -> None:
-        """Ends the ranks, and lets the caches and the base go. Closing once more does nothing.
+        """Ends the ranks, and frees the caches and the base. Closing once more does nothing.
 
-        Afterwards each call raises `RequestError`; so does a stream that has not ended.
+        After that, each call raises `RequestError`; so does a stream that has not ended.
         """
         engine, self._engine, self._batch = self._engine, None, None
         if engine is not None:
@@ -158,17 +160,17 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Closes it, whatever happened."""
+        """Closes it, also after an error."""
         self.close()
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """The answers to `requests`, in their order.
 
         Raises:
-            RequestError: one of them cannot be served; it says which and why. None is started. Or
-                the session was closed.
-            AnswerError: the logits of some are no finite numbers. Its `results` are those of the
-                others, in the order of the requests, and None for these.
+            RequestError: one of them cannot be served (the error says which and why; then none is
+                started), or the session was closed.
+            AnswerError: the logits of some requests are not finite numbers. Its `results` are those
+                of the others, in the order of the requests, with None for these.
         """
         requests = _listed(requests)
         results: dict[int, Result] = {}
@@ -187,8 +189,8 @@ class Session:
         Raises:
             RequestError: as for `generate`, before the first event; two threads read one stream; or
                 the session is closed before its end.
-            AnswerError: the logits of some requests are no finite numbers; after the last event of
-                the others. What was handed out of such a request is not an answer.
+            AnswerError: the logits of some requests are not finite numbers. It is raised after the
+                last event of the others. What was handed out for such a request is not an answer.
         """
         return OneReader(self._events(requests))
 
@@ -212,7 +214,7 @@ class Session:
         _check_rows("answering requests", rows)
 
     def _fed(self, turn: Turn[Row]) -> dict[int, Output]:
-        """Does what the scheduler says; notes whose logits are no finite numbers."""
+        """Does what the scheduler says, and marks rows whose logits are not finite numbers."""
         batch = self._under_way()
         for slot, row in turn.admitted.items():
             batch.admit(slot, row.prompt, row.held)
@@ -264,7 +266,7 @@ class Session:
         if self._batch is not None:
             raise RequestError(
                 "starting a stream",
-                found="another one of this session that has not ended",
+                found="another stream of this session that has not ended",
                 fix="Read it to its end or close it first, or open a second session.",
             )
         self._batch = Batch(self._check_open())
@@ -274,12 +276,12 @@ class Session:
             self._batch = None
 
     def _under_way(self) -> Batch:
-        """The batch; held by the session alone, since with it goes the engine, when it closes."""
+        """The batch. Only the session holds it, since it keeps the engine, which `close` frees."""
         assert self._batch is not None
         return self._batch
 
     def check(self, request: Request) -> int:
-        """Whether `request` can be served, and how many tokens its truncate field would lose.
+        """Checks that a request can be served; returns the tokens its truncate field would lose.
 
         Raises:
             RequestError: it cannot be served, or the session was closed.
@@ -293,7 +295,7 @@ class Session:
 
 
 def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) -> None:
-    """Raises `AnswerError` with the rows whose logits were no numbers."""
+    """Raises `AnswerError` that names the rows whose logits were not numbers."""
     failed = sorted((row.index, row.request.task) for row in rows if row.failed)
     if failed:
         places = {index: f"request {index} (task '{task}')" for index, task in failed}
@@ -301,9 +303,9 @@ def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) ->
 
 
 def _listed(requests: Iterable[Request]) -> list[Request]:
-    """The requests of a call, from whatever holds several of them."""
+    """The requests of a call as a list, from any iterable."""
     try:
-        waiting = iter(requests)  # some types only look as if they could be gone through
+        waiting = iter(requests)  # some types have `__iter__`, but cannot be iterated over
     except TypeError:
         raise RequestError(
             "reading the requests", found=shown(requests), expected="a list of Request"
@@ -312,7 +314,7 @@ def _listed(requests: Iterable[Request]) -> list[Request]:
 
 
 def _count(name: str, given: object, most: int) -> int | None:
-    """An argument that counts something, or None where it is left to us."""
+    """An argument that counts something; None means the default."""
     count = whole(given)
     if given is not None and (count is None or not 1 <= count <= most):
         raise RequestError(

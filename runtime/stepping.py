@@ -1,4 +1,4 @@
-"""A batch: rows of an engine's cache, which are admitted, fed and retired each at its own time."""
+"""A batch: rows of an engine's cache. Each is admitted, fed and retired at its own time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Ids = Annotated[Int64, Shape("seq")]
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a row gives after the tokens it was fed.
+    """What the engine gives for a row after the tokens that it was fed.
 
     Attributes:
         logits: float32 `[vocab]`; valid until the row is fed again.
-        token: the next token, where the graph was asked to choose it; else None.
+        token: the next token, if the graph was asked to choose it; else None.
     """
 
     logits: Annotated[Float32, Shape("vocab")]
@@ -27,8 +27,8 @@ class Output:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all logits are numbers; if not, any token would seem the likeliest."""
-        return bool(np.isfinite(self.logits.max()))  # NaN where one of them is
+        """Whether all logits are numbers; if not, any token could seem the likeliest."""
+        return bool(np.isfinite(self.logits.max()))  # NaN if one of them is NaN
 
 
 @dataclass
@@ -42,8 +42,8 @@ class _Held:
 class Batch:
     """Rows that step together on an engine.
 
-    A row is admitted, fed and retired whatever the others do, and what comes out of it is what
-    comes out of it alone, to the last bit. The cache of an engine belongs to one batch at a time.
+    A row is admitted, fed and retired whatever the others do. Its output is the same as if it were
+    alone, to the last bit. The cache of an engine belongs to one batch at a time.
 
     Args:
         engine: what runs the steps.
@@ -59,7 +59,7 @@ class Batch:
 
         Args:
             row: one that is free.
-            prompt: of its task.
+            prompt: of the row's task.
             entries: how many of the prefix's positions it begins with; all of them if None.
         """
         assert row not in self._rows
@@ -69,13 +69,13 @@ class Batch:
     def feed(
         self, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None] | None = None
     ) -> dict[int, Output]:
-        """Gives rows tokens, after those that they hold. Rows that are not named stay as they are.
+        """Feeds tokens to rows, after those that they hold. Other rows stay as they are.
 
         Args:
-            ids: of each row, int64 `[seq]`, at least one; `vocab + r` stands for row `r` of its
-                prompt. With what the row holds, at most the engine's capacity. A prompt may come in
-                several pieces, one feed each.
-            draws: how the graph chooses a row's next token, where it is to do so.
+            ids: for each row int64 `[seq]`, at least one; `vocab + r` stands for row `r` of its
+                prompt. Together with what the row holds they must fit into the engine's capacity. A
+                prompt may come in several pieces, one feed each.
+            draws: how the graph chooses a row's next token; left out for rows where it need not.
         """
         outputs: dict[int, Output] = {}
         lengths = {row: len(given) for row, given in sorted(ids.items())}
@@ -107,11 +107,11 @@ class Batch:
         return {row: Output(*each) for row, *each in zip(rows, logits, chosen, strict=True)}
 
     def keep(self, rows: Sequence[int], entries: int | None = None) -> None:
-        """Makes row `rows[i]` row `i`; the other rows are free afterwards.
+        """Makes row `rows[i]` row `i`; after that the other rows are free.
 
         Args:
-            rows: in ascending order; one that stands there more than once is copied.
-            entries: how many of each row's are kept at most; all of them if None.
+            rows: in ascending order; a row that is named more than once is copied.
+            entries: most entries of each row that are kept; all of them if None.
         """
         held = [self._rows[row] for row in rows]
         kept = [each.entries if entries is None else min(entries, each.entries) for each in held]
@@ -121,18 +121,18 @@ class Batch:
 
     @property
     def rows(self) -> list[int]:
-        """Those that are in use."""
+        """The rows that are in use."""
         return list(self._rows)
 
     def retire(self, rows: Iterable[int]) -> None:
-        """Makes rows free. What they hold stays in the cache until it is written over."""
+        """Makes rows free. What they hold stays in the cache until it is overwritten."""
         for row in rows:
             del self._rows[row]
 
     def clear(self, rows: Sequence[int]) -> None:
-        """Sets rows to zero whose numbers are not finite: those would reach who comes after them.
+        """Sets rows whose numbers are not finite to zero, so that they reach no later row.
 
-        They can be retired then, and nothing else.
+        After that they must be retired: nothing else can be done with them.
         """
         self._engine.clear(rows)
 
@@ -156,15 +156,15 @@ def pad_right(rows: Sequence[Ids]) -> tuple[Annotated[Int64, Shape("batch longes
 def rows_of_steps(
     lengths: Mapping[int, int], held: Mapping[int, int], capacity: int
 ) -> list[range]:
-    """Which rows share a step: neighbours, as many as can.
+    """Which rows share a step: as many neighbours as possible.
 
     A step writes as many entries to each of its rows as the longest has tokens. So a long row and a
-    row that holds much may have to step apart, though each of them fits. And rows of one token step
-    apart from rows of several, for which they would be computed as if they had as many.
+    row that holds much may have to step apart, though each of them fits. And rows of one token do
+    not step with rows of several: they would be padded to as many tokens, and cost as much.
 
     Args:
         lengths: tokens of each row, by row in ascending order.
-        held: entries that each row holds before; with its length at most `capacity`.
+        held: entries that each row holds before; together with its length at most `capacity`.
         capacity: cache entries of a row.
     """
     steps: list[range] = []

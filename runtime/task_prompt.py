@@ -1,4 +1,4 @@
-"""A task of an artifact as a session needs it: how to render it, and what the engine is given."""
+"""A task of an artifact as a session needs it: how to render it, and what to give the engine."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ class TaskPrompt:
 
     Attributes:
         renderer: fields to token ids.
-        rows: float32 `[virtual, hidden]`; none where prefix tuning learned the task.
+        rows: float32 `[virtual, hidden]`; `virtual` is 0 where prefix tuning learned the task.
         prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]` of the first positions, where
             the task has a learned or a folded prefix; else None.
         task_id: its number in a graph with baked prompts.
@@ -51,7 +51,7 @@ class TaskPrompt:
         Raises:
             ConfigError: a template that cannot be parsed.
             DataError: the base has no row for a token that the task always has.
-            ArtifactError: a learned prefix, and virtual tokens elsewhere than at the very start.
+            ArtifactError: a learned prefix, and virtual tokens that are not all at the very start.
         """
         template = parse_template(entry.task)
         if entry.prefix_kv is not None and not template.opens_with_all_virtual_tokens:
@@ -82,7 +82,7 @@ class TaskPrompt:
         return self if self.prefix_kv is None else replace(self, prefix_kv=None)
 
     def folded(self, engine: Engine) -> "TaskPrompt":
-        """The same with its opening as a prefix, computed by an engine."""
+        """The same with its opening as a prefix that an engine computes."""
         opening = self.renderer.opening()
         given = self.fed(opening)
         if not len(given):
@@ -93,10 +93,10 @@ class TaskPrompt:
         return replace(self, prefix_kv=engine.cached(0, len(opening)))
 
     def fed(self, rendered: Rendered) -> Rendered:
-        """What of a rendered prompt is given as ids: not what the cache holds already.
+        """The part of a rendered prompt that is given as ids: what the cache does not hold already.
 
-        At least its last token is given, since there are no logits without one; unless that is a
-        virtual token of a learned prefix, which has no row to be given.
+        At least the last token is given, since a step without tokens has no logits. The exception
+        is a last token that is virtual and of a learned prefix: it has no row to be given.
         """
         most = len(rendered) - 1
         if not len(self.rows):
@@ -111,7 +111,7 @@ def identity_of(
 
     Args:
         entry: the task.
-        prompt: the same, for its renderer.
+        prompt: of the same task, for its renderer.
         base: fingerprint of the base.
         graph: sum over the target's files (`Bundle.base_sum`).
         precision: of the compiled base.
@@ -148,7 +148,7 @@ def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPro
 
     Raises:
         ArtifactError: a task that cannot be rendered, a prefix that was computed from something
-            else than this bundle holds, or labels that are not those of the task.
+            that this bundle does not hold, or labels that are not those of the task.
     """
     prompts = {}
     # Manifests list baked tasks in the order of the tasks: the reader checks it.
@@ -159,10 +159,10 @@ def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPro
             doing = f"reading task '{name}' of the bundle {bundle.folder}"
             raise ArtifactError(doing, found=reason_of(error), fix=error.fix) from error
         if bundle.labels(name) != prompt.trie:
-            # A path that spells another text would be served as the answer.
+            # Served as it is, a path with a wrong text would become the answer.
             raise ArtifactError(
                 f"reading {task_folder(bundle.folder, name) / LABELS_NAME}",
-                found="another tree than template, choices and tokenizer make",
+                found="another tree of labels than template, choices and tokenizer give",
                 fix="Export the bundle again.",
             )
         prefix = bundle.folded(name)

@@ -11,7 +11,7 @@ from pl_compile.text.tokenizer import Tokenizer
 def bias_by_id(
     bias: Mapping[str, float], trie: LabelTrie | None, tokenizer: Tokenizer, doing: str
 ) -> dict[int, float]:
-    """What is added to the logits, by token id.
+    """The bias by token id.
 
     Args:
         bias: numbers by the texts of tokens; see `Sampling.logit_bias`.
@@ -41,5 +41,5 @@ def bias_by_id(
 
 
 def _text_of(token: int, tokenizer: Tokenizer) -> str:
-    """A token's text without outer blanks; the vocabulary's name of one without a text (EOS)."""
+    """A token's text without outer blanks; for EOS, which has none, its vocabulary entry."""
     return tokenizer.decode([token]).strip() or tokenizer.token_name(token)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-_BEGAN = time.monotonic()  # before anything that takes long to import
+_BEGAN = time.monotonic()  # before any slow import
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
 
     (name, _, what), options = sys.argv[1].partition("-"), json.loads(sys.argv[2])
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever libraries print
+    os.dup2(2, 1)  # for whatever libraries print
 
     def write(line: dict[str, Any]) -> None:
         out.write(json.dumps(line) + "\n")
@@ -29,7 +29,7 @@ def main() -> None:
         importlib.import_module(f"gpu_parts.{name}").run(Report(write), job)
     except OutOfTimeError as error:
         write({"ended": "out of time", "why": str(error)})
-    except Exception as error:  # the next part runs all the same
+    except Exception as error:  # the next part must still run
         traceback.print_exc()
         write({"ended": "missing" if is_missing(error) else "failed", "why": one_line(error)})
     else:

@@ -1,4 +1,4 @@
-"""Random bases: of real shapes where there is a GPU, tiny ones as stand-ins."""
+"""Random bases: of real shapes if there is a GPU, else tiny ones as stand-ins."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 from pl_compile.testing import as_published, write_tiny_base
 
-# That of SmolLM2-135M.
+# The shape of SmolLM2-135M.
 SMALL = {
     "hidden_size": 576,
     "num_hidden_layers": 30,
@@ -16,7 +16,7 @@ SMALL = {
     "num_key_value_heads": 3,
     "intermediate_size": 1536,
 }
-# The same with few layers: where every number is compared on the CPU, too.
+# The same with few layers, for parts that compare every number with the CPU.
 SHORT = {**SMALL, "num_hidden_layers": 6}
 # Wide enough for native blocks of weights; with as many tokens as the real one.
 STAND_IN = {
@@ -32,14 +32,14 @@ VOCAB, POSITIONS = 49152, 1024
 def llama_base(
     folder: Path, shape: dict[str, int], *, vocab: int = VOCAB, four_bits: bool = False
 ) -> Path:
-    """A random Llama in float32 with a small tokenizer; one that is there already is taken.
+    """A random Llama in float32 with a small tokenizer. One that is there already is used.
 
     Args:
-        folder: is made.
+        folder: it is made.
         shape: keys of `LlamaConfig`.
         vocab: ids; the tokenizer has a few hundred of them.
-        four_bits: whether the weights are what 4 bits hold, the embedding's 8: rounding random
-            weights changes most answers, whatever computes them.
+        four_bits: whether weights have values that 4 bits can hold (8 bits in the embedding):
+            rounding random weights would change most answers, whatever computes them.
     """
     if folder.exists():
         return folder
@@ -57,7 +57,7 @@ def llama_base(
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=True,
-        # So that logits differ by far more than rounding does, whatever the width.
+        # So that logits differ by far more than by rounding, whatever the width.
         initializer_range=1 / math.sqrt(shape["hidden_size"]),
     )
     model: Any = LlamaForCausalLM(config)
@@ -76,7 +76,7 @@ def llama_base(
 def gpt_of_zeros(folder: Path, *, layers: int, hidden: int, heads: int, vocab: int) -> Path:
     """A GPT-2 of any size in bfloat16 whose file takes no disk: all its numbers are 0.
 
-    Whoever loads it gives it others. The file is a sparse one in the format of safetensors: eight
+    Who loads it must give it other numbers. The file is sparse, in the format of safetensors: eight
     bytes with the length of a header, the header in JSON, then the tensors.
     """
     import torch

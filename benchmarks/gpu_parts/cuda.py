@@ -1,6 +1,6 @@
-"""`runtime/engines/tensorrt/cuda.py` by itself: memory, caches, a stream, and a captured graph.
+"""`runtime/engines/tensorrt/cuda.py` alone: memory, caches, a stream, and a captured graph.
 
-The work that is captured is torch's. Without a GPU all of it runs on host memory.
+The captured work is torch's. Without a GPU all of it runs in host memory.
 """
 
 import sys
@@ -50,7 +50,7 @@ def _memory(report: Report, cuda: Cuda) -> None:
 
 
 def _caches(report: Report, cuda: Cuda, dtype: str) -> None:
-    """The same calls on caches of the GPU and of the host."""
+    """Makes the same calls on caches of the GPU and of the host."""
     import ml_dtypes
 
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
@@ -71,16 +71,16 @@ def _caches(report: Report, cuda: Cuda, dtype: str) -> None:
 
 
 class Work(Protocol):
-    """Something on a stream that a graph can hold: it adds 1 to some numbers."""
+    """Work on a stream that a graph can hold: it adds 1 to some numbers."""
 
     def enqueue(self) -> None:
         """Puts it on the stream."""
 
     def set(self, value: float) -> None:
-        """Sets the numbers, and waits."""
+        """Sets all numbers to a value, and waits."""
 
     def get(self) -> float:
-        """Their sum over their count."""
+        """The mean of the numbers."""
 
 
 class TorchWork:
@@ -99,7 +99,7 @@ class TorchWork:
         import torch
 
         with torch.cuda.stream(self._stream):
-            torch.add(self._numbers, 1, out=self._numbers)  # takes no memory: none can be captured
+            torch.add(self._numbers, 1, out=self._numbers)  # no allocation: a graph cannot hold one
 
     def set(self, value: float) -> None:
         """See `Work.set`."""
@@ -143,7 +143,7 @@ class HostWork:
 
 
 def _graph(report: Report, job: Job, cuda: Cuda, work: Work) -> None:
-    work.enqueue()  # what is captured must have run once
+    work.enqueue()  # the work must have run once before it is captured
     cuda.wait()
     mode = cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     cuda.call("cudaStreamBeginCapture", cuda.stream, mode)

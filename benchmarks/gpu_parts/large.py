@@ -1,4 +1,4 @@
-"""P-tuning on bases of the sizes of NeMo's own: seconds a step, and one copy of the base at most.
+"""P-tuning on bases of NeMo's sizes: seconds a step, and at most one copy of the base.
 
 The bases are random GPT-2s of the shapes of NeMo Megatron-GPT 1.3B, 5B and 20B. Two tasks have 20
 virtual tokens each, from one encoder (`mlp`); a step is 8 examples of 128 tokens.
@@ -19,15 +19,16 @@ VIRTUAL, TASKS, BATCH, TOKENS = 20, 2, 8, 128
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a base.
+    """The shape of a base.
 
     Attributes:
-        name: as people call it.
+        name: its usual name.
         layers: how many.
         hidden: their width.
-        heads: of each.
-        most: peak memory of the GPU, of the base's size: below 2, which would be another copy of
-            the base, and less where the activations of a step are a smaller part of it.
+        heads: attention heads of a layer.
+        most: largest allowed peak memory of the GPU, as a multiple of the base's size. It is below
+            2, which would be a second copy of the base, and less where a step's activations are a
+            smaller part.
     """
 
     name: str
@@ -45,7 +46,7 @@ SHAPES = (
 STAND_INS = (Shape("stand-in", 2, 96, 6, 1.9),)
 VOCAB, STAND_IN_VOCAB = 50304, 401
 
-# Of a whole base: to load it and to draw its numbers, bytes a second at the least, and seconds for
+# For a whole base: the least bytes a second of loading it and drawing its numbers, and seconds for
 # the steps.
 _RATE, _STEPS_SECONDS = 1.5e9, 10
 
@@ -110,7 +111,7 @@ def _train(job: Job, folder: Path) -> tuple[float, float, int]:
         for name, parameter in base.model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.02)
-            elif name.endswith("weight"):  # of a norm
+            elif name.endswith("weight"):  # a norm's weight
                 parameter.fill_(1)
     names = [base.embeddings_of(torch.tensor([5 + task])) for task in range(TASKS)]
     encoder = ENCODERS["mlp"](PTuningConfig(), VIRTUAL, base.hidden)

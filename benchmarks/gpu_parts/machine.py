@@ -10,7 +10,7 @@ from pathlib import Path
 from gpu_parts.report import Job, Report
 
 _SETUP = Path(__file__).resolve().parents[2] / "setup.cfg"
-# What the other parts use; those for a GPU where there is one.
+# Packages that the other parts use; those for a GPU count only if there is one.
 _EXTRAS, _ON_GPU = ("train", "export"), ("gpu", "nccl")
 _BESIDE = (
     "numpy",
@@ -22,7 +22,7 @@ _BESIDE = (
     "nvidia-nccl-cu13",
     "nvidia-cudnn-cu13",
 )
-# What no part imports.
+# Packages that no part imports.
 _NOT_USED = ("gguf",)
 
 
@@ -40,7 +40,7 @@ def run(report: Report, job: Job) -> None:
                 _package(report, line)
     for name in _BESIDE:
         report.figure(name, _version(name) or "not installed")
-    import onnxruntime  # the one that is imported: another may be installed beside it
+    import onnxruntime  # this one is imported: another may be installed, too
 
     providers = ", ".join(onnxruntime.get_available_providers())
     report.figure("onnxruntime", f"{onnxruntime.__version__} ({providers})")

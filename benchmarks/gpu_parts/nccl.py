@@ -1,8 +1,8 @@
 """NCCL with one rank, and the operator over it in a graph of ONNX Runtime.
 
-One GPU cannot hold two ranks of a communicator, so sums are of one number each: what this shows is
-that everything is there under its name, takes what it is given, and runs on the provider's stream.
-Without a GPU the operator's form for CPUs runs, in a group of one.
+One GPU cannot hold two ranks of a communicator, so each sum has one addend. This shows that every
+function has the expected name, takes its arguments, and runs on the provider's stream. Without a
+GPU the operator's form for CPUs runs, in a group of one.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from pl_compile.runtime.engines.onnxruntime.providers import load_cuda
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-# Communicators must outlive all sessions.
+# A communicator must outlive all sessions.
 _held: list[Any] = []
 
 
@@ -33,7 +33,7 @@ def run(report: Report, job: Job) -> None:
         from pl_compile.runtime.engines.ranks.nccl import capsule_of, communicator_of, unique_id
         from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
-        Cuda(0)  # NCCL takes the GPU that is current
+        Cuda(0)  # NCCL takes the current GPU
         communicator = communicator_of(0, 1, unique_id())
         _held.append(communicator)
         address = int(communicator.ptr)

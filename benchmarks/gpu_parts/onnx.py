@@ -1,8 +1,8 @@
-"""A bundle of `onnx-cuda` on ONNX Runtime's CUDA provider: right, in place, and how fast.
+"""A bundle of `onnx-cuda` on ONNX Runtime's CUDA provider: is it right and in place, and how fast?
 
-In float32, float16 or 4 bits, each a part. Numbers are compared on a base of few layers, whose
-export is measured on the CPU, too; speed is that of a base of the usual size. Without a GPU, the
-same graphs on the CPU's provider.
+float32, float16 and 4 bits are a part each. Numbers are compared on a base of few layers, whose
+export is measured on the CPU, too; speed is measured on a base of the usual size. Without a GPU,
+the same graphs run on the CPU's provider.
 """
 
 import statistics
@@ -46,7 +46,7 @@ REQUESTS = [
 def run(report: Report, job: Job) -> None:
     """The part, in the form that the job names."""
     if job.on_gpu:
-        import torch  # noqa: F401 - with it come CUDA's libraries, as in most programs
+        import torch  # noqa: F401 - it brings CUDA's libraries, as in most programs
 
         if "CUDAExecutionProvider" not in available_providers():
             import onnxruntime
@@ -70,13 +70,13 @@ def run(report: Report, job: Job) -> None:
         bundle = _exported(job, base, form, measured=False)
     with report.trying(f"{form}: speed"):
         _speed(report, job, bundle, form, provider)
-    # Last: a capture that breaks off may leave the provider's stream in disorder.
+    # Last, since a failed capture may leave the provider's stream in disorder.
     with report.trying(f"{form}: CUDA graph"):
         _graph(report, job, bundle, form)
 
 
 def _exported(job: Job, base: Path, form: str, *, measured: bool) -> Bundle:
-    """A bundle; unless it is `measured` on the CPU, as users' are, it holds no self-tests."""
+    """Exports a bundle. Only if it is `measured` on the CPU, as users' are, has it self-tests."""
     folder = job.work / f"bundle-{form}-{base.name}"
     table = random_table(base, job.work / f"prompts-{base.name}.safetensors", prefix=True)
     request = ExportRequest(
@@ -94,7 +94,7 @@ def _exported(job: Job, base: Path, form: str, *, measured: bool) -> Bundle:
 def _right(
     report: Report, job: Job, bundle: Bundle, base: Path, form: str, provider: Provider
 ) -> None:
-    """Self-tests, and parity with torch on the same device."""
+    """Runs the self-tests, and compares with torch on the same device."""
     found = verify_bundle(bundle.folder, base, provider=provider, device=job.device)
     for name, results in (("self-tests", found.selftests), ("parity", found.parity)):
         worst = max(results, key=lambda each: each.relative_difference)
@@ -110,10 +110,10 @@ def _right(
 
 
 def _same_alone(report: Report, job: Job, bundle: Bundle, form: str, provider: Provider) -> None:
-    """Rows of a batch that mixes tasks, beside the same rows alone.
+    """Compares rows of a batch that mixes tasks with the same rows alone.
 
-    Products of one row and of several round otherwise on a GPU, so float32 alone must give the same
-    answers; the others must stay within what a bundle may differ from itself.
+    On a GPU, products of one row and of several round in different ways. So only float32 must give
+    the same answers; the others must stay within what a bundle may differ from itself.
     """
     session = Session.open(bundle.folder, provider=provider)
     together = session.generate(REQUESTS)
@@ -155,14 +155,14 @@ def _engine(bundle: Bundle, provider: Provider, rows: int = 4) -> OnnxRuntimeEng
 
 
 def _in_place(report: Report, job: Job, bundle: Bundle, form: str, provider: Provider) -> None:
-    """Whether a step writes its own entries of the caches, and these stay where they are."""
+    """Whether a step writes only its own entries of the caches, and the caches stay in place."""
     import numpy as np
 
     engine = _engine(bundle, provider)
     bare = inference.IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
     batch = Batch(engine)
     batch.admit(0, bare)
-    # Private: nothing but this check asks an engine where its caches lie.
+    # A private attribute: only this check needs to know where an engine's caches lie.
     before = [engine._caches.address(i, 0) for i in range(2 * bundle.manifest.graph.layers)]
     batch.feed({0: inference.ids_of(1, 7)[0]})
     held = engine.cached(0, 8)
@@ -178,7 +178,7 @@ def _in_place(report: Report, job: Job, bundle: Bundle, form: str, provider: Pro
 
 
 def _placed(report: Report, job: Job, bundle: Bundle, form: str, provider: Provider) -> None:
-    """Which provider runs how many nodes: one on the CPU costs copies in every step."""
+    """How many nodes each provider runs: a node on the CPU costs copies in every step."""
     session = _session(bundle, job, {}, record=True)
     nodes: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -189,7 +189,7 @@ def _placed(report: Report, job: Job, bundle: Bundle, form: str, provider: Provi
                 left[node.op_type] += 1
     report.figure(f"{form}: nodes by provider", dict(nodes))
     report.figure(f"{form}: operators elsewhere", dict(left))
-    # A cache that is updated elsewhere is copied whole, there and back.
+    # A cache that another provider updates is copied whole, there and back.
     copied = sorted({"TensorScatter", "Attention", "MatMul", "Gemm"} & set(left))
     name = f"{form}: operators on another provider that move caches or weights"
     report.expect(name, ", ".join(copied) or "none", "none", not copied)
@@ -223,7 +223,7 @@ def _graph(report: Report, job: Job, bundle: Bundle, form: str) -> None:
         except Exception as error:
             if not more:
                 raise
-            # The provider takes graphs only where it runs every node.
+            # The provider can capture a CUDA graph only if it runs every node.
             report.figure(f"{form}: CUDA graph", f"not allowed: {one_line(error)}")
             return
         seconds = median_seconds(step.again, 50 if job.on_gpu else 3, lambda: None)
@@ -234,7 +234,7 @@ def _graph(report: Report, job: Job, bundle: Bundle, form: str) -> None:
 
 
 class _DeviceStep:
-    """A decode step of one row, everything bound once to a device's memory."""
+    """A decode step of one row; everything is bound once to a device's memory."""
 
     def __init__(self, session: Any, bundle: Bundle, device: str) -> None:
         import numpy as np
@@ -257,7 +257,7 @@ class _DeviceStep:
             getattr(self._binding, bind)(name, self._values[name])
 
     def again(self) -> None:
-        """The step, as it was before."""
+        """Runs the same step again."""
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
@@ -284,7 +284,7 @@ def _speed(report: Report, job: Job, bundle: Bundle, form: str, provider: Provid
     folded = system.task()
     for name, first in (
         ("folded", folded),
-        ("not folded", lambda: system.prefill(inference.HEAD + inference.OWN)),
+        ("not folded", lambda: system.prefill(inference.OPENING + inference.OWN)),
     ):
         first()
         seconds = statistics.median(first() for _ in range(repeats))

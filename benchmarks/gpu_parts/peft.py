@@ -1,4 +1,4 @@
-"""`generate` of transformers with a prompt of PEFT's, on the ids of the bundles' own figures."""
+"""`generate` of transformers with a prompt of PEFT's, on the same ids as the bundles."""
 
 from functools import partial
 
@@ -40,5 +40,5 @@ def run(report: Report, job: Job) -> None:
         )
         name = f"transformers with PEFT, {str(dtype).rpartition('.')[2]}: decode, {rows} rows"
         report.figure(f"{name}: tokens a second", rows * steps / (whole - first))
-    own = median_seconds(lambda: generate(1, inference.HEAD + inference.OWN, 1), repeats, wait)
+    own = median_seconds(lambda: generate(1, inference.OPENING + inference.OWN, 1), repeats, wait)
     report.figure("transformers with PEFT: first token: s", own)

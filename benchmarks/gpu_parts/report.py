@@ -1,4 +1,4 @@
-"""What a part is given, and how it says what it found."""
+"""What a part is given, and how it reports what it found."""
 
 import statistics
 import time
@@ -17,15 +17,15 @@ class MissingError(Exception):
 
 
 class OutOfTimeError(Exception):
-    """What is left of a part's time is too little for the next thing: the part ends."""
+    """The time that a part has left is too short for its next step: the part ends."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a part is asked for.
+    """What a part is asked to do.
 
     Attributes:
-        what: what stands after the hyphen in the name of the part, such as "float16".
+        what: the text after the hyphen in the name of the part, such as "float16".
         device: "cuda", or "cpu" for stand-ins.
         seconds: the limit of the whole part.
         work: a folder for bases and bundles, shared by all parts.
@@ -64,20 +64,20 @@ class Report:
         self._write = write
 
     def figure(self, name: str, value: Any) -> None:
-        """Something that was measured."""
+        """Reports something that was measured."""
         self._write({"name": name, "value": value})
 
     def expect(self, name: str, value: Any, expected: str, ok: bool) -> None:
-        """Something that had to be so."""
+        """Reports something that had to be so."""
         self._write({"name": name, "value": value, "expected": expected, "ok": bool(ok)})
 
     def at_most(self, name: str, value: float, limit: float) -> None:
-        """A number that had to be no larger; one that is no number is."""
+        """Reports a number that must not exceed a limit; NaN counts as larger."""
         self.expect(name, value, f"at most {limit:.3g}", value <= limit)
 
     @contextmanager
     def trying(self, name: str) -> Iterator[None]:
-        """What is inside may fail, and the part goes on."""
+        """What is inside may fail; the part goes on."""
         try:
             yield
         except OutOfTimeError:
@@ -91,27 +91,27 @@ class Report:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether it says that this machine lacks something, and no more."""
+    """Whether an error says only that this machine lacks something."""
     if isinstance(error, ModuleNotFoundError):
-        # A name of ours, or one that moved inside of a package that is there, is a mistake.
+        # A missing name of ours, or one that moved inside an installed package, is a mistake.
         return (error.name or "").partition(".")[0] not in ("pl_compile", "gpu_parts")
     return isinstance(error, MissingError | MissingExtraError)
 
 
 def one_line(error: BaseException) -> str:
-    """An error as one line, with what caused it."""
+    """An error as one line, with its cause."""
     text = " ".join(str(error).split())
     line = f"{type(error).__name__}: {text}"[:400] if text else type(error).__name__
     return line if error.__cause__ is None else f"{line} (because of {one_line(error.__cause__)})"
 
 
 def median_seconds(work: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:
-    """The median time of `work`, after one that is not counted.
+    """The median time of `work`, after one call that is not counted.
 
     Args:
         work: what is timed.
         repeats: how often.
-        wait: returns when the device has done what it was given.
+        wait: returns when the device has finished its work.
     """
     times = []
     for _ in range(repeats + 1):
@@ -124,7 +124,7 @@ def median_seconds(work: Callable[[], object], repeats: int, wait: Callable[[], 
 
 
 def waiter(device: str) -> Callable[[], object]:
-    """What waits for torch's work on a device."""
+    """A function that waits for torch's work on a device."""
     import torch
 
     return torch.cuda.synchronize if device == "cuda" else (lambda: None)

@@ -1,4 +1,4 @@
-"""What a form of a target must have shown to have run: how the names of its results begin."""
+"""The results that a form of a target needs to count as run: how their names begin."""
 
 SHOWN = {
     "onnx-cuda": ("self-tests", "parity", "mixed batch", "entries", "operators on"),

@@ -1,6 +1,6 @@
 """A plan of TensorRT on the GPU: built, run, and compared with torch; the attention probe.
 
-Without a GPU, what TensorRT's parser made of the same graph is computed instead of a plan.
+Without a GPU, the interpreter computes what TensorRT's parser made of the same graph.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.reference import TorchEngine, reference_name
 
 FORMS = {"float32": BuildOptions("none"), "float16": BuildOptions("none", dtype="float16")}
-# Hopper's, which TensorRT for RTX does not build for.
+# Compute capability of Hopper, for which TensorRT for RTX does not build.
 NOT_SERVED = "9.0"
 
 

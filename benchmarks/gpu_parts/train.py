@@ -1,4 +1,4 @@
-"""Training on the GPU: the CPU's losses, no copy of the base to the host, and PEFT beside it."""
+"""Training on the GPU: losses as on the CPU, no copy of the base to the host, and PEFT's speed."""
 
 import json
 import statistics
@@ -16,8 +16,8 @@ from pl_compile.training.run import run_training
 
 METHODS = ("prompt-tuning", "p-tuning", "prefix-tuning")
 STEPS = 20
-# Of the loss of the same step on the CPU in float32. A run goes its own way once numbers differ, so
-# this is wider than one step needs.
+# Relative to the loss of the same step on the CPU in float32. Once numbers differ, runs drift
+# apart, so this is wider than one step needs.
 LIMITS = {"fp32": 1e-3, "bf16": 0.05}
 
 
@@ -48,7 +48,7 @@ def _losses(report: Report, job: Job, method: str) -> None:
 
 
 def _run(folder: Path, base: Path, method: str, precision: str, device: str) -> list[float]:
-    names = ("tone", "mood")  # p-tuning asks for tasks of one size
+    names = ("tone", "mood")  # p-tuning needs tasks of one size
     config = tiny_run(
         Path(tempfile.mkdtemp(dir=folder)),
         base,
@@ -94,7 +94,7 @@ def _timed(
 
 
 def _copies(report: Report, job: Job, base: Path) -> None:
-    """Bytes that go from the GPU to the host in the loop, by torch's profiler."""
+    """Counts bytes that go from the GPU to the host in the loop, by torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     steps = 5 if job.on_gpu else 1
@@ -106,7 +106,7 @@ def _copies(report: Report, job: Job, base: Path) -> None:
         seen.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     if job.on_gpu:
-        # A profiler that sees no GPU would count no copies either; each loss is one.
+        # A profiler that does not see the GPU would count no copies at all; each loss is one copy.
         seen_there = sum(event.get("cat") == "kernel" for event in events)
         report.expect("kernels that the profiler has seen", seen_there, "some", seen_there > 0)
         copies = sum(map(is_copy_to_host, events))

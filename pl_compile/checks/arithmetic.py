@@ -5,10 +5,10 @@ from pl_compile.runtime.kernels import arithmetic
 
 
 def kernels_of(target: str) -> dict[str, str]:
-    """What the manifest's `toolchain` says of this project's kernels.
+    """What the manifest's `toolchain` says about this project's kernels.
 
     Args:
-        target: of the bundle; those that use no kernel of ours have nothing to say.
+        target: the bundle's; empty for targets that use no kernel of ours.
 
     Raises:
         KernelsError: the library cannot be used as it is (`runtime.kernels.register`).

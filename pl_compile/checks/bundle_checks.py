@@ -38,14 +38,14 @@ from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What was compared, a result per task.
+    """What was compared, with a result per task.
 
     Attributes:
-        torch: the bundle as it is served, with torch in float32; empty where that was left out.
-        tokens: of the same prompts, with those of transformers' own tokenizer.
-        folded: served behind folded prefixes, with all of each prompt computed.
-        alone: in mixed batches, with each row alone.
-        live: whether each prompt matters.
+        torch: the bundle as it is served, with torch in float32; empty if that was left out.
+        tokens: the same prompts' tokens, with those of transformers' own tokenizer.
+        folded: served after folded prefixes, with prompts that are computed whole.
+        alone: rows in mixed batches, with each row alone.
+        live: whether each prompt makes a difference.
     """
 
     torch: tuple[Parity, ...] = ()
@@ -57,7 +57,7 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Checks:
-    """What the comparisons came to.
+    """The outcome of all comparisons.
 
     Attributes:
         comparisons: all of them.
@@ -85,13 +85,13 @@ def check_bundle(
     """Compares.
 
     Args:
-        engine: the compiled base; None where nothing here can run it, and no base is given.
+        engine: the compiled base; None if nothing here can run it (then `base` is None, too).
         learned: the tasks as they were learned.
         served: the tasks as the bundle serves them.
         tokenizer: the base's.
-        precision: of its numbers; decides what still counts as the same.
-        base: the Hugging Face folder for torch; None leaves all comparisons out.
-        progress: who is told.
+        precision: of the bundle's numbers; it decides what still counts as the same.
+        base: the Hugging Face folder for torch; if None, all comparisons are left out.
+        progress: receives messages.
 
     Raises:
         ExportError: a template that leaves no room for a comparison.
@@ -113,14 +113,14 @@ def check_bundle(
         live=tuple(liveness(engine, rows, learned)),
     )
     failures = _failures(comparisons)
-    # Any machine can repeat what float32 computes; of rounded numbers only what this bundle does,
-    # behind its own tokens.
+    # Any machine can repeat torch's float32 numbers. Of rounded weights it can only repeat what
+    # this bundle computes, after the bundle's own tokens.
     exact = (precision.quantization, precision.dtype) == ("none", "float32")
     kept = expected if exact else trace(engine, rows)
     vectors = {name: selftest_arrays(rows, kept, name) for name in learned}
     return Checks(
         comparisons,
-        # Vectors that are no numbers could check nothing, and no reader takes them.
+        # Vectors that are not finite could check nothing, and readers refuse them.
         {name: arrays for name, arrays in vectors.items() if np.isfinite(arrays["logits"]).all()},
         "failed" if failures else "passed",
         failures,
@@ -130,7 +130,7 @@ def check_bundle(
 def _reference_trace(
     base: Path, rows: Sequence[ProbeRow], capacity: int, progress: Progress
 ) -> tuple[Trace, str]:
-    """What torch makes of the rows, and what to call it; its copy of the base is gone then."""
+    """Torch's results for the rows, and its name. Its copy of the base is freed on return."""
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
@@ -141,7 +141,7 @@ def _reference_trace(
 
 @dataclass(frozen=True)
 class _AgainstItself:
-    """The bundle as it is served, and compared with itself served otherwise."""
+    """The bundle as it is served, compared with itself served in other ways."""
 
     mixed: Trace
     folded: tuple[Parity, ...]

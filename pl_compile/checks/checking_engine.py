@@ -1,4 +1,4 @@
-"""The engine that checks a base on this machine, whatever it was built for."""
+"""The engine that checks a base on this machine, whatever its target is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from pl_compile.runtime.engines.ranks.local_group import LocalGroup
 
 
 def can_check(target: str) -> bool:
-    """Whether this machine can compute what files of a target mean."""
+    """Whether this machine can compute what a target's files mean."""
     row = TARGETS[target]
     if row.has_plan:
         return _parser_for(target) is not None
@@ -33,14 +33,14 @@ def why_unchecked(target: str) -> str:
 
 
 def how_to_check(target: str) -> str:
-    """What to do about it, as a sentence."""
+    """What the user can do about it, as a sentence."""
     return f"pip install 'pl-compile[{TARGETS[target].checked_with}]': that needs no GPU."
 
 
 def _parser_for(target: str) -> str | None:
     try:
         from pl_compile.exporters.tensorrt.api import parser_for
-    except ImportError:  # the extra [export] is not there
+    except ImportError:  # the extra [export] is not installed
         return None
     return parser_for(target)
 
@@ -62,8 +62,8 @@ def checking_engine(
         target: that they were built for.
         contract: of the whole base.
         dtype: of its caches.
-        flavour: whose parser, where the target is TensorRT; its own, or the other where that is not
-            installed, if None.
+        flavour: whose parser, for a TensorRT target; if None, the target's own, or the other if
+            that is not installed.
         provider: of ONNX Runtime, for a bundle of one rank.
 
     Raises:
@@ -71,13 +71,13 @@ def checking_engine(
         ArtifactError: the runner does not load it.
         MissingExtraError: OpenVINO is not installed.
         RankError: a rank cannot start.
-        RequestError: a provider for what does not run on one.
+        RequestError: a provider, and files that do not run on one.
     """
     row = TARGETS[target]
     if provider != CPU and (not row.provider or contract.ranks > 1):
         raise RequestError(
             f"checking {folder} with the provider {provider.name}",
-            found="files that do not run on one",
+            found="files that do not run on a provider",
             fix="Leave it out.",
         )
     if row.has_plan:

@@ -1,7 +1,7 @@
 """What TensorRT's parser made of a graph, as an engine: interpreted in numpy, no GPU needed.
 
-The engine is the very one that runs plans (`runtime/engines/tensorrt/engine.py`): same inputs, same
-checks of names, shapes, types and aliases. In the place of a plan stands the interpreter
+This is the engine that runs plans (`runtime/engines/tensorrt/engine.py`): same inputs, same checks
+of names, shapes, types and aliases. The interpreter takes the place of a plan
 (`exporters/tensorrt/interpreter.py`).
 """
 
@@ -30,14 +30,14 @@ Array = NDArray[Any]
 
 
 class InterpretedPlan:
-    """A parsed network with the face of a plan (`runtime/engines/tensorrt/engine.py`).
+    """A parsed network with the interface of a plan (`runtime/engines/tensorrt/engine.py`).
 
     Args:
         parsed: the network.
-        constants: those of the ONNX file, for what TensorRT does not give back.
+        constants: those of the ONNX file, since TensorRT does not give all of them back.
         contract: of the graph.
         max_batch: rows of its caches.
-        all_reduce: what its collectives do.
+        all_reduce: the sum over ranks that its collectives call.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class InterpretedPlan:
     def run(self, first: int, inputs: Mapping[str, Array], profile: int) -> dict[str, Array]:
         """See `Plan.run`."""
         rows = slice(first, first + len(inputs[INPUT_IDS]))
-        blocks = zip(self._names, self._caches.blocks, strict=True)
-        pasts = {past: block[rows] for (past, _), block in blocks}
+        arrays = zip(self._names, self._caches.arrays, strict=True)
+        pasts = {past: array[rows] for (past, _), array in arrays}
         outputs = self.interpreter.run({**inputs, **pasts})
-        for (_, present), block in zip(self._names, self._caches.blocks, strict=True):
-            block[rows] = outputs.pop(present)  # the same memory, on a GPU
+        for (_, present), array in zip(self._names, self._caches.arrays, strict=True):
+            array[rows] = outputs.pop(present)  # on a GPU, both are the same memory
         return outputs
 
 
@@ -83,9 +83,9 @@ def interpreted_engine(
         dtype: of its caches.
 
     Raises:
-        ExportError: the parser refuses a graph, a guard does, or the interpreter does not know a
+        ExportError: the parser or a guard refuses a graph, or the interpreter does not know a
             layer.
-        ArtifactError: inputs and outputs are others than the contract says.
+        ArtifactError: inputs and outputs are not those of the contract.
     """
     if contract.ranks == 1:
         return _engine(folder, flavour, contract, max_batch, dtype, None)
@@ -118,7 +118,7 @@ def _engine(
     model = folder / MODEL_NAME
     values = ir.load(model).graph.initializers.values()
     constants = {str(v.name): v.const_value.numpy() for v in values if v.const_value is not None}
-    # A plan that was built from a variant of the graph is asked about in that form.
+    # A plan may have been built from a variant of the graph; then that variant is checked.
     built = (folder / PLAN_RECORD).is_file()
     form: AttentionForm = read_plan_record(folder).attention if built else "mask"
     parsed = parse_base(folder, flavour, contract, form)
@@ -131,7 +131,7 @@ def _bindings_of(parsed: ParsedNetwork) -> dict[str, Binding]:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     names = {tensor.name for tensor in inputs}
-    # TensorRT updates a cache where it lies: the output of such a layer is its input's memory.
+    # TensorRT updates a cache in place: the output of such a layer shares its input's memory.
     updates = [e for e in layers_of(parsed) if e.type == parsed.trt.LayerType.KV_CACHE_UPDATE]
     aliases = {layer.get_output(0).name: layer.get_input(0).name for layer in updates}
     bindings = {}
@@ -144,7 +144,7 @@ def _bindings_of(parsed: ParsedNetwork) -> dict[str, Binding]:
 
 
 class _Meeting:
-    """Where ranks in threads sum what they have."""
+    """Where ranks in threads meet to sum their parts."""
 
     def __init__(self, ranks: int) -> None:
         self.barrier = threading.Barrier(ranks)
@@ -190,5 +190,5 @@ class _ThreadRank:
             raise
         except BaseException as error:
             self._meeting.cause = error
-            self._meeting.barrier.abort()  # the others wait for this one
+            self._meeting.barrier.abort()  # else the others would wait for this one for ever
             raise

@@ -1,7 +1,7 @@
-"""What looks wrong with a task before anybody is asked anything.
+"""Finds what looks wrong with a task, before a model runs.
 
-In: tasks, their base and its tokenizer. Out: findings, as sentences for the report. None of them
-stops an export: what cannot work at all is refused where it is read.
+In: tasks, their base and its tokenizer. Out: findings, as sentences for the report. A finding never
+stops an export: a task that cannot work at all is refused when it is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.text.end_tokens import end_tokens
 from pl_compile.text.tokenizer import Tokenizer
 
-# Rows this many times longer or shorter than embeddings are nothing that training usually leaves.
+# Training seldom gives rows this many times longer or shorter than embeddings.
 _UNUSUAL = 50.0
 _ROOM_AT_LEAST = 16
 
-# How the method of an imported task ends.
+# The end of `method` of a task that was imported from PEFT.
 _BY_PEFT = "(PEFT)"
 
 
@@ -33,12 +33,12 @@ class TaskLint:
 
     Attributes:
         task: its name.
-        smallest_norm: of a virtual token's row, or of its keys and values.
-        largest_norm: likewise.
-        embedding_norm: median of the base's embeddings; None beside a learned prefix.
-        bos: whether its sequences open with BOS.
+        smallest_norm: smallest norm of a virtual token's row, or of its keys and values.
+        largest_norm: the largest one.
+        embedding_norm: median norm of the base's embeddings; None for a learned prefix.
+        bos: whether its sequences begin with BOS.
         head_tokens: tokens before its first field.
-        room: tokens that are left in the cache for fields and answer.
+        room: cache entries that are left for fields and answer.
         findings: what looks wrong, as sentences.
     """
 
@@ -77,7 +77,7 @@ def lint_tasks(
     try:
         ends, unread = end_tokens(base, tokenizer, config.vocab), []
     except BaseModelError as error:
-        ends, unread = (), [f"nobody knows which tokens end answers of its base: {error}"]
+        ends, unread = (), [f"it is not known which tokens end answers of its base: {error}"]
     found = []
     for entry in entries:
         prompt = prompts[entry.task.taskname]
@@ -97,7 +97,7 @@ def _lint(
     median: float,
     with_bos: int,
 ) -> TaskLint:
-    # A row of a prefix is what one virtual token has in all layers.
+    # A row of a prefix is all that one virtual token has in all layers.
     by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
     norms = np.linalg.norm(by_token.reshape(len(by_token), -1).astype(np.float64), axis=1)
     findings = []
@@ -110,12 +110,13 @@ def _lint(
         )
     if entry.prefix_kv is None and 0 < norms.min() < median / _UNUSUAL:
         findings.append(
-            f"a virtual token is {median / norms.min():.0f} times shorter than embeddings are"
+            f"a virtual token is {median / norms.min():.0f} times shorter than the base's "
+            "embeddings"
         )
     if entry.bos_id is None and entry.prefix_kv is None and with_bos:
-        findings.append("other tasks of this bundle open with BOS, this one does not")
+        findings.append("other tasks of this bundle begin with BOS, this one does not")
     if entry.bos_id is not None and entry.bos_id != config.bos_id:
-        findings.append(f"it opens with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
+        findings.append(f"it begins with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
     if entry.eos_id is None and not entry.end_ids:
         findings.append("no EOS ends its answers: they end by length, stop text or choice only")
     opening = len(prompt.renderer.opening())
@@ -142,7 +143,7 @@ def _lint(
 
 
 def opening_left_out(prompt: TaskPrompt, tokenizer: Tokenizer) -> str:
-    """A note where an imported task lacks what its tokenizer puts before a text, or nothing."""
+    """A note if an imported task lacks what its tokenizer puts before a text; else empty."""
     opening = prompt.renderer.opening()
     ids = opening.token_ids[opening.virtual_rows < 0].tolist()
     front = tokenizer.in_front
@@ -158,7 +159,7 @@ def opening_left_out(prompt: TaskPrompt, tokenizer: Tokenizer) -> str:
 def _older_rules(
     entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer, ends: Sequence[int]
 ) -> list[str]:
-    """What a task lacks, or is rendered to, since an earlier release made it."""
+    """Findings about a task of an earlier release: what it lacks or renders in another way."""
     findings = []
     own = prompt.renderer.rules.ends
     missing = [f"'{tokenizer.token_name(each)}' ({each})" for each in ends if each not in own]
@@ -175,14 +176,14 @@ def _older_rules(
     by_peft = entry.method.endswith(_BY_PEFT) and entry.task.whitespace == "keep"
     if by_peft and _is_other_as_one_text(entry, prompt, tokenizer):
         findings.append(
-            "an earlier release imported it with whitespace: keep, and transformers puts blanks "
+            "an earlier release imported it with `whitespace: keep`, but transformers puts blanks "
             "where that has none: import it again"
         )
     return findings
 
 
 def _is_other_as_one_text(entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer) -> bool:
-    """Whether `whitespace: transformers` gives other tokens, in front of a field or without one."""
+    """Whether `whitespace: transformers` gives other tokens, with empty or with filled fields."""
     whole = replace(entry, task=replace(entry.task, whitespace="transformers"))
     renderers = prompt.renderer, TaskPrompt.of(whole, tokenizer).renderer
     for text in ("", "a"):

@@ -1,8 +1,8 @@
-"""Is the prompt alive? Its virtual tokens must matter, and must be this task's.
+"""Is the prompt alive? Its virtual tokens must change the logits, and must be this task's.
 
-A prompt that is dropped or taken from another task on the way into an engine still gives fluent
-answers. So the compiled base is asked three times: with the task's prompt, without it, and with
-that of another task in its place.
+If a prompt is lost on the way into an engine, or replaced by another task's, answers are still
+fluent. So the compiled base runs three times: with the task's prompt, without it, and with another
+task's prompt in its place.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,11 @@ class Liveness:
 
     Attributes:
         task: its name.
-        without: largest difference to the logits without the prompt, as a part of the largest.
-        other: the same to those with another task's prompt; None where no other is of its kind, or
-            all others are the same prompt.
-        is_live: both move.
+        without: largest difference to the logits without the prompt, as a part of the largest
+            logit.
+        other: the same for another task's prompt; None if no other task has a prompt of this kind
+            that differs.
+        is_live: the logits move in both cases.
     """
 
     task: str
@@ -41,7 +42,7 @@ class Liveness:
 def liveness(
     engine: Engine, rows: list[ProbeRow], learned: Mapping[str, TaskPrompt]
 ) -> list[Liveness]:
-    """Asks about each task with the first of its probe rows.
+    """Tests each task with the first of its probe rows.
 
     Args:
         engine: the compiled base.
@@ -69,7 +70,7 @@ def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, TaskPrompt]) -> Li
 
 
 def _moved(own: Float32, other: Float32) -> float:
-    """The largest difference as a part of the largest logit; 0 where one of them is no number."""
+    """The largest difference as a part of the largest logit; 0 if a logit is not finite."""
     if not (np.isfinite(own).all() and np.isfinite(other).all()):
         return 0.0
     return float(np.abs(own - other).max()) / (float(np.abs(own).max()) or 1.0)
@@ -88,7 +89,7 @@ def _same(one: TaskPrompt, other: TaskPrompt) -> bool:
 def _in_place_of(prompt: TaskPrompt, stranger: TaskPrompt) -> TaskPrompt:
     """The stranger's prompt with as many virtual tokens as this one: repeated, or cut.
 
-    Where prompts are baked, the graph has the stranger's own rows, and zeros behind them.
+    Where prompts are baked, the graph has the stranger's own rows, and zeros after them.
     """
     if prompt.prefix_kv is None or stranger.prefix_kv is None:
         count = np.arange(len(prompt.rows)) % len(stranger.rows)

@@ -2,12 +2,12 @@
 
 In: the reference, an engine under test, and prompts of known tasks. Out: per task the largest logit
 difference over prefill and decode, and whether the greedy tokens agree. Rows of all tasks run in
-one batch in the engine under test, so a row that is disturbed by its neighbours is found; and it
-runs them as they are served, behind their folded prefixes.
+one batch in the engine under test, so a row that is disturbed by its neighbours is found. They run
+as they are served, after their folded prefixes.
 
-The two share the rendered prompt, and nothing behind it: the engine is given ids, some of which
-stand for virtual tokens, and the reference makes embeddings of its own.
-`training/compare_tokens.py` compares what the rendering itself gives.
+The two share the rendered prompt, and nothing after that: the engine is given ids, some of which
+stand for virtual tokens, and the reference makes its own embeddings. `training/compare_tokens.py`
+checks the rendering itself.
 """
 
 import math
@@ -30,7 +30,7 @@ from pl_compile.text.tokenizer import Tokenizer
 
 DECODE_STEPS = 16
 
-# Room that a probe needs for random words: they may take more tokens than they were drawn from.
+# Tokens that a probe needs for random words: these may take more tokens than they were drawn from.
 _WORDS_AT_LEAST = 8
 
 # A self-test keeps the logits of this many ids, spread over the vocabulary: enough to notice any
@@ -52,28 +52,29 @@ class Limit:
 
 
 # Against the base in float32. Float sums in another order differ by some 1e-6 of the largest logit
-# per layer; rounded weights by much more, and then what counts is that most tokens agree: 4 bits to
-# the nearest and without offsets differ by 0.63 on the default base, with 71 % of the tokens.
+# per layer. Rounded weights differ by much more; what counts then is that most tokens agree.
+# Rounded to the nearest of 4 bits without offsets, the default base differs by 0.63, and 71 % of
+# the tokens agree.
 LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.1, 0.8), "int4": Limit(0.75, 0.5)}
 
-# Where the weights lost nothing by it, only activations are rounded: 4 to 7 % of the largest logit
-# on the default base with trained prompts, and nearly all tokens agree.
+# Where rounding changed no weight, only activations are rounded: the default base with trained
+# prompts differs by 4 to 7 % of the largest logit, and nearly all tokens agree.
 _LOST_NOTHING = {"int8": Limit(0.1, 0.9), "int4": Limit(0.2, 0.9)}
 
-# What numbers of 16 bits add to that.
+# Allowed in addition for numbers of 16 bits.
 _NARROW = {"float16": Limit(0.02, 0.9), "bfloat16": Limit(0.1, 0.8)}
 
-# Of a bundle against itself: folded or not, alone or in a batch. Where kernels do the same sums for
-# a row whatever stands beside it, there is no difference at all (`exporters/onnx/cpu.py`). On a
-# machine where they do not, a last bit can tip over what kernels for rounded weights round.
+# A bundle against itself: folded or not, alone or in a batch. If kernels sum a row in the same way
+# whatever its neighbours are, there is no difference at all (`exporters/onnx/cpu.py`). On other
+# machines a last bit can change how kernels for rounded weights round an activation.
 SELF_LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.05, 0.9), "int4": Limit(0.05, 0.9)}
 
-# The same, where other kernels computed the bundle's numbers: they round activations to 8 bits
-# otherwise, or not at all, so both differ as from floats. On the default base it is 0.05 with the
-# portable kernels of native-cpu, and 0.05 to 0.08 with none.
+# The same, if other kernels computed the bundle's numbers: they round activations to 8 bits in
+# another way, or not at all, so the two differ as much as each differs from floats. On the default
+# base it is 0.05 with the portable kernels of native-cpu, and 0.05 to 0.08 without kernels.
 _OTHER_KERNELS = {"none": Limit(1e-3, 1.0), **_LOST_NOTHING}
 
-# The same, of numbers of 16 bits: sums in another order round to a neighbour.
+# The same, for numbers of 16 bits: sums in another order round to a neighbouring number.
 _NARROW_SELF = {"float16": Limit(0.01, 0.95), "bfloat16": Limit(0.05, 0.9)}
 
 
@@ -86,13 +87,13 @@ def limit_of(precision: Precision) -> Limit:
 def self_limit_of(
     precision: Precision, *, same_kernels: bool = True, same_device: bool = True
 ) -> Limit:
-    """What still counts as the same, of a bundle against itself.
+    """What still counts as the same, for a bundle against itself.
 
     Args:
         precision: of the bundle.
-        same_kernels: whether all of it was computed by kernels that make the same bits.
-        same_device: whether all of it was computed on one kind of device: sums of 16 bits on two
-            differ from each other as each does from the base.
+        same_kernels: whether kernels that give the same bits computed all of it.
+        same_device: whether one kind of device computed all of it: on two kinds, sums of 16 bits
+            differ from each other as much as each differs from the base.
     """
     limits = SELF_LIMITS if same_kernels else _OTHER_KERNELS
     narrow = _NARROW_SELF if same_device else _NARROW
@@ -111,10 +112,10 @@ class ProbeRow:
 
     Attributes:
         task: its task's name.
-        rendered: all of it, the positions of a learned prefix included.
+        rendered: the whole prompt, the positions of a learned prefix included.
         learned: the task's prompt as it was learned.
-        served: the same as a bundle serves it: behind a folded prefix, where it has one.
-        fields: what it was rendered from; empty where that is not known.
+        served: the same as a bundle serves it: with a folded prefix, if it has one.
+        fields: what it was rendered from; empty if that is not known.
     """
 
     task: str
@@ -125,7 +126,7 @@ class ProbeRow:
 
     @property
     def renderer(self) -> Renderer:
-        """Of its task."""
+        """The renderer of its task."""
         return self.learned.renderer
 
 
@@ -150,15 +151,15 @@ class Parity:
         task: its name.
         reference: what it was compared with.
         rows: probe rows of the task.
-        steps: compared steps of each: the prompt and the decoded tokens, which both are given.
-        max_abs_difference: of the logits; infinite where one of them is no finite number (null in
-            a report).
+        steps: compared steps of each row: the prompt, and decoded tokens, the same for both.
+        max_abs_difference: of the logits; infinite if a logit is not finite (null in a report).
         largest_logit: of the reference, absolute.
         tolerance: allowed difference, relative to the largest logit.
         equal_tokens: greedy tokens that agree.
         tokens_needed: part of the greedy tokens that must agree.
-        first_divergence: the first step after which an answer would go another way; None if none.
-        passed: neither is beyond its limit.
+        first_divergence: the first step after which the answers would differ; None if they never
+            do.
+        passed: both difference and tokens are within their limits.
     """
 
     task: str
@@ -180,7 +181,7 @@ class Parity:
 
     @property
     def relative_difference(self) -> float:
-        """The difference as a part of the largest logit, or as it is where all of them are 0."""
+        """The difference as a part of the largest logit, or as it is if all logits are 0."""
         return relative_difference(self.max_abs_difference, self.largest_logit)
 
     @property
@@ -188,7 +189,10 @@ class Parity:
         """What was compared, as the middle of a sentence about the task."""
         same = f"{self.equal_tokens} of {self.rows * self.steps} tokens agree"
         if not self.is_number:
-            return f"has, beside {self.reference}, logits that are no finite numbers, and {same}"
+            return (
+                f"has, compared with {self.reference}, logits that are not finite numbers, and "
+                f"{same}"
+            )
         part = f"{self.relative_difference:.1e} of the largest logit"
         return f"differs from {self.reference} by {part}, and {same}"
 
@@ -204,7 +208,7 @@ def parity_failures(results: Iterable[Parity]) -> list[str]:
 
 
 def relative_difference(difference: float, largest_logit: float) -> float:
-    """A difference as a part of the largest logit, or as it is where all of them are 0."""
+    """A difference as a part of the largest logit, or as it is if all logits are 0."""
     return difference / (largest_logit or 1.0)
 
 
@@ -224,13 +228,13 @@ def probe_rows(
         learned: the tasks as they were learned, by name.
         tokenizer: the base's.
         vocab: ids the base knows.
-        capacity: prompts leave room in it for `DECODE_STEPS` more tokens.
-        served: the tasks as a bundle serves them; as they were learned if None.
-        rows_per_task: how many prompts each task gives.
-        seed: of the words.
+        capacity: prompts leave `DECODE_STEPS` entries of it free.
+        served: the tasks as a bundle serves them; if None, as they were learned.
+        rows_per_task: how many prompts each task gets.
+        seed: of the random words.
 
     Raises:
-        ExportError: a template that leaves no room in `capacity`, or no token after a prefix.
+        ExportError: a template that fills `capacity`, or has no token after a prefix.
     """
     generator = np.random.default_rng(seed)
     rows = []
@@ -275,18 +279,18 @@ def probe_rows(
 def _rendered_within(
     prompt: TaskPrompt, fields: Mapping[str, str], longest: int, *, last_try: bool
 ) -> Rendered | None:
-    """A prompt; None where these words are not for this base: fewer may be."""
+    """A prompt; None if it is too long or has words that the base does not know: try fewer."""
     try:
         rendered = prompt.renderer.prompt(fields)
-    except DataError:  # a tokenizer may know words that the base has no embeddings of
+    except DataError:  # a tokenizer may know tokens for which the base has no embeddings
         if last_try:
             raise
         return None
-    return rendered if len(rendered) <= longest else None  # words may take several tokens
+    return rendered if len(rendered) <= longest else None  # a word may take several tokens
 
 
 def _awkward_texts(tokenizer: Tokenizer, generator: np.random.Generator) -> tuple[str, str]:
-    """What is easily got wrong where a field opens and where it ends.
+    """Texts that are easily handled wrong at the start and at the end of a field.
 
     Blanks, the text of a token that was added to the vocabulary, and characters of several bytes.
     """
@@ -305,7 +309,7 @@ class Reference(Protocol):
 def trace_reference(
     reference: Reference, rows: Sequence[ProbeRow], *, progress: Progress = SILENT
 ) -> Trace:
-    """Runs prompts and `DECODE_STEPS` decode steps, each row by itself, as it was learned."""
+    """Runs prompts and `DECODE_STEPS` decode steps: each row alone, as it was learned."""
     traces = []
     with progress.bar("reference (torch)", len(rows)) as bar:
         for row in rows:
@@ -325,24 +329,24 @@ def trace(
     label: str = "",
     progress: Progress = SILENT,
 ) -> Trace:
-    """Runs prompts and decode steps, in one batch where the engine holds it.
+    """Runs prompts and decode steps, in one batch if the engine holds so many rows.
 
     Args:
         engine: what runs them.
         rows: the prompts, at least one.
-        follow: int64 `[steps, rows]`: tokens to go on with; if None, `DECODE_STEPS`
-            of the engine's own greedy ones.
-        folded: whether rows stand behind their folded prefixes.
+        follow: int64 `[steps, rows]`: the tokens to continue with; if None, `DECODE_STEPS` of the
+            engine's own greedy tokens.
+        folded: whether rows follow their folded prefixes.
         alone: whether each row is a batch of its own.
-        label: what to call it while it runs.
-        progress: who is told.
+        label: the name of this step for `progress`.
+        progress: receives messages.
     """
     prompts = [row.served if folded else row.learned for row in rows]
     given = []
     for row, prompt in zip(rows, prompts, strict=True):
         fed = prompt.fed(row.rendered)
         given.append((fed.input_ids(engine.vocab), len(row.rendered) - len(fed)))
-    # The engine's batch may be smaller than all tasks together; rows of one part still mix tasks.
+    # The rows may not all fit into the engine's batch; each part of them still mixes tasks.
     size = 1 if alone else engine.max_batch
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     traces = []
@@ -391,7 +395,7 @@ def compare(
         known = (np.isfinite(ours) & np.isfinite(theirs)).all(-1)
         difference = float(np.abs(ours - theirs).max()) if known.all() else math.inf
         largest = float(np.abs(theirs[known]).max(initial=0))
-        # Where a logit is no number, the greedy token means nothing, however alike it is.
+        # If a logit is not finite, the greedy token means nothing, even if it is equal.
         same = (actual.tokens[:, mine] == expected.tokens[:, mine]) & known
         apart = np.flatnonzero(~same.all(1))
         equal = int(same.sum())
@@ -417,7 +421,7 @@ def compare(
 def selftest_arrays(
     rows: Sequence[ProbeRow], expected: Trace, task: str
 ) -> dict[str, NDArray[Any]]:
-    """The vectors of a task that any runtime can check itself with.
+    """The vectors of a task with which any runtime can check itself.
 
     Returns:
         `input_ids` int64 `[rows, seq]` right-padded with 0 and without the positions of a learned
@@ -458,7 +462,7 @@ def run_selftest(
 
 
 def _read_back(ids: Int64, vocab: int, learned: TaskPrompt) -> Rendered:
-    """The prompt that a self-test's ids stand for; they begin behind a learned prefix."""
+    """The prompt that a self-test's ids stand for; the ids begin after a learned prefix."""
     prefix = np.arange(prefix_length(learned))
     virtual = ids >= vocab
     token_ids = np.concatenate([prefix * 0, np.where(virtual, 0, ids)])

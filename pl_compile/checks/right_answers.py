@@ -1,7 +1,8 @@
-"""The right answers of examples that are to be scored, checked before anything is answered.
+"""The right answers of examples to score, checked before the model answers anything.
 
-In: examples as read, and the metric that is asked for. Out: the metric of a task, a text or a list
-of texts for each example, or every example that cannot be scored with its place.
+In: examples as read, and the metric that was asked for. Out: the metric of a task, and a text or a
+list of texts for each example; or an error that lists the places of all examples that cannot be
+scored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pl_compile.text.template import Template
 
 
 def first_of_each_task(examples: Iterable[Example], limit: int | None) -> dict[str, list[Example]]:
-    """Examples by task, in the order of first use: the first `limit` of each, or all."""
+    """Examples by task, tasks in the order of first use: the first `limit` of each, or all."""
     by_task: dict[str, list[Example]] = {}
     for example in examples:
         by_task.setdefault(example.taskname, []).append(example)
@@ -23,7 +24,7 @@ def first_of_each_task(examples: Iterable[Example], limit: int | None) -> dict[s
 def check_answers(
     by_task: Mapping[str, Sequence[Example]], templates: Mapping[str, Template], metric: str
 ) -> None:
-    """Refuses what could only be counted as wrong, or not be counted at all.
+    """Refuses examples that could only count as wrong, or could not be counted at all.
 
     Args:
         by_task: the examples to score.
@@ -31,8 +32,8 @@ def check_answers(
         metric: a key of `METRICS`, or "auto".
 
     Raises:
-        DataError: examples without an answer, of a task with choices with none of these as an
-            answer, or with an answer that the metric cannot take: all of them, with their places.
+        DataError: examples without an answer, with an answer that is not one of the task's choices,
+            or with one that the metric cannot take: all of them, with their places.
     """
     problems = []
     for task, examples in by_task.items():
@@ -60,7 +61,7 @@ def check_answers(
 
 
 def metric_for(answers: Sequence[Reference], template: Template, metric: str) -> str:
-    """The metric of a task: what is asked for, or what fits these answers."""
+    """The metric of a task: the one that was asked for, or the one that fits these answers."""
     return choose_metric(answers, template.task.choices) if metric == "auto" else metric
 
 

@@ -1,4 +1,4 @@
-"""A file of requests to answers, line for line."""
+"""Answers a file of requests, one line for each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Answered:
     Attributes:
         index: its place in the file.
         request: what the model was given.
-        result: what it wrote; None where what was computed is no number.
+        result: what the model wrote; None if the computed logits are not numbers.
         expected: the right answer, where the file held one; it is not shown to the model.
     """
 
@@ -50,10 +50,10 @@ class Answered:
 
 
 def check_output(path: Path) -> None:
-    """Raises `ArtifactError` unless answers may be written to a file: for before they are made.
+    """Raises `ArtifactError` unless answers may be written to a file. Call it before they are made.
 
-    Lines of text are replaced. Tensors, graphs and JSON documents, as a base has them, are not: no
-    answers were ever there.
+    A file of lines of text is replaced. Tensors, graphs and JSON documents, as a base has them, are
+    never replaced: such a file holds no earlier answers.
 
     Args:
         path: the file; or a pipe, a device or an open descriptor such as /dev/stdout, to which
@@ -72,7 +72,7 @@ def check_output(path: Path) -> None:
         raise ArtifactError(
             doing,
             found=found,
-            expected="no file there, or one of lines such as earlier answers",
+            expected="no file there, or one with lines of text, such as earlier answers",
             fix="Choose another --output.",
         )
 
@@ -81,7 +81,7 @@ def write_answers(answers: Sequence[Answered], path: Path) -> None:
     """Writes answers as JSON lines.
 
     Raises:
-        ArtifactError: the disk refuses.
+        ArtifactError: the disk refuses the file.
     """
     lines = [json.dumps(answer.record(), ensure_ascii=False) + "\n" for answer in answers]
     write_atomically(path, "".join(lines).encode())
@@ -95,14 +95,14 @@ def answer_file(
     Args:
         session: serves them, in batches that mix tasks.
         source: JSONL or a JSON array with `taskname` and fields.
-        options: of every `Request`.
-        progress: who is told, also of requests that are cut to fit.
+        options: further arguments of every `Request`.
+        progress: receives messages, also about requests that are cut to fit.
 
     Raises:
         DataError: `source` cannot be read.
         RequestError: requests that cannot be served, all of them with their places.
-        AnswerError: the logits of some are no finite numbers. Its `results` are what would have
-            been returned, and these have no `result`.
+        AnswerError: the logits of some requests are not finite numbers. Its `results` are what
+            would have been returned; these requests have no `result`.
     """
     doing = f"answering {source}"
     templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
@@ -130,9 +130,9 @@ def answer_file(
 
 
 def _other_than_lines(start: bytes) -> str:
-    """What a file is that begins with these bytes, where it is no text of lines."""
+    """What a file that begins so holds, if not lines of text; else empty."""
     if b"\0" in start:  # a safetensors file begins with its length in 8 bytes
-        return "a file of numbers, and no lines of text"
+        return "a file of numbers, not of lines of text"
     first, line_end, _ = start.strip().partition(b"\n")
     if line_end and first.startswith((b"{", b"[")) and not _is_json(first):
         return "a JSON document over several lines"

@@ -11,7 +11,7 @@ from pl_compile.text.examples import Example, cut_note
 
 
 def answer_of(session: Session, example: Example) -> Any:
-    """The right answer, where the example holds one; None where not."""
+    """The right answer, if the example holds one; else None."""
     return example.fields.get(_answer_field(session, example))
 
 
@@ -25,14 +25,14 @@ def checked_requests(
     """A request for each example, without its answer.
 
     Args:
-        session: will serve them.
-        rows: examples of tasks that it has, each with the options of its `Request`.
-        doing: what they are wanted for.
-        progress: who is told which of them are cut to fit the session's cache.
+        session: it will serve them.
+        rows: examples of its tasks, each with the options of its `Request`.
+        doing: what they are for, as errors say it.
+        progress: is told which of them are cut to fit the session's cache.
 
     Raises:
-        RequestError: options that no request may have; or requests that cannot be served, all of
-            them with their places.
+        RequestError: options that no request may have; or requests that cannot be served: all of
+            them, with their places.
     """
     requests: list[Request] = []
     problems: list[str] = []
@@ -70,13 +70,13 @@ def answers_to(
     Args:
         session: serves them, in batches that mix tasks.
         requests: those of `checked_requests`.
-        examples: what they were made of.
-        doing: what they are wanted for.
-        label: what to call it while it runs.
-        progress: who is told.
+        examples: what the requests were made of.
+        doing: what they are for, as errors say it.
+        label: the name of this step for `progress`.
+        progress: receives messages.
 
     Raises:
-        AnswerError: as of `Session.generate`, with the places of the examples.
+        AnswerError: as for `Session.generate`, with the places of the examples.
     """
     results: dict[int, Result] = {}
     with progress.bar(label, len(requests)) as bar:

@@ -1,4 +1,4 @@
-"""Prompts that others trained, and those of a training checkpoint, into a prompt table."""
+"""Imports prompts that others trained, or those of a training checkpoint, into a prompt table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,12 +49,12 @@ class PeftImport:
         adapter: a folder that PEFT's `save_pretrained` wrote.
         output: the table; made if it is not there, else the task is added to it.
         taskname: what the task is to be called.
-        template: the text around the fields. The virtual tokens stand in front of it, whether
-            their marker is written or not.
-        choices: the closed set of answers; open if empty.
+        template: the text around the fields. The virtual tokens come first, whether their marker is
+            written or not.
+        choices: the closed set of answers; if empty, answers are open.
         truncate_field: the field that is cut when a request is too long.
-        base: name or folder of the base; the one that the adapter names if None.
-        end_tokens: the tokens that end an answer; all that the base's files name if empty.
+        base: name or folder of the base; if None, the one that the adapter names.
+        end_tokens: the tokens that end an answer; if empty, all that the base's files name.
         allow_pickle: whether an `adapter_model.bin` may be read, as weights only.
     """
 
@@ -73,21 +73,21 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     """Adds an adapter's prompt to a table and returns the table.
 
     Any of the base's end tokens ends its answers, unless the request names them. PEFT puts virtual
-    tokens before a BOS: where the adapter was trained with one, the template has it as text. What
-    stands behind is tokenised as transformers does it.
+    tokens before a BOS: if the adapter was trained with a BOS, the template has it as text. The
+    text after the virtual tokens is tokenised as transformers does it.
 
     Args:
         request: what to bring in.
         progress: told of what the tokenizer cannot write, of a backslash where a line end may be
             meant, of a task without input, of choices that are never answered, of an opening token
-            that the template lacks, of an adapter that was saved with another tokenizer or beside
-            another base, and, where transformers is installed, of prompts that have other tokens
-            there.
+            that the template lacks, of an adapter that was saved with another tokenizer or trained
+            on another base, and, if transformers is installed, of prompts that it gives other
+            tokens.
 
     Raises:
         ArtifactError: an adapter or a table that cannot be read, an adapter for another base, a
-            task of that name in the table, or a disk that refuses.
-        BaseModelError: there is no such base, or its files name an end token that it has not.
+            task of that name that the table has already, or a disk that refuses the file.
+        BaseModelError: there is no such base, or its files name an end token that it does not have.
         DataError: the base has no row for a token of the template or of a choice.
         ConfigError: a wrong template, one that does not open with all virtual tokens, or an end
             token that the base does not have.
@@ -106,7 +106,7 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     if not name:
         raise BaseModelError(
             f"looking for the base of {request.adapter}",
-            found="the adapter names none",
+            found="the adapter does not name its base",
             fix="Name the base with --base.",
         )
     folder = find_base(name)
@@ -117,7 +117,7 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
     else:
         ends = end_tokens(folder, tokenizer, config.vocab)
     entry = replace(_entry(adapter, task, config, ends), rendering=tokenizer.rendering)
-    # What no session could render is not taken in.
+    # A task that no session could render is not imported.
     check_squares(entry, f"importing task '{task.taskname}'")
     prompt = TaskPrompt.of(entry, tokenizer)
     for note in notes_on(tokenizer, [prompt.renderer.template]):
@@ -146,15 +146,15 @@ def import_checkpoint(checkpoint: Path, output: Path) -> PromptTable:
     """Adds the prompts that a training checkpoint holds to a table and returns the table.
 
     Raises:
-        ArtifactError: a checkpoint or a table that cannot be read, one without prompts, a task that
-            both have, or a disk that refuses.
+        ArtifactError: a checkpoint or a table that cannot be read, a checkpoint without prompts, a
+            task that both have, or a disk that refuses the file.
         FingerprintError: they belong to different bases.
     """
     return merge_into(output, read_checkpoint_table(checkpoint))
 
 
 def _on_its_tokenizer(adapter: Path, tokenizer: Tokenizer) -> str:
-    """A note on a tokenizer that was saved with the adapter and is not the base's, or nothing."""
+    """A note if the tokenizer saved with the adapter differs from the base's; else empty."""
     if not (adapter / "tokenizer.json").is_file():
         return ""
     try:
@@ -164,13 +164,13 @@ def _on_its_tokenizer(adapter: Path, tokenizer: Tokenizer) -> str:
     if not difference:
         return ""
     return (
-        f"the tokenizer beside the adapter is not that of the base, which is used: {difference}. "
+        f"the tokenizer beside the adapter is not the base's, which is used: {difference}. "
         "If it was trained with its own, save that with the base and import the adapter again."
     )
 
 
 def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
-    """A note where the base that the adapter names is here and is another one, or nothing."""
+    """A note if the base that the adapter names is on this machine and differs; else empty."""
     if not adapter.base:
         return ""
     try:
@@ -180,15 +180,15 @@ def _on_its_base(adapter: PeftAdapter, folder: Path, fingerprint: str) -> str:
         if fingerprint_base(*open_base(named)) == fingerprint:
             return ""
     except PlcError:
-        return ""  # it is not here, or nothing that is imported
+        return ""  # it is not here, or cannot be read as a base
     return (
-        f"the adapter names {adapter.base} as its base, which has other numbers than {folder}: on "
-        "these it does not answer as it was trained to"
+        f"the adapter names {adapter.base} as its base, whose weights differ from those of "
+        f"{folder}: on these it does not answer as it was trained to"
     )
 
 
 def _task(request: PeftImport, virtual: int) -> TaskConfig:
-    # No text follows that would have the blanks at its end.
+    # No text follows that could take over the blanks at its end.
     request = replace(request, template=request.template.rstrip(" "))
     marked = _ANY_MARKER in request.template
     task = TaskConfig(
@@ -205,13 +205,13 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
     ):
         raise ConfigError(
             doing,
-            found="virtual tokens elsewhere than at the start of the template",
-            expected="them in front of everything: there PEFT had them in training",
+            found="virtual tokens that are not all at the start of the template",
+            expected="all of them before everything else, as PEFT had them in training",
             fix=f"Write {_MARKER} once, at the start, or leave it out.",
         )
-    # What a config's template is asked beside is asked below, in the words of this command.
+    # Further checks of a config's template are made below, with this command's words.
     alone = replace(task, answer_only_loss=False, truncate_field=None)
-    if not marked:  # characters are counted from where the user's text begins
+    if not marked:  # so errors count characters from the start of the user's text
         parse_template(replace(alone, prompt_template=request.template + _MARKER))
     problems = _template_problems(parse_template(alone), request)
     if problems:
@@ -220,7 +220,7 @@ def _task(request: PeftImport, virtual: int) -> TaskConfig:
 
 
 def _template_problems(template: Template, request: PeftImport) -> list[str]:
-    """What keeps a template from being served: no answer at its end, no such field to cut."""
+    """Why a template cannot be served: no answer at its end, or no such field to cut."""
     fields, cut = template.fields, request.truncate_field
     if not fields:
         return ["a template without a field: write the answer as {name} at its end"]

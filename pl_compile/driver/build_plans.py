@@ -1,4 +1,4 @@
-"""Plans for a bundle whose build was left to the device that will run it: `plc build`."""
+"""`plc build`: builds the plans of a bundle on the device that will run it."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ class BuildResult:
 
     Attributes:
         bundle: its folder.
-        attention: the form, and why it was taken.
+        attention: its form in the plans, and why that was chosen.
         plans: one record for each rank.
     """
 
@@ -75,19 +75,20 @@ def build_bundle(
     ep_context: bool = False,
     progress: Progress = SILENT,
 ) -> BuildResult:
-    """Builds the plans of a bundle, in place of those it has; the bundle is changed whole or not.
+    """Builds the plans of a bundle in place of its old ones. It is changed whole or not at all.
 
     Args:
         folder: a bundle of a target that has plans.
-        max_batch: rows of a step at most; as it was exported or last built if None.
-        compute_capabilities: of the GPUs to build for; as it was exported or last built if empty.
-        attention: how attention is told what a token sees; "auto" asks the GPU, where there is one.
-        ep_context: whether each plan gets an ONNX file around it, for ONNX Runtime.
-        progress: who is told.
+        max_batch: most rows of a step; if None, as it was exported or last built.
+        compute_capabilities: of the GPUs to build for; if empty, as it was exported or last built.
+        attention: how the plan says which tokens attention sees; "auto" asks the GPU, if there is
+            one.
+        ep_context: whether to write an ONNX file around each plan, for ONNX Runtime.
+        progress: receives messages.
 
     Raises:
         ArtifactError: the bundle is damaged.
-        ExportError: it is of another target, or TensorRT is missing or cannot build it.
+        ExportError: the bundle is of another target, or TensorRT is missing or cannot build it.
     """
     bundle = read_bundle(folder)
     manifest = bundle.manifest
@@ -139,7 +140,7 @@ def build_bundle(
 
 
 def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
-    """Notes the GPU that a plan was built on, where it runs on no other: TensorRT's own plans."""
+    """Notes the GPU that a plan was built on if the plan runs on no other, as TensorRT's do."""
     if PLAN_TARGETS[record.flavour].usual_gpus or record.compute_capabilities:
         return record
     noted = replace(record, compute_capabilities=(Cuda().compute_capability,))
@@ -148,19 +149,19 @@ def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
 
 
 def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> None:
-    """The export's report with the new plans; nothing where it was taken away."""
+    """Writes the new plans into the export's report, if the report is still there."""
     report = read_report(bundle.folder)
     if report is not None:
         write_report(staging, replace(report, plans=tuple(records)))
 
 
 def _described(bundle: Bundle) -> Manifest:
-    """The manifest without the sums, which are made anew."""
+    """The manifest without the sums of files, which are made anew."""
     return Manifest(**{each.name: getattr(bundle.manifest, each.name) for each in fields(Manifest)})
 
 
 def _link_files(bundle: Bundle, staging: Path) -> None:
-    """The bundle's files at their new place: links, since nothing of them changes."""
+    """Puts the bundle's files at their new place: as links, since they do not change."""
     for path in sorted(bundle.folder.rglob("*")):
         place = staging / path.relative_to(bundle.folder)
         if path.is_dir():
@@ -169,5 +170,5 @@ def _link_files(bundle: Bundle, staging: Path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(path, place)
-            except OSError:  # a file system without links
+            except OSError:  # the file system has no links
                 shutil.copyfile(path, place)

@@ -1,8 +1,8 @@
-"""What the base's weights meet: second moments of activations, from examples of the tasks.
+"""Second moments of the activations that the base's weights meet, from examples of the tasks.
 
-In: the main graph as floats, and examples. Out: `Moments` for GPTQ. The graph itself is run on ONNX
-Runtime, with the inputs of its products as further outputs: so calibration needs no torch, and sees
-virtual tokens where they stand.
+In: the main graph as floats, and examples. Out: `Moments` for GPTQ. The graph itself runs on ONNX
+Runtime, with the inputs of its matrix products as further outputs. So calibration needs no torch,
+and sees virtual tokens in their places.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.shapes import Int64
 from pl_compile.text.examples import Example, cut_note
 
-# Enough for stable moments of a small base, and a minute's work.
+# Enough for stable moments of a small base, in about a minute.
 MOST_EXAMPLES = 128
 
 _OUTPUT = "calibration."
@@ -52,11 +52,11 @@ def calibration_prompts(
     """The examples as sequences of ids, right answers included where the data gives them.
 
     Args:
-        examples: at least one; as many of them as `MOST_EXAMPLES`, spread evenly.
+        examples: at least one; at most `MOST_EXAMPLES` of them are used, spread evenly.
         learned: the tasks by name.
-        capacity: longest sequence; fields that may be cut are.
-        vocab: ids the base knows.
-        progress: who is told which examples are cut to fit.
+        capacity: longest sequence; fields that may be cut are cut to fit.
+        vocab: ids that the base knows.
+        progress: is told which examples are cut to fit.
 
     Raises:
         DataError: a prompt is too long.
@@ -70,7 +70,7 @@ def calibration_prompts(
         rendered = (
             prompt.renderer.example if _is_answered(example, prompt) else prompt.renderer.prompt
         )
-        # Of several right answers the first; a question without one has an empty list.
+        # The first of several right answers; a question without an answer has an empty list.
         fields = {
             name: value[0] if isinstance(value, list) else value
             for name, value in example.fields.items()
@@ -102,15 +102,15 @@ def measure_moments(
     *,
     progress: Progress = SILENT,
 ) -> Moments:
-    """Second moments of what enters each product of the layers.
+    """Second moments of the inputs of each matrix product of the layers.
 
     Args:
-        exporter: of the target; its first passes decide which products there are.
+        exporter: the target's; its first passes decide which products there are.
         config: the base.
-        contract: of the graph that will be built; rows fit into its capacity.
+        contract: of the graph that will be built; `rows` fit into its capacity.
         weights: float32 arrays by our names.
         rows: prompts and ids, as `calibration_prompts` makes them.
-        progress: who is told.
+        progress: receives messages.
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
     model = build_decoder(config, contract, weights)
@@ -138,7 +138,7 @@ def measure_moments(
 
 
 class _Sums:
-    """Sums of `x x^T`, many tokens at a time: the sums are larger than what is added to them."""
+    """Sums of `x x^T`. Many tokens are added at once, since a sum is larger than its addends."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, list[NDArray[np.float32]]] = {}
@@ -170,7 +170,7 @@ class _Sums:
 
 
 def _watch(model: ir.Model) -> dict[str, str]:
-    """Makes the input of each product an output; by its name, the weight that it meets."""
+    """Makes the input of each product an output; returns the weight that it meets, by its name."""
     watched = {}
     for node in list(model.graph):
         weight = node.inputs[1] if is_op(node, "MatMul") else None

@@ -1,4 +1,4 @@
-"""What is looked at before a bundle is there: its tasks, and its numbers beside the reference."""
+"""Checks of an export before the bundle is finished: its tasks, and its numbers against torch."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from pl_compile.weights.names import Weights
 def lint_export(
     request: ExportRequest, inputs: ExportInputs, weights: Weights, progress: Progress
 ) -> tuple[TaskLint, ...]:
-    """Looks at every task, and tells what looks wrong."""
+    """Looks at every task, and reports what looks wrong."""
     recipe = inputs.recipe
     results = lint_tasks(
         recipe.entries,
@@ -39,7 +39,7 @@ def lint_export(
 
 @contextmanager
 def engine_of(staging: Path, inputs: ExportInputs, precision: Precision) -> Iterator[Engine | None]:
-    """What computes heads and is compared; None where nothing on this machine can."""
+    """The engine that computes openings and is compared; None if this machine can run none."""
     if not can_check(inputs.target):
         yield None
         return
@@ -57,7 +57,7 @@ def check_export(
     precision: Precision,
     progress: Progress,
 ) -> Checks:
-    """All comparisons of the bundle, where they are asked for and can be made."""
+    """All comparisons of the bundle that are asked for and can be made."""
     return check_bundle(
         engine,
         inputs.prompts,

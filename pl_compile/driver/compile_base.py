@@ -1,4 +1,4 @@
-"""A base to its target's files: main graph, passes and export, rank by rank."""
+"""Compiles a base into its target's files: main graph, passes and export, for each rank."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,15 +28,15 @@ from pl_compile.weights.shard import rows_of, shard_weights
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """How a base is compiled: all but its weights.
+    """How a base is compiled: everything but its weights.
 
     Attributes:
-        exporter: of the target.
+        exporter: the target's.
         config: the whole base.
         contract: of the whole base's graph.
         options: of the export.
         shards: the parts of all ranks; one part where it is not divided.
-        entries: tasks, whose rows may become constants of the graph.
+        entries: the tasks; their rows may become constants of the graph.
     """
 
     exporter: Exporter
@@ -51,7 +51,7 @@ class BaseRecipe:
         """float32 `[tasks, rows, hidden]`, zero-padded to the longest prompt; or None."""
         if self.contract.prompts != "baked":
             return None
-        # At least one row, as where prompts are an input: tasks with a prefix have none.
+        # At least one row, as in a graph with prompts as input: tasks with a prefix have no rows.
         rows = max([1, *(len(entry.rows) for entry in self.entries)])
         padded = [np.pad(e.rows, ((0, rows - len(e.rows)), (0, 0))) for e in self.entries]
         return np.stack(padded)
@@ -62,8 +62,8 @@ class CompiledBase:
     """What compiling a base did.
 
     Attributes:
-        passes: what each pass did; of several ranks, to the first one's graph.
-        weight_errors: what rounding did to each weight; of several ranks, under `rank{r}/`.
+        passes: what each pass did; with several ranks, to the first one's graph.
+        weight_errors: what rounding did to each weight; with several ranks, under `rank{r}/`.
         plans: one record for each TensorRT plan that was built.
     """
 
@@ -86,11 +86,11 @@ def compile_base(
     Args:
         recipe: how.
         weights: float32 arrays by our names, of the whole base.
-        folder: is there, and empty.
-        moments: of the calibration's activations, of the whole base.
-        dump_to: a folder that gets the graph as text after each pass; the files of an earlier dump
-            are removed.
-        progress: who is told.
+        folder: exists and is empty.
+        moments: of the activations in calibration, for the whole base.
+        dump_to: the folder for the graph as text after each pass; files of an earlier dump are
+            removed.
+        progress: receives messages.
 
     Raises:
         ExportError: the target's own tools refuse the graph.
@@ -129,7 +129,7 @@ def compile_base(
 
 
 def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRuntimeEngine:
-    """The base in float32 and undivided, on ONNX Runtime, whatever it is compiled for.
+    """The base in float32 and undivided, on ONNX Runtime, whatever its target is.
 
     Args:
         recipe: how it is compiled.
@@ -146,7 +146,7 @@ def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRunt
 
 
 def _moments_of(moments: Moments | None, config: DecoderConfig, shard: Shard) -> Moments | None:
-    """What is known of the activations that enter a rank's weights: its part of their inputs."""
+    """The moments of the activations that enter a rank's weights: its part of the inputs."""
     if moments is None or shard.ranks == 1:
         return moments
     parts = {}

@@ -1,9 +1,9 @@
 """What a bundle costs and what folding saves, worked out from sizes alone.
 
-The model is simple on purpose, and the report shows its numbers. A folded prefix is copied into a
-row's cache where an unfolded one is computed; per token the one costs bytes, the other arithmetic.
-Only their ratio decides, and it is far from 1: on 2 cores a token of a GPT of 135 million weights
-takes some milliseconds to compute and some microseconds to copy.
+The model is simple on purpose, and the report shows its numbers. A folded opening is copied into a
+row's cache; one that is not folded is computed. For each token, copying costs bytes and computing
+costs arithmetic. Only their ratio decides, and it is far from 1: on 2 cores a token of a GPT of 135
+million weights takes some milliseconds to compute and some microseconds to copy.
 """
 
 import math
@@ -18,12 +18,12 @@ from pl_compile.report.model import BaseCost, TaskCost
 from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.weights.names import TABLES, weight_shapes
 
-# A small machine: what it multiplies and adds, copies, and needs to begin with a prefix.
+# A small machine: its operations and copied bytes a second, and its seconds to begin with a prefix.
 _OPERATIONS_PER_SECOND = 1e11
 _BYTES_PER_SECOND = 5e9
 _SECONDS_PER_PREFIX = 2e-4
 
-# Folded prefixes of all tasks together may take at most this part of the weights' memory.
+# All folded prefixes together may take at most this part of the weights' memory.
 _PREFIXES_OF_WEIGHTS = 0.5
 
 _GIB = 1 << 30
@@ -53,7 +53,7 @@ def base_cost(
     block = options.scale_block
     wide = 4 if options.dtype == "float32" else 2
     per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * wide
-    # What is not divided, every rank has whole.
+    # Every rank has all of what is not divided.
     whole = _bytes(tables, bits and table_bits, block, wide) + wide * rest
     weight_bytes = _bytes(products, bits, block, wide) + contract.ranks * whole
     return BaseCost(
@@ -79,10 +79,10 @@ def task_costs(
     contract: GraphContract,
     mode: FoldMode,
 ) -> list[TaskCost]:
-    """The cost of each task, and the decision about its opening.
+    """The cost of each task, and whether its opening is folded.
 
     Raises:
-        ExportError: an opening that no cache holds.
+        ExportError: an opening that does not fit into the cache.
     """
     per_token = base.operations_per_token / _OPERATIONS_PER_SECOND
     copied = base.kv_bytes_per_token / _BYTES_PER_SECOND
@@ -132,10 +132,10 @@ def _decide(
     if mode == "always":
         return True, f"--fold always: {saving}"
     if computed < break_even:
-        return False, f"{computed} tokens are computed sooner than a prefix is copied"
+        return False, f"{computed} tokens are faster to compute than to copy as a prefix"
     if size > left:
         return False, (
             f"{size / 1e6:.1f} MB would be more than {_PREFIXES_OF_WEIGHTS:.0%} of the weights for "
-            "all prefixes together; --fold always does it all the same"
+            "all prefixes together; --fold always folds it anyway"
         )
     return True, saving

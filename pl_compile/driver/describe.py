@@ -23,10 +23,10 @@ def describe(path: Path) -> dict[str, Any]:
     """A description with a "kind", ready for JSON.
 
     Args:
-        path: what to look into; also the name of a fetched base, where nothing has that path.
+        path: what to look into; also the name of a fetched base, if nothing has that path.
 
     Raises:
-        ArtifactError: nothing there, or nothing that we know.
+        ArtifactError: nothing is there, or it is of no kind that we know.
         BaseModelError: a Hugging Face folder of an unsupported family.
     """
     if path.is_dir():
@@ -95,7 +95,7 @@ def _file(path: Path) -> dict[str, Any]:
         bundle = next((p for p in path.absolute().parents if (p / MANIFEST).is_file()), None)
         if bundle is None:
             raise
-        fix = f"Its bundle is looked into whole: plc inspect {bundle}"
+        fix = f"Look into the whole bundle: plc inspect {bundle}"
         raise ArtifactError(
             error.doing, found=error.found, expected=error.expected, fix=fix
         ) from error
@@ -115,9 +115,9 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _task(entry: TaskEntry) -> dict[str, Any]:
     template = parse_template(entry.task)
-    # A row of a prefix is what one virtual token has in all layers.
+    # A row of a prefix is all that one virtual token has in all layers.
     by_token = entry.rows if entry.prefix_kv is None else np.moveaxis(entry.prefix_kv, 3, 0)
-    # In double precision: the square of a float32 may be beyond its range.
+    # In float64: the square of a float32 may be beyond its range.
     norms = np.linalg.norm(by_token.reshape(len(by_token), -1).astype(np.float64), axis=1)
     return {
         "taskname": entry.task.taskname,

@@ -13,8 +13,8 @@ def check_room(output: Path, *, disk_bytes: int, memory_bytes: int) -> None:
 
     Args:
         output: what will be written; its nearest folder that exists is looked at.
-        disk_bytes: that it will take.
-        memory_bytes: that making it will take.
+        disk_bytes: bytes that it will take.
+        memory_bytes: bytes that making it will take.
     """
     folder = next(path for path in output.absolute().parents if path.exists())
     free = shutil.disk_usage(folder).free
@@ -50,7 +50,7 @@ def _size(count: int) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that a new program can take without swapping; None where nobody says so."""
+    """Bytes that a new program can take without swapping; None where the system does not say."""
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What this machine can do, and what it cannot and why: versions, providers, extras, targets, base.
+"""What this machine can do, what not, and why: versions, providers, extras, targets, base.
 
-Nothing here fails: a package that is broken is a finding.
+Nothing here raises: a broken package is a finding.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from pl_compile.config.targets import PROVIDERS, TARGETS, Target, proofs
 from pl_compile.errors import KernelsError, MissingExtraError, PlcError, first_line_of
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
-# What each extra brings, and what a user cannot do without it. Those of the other targets and of
-# NCCL are named by the findings of what needs them.
+# The packages of each extra, and what needs them. The extras of the other targets and of NCCL are
+# named by the findings of what needs them.
 _EXTRAS = {
     "train": (("torch", "transformers"), "plc train, parity with torch, plc eval of a table"),
     "export": (("onnx", "onnx-ir"), "plc export"),
@@ -36,9 +36,9 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        name: what.
+        name: what was looked at.
         works: whether it can be used here.
-        detail: version or place; why not, and what to do, where it does not work.
+        detail: its version or place; if it does not work, why, and what to do.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Gpus:
     """The GPUs of this machine.
 
     Attributes:
-        driver: where a sign of NVIDIA's driver is; None where there is none.
-        count: how many GPUs CUDA knows.
-        capability: compute capability of the first, such as "8.9"; None where CUDA cannot say.
-        why_not: why it cannot, and what to do; empty where it can.
+        driver: the place of a sign of NVIDIA's driver; None if none was found.
+        count: how many GPUs CUDA sees.
+        capability: compute capability of the first, such as "8.9"; None if CUDA cannot say.
+        why_not: why CUDA cannot say, and what to do; empty if it can.
     """
 
     driver: str | None
@@ -98,20 +98,20 @@ def _providers() -> Finding:
     name = "ONNX Runtime providers"
     try:
         providers = _available_providers()
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package may raise anything
         return Finding(name, False, f"onnxruntime does not load: {first_line_of(error)}")
     return Finding(name, "CPUExecutionProvider" in providers, ", ".join(providers))
 
 
 def _available_providers() -> list[str]:
-    # Through our engine module, which switches telemetry off first.
+    # Imported from our engine module, which switches telemetry off first.
     from pl_compile.runtime.engines.onnxruntime.engine import available_providers
 
     return list(available_providers())
 
 
 def _findings_of(target: Target, gpus: Gpus) -> list[Finding]:
-    """Whether a target can be built and run here; none where the base install is enough."""
+    """Whether a target can be built and run here; empty if the base install is enough for it."""
     if target.has_plan:
         return tensorrt_findings(target.name, gpus)
     if target.runner == "openvino":
@@ -122,13 +122,13 @@ def _findings_of(target: Target, gpus: Gpus) -> list[Finding]:
 
 
 def _shown(target: Target) -> str:
-    """What GPU a target was seen to run on."""
+    """The GPUs that a target has been run on."""
     seen = dict.fromkeys(proof.where for proof in proofs() if proof.target == target.name)
     return f"run by this project on {', '.join(seen)}" if seen else "never run by this project"
 
 
 def openvino_finding(target: Target) -> Finding:
-    """Whether OpenVINO is here, and new enough."""
+    """Whether OpenVINO is installed, and new enough."""
     name = f"target {target.name}: run"
     from pl_compile.runtime.engines.openvino.engine import openvino_module
 
@@ -148,16 +148,16 @@ def _kernels(target: Target) -> Finding:
     except KernelsError as error:
         return Finding(name, False, str(error))
     except OSError as error:
-        return Finding(name, False, f"built, and do not load: {error}; install pl-compile again")
+        return Finding(name, False, f"built, but do not load: {error}; install pl-compile again")
     if found is None:
-        detail = f"not built: {kernels.HOW_TO_BUILD} Their bundles run, slower."
+        detail = f"not built: {kernels.HOW_TO_BUILD} Their bundles run, but slower."
         return Finding(name, False, detail)
     others = [name for name in kernels.instruction_sets() if name != found]
     return Finding(name, True, f"{found} (also here: {', '.join(others)})" if others else found)
 
 
 def find_gpus() -> Gpus:
-    """What CUDA says of this machine's GPUs."""
+    """What CUDA says about this machine's GPUs."""
     from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 
     driver = shutil.which("nvidia-smi") or next(filter(os.path.exists, [_DEVICE]), None)
@@ -172,7 +172,7 @@ def find_gpus() -> Gpus:
         why = f"CUDA says: {first_line_of(error.found)}"
         if driver is None:
             why = f"no driver found ({why})"
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package may raise anything
         why = f"cuda-bindings does not work: {first_line_of(error)}"
     return Gpus(driver, why_not=why)
 
@@ -183,7 +183,7 @@ def _gpu(gpus: Gpus) -> Finding:
         many = f"{gpus.count}, the first" if gpus.count > 1 else "one,"
         return Finding(name, True, f"{many} of compute capability {gpus.capability}")
     if gpus.driver is None:
-        return Finding(name, False, f"{gpus.why_not}: targets for a GPU can not run here")
+        return Finding(name, False, f"{gpus.why_not}: targets for a GPU cannot run here")
     return Finding(name, False, f"{gpus.driver}, but {gpus.why_not}")
 
 
@@ -191,14 +191,14 @@ def _onnx_cuda(target: Target, gpus: Gpus) -> Finding:
     name = f"target {target.name}: run"
     try:
         providers = _available_providers()
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package may raise anything
         return Finding(name, False, f"onnxruntime does not load: {first_line_of(error)}")
     if _CUDA not in providers:
         detail = "this ONNX Runtime was built without CUDA: pip install 'pl-compile[gpu]'"
         if _version("onnxruntime-gpu") is not None:
-            # Two packages write the same folder; the one installed last is what is loaded.
+            # Both packages write to the same folder; the one that was installed last is loaded.
             detail = (
-                "onnxruntime lies over onnxruntime-gpu: pip uninstall onnxruntime "
+                "onnxruntime has overwritten onnxruntime-gpu: pip uninstall onnxruntime "
                 "onnxruntime-gpu, then pip install onnxruntime-gpu"
             )
         return Finding(name, False, detail)
@@ -220,7 +220,7 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
     try:
         trt = importlib.import_module(package)
         found = str(trt.__version__)
-    except Exception as error:  # a package without the driver's libraries raises what it likes
+    except Exception as error:  # without the driver's libraries a package may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             why = f"{package} is not installed: pip install 'pl-compile[{row.extra}]'"
         else:
@@ -242,11 +242,14 @@ def tensorrt_findings(target: str, gpus: Gpus) -> list[Finding]:
 
 
 def _building(trt: Any) -> tuple[str, str]:
-    """What is wrong with building, and if nothing is, what there is to say of it."""
+    """Why plans cannot be built here, or empty; and, if they can, details."""
     try:
         from pl_compile.exporters.tensorrt.api import has_collectives, logger_of
     except ImportError as error:
-        return f"what writes its graphs is missing ({error}): pip install 'pl-compile[export]'", ""
+        return (
+            f"packages for graphs are missing ({error}): pip install 'pl-compile[export]'",
+            "",
+        )
     if not hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
         return "it has no layer for caches: 10.15 or newer is needed", ""
     said: list[tuple[str, str]] = []
@@ -258,7 +261,7 @@ def _building(trt: Any) -> tuple[str, str]:
 
 
 def _running(trt: Any, target: str, gpus: Gpus) -> str:
-    """Why no plan runs here; empty where nothing speaks against it."""
+    """Why no plan runs here; empty if no reason is known."""
     if gpus.capability is None:
         return gpus.why_not
     # Only TensorRT for RTX has such a list.
@@ -266,7 +269,7 @@ def _running(trt: Any, target: str, gpus: Gpus) -> str:
     if served is not None and f"SM{gpus.capability.replace('.', '')}" not in served:
         others = [other.name for other in TARGETS.values() if other.on_gpu and other.name != target]
         return (
-            f"compute capability {gpus.capability} is none that {target} serves: "
+            f"compute capability {gpus.capability} is not one that {target} serves: "
             f"use --target {' or '.join(others)}"
         )
     return ""
@@ -293,7 +296,7 @@ def ranks_on_gpus(gpus: Gpus) -> Finding:
         importlib.import_module("nccl.core")
     except ImportError:
         return Finding(name, False, "nccl4py is not installed: pip install 'pl-compile[nccl]'")
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package may raise anything
         return Finding(name, False, f"nccl4py does not load: {first_line_of(error)}")
     if gpus.capability is None:
         return Finding(name, False, gpus.why_not)

@@ -1,8 +1,8 @@
-"""Scores of tasks on labelled examples: with the prompt, and the base alone beside it.
+"""Scores of tasks on labelled examples: with the prompt, and of the base alone.
 
-In: a session (on a bundle, or on torch for a prompt table) and data files with answers. Out: per
-task the metric with and without prompt, and, with a second session, how often both give the same
-answer.
+In: a session (on a bundle, or on torch for a prompt table) and data files with answers. Out: for
+each task the metric with and without prompt, and, if a second session is given, how often both give
+the same answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.fingerprint import identify_base
 from pl_compile.weights.open_base import open_base
 
-# Room beyond the longest right answer: enough to see a wrong one, without writing novels.
+# Tokens beyond the longest right answer: enough to see a wrong answer, but not a long text.
 _EXTRA_TOKENS = 8
 
 _DOING = "scoring examples"
@@ -43,11 +43,12 @@ class EvalOptions:
 
     Attributes:
         metric: a key of `METRICS`, or "auto".
-        prompt: whether the base is asked with the tasks' prompts at all.
+        prompt: whether the base is asked with the tasks' prompts.
         baseline: whether the base is also asked without virtual tokens.
-        max_tokens: longest answer; from the right answers if None.
-        limit: first examples of each task only; all if None.
-        tell_cuts: whether it is said which examples are cut to fit; a run has said it before.
+        max_tokens: longest answer; if None, it follows from the right answers.
+        limit: how many first examples of each task are used; all if None.
+        tell_cuts: whether to report which examples are cut to fit; a training run has reported it
+            before.
     """
 
     metric: str = "auto"
@@ -66,11 +67,11 @@ class TaskScore:
         task: its name.
         metric: which one.
         examples: how many.
-        with_prompt: metric's numbers, in percent.
-        without_prompt: the base's own, where asked for.
+        with_prompt: the metric's numbers, in percent.
+        without_prompt: those of the base alone, if asked for.
         same_as_reference: percent of examples that the second session answered alike.
         predictions: the answers with prompt, in the order of the data.
-        asked: the fields that were given, in the same order.
+        asked: the fields of each example, in the same order.
         expected: the right answers, in the same order; several of one are joined by " | ".
     """
 
@@ -113,7 +114,7 @@ def session_on_reference(bundle: Path, base: Path) -> Session:
     """A session that runs a bundle's tasks on torch, with the bundle's capacity.
 
     Raises:
-        FingerprintError: `base` is not what the bundle was compiled from.
+        FingerprintError: `base` is not the base that the bundle was compiled from.
     """
     from pl_compile.training.reference import TorchEngine
 
@@ -148,7 +149,7 @@ def evaluate(
 def read_to_score(
     data: Sequence[Path], templates: Mapping[str, Template], options: EvalOptions
 ) -> dict[str, list[Example]]:
-    """The examples of each task that occurs in the data, checked: all of them can be scored.
+    """The examples of each task in the data. They are checked: all of them can be scored.
 
     Raises:
         DataError: the data cannot be read, or examples have no answer that can be scored.
@@ -171,18 +172,18 @@ def score_examples(
     reference: Session | None = None,
     progress: Progress = SILENT,
 ) -> list[TaskScore]:
-    """The scores of tasks.
+    """The scores of the tasks.
 
     Args:
-        session: what answers.
+        session: it answers the examples.
         examples: of each task, as `read_to_score` gives them.
         options: how to score.
-        reference: a second session, whose answers are compared.
-        progress: who is told.
+        reference: a second session; its answers are compared with the first one's.
+        progress: receives messages.
 
     Raises:
         RequestError: examples that cannot be served, all with their places, before any is.
-        AnswerError: the logits of some examples are no finite numbers: a score without them would
+        AnswerError: the logits of some examples are not finite numbers: a score without them would
             not be that of the data. Its `results` are the scores of the other tasks.
     """
     asked = [_asked(session, task, mine, options) for task, mine in examples.items()]
@@ -209,7 +210,7 @@ def score_examples(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a task is asked, and what is right."""
+    """What a task is asked, and the right answers."""
 
     task: str
     metric: str
@@ -227,8 +228,8 @@ def _asked(
     flat = [
         text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)
     ]
-    # One line is all that is asked for where no right answer has two: it spares the base, which was
-    # never taught to stop, from being judged by what it says after its answer.
+    # If every right answer is one line, an answer ends at the end of its line. The base alone was
+    # never taught to stop: so it is not judged by what it writes after its answer.
     stop = () if any("\n" in text for text in flat) else ("\n",)
     max_tokens = options.max_tokens
     if max_tokens is None:

@@ -60,7 +60,8 @@ class ExportResult:
         tasks: in order.
         forecast: what it costs, and what was folded.
         parity: one comparison with torch per task; empty where it was not measured.
-        tokens: one per task with the tokens of transformers' own tokenizer; likewise.
+        tokens: one comparison per task with the tokens of transformers' own tokenizer; empty
+            likewise.
         passed: "passed", "failed" or "not measured".
         failures: what was beyond its limit, as sentences.
         size_bytes: of the whole bundle.
@@ -83,13 +84,13 @@ class ExportResult:
 
 
 def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> ExportResult:
-    """Compiles a bundle; it is there whole or not at all.
+    """Compiles a bundle; it is written whole or not at all.
 
     A bundle whose numbers differ from the reference is still written, marked "failed".
 
     Raises:
         ArtifactError: the table cannot be read or has no such task, a prefix does not fit base and
-            template, or the disk refuses.
+            template, or the disk refuses the files.
         ConfigError: a template that cannot be parsed.
         DataError: data for calibration or evaluation that cannot be read.
         FingerprintError: the table was trained on another base.
@@ -158,7 +159,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
 
 
 def _say_notes(inputs: ExportInputs, progress: Progress) -> None:
-    """Tells what was chosen and why, and what of the texts the tokenizer cannot write."""
+    """Reports what was chosen and why, and which parts of texts the tokenizer cannot write."""
     for name, choice in inputs.choices.items():
         if choice.reason:
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
@@ -170,7 +171,7 @@ def _say_notes(inputs: ExportInputs, progress: Progress) -> None:
 def _load(
     request: ExportRequest, inputs: ExportInputs, checkpoint: Checkpoint, progress: Progress
 ) -> Weights:
-    """The weights, of the base that the table was trained on: one reading gives both."""
+    """The weights. The same reading checks that the table was trained on this base."""
     progress.say(f"reading {request.base}")
     config = inputs.recipe.config
     summed = FingerprintedCheckpoint(checkpoint, config)

@@ -1,7 +1,7 @@
-"""What an export starts from: all that is small, read once and checked before anything is built.
+"""The inputs of an export: all small things, read once and checked before anything is built.
 
 In: an `ExportRequest`. Out: `ExportInputs`: table, base, tokenizer, tasks, data, and what was
-chosen for them. No weight is read, but where `--quantize auto` looks at them.
+chosen for them. No weight is read, except by `--quantize auto`, which looks at them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,14 +42,15 @@ class ExportInputs:
     """What an export starts from.
 
     Attributes:
-        table: the prompt table, with the tasks to export alone.
+        table: the prompt table, with only the tasks to export.
         recipe: how the base is compiled.
         choices: of "target" and "quantize": what was asked for, what is built, and why.
         tokenizer: the base's.
         prompts: the tasks as they were learned, by name.
-        fold: whether heads become prefixes.
-        fold_reason: why they do not where no engine here could compute them; else empty.
-        to_calibrate: examples that say which errors of weights matter.
+        fold: whether openings become prefixes.
+        fold_reason: why openings do not become prefixes if no engine here could compute them; else
+            empty.
+        to_calibrate: examples that show which errors of weights matter.
         to_score: examples of each task that the bundle is scored on.
     """
 
@@ -65,7 +66,7 @@ class ExportInputs:
 
     @property
     def target(self) -> str:
-        """What is built for."""
+        """The target's name."""
         return self.recipe.exporter.target
 
 
@@ -81,7 +82,7 @@ def read_inputs(
         progress: who is told.
 
     Raises:
-        PlcError: as for `export_bundle`, but for what only the weights can show.
+        PlcError: as for `export_bundle`, except for errors that only the weights can show.
     """
     whole = read_prompt_table(request.table)
     table = whole.with_only(request.tasks or whole.entries)
@@ -99,7 +100,7 @@ def read_inputs(
     for name, entry in table.entries.items():
         check_prefix(entry, config, f"exporting task '{name}'")
         check_squares(entry, f"exporting task '{name}'")
-    # What no session could render is not written.
+    # A task that no session could render is not exported.
     prompts = learned_prompts(table.entries, tokenizer)
     templates = {name: prompt.renderer.template for name, prompt in prompts.items()}
     calibrate, evaluate = request.calibrate, request.evaluate
@@ -159,7 +160,7 @@ def _contract(
 
 
 def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
-    """Whether heads are folded, and why not where this machine cannot compute them."""
+    """Whether openings are folded, and why not if this machine cannot compute them."""
     if can_check(target):
         return request.fold, ""
     why = why_unchecked(target)
@@ -177,7 +178,7 @@ def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:
 
 
 def _check_dumps(request: ExportRequest) -> None:
-    """Raises where dumps cannot be written."""
+    """Raises if dumps cannot be written."""
     dumps = request.dump_passes
     if dumps is None:
         return

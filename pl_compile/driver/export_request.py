@@ -1,4 +1,4 @@
-"""What an export is asked for: the options of `plc export` as a frozen dataclass."""
+"""What an export is asked to do: the options of `plc export` as a frozen dataclass."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ _BAKED = [name for name, target in TARGETS.items() if target.prompts == "baked"]
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to compile. Fields with a text beside them are options of the command line: its help.
+    """What to compile. A field with a text is an option of `plc export`; the text is its help.
 
     Attributes:
         table: the prompt table.
@@ -42,15 +42,15 @@ class ExportRequest:
     ] = None
     options: BuildOptions = field(default_factory=BuildOptions)
     fold: Annotated[
-        FoldMode, "Whether what templates open with is stored as computed keys and values."
+        FoldMode, "Whether the openings of templates are stored as computed keys and values."
     ] = "auto"
     calibrate: Annotated[
         tuple[Path, ...],
-        "Examples (JSONL) that say which errors of quantised weights matter: GPTQ.",
+        "Examples (JSONL) that show which errors of quantised weights matter: GPTQ.",
     ] = ()
     evaluate: Annotated[
         tuple[Path, ...],
-        "Examples with answers: score the bundle, beside float32 where it has other weights.",
+        "Examples with answers: score the bundle, and float32 weights if it has others.",
     ] = ()
     dump_passes: Annotated[Path | None, "Write the graph as text after each pass."] = None
     measure_parity: bool = True

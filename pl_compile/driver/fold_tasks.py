@@ -20,15 +20,15 @@ def fold_tasks(
     engine: Engine | None,
     precision: Precision,
 ) -> dict[str, TaskPrompt]:
-    """Writes the prefixes; gives the tasks as they are served.
+    """Writes the prefixes; returns the tasks as they are served.
 
     Args:
         staging: the bundle that is being written.
         files: what is in it so far, by path.
         inputs: of the export.
-        costs: of each task, in the order of the recipe's; they say which are folded.
-        engine: the compiled base: heads are computed by the very files that will serve them. None
-            where nothing is folded.
+        costs: costs of the tasks, in the recipe's order; they say which are folded.
+        engine: the compiled base: the files that compute an opening are those that will serve it.
+            None if nothing is folded.
         precision: how its numbers are stored.
     """
     graph = sum_of_base({name: record.sha256 for name, record in files.items()})

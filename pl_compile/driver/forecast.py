@@ -20,7 +20,7 @@ from pl_compile.report.model import BaseCost, TaskCost
 from pl_compile.weights.names import weight_shapes
 from pl_compile.weights.open_base import open_base
 
-# What making a bundle takes beside its files: the runtime's libraries, and room for a step.
+# Memory for making a bundle besides its files: the runtime's libraries, and what a step needs.
 _MEMORY_BESIDE = 400 << 20
 
 
@@ -29,7 +29,7 @@ class Forecast:
     """What will be compiled.
 
     Attributes:
-        target: of the export.
+        target: the export's.
         choices: of "target" and "quantize": what was asked for, what is built, and why.
         passes: names of the target's passes, in order.
         base: cost of the base.
@@ -44,26 +44,26 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> int:
-        """About what the bundle will take."""
+        """About how many bytes the bundle will take."""
         return self.base.file_bytes + sum(t.folded_bytes + t.prompt_bytes for t in self.tasks)
 
 
 def forecast_export(request: ExportRequest, *, progress: Progress = SILENT) -> Forecast:
     """What an export would make and cost; nothing is written.
 
-    No weight is read but by `--quantize auto`, which looks at them: `progress` is told.
+    No weight is read, except by `--quantize auto`, which looks at them and tells `progress`.
 
     Raises:
-        PlcError: as for `export_bundle`, but for what only the weights can show.
+        PlcError: as for `export_bundle`, except for errors that only the weights can show.
     """
     return forecast_of(read_inputs(request, *open_base(request.base), progress))
 
 
 def forecast_of(inputs: ExportInputs) -> Forecast:
-    """The forecast of an export whose inputs are read.
+    """The forecast of an export whose inputs have been read.
 
     Raises:
-        ExportError: an opening that no cache holds.
+        ExportError: an opening that does not fit into the cache.
     """
     recipe = inputs.recipe
     exporter, config, contract, options = (
@@ -96,7 +96,7 @@ def check_memory_for(request: ExportRequest, config: DecoderConfig) -> None:
 
 
 def check_room_for(request: ExportRequest, options: BuildOptions, forecast: Forecast) -> None:
-    """Raises `ExportError` where the disk or the memory cannot hold an export.
+    """Raises `ExportError` if the disk or the memory cannot hold an export.
 
     Args:
         request: what is exported, and where to.
@@ -107,7 +107,8 @@ def check_room_for(request: ExportRequest, options: BuildOptions, forecast: Fore
     memory = _memory(forecast.base.parameters) + forecast.base.weight_bytes
     check_room(request.output, disk_bytes=int(1.05 * forecast.disk_bytes), memory_bytes=memory)
     is_exact = options.quantization == "none" and options.dtype == EXACT
-    # The floats are built too, for that time; where the bundle has them, it is scored alone.
+    # Calibration and scores need the base in floats, too, for a time. A bundle of floats is scored
+    # without it.
     if request.calibrate or (request.evaluate and not is_exact):
         beside = Path(gettempdir()) / "plc"
         check_room(beside, disk_bytes=int(1.05 * floats), memory_bytes=memory + floats)

@@ -1,9 +1,9 @@
 """Which form of attention a GPU computes right: a mask, or causal from the lower right.
 
-A mask is right without doubt, and is what every plan is built with. The other form reads no mask
-and may be faster, but what a row's length means there is not spelled out in TensorRT's
-documentation. So the GPU is asked, once, before a plan is built on it: both forms of a small
-network, with rows of different lengths, and the form is taken where it computes what the mask does.
+A mask is right without doubt, and is the default of every plan. The other form reads no mask and
+may be faster, but TensorRT's documentation does not say what a row's length means there. So the GPU
+is asked once, before a plan is built on it: it runs both forms of a small network, with rows of
+different lengths. The other form is taken only if it computes what the mask does.
 """
 
 import math
@@ -38,14 +38,14 @@ Run = Callable[[Arrays], Arrays]
 
 _ASKING = "asking the GPU about attention"
 _HEADS, _CAPACITY = 2, 24
-# What both forms may differ by: sums in another order, of numbers around 1.
+# By how much both forms may differ: they sum numbers around 1 in another order.
 _TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
 _TYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
 }
-# Tokens that are cached before a step, of three rows, and the step's tokens: a prompt, and one.
+# Cached tokens of three rows before a step, and the tokens of the step: a prompt, or one token.
 _CASES = (((0, 0, 0), 7), ((3, 11, 0), 5), ((4, 17, 9), 1))
 
 
@@ -57,9 +57,9 @@ def choose_attention(
     Args:
         target: whose TensorRT is asked.
         head_dim: of the base.
-        dtype: that it computes in: each has kernels of its own.
-        compute_capabilities: that the plans will be for. This machine's GPU can only speak for
-            itself: for any other, it is the mask.
+        dtype: the type that it computes in: each has kernels of its own.
+        compute_capabilities: those that the plans will be for. This machine's GPU shows nothing
+            about others: if there is any other, the mask is chosen.
     """
     try:
         cuda = Cuda()
@@ -82,7 +82,7 @@ def compare_forms(
         target: whose TensorRT parses them.
         head_dim: of the base.
         dtype: that it computes in.
-        runner: makes a network something that computes.
+        runner: turns a network into something that runs it.
     """
     worst = 0.0
     try:
@@ -108,7 +108,7 @@ def _network(
     g = GraphBuilder({})
     cache: list[int | str] = ["batch", _HEADS, _CAPACITY, head_dim]
     step: list[int | str] = ["batch", "seq", _HEADS * head_dim]
-    # Given and taken as float32; caches are of the type itself: they are updated in place.
+    # Inputs and outputs are float32. Caches are of `dtype` itself, since they are updated in place.
     kind = _TYPES[dtype]
     given = [g.input(name, ir.DataType.FLOAT, step) for name in ("query", "key", "value")]
     parts = [g.op("Cast", [value], f"{value.name}.narrow", to=kind) for value in given]
@@ -145,7 +145,7 @@ def _numbers(head_dim: int, dtype: str, past: tuple[int, ...], seq: int) -> dict
 
 
 class _GpuNetwork:
-    """A network that was built for the GPU. Never run by this project, which had none."""
+    """A network that was built for the GPU. Never run by this project, which had no GPU."""
 
     def __init__(self, cuda: Cuda, parsed: ParsedNetwork) -> None:
         trt = parsed.trt

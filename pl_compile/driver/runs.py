@@ -1,4 +1,4 @@
-"""Where the newest run is and which base it was trained on: what `plc export` alone means."""
+"""Finds the newest run and the base that it was trained on, for `plc export` without arguments."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ RUNS = Path("runs")
 
 
 def newest_table(runs: Path = RUNS) -> Path:
-    """The prompt table that was written last in a folder of runs.
+    """The newest prompt table in a folder of runs.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is no table.
     """
     tables = sorted(runs.glob(f"*/{TABLE_NAME}"), key=lambda path: path.stat().st_mtime)
     if not tables:
@@ -27,7 +27,7 @@ def newest_table(runs: Path = RUNS) -> Path:
 
 
 def find_base_of(table: Path, base: str | None) -> Path:
-    """The folder of the base: the one that was named, or that of the table's run.
+    """The folder of the base: the one that was named, or the base of the table's run.
 
     Raises:
         ArtifactError: there is no such table, or it cannot be read.
@@ -39,7 +39,7 @@ def find_base_of(table: Path, base: str | None) -> Path:
             found="a folder" if table.is_dir() else "no such file",
             fix=f"A run leaves its table as {TABLE_NAME} in its folder.",
         )
-    read_prompt_table(table)  # said first: another file has no base to look for
+    read_prompt_table(table)  # read first, so that an error names the table, not the base
     if base is not None:
         return find_base(base)
     config = table.parent / "config.yaml"
@@ -47,7 +47,7 @@ def find_base_of(table: Path, base: str | None) -> Path:
     if recorded is None:
         raise BaseModelError(
             f"looking for the base of {table}",
-            found="no config.yaml of a run beside it that names one",
+            found="no config.yaml of a run beside it that names a base",
             fix="Name the base with --base.",
         )
     return find_base(str(recorded.data))

@@ -1,4 +1,4 @@
-"""Scores of a bundle as it is served, beside those of the floats that its weights came from."""
+"""Scores of a bundle as it is served, and of the floats that its weights came from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def score_bundle(
     weights: Weights,
     progress: Progress,
 ) -> tuple[Effect, ...]:
-    """What storing the weights as a bundle does costs each task that there are examples of.
+    """What the bundle's way of storing weights costs each task that has examples.
 
     Args:
         inputs: of the export, with the examples.
@@ -32,11 +32,11 @@ def score_bundle(
         served: the tasks as the bundle serves them.
         precision: how its numbers are stored.
         weights: the floats that they came from.
-        progress: who is told.
+        progress: receives messages.
 
     Raises:
         RequestError: examples that cannot be served.
-        AnswerError: answers whose logits are no finite numbers.
+        AnswerError: logits of answers that are not finite numbers.
     """
 
     def scores(by: Engine, prompts: Mapping[str, TaskPrompt], stored: str) -> list[TaskScore]:
@@ -50,7 +50,7 @@ def score_bundle(
         return tuple(_effect(mine, None, EXACT) for mine in own)
     with TemporaryDirectory(prefix="plc-floats-") as folder:
         floats = float_engine(inputs.recipe, weights, Path(folder))
-        # Each folds its own heads: a prefix that others computed would not be these weights'.
+        # Each folds its own openings: a prefix belongs to the weights that computed it.
         prompts = {
             name: prompt.folded(floats) if served[name] is not prompt else prompt
             for name, prompt in inputs.prompts.items()

@@ -1,7 +1,7 @@
-"""The tasks of a prompt table: looked at, added, renamed, taken out, handed to PEFT.
+"""The tasks of a prompt table: list, add, rename, remove, export to PEFT.
 
-A table is written whole or not at all, and tasks that are not named keep their bytes. The tasks
-of a bundle are looked at here, and changed by exporting it again.
+A table is written whole or not at all, and tasks that are not named keep their bytes. The tasks of
+a bundle can be listed; to change them, export it again.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def list_tasks(path: Path) -> list[dict[str, Any]]:
     """A description of each task of a table, a run folder or a bundle.
 
     Raises:
-        ArtifactError: nothing there, or nothing that has tasks.
+        ArtifactError: nothing is there, or it has no tasks.
     """
     description = describe(path)
     if description["kind"] == "run":
@@ -38,7 +38,7 @@ def add_tasks(path: Path, other: Path, tasknames: Sequence[str] = ()) -> PromptT
     """Adds tasks of another table of the same base.
 
     Args:
-        path: the table that they are added to; made if it is not there.
+        path: the table that they are added to; it is made if it is not there.
         other: the table that has them; it stays as it is.
         tasknames: which of them; all if empty.
 
@@ -52,7 +52,7 @@ def add_tasks(path: Path, other: Path, tasknames: Sequence[str] = ()) -> PromptT
 
 
 def merge_into(path: Path, new: PromptTable) -> PromptTable:
-    """Writes the table at `path` with the tasks of `new` behind its own; see `add_tasks`."""
+    """Writes the table at `path` with the tasks of `new` after its own; see `add_tasks`."""
     table = new
     if path.exists():
         table = _read_to_change(path)
@@ -63,17 +63,18 @@ def merge_into(path: Path, new: PromptTable) -> PromptTable:
 
 
 def remove_tasks(path: Path, tasknames: Sequence[str]) -> PromptTable:
-    """Takes tasks out of a table.
+    """Removes tasks from a table.
 
     Raises:
-        ArtifactError: a table that cannot be read or written, no such task, or no task that stays.
+        ArtifactError: a table that cannot be read or written, no such task, or no task would be
+            left.
     """
     table = _read_to_change(path).without(tasknames)
     if not table.entries:
         raise ArtifactError(
             f"removing tasks of {path}",
             found="no task would stay",
-            fix="Delete the file if none is needed.",
+            fix="Delete the file if you need no task of it.",
         )
     write_prompt_table(table, path)
     return table
@@ -83,8 +84,9 @@ def rename_task(path: Path, old: str, new: str) -> PromptTable:
     """Gives a task of a table another name.
 
     Raises:
-        ArtifactError: a table that cannot be read or written, no task `old`, or a task `new`.
-        ConfigError: `new` is no taskname.
+        ArtifactError: a table that cannot be read or written, a table without task `old`, or one
+            that has a task `new` already.
+        ConfigError: `new` is not a valid taskname.
     """
     table = _read_to_change(path).renamed(old, new)
     write_prompt_table(table, path)
@@ -101,7 +103,7 @@ def export_peft(path: Path, taskname: str, folder: Path, *, base: str | None = N
         base: what the adapter calls its base; the table's name for it if None.
 
     Returns:
-        The text that PEFT's user must put after the virtual tokens: the rest of the template.
+        The text that a user of PEFT must put after the virtual tokens: the rest of the template.
 
     Raises:
         ArtifactError: see `write_peft_adapter`.

@@ -1,7 +1,7 @@
 """Is a bundle what it says, and does it compute what the reference computes?
 
-Sums of all files, the self-test vectors of every task, and, where the base is given, every task
-against torch in one mixed batch.
+It checks the sums of all files and the self-test vectors of every task. If the base is given, it
+compares every task with torch in one mixed batch.
 """
 
 from collections.abc import Mapping
@@ -41,10 +41,11 @@ class VerifyResult:
 
     Attributes:
         bundle: its folder.
-        files: how many files had the sums of the manifest.
+        files: how many files have the sums that the manifest states.
         selftests: one comparison per task that has vectors.
         parity: one comparison per task with torch; empty without a reference.
-        tokens: one per task with the tokens of transformers' own tokenizer; likewise.
+        tokens: one comparison per task with the tokens of transformers' own tokenizer; empty
+            likewise.
         passed: whether every comparison passed.
         failures: what was beyond its limit, as sentences.
     """
@@ -72,11 +73,11 @@ def verify_bundle(
     Args:
         folder: the bundle.
         reference: the Hugging Face folder of its base, to compare with torch.
-        flavour: of a bundle for TensorRT, whose parser says what its graph means: "tensorrt-rtx" or
-            "tensorrt"; its own, or the other where that is not installed, if None.
-        provider: of ONNX Runtime: what computes the bundle; its CPU's if None.
-        device: of torch: where it computes the reference.
-        progress: who is told.
+        flavour: for a bundle for TensorRT, whose parser says what the graph means: "tensorrt-rtx"
+            or "tensorrt". If None, the bundle's own, or the other if that is not installed.
+        provider: ONNX Runtime's provider that runs the bundle; the CPU's if None.
+        device: the device on which torch computes the reference.
+        progress: receives messages.
 
     Raises:
         ArtifactError: a file is missing, altered or unreadable, a prefix does not fit its template,
@@ -91,7 +92,7 @@ def verify_bundle(
         check_reference(bundle, reference)
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
-    served = prompts_of_bundle(bundle, tokenizer)  # a session must be able to render them
+    served = prompts_of_bundle(bundle, tokenizer)  # raises if a session could not render them
     learned = learned_prompts(bundle.entries, tokenizer)
     target, precision = bundle.manifest.target, bundle.manifest.precision
     _check_flavour(bundle, flavour)
@@ -155,7 +156,7 @@ def _check_flavour(bundle: Bundle, flavour: str | None) -> None:
 
 
 def check_reference(bundle: Bundle, reference: Path) -> None:
-    """Raises `FingerprintError` unless `reference` is the base the bundle was compiled from."""
+    """Raises `FingerprintError` unless the bundle was compiled from the base `reference`."""
     found = fingerprint_base(*open_base(reference))
     expected = bundle.manifest.base.fingerprint
     if found != expected:
@@ -187,7 +188,7 @@ def _with_torch(
         vocab=contract.vocab,
         capacity=contract.capacity,
         served=served,
-        seed=1,  # other words than the export's, which the self-tests hold
+        seed=1,  # other words than in the export, whose words the self-tests have
     )
     progress.say("loading the reference (torch)")
     expected = trace_reference(TorchEngine(reference, device=device), rows, progress=progress)

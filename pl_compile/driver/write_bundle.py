@@ -1,4 +1,4 @@
-"""The parts of a bundle beside its base: tasks, checks, report, manifest; and reading it back."""
+"""Writes the parts of a bundle besides its base: tasks, checks, report, manifest; reads it back."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -55,7 +55,7 @@ def report_of_export(
     checks: Checks,
     seconds: Mapping[str, float],
 ) -> Report:
-    """What `report.json` holds."""
+    """The content of `report.json`."""
     recipe = inputs.recipe
     return Report(
         parity=checks.passed,
@@ -80,7 +80,7 @@ def report_of_export(
 
 
 def manifest_of(inputs: ExportInputs, checks: Checks, precision: Precision) -> Manifest:
-    """What `manifest.json` says beside the sums."""
+    """The content of `manifest.json` except for the sums."""
     exporter = inputs.recipe.exporter
     return Manifest(
         base=inputs.table.base,
@@ -94,7 +94,7 @@ def manifest_of(inputs: ExportInputs, checks: Checks, precision: Precision) -> M
 
 
 def read_back(staging: Path, inputs: ExportInputs) -> None:
-    """Raises what a runtime would raise: such a bundle is not left behind."""
+    """Reads the bundle as a runtime would, and raises what that raises: it is not kept then."""
     written = read_bundle(staging, sums=False)
     prompts_of_bundle(written, inputs.tokenizer)
     for name in inputs.prompts:

@@ -17,7 +17,7 @@ def write_report(bundle: Path, report: Report) -> None:
 
 
 def read_report(bundle: Path) -> Report | None:
-    """The report of a bundle, also of an earlier release; None where it was taken away.
+    """The report of a bundle, also one of an earlier release; None if it was removed.
 
     Raises:
         ArtifactError: the file holds something else.
@@ -28,5 +28,5 @@ def read_report(bundle: Path) -> Report | None:
         return report_of(read_json_object(path, ArtifactError, doing, fix=fix))
     except FileNotFoundError:
         return None
-    except ValueError as error:  # no sum says that it is whole
+    except ValueError as error:  # no sum protects this file
         raise ArtifactError(doing, found=str(error), fix=fix) from error

@@ -1,7 +1,7 @@
 """What an export found: the content of `report.json`, with a type for each part.
 
 A report is written as `dataclasses.asdict` gives it, with null for numbers that are not finite.
-`report_of` reads it back, also one of an earlier release, which lacks what was not known then.
+`report_of` reads it back. It also reads reports of earlier releases, which lack later fields.
 """
 
 import math
@@ -27,10 +27,10 @@ class BaseCost:
     """What the base costs.
 
     Attributes:
-        parameters: numbers of the base; a tied head counts once.
+        parameters: numbers of the base; a tied LM head counts once.
         weight_bytes: of the compiled weights, scales included; of all ranks.
-        file_bytes: of the target's files: a plan holds the weights once more.
-        operations_per_token: multiplications and additions of a token in the layers.
+        file_bytes: of the target's files; a plan holds the weights a second time.
+        operations_per_token: multiplications and additions for a token in the layers.
         kv_bytes_per_token: of a cache entry in all layers.
         cache_bytes_per_row: of a row's whole cache.
     """
@@ -45,18 +45,18 @@ class BaseCost:
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What a task costs, and what is done with its opening.
+    """What a task costs, and whether its opening is folded.
 
     Attributes:
         task: its name.
         virtual_tokens: of its prompt.
         prompt_bytes: of its rows, or of its learned prefix.
-        head_tokens: of its opening, virtual ones included.
-        saved_tokens: that each prefill is spared by folding; 0 where it is not folded.
-        folded_bytes: of the folded prefix; 0 where it is not folded.
-        break_even_tokens: openings shorter than this are computed sooner than copied.
-        tasks_per_gib: how many prefixes of this size a GiB holds; None where it is not folded.
-        folded: whether it is.
+        head_tokens: of its opening, virtual tokens included.
+        saved_tokens: tokens that folding saves in each prefill; 0 if the task is not folded.
+        folded_bytes: of the folded prefix; 0 if the task is not folded.
+        break_even_tokens: openings shorter than this are faster to compute than to copy.
+        tasks_per_gib: how many prefixes of this size a GiB holds; None if the task is not folded.
+        folded: whether its opening is folded.
         reason: why, or why not.
     """
 
@@ -74,7 +74,7 @@ class TaskCost:
 
 @dataclass(frozen=True)
 class Effect:
-    """What storing the weights as a bundle does cost a task.
+    """What a bundle's way of storing the weights costs a task.
 
     Attributes:
         task: its name.
@@ -82,8 +82,9 @@ class Effect:
         examples: how many.
         stored: how the bundle stores its weights: "int4", "float32", …
         scores: the metric's numbers with the bundle, in percent.
-        float32: the same with the floats that its weights came from; None where it has those.
-        same_answers: percent of the examples that both answer alike; None likewise.
+        float32: the same with the floats that its weights came from; None if the bundle has these
+        floats.
+        same_answers: percent of the examples that both answer alike; None in the same case.
     """
 
     task: str
@@ -100,14 +101,14 @@ class Report:
     """All that an export found. The order of the fields is that of the file.
 
     Attributes:
-        parity: what the comparisons came to.
+        parity: the outcome of the comparisons.
         failures: what was beyond its limit, as sentences.
         target: what the bundle was built for.
         choices: of "target" and "quantize": what was asked for, what was built, and why.
         base: which base it was compiled from.
         precision: how its numbers are stored.
         prompts: whether prompts are an input of the graph or constants of it.
-        ranks: among how many the base is divided.
+        ranks: how many ranks share the base.
         plans: one record for each TensorRT plan.
         sampling: who chooses the next token.
         checks: all comparisons.
@@ -141,20 +142,20 @@ class Report:
 
 
 def report_of(record: Mapping[str, Any]) -> Report:
-    """The report that a record says, which may be of an earlier release.
+    """The report in a record, which may be of an earlier release.
 
     Raises:
-        ValueError: it is no report of an export.
+        ValueError: the record is not a report of an export.
     """
     try:
         report: Report = _read(Report, _as_now(record))
     except (LookupError, TypeError, AttributeError, PlcError) as error:
-        raise ValueError(f"no report of an export ({error})") from error
+        raise ValueError(f"not a report of an export ({error})") from error
     return report
 
 
 def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with scores as exports write them now: older ones had them by way of storing."""
+    """A record with scores as exports write them now; older ones listed them by form of storage."""
     stored = record["precision"]["quantization"]
     effect = [
         row if "scores" in row else {**row, "stored": stored, "scores": row[stored]}
@@ -164,7 +165,7 @@ def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """A value of plain data as a `kind`; keys that no field has are left out."""
+    """A value of plain data as a `kind`; keys without a field are left out."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         named = [each.name for each in fields(kind) if each.name in value]

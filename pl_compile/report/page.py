@@ -1,7 +1,7 @@
 """The report of an export as one page that needs no network: text, tables, charts as SVG.
 
-In: a `Report`. Out: HTML. Charts show one thing each: how far numbers are from the
-reference beside what is allowed, what takes bytes, what took time, what rounding did to each layer.
+In: a `Report`. Out: HTML. Each chart shows one thing: how far numbers are from the reference and
+what is allowed, what takes bytes, what took time, what rounding did to each layer.
 """
 
 import math
@@ -90,12 +90,12 @@ def _comparisons(checks: Comparisons) -> list[str]:
     return [
         *_comparison(
             "Against torch",
-            "As served, in one batch of all tasks, with torch row by row.",
+            "As served, in one batch of all tasks, against torch row by row.",
             checks.torch,
         ),
         *_comparison(
             "Folded against not folded",
-            "Heads as stored keys and values, with the same heads computed.",
+            "Openings as stored keys and values, with the same openings computed.",
             checks.folded,
         ),
         *_comparison(
@@ -113,7 +113,7 @@ def _comparison(title: str, note: str, results: Sequence[Parity]) -> list[str]:
         "of largest logit",
         "allowed",
         "equal tokens",
-        "parts ways",
+        "answers differ",
         "",
     ]
     rows = [
@@ -140,12 +140,12 @@ def _comparison(title: str, note: str, results: Sequence[Parity]) -> list[str]:
 
 
 def _or_infinite(number: float) -> float:
-    """A number, or infinity in place of what is none."""
+    """A number, or infinity if it is not finite."""
     return number if math.isfinite(number) else math.inf
 
 
 def _tokens(checks: Sequence[TokenCheck]) -> list[str]:
-    """What of the compared prompts transformers' own tokenizer gives too."""
+    """How many tokens of the compared prompts transformers' own tokenizer gives, too."""
     if not checks:
         return []
     rows = [
@@ -180,7 +180,7 @@ def _plans(records: Sequence[PlanRecord]) -> list[str]:
         ]
         for rank, record in enumerate(records)
     ]
-    note = "Built, and never run here; what was compared above is what TensorRT's parser made."
+    note = "Built, but never run here; what was compared above is what TensorRT's parser made."
     header = [
         "rank",
         "built by",

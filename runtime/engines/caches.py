@@ -12,7 +12,7 @@ from pl_compile.runtime.engines.memory import zeros_as_touched
 
 
 class Caches(Protocol):
-    """One block `[max_batch, kv_heads, capacity, head_dim]` for each name of the contract."""
+    """One array `[max_batch, kv_heads, capacity, head_dim]` for each of the contract's caches."""
 
     def place(self, row: int, prefix_kv: PrefixKv) -> None:
         """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the start of a row."""
@@ -27,14 +27,14 @@ class Caches(Protocol):
         """The first entries of a row; see `Engine.cached`."""
 
     def address(self, index: int, row: int) -> int:
-        """Where a row of a block begins, in the device's memory."""
+        """Where a row of an array begins, in the device's memory."""
 
 
 class HostCaches:
-    """In the process's own memory.
+    """Caches in the process's own memory.
 
-    Rows and entries that were never used cost nothing. What was in use once stays with the object,
-    for the next batch.
+    Rows and entries that were never used take no memory. Memory that was used stays with the
+    object, for the next batch.
 
     Args:
         contract: of the graph, or of the rank's.
@@ -45,37 +45,37 @@ class HostCaches:
     def __init__(self, contract: GraphContract, max_batch: int, dtype: Any = np.float32) -> None:
         self._contract = contract
         shape = (max_batch, contract.kv_heads, contract.capacity, contract.head_dim)
-        self.blocks: list[NDArray[Any]] = [
+        self.arrays: list[NDArray[Any]] = [
             zeros_as_touched(shape, dtype) for _ in contract.cache_names
         ]
 
     def place(self, row: int, prefix_kv: PrefixKv) -> None:
         """See `Caches.place`."""
-        # The blocks are in the order of the prefix: each layer's keys, then its values.
+        # The arrays are in the order of the prefix: each layer's keys, then its values.
         parts = prefix_kv.reshape(-1, *prefix_kv.shape[2:])
-        for block, part in zip(self.blocks, parts, strict=True):
-            block[row, :, : part.shape[1]] = part
+        for array, part in zip(self.arrays, parts, strict=True):
+            array[row, :, : part.shape[1]] = part
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """See `Caches.keep`."""
         for new, old in moves(rows):
-            for block in self.blocks:
-                block[new, :, :entries] = block[old, :, :entries]
+            for array in self.arrays:
+                array[new, :, :entries] = array[old, :, :entries]
 
     def clear(self, rows: Sequence[int]) -> None:
         """See `Caches.clear`."""
-        for block in self.blocks:
-            block[list(rows)] = 0
+        for array in self.arrays:
+            array[list(rows)] = 0
 
     def read(self, row: int, length: int) -> PrefixKv:
         """See `Caches.read`."""
         c = self._contract
-        parts = np.stack([block[row, :, :length].astype(np.float32) for block in self.blocks])
+        parts = np.stack([array[row, :, :length].astype(np.float32) for array in self.arrays])
         return parts.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
 
     def address(self, index: int, row: int) -> int:
         """See `Caches.address`."""
-        found: int = self.blocks[index][row:].ctypes.data
+        found: int = self.arrays[index][row:].ctypes.data
         return found
 
 
@@ -89,12 +89,11 @@ def place_prefix(caches: Caches, row: int, prompt: Prompt, capacity: int) -> int
 
 
 def moves(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """`(new, old)` places, in an order in which nothing is overwritten before it is read.
+    """`(new, old)` row numbers, in an order in which no row is overwritten before it is read.
 
     Args:
         rows: as `Engine.keep` takes them, ascending.
     """
-    # Copies go to higher places, from the last one down, and what moves up to a lower place comes
-    # after them.
+    # First the copies to higher rows, from the last one down; then the moves to lower rows.
     copies = [(new, old) for new, old in enumerate(rows) if new > old]
     return [*reversed(copies), *((new, old) for new, old in enumerate(rows) if new < old)]

@@ -1,4 +1,4 @@
-"""The face of an engine: one step of a compiled graph over rows of a cache that it owns.
+"""The interface of an engine: it runs steps of a compiled graph over rows of a cache that it owns.
 
 The session decides what to run; an engine runs it. The cache has `capacity` entries for each of up
 to `max_batch` rows and stays where it is: bound once, written in place.
@@ -24,10 +24,10 @@ class Prompt(Protocol):
     """The prompt of a task, as an engine needs it.
 
     Attributes:
-        rows: float32 `[virtual, hidden]`; none where prefix tuning learned the task.
+        rows: float32 `[virtual, hidden]`; `virtual` is 0 where prefix tuning learned the task.
         prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]`, the keys (as the attention
             uses them: rotated where the base rotates) and values of the row's first positions,
-            learned or folded; None where there are none.
+            learned or folded; None if it has no prefix.
         task_id: its number where prompts are baked into the graph, else 0.
     """
 
@@ -58,9 +58,9 @@ class Step:
         input_ids: int64 `[batch, seq]`, right-padded; `vocab + r` stands for row `r` of a prompt.
         past_lengths: int64 `[batch]`: valid cache entries of each row before the step.
         last_index: int64 `[batch]`: each row's last real token in `input_ids`.
-        prompts: of each row's task.
-        draws: how the graph chooses each row's next token; None where nobody asks it to. A draw
-            has at most the engine's `candidates` as its `top_k`.
+        prompts: one for each row: that of its task.
+        draws: how the graph chooses each row's next token; None for a row where it need not. A
+            draw's `top_k` is at most the engine's `candidates`.
     """
 
     first: int
@@ -71,7 +71,7 @@ class Step:
     draws: Sequence[Draw | None]
 
     def fits(self, capacity: int, max_batch: int) -> bool:
-        """Whether all that the step writes, padding included, has its place in the cache."""
+        """Whether all that the step writes, padding included, fits into the cache."""
         batch, seq = self.input_ids.shape
         fullest = int(self.past_lengths.max())
         return bool(self.first + batch <= max_batch and fullest + seq <= capacity)
@@ -101,11 +101,10 @@ class Engine(Protocol):
 
     Attributes:
         capacity: cache entries of a row: virtual and real tokens, given and generated.
-        vocab: ids the base knows; `vocab + r` stands for row `r` of a prompt.
+        vocab: ids that the base knows; `vocab + r` stands for row `r` of a prompt.
         max_batch: rows of the cache.
-        candidates: the likeliest tokens among which the graph can choose the next one; 0 where it
-            cannot.
-        sampling_inputs: the numbers of `config.sampling` by which it chooses.
+        candidates: how many of the likeliest tokens the graph chooses from; 0 if it cannot choose.
+        sampling_inputs: the numbers of `config.sampling` that its choice takes.
     """
 
     capacity: int
@@ -137,25 +136,25 @@ class Engine(Protocol):
         """
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
-        """Makes row `rows[i]` of the cache row `i`; the other rows are free afterwards.
+        """Makes row `rows[i]` of the cache row `i`; after that the other rows are free.
 
         Args:
-            rows: in ascending order; one that stands there more than once is copied.
-            entries: how many of each row's are kept; what follows them is dropped.
+            rows: in ascending order; a row that is named more than once is copied.
+            entries: how many entries of each row are kept; what follows them is dropped.
         """
 
     def clear(self, rows: Sequence[int]) -> None:
-        """Sets rows of the cache to zero: what is no number there would reach rows that come after.
+        """Sets rows of the cache to zero: a NaN left there would spoil later rows.
 
-        Attention over a whole cache weighs what follows a row's own entries with 0, and 0 times NaN
-        is NaN.
+        Attention over a whole cache multiplies what follows a row's own entries by 0, and 0 times
+        NaN is NaN.
         """
 
     def cached(self, row: int, length: int) -> PrefixKv:
         """A row's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`.
 
-        As a prompt's `prefix_kv` takes them.
+        They have the form of a prompt's `prefix_kv`.
         """
 
     def close(self) -> None:
-        """Gives back what is not given back with the object alone; once is enough."""
+        """Frees what is not freed with the object itself. Calling it once is enough."""

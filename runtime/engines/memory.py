@@ -14,11 +14,11 @@ from pl_compile.shapes import Shape
 
 
 def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> Annotated[NDArray[Any], Shape("...")]:
-    """Zeros that cost nothing until they are written to: the system's smallest page at a time.
+    """Zeros that take no memory until they are written to, then one small page at a time.
 
-    numpy asks Linux for pages of 2 MiB for its larger arrays. Where parts of an array are in use
-    that lie far apart, as in a cache whose rows are not full, each of them then takes 2 MiB. The
-    array begins at the start of a page. On other systems it is one of numpy's own.
+    numpy asks Linux for pages of 2 MiB for its larger arrays. In a cache whose rows are not full,
+    the parts in use lie far apart, and each of them would take 2 MiB. The array begins at the start
+    of a page. On other systems it is an ordinary array of numpy's.
 
     Args:
         shape: of the array.
@@ -29,7 +29,7 @@ def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> Annotated[NDArray[An
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        # No memory can be mapped for an array without numbers.
+        # An array without numbers has no memory that could be mapped.
         if size == 0 or not sys.platform.startswith("linux"):
             return np.zeros(shape, dtype)
         return _mapped(shape, dtype, size)
@@ -43,9 +43,9 @@ def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> Annotated[NDArray[An
 
 
 def _mapped(shape: tuple[int, ...], dtype: Any, size: int) -> NDArray[Any]:
-    # Private: Python's default is memory shared with forked processes, which is accounted for, and
-    # given large pages, by other rules.
+    # Private: by default Python maps memory that forked processes share. For that the system has
+    # other rules of accounting and of large pages.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that was built without large pages knows no such advice
+    with suppress(OSError):  # a Linux without large pages refuses this advice
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.ndarray(shape, dtype, buffer=memory)

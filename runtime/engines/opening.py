@@ -17,7 +17,7 @@ from pl_compile.runtime.engines.ranks.nccl import communicator_of
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 from pl_compile.runtime.engines.tensorrt.gpu_plan import check_package, installed, open_plan
 
-# Communicators must outlive all contexts; a rank's process has one for its whole life.
+# A communicator must outlive all contexts: a rank's process keeps one for its whole life.
 _held: list[Any] = []
 
 
@@ -31,17 +31,16 @@ def open_engine(
     """The engine that runs a bundle.
 
     Args:
-        bundle: whose files have been checked.
-        max_batch: rows that step together at most; `DEFAULT_BATCH`, or what a plan was built for,
-            if None.
-        threads: of the engine, or of each rank; all cores if None.
+        bundle: its files have been checked.
+        max_batch: most rows that step together; if None, `DEFAULT_BATCH`, or what a plan was built
+            for.
+        threads: threads of the engine, or of each rank; all cores if None.
         provider: of ONNX Runtime; that of the target if None.
 
     Raises:
-        ArtifactError: the bundle was built for a target this runtime does not run, or does not
-            load.
+        ArtifactError: this runtime does not run the bundle's target, or the bundle does not load.
         RankError: a rank cannot start.
-        RequestError: a provider for what does not run on one.
+        RequestError: a provider, and a bundle that does not run on one.
     """
     manifest = bundle.manifest
     contract, dtype = manifest.graph, manifest.precision.dtype
@@ -53,7 +52,7 @@ def open_engine(
     if provider is not None and (not target.provider or contract.ranks > 1):
         raise RequestError(
             f"opening the bundle {bundle.folder}",
-            found=f"the provider {provider.name}, and a bundle that does not run on one",
+            found=f"the provider {provider.name}, and a bundle that does not run on a provider",
             fix="Leave it out.",
         )
     if contract.ranks > 1:
@@ -86,7 +85,7 @@ def open_engine(
 
 
 def check_target(bundle: Bundle) -> None:
-    """Raises `ArtifactError` where a bundle was built for a target that nothing here runs."""
+    """Raises `ArtifactError` if a bundle was built for a target that this runtime does not run."""
     name, graph = bundle.manifest.target, bundle.manifest.graph
     if name not in TARGETS:
         raise ArtifactError(
@@ -105,7 +104,7 @@ def check_target(bundle: Bundle) -> None:
 
 
 def check_plans(bundle: Bundle) -> None:
-    """Raises `ArtifactError` where a plan was built for another graph than the one beside it."""
+    """Raises `ArtifactError` if a plan was built from another graph than the one in its folder."""
     graph = bundle.manifest.graph
     for name in bundle.files:
         folder, _, file = name.rpartition("/")
@@ -128,13 +127,13 @@ def check_plans(bundle: Bundle) -> None:
         if record.onnx != sum_of_onnx(sums):
             raise ArtifactError(
                 doing,
-                found="it was built from another model.onnx, or its data, than those beside it",
+                found="it was built from another model.onnx (or data) than the one beside it",
                 fix="Build it again: plc build BUNDLE.",
             )
 
 
 def _check_built(bundle: Bundle) -> None:
-    """Raises unless the installed TensorRT built the plans: before any process or GPU is asked."""
+    """Raises unless the installed TensorRT built the plans, before a process or GPU is used."""
     target, ranks = bundle.manifest.target, bundle.manifest.graph.ranks
     folders = [rank_folder(rank) for rank in range(ranks)] if ranks > 1 else [""]
     records = [read_plan_record(bundle.base_folder / folder) for folder in folders]
@@ -147,7 +146,7 @@ def open_rank(options: RankOptions) -> Any:
     """The engine of one rank, in its own process."""
     communicator = None
     if options.shared is not None:
-        Cuda(options.rank)  # NCCL takes the GPU that is current
+        Cuda(options.rank)  # NCCL takes the current GPU
         communicator = communicator_of(options.rank, options.contract.ranks, options.shared)
         _held.append(communicator)
     target = TARGETS[options.target]

@@ -1,4 +1,4 @@
-"""What a step's graph is given, as arrays by name: everything but the caches."""
+"""The inputs of a step's graph as arrays by name: all but the caches."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -33,7 +33,8 @@ def step_inputs(
     asked_for = bool((step.input_ids >= contract.vocab).any())
     inputs |= _prompt_inputs(contract, step.prompts, asked_for)
     if contract.candidates:
-        # A graph that can choose always does: of a row that does not ask, nobody looks at it.
+        # A graph that can choose does so for every row. For rows that did not ask, the choice is
+        # unused.
         inputs |= _draw_inputs(contract, [draw or GREEDY for draw in step.draws])
     return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
 
@@ -43,7 +44,7 @@ def _prompt_inputs(
 ) -> dict[str, NDArray[Any]]:
     if contract.prompts == "baked":
         return {TASK_ID: np.asarray([prompt.task_id for prompt in prompts], np.int64)}
-    # At least one row: a gather from nothing is an error even where no id asks for it.
+    # At least one row: a Gather from an empty table is an error, even where no id reads it.
     longest = max([1, *(len(prompt.rows) for prompt in prompts)]) if asked_for else 1
     table = np.zeros((len(prompts), longest, contract.hidden), np.float32)
     if asked_for:

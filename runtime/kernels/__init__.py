@@ -1,11 +1,11 @@
-"""This project's own operators for ONNX Runtime on CPU, in C++: where their library is.
+"""This project's own operators for ONNX Runtime on CPU, in C++: finds and loads their library.
 
-They are compiled when the package is installed where g++ or Clang is. Bundles of target
-`native-cpu` use them; each of their calls has a body in standard operators too, which ONNX Runtime
-runs where the library is missing. They use the best instruction set of the processor; the
-environment's PLC_KERNELS names another one, to compare them (`instruction_sets` has all).
+They are compiled when the package is installed, if g++ or Clang is there. Bundles of target
+`native-cpu` use them. Each call also has a body in standard operators, which ONNX Runtime runs if
+the library is missing. The operators use the best instruction set of the processor. The environment
+variable PLC_KERNELS names another one, to compare them (`instruction_sets` lists all).
 
-Sums over ranks are theirs too; those have no other body.
+The library also makes sums over ranks; these have no body in standard operators.
 """
 
 import ctypes
@@ -18,12 +18,15 @@ from typing import Any
 
 from pl_compile.errors import KernelsError, RankError
 
-# The interface that this file and the library agree on; `plc_kernels_interface` says the library's.
+# The version of the interface between this file and the library, which states its own in
+# `plc_kernels_interface`.
 _INTERFACE = 3
-# What bundles note of the kernels' arithmetic. It grows with every change to the bits of a result.
+# The version of the kernels' arithmetic, noted in bundles. Every change to the bits of a result
+# raises it.
 _ARITHMETIC = 2
 
-# Of the head of a library: where its table of sections begins, the size of an entry, and how many.
+# In the header of a library: where its table of sections begins, the size and the number of
+# entries.
 _ELF_OF_64_BITS = b"\x7fELF\x02\x01"
 _ELF = struct.Struct("<40xQ10xHH2x")
 
@@ -41,7 +44,7 @@ def library_path() -> Path | None:
 
 
 def register(options: Any) -> None:
-    """Makes the operators known to a session that these options are for; nothing without them.
+    """Makes the operators known to a session through its options. Does nothing without the library.
 
     Raises:
         KernelsError: the library belongs to another version of this package, or PLC_KERNELS names
@@ -59,12 +62,12 @@ def register(options: Any) -> None:
     _check_wanted(library)
     try:
         options.register_custom_ops_library(str(path))
-    except Exception as error:  # ONNX Runtime's errors share no base of their own
+    except Exception as error:  # ONNX Runtime's errors have no common base class
         _warn(error)
 
 
 def instruction_set() -> str | None:
-    """What the kernels run on here: a name of `instruction_sets`; None without them.
+    """The instruction set in use, one of `instruction_sets`; None without the library.
 
     Raises:
         OSError: the library is there and does not load.
@@ -80,7 +83,7 @@ def instruction_set() -> str | None:
 
 
 def instruction_sets() -> list[str]:
-    """All sets that the library was built with and that this processor has, best first.
+    """All instruction sets that the library was built with and this processor has, best first.
 
     Raises:
         OSError: the library is there and does not load.
@@ -95,7 +98,7 @@ def instruction_sets() -> list[str]:
 
 
 def arithmetic() -> str:
-    """What computes the operators here, as bundles note it: where it is the same, so are the bits.
+    """What computes the operators here, as bundles note it: equal notes mean equal bits.
 
     Raises:
         KernelsError: as `register`.
@@ -120,17 +123,17 @@ def _loaded(path: Path) -> ctypes.CDLL:
 
 
 def _check_whole(path: Path) -> None:
-    """Raises `OSError` where a library was cut short: to load it would end this process (SIGBUS).
+    """Raises `OSError` if a library was cut short: loading it would end this process (SIGBUS).
 
-    A library of Linux ends in a table whose place its head says (`man elf`); those of other systems
-    are left to them.
+    A Linux library ends in a table, and its header says where (`man elf`). Libraries of other
+    systems are not checked.
     """
     with path.open("rb") as file:
-        head = file.read(_ELF.size)
-    if head and not head.startswith(_ELF_OF_64_BITS):
+        header = file.read(_ELF.size)
+    if header and not header.startswith(_ELF_OF_64_BITS):
         return
-    if len(head) == _ELF.size:
-        table, size, count = _ELF.unpack(head)
+    if len(header) == _ELF.size:
+        table, size, count = _ELF.unpack(header)
         if path.stat().st_size >= table + size * count:
             return
     raise OSError(f"{path} was cut short")
@@ -138,7 +141,7 @@ def _check_whole(path: Path) -> None:
 
 def _warn(error: Exception) -> None:
     warnings.warn(
-        f"the kernels of target native-cpu do not load, its bundles run slower: {error}",
+        f"the kernels of target native-cpu do not load, so its bundles run slower: {error}",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -152,7 +155,7 @@ def _check_interface(library: ctypes.CDLL, path: Path) -> None:
             f"loading the kernels {path}",
             found=f"they have interface {found}, so another version of pl-compile built them",
             expected=f"interface {_INTERFACE}",
-            fix="Install pl-compile again. Without the file bundles run too, slower.",
+            fix="Install pl-compile again. Without the file bundles run, but slower.",
         )
 
 
@@ -174,7 +177,7 @@ def _text(function: Any) -> str:
 
 
 def group_bytes(ranks: int) -> int:
-    """Bytes of shared memory in which this many ranks meet.
+    """Bytes of shared memory that this many ranks need to sum.
 
     Raises:
         RankError: the library was not built, or does not load.
@@ -188,7 +191,7 @@ def group_bytes(ranks: int) -> int:
 
 
 def join_group(memory: Path, rank: int, ranks: int) -> None:
-    """Makes this process a rank whose sums meet the others' in shared memory.
+    """Makes this process a rank that sums with the others in shared memory.
 
     Args:
         memory: a file of `group_bytes` zeros, the same for all.

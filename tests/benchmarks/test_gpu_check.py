@@ -70,7 +70,7 @@ def test_a_part_passes_on_its_stand_ins(tmp_path: Path, part: str) -> None:
     assert end["ended"] == "done" or (part.startswith("tensorrt") and end["ended"] == "missing")
     assert all(result.get("ok") is not False for result in results)
     assert len(results) > 1 or end["ended"] == "missing"
-    assert "No GPU: all of this is of stand-ins" in done.stdout
+    assert "No GPU: all results are of stand-ins" in done.stdout
     assert f"| {part} | {end['ended']} |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
@@ -163,7 +163,7 @@ def test_another_call_goes_on_where_the_last_one_ended(
     record = gpu_check.Record(path)
     assert {line["part"] for line in record.lines[before:]} == {"broken"}
     assert [line["part"] for line in record.latest("cpu")] == ["well"] * 3 + ["broken"] * 2
-    assert record.latest("cuda") == []  # what stand-ins have shown is no GPU's
+    assert record.latest("cuda") == []  # results of stand-ins do not count for a GPU
     assert record.ended("well", "cuda") == ""
 
 

@@ -82,10 +82,10 @@ def test_nothing_is_written_into_a_bundle(
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("table.safetensors", "a file of numbers, and no lines of text"),
-        ("base/model.safetensors", "a file of numbers, and no lines of text"),
+        ("table.safetensors", "a file of numbers, not of lines of text"),
+        ("base/model.safetensors", "a file of numbers, not of lines of text"),
         ("base/config.json", "a JSON document over several lines"),
-        ("bundle/base/model.onnx", "a file of numbers, and no lines of text"),
+        ("bundle/base/model.onnx", "a file of numbers, not of lines of text"),
         ("bundle/manifest.json", "a JSON document over several lines"),
     ],
 )

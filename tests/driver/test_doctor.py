@@ -153,7 +153,12 @@ class RtxCapability(Enum):
     ("target", "gpus", "works", "said"),
     [
         ("tensorrt-rtx", ADA, True, "compute capability 8.9; never run by this project"),
-        ("tensorrt-rtx", HOPPER, False, "9.0 is none that tensorrt-rtx serves: use --target onnx"),
+        (
+            "tensorrt-rtx",
+            HOPPER,
+            False,
+            "9.0 is not one that tensorrt-rtx serves: use --target onnx",
+        ),
         ("tensorrt", HOPPER, True, "compute capability 9.0"),
         ("tensorrt", NO_GPU, False, "no driver found"),
     ],

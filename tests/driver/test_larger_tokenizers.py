@@ -1,6 +1,6 @@
 """A tokenizer with tokens that its base has no row for: told, and refused where a text has one.
 
-In a graph, the rows of the prompt stand behind those of the base: such an id would be one of them.
+In a graph, the rows of the prompt follow those of the base: such an id would be one of them.
 """
 
 import json

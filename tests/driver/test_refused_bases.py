@@ -1,4 +1,4 @@
-"""A strange base is refused wherever a base is read; logits that are no numbers never pass."""
+"""A strange base is refused wherever a base is read; logits that are not numbers never pass."""
 
 import json
 import shutil
@@ -146,7 +146,7 @@ def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
     assert not result.passed
     assert (result.equal_tokens, result.is_number) == (1, False)
     assert result.finding == (
-        "has, beside itself, logits that are no finite numbers, and 1 of 2 tokens agree"
+        "has, compared with itself, logits that are not finite numbers, and 1 of 2 tokens agree"
     )
     assert with_null(asdict(result))["max_abs_difference"] is None
 
@@ -165,7 +165,7 @@ def test_a_base_whose_logits_mean_nothing_fails_and_says_so(tmp_path: Path, fact
     result = export_bundle(ExportRequest(table, base, tmp_path / "bundle", target="onnx-cpu"))
 
     assert result.passed == "failed"
-    said = "changes nothing" if factor == 0 else "logits that are no finite numbers, and 0 of"
+    said = "changes nothing" if factor == 0 else "logits that are not finite numbers, and 0 of"
     assert said in " ".join(result.failures)
     report = (tmp_path / "bundle" / "report.json").read_text()
     json.loads(report, parse_constant=lambda name: pytest.fail(f"{name} in a report"))

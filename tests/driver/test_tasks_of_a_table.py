@@ -88,7 +88,7 @@ def test_the_last_task_is_not_removed(path: Path) -> None:
         remove_tasks(path, ["order", "mood", "squad"])
 
     assert str(error.value) == (
-        f"removing tasks of {path}: no task would stay. Delete the file if none is needed."
+        f"removing tasks of {path}: no task would stay. Delete the file if you need no task of it."
     )
     assert path.read_bytes() == before
 
@@ -106,7 +106,7 @@ def test_renaming_a_task_keeps_its_numbers_and_its_place(path: Path) -> None:
     assert (after["squad"], after["order"]) == (before["squad"], before["order"])
 
 
-def test_tasks_of_another_table_are_added_behind(path: Path, tmp_path: Path) -> None:
+def test_tasks_of_another_table_are_added_after_its_own(path: Path, tmp_path: Path) -> None:
     before = sums(path)
     other = written(tmp_path / "other", entry("b", 2), entry("mood", 3, seed=1), entry("a", 2))
 

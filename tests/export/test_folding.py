@@ -1,4 +1,4 @@
-"""Folded heads: the same answers as computed ones, and refused where they are not this bundle's."""
+"""Folded openings: the same answers as computed ones; refused if they are another bundle's."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def exported(tiny_bases: dict[str, Path], tmp_path: Path) -> Exported:
 
 @pytest.mark.parametrize("prompts", ["input", "baked"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_folded_and_computed_heads_give_the_same_answers(
+def test_folded_and_computed_openings_give_the_same_answers(
     exported: Exported, family: str, prompts: str
 ) -> None:
     folded = exported(family, "folded", fold="auto", prompts=prompts, options=BuildOptions("none"))
@@ -221,7 +221,7 @@ def test_a_prefix_that_is_not_finite_is_refused(folded: Path, value: float) -> N
 # The decision
 
 
-def test_text_behind_a_learned_prefix_is_folded_too(exported: Exported, tmp_path: Path) -> None:
+def test_text_after_a_learned_prefix_is_folded_too(exported: Exported, tmp_path: Path) -> None:
     exported("llama")  # writes the table
     path = tmp_path / "llama.safetensors"
     table = read_prompt_table(path)
@@ -245,7 +245,7 @@ def test_a_head_that_is_computed_sooner_than_copied_is_not_folded(exported: Expo
     report = json.loads((bundle / "report.json").read_text())
 
     assert [task["folded"] for task in report["tasks"]] == [False, False, False]
-    assert report["tasks"][0]["reason"] == "3 tokens are computed sooner than a prefix is copied"
+    assert report["tasks"][0]["reason"] == "3 tokens are faster to compute than to copy as a prefix"
     assert report["tasks"][2]["reason"] == "nothing is computed before its first field"
 
 

@@ -272,7 +272,7 @@ def test_lint_finds_what_training_does_not_leave(
     assert [finding.split(":")[0] for finding in found] == [
         "a virtual token is all zeros",
         found[1].split(":")[0],
-        "other tasks of this bundle open with BOS, this one does not",
+        "other tasks of this bundle begin with BOS, this one does not",
         "no EOS ends its answers",
     ]
     assert "times as long as the base's embeddings" in found[1]
@@ -384,7 +384,7 @@ def test_too_little_memory_is_told_before_anything_is_read(
     assert not request_.output.exists()
 
 
-def test_where_nobody_says_how_much_memory_there_is_it_is_not_asked(
+def test_memory_is_not_checked_where_the_system_does_not_say_how_much_there_is(
     request_: ExportRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
@@ -486,7 +486,7 @@ def test_a_report_that_is_none_is_refused_where_it_is_written_anew(
     said = str(error.value)
     assert said.startswith(f"reading {bundle.folder / 'report.json'}: ")
     assert said.endswith(". Remove it: no runtime reads it.")
-    assert "no report of an export" in said or "expected a JSON object" in said
+    assert "not a report of an export" in said or "expected a JSON object" in said
     assert list(tmp_path.glob("report.*")) == []
 
 

@@ -156,9 +156,15 @@ def test_a_label_that_the_cache_cannot_hold_is_refused(session: Session) -> None
         (lambda c: c.update(tokens=[-1, 999, *c["tokens"][2:]]), "damaged (token 999, and 397 ids"),
         (lambda c: c.pop("ends"), "damaged ("),
         # Trees of these labels, whose paths spell something else or end otherwise.
-        (lambda c: c.update(tokens=[-1, 80, *c["tokens"][2:]]), "another tree than template"),
-        (lambda c: c.update(ends=[*c["ends"][1:], c["ends"][0]]), "another tree than template"),
-        (lambda c: c.update(fixed=False), "another tree than template"),
+        (
+            lambda c: c.update(tokens=[-1, 80, *c["tokens"][2:]]),
+            "another tree of labels than template",
+        ),
+        (
+            lambda c: c.update(ends=[*c["ends"][1:], c["ends"][0]]),
+            "another tree of labels than template",
+        ),
+        (lambda c: c.update(fixed=False), "another tree of labels than template"),
     ],
 )
 def test_a_damaged_tree_is_refused(bundle: Path, tmp_path: Path, damage: object, said: str) -> None:

@@ -188,7 +188,7 @@ def test_verifying_runs_on_the_provider_that_is_named(
         verify_bundle(bundle, provider=Provider("cuda"))
 
     ranks = exported(bases["llama"], tmp_path, "ranks", options=BuildOptions(ranks=2)).bundle
-    with pytest.raises(RequestError, match="with the provider cuda: files that do not run on one"):
+    with pytest.raises(RequestError, match="with the provider cuda: files that do not run on a"):
         verify_bundle(ranks, provider=Provider("cuda"))
 
 
@@ -233,7 +233,7 @@ def test_a_provider_for_what_does_not_run_on_one_is_refused(
     options = BuildOptions(ranks=2)
     bundle = exported(bases["llama"], tmp_path, options=options, measure_parity=False).bundle
 
-    with pytest.raises(RequestError, match="a bundle that does not run on one"):
+    with pytest.raises(RequestError, match="a bundle that does not run on a provider"):
         Session.open(bundle, provider=Provider("cpu"))
 
 

@@ -128,7 +128,7 @@ def test_every_precision_is_built_and_near_torch(
 def test_its_answers_are_those_of_onnx_runtime(
     bases: dict[str, Path], tmp_path: Path, prompts: Any
 ) -> None:
-    """Mixed tasks, folded heads, learned prefixes, labels: through the engine that runs plans."""
+    """Mixed tasks, folded openings, learned prefixes, labels: all on the engine of plans."""
     plan = exported(bases["llama"], tmp_path, prompts=prompts, measure_parity=False)
     onnx_cpu = exported(
         bases["llama"], tmp_path, "cpu", target="onnx-cpu", prompts=prompts, measure_parity=False

@@ -195,7 +195,7 @@ def draw_gpt2(draw: np.random.Generator) -> GPT2Config:
 
 
 def randomise(model: Any, seed: int) -> None:
-    """Numbers at which every part matters: biases are no zeros, and norms no ones."""
+    """Numbers at which every part matters: biases are not 0, and norms not 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -270,7 +270,7 @@ def test_every_token_of_a_prompt_is_compared(tmp_path: Path, style: str, whitesp
 def test_what_transformers_cannot_say_is_left_out_and_said(
     tmp_path: Path, template: str, unknown: str
 ) -> None:
-    """Of tokenizers that put blanks, each kind has its own rule for one behind an added token."""
+    """Each kind of tokenizer that adds blanks has its own rule for one after an added token."""
     base = write_tiny_base(tmp_path / "base", "llama")
     _write_sentencepiece_like(base, "prepend")
 
@@ -286,7 +286,7 @@ _CONTROL: list[dict[str, Any]] = [
     {"content": "[/INST]"},
     {"content": "<|user|>", "special": True, "rstrip": True},
 ]
-# As adapters of other libraries are brought in: BOS stands in the template, behind the rows.
+# As adapters of other libraries are imported: BOS stands in the template, after the rows.
 _IMPORTED = (
     "<|VIRTUAL_PROMPT_0|><s>{question} {answer}",
     "<|VIRTUAL_PROMPT_0|><s>{question} Answer: {answer}",

@@ -37,7 +37,7 @@ def report() -> Report:
     parity = Parity("tone", "torch 9", 2, 3, math.inf, 1.5, 1e-3, 5, 1.0, 2, passed=False)
     return Report(
         parity="failed",
-        failures=("task 'tone' has logits that are no finite numbers",),
+        failures=("task 'tone' has logits that are not finite numbers",),
         target="native-cpu",
         choices={"target": Choice("auto", "native-cpu", "its kernels run here")},
         base=BaseIdentity("tiny", "0123456789abcdef" * 4, 24, 397),
@@ -82,7 +82,7 @@ def test_the_page_shows_every_part_of_the_report(report: Report) -> None:
         "tiny for native-cpu",
         "int4, blocks of 16, round to nearest",
         "target native-cpu (auto): its kernels run here",
-        "has logits that are no finite numbers",
+        "has logits that are not finite numbers",
         ">inf<",
         "step 2",
         "28/30",
@@ -142,5 +142,5 @@ def test_a_record_of_something_else_is_refused(
     path = tmp_path / "report.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
 
-    with pytest.raises(ArtifactError, match=r"no report of an export .*Remove it"):
+    with pytest.raises(ArtifactError, match=r"not a report of an export .*Remove it"):
         read_report(tmp_path)

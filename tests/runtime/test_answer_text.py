@@ -123,7 +123,7 @@ def test_a_stop_text_in_bytes_that_are_not_certain_yet_ends_the_answer_at_once()
 
 
 @pytest.mark.parametrize("before", ["é", "日", "😀", "a😀é日"])
-def test_a_stop_text_behind_many_bytes_that_wait_ends_the_answer_at_once(before: str) -> None:
+def test_a_stop_text_after_many_held_bytes_ends_the_answer_at_once(before: str) -> None:
     tokenizer = Tokenizer(byte_fallback_tokenizer("prepend"))
     answer = AnswerText(tokenizer, ("é\n",))
     text = before * 60

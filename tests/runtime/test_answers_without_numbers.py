@@ -1,4 +1,5 @@
-"""A request whose logits are no numbers has no answer; all others have theirs, and it is told."""
+"""A request whose logits are not numbers has no answer, and an error says so; others are
+answered."""
 
 import json
 import shutil
@@ -34,7 +35,7 @@ MIXED = [GOOD[0], BAD, GOOD[1], BAD, GOOD[2]]
 def bundles(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A bundle, and one whose task `order` computes no numbers."""
+    """A bundle, and one whose task `order` computes NaN."""
     folder = tmp_path_factory.mktemp("numbers")
     whole_cache = request.param == "whole-cache"
     target = "onnx-cpu" if whole_cache else request.param
@@ -85,7 +86,7 @@ def test_the_others_are_answered_as_ever(bundles: tuple[Path, Path], max_batch: 
 
 
 def test_nothing_of_it_stays_in_the_cache(bundles: tuple[Path, Path]) -> None:
-    """A long request fails; short ones in the same rows leave what it wrote behind them."""
+    """A long request fails. Short ones then use its rows, and what it wrote stays after them."""
     whole, broken = bundles
     short = [Request("ask", {"question": "a", "place": ""}, max_tokens=n) for n in (3, 9, 20)]
     long = Request("order", {"request": "timer 12 minutes " * 9}, max_tokens=4)

@@ -317,7 +317,7 @@ def test_a_provider_is_made_of_texts(arguments: tuple[Any, ...]) -> None:
     refused("reading the provider: ", Provider, *arguments)
 
 
-def test_options_of_which_nobody_takes_notice_are_refused(bundle: Path) -> None:
+def test_options_without_effect_are_refused(bundle: Path) -> None:
     provider = Provider("cpu", {"intra_op_num_threads": "1"})
 
     text = refused("choosing the execution provider", Session.open, bundle, provider=provider)

@@ -68,7 +68,7 @@ def test_caches_hold_the_entries_in_use_and_at_most_a_page_per_head_and_row(
 ) -> None:
     caches, in_use = filled(rows, max_batch=max_batch)
 
-    held = sum(bytes_held(block) for block in caches.blocks)
+    held = sum(bytes_held(array) for array in caches.arrays)
 
     assert in_use <= held <= in_use + a_page_each(rows)
 
@@ -79,13 +79,13 @@ def test_rows_that_move_up_or_are_copied_take_the_pages_of_their_entries() -> No
 
     caches.keep([5, 7, 7], ENTRIES)
 
-    held = sum(bytes_held(block) for block in caches.blocks)
+    held = sum(bytes_held(array) for array in caches.arrays)
     assert held <= in_use + a_page_each(8)
-    np.testing.assert_array_equal(caches.blocks[1][1, :, :ENTRIES], 1)
+    np.testing.assert_array_equal(caches.arrays[1][1, :, :ENTRIES], 1)
 
 
 @needs_page_map
-def test_an_array_that_nobody_wrote_to_takes_no_memory() -> None:
+def test_an_array_that_was_never_written_to_takes_no_memory() -> None:
     array = zeros_as_touched((16, 3, 1024, 64), np.float32)
 
     assert array.ctypes.data % mmap.PAGESIZE == 0

@@ -256,7 +256,7 @@ def test_threads_that_share_a_window_make_the_bits_of_one(
 def test_what_lies_outside_of_the_window_changes_no_bit(
     kind: str, seq: int, run_on: RunOn, tmp_path: Path
 ) -> None:
-    """Not even where it is no number, so it is not multiplied by a weight of 0 either."""
+    """Not even if it is NaN: so it is not multiplied by a weight of 0 either."""
     window = 23
     model = attention_model(tmp_path, GROUPED, Call(window=window, softcap=5.0))
     inputs = attention_inputs(GROUPED, seq)
@@ -271,7 +271,7 @@ def test_what_lies_outside_of_the_window_changes_no_bit(
     assert np.array_equal(found, whole)
 
 
-def test_a_head_that_is_no_number_stays_none_behind_its_norm(
+def test_a_head_that_is_nan_stays_nan_after_its_norm(
     kind: str, run_on: RunOn, tmp_path: Path
 ) -> None:
     inputs = attention_inputs(GROUPED, 5)

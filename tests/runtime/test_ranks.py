@@ -265,7 +265,7 @@ def test_when_a_rank_is_killed_all_end_and_every_call_says_so(divided: Path, vic
     started = time.monotonic()
     with pytest.raises(RankError, match=rf"rank {victim} \(process .*ended by signal 9"):
         session.generate([REQUEST])
-    assert time.monotonic() - started < 60  # it ends: nobody waits in a sum for ever
+    assert time.monotonic() - started < 60  # it ends: no rank waits in a sum for ever
     assert alive(processes) == []
     with pytest.raises(
         RankError, match=r"they have ended: rank .*ended by signal 9.*Open it again"

@@ -160,7 +160,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(session: Session) -> 
 
 
 def test_a_stop_text_that_only_the_end_shows_ends_the_answer_too(session: Session) -> None:
-    """An unfinished character is no text until nothing can follow; then it is U+FFFD."""
+    """An unfinished character is not text until no more tokens come; then it is U+FFFD."""
     request = Request("ask", {"question": "why?", "place": "x"}, max_tokens=1, stop=("\ufffd",))
     fox = session.tokenizer.encode("🦊", opens=False, markup=False)[0]
     maker = RowMaker(session.tokenizer, session.prompts, session.engine.capacity, 397)
@@ -301,7 +301,7 @@ def test_two_streams_of_one_session_cannot_interleave(session: Session) -> None:
     first = session.stream(mixed_requests(2))
     next(first)
 
-    with pytest.raises(RequestError, match="another one of this session that has not ended"):
+    with pytest.raises(RequestError, match="another stream of this session that has not ended"):
         next(session.stream(mixed_requests(2)))
 
     first.close()

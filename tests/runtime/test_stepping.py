@@ -46,7 +46,7 @@ class Life:
 
 
 def exported(folder: Path, target: str, quantize: Quantization) -> Path:
-    """A bundle with virtual tokens, folded heads and a learned prefix."""
+    """A bundle with virtual tokens, folded openings and a learned prefix."""
     base = write_tiny_base(folder / "base", "llama", blocks=True)
     table = random_table(base, folder / "table.safetensors", prefix=True)
     request = ExportRequest(

@@ -325,7 +325,7 @@ def _steps(engine: Engine, contract: GraphContract) -> tuple[list[np.ndarray], n
             feed({2: ids[1]})
         ids = generator.integers(0, contract.vocab, (3, 6))
         feed({row: ids[row, :1] for row in range(3)})
-    feed({row: np.asarray([contract.vocab]) for row in range(3)})  # is no token step: it is virtual
+    feed({row: np.asarray([contract.vocab]) for row in range(3)})  # not a token step: it is virtual
     return seen, engine.cached(1, 9)
 
 

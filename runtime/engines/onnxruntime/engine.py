@@ -1,4 +1,4 @@
-"""The engine on ONNX Runtime: caches where the provider works, bound in place.
+"""The engine on ONNX Runtime: caches in the provider's memory, bound in place.
 
 Input and output of each cache are the same memory, so a step writes only its own tokens. Bindings
 are made again only when the number of rows or tokens changes. With a provider for a GPU, caches lie
@@ -29,7 +29,7 @@ os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 _CPU = ("cpu", 0)
 
-# ONNX's numbers of the types of caches: ONNX Runtime takes them for what numpy lacks.
+# ONNX's numbers for the types of caches: ONNX Runtime takes them for types that numpy lacks.
 ELEMENTS = {"float32": 1, "float16": 10, "bfloat16": 16}
 
 # What ONNX Runtime calls the types of a contract.
@@ -40,7 +40,7 @@ _TYPES = {
     "int64": "tensor(int64)",
 }
 
-# Tokens of a row that are computed together: enough for its products to run at their full rate.
+# Tokens of a row that are computed together: enough for matrix products at full speed.
 PIECE = 256
 
 
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine:
         contract: what the graph takes and gives.
         max_batch: rows of the cache. Memory is taken as rows are used.
         threads: intra-op threads; all cores if None.
-        watched: further outputs of the graph, for those who study it: float, of any shape.
+        watched: further outputs of the graph to be read after a step: float, of any shape.
         provider: what runs it.
         dtype: of the caches: `Precision.dtype`.
         spin: whether threads that wait for work keep their cores busy; ranks that share cores
@@ -68,7 +68,8 @@ class OnnxRuntimeEngine:
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or has no such provider.
-        MissingExtraError: a provider for a GPU, and no package to reach its memory.
+        MissingExtraError: the provider is for a GPU, and no package is there that reaches its
+            memory.
     """
 
     def __init__(
@@ -96,12 +97,12 @@ class OnnxRuntimeEngine:
         providers = choose(onnxruntime, options, provider)
         path = _utf8(model)
         try:
-            # Without its fallback, which prints the error and tries another provider.
+            # No fallback: it would print the error and try another provider.
             self._session: Any = onnxruntime.InferenceSession(
                 path, options, providers=providers, enable_fallback=0
             )
-        except Exception as error:  # the library's errors share no base of their own
-            # Names of a damaged graph may be no UTF-8: then there is no text of its error.
+        except Exception as error:  # the library's errors have no common base class
+            # Names in a damaged graph may not be UTF-8; then its error has no text.
             said = "" if isinstance(error, UnicodeDecodeError) else str(error).strip()
             raise ArtifactError(
                 f"loading {model}",
@@ -136,9 +137,9 @@ class OnnxRuntimeEngine:
         """One step; see `Engine.step`.
 
         Rows of several tokens run one at a time, since ONNX Runtime's attention takes several
-        tokens after a filled cache for one row only; so no padding is computed. And in pieces: a
-        token attends to nothing after its piece, which is not computed for it then. So what a row
-        computes does not depend on the other rows.
+        tokens after a filled cache for one row only. So no padding is computed, and a row does not
+        depend on the other rows. They run in pieces: for a token, nothing after its piece is
+        computed.
         """
         assert step.fits(self.capacity, self.max_batch)
         batch, seq = step.input_ids.shape
@@ -157,10 +158,10 @@ class OnnxRuntimeEngine:
             self._bind_input(name, array)
         self._bind_rows(step.first, len(step.input_ids))
         for name in self._watched:
-            self._binding.bind_output(name)  # anew: its shape follows the step's
+            self._binding.bind_output(name)  # bound anew: its shape follows the step's
         try:
             self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # the library's errors share no base of their own
+        except Exception as error:  # the library's errors have no common base class
             raise ArtifactError(
                 f"running {self._model}",
                 found=first_line_of(error),
@@ -184,7 +185,7 @@ class OnnxRuntimeEngine:
 
     def watched(self) -> list[tuple[str, Annotated[Float32, Shape("...")]]]:
         """The watched outputs of the last step, by name."""
-        # They are bound after all others.
+        # They were bound after all other outputs.
         found = self._binding.get_outputs()[-len(self._watched) :] if self._watched else []
         return [(name, value.numpy()) for name, value in zip(self._watched, found, strict=True)]
 
@@ -214,14 +215,14 @@ class OnnxRuntimeEngine:
 
 
 def _utf8(path: Path) -> str:
-    """A path as ONNX Runtime wants it, whatever encoding Python writes paths in (`LC_ALL=C`)."""
+    """A path in UTF-8 for ONNX Runtime, whatever encoding Python uses for paths (`LC_ALL=C`)."""
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeError:
         raise ArtifactError(
             f"loading {path}",
             found="a path that is not UTF-8",
-            fix="ONNX Runtime takes no other: rename the folder.",
+            fix="ONNX Runtime takes no other path: rename the folder.",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime by name: which there are, and how a session gets one."""
+"""Execution providers of ONNX Runtime: their names, and how a session gets one."""
 
 import importlib.util
 import re
@@ -14,8 +14,8 @@ from pl_compile.config.targets import PROVIDERS
 from pl_compile.errors import ArtifactError, RequestError, check_all, first_line_of, unknown_name
 
 _WRITTEN = {**PROVIDERS, **{full.lower(): full for full in PROVIDERS.values()}}
-# What is asked of a provider unless somebody says otherwise. ONNX Runtime would multiply float32 in
-# TF32, with 10 bits of a fraction: who wants that speed has float16.
+# Default options of providers. By itself ONNX Runtime would multiply float32 in TF32, which has 10
+# bits of fraction: who wants that speed can use float16.
 _DEFAULTS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
 # Their tensors lie in a GPU's memory.
 _ON_CUDA = tuple(PROVIDERS[name] for name in ("cuda", "tensorrt", "nv-tensorrt-rtx"))
@@ -26,7 +26,7 @@ class Provider:
     """What runs a graph.
 
     Attributes:
-        name: as ONNX Runtime has it, or one of `PROVIDERS`, which may be written in any case.
+        name: ONNX Runtime's name for it, or one of `PROVIDERS`, in upper or lower case.
         options: the provider's own, as text.
         library: of a plug-in provider, which is registered under `name`; None for one that ONNX
             Runtime was built with.
@@ -37,7 +37,7 @@ class Provider:
     library: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what is of a wrong type, and a device that is no number."""
+        """Refuses values of a wrong type, and a device that is not a number."""
         options = self.options
         texts = isinstance(options, Mapping) and all(
             _is_written(text) for pair in options.items() for text in pair
@@ -58,7 +58,7 @@ class Provider:
 
     @property
     def full_name(self) -> str:
-        """As ONNX Runtime has it."""
+        """ONNX Runtime's name for it."""
         return _WRITTEN.get(self.name.lower(), self.name)
 
     @property
@@ -73,7 +73,7 @@ class Provider:
 
 
 def _is_written(text: object) -> bool:
-    """Whether ONNX Runtime, which is in C++, can be given a text."""
+    """Whether a value is a text that ONNX Runtime, which is in C++, can take."""
     return isinstance(text, str) and text.isprintable()
 
 
@@ -89,7 +89,7 @@ def provider_of(name: str, pairs: tuple[str, ...] = (), library: Path | None = N
         library: of a plug-in.
 
     Raises:
-        RequestError: an option that is no pair, or a device that is no number.
+        RequestError: an option that is not `key=value`, or a device that is not a number.
     """
     options = {}
     for pair in pairs:
@@ -111,8 +111,8 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
         provider: the choice.
 
     Raises:
-        ArtifactError: it is not there, or offers no device.
-        RequestError: no provider has that name, or options for one that has none.
+        ArtifactError: the provider is not there, or offers no device.
+        RequestError: no provider has that name, or there are options for one that takes none.
     """
     name, doing = provider.full_name, f"choosing the execution provider {provider.full_name}"
     if provider.library is not None:
@@ -120,7 +120,7 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
     available = onnxruntime.get_available_providers()
     if name not in available:
         gpu = "Those for NVIDIA's GPUs come with: pip install 'pl-compile[gpu]'"
-        if name in onnxruntime.get_all_providers():  # in some build of it
+        if name in onnxruntime.get_all_providers():  # some build of ONNX Runtime has it
             here = ", ".join(available)
             raise ArtifactError(
                 doing, found="this ONNX Runtime was built without it", expected=here, fix=gpu
@@ -132,7 +132,7 @@ def choose(onnxruntime: Any, options: Any, provider: Provider) -> list[Any]:
         raise RequestError(
             doing,
             found=f"options: {', '.join(provider.options)}",
-            expected="none: it would take no notice of them",
+            expected="none: this provider takes no options",
             fix="Leave them out.",
         )
     if name in _ON_CUDA:
@@ -146,7 +146,7 @@ def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> 
     name = provider.full_name
     try:
         onnxruntime.register_execution_provider_library(name, str(provider.library))
-    except Exception as error:  # the library's errors share no base of their own
+    except Exception as error:  # the library's errors have no common base class
         if "already" not in str(error):
             raise ArtifactError(
                 doing,
@@ -172,8 +172,8 @@ def _plug_in(onnxruntime: Any, options: Any, provider: Provider, doing: str) -> 
 def load_cuda(onnxruntime: Any) -> None:
     """Loads CUDA and cuDNN from NVIDIA's Python packages, where ONNX Runtime does not look itself.
 
-    What is not found there is left to the system's own search; whether that is enough, the session
-    says (`check_used`).
+    What is not found there is left to the system's own search. `check_used` then shows whether that
+    was enough.
     """
     with redirect_stdout(StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
@@ -184,8 +184,8 @@ def load_cuda(onnxruntime: Any) -> None:
 def _nvidia_libraries() -> list[str]:
     """Folders of libraries in NVIDIA's packages, wherever on Python's path these are installed.
 
-    ONNX Runtime looks for them beside itself alone, which is another folder where it was installed
-    with `pip --target`, or into an environment above another one.
+    ONNX Runtime looks for them only beside itself. That is another folder if it was installed with
+    `pip --target`, or into an environment on top of another one.
     """
     found = importlib.util.find_spec("nvidia")
     places = [Path(each) for each in (found.submodule_search_locations or ())] if found else []
@@ -193,7 +193,7 @@ def _nvidia_libraries() -> list[str]:
 
 
 def check_used(session: Any, provider: Provider, model: Path) -> None:
-    """Raises `ArtifactError` where ONNX Runtime has quietly gone to the CPU."""
+    """Raises `ArtifactError` if ONNX Runtime has silently fallen back to the CPU."""
     used = session.get_providers()
     if provider.full_name not in used:
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""The engine on OpenVINO's CPU plug-in: caches in host memory, of which a step gets what it reads.
+"""The engine on OpenVINO's CPU plug-in: caches in host memory; a step gets the part that it reads.
 
 A graph of target `openvino` reads the entries that rows have, and gives those that a step adds
 (`exporters/openvino/`). This engine writes them into the caches. Its attention joins both in memory
@@ -23,15 +23,15 @@ from pl_compile.runtime.engines.step_inputs import step_inputs
 
 _ROW = TARGETS["openvino"]
 
-# A step reads a multiple of so many entries of its rows.
+# The number of entries that a step reads of its rows is a multiple of this.
 _SPAN = 64
 
 # Tokens of a row that are computed together.
 PIECE = 256
 
 # Floats are float32: by default OpenVINO takes bfloat16 where the processor has it. Weights of a
-# few bits are multiplied with activations of 8 bits, as by `onnx-cpu`. Without that, rows were
-# slower, and their last bits depended on how many there were.
+# few bits are multiplied with activations of 8 bits, as by `onnx-cpu`. Without these options rows
+# were slower, and their last bits depended on the number of rows.
 _OPTIONS = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
@@ -43,7 +43,7 @@ def openvino_module(doing: str) -> Any:
     """The package.
 
     Args:
-        doing: for the errors.
+        doing: what is being done, for the errors.
 
     Raises:
         MissingExtraError: it is not installed, or does not load.
@@ -78,7 +78,7 @@ class OpenVinoEngine:
         model: the `model.onnx` of a bundle; its data file lies beside it.
         contract: what the base's graph takes and gives.
         max_batch: rows of the cache. Memory is taken as rows are used.
-        threads: that compute; all cores if None.
+        threads: how many compute; all cores if None.
 
     Raises:
         ArtifactError: OpenVINO is too old or cannot load the model, or the model has other inputs
@@ -159,8 +159,8 @@ class OpenVinoEngine:
         span = -(-max(1, int(step.past_lengths.max())) // _SPAN) * _SPAN
         names = self._contract.added_names
         return {
-            past: np.ascontiguousarray(block[rows, :, :span])
-            for (past, _), block in zip(names, self._caches.blocks, strict=True)
+            past: np.ascontiguousarray(array[rows, :, :span])
+            for (past, _), array in zip(names, self._caches.arrays, strict=True)
         }
 
     def _infer(self, inputs: Mapping[str, NDArray[Any]]) -> None:
@@ -180,10 +180,10 @@ class OpenVinoEngine:
         """Writes what the run has added after each row's entries."""
         places = step.past_lengths[:, None] + np.arange(step.input_ids.shape[1])
         index = (np.arange(len(places))[:, None], slice(None), places)
-        for (_, added), block in zip(self._contract.added_names, self._caches.blocks, strict=True):
-            # numpy puts the axis of heads last but one where a slice stands between two lists.
+        for (_, added), array in zip(self._contract.added_names, self._caches.arrays, strict=True):
+            # A slice stands between two lists, so numpy puts the axis of heads last but one.
             new = self._request.get_tensor(added).data
-            block[rows][index] = new.transpose(0, 2, 1, 3)
+            array[rows][index] = new.transpose(0, 2, 1, 3)
 
 
 def _compile(openvino: Any, model: Path, threads: int | None) -> Any:
@@ -200,7 +200,7 @@ def _compile(openvino: Any, model: Path, threads: int | None) -> Any:
 
 
 def _lowest_id_first(graph: Any) -> Any:
-    """The graph, whose `TopK` then orders equal logits by id: ONNX does, OpenVINO need not."""
+    """The graph with a `TopK` that orders equal logits by id: ONNX does, OpenVINO need not."""
     for operation in graph.get_ops():
         if operation.get_type_name() == "TopK":
             operation.set_attribute("stable", True)
@@ -208,7 +208,7 @@ def _lowest_id_first(graph: Any) -> Any:
 
 
 def _last_line_of(error: RuntimeError) -> str:
-    """What OpenVINO says: above it stand the places of its source."""
+    """OpenVINO's message; the lines above it name places in its source."""
     return first_line_of("\n".join(reversed(str(error).strip().splitlines())))
 
 
@@ -219,7 +219,7 @@ def _check_graph(compiled: Any, contract: GraphContract, model: Path) -> None:
         for name, tensor in contract.tensors_of_added("float32").items()
     }
     found = {
-        # One value may have several names, of which a known one counts.
+        # A value may have several names; the one that the contract knows counts.
         min(value.get_names(), key=lambda name: name not in expected): _described(value)
         for value in (*compiled.inputs, *compiled.outputs)
     }

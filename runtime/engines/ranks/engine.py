@@ -1,8 +1,8 @@
 """One engine made of several: ranks that each hold a part of the base and step together.
 
-A rank may be an engine in this process, or a process of its own (`local_group.py`), as tensor
-parallelism needs it: sums over ranks are made inside of the graphs, while all ranks run. What a
-rank is given differs in one thing: of a prefix, it gets its own heads.
+A rank may be an engine in this process, or a process of its own (`local_group.py`). Tensor
+parallelism needs the latter: sums over ranks are made inside the graphs, while all ranks run. All
+ranks are given the same, except that each gets only its own attention heads of a prefix.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ from pl_compile.runtime.engines.engine import (
     prefix_length,
 )
 
-# Prompts that are remembered, here and by each rank: a prefix is sent once, not for each row.
+# How many prompts are remembered, here and by each rank: so a prefix is sent once, not for each
+# row.
 REMEMBERED = 32
 
 
@@ -32,8 +33,8 @@ class RankPrompt:
     """A prompt as one rank gets it.
 
     Attributes:
-        rows: as in `Prompt`; none where nothing asks for them.
-        prefix_kv: as in `Prompt`, with the rank's own heads; None in a step: that reads none.
+        rows: as in `Prompt`; of length 0 where no id needs them.
+        prefix_kv: as in `Prompt`, with the rank's own heads; None in a step, which reads no prefix.
         task_id: as in `Prompt`.
     """
 
@@ -43,7 +44,7 @@ class RankPrompt:
 
 
 class Rank(Protocol):
-    """One rank: calls of a method of its engine, begun on all ranks before any is waited for."""
+    """One rank. A call of its engine is begun on all ranks before any of them is waited for."""
 
     def begin(self, method: str, *arguments: Any) -> None:
         """Begins a call."""
@@ -84,7 +85,7 @@ class RankedEngine:
         return logits, tokens
 
     def step_on_each(self, step: Step) -> list[Logits]:
-        """As `step`, with the logits of every rank: for those who compare them."""
+        """As `step`, but gives the logits of every rank, to compare them."""
         return [logits.copy() for logits, _ in self._each(self._step_calls(step))]
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
@@ -106,7 +107,7 @@ class RankedEngine:
     def _step_calls(self, step: Step) -> list[tuple[Any, ...]]:
         """The same step for all ranks, with as much of its prompts as it reads."""
         asked_for = (step.input_ids >= self.vocab).any()
-        # One object for each prompt: rows of one task bring it to a process once.
+        # One object for each prompt, so that it is sent to a process once for all rows of a task.
         read = {
             key: RankPrompt(each.rows if asked_for else each.rows[:0], None, each.task_id)
             for key, each in {id(each): each for each in step.prompts}.items()
@@ -115,12 +116,12 @@ class RankedEngine:
         return [("step", replace(step, prompts=prompts))] * len(self._ranks)
 
     def _divided(self, prompt: Prompt, prefix: PrefixKv) -> list[RankPrompt]:
-        """The part of each rank; the same objects for the same prompt, while it is remembered."""
+        """Each rank's part of a prompt; the same objects again while the prompt is remembered."""
         if id(prompt) not in self._parts:
             if len(self._parts) == REMEMBERED:
                 self._parts.clear()
             heads = [prefix[:, :, heads.start : heads.stop] for heads in self._heads]
-            none = prompt.rows[:0]  # a row is begun with its prefix alone
+            none = prompt.rows[:0]  # `admit` needs only the prefix
             self._parts[id(prompt)] = (
                 prompt,
                 [RankPrompt(none, np.ascontiguousarray(own), prompt.task_id) for own in heads],
@@ -128,7 +129,7 @@ class RankedEngine:
         return self._parts[id(prompt)][1]
 
     def _each(self, calls: Sequence[tuple[Any, ...]], *, first_only: bool = False) -> list[Any]:
-        """Makes a call on every rank; all results, or the first rank's where only it is asked."""
+        """Makes a call on every rank. Returns all results, or (`first_only`) the first rank's."""
         for rank, (method, *arguments) in zip(self._ranks, calls, strict=True):
             rank.begin(method, *arguments)
         return [rank.result() for rank in self._ranks]

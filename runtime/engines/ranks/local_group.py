@@ -1,4 +1,4 @@
-"""Ranks as processes of this machine: how they start, what they are told, how all of them end.
+"""Ranks as processes of this machine: how they start, what they are told, and how they end.
 
 What runs in each of them is `rank_process.py`.
 """
@@ -23,9 +23,9 @@ from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.ranks.engine import REMEMBERED, RankedEngine, RankPrompt
 from pl_compile.runtime.engines.ranks.nccl import unique_id
 
-# Seconds that a rank has to load its part.
+# Seconds that a rank has to load its part of the base.
 _START_SECONDS = 600.0
-# And to end by itself, before it is killed.
+# Seconds that a rank has to end by itself, before it is killed.
 _END_SECONDS = 5.0
 
 
@@ -34,14 +34,14 @@ class RankOptions:
     """What a rank's process opens.
 
     Attributes:
-        folder: of the rank's files.
+        folder: holds the rank's files.
         target: that they were built for.
         contract: of the rank.
         rank: which it is.
-        memory: descriptor of the memory in which ranks on CPU meet; None for others.
-        shared: by which ranks on GPUs find each other; None for others.
+        memory: file descriptor of the memory that ranks on CPU share; None for others.
+        shared: the id by which ranks on GPUs find each other; None for others.
         max_batch: rows of its cache.
-        threads: that it computes with.
+        threads: with how many it computes.
         spin: whether waiting threads keep their cores busy.
         dtype: of the caches.
     """
@@ -61,8 +61,8 @@ class RankOptions:
 class LocalGroup(RankedEngine):
     """Ranks as processes on this machine, started and ended with this object.
 
-    When one of them ends or fails, all end, and every call raises. When this process ends, however
-    it does, they end too.
+    When one of them ends or fails, all end, and every later call raises. When this process ends for
+    any reason, they end too.
 
     Args:
         folder: holds `rank0/`, `rank1/`, … as the compiler wrote them.
@@ -71,7 +71,7 @@ class LocalGroup(RankedEngine):
         max_batch: rows of the cache.
         threads: of each rank; the machine's cores divided among them if None.
         dtype: of the caches.
-        on_gpus: whether each rank has a GPU, and their sums are NCCL's.
+        on_gpus: whether each rank has a GPU, and NCCL makes their sums.
 
     Raises:
         RankError: a rank cannot start; it says why.
@@ -125,7 +125,7 @@ class LocalGroup(RankedEngine):
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the ranks."""
+        """The ids of the ranks' processes."""
         return [process.pid for process in self._processes]
 
     def close(self) -> None:
@@ -150,8 +150,8 @@ class LocalGroup(RankedEngine):
                 process.begin(method, *arguments)
             waiting = {process.connection: process for process in self._processes}
             while waiting:
-                # In the order in which they answer: one that ends is seen at once, whatever the
-                # others wait for.
+                # Read in the order in which they answer: so a rank that ends is noticed at once,
+                # whatever the others wait for.
                 ready = wait(list(waiting), seconds)
                 if not ready:
                     raise RankError(doing, found=f"no answer in {seconds:.0f} seconds")
@@ -159,8 +159,8 @@ class LocalGroup(RankedEngine):
                     assert isinstance(connection, Connection)
                     waiting.pop(connection).receive()
         except BaseException as error:
-            # Whatever it is (Ctrl-C among others), answers may be under way that nobody would
-            # expect later, and ranks may wait in a sum that is never complete.
+            # After any error (also Ctrl-C) answers may still arrive that no later call expects, and
+            # ranks may wait in a sum that never completes.
             found = error.found if isinstance(error, RankError) else "a call was interrupted"
             self._failed = found
             for process in self._processes:
@@ -177,7 +177,7 @@ class _RankProcess:
         self.rank, self.doing, self.wanted = rank, "", True
         ours, theirs = socketpair()
         with theirs:
-            # -P: what lies in the working directory is no package of ours.
+            # -P: packages in the working directory must not be imported in place of ours.
             command = [sys.executable, "-P", "-m", "pl_compile.runtime.engines.ranks.rank_process"]
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
@@ -211,7 +211,7 @@ class _RankProcess:
         return self._answer
 
     def end(self) -> None:
-        self.connection.close()  # which it takes as the end
+        self.connection.close()  # the rank then ends
 
     def kill(self) -> None:
         self._process.kill()
@@ -224,13 +224,13 @@ class _RankProcess:
             self._process.wait()
 
     def _short(self, argument: Any) -> Any:
-        """A prompt with a prefix is sent once, and named by its number afterwards."""
+        """A prompt with a prefix is sent once; after that only its number is sent."""
         if not isinstance(argument, RankPrompt):
             return argument
         if id(argument) in self._sent:
             return SentPrompt(self._sent[id(argument)][1], None)
         if len(self._sent) == REMEMBERED:
-            self._sent.clear()  # the rank has others in their places from now on
+            self._sent.clear()  # the rank puts others in their places from now on
         number = len(self._sent)
         self._sent[id(argument)] = (argument, number)
         return SentPrompt(number, argument)
@@ -245,14 +245,14 @@ class _RankProcess:
             self.doing,
             found=f"rank {self.rank} (process {self.pid}) {how}",
             expected="all ranks alive; the others were ended too",
-            fix="Look for its own words on standard error, or for a lack of memory; then open it "
+            fix="Look for its message on standard error, or for a lack of memory; then open it "
             "again.",
         )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a rank answers where a call raised.
+    """What a rank answers if a call raised.
 
     Attributes:
         text: of the error.
@@ -267,7 +267,7 @@ class SentPrompt:
 
     Attributes:
         number: its place among those that the rank remembers.
-        prompt: None where the rank has it there already.
+        prompt: None if the rank has it already.
     """
 
     number: int
@@ -276,7 +276,7 @@ class SentPrompt:
 
 @contextmanager
 def _meeting_place(ranks: int, doing: str) -> Iterator[int]:
-    """Shared memory as a file descriptor. It has no name, so nothing of it can be left behind."""
+    """Shared memory as a file descriptor. It has no name, so no file can remain of it."""
     size = kernels.group_bytes(ranks)
     handle = os.memfd_create("plc-ranks")
     try:

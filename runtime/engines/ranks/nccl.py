@@ -12,7 +12,7 @@ _CAPSULE = b"ncclComm_t"
 
 
 def unique_id() -> bytes:
-    """What the leader gives to all ranks, so that they find each other.
+    """An id that the leader gives to all ranks, so that they find each other.
 
     Raises:
         MissingExtraError: `nccl4py` is not installed.
@@ -23,9 +23,9 @@ def unique_id() -> bytes:
 
 
 def communicator_of(rank: int, ranks: int, shared: bytes) -> Any:
-    """The communicator of a rank; every rank calls this, and none returns before all have.
+    """The communicator of a rank. Every rank calls this; it returns when all have called it.
 
-    It must outlive each context that it is given to.
+    The communicator must outlive each context that it is given to.
 
     Raises:
         MissingExtraError: `nccl4py` is not installed.
@@ -51,7 +51,7 @@ def _in_our_words(doing: str) -> Iterator[None]:
         yield
     except PlcError:
         raise
-    except Exception as error:  # of nccl4py, of what finds its library, or of CUDA
+    except Exception as error:  # from nccl4py, from the search for its library, or from CUDA
         raise RankError(
             doing,
             found=first_line_of(error),

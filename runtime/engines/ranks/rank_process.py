@@ -2,8 +2,9 @@
 
     python -m pl_compile.runtime.engines.ranks.rank_process FILE_DESCRIPTOR
 
-Over the socket come `(method, arguments, wanted)`; back goes the result where it is wanted, or what
-failed. The first call is "open". It ends when the leader closes the socket, or is gone.
+The process reads `(method, arguments, wanted)` from the socket. It sends back the result, where it
+is wanted, or what failed. The first call is "open". It ends when the leader closes the socket, or
+is gone.
 """
 
 import os
@@ -33,13 +34,13 @@ def main() -> None:
     prompts: dict[int, RankPrompt] = {}
     while True:
         try:
-            # A copy of the leader that was forked keeps the socket open when the leader is gone.
+            # If the leader was forked, its copy keeps the socket open after the leader is gone.
             while not connection.poll(_LOOK_SECONDS):
                 if os.getppid() != leader:
                     os._exit(0)
             method, arguments, wanted = connection.recv()
         except (EOFError, OSError):
-            # At once: destructors would wait for threads in a sum that is never complete.
+            # At once: destructors would wait for threads in a sum that never completes.
             os._exit(0)
         answer: Any
         try:
@@ -52,9 +53,9 @@ def main() -> None:
                     answer = None  # the leader takes the first rank's
         except PlcError as error:
             answer = Failure(str(error))
-        except Exception as error:  # whatever it is, the leader must hear of it
+        except Exception as error:  # the leader must hear of every error
             if os.getppid() != leader:
-                os._exit(0)  # nobody is there to hear of it
+                os._exit(0)  # the leader is gone
             traceback.print_exc()
             answer = Failure(f"{type(error).__name__}: {error}; its traceback is on standard error")
         try:

@@ -1,6 +1,6 @@
-"""Memory, streams and graphs of a GPU, by NVIDIA's `cuda-bindings`.
+"""Memory, streams and graphs of a GPU, through NVIDIA's `cuda-bindings`.
 
-Written to CUDA's documented interface and never run by this project, which had no GPU; a test
+Written to CUDA's documented interface. This project, which had no GPU, never ran it; a test
 compares the names that are used here with those of the package.
 """
 
@@ -20,7 +20,7 @@ from pl_compile.shapes import Float32, Shape
 
 AnyArray = Annotated[NDArray[Any], Shape("...")]
 
-# Bytes of a number in a cache, by the words of `Precision.dtype`.
+# Bytes of a number in a cache, by `Precision.dtype`.
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -52,7 +52,7 @@ class Cuda:
             ) from error
         self.stream = self.call("cudaStreamCreate")
         self._held: set[int] = set()
-        # With this object goes its memory; at the end of the process the driver takes it all.
+        # Its memory is freed with this object; at the end of the process the driver frees all.
         weakref.finalize(self, _release, self.api, self._held).atexit = False
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -63,7 +63,7 @@ class Cuda:
         """
         try:
             error, *results = getattr(self.api, name)(*arguments)
-        except RuntimeError as missing:  # the bindings cannot find CUDA's library
+        except RuntimeError as missing:  # the bindings do not find CUDA's library
             raise ArtifactError(
                 f"calling {name}", found=str(missing), fix="Install NVIDIA's driver and CUDA."
             ) from missing
@@ -77,7 +77,7 @@ class Cuda:
 
     @property
     def compute_capability(self) -> str:
-        """Of the GPU, such as "8.9"."""
+        """The GPU's compute capability, such as "8.9"."""
         kinds = self.api.cudaDeviceAttr
         parts = [
             self.call("cudaDeviceGetAttribute", kind, self.device)
@@ -89,7 +89,7 @@ class Cuda:
         return ".".join(str(int(part)) for part in parts)
 
     def allocate(self, size: int) -> int:
-        """Zeroed memory; its address."""
+        """Takes memory and sets it to zero; returns its address."""
         address = int(self.call("cudaMalloc", size))
         self._held.add(address)
         self.zero(address, size)
@@ -100,12 +100,12 @@ class Cuda:
         self.call("cudaMemsetAsync", address, 0, size, self.stream)
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
+        """Frees memory."""
         self._held.discard(address)
         self.call("cudaFree", address)
 
     def upload(self, address: int, array: AnyArray) -> None:
-        """Copies a contiguous array to the GPU; it may change afterwards."""
+        """Copies a contiguous array to the GPU; after the call the array may change."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
@@ -118,13 +118,13 @@ class Cuda:
     def copy_rows(
         self, to: int, pitch: int, source: int, source_pitch: int, width: int, count: int, kind: Any
     ) -> None:
-        """Copies `count` pieces of `width` bytes, each a pitch behind the one before."""
+        """Copies `count` pieces of `width` bytes, each a pitch after the one before."""
         self.call(
             "cudaMemcpy2DAsync", to, pitch, source, source_pitch, width, count, kind, self.stream
         )
 
     def wait(self) -> None:
-        """Waits for all that was begun."""
+        """Waits for all calls that were begun."""
         self.call("cudaStreamSynchronize", self.stream)
 
 
@@ -149,7 +149,7 @@ class CudaCaches:
         self._head = contract.capacity * self._entry
         self._row = contract.kv_heads * self._head
         self.addresses = [cuda.allocate(max_batch * self._row) for _ in contract.cache_names]
-        cuda.wait()  # whoever reads them may do so on a stream of its own
+        cuda.wait()  # a reader may use another stream
 
     def place(self, row: int, prefix_kv: PrefixKv) -> None:
         """See `Caches.place`."""
@@ -161,7 +161,7 @@ class CudaCaches:
             self._cuda.copy_rows(
                 to, self._head, part.ctypes.data, width, width, self._contract.kv_heads, kind
             )
-        self._cuda.wait()  # the arrays are gone after this
+        self._cuda.wait()  # the arrays are freed when this returns
 
     def keep(self, rows: Sequence[int], entries: int) -> None:
         """See `Caches.keep`."""
@@ -204,13 +204,13 @@ def stored(array: Annotated[Float32, Shape("...")], dtype: str) -> AnyArray:
     """float32 as a cache stores it; bfloat16, which numpy lacks, as its bits in uint16."""
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(array).view(np.uint32)
-        # To the nearest, ties to even.
+        # Rounds to the nearest, ties to even.
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.ascontiguousarray(array.astype(dtype))
 
 
 def widened(array: AnyArray, dtype: str) -> Annotated[Float32, Shape("...")]:
-    """What `stored` made, as float32."""
+    """The reverse of `stored`: float32 again."""
     if dtype == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)

@@ -1,7 +1,7 @@
 """The engine on a TensorRT plan: caches bound once and aliased, profiles for prompts and tokens.
 
-All but the GPU, which is `gpu_plan.py`: so it is run and checked on what TensorRT's parser made of
-the graph, interpreted in numpy (`checks/interpreted_engine.py`).
+The GPU itself is in `gpu_plan.py`. So this file can be run and checked without one, on what
+TensorRT's parser made of the graph, interpreted in numpy (`checks/interpreted_engine.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pl_compile.runtime.engines.engine import Logits, OfRows, PrefixKv, Prompt, 
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.shapes import Shape
 
-# Places of the profiles, in the order in which exporters/tensorrt/api.py builds them.
+# Numbers of the profiles, in the order in which exporters/tensorrt/api.py builds them.
 PROMPT_PROFILE, TOKEN_PROFILE = 0, 1
 
 Array = Annotated[NDArray[Any], Shape("batch ...")]
@@ -28,10 +28,10 @@ class Binding:
     """An input or output of a plan.
 
     Attributes:
-        shape: -1 where it may differ from step to step.
+        shape: sizes; -1 where a size may differ from step to step.
         dtype: "float32", "float16", "bfloat16", "int64" …
-        is_input: whether it is one.
-        alias: the input whose memory an output must have; None where there is none.
+        is_input: whether it is an input.
+        alias: the input whose memory an output must share; None if it shares none.
     """
 
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class Binding:
 
 
 class Plan(Protocol):
-    """What runs steps: a plan on a GPU, or something with its face.
+    """What runs steps: a plan on a GPU, or anything with the same interface.
 
     Attributes:
         bindings: inputs and outputs by name.
@@ -60,7 +60,7 @@ class Plan(Protocol):
         """One step over neighbouring rows of the caches.
 
         Args:
-            first: of the rows; 0 with `TOKEN_PROFILE`.
+            first: the first of the rows; 0 with `TOKEN_PROFILE`.
             inputs: all but the caches, contiguous, `[batch, …]` each.
             profile: `PROMPT_PROFILE` or `TOKEN_PROFILE`.
 
@@ -73,13 +73,13 @@ class TensorRtEngine:
     """An engine on a plan.
 
     Args:
-        plan: what runs.
+        plan: what runs the steps.
         contract: what its graph takes and gives.
         max_batch: rows of its caches.
         dtype: of the caches.
 
     Raises:
-        ArtifactError: the plan's inputs and outputs are others than the contract says.
+        ArtifactError: the plan's inputs and outputs are not those of the contract.
     """
 
     def __init__(self, plan: Plan, contract: GraphContract, *, max_batch: int, dtype: str) -> None:
@@ -99,11 +99,11 @@ class TensorRtEngine:
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """See `Engine.step`."""
-        # TensorRT would drop what falls beyond the capacity, and say nothing.
+        # TensorRT would silently drop what lies beyond the capacity.
         assert step.fits(self.capacity, self.max_batch)
-        # The profile for tokens holds a prompt table of one row.
+        # The profile for tokens takes a prompt table of one row.
         virtual = (step.input_ids >= self.vocab).any()
-        # And what was made for it once, a graph of CUDA's among it, begins at the first row.
+        # And what is kept for this profile, such as a CUDA graph, begins at the first row.
         tokens_only = step.input_ids.shape[1] == 1 and not virtual and step.first == 0
         profile = TOKEN_PROFILE if tokens_only else PROMPT_PROFILE
         outputs = self._plan.run(step.first, step_inputs(self._contract, step), profile)
@@ -128,7 +128,7 @@ class TensorRtEngine:
 def check_bindings(found: Mapping[str, Binding], contract: GraphContract, dtype: str) -> None:
     """Raises `ArtifactError` unless names, shapes, types and aliases are those of the contract.
 
-    A cache's output must share the memory of its input: else a step would write into nothing.
+    A cache's output must share the memory of its input: else what a step writes would be lost.
     """
     expected = {
         name: Binding(

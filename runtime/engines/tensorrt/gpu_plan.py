@@ -1,7 +1,7 @@
 """A TensorRT plan on a GPU: what it was built for, execution contexts, CUDA graphs, NCCL.
 
-Written to TensorRT's documented interface and never run by this project, which had no GPU; tests
-run it on a GPU that is host memory (tests/runtime/test_tensorrt_engine.py).
+Written to TensorRT's documented interface. This project, which had no GPU, never ran it; tests run
+it on a stand-in for a GPU in host memory (tests/runtime/test_tensorrt_engine.py).
 """
 
 import importlib
@@ -25,7 +25,7 @@ _NEWER = 12
 
 
 def installed(target: str, doing: str) -> Any:
-    """The package of a flavour.
+    """TensorRT's Python package for a target.
 
     Raises:
         MissingExtraError: it is not installed, or does not load.
@@ -38,7 +38,7 @@ def installed(target: str, doing: str) -> Any:
 
 
 def check_package(record: PlanRecord, target: str, version: str) -> None:
-    """Raises `ArtifactError` where another package than the installed one built a plan.
+    """Raises `ArtifactError` if a plan was built by another package than the installed one.
 
     Args:
         record: of the plan.
@@ -55,11 +55,11 @@ def check_package(record: PlanRecord, target: str, version: str) -> None:
 
 
 def check_gpu(record: PlanRecord, capability: str) -> None:
-    """Raises `ArtifactError` where a plan was built for other GPUs.
+    """Raises `ArtifactError` if a plan was built for other GPUs.
 
     Args:
         record: of the plan.
-        capability: of the GPU that is here, such as "8.9".
+        capability: of this machine's GPU, such as "8.9".
     """
     usual = PLAN_TARGETS[record.flavour].usual_gpus
     listed = record.compute_capabilities or usual
@@ -86,20 +86,21 @@ def open_plan(
 ) -> TensorRtEngine:
     """The engine on a bundle's plan. Not run by this project.
 
-    What can be refused from the bundle alone is refused before the GPU is asked for anything.
+    Problems that the bundle alone shows are reported before the GPU is used.
 
     Args:
         folder: holds `model.plan` and `plan.json`.
         target: "tensorrt-rtx" or "tensorrt".
         contract: of the graph, or of the rank's.
-        max_batch: rows of its caches; at most what the plan was built for, which is what None
-            means.
+        max_batch: rows of its caches; at most what the plan was built for, which is also the
+            default (None).
         dtype: of the caches.
         rank: which GPU.
-        communicator: address of NCCL's, where there are several ranks; it outlives the engine.
+        communicator: address of NCCL's communicator, where there are several ranks; it must outlive
+            the engine.
 
     Raises:
-        ArtifactError: there is no plan, or it is one of something else, or does not load.
+        ArtifactError: there is no plan, it belongs to something else, or it does not load.
         MissingExtraError: TensorRT is not installed.
     """
     record = read_plan_record(folder)
@@ -161,12 +162,12 @@ class GpuPlan:
         self.bindings = _bindings_of(trt, self._engine)
         self._names = contract.cache_names
         self._communicator = None if plugin is not None else communicator
-        # One for prompts, and one for token steps of each number of rows: a captured graph is void
-        # once its context is given other shapes.
+        # One context for prompts, and one for token steps of each number of rows: a captured graph
+        # becomes invalid when its context gets other shapes.
         self._contexts: dict[int, Any] = {}
         self._memory: dict[str, tuple[int, int]] = {}
-        # Of token steps by rows: a graph, captured at the second step of that many; None where
-        # TensorRT does not let it be captured.
+        # CUDA graphs of token steps, by number of rows. Each is captured at the second such step;
+        # None where TensorRT does not allow it.
         self._graphs: dict[int, Any] = {}
         self._seen: set[int] = set()
 
@@ -208,7 +209,8 @@ class GpuPlan:
             _must(context.set_optimization_profile_async(profile, stream), "take a profile")
             self._cuda.wait()
             if self._communicator is not None:
-                # All ranks make this call together, or none returns from it: they step together.
+                # All ranks must make this call together, else none returns from it. They step
+                # together, so they do.
                 capsule = capsule_of(self._communicator)
                 _must(context.set_communicator(capsule), "take NCCL's communicator")
             self._contexts[key] = context
@@ -232,7 +234,7 @@ class GpuPlan:
         _must(context.execute_async_v3(int(self._cuda.stream)), "begin a step")
 
     def _captured(self, context: Any) -> Any:
-        """A step as a graph; None where it cannot be captured, which costs time alone."""
+        """A step as a CUDA graph; None if it cannot be captured, which only costs time."""
         modes = self._cuda.api.cudaStreamCaptureMode
         mode = modes.cudaStreamCaptureModeThreadLocal
         self._cuda.call("cudaStreamBeginCapture", self._cuda.stream, mode)
@@ -248,7 +250,7 @@ class GpuPlan:
         return captured
 
     def _place(self, name: str, size: int) -> int:
-        """Memory for an input or output; where it has to move, captured graphs are void."""
+        """Memory for an input or output. If it has to move, captured graphs are dropped."""
         address, held = self._memory.get(name, (0, 0))
         if held < size:
             self._cuda.wait()
