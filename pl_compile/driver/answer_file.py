@@ -72,7 +72,7 @@ def check_output(path: Path) -> None:
         raise ArtifactError(
             doing,
             found=found,
-            expected="no file there, or one of lines such as earlier answers",
+            expected="no file there, or one with lines of text, such as earlier answers",
             fix="Choose another --output.",
         )
 

@@ -95,7 +95,7 @@ def _file(path: Path) -> dict[str, Any]:
         bundle = next((p for p in path.absolute().parents if (p / MANIFEST).is_file()), None)
         if bundle is None:
             raise
-        fix = f"Its bundle is looked into whole: plc inspect {bundle}"
+        fix = f"Look into the whole bundle: plc inspect {bundle}"
         raise ArtifactError(
             error.doing, found=error.found, expected=error.expected, fix=fix
         ) from error

@@ -148,9 +148,9 @@ def _kernels(target: Target) -> Finding:
     except KernelsError as error:
         return Finding(name, False, str(error))
     except OSError as error:
-        return Finding(name, False, f"built, and do not load: {error}; install pl-compile again")
+        return Finding(name, False, f"built, but do not load: {error}; install pl-compile again")
     if found is None:
-        detail = f"not built: {kernels.HOW_TO_BUILD} Their bundles run, slower."
+        detail = f"not built: {kernels.HOW_TO_BUILD} Their bundles run, but slower."
         return Finding(name, False, detail)
     others = [name for name in kernels.instruction_sets() if name != found]
     return Finding(name, True, f"{found} (also here: {', '.join(others)})" if others else found)
@@ -183,7 +183,7 @@ def _gpu(gpus: Gpus) -> Finding:
         many = f"{gpus.count}, the first" if gpus.count > 1 else "one,"
         return Finding(name, True, f"{many} of compute capability {gpus.capability}")
     if gpus.driver is None:
-        return Finding(name, False, f"{gpus.why_not}: targets for a GPU can not run here")
+        return Finding(name, False, f"{gpus.why_not}: targets for a GPU cannot run here")
     return Finding(name, False, f"{gpus.driver}, but {gpus.why_not}")
 
 
@@ -246,7 +246,7 @@ def _building(trt: Any) -> tuple[str, str]:
     try:
         from pl_compile.exporters.tensorrt.api import has_collectives, logger_of
     except ImportError as error:
-        return f"what writes its graphs is missing ({error}): pip install 'pl-compile[export]'", ""
+        return f"packages for graphs are missing ({error}): pip install 'pl-compile[export]'", ""
     if not hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
         return "it has no layer for caches: 10.15 or newer is needed", ""
     said: list[tuple[str, str]] = []

@@ -47,7 +47,7 @@ def find_base_of(table: Path, base: str | None) -> Path:
     if recorded is None:
         raise BaseModelError(
             f"looking for the base of {table}",
-            found="no config.yaml of a run beside it that names one",
+            found="no config.yaml of a run beside it that names a base",
             fix="Name the base with --base.",
         )
     return find_base(str(recorded.data))

@@ -141,7 +141,7 @@ def _check_whole(path: Path) -> None:
 
 def _warn(error: Exception) -> None:
     warnings.warn(
-        f"the kernels of target native-cpu do not load, its bundles run slower: {error}",
+        f"the kernels of target native-cpu do not load, so its bundles run slower: {error}",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -155,7 +155,7 @@ def _check_interface(library: ctypes.CDLL, path: Path) -> None:
             f"loading the kernels {path}",
             found=f"they have interface {found}, so another version of pl-compile built them",
             expected=f"interface {_INTERFACE}",
-            fix="Install pl-compile again. Without the file bundles run too, slower.",
+            fix="Install pl-compile again. Without the file bundles run, but slower.",
         )
 
 

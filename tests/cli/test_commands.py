@@ -170,7 +170,7 @@ def test_a_file_of_a_bundle_names_the_bundle(plc: Any, work: Path) -> None:
 
     assert code == 1
     assert "no safetensors: the length" in err
-    assert err.endswith(f"Its bundle is looked into whole: plc inspect {work / 'bundle'}\n")
+    assert err.endswith(f"Look into the whole bundle: plc inspect {work / 'bundle'}\n")
 
 
 def test_a_fetched_base_is_looked_into_by_its_name(

@@ -488,7 +488,7 @@ def test_a_library_that_was_cut_short_is_said_and_not_loaded(
     library.write_bytes(data[: int(kept if kept >= 1 else kept * len(data))])
     monkeypatch.setattr(kernels, "library_path", lambda: library)
 
-    with pytest.warns(RuntimeWarning, match="do not load, its bundles run slower: .*cut.so"):
+    with pytest.warns(RuntimeWarning, match="do not load, so its bundles run slower: .*cut.so"):
         kernels.register(onnxruntime.SessionOptions())
 
     assert kernels.arithmetic() == "standard operators"
