@@ -246,10 +246,7 @@ def _building(trt: Any) -> tuple[str, str]:
     try:
         from pl_compile.exporters.tensorrt.api import has_collectives, logger_of
     except ImportError as error:
-        return (
-            f"packages for graphs are missing ({error}): pip install 'pl-compile[export]'",
-            "",
-        )
+        return f"packages for graphs are missing ({error}): pip install 'pl-compile[export]'", ""
     if not hasattr(trt.LayerType, "KV_CACHE_UPDATE"):
         return "it has no layer for caches: 10.15 or newer is needed", ""
     said: list[tuple[str, str]] = []
