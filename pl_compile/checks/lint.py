@@ -35,7 +35,8 @@ class TaskLint:
         task: its name.
         smallest_norm: of a virtual token's row, or of its keys and values.
         largest_norm: likewise.
-        embedding_norm: median of the base's embeddings; None beside a learned prefix.
+        embedding_norm: median of the base's embeddings as its first layer sees them; None beside a
+            learned prefix.
         bos: whether its sequences open with BOS.
         head_tokens: tokens before its first field.
         room: tokens that are left in the cache for fields and answer.
@@ -72,7 +73,7 @@ def lint_tasks(
         base: its folder, whose files name end tokens.
         tokenizer: the base's.
     """
-    median = float(np.median(np.linalg.norm(embedding, axis=1)))
+    median = config.embedding_scale * float(np.median(np.linalg.norm(embedding, axis=1)))
     with_bos = [entry.task.taskname for entry in entries if entry.bos_id is not None]
     try:
         ends, unread = end_tokens(base, tokenizer, config.vocab), []

@@ -29,6 +29,8 @@ class DecoderConfig:
         tied: whether the head is the transposed embedding.
         rope_theta: base of the rotary frequencies; 0 where positions are learned.
         bos_id: token that opens a sequence, if the base has one.
+        embedding_scale: rows of the embedding are multiplied by it before the first layer; those of
+            prompts are learned as they enter that, and are not.
         own: a frozen dataclass of the family's, with the numbers that only its own file reads; they
             enter the fingerprint. None where it has none.
     """
@@ -46,6 +48,7 @@ class DecoderConfig:
     tied: bool
     rope_theta: float = 0.0
     bos_id: int | None = None
+    embedding_scale: float = 1.0
     own: Any = None
 
     def __post_init__(self) -> None:

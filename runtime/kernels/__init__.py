@@ -19,7 +19,7 @@ from typing import Any
 from pl_compile.errors import KernelsError, RankError
 
 # The interface that this file and the library agree on; `plc_kernels_interface` says the library's.
-_INTERFACE = 3
+INTERFACE = 3
 # What bundles note of the kernels' arithmetic. It grows with every change to the bits of a result.
 _ARITHMETIC = 2
 
@@ -147,11 +147,11 @@ def _warn(error: Exception) -> None:
 def _check_interface(library: ctypes.CDLL, path: Path) -> None:
     number = getattr(library, "plc_kernels_interface", None)
     found = 1 if number is None else number()  # the first one had no number
-    if found != _INTERFACE or not hasattr(library, "plc_kernels_name"):
+    if found != INTERFACE or not hasattr(library, "plc_kernels_name"):
         raise KernelsError(
             f"loading the kernels {path}",
             found=f"they have interface {found}, so another version of pl-compile built them",
-            expected=f"interface {_INTERFACE}",
+            expected=f"interface {INTERFACE}",
             fix="Install pl-compile again. Without the file bundles run too, slower.",
         )
 
