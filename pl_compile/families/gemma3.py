@@ -194,7 +194,8 @@ GEMMA3 = Family(
         "head_dim": 8,
         "intermediate_size": 40,
         "max_position_embeddings": 96,
-        "initializer_range": 0.3,
+        "initializer_range": 0.05,  # more, and a tied head repeats one token
+        "pad_token_id": None,  # its row would be all zeros
         "layer_types": [_LOCAL, _GLOBAL, _LOCAL],
         "sliding_window": 5,
         "query_pre_attn_scalar": 12,
@@ -207,6 +208,6 @@ GEMMA3 = Family(
         "hidden_size": 96,
         "head_dim": 16,
         "intermediate_size": 160,
-        "initializer_range": 0.1,
+        "initializer_range": 0.02,
     },
 )

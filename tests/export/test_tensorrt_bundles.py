@@ -59,6 +59,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama": write_tiny_base(root / "llama", "llama", seed=8, blocks=True),
         "groups": write_tiny_base(root / "groups", "llama", blocks=True, kv_heads=3),
         "gpt2": write_tiny_base(root / "gpt2", "gpt2", blocks=True),
+        "gemma3_text": write_tiny_base(root / "gemma3_text", "gemma3_text", blocks=True),
     }
 
 
