@@ -208,6 +208,6 @@ GEMMA3 = Family(
         "hidden_size": 96,
         "head_dim": 16,
         "intermediate_size": 160,
-        "initializer_range": 0.02,
+        "initializer_range": 0.05,
     },
 )

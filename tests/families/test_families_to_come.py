@@ -1,7 +1,7 @@
 """Families that are not read yet, each described in a file's worth: a row more is all they need.
 
 They are short of what a real one needs (every key of config.json, refusals), but compute what
-transformers does. Among them is all that a definition may ask of its blocks.
+transformers does. They and those that are read ask all of their blocks that a definition may.
 """
 
 import math
