@@ -134,10 +134,12 @@ class FrozenBase:
         Returns:
             float32 `[layers, 2, kv_heads, seq, head_dim]`, on the CPU.
         """
-        line = token_ids.to(self.device)[None]
+        from transformers import DynamicCache
+
+        line, cache = token_ids.to(self.device)[None], DynamicCache()
         with torch.no_grad():
-            output = self.inside(lambda: self._body(input_ids=line, use_cache=True))
-        layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in output.cache.layers]
+            self.inside(lambda: self._body(input_ids=line, cache=cache, use_cache=True))
+        layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
         return all_heads(torch.stack(layers), self.team).float().cpu()
 
     def own_heads(self, prefix_kv: Tensor) -> Tensor:

@@ -168,7 +168,8 @@ class TorchEngine:
         """A cache that grows in place, holding the prefix if there is one."""
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self._model.config)
+        # Told of the config, it would forget what no window sees any more.
+        cache = DynamicCache()
         if prefix_kv is not None:
             own = self._base.own_heads(torch.from_numpy(prefix_kv))
             layers = own.to(self._model.device, self._model.dtype)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from pl_compile.artifact.bundle import KERNELS_AT_FIRST
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
@@ -27,6 +28,7 @@ from pl_compile.exporters.exporter import Job, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import check_blocks, check_options, quantize_passes, when
+from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import Library, LinkFunctions
@@ -41,6 +43,10 @@ from pl_compile.passes.use_packed_attention import (
 
 # Heads are a multiple of what a vector holds.
 _HEADS = 16
+
+# The interface of runtime/kernels that has more, and what attention takes in all of them.
+_THIRD = 3
+_ATTENTION_OF_ALL = {"heads", "kv_heads"}
 
 # The inputs of a weight in blocks; lows are left out where there are no offsets.
 _STORED = ("codes", "steps", "lows")
@@ -87,6 +93,24 @@ def _lower(job: Job) -> Sequence[GraphPass]:
         *when(candidates > 0, SampleInGraph(candidates)),
         LinkFunctions(LIBRARY),
     ]
+
+
+def kernels_needed(model: ir.Model) -> int:
+    """The first interface whose kernels compute every call of a lowered graph right.
+
+    Those of an earlier one would pass over in silence what they do not know of a call.
+    """
+    calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
+    return _THIRD if any(_is_of_third(call) for call in calls) else KERNELS_AT_FIRST
+
+
+def _is_of_third(call: ir.Node) -> bool:
+    """Whether a call says what came with the third interface: see docs/kernels.md."""
+    if call.op_type == PACKED_ATTENTION:
+        last = max(index for index, value in enumerate(call.inputs) if value is not None)
+        return last > PACKED_INPUTS.index("sin") or bool(call.attributes.keys() - _ATTENTION_OF_ALL)
+    gated = call.attributes.get("gated")
+    return gated is not None and GATES.get(gated.as_int()) == GEGLU
 
 
 def _product_body(call: ir.Node) -> ir.Function:

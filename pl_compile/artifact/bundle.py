@@ -84,6 +84,9 @@ NOTHING_LOST = "round to nearest, nothing lost"
 # Files without a sum. Reports hold times, so equal exports differ in them; no runtime reads them.
 _NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
 
+# The interface of our kernels that bundles need which do not say.
+KERNELS_AT_FIRST = 2
+
 # What a task learned: a tensor in a file of its own name, and how many axes it has.
 _LEARNED_AXES = {"prompt": 2, "prefix_kv": 5}
 
@@ -133,6 +136,8 @@ class Manifest:
         toolchain: package name to version.
         parity: the result of the comparison with the reference.
         precision: how the base's numbers are stored.
+        kernels: the first interface of this project's kernels that computes the graph right; where
+            they are missing, its calls' bodies do.
     """
 
     base: BaseIdentity
@@ -142,12 +147,15 @@ class Manifest:
     toolchain: Mapping[str, str]
     parity: Verdict
     precision: Precision = Precision()
+    kernels: int = KERNELS_AT_FIRST
 
     def __post_init__(self) -> None:
         """Refuses tasks that no bundle could have."""
         doubled = [name for name, count in Counter(self.tasks).items() if count > 1]
         checks = {f"task '{name}' is named twice": False for name in doubled}
         checks["no task is named"] = bool(self.tasks)
+        least = f"kernels {self.kernels}, expected at least {KERNELS_AT_FIRST}"
+        checks[least] = self.kernels >= KERNELS_AT_FIRST
         check_all(ConfigError, "reading what the bundle is", checks)
 
 
@@ -340,6 +348,9 @@ def write_manifest(
     files = records_of(bundle, left_out=_NOT_SUMMED, noted=noted)
     stored = _StoredManifest(**{**vars(manifest), "files": files})
     content = {"format": FORMAT, "version": VERSION, **plain_from_config(stored)}
+    if manifest.kernels == KERNELS_AT_FIRST:
+        # Releases with older kernels know no such key, and so refuse what they would get wrong.
+        del content["kernels"]
     write_json(bundle / MANIFEST, content)
 
 

@@ -35,7 +35,8 @@ class TaskLint:
         task: its name.
         smallest_norm: smallest norm of a virtual token's row, or of its keys and values.
         largest_norm: the largest one.
-        embedding_norm: median norm of the base's embeddings; None for a learned prefix.
+        embedding_norm: median norm of the base's embeddings as its first layer sees them; None for
+            a learned prefix.
         bos: whether its sequences begin with BOS.
         head_tokens: tokens before its first field.
         room: cache entries that are left for fields and answer.
@@ -72,7 +73,7 @@ def lint_tasks(
         base: its folder, whose files name end tokens.
         tokenizer: the base's.
     """
-    median = float(np.median(np.linalg.norm(embedding, axis=1)))
+    median = config.embedding_scale * float(np.median(np.linalg.norm(embedding, axis=1)))
     with_bos = [entry.task.taskname for entry in entries if entry.bos_id is not None]
     try:
         ends, unread = end_tokens(base, tokenizer, config.vocab), []

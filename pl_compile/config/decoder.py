@@ -29,6 +29,8 @@ class DecoderConfig:
         tied: whether the LM head is the transposed embedding.
         rope_theta: base of the rotary frequencies; 0 where positions are learned.
         bos_id: token that opens a sequence, if the base has one.
+        embedding_scale: the embedding of a token is multiplied by it before the first layer. The
+            rows of prompts are not: they are learned as the first layer sees them.
         own: a frozen dataclass with the numbers that only this family has and reads; they are a
             part of the fingerprint. None where there are no such numbers.
     """
@@ -46,6 +48,7 @@ class DecoderConfig:
     tied: bool
     rope_theta: float = 0.0
     bos_id: int | None = None
+    embedding_scale: float = 1.0
     own: Any = None
 
     def __post_init__(self) -> None:

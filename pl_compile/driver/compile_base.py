@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.artifact.bundle import MODEL_NAME, rank_folder
+from pl_compile.artifact.bundle import KERNELS_AT_FIRST, MODEL_NAME, rank_folder
 from pl_compile.artifact.plan_record import PLAN_RECORD, PlanRecord, read_plan_record
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.build import BuildOptions
@@ -15,6 +15,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
 from pl_compile.driver.build_plans import note_gpu
 from pl_compile.exporters.exporter import Exporter, Job
+from pl_compile.exporters.native.cpu import kernels_needed
 from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import PassRecord, clear_dumps, run_passes
@@ -65,11 +66,13 @@ class CompiledBase:
         passes: what each pass did; with several ranks, to the first one's graph.
         weight_errors: what rounding did to each weight; with several ranks, under `rank{r}/`.
         plans: one record for each TensorRT plan that was built.
+        kernels: as in the manifest.
     """
 
     passes: tuple[PassRecord, ...]
     weight_errors: tuple[WeightError, ...]
     plans: tuple[PlanRecord, ...]
+    kernels: int
 
 
 def compile_base(
@@ -97,7 +100,7 @@ def compile_base(
     """
     exporter, options = recipe.exporter, recipe.options
     baked = recipe.baked
-    passes, errors, plans = [], [], []
+    passes, errors, plans, kernels = [], [], [], KERNELS_AT_FIRST
     if dump_to is not None:
         clear_dumps(dump_to)
     for shard in recipe.shards:
@@ -117,6 +120,7 @@ def compile_base(
         job = Job(config, contract, options, seen)
         dump = None if dump_to is None else dump_to / name
         run = run_passes(model, exporter.passes(job).all, dump_to=dump, progress=progress)
+        kernels = max(kernels, kernels_needed(model))
         passes.append(run.records)
         errors += [
             replace(error, weight=f"{name}/{error.weight}".lstrip("/"))
@@ -125,7 +129,7 @@ def compile_base(
         exporter.build(model, place, contract, options, progress)
         if (place / PLAN_RECORD).is_file():
             plans.append(note_gpu(place, read_plan_record(place)))
-    return CompiledBase(passes[0], tuple(errors), tuple(plans))
+    return CompiledBase(passes[0], tuple(errors), tuple(plans), kernels)
 
 
 def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRuntimeEngine:

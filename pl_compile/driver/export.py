@@ -140,7 +140,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             ),
         )
         progress.say("summing up")
-        manifest = manifest_of(inputs, checks, precision)
+        manifest = manifest_of(inputs, compiled, checks, precision)
         write_manifest(staging, manifest, files)
         read_back(staging, inputs)
     return ExportResult(

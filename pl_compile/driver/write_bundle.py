@@ -79,7 +79,9 @@ def report_of_export(
     )
 
 
-def manifest_of(inputs: ExportInputs, checks: Checks, precision: Precision) -> Manifest:
+def manifest_of(
+    inputs: ExportInputs, compiled: CompiledBase, checks: Checks, precision: Precision
+) -> Manifest:
     """The content of `manifest.json` except for the sums."""
     exporter = inputs.recipe.exporter
     return Manifest(
@@ -90,6 +92,7 @@ def manifest_of(inputs: ExportInputs, checks: Checks, precision: Precision) -> M
         toolchain={"plc": __version__, **exporter.describe(), **kernels_of(inputs.target)},
         parity=checks.passed,
         precision=precision,
+        kernels=compiled.kernels,
     )
 
 

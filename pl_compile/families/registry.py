@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from pl_compile.families.family import Family
+from pl_compile.families.gemma3 import GEMMA3
 from pl_compile.families.gpt2 import GPT2
 from pl_compile.families.llama import LLAMA
 from pl_compile.families.settings import Settings
@@ -53,4 +54,4 @@ def _contradictions(family: Family) -> list[str]:
 
 
 # In the order in which messages and pages name them.
-FAMILIES = registered(LLAMA, GPT2)
+FAMILIES = registered(LLAMA, GPT2, GEMMA3)

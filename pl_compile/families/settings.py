@@ -1,6 +1,6 @@
 """The settings of a config.json, each checked as it is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pl_compile.config.sizes import MOST
@@ -84,19 +84,50 @@ class Settings:
             )
         return count, width
 
-    def rope_theta(self) -> float:
+    def layer_kinds(self, known: Sequence[str], usual: Sequence[str]) -> Sequence[str]:
+        """The kind of each layer, as `layer_types` lists them.
+
+        Args:
+            known: the kinds that are computed.
+            usual: those of all layers where there is no list.
+
+        Raises:
+            BaseModelError: another kind, or not one for each layer.
+        """
+        kinds = self.get("layer_types", list, list(usual), null=True)
+        if len(kinds) != len(usual) or not all(kind in known for kind in kinds):
+            raise BaseModelError(
+                self._doing,
+                found=f"'layer_types' is {kinds!r:.80}",
+                expected=f"{' or '.join(known)} for each of {len(usual)} layers",
+            )
+        return kinds
+
+    def rope_theta(
+        self,
+        kind: str = "",
+        *,
+        theta: str = "rope_theta",
+        scaling: str = "rope_scaling",
+        default: float = 10000.0,
+    ) -> float:
         """The base of the rotary frequencies, in whichever of its places it stands.
+
+        Args:
+            kind: of the layers, where `rope_parameters` has settings for each kind.
+            theta: its older place.
+            scaling: the older place of the settings beside it; "" where they never had another.
+            default: what it is where nothing says it.
 
         Raises:
             BaseModelError: positions that are scaled, or places that contradict each other.
         """
-        ropes = [self._rope(key) for key in ("rope_parameters", "rope_scaling")]
+        ropes = [self._rope("rope_parameters", kind), self._rope(scaling)]
         if all(ropes) and ropes[0] != ropes[1]:
             # transformers takes the second whole: what the first alone says would be lost.
             raise BaseModelError(
                 self._doing,
-                found=f"'rope_parameters' is {ropes[0]!r:.80}, "
-                f"and 'rope_scaling' is {ropes[1]!r:.80}",
+                found=f"'rope_parameters' is {ropes[0]!r:.80}, and '{scaling}' is {ropes[1]!r:.80}",
                 expected="one of the two",
             )
         rope = ropes[1] or ropes[0]
@@ -104,10 +135,8 @@ class Settings:
         if "rope_theta" in rope:
             given["rope_theta of its rotary settings"] = rope["rope_theta"]
         # Null beside a number says nothing; alone it is no number.
-        if self._values.get("rope_theta") is not None or (
-            "rope_theta" in self._values and not given
-        ):
-            given["rope_theta"] = self._values["rope_theta"]
+        if self._values.get(theta) is not None or (theta in self._values and not given):
+            given[theta] = self._values[theta]
         for place, value in given.items():
             if type(value) not in (int, float) or not 1 <= value <= _FLOAT32_MAX:
                 raise BaseModelError(
@@ -118,13 +147,21 @@ class Settings:
         if len(set(given.values())) > 1:
             said = ", and ".join(f"{place} is {value!r:.80}" for place, value in given.items())
             raise BaseModelError(self._doing, found=said, expected="one number")
-        return float(next(iter(given.values()), _DEFAULT_THETA))
+        return float(next(iter(given.values()), default))
 
-    def _rope(self, key: str) -> dict[str, Any]:
-        """The settings of rotary positions that are not scaled."""
+    def _rope(self, key: str, kind: str = "") -> dict[str, Any]:
+        """The settings of rotary positions that are not scaled; of a kind of layers, if given."""
         rope = self._values.get(key) or {}
         if not isinstance(rope, dict):
             raise BaseModelError(self._doing, found=f"'{key}' is {rope!r:.80}", expected="a dict")
+        if kind:
+            if not all(isinstance(each, dict | None) for each in rope.values()):
+                raise BaseModelError(
+                    self._doing,
+                    found=f"'{key}' is {rope!r:.80}",
+                    expected="a dict for each kind of layers",
+                )
+            rope = rope.get(kind) or {}
         # Some files say how much and not of what kind: programs took that for scaled, too.
         problems = [
             f"'{name}' is {value!r:.80}, and scaled positions are not supported"
@@ -156,8 +193,6 @@ class Settings:
             )
         return value
 
-
-_DEFAULT_THETA = 10000.0
 
 # What may stand beside rotary positions, with the value at which they are not scaled.
 _NOT_SCALED = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}

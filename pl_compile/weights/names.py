@@ -8,10 +8,13 @@ family (`families/`) says which of these it has, and where its checkpoint has th
     positions.weight                      [positions, hidden]       learned positions
     layers.{i}.attention_norm.weight      [hidden]                  and .bias of layer norms
     layers.{i}.attention.{q,k,v}.weight   [hidden, heads*head_dim]  and .bias where the base has one
+    layers.{i}.attention.q_norm.weight    [head_dim]                and k_norm, if heads have norms
     layers.{i}.attention.o.weight         [heads*head_dim, hidden]
+    layers.{i}.attention_end_norm.weight  [hidden]                  of attention's result; if any
     layers.{i}.mlp_norm.weight            [hidden]
     layers.{i}.mlp.{gate,up}.weight       [hidden, ffn]             no gate where the MLP has none
     layers.{i}.mlp.down.weight            [ffn, hidden]
+    layers.{i}.mlp_end_norm.weight        [hidden]                  of the MLP's result; likewise
     final_norm.weight                     [hidden]
     head.weight                           [vocab, hidden]           only where it is not tied
 """

@@ -85,7 +85,7 @@ def open_engine(
 
 
 def check_target(bundle: Bundle) -> None:
-    """Raises `ArtifactError` if a bundle was built for a target that this runtime does not run."""
+    """Raises `ArtifactError` if a bundle needs a target or kernels that this runtime lacks."""
     name, graph = bundle.manifest.target, bundle.manifest.graph
     if name not in TARGETS:
         raise ArtifactError(
@@ -93,6 +93,13 @@ def check_target(bundle: Bundle) -> None:
             found=f"target '{name}'",
             expected=" or ".join(f"'{each}'" for each in TARGETS),
             fix="Export it again with one of these as --target.",
+        )
+    if bundle.manifest.kernels > kernels.INTERFACE:
+        raise ArtifactError(
+            f"opening the bundle {bundle.folder}",
+            found=f"a graph for kernels of interface {bundle.manifest.kernels}",
+            expected=f"at most {kernels.INTERFACE}",
+            fix="Use the release of plc that wrote it, or a newer one.",
         )
     if graph.ranks > 1 and not TARGETS[name].ranks:
         raise ArtifactError(

@@ -20,7 +20,7 @@ from pl_compile.errors import KernelsError, RankError
 
 # The version of the interface between this file and the library, which states its own in
 # `plc_kernels_interface`.
-_INTERFACE = 3
+INTERFACE = 3
 # The version of the kernels' arithmetic, noted in bundles. Every change to the bits of a result
 # raises it.
 _ARITHMETIC = 2
@@ -150,11 +150,11 @@ def _warn(error: Exception) -> None:
 def _check_interface(library: ctypes.CDLL, path: Path) -> None:
     number = getattr(library, "plc_kernels_interface", None)
     found = 1 if number is None else number()  # the first one had no number
-    if found != _INTERFACE or not hasattr(library, "plc_kernels_name"):
+    if found != INTERFACE or not hasattr(library, "plc_kernels_name"):
         raise KernelsError(
             f"loading the kernels {path}",
             found=f"they have interface {found}, so another version of pl-compile built them",
-            expected=f"interface {_INTERFACE}",
+            expected=f"interface {INTERFACE}",
             fix="Install pl-compile again. Without the file bundles run, but slower.",
         )
 

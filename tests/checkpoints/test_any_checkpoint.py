@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pl_compile.checkpoints.checkpoint import Checkpoint, Header, open_checkpoint
 from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import check_tensors, load_weights
 
@@ -36,7 +37,7 @@ class InMemory:
         return self._tensors[name][rows]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_weights_and_fingerprint_are_those_of_the_same_tensors_in_files(
     tiny_bases: dict[str, Path], family: str
 ) -> None:

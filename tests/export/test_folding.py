@@ -22,6 +22,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.task_prompt import identity_of
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
@@ -54,7 +55,7 @@ def exported(tiny_bases: dict[str, Path], tmp_path: Path) -> Exported:
 
 
 @pytest.mark.parametrize("prompts", ["input", "baked"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_folded_and_computed_openings_give_the_same_answers(
     exported: Exported, family: str, prompts: str
 ) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
@@ -25,6 +27,7 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.forecast import forecast_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
@@ -106,7 +109,7 @@ def test_the_forecasts_passes_are_those_that_run(request_: ExportRequest, tmp_pa
     ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [BuildOptions(), BuildOptions("int8", block=16)])
 def test_the_forecasts_bytes_are_nearly_those_of_the_file(
     tmp_path: Path, family: str, options: BuildOptions
@@ -276,6 +279,21 @@ def test_lint_finds_what_training_does_not_leave(
         "no EOS ends its answers",
     ]
     assert "times as long as the base's embeddings" in found[1]
+
+
+def test_lint_compares_rows_with_embeddings_as_the_first_layer_sees_them(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tiny_bases["gemma3_text"]
+    table = random_table(base, tmp_path / "table.safetensors")
+    embed = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings()
+    rows = embed(torch.arange(embed.num_embeddings)).detach()
+
+    result = export_bundle(ExportRequest(table, base, tmp_path / "bundle", measure_parity=False))
+
+    report = json.loads((result.bundle / "report.json").read_text())
+    expected = float(rows.norm(dim=1).quantile(0.5))
+    assert report["lint"][0]["embedding_norm"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int4"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from pl_compile.artifact.bundle import read_bundle
@@ -15,7 +16,9 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
-from pl_compile.errors import ExportError
+from pl_compile.errors import ArtifactError, ExportError
+from pl_compile.exporters.native.cpu import kernels_needed
+from pl_compile.families.registry import FAMILIES
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
 from pl_compile.runtime import kernels
 from pl_compile.runtime.requests import Request
@@ -36,7 +39,7 @@ OPTIONS = [
 def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("native-bases")
     # Random weights with which most tokens agree in 4 bits: not all do.
-    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in ("llama", "gpt2")}
+    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in FAMILIES}
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["none", "int8", "int4", "int4-table"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bundles_are_near_torch_and_rows_are_themselves_to_the_last_bit(
     exported: Exported, family: str, options: BuildOptions
 ) -> None:
@@ -84,7 +87,7 @@ def test_a_bundle_answers_the_same_where_the_kernels_are_missing(
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bodies_stay_near_the_kernels(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, family: str, quantize: Any
 ) -> None:
@@ -115,6 +118,61 @@ def test_self_tests_that_other_kernels_computed_have_a_limit_of_their_own(
 
     assert limits() == {limit}
     assert kernels_of("onnx-cpu") == {}
+
+
+def test_what_older_kernels_would_leave_out_is_in_the_manifest_and_nothing_else_is(
+    exported: Exported,
+) -> None:
+    """Releases with older kernels know no such key: they refuse it."""
+    options = BuildOptions("int8")
+
+    def said(family: str) -> dict[str, Any]:
+        bundle = exported(family, family, options=options, measure_parity=False).bundle
+        content: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+        assert read_bundle(bundle).manifest.kernels == content.get("kernels", 2)
+        return content
+
+    assert said("gemma3_text")["kernels"] == kernels.INTERFACE
+    assert "kernels" not in said("llama")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "interface"),
+    [
+        ({}, 6, 2),
+        ({}, 7, 3),
+        ({"scale": 0.5}, 6, 3),
+        ({"window": 4}, 6, 3),
+        ({"softcap": 5.0}, 4, 3),
+    ],
+)
+def test_each_part_of_an_attention_that_older_kernels_pass_over_needs_newer_ones(
+    attributes: dict[str, Any], inputs: int, interface: int
+) -> None:
+    assert kernels_needed(_model_of("PackedAttention", inputs, heads=2, **attributes)) == interface
+
+
+@pytest.mark.parametrize(("gated", "interface"), [(0, 2), (1, 2), (2, 3)])
+def test_a_gate_that_older_kernels_take_for_another_needs_newer_ones(
+    gated: int, interface: int
+) -> None:
+    assert kernels_needed(_model_of("BlockProduct", 3, gated=gated)) == interface
+
+
+def _model_of(op_type: str, inputs: int, **attributes: Any) -> ir.Model:
+    given = [ir.val(str(index)) for index in range(inputs)]
+    call = ir.node(op_type, given, attributes, domain="plc")
+    return ir.Model(ir.Graph(given, call.outputs, nodes=[call]), ir_version=10)
+
+
+def test_a_bundle_for_newer_kernels_than_ours_is_refused(exported: Exported) -> None:
+    bundle = exported(options=BuildOptions("none"), measure_parity=False).bundle
+    path = bundle / "manifest.json"
+    newer = {**json.loads(path.read_text()), "kernels": kernels.INTERFACE + 1}
+    path.write_text(json.dumps(newer))
+
+    with pytest.raises(ArtifactError, match="for kernels of interface 4; expected at most 3"):
+        Session.open(bundle)
 
 
 def test_what_computes_has_a_name_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError, RequestError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Provider, Request, Session
 from pl_compile.runtime.engines.onnxruntime import providers
 from pl_compile.runtime.engines.onnxruntime.providers import provider_of
@@ -32,7 +33,7 @@ REQUESTS = [
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("cuda-bases")
     # Random weights with which most tokens agree in 4 bits: not all do.
-    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in ("llama", "gpt2")}
+    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in FAMILIES}
 
 
 def exported(base: Path, folder: Path, name: str = "bundle", **changes: Any) -> ExportResult:
@@ -54,7 +55,7 @@ def exported(base: Path, folder: Path, name: str = "bundle", **changes: Any) -> 
     ],
     ids=["fp32", "fp16", "int8-fp16", "int4"],
 )
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_its_graphs_compute_what_torch_does(
     bases: dict[str, Path], tmp_path: Path, family: str, options: BuildOptions, limit: float
 ) -> None:

@@ -24,6 +24,7 @@ from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError, MissingExtraError, RequestError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Provider, Request, Session
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
@@ -125,7 +126,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("openvino-bases")
     # Random weights with which most tokens agree in 4 bits: not all do.
-    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in ("llama", "gpt2")}
+    return {f: write_tiny_base(root / f, f, seed=8, blocks=True) for f in FAMILIES}
 
 
 Exported = Callable[..., ExportResult]
@@ -155,7 +156,7 @@ def exported(bases: dict[str, Path], tmp_path: Path) -> Exported:
     ],
     ids=["floats", "sampling", "int8", "int8-channel", "int4"],
 )
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_batches_are_near_torch(
     exported: Exported, bases: dict[str, Path], family: str, options: BuildOptions, limit: float
 ) -> None:

@@ -18,6 +18,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ConfigError, DataError, ExportError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
@@ -37,7 +38,7 @@ Exported = Callable[..., ExportResult]
 @pytest.fixture(scope="module")
 def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("block-bases")
-    return {f: write_tiny_base(root / f, f, blocks=True) for f in ("llama", "gpt2")}
+    return {f: write_tiny_base(root / f, f, blocks=True) for f in FAMILIES}
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_is_rounded_and_its_error_is_stated(
     exported: Exported, family: str, quantize: Any
 ) -> None:
@@ -75,7 +76,7 @@ def test_every_weight_is_rounded_and_its_error_is_stated(
     assert (result.bundle / "base" / "model.onnx.data").stat().st_size < 0.6 * floats
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_eight_bits_stay_near_torch(exported: Exported, family: str) -> None:
     result = exported(family, options=BuildOptions("int8", block=16))
 
@@ -86,7 +87,7 @@ def test_eight_bits_stay_near_torch(exported: Exported, family: str) -> None:
 @pytest.mark.parametrize(
     "options", [BuildOptions("int4", block=16), BuildOptions("int8", block=16)]
 )
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixed_batch_is_bit_equal_to_each_row_alone(
     exported: Exported, family: str, options: BuildOptions
 ) -> None:
@@ -97,7 +98,7 @@ def test_a_mixed_batch_is_bit_equal_to_each_row_alone(
     assert [row["max_abs_difference"] for row in report["checks"]["folded"]] == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_kernels_compute_what_the_codes_stand_for(
     exported: Exported, block_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
@@ -134,7 +135,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
 
 
 @pytest.mark.parametrize(("target", "signed"), [("onnx-cpu", True), ("native-cpu", False)])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_base_that_was_published_in_blocks_of_signed_scales_loses_nothing(
     tmp_path: Path, family: str, target: str, signed: bool
 ) -> None:

@@ -31,6 +31,7 @@ from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
 from pl_compile.exporters.tensorrt.api import ParsedNetwork, layers_of, parse, typed
 from pl_compile.exporters.tensorrt.interpreter import Interpreter
+from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.tensorrt.engine import TensorRtEngine, check_bindings
 from pl_compile.runtime.requests import Request
@@ -58,6 +59,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama": write_tiny_base(root / "llama", "llama", seed=8, blocks=True),
         "groups": write_tiny_base(root / "groups", "llama", blocks=True, kv_heads=3),
         "gpt2": write_tiny_base(root / "gpt2", "gpt2", blocks=True),
+        "gemma3_text": write_tiny_base(root / "gemma3_text", "gemma3_text", blocks=True),
     }
 
 
@@ -100,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("options", "limit"), CASES, ids=["fp32", "fp16", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_precision_is_built_and_near_torch(
     bases: dict[str, Path], tmp_path: Path, family: str, options: BuildOptions, limit: float
 ) -> None:

@@ -29,6 +29,7 @@ from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 from pl_compile.exporters.tensorrt.interpreter import Interpreter
 from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base
@@ -56,7 +57,7 @@ Step = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 @pytest.fixture(scope="module")
 def block_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("trt-bases")
-    return {f: write_tiny_base(root / f, f, blocks=True) for f in ("llama", "gpt2")}
+    return {f: write_tiny_base(root / f, f, blocks=True) for f in FAMILIES}
 
 
 def contract_of(config: DecoderConfig) -> GraphContract:
@@ -116,7 +117,7 @@ def by_onnxruntime(model: Path) -> Step:
 
 
 @pytest.mark.parametrize(("options", "limit"), CASES, ids=["fp32", "fp16", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_parsed_computes_what_onnxruntime_does(
     block_bases: dict[str, Path], tmp_path: Path, family: str, options: BuildOptions, limit: float
 ) -> None:

@@ -197,7 +197,7 @@ def test_a_gpt2_that_computes_otherwise_is_refused(
 def test_another_family_is_refused_with_those_that_are_read(tmp_path: Path, family: object) -> None:
     assert refusal(tmp_path, LLAMA, model_type=family) == (
         f"reading {tmp_path / 'config.json'}: 'model_type' is {family!r}; "
-        "expected a family of: llama, gpt2. "
+        "expected a family of: llama, gpt2, gemma3_text. "
         "Use another base: docs/importing.md says which are read."
     )
 

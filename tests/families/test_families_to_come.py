@@ -1,7 +1,7 @@
 """Families that are not read yet, each described in a file's worth: a row more is all they need.
 
 They are short of what a real one needs (every key of config.json, refusals), but compute what
-transformers does. Among them is all that a definition may ask of its blocks.
+transformers does. They and those that are read ask all of their blocks that a definition may.
 """
 
 import math
@@ -28,10 +28,8 @@ from pl_compile.families.llama import LLAMA
 from pl_compile.families.registry import FAMILIES, registered
 from pl_compile.families.settings import Settings
 from pl_compile.families.weights import (
-    AS_IS,
     TRANSPOSED,
     Biases,
-    Form,
     Weight,
     layer_norm,
     product,
@@ -40,7 +38,6 @@ from pl_compile.families.weights import (
 from pl_compile.testing import random_table, write_tiny_base
 
 _READ = LLAMA.keys.read - {"attention_bias", "mlp_bias", "rope_scaling", "rope_theta"}
-PLUS_ONE = Form(lambda array: array + np.float32(1), lambda shape: shape)
 
 
 def family(name: str, title: str, *own_keys: str, **parts: Any) -> Family:
@@ -93,10 +90,10 @@ def products(config: DecoderConfig, i: int, *, bias: str = "") -> Iterator[Weigh
         yield from product(config, name, stored, TRANSPOSED, bias=False)
 
 
-def head_norms(config: DecoderConfig, i: int, form: Form) -> Iterator[Weight]:
+def head_norms(config: DecoderConfig, i: int) -> Iterator[Weight]:
     for part in "qk":
         stored = f"model.layers.{i}.self_attn.{part}_norm"
-        yield rms_norm(config.head_dim, f"layers.{i}.attention.{part}_norm", stored, form)
+        yield rms_norm(config.head_dim, f"layers.{i}.attention.{part}_norm", stored)
 
 
 def qkv(b: Blocks[V], h: V) -> tuple[V, V, V]:
@@ -119,7 +116,7 @@ def qwen3_weights(config: DecoderConfig) -> Iterator[Weight]:
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
         yield rms_norm(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
         yield rms_norm(config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
-        yield from head_norms(config, i, AS_IS)
+        yield from head_norms(config, i)
         yield from products(config, i)
     yield rms_norm(config.hidden, "final_norm", "model.norm")
 
@@ -155,91 +152,6 @@ QWEN3 = family(
     weights=qwen3_weights,
     definition=qwen3,
     tiny=TINY,
-)
-
-
-# Gemma 3: windows and rotary bases by layer, four norms, embeddings that are scaled for text only
-
-
-@dataclass(frozen=True)
-class Gemma3:
-    """Numbers of a Gemma 3; a window of 0 is none."""
-
-    windows: tuple[int, ...]
-    thetas: tuple[float, ...]
-    query_scale: int
-
-
-def read_gemma3(hf: Settings) -> DecoderConfig:
-    kinds = hf.get("layer_types", list)
-    ropes = hf.get("rope_parameters", dict)
-    windows = {"full_attention": 0, "sliding_attention": hf.get("sliding_window", int)}
-    own = Gemma3(
-        windows=tuple(windows[kind] for kind in kinds),
-        thetas=tuple(ropes[kind]["rope_theta"] for kind in kinds),
-        query_scale=hf.get("query_pre_attn_scalar", int),
-    )
-    return sizes(hf, "gemma3_text", own)
-
-
-def gemma3_weights(config: DecoderConfig) -> Iterator[Weight]:
-    norms = {
-        "attention_norm": "input_layernorm",
-        "attention_end_norm": "post_attention_layernorm",
-        "mlp_norm": "pre_feedforward_layernorm",
-        "mlp_end_norm": "post_feedforward_layernorm",
-    }
-    for i in range(config.layers):
-        for ours, theirs in norms.items():
-            stored = f"model.layers.{i}.{theirs}"
-            yield rms_norm(config.hidden, f"layers.{i}.{ours}", stored, PLUS_ONE)
-        yield from head_norms(config, i, PLUS_ONE)
-        yield from products(config, i)
-    yield rms_norm(config.hidden, "final_norm", "model.norm", PLUS_ONE)
-
-
-def gemma3(b: Blocks[V]) -> V:
-    own: Gemma3 = b.config.own
-    x = b.with_virtual_rows(b.scale(b.embedding(), math.sqrt(b.config.hidden)))
-    for i in range(b.config.layers):
-        rotary = rotary_frequencies(own.thetas[i], b.config.head_dim)
-        x = gemma3_layer(b.layer(i), x, rotary, own.windows[i])
-    return b.head(b.rms_norm(b.last_token(x), "final_norm"))
-
-
-def gemma3_layer(b: Blocks[V], x: V, rotary: Frequencies, window: int) -> V:
-    y = b.attention(
-        *qkv(b, b.rms_norm(x, "attention_norm")),
-        rotary=rotary,
-        scale=b.config.own.query_scale**-0.5,
-        window=window,
-        q_norm="attention.q_norm",
-        k_norm="attention.k_norm",
-    )
-    x = b.add(x, b.rms_norm(b.row_parallel(y, "attention.o"), "attention_end_norm"))
-    h = b.rms_norm(x, "mlp_norm")
-    y = b.row_parallel(b.geglu(b.linear(h, "mlp.gate"), b.linear(h, "mlp.up")), "mlp.down")
-    return b.add(x, b.rms_norm(y, "mlp_end_norm"))
-
-
-GEMMA3 = family(
-    "gemma3_text",
-    "Gemma3",
-    "attention_bias",
-    read=read_gemma3,
-    weights=gemma3_weights,
-    definition=gemma3,
-    tiny=TINY
-    | {
-        "num_hidden_layers": 3,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-            "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
-        },
-        "sliding_window": 4,
-        "query_pre_attn_scalar": 12,
-    },
 )
 
 
@@ -380,7 +292,7 @@ STABLELM = family(
 )
 
 
-@pytest.mark.parametrize("new", [QWEN3, GEMMA3, GRANITE, STABLELM], ids=lambda new: new.name)
+@pytest.mark.parametrize("new", [QWEN3, GRANITE, STABLELM], ids=lambda new: new.name)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_family_that_comes_is_a_file_and_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Family, tied: bool
@@ -394,7 +306,7 @@ def test_a_family_that_comes_is_a_file_and_a_row(
 
 # StableLM is not among them: see below.
 @pytest.mark.parametrize("target", ["onnx-cpu", "native-cpu"])
-@pytest.mark.parametrize("new", [QWEN3, GEMMA3, GRANITE], ids=lambda new: new.name)
+@pytest.mark.parametrize("new", [QWEN3, GRANITE], ids=lambda new: new.name)
 def test_a_family_that_comes_is_compiled_without_another_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Family, target: str
 ) -> None:

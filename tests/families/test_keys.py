@@ -14,6 +14,7 @@ import transformers
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedConfig,
@@ -24,8 +25,16 @@ from pl_compile.families.keys import Keys
 from pl_compile.families.read import read_decoder_config
 from pl_compile.families.registry import FAMILIES
 
-# Asked of a config for layers of other kinds, which `layer_types` would name.
-NOT_OURS = {"number_of_conv_states"}
+# Asked of a config for layers of other kinds, which `layer_types` would name, and of the configs of
+# models that see images too.
+NOT_OURS = {
+    "number_of_conv_states",
+    "get_text_config",
+    "image_token_id",
+    "mm_tokens_per_image",
+    "text_config",
+    "vision_config",
+}
 
 
 def folder_of(base: Path, folder: Path, **changes: Any) -> Path:
@@ -57,7 +66,8 @@ def test_every_name_that_transformers_asks_of_a_config_is_known(family: str) -> 
     """Also those that its class does not have: a file that has them changes what is computed."""
     folder = Path(transformers.__file__).parent
     shared = ("masking_utils.py", "cache_utils.py", "integrations/sdpa_attention.py")
-    model = (folder / f"models/{family}/modeling_{family}.py").read_text(encoding="utf-8")
+    kind = transformers.CONFIG_MAPPING[family]
+    model = inspect.getsource(inspect.getmodule(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]))
     texts = [(folder / name).read_text(encoding="utf-8") for name in shared] + [model]
     asked = {
         name for text in texts for name in re.findall(r'attr\((?:self\.)?\w*config, "(\w+)"', text)
@@ -202,6 +212,53 @@ def test_the_rotary_base_is_that_of_transformers_or_refused(
     assert read >= 40  # what says one thing is read, in whatever place it says it
 
 
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+BY_KIND: list[Any] = [
+    *(..., None, {}, {GLOBAL: None}),
+    {GLOBAL: {"rope_theta": 5000.0}, LOCAL: {"rope_theta": 88.0}},
+    {LOCAL: {"rope_type": "default", "rope_theta": 88}},
+]
+
+
+def test_both_rotary_bases_are_those_of_transformers_or_refused(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    read = 0
+    scalings = (..., None, {"rope_type": "default"}, {"rope_theta": 700.0})
+    older = (..., 5000)
+    for ropes, scaling, theta, local in itertools.product(BY_KIND, scalings, older, (..., 88.0)):
+        folder = folder_of(
+            tiny_bases["gemma3_text"],
+            tmp_path / "c",
+            rope_parameters=ropes,
+            rope_scaling=scaling,
+            rope_theta=theta,
+            rope_local_base_freq=local,
+        )
+        try:
+            ours = read_decoder_config(folder)
+            theirs = Gemma3TextConfig.from_pretrained(folder).rope_parameters
+        except (BaseModelError, KeyError, AttributeError):  # the last two are those of transformers
+            continue
+        assert theirs[GLOBAL]["rope_theta"] == ours.rope_theta
+        assert theirs[LOCAL]["rope_theta"] == ours.own.local_rope_theta
+        read += 1
+    assert read >= 60
+
+
+@pytest.mark.parametrize("pattern", [..., 1, 2, 6])
+def test_windows_without_a_list_of_layers_are_those_of_transformers(
+    tiny_bases: dict[str, Path], tmp_path: Path, pattern: Any
+) -> None:
+    changes = {"sliding_window_pattern": pattern, "layer_types": ..., "sliding_window": ...}
+    folder = folder_of(tiny_bases["gemma3_text"], tmp_path / "c", num_hidden_layers=13, **changes)
+
+    theirs = Gemma3TextConfig.from_pretrained(folder)
+
+    windows = {LOCAL: theirs.sliding_window, GLOBAL: 0}
+    assert read_decoder_config(folder).own.windows == tuple(windows[k] for k in theirs.layer_types)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -267,6 +324,25 @@ def test_weights_that_are_codes_are_refused_before_any_is_looked_for(
         ("llama", {"pad_token_id": 397}, "'pad_token_id' is 397; expected null, or an id below"),
         ("gpt2", {"rope_theta": 1e4}, "'rope_theta' is 10000.0"),
         ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "'layer_types' is "),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 2}, "'layer_types' is .* 3 layers"),
+        ("gemma3_text", {"layer_types": ["chunked_attention"] * 3}, "'layer_types' is .* 3 layers"),
+        ("gemma3_text", {"sliding_window": None}, "'sliding_window' is null"),
+        ("gemma3_text", {"sliding_window": 0}, "'sliding_window' is 0; expected 1 to"),
+        ("gemma3_text", {"layer_types": ..., "sliding_window_pattern": 0}, "_pattern' is 0"),
+        ("gemma3_text", {"head_dim": None}, "'head_dim' is null"),
+        ("gemma3_text", {"query_pre_attn_scalar": 256.5}, "'query_pre_attn_scalar' is 256.5"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is "),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "'final_logit_softcapping' is 30.0"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "'attn_logit_softcapping' is 50.0"),
+        ("gemma3_text", {"hidden_activation": "gelu"}, "'hidden_activation' is 'gelu'"),
+        ("gemma3_text", {"is_causal": None}, "'is_causal' is None"),
+        ("gemma3_text", {"rope_local_base_freq": 1e3}, "rope_local_base_freq is 1000.0"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "a dict for each kind of layers"),
+        (
+            "gemma3_text",
+            {"rope_parameters": ..., "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            "'factor' is 8.0, and scaled positions are not supported",
+        ),
     ],
 )
 def test_what_changes_the_numbers_is_refused_by_name(

@@ -16,6 +16,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import FingerprintError
+from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
@@ -28,7 +29,7 @@ from pl_compile.training.reference import TorchEngine
 
 
 @pytest.mark.parametrize("prompts", ["input", "baked"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_export_agrees_with_torch(
     tiny_bases: dict[str, Path], tmp_path: Path, family: str, prompts: str
 ) -> None:
@@ -137,7 +138,7 @@ def test_a_prefix_at_the_wrong_place_fails_the_comparison(
     assert [parity.passed for parity in result.parity] == [True, True, False]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_prefix_that_tokens_would_make_acts_like_these_tokens(
     tiny_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
@@ -207,7 +208,7 @@ def test_a_base_that_is_loaded_already_can_answer(
     assert tone.text in ("positive", "negative", "neutral")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixed_batch_answers_like_torch_one_by_one(
     tiny_bases: dict[str, Path], tmp_path: Path, family: str
 ) -> None:

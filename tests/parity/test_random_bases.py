@@ -20,7 +20,13 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+)
 
 from pl_compile.artifact.prompt_table import read_prompt_table, write_prompt_table
 from pl_compile.config.build import BuildOptions
@@ -194,6 +200,45 @@ def draw_gpt2(draw: np.random.Generator) -> GPT2Config:
     )
 
 
+def draw_gemma3(draw: np.random.Generator) -> Gemma3TextConfig:
+    like = draw_llama(draw)
+    pattern = int(draw.integers(1, 4))
+    return Gemma3TextConfig(
+        hidden_size=like.hidden_size,
+        num_attention_heads=like.num_attention_heads,
+        num_key_value_heads=like.num_key_value_heads,
+        head_dim=like.head_dim,
+        intermediate_size=like.intermediate_size,
+        num_hidden_layers=like.num_hidden_layers,
+        max_position_embeddings=like.max_position_embeddings,
+        rms_norm_eps=like.rms_norm_eps,
+        attention_bias=like.attention_bias,
+        query_pre_attn_scalar=int(draw.integers(1, 40)),
+        sliding_window=int(draw.choice([2, 5, 12, 60])),
+        sliding_window_pattern=pattern,
+        layer_types=[
+            "full_attention" if layer % pattern == pattern - 1 else "sliding_attention"
+            for layer in range(like.num_hidden_layers)
+        ],
+        rope_parameters={
+            kind: {"rope_type": "default", "rope_theta": float(draw.choice([100.0, 5000.0, 1e6]))}
+            for kind in ("full_attention", "sliding_attention")
+        },
+    )
+
+
+def as_older_versions_wrote(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a base with rotary positions, with the older names of its settings."""
+    ropes = config.pop("rope_parameters")
+    if config["model_type"] == "llama":
+        return config | {"rope_theta": ropes["rope_theta"]}
+    del config["layer_types"]
+    return config | {
+        "rope_theta": ropes["full_attention"]["rope_theta"],
+        "rope_local_base_freq": ropes["sliding_attention"]["rope_theta"],
+    }
+
+
 def randomise(model: Any, seed: int) -> None:
     """Numbers at which every part matters: biases are not 0, and norms not 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -215,7 +260,8 @@ def draw_base(folder: Path, number: int) -> Base:
     draw = np.random.default_rng([SEED, number])
     folder.mkdir()
     opening, going_on = write_tokenizer(folder, draw, is_byte_level=number % 3 != 0)
-    config: Any = (draw_llama if number % 2 else draw_gpt2)(draw)
+    kind = (draw_gpt2, draw_llama, draw_gemma3)[number // 3 % 3]
+    config: Any = kind(draw)
     # Not every table is as long as its tokenizer: some are padded.
     known = opening.get_vocab_size()
     config.vocab_size = known + len(ADDED) + int(draw.choice([0, 1, 6, 47]))
@@ -228,10 +274,9 @@ def draw_base(folder: Path, number: int) -> Base:
     stored = [torch.float32, torch.bfloat16, torch.float16][int(draw.integers(3))]
     size = ["5GB", "20KB"][int(draw.integers(2))]
     model.to(stored).save_pretrained(folder, max_shard_size=size)
-    if number % 4 == 3:  # of the Llamas, each second one as older versions wrote it
+    if kind is not draw_gpt2 and number % 2:
         file = folder / "config.json"
-        plain_config = json.loads(file.read_text(encoding="utf-8"))
-        plain_config["rope_theta"] = plain_config.pop("rope_parameters")["rope_theta"]
+        plain_config = as_older_versions_wrote(json.loads(file.read_text(encoding="utf-8")))
         file.write_text(json.dumps(plain_config), encoding="utf-8")
     about = f"PLC_SEED={SEED}, base {number}, {stored}, files of {size}: {config}"
     return Base(folder, config, opening, going_on, about)

@@ -49,10 +49,11 @@ REQUEST = Request("tone", {"sentence": "who was there at all?"}, max_tokens=6)
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three groups of heads each: two ranks get two groups and one."""
     root = tmp_path_factory.mktemp("rank-bases")
-    return {
-        "llama": write_tiny_base(root / "llama", "llama", blocks=True, kv_heads=3),
-        "gpt2": write_tiny_base(root / "gpt2", "gpt2", blocks=True),
+    sharing = {
+        family: write_tiny_base(root / family, family, blocks=True, kv_heads=3)
+        for family in ("llama", "gemma3_text")
     }
+    return {**sharing, "gpt2": write_tiny_base(root / "gpt2", "gpt2", blocks=True)}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,8 @@ def exported(base: Path, folder: Path, name: str = "bundle", **changes: Any) -> 
         ("llama", "native-cpu", 3),
         ("gpt2", "native-cpu", 2),
         ("gpt2", "onnx-cpu", 3),
+        ("gemma3_text", "onnx-cpu", 2),
+        ("gemma3_text", "native-cpu", 2),
     ],
 )
 def test_ranks_compute_what_one_process_does(

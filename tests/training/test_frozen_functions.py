@@ -14,7 +14,7 @@ from pl_compile.text.render import Rendered
 from pl_compile.training.data.dataset import TrainingSequence
 from pl_compile.training.data.packing import pack
 from pl_compile.training.frozen import attention
-from pl_compile.training.frozen.attention import _PackedAttention, lay_out_attention
+from pl_compile.training.frozen.attention import _Kind, _PackedAttention, lay_out_attention
 from pl_compile.training.frozen.layers import _RmsNorm, _SwiGlu, replace_layers
 from pl_compile.training.frozen.loss import frozen_cross_entropy
 from pl_compile.training.frozen.workspace import Workspace
@@ -60,9 +60,9 @@ def prefixes_of(tasks: set[int], kv_heads: int, length: int) -> dict[int, Tensor
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS.keys())
-@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize(("prefix", "window"), [(0, 0), (2, 0), (2, 3)])
 def test_the_gradient_of_packed_attention_is_the_numeric_one(
-    line: str, heads: tuple[int, int], prefix: int, workspace: Workspace | None
+    line: str, heads: tuple[int, int], prefix: int, window: int, workspace: Workspace | None
 ) -> None:
     batch = pack(LINES[line])
     tasks = {0} if prefix else set()  # of two tasks, the other has none
@@ -82,7 +82,8 @@ def test_the_gradient_of_packed_attention_is_the_numeric_one(
     def attend(query: Tensor, key: Tensor, value: Tensor, *learned: Tensor) -> Tensor:
         left = list(learned)
         given = [None if part is None else left.pop(0) for part in parts]
-        output: Tensor = _PackedAttention.apply(query, key, value, 0.6, layout, *given)  # type: ignore[no-untyped-call]
+        kind = _Kind(0.6, window)
+        output: Tensor = _PackedAttention.apply(query, key, value, kind, layout, *given)  # type: ignore[no-untyped-call]
         return output
 
     assert torch.autograd.gradcheck(attend, (query, key, value, *learned))
@@ -90,8 +91,11 @@ def test_the_gradient_of_packed_attention_is_the_numeric_one(
     assert padded or line != "padding inside a chunk"
 
 
+@pytest.mark.parametrize("window", [0, 1, 3, 5])
 @pytest.mark.parametrize("prefix", [0, 2])
-def test_packed_attention_is_softmax_over_head_prefix_and_the_row_itself(prefix: int) -> None:
+def test_packed_attention_is_softmax_over_head_prefix_and_the_row_itself(
+    prefix: int, window: int
+) -> None:
     batch = pack(LINES["padding inside a chunk"] + rows(1, [3, 4, 1], 2))
     layout = lay_out_attention(batch, prefixes_of({0, 1}, 2, prefix) if prefix else {}, None)
     query = double(4, len(batch.token_ids), WIDTH, seed=1)
@@ -100,7 +104,8 @@ def test_packed_attention_is_softmax_over_head_prefix_and_the_row_itself(prefix:
         part for each in layout.prefixes if each is not None for part in each[0]
     ]
 
-    found = _PackedAttention.apply(query, key, value, 0.6, layout, *parts)  # type: ignore[no-untyped-call]
+    kind = _Kind(0.6, window)
+    found = _PackedAttention.apply(query, key, value, kind, layout, *parts)  # type: ignore[no-untyped-call]
 
     for number, group in enumerate(batch.groups):
         common = list(range(group.common.start, group.common.start + group.common.length))
@@ -114,6 +119,7 @@ def test_packed_attention_is_softmax_over_head_prefix_and_the_row_itself(prefix:
                     if learned is not None:
                         keys = torch.cat([learned[0, 0, query_head // 2], keys])
                         values = torch.cat([learned[0, 1, query_head // 2], values])
+                    keys, values = keys[-window:], values[-window:]  # all of them where it is 0
                     weights = (keys @ query[query_head, place] * 0.6).softmax(-1)
                     torch.testing.assert_close(found[place, query_head], weights @ values)
 

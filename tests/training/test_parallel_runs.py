@@ -92,6 +92,7 @@ SCENARIOS = {
     "data parallel, resumed": Scenario(losses=0, table=0, resumed=True),
     "tensor parallel": Scenario({"parallel": TENSOR}),
     "tensor parallel, prefix": Scenario({"parallel": TENSOR, **PREFIX, **ANSWERS}),
+    "tensor parallel gemma3": Scenario({"parallel": TENSOR, **PREFIX}, family="gemma3_text"),
     "tensor parallel, recomputed": Scenario(
         {"parallel": TENSOR, "trainer": {"max_steps": 2, "activation_checkpointing": True}}
     ),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.errors import BaseModelError
 from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.fingerprint import fingerprint_base
 from pl_compile.weights.names import load_weights, weight_shapes
@@ -26,7 +27,7 @@ def fingerprint(folder: Path) -> str:
     return fingerprint_base(open_checkpoint(folder), read_decoder_config(folder))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_has_our_name_and_shape(tiny_bases: dict[str, Path], family: str) -> None:
     config = read_decoder_config(tiny_bases[family])
 

@@ -15,6 +15,7 @@ from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.checkpoints.safetensors import SafetensorsCheckpoint
 from pl_compile.errors import BaseModelError
 from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
 from pl_compile.weights.fingerprint import FingerprintedCheckpoint, fingerprint_base
 from pl_compile.weights.names import load_weights
 from pl_compile.weights.open_base import open_base
@@ -70,6 +71,27 @@ def test_the_fingerprint_sees_a_changed_config(tiny_bases: dict[str, Path], tmp_
     assert fingerprint(folder) != fingerprint(tiny_bases["llama"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sliding_window": 6},
+        {"layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+        {"query_pre_attn_scalar": 13},
+        {"rope_parameters": {"full_attention": {"rope_theta": 5e3}}},
+        {"rope_parameters": {"sliding_attention": {"rope_theta": 1e2}}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_fingerprint_sees_what_only_a_gemma_has(
+    tiny_bases: dict[str, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = copy_of(tiny_bases["gemma3_text"], tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+
+    assert fingerprint(folder) != fingerprint(tiny_bases["gemma3_text"])
+
+
 class CountedCheckpoint(SafetensorsCheckpoint):
     """Counts how often each tensor is read."""
 
@@ -82,7 +104,7 @@ class CountedCheckpoint(SafetensorsCheckpoint):
         return super().tensor(name)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_loading_the_weights_and_their_fingerprint_reads_each_tensor_once(
     tiny_bases: dict[str, Path], family: str
 ) -> None:

@@ -20,7 +20,7 @@ from pl_compile.training.frozen.workspace import Workspace
 NAME = "plc_packed"
 
 # Options of transformers' attention functions that are computed here.
-_COMPUTED = {"scaling"}
+_COMPUTED = {"scaling", "sliding_window"}
 
 # Rows are computed together as long as padding adds at most this part ...
 _PADDING = 0.25
@@ -63,23 +63,27 @@ class AttentionLayout:
     chunks: tuple[Chunk, ...]
     prefixes: tuple[Tensor | None, ...]
     workspace: Workspace | None
-    _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def mask(self, length: int, before: int, repeats: int, like: Tensor) -> Tensor:
+    def mask(self, length: int, before: int, repeats: int, window: int, like: Tensor) -> Tensor:
         """`[repeats * length, before + length]`: 0 where a query may look, else minus infinity.
 
         Args:
             length: queries of a row.
             before: how many keys stand before all of them.
             repeats: query heads that share a key head.
+            window: how many keys a query sees, its own included; 0: all before it. All keys of a
+                row are neighbours in it, so their distances are those of its positions.
             like: dtype and device.
         """
-        key = (length, before, repeats, like.dtype)
+        key = (length, before, repeats, window, like.dtype)
         if key not in self._masks:
-            later = torch.ones(length, before + length, dtype=torch.bool, device=like.device)
-            later = later.triu(before + 1)
-            mask = torch.zeros(later.shape, dtype=like.dtype, device=like.device)
-            self._masks[key] = mask.masked_fill_(later, float("-inf")).repeat(repeats, 1)
+            ones = torch.ones(length, before + length, dtype=torch.bool, device=like.device)
+            unseen = ones.triu(before + 1)
+            if window:
+                unseen |= ones.tril(before - window)
+            mask = torch.zeros(unseen.shape, dtype=like.dtype, device=like.device)
+            self._masks[key] = mask.masked_fill_(unseen, float("-inf")).repeat(repeats, 1)
         return self._masks[key]
 
 
@@ -144,6 +148,7 @@ def packed_attention(
     *,
     layout: AttentionLayout,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     dropout: float = 0.0,
     position_ids: Tensor | None = None,
     use_cache: bool = False,
@@ -159,10 +164,11 @@ def packed_attention(
         attention_mask: not used: the layout says which tokens see which.
         layout: of the micro-batch.
         scaling: of the scores; if None, one over the square root of `head_dim`.
+        sliding_window: how many tokens one sees, itself included; all before it if None.
         dropout: never active in a frozen base.
         position_ids: not used: queries and keys are rotated already.
         use_cache: not used.
-        options: of other attention functions, such as a window. An option that is not None is
+        options: of other attention functions, such as a softcap. An option that is not None is
             refused, unless the family's attention has it and it is computed here.
 
     Returns:
@@ -171,7 +177,12 @@ def packed_attention(
     Raises:
         BaseModelError: an option that would change the numbers, or may do so.
     """
-    given = {"scaling": scaling, "dropout": dropout or None, **options}
+    given = {
+        "scaling": scaling,
+        "sliding_window": sliding_window,
+        "dropout": dropout or None,
+        **options,
+    }
     known = FAMILIES[module.config.model_type].attention_options & _COMPUTED
     unknown = sorted(name for name in given.keys() - known if given[name] is not None)
     if unknown:
@@ -181,16 +192,29 @@ def packed_attention(
             expected="only options that training computes",
             fix="Use another base: docs/importing.md says which are read.",
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = _Kind(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window or 0)
     prefixes = [
         part
         for prefix in layout.prefixes
         for part in ((None, None) if prefix is None else prefix[module.layer_idx].to(key.dtype))
     ]
     output = _PackedAttention.apply(  # type: ignore[no-untyped-call]
-        query[0], key[0], value[0], scale, layout, *prefixes
+        query[0], key[0], value[0], kind, layout, *prefixes
     )
     return output[None], None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an attention computes.
+
+    Attributes:
+        scale: of the scores.
+        window: see `AttentionLayout.mask`.
+    """
+
+    scale: float
+    window: int
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -206,18 +230,18 @@ class _PackedAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
+        kind: _Kind,
         layout: AttentionLayout,
         *prefixes: Tensor | None,
     ) -> Tensor:
         if any(ctx.needs_input_grad):
             keep = layout.workspace.keep if layout.workspace else (lambda tensor: tensor)
             ctx.save_for_backward(keep(query), keep(key), keep(value), *prefixes)
-            ctx.scale, ctx.layout = scale, layout
+            ctx.kind, ctx.layout = kind, layout
         heads, tokens, width = query.shape
         output = query.new_empty(tokens, heads, width)
         for chunk in layout.chunks:
-            mine = _ChunkProducts(chunk, layout, scale, query, key, value, prefixes)
+            mine = _ChunkProducts(chunk, layout, kind, query, key, value, prefixes)
             output[chunk.places] = mine.merged(mine.weights() @ mine.value)
         return output
 
@@ -228,12 +252,12 @@ class _PackedAttention(torch.autograd.Function):
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
         d_prefixes = [None if part is None else torch.zeros_like(part) for part in prefixes]
         for chunk in ctx.layout.chunks:
-            mine = _ChunkProducts(chunk, ctx.layout, ctx.scale, query, key, value, prefixes)
+            mine = _ChunkProducts(chunk, ctx.layout, ctx.kind, query, key, value, prefixes)
             weights = mine.weights()
             d_output = mine.queries_of(grad.transpose(0, 1), padding=0.0)
             d_scores = d_output @ mine.value.transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_scores, weights, -1, weights.dtype)
-            d_scores *= ctx.scale
+            d_scores *= ctx.kind.scale
             d_query[:, chunk.places] = mine.merged(d_scores @ mine.key).transpose(0, 1)
             g = 2 * chunk.group
             mine.spread(d_scores.transpose(1, 2) @ mine.query, d_key, d_prefixes[g])
@@ -251,13 +275,13 @@ class _ChunkProducts:
         self,
         chunk: Chunk,
         layout: AttentionLayout,
-        scale: float,
+        kind: _Kind,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         prefixes: Sequence[Tensor | None],
     ) -> None:
-        self._chunk, self._layout, self._scale = chunk, layout, scale
+        self._chunk, self._layout, self._kind = chunk, layout, kind
         self._kv_heads, self._repeats = key.shape[0], query.shape[0] // key.shape[0]
         self.rows, self.length = chunk.index.shape
         prefix_key, prefix_value = prefixes[2 * chunk.group : 2 * chunk.group + 2]
@@ -269,8 +293,9 @@ class _ChunkProducts:
     def weights(self) -> Tensor:
         """Attention weights `[kv_heads * rows, repeats * length, before + length]`."""
         before = self.key.shape[1] - self.length
-        mask = self._layout.mask(self.length, before, self._repeats, self.query)
-        scores = torch.baddbmm(mask, self.query, self.key.transpose(1, 2), alpha=self._scale)
+        window, scale = self._kind.window, self._kind.scale
+        mask = self._layout.mask(self.length, before, self._repeats, window, self.query)
+        scores = torch.baddbmm(mask, self.query, self.key.transpose(1, 2), alpha=scale)
         return scores.softmax(-1)
 
     def queries_of(self, line: Tensor, *, padding: float | None = None) -> Tensor:
