@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,7 @@ def _read(hf: Settings) -> DecoderConfig:
     )
 
 
-def _kinds(hf: Settings, layers: int) -> list[str]:
+def _kinds(hf: Settings, layers: int) -> Sequence[str]:
     """The kind of each layer: as a list says, or every so-and-so-manyth is global."""
     pattern = hf.size("sliding_window_pattern", "layers", 6)
     usual = [_LOCAL if (i + 1) % pattern else _GLOBAL for i in range(layers)]

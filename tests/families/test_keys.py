@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def test_every_name_that_transformers_asks_of_a_config_is_known(family: str) -> 
     folder = Path(transformers.__file__).parent
     shared = ("masking_utils.py", "cache_utils.py", "integrations/sdpa_attention.py")
     kind = transformers.CONFIG_MAPPING[family]
-    model = inspect.getsource(inspect.getmodule(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]))
+    model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    model = inspect.getsource(sys.modules[model_class.__module__])
     texts = [(folder / name).read_text(encoding="utf-8") for name in shared] + [model]
     asked = {
         name for text in texts for name in re.findall(r'attr\((?:self\.)?\w*config, "(\w+)"', text)

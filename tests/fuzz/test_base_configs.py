@@ -5,6 +5,7 @@ The oracle is transformers: what we read as the same base must be the same base 
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import PlcError
+from pl_compile.families.gemma3 import Gemma3
 from pl_compile.families.registry import FAMILIES
 from pl_compile.families.weights import Biases
 from pl_compile.testing import assert_close
@@ -132,6 +134,42 @@ def _same(ours: Weights, theirs: Weights) -> bool:
     )
 
 
+def _of_llama(theirs: Any) -> dict[str, Any]:
+    return {
+        "kv_heads": theirs.num_key_value_heads,
+        "head_dim": theirs.head_dim,
+        "ffn": theirs.intermediate_size,
+        "norm_eps": theirs.rms_norm_eps,
+        "rope_theta": theirs.rope_parameters["rope_theta"],
+        "own": Biases(theirs.attention_bias, theirs.mlp_bias),
+    }
+
+
+def _of_gemma3(theirs: Any) -> dict[str, Any]:
+    windows = {"sliding_attention": theirs.sliding_window, "full_attention": 0}
+    ropes = {kind: theirs.rope_parameters[kind]["rope_theta"] for kind in windows}
+    return {
+        "kv_heads": theirs.num_key_value_heads,
+        "head_dim": theirs.head_dim,
+        "ffn": theirs.intermediate_size,
+        "norm_eps": theirs.rms_norm_eps,
+        "rope_theta": ropes["full_attention"],
+        "own": Gemma3(
+            theirs.attention_bias,
+            tuple(windows[kind] for kind in theirs.layer_types),
+            ropes["sliding_attention"],
+            theirs.query_pre_attn_scalar,
+        ),
+    }
+
+
+_OF_FAMILY: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "llama": _of_llama,
+    "gpt2": lambda theirs: {"norm_eps": theirs.layer_norm_epsilon},
+    "gemma3_text": _of_gemma3,
+}
+
+
 def _check(family: str, folder: Path) -> None:
     found = attempt(lambda: _read(folder))
     if isinstance(found, PlcError):
@@ -151,17 +189,7 @@ def _check(family: str, folder: Path) -> None:
         "positions": theirs.max_position_embeddings,
         "tied": theirs.tie_word_embeddings,
     }
-    if family == "llama":
-        sizes |= {
-            "kv_heads": theirs.num_key_value_heads,
-            "head_dim": theirs.head_dim,
-            "ffn": theirs.intermediate_size,
-            "norm_eps": theirs.rms_norm_eps,
-            "rope_theta": theirs.rope_parameters["rope_theta"],
-            "own": Biases(theirs.attention_bias, theirs.mlp_bias),
-        }
-    else:
-        sizes |= {"norm_eps": theirs.layer_norm_epsilon}
+    sizes |= _OF_FAMILY[family](theirs)
     assert {name: getattr(config, name) for name in sizes} == sizes
     same_numbers = all(getattr(config, name) == getattr(expected, name) for name in sizes)
     if same_numbers and _same(weights, their_weights):
