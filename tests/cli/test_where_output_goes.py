@@ -98,8 +98,8 @@ def test_answers_replace_no_table_base_or_graph(
 
     assert (code, err) == (
         1,
-        f"error: writing answers to there: {found}; expected no file there, or one of lines such "
-        "as earlier answers. Choose another --output.\n",
+        f"error: writing answers to there: {found}; expected no file there, or one with lines "
+        "of text, such as earlier answers. Choose another --output.\n",
     )
     assert (tmp_path / "there").read_bytes() == (work / name).read_bytes()
 
