@@ -679,7 +679,9 @@ def test_a_file_of_no_run_is_not_written_over(
     (tmp_path / "mine").write_text('"an event"\n')
     mine.symlink_to(tmp_path / "mine") if linked else shutil.copy(tmp_path / "mine", mine)
 
-    with pytest.raises(TrainingError, match=f"{name.partition('/')[0]} of no run, which the run"):
+    with pytest.raises(
+        TrainingError, match=f"{name.partition('/')[0]}, not of a run, which the run"
+    ):
         run_training(tiny_run(tmp_path / "data", tiny_bases["llama"]), tmp_path / "run")
 
     assert mine.read_text() == '"an event"\n'
