@@ -78,8 +78,7 @@ class GraphBuilder:
 
     def integers(self, *values: int) -> ir.Value:
         """An int64 vector constant."""
-        name = "int64_" + "_".join(str(value).replace("-", "minus") for value in values)
-        return self.initializer(name, np.asarray(values, np.int64))
+        return self.initializer(*int64_vector(*values))
 
     def op(
         self,
@@ -141,6 +140,12 @@ class GraphBuilder:
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="plc")
+
+
+def int64_vector(*values: int) -> tuple[str, NDArray[np.int64]]:
+    """The name and the array of an int64 vector constant: `int64_0_minus1`, `[0, -1]`."""
+    name = "int64_" + "_".join(str(value).replace("-", "minus") for value in values)
+    return name, np.asarray(values, np.int64)
 
 
 def _array(initializer: ir.Value) -> NDArray[Any]:
