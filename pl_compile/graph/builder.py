@@ -58,13 +58,15 @@ class GraphBuilder:
 
     def weight(self, name: str) -> ir.Value:
         """The weight `name` as an initializer."""
+        if name in self._initializers:
+            return self._initializers[name]
         return self.initializer(name, self._weights[name])
 
     def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """An initializer; the same name gives the same value."""
-        if name not in self._initializers:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-            self._initializers[name] = ir.val(name, const_value=tensor)
+        """A new initializer."""
+        assert name not in self._initializers, f"two initializers are called '{name}'"
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        self._initializers[name] = ir.val(name, const_value=tensor)
         return self._initializers[name]
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
@@ -72,13 +74,15 @@ class GraphBuilder:
         for number in itertools.count():
             full = f"{name}.{number}" if number else name
             known = self._initializers.get(full)
-            if known is None or np.array_equal(_array(known), array):
+            if known is None:
                 return self.initializer(full, array)
+            if np.array_equal(_array(known), array):
+                return known
         raise AssertionError("there is always a name that is free")
 
     def integers(self, *values: int) -> ir.Value:
         """An int64 vector constant."""
-        return self.initializer(*int64_vector(*values))
+        return self.constant(*int64_vector(*values))
 
     def op(
         self,

@@ -22,7 +22,9 @@ class Edit:
         """
         if name in self.graph.initializers:
             known = self.graph.initializers[name]
-            assert np.array_equal(array_of(known), array), f"two initializers are called '{name}'"  # type: ignore[arg-type]
+            numbers = array_of(known)
+            assert numbers is not None
+            assert np.array_equal(numbers, array), f"two initializers are called '{name}'"
             return known
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self.graph.register_initializer(value)
