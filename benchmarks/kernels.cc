@@ -42,7 +42,7 @@ std::vector<float> random_floats(size_t count) {
   return values;
 }
 
-void products(const Functions& f, size_t rows, size_t inputs, size_t outputs, size_t bits) {
+void products(const KernelSet& f, size_t rows, size_t inputs, size_t outputs, size_t bits) {
   Weight w{};
   w.inputs = inputs, w.outputs = outputs, w.bits = bits, w.block = 32;
   std::mt19937 random(1);
@@ -64,7 +64,7 @@ void products(const Functions& f, size_t rows, size_t inputs, size_t outputs, si
               1e-9 * double(x.size() * sizeof(float)) / seconds([&] { f.round(p, a, 0, rows); }));
 }
 
-void attention(const Functions& f, size_t seq, size_t past) {
+void attention(const KernelSet& f, size_t seq, size_t past) {
   Attention t{};
   t.batch = 1, t.seq = seq, t.heads = 9, t.kv_heads = 3, t.dim = 64, t.capacity = 1024;
   const std::vector<float> qkv = random_floats(seq * t.width()), turn = random_floats(t.capacity * t.dim / 2);
@@ -86,15 +86,15 @@ void attention(const Functions& f, size_t seq, size_t past) {
 
 int main(int count, char** names) {
   for (int i = 1; i < count; ++i) {
-    const Functions* const* set = available();
+    const KernelSet* const* set = available_sets();
     while (*set && std::strcmp(names[i], (*set)->name)) ++set;
     if (*set) continue;
     std::fprintf(stderr, "%s: this processor has no such set; it has", names[i]);
-    for (set = available(); *set; ++set) std::fprintf(stderr, " %s", (*set)->name);
+    for (set = available_sets(); *set; ++set) std::fprintf(stderr, " %s", (*set)->name);
     std::fprintf(stderr, "\n");
     return 2;
   }
-  for (const Functions* const* set = available(); *set; ++set) {
+  for (const KernelSet* const* set = available_sets(); *set; ++set) {
     const auto named = [&](const char* name) { return !std::strcmp(name, (*set)->name); };
     if (count > 1 && std::none_of(names + 1, names + count, named)) continue;
     std::printf("%s\n", (*set)->name);

@@ -22,7 +22,7 @@ from pl_compile.quantize.moments import Moments
 
 
 @dataclass(frozen=True)
-class Job:
+class PassInputs:
     """What a target's passes depend on.
 
     Attributes:
@@ -38,7 +38,7 @@ class Job:
     moments: Moments | None = None
 
     @property
-    def in_floats(self) -> "Job":
+    def in_floats(self) -> "PassInputs":
         """The same without rounding: what `Stages.floats` is for."""
         return replace(self, options=BuildOptions("none"), moments=None)
 
@@ -72,7 +72,7 @@ class Exporter(Protocol):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """Raises `ExportError` if the target cannot hold this base as asked."""
 
-    def passes(self, job: Job) -> Stages:
+    def passes(self, inputs: PassInputs) -> Stages:
         """The passes, in their order."""
 
     def build(

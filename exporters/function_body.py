@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.graph.builder import OPSET
+from pl_compile.graph.builder import OPSET, int64_vector
 from pl_compile.graph.operators import PLC_DOMAIN, TRT_DOMAIN
 from pl_compile.passes.edit import drop_unused_nodes
 
@@ -30,7 +30,7 @@ class FunctionBody:
         self._call = call
         self._inputs = [ir.val(name) for name in names[: len(call.inputs)]]
         self._known = set(names)
-        self._constants: dict[str, ir.Value] = {}
+        self._constants: dict[str, tuple[ir.Value, NDArray[Any]]] = {}
 
     @property
     def inputs(self) -> Mapping[str, ir.Value]:
@@ -70,16 +70,17 @@ class FunctionBody:
         return node.outputs
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """A constant; the same name gives the same value."""
+        """A constant; the same name gives the same value, and must give the same numbers."""
         if name not in self._constants:
             tensor = ir.tensor(array, name=name)
-            self._constants[name] = self.op("Constant", [], name, value=tensor)
-        return self._constants[name]
+            self._constants[name] = self.op("Constant", [], name, value=tensor), array
+        value, known = self._constants[name]
+        assert np.array_equal(known, array), f"two constants are called '{name}'"
+        return value
 
     def integers(self, *numbers: int) -> ir.Value:
         """A constant int64 vector."""
-        name = "int64_" + "_".join(str(number).replace("-", "minus") for number in numbers)
-        return self.constant(name, np.asarray(numbers, np.int64))
+        return self.constant(*int64_vector(*numbers))
 
     def function(self, *outputs: ir.Value) -> ir.Function:
         """The function, which declares all attributes of the call and reads none.

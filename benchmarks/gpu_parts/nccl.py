@@ -17,6 +17,7 @@ from gpu_parts.report import Job, Report
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.onnxruntime.providers import load_cuda
+from pl_compile.runtime.kernels import rank_sums
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,11 +41,11 @@ def run(report: Report, job: Job) -> None:
         report.expect("a communicator of one rank", address, "an address", address != 0)
         capsule = repr(capsule_of(address))
         report.expect("its capsule for TensorRT", capsule, "ncclComm_t", "ncclComm_t" in capsule)
-        kernels.use_communicator(address)
+        rank_sums.use_communicator(address)
     else:
         memory = job.work / "meeting"
-        memory.write_bytes(bytes(kernels.group_bytes(1)))
-        kernels.join_group(memory, 0, 1)
+        memory.write_bytes(bytes(rank_sums.group_bytes(1)))
+        rank_sums.join_group(memory, 0, 1)
     kinds = {"float32": ir.DataType.FLOAT}
     if job.on_gpu:
         kinds["float16"] = ir.DataType.FLOAT16

@@ -5,11 +5,13 @@ bits reach a tenth of what the processor's integer instructions do, and cannot k
 (docs/performance.md has both measured). The calls, in the domain `plc`:
 
     BlockProduct       a product with weights of 4 or 8 bits in blocks, SwiGLU or GeGLU included
-    BlockLookup        rows of a table that is stored alike
+    BlockLookup        rows of a table in the same layout
     PackedAttention    rotary positions, cache and attention of all heads
 
-Each call has a body in standard operators in the same file. Where the kernels are registered they
-win; elsewhere ONNX Runtime runs the bodies, slower, with the weights as floats in memory.
+Each call has a body in standard operators in the same file, a function of the model. Where a kernel
+is registered for an operator, ONNX Runtime calls it and ignores the function
+(`tests/runtime/test_kernels.py` holds this). Elsewhere it runs the bodies, slower, with the weights
+as floats in memory.
 """
 
 from collections.abc import Sequence
@@ -24,32 +26,36 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, attention_body, gated, library_of
-from pl_compile.exporters.exporter import Job, Stages
+from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import OnnxFiles
-from pl_compile.exporters.options import check_blocks, check_options, quantize_passes, when
+from pl_compile.exporters.options import check_options, when
+from pl_compile.exporters.rounding import check_blocks, quantize_passes
+from pl_compile.graph.kernel_operators import (
+    BLOCK_LOOKUP,
+    BLOCK_LOOKUP_INPUTS,
+    BLOCK_PRODUCT,
+    BLOCK_PRODUCT_INPUTS,
+    GATES,
+    PACKED_ATTENTION,
+    PACKED_ATTENTION_INPUTS,
+    TILE,
+)
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import Library, LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.sample_in_graph import SampleInGraph
-from pl_compile.passes.use_block_products import GATES, TILE, UseBlockProducts
-from pl_compile.passes.use_packed_attention import (
-    PACKED_ATTENTION,
-    PACKED_INPUTS,
-    UsePackedAttention,
-)
+from pl_compile.passes.use_own_products import UseOwnProducts
+from pl_compile.passes.use_packed_attention import UsePackedAttention
 
-# Heads are a multiple of what a vector holds.
-_HEADS = 16
+# The width of a head is a multiple of this: of what a vector of the kernels holds.
+_HEAD_DIM_MULTIPLE = 16
 
 # The interface of runtime/kernels that has more, and what attention takes in all of them.
 _THIRD = 3
 _ATTENTION_OF_ALL = {"heads", "kv_heads"}
-
-# The inputs of a weight in blocks; lows are left out where there are no offsets.
-_STORED = ("codes", "steps", "lows")
 
 
 class NativeCpuExporter(OnnxFiles):
@@ -60,11 +66,11 @@ class NativeCpuExporter(OnnxFiles):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
         check_options(self.target, options)
-        if config.head_dim % _HEADS:
+        if config.head_dim % _HEAD_DIM_MULTIPLE:
             raise ExportError(
                 "choosing this project's kernels",
                 found=f"heads of {config.head_dim}",
-                expected=f"a multiple of {_HEADS}",
+                expected=f"a multiple of {_HEAD_DIM_MULTIPLE}",
                 fix="Use --target onnx-cpu.",
             )
         if options.quantization != "none":
@@ -78,19 +84,23 @@ class NativeCpuExporter(OnnxFiles):
                 )
             check_blocks(config, options, fix="Use --target onnx-cpu, which takes other blocks.")
 
-    def passes(self, job: Job) -> Stages:
+    def passes(self, inputs: PassInputs) -> Stages:
         """See `Exporter.passes`."""
-        return Stages([MergeProducts()], _lower(job), _lower(job.in_floats))
+        return Stages([MergeProducts()], _lower(inputs), _lower(inputs.in_floats))
 
 
-def _lower(job: Job) -> Sequence[GraphPass]:
-    options, candidates = job.options, job.contract.candidates
+def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
+    options, candidates = inputs.options, inputs.contract.candidates
     return [
+        # After MergeProducts: the kernel takes queries, keys and values as one product.
         UsePackedAttention(),
         FuseResidualNorms(),
-        *quantize_passes(options, job.moments, native=True),
-        *when(options.quantization != "none", UseBlockProducts()),
+        # After MergeProducts: `inputs.moments` knows weights by the names that it leaves.
+        *quantize_passes(options, inputs.moments, native=True),
+        # After rounding, before LinkFunctions: it takes the nodes that rounding leaves, and gates.
+        *when(options.quantization != "none", UseOwnProducts()),
         *when(candidates > 0, SampleInGraph(candidates)),
+        # Last: a body is made for each call of the domain plc, so all calls must be there.
         LinkFunctions(LIBRARY),
     ]
 
@@ -108,13 +118,15 @@ def _is_of_third(call: ir.Node) -> bool:
     """Whether a call says what came with the third interface: see docs/kernels.md."""
     if call.op_type == PACKED_ATTENTION:
         last = max(index for index, value in enumerate(call.inputs) if value is not None)
-        return last > PACKED_INPUTS.index("sin") or bool(call.attributes.keys() - _ATTENTION_OF_ALL)
+        return last > PACKED_ATTENTION_INPUTS.index("sin") or bool(
+            call.attributes.keys() - _ATTENTION_OF_ALL
+        )
     gated = call.attributes.get("gated")
     return gated is not None and GATES.get(gated.as_int()) == GEGLU
 
 
 def _product_body(call: ir.Node) -> ir.Function:
-    body = FunctionBody(call, ("x", *_STORED))
+    body = FunctionBody(call, BLOCK_PRODUCT_INPUTS)
     x = body.inputs["x"]
     weight = _weight(body, call)
     gate = GATES.get(call.attributes["gated"].as_int())
@@ -130,8 +142,7 @@ def _product_body(call: ir.Node) -> ir.Function:
 
 
 def _lookup_body(call: ir.Node) -> ir.Function:
-    codes, steps, lows = _STORED
-    body = FunctionBody(call, (codes, steps, "ids", lows))
+    body = FunctionBody(call, BLOCK_LOOKUP_INPUTS)
     weight = _without_padding(body, call, _weight(body, call))
     table = body.op("Transpose", [weight], "table", perm=[1, 0])
     return body.function(body.op("Gather", [table, body.inputs["ids"]], "rows", axis=0))
@@ -145,10 +156,13 @@ def _weight(body: FunctionBody, call: ir.Node) -> ir.Value:
         axis = body.integers(2)
         fifteen = body.constant("fifteen", np.asarray(15, np.uint8))
         four = body.constant("four", np.asarray(4, np.uint8))
-        low = op("Unsqueeze", [op("BitwiseAnd", [codes, fifteen], "low"), axis], "low.half")
-        high = op("BitShift", [codes, four], "high", direction="RIGHT")
-        high = op("Unsqueeze", [high, axis], "high.half")
-        codes = op("Concat", [low, high], "halves", axis=2)
+        lower = op("BitwiseAnd", [codes, fifteen], "low")
+        upper = op("BitShift", [codes, four], "high", direction="RIGHT")
+        nibbles = [
+            op("Unsqueeze", [nibble, axis], f"{name}.half")
+            for name, nibble in (("low", lower), ("high", upper))
+        ]
+        codes = op("Concat", nibbles, "halves", axis=2)
         codes = op("Transpose", [codes], "inputs_first", perm=[1, 2, 4, 0, 3])
     else:
         codes = op("Transpose", [codes], "inputs_first", perm=[1, 3, 0, 2])
@@ -182,7 +196,7 @@ def _without_padding(body: FunctionBody, call: ir.Node, weight: ir.Value) -> ir.
 # The bodies of all calls that this target's passes leave.
 LIBRARY: Library = {
     **library_of(attend_to_longest),
-    PACKED_ATTENTION: lambda call: attention_body(call, PACKED_INPUTS, attend_to_longest),
-    "BlockProduct": _product_body,
-    "BlockLookup": _lookup_body,
+    PACKED_ATTENTION: lambda call: attention_body(call, PACKED_ATTENTION_INPUTS, attend_to_longest),
+    BLOCK_PRODUCT: _product_body,
+    BLOCK_LOOKUP: _lookup_body,
 }

@@ -11,16 +11,17 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, library_of
-from pl_compile.exporters.exporter import Job, Stages
+from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.onnx.files import OnnxFiles
-from pl_compile.exporters.options import check_blocks, check_options, quantize_passes, when
+from pl_compile.exporters.options import check_options, when
+from pl_compile.exporters.rounding import check_blocks, quantize_passes
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.sample_in_graph import SampleInGraph
-from pl_compile.passes.use_block_kernels import UseBlockKernels
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
+from pl_compile.passes.use_mat_mul_nbits import UseMatMulNBits
 
 # GroupQueryAttention takes heads of multiples of these widths, with rotary positions and without.
 _ROTARY_HEADS, _PLAIN_HEADS = 16, 8
@@ -41,18 +42,18 @@ class OnnxCpuExporter(OnnxFiles):
             _check_kernels(options)
             check_blocks(config, options)
 
-    def passes(self, job: Job) -> Stages:
+    def passes(self, inputs: PassInputs) -> Stages:
         """See `Exporter.passes`."""
-        return Stages([MergeProducts()], _lower(job), _lower(job.in_floats))
+        return Stages([MergeProducts()], _lower(inputs), _lower(inputs.in_floats))
 
 
-def _lower(job: Job) -> Sequence[GraphPass]:
-    options, candidates = job.options, job.contract.candidates
+def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
+    options, candidates = inputs.options, inputs.contract.candidates
     return [
-        *when(_is_grouped(job.config), UseGroupedAttention()),
+        *when(_is_grouped(inputs.config), UseGroupedAttention()),
         FuseResidualNorms(),
-        *quantize_passes(options, job.moments, signed=True),
-        *when(options.quantization != "none", UseBlockKernels()),
+        *quantize_passes(options, inputs.moments, signed=True),
+        *when(options.quantization != "none", UseMatMulNBits()),
         *when(candidates > 0, SampleInGraph(candidates)),
         LinkFunctions(library_of(attend_to_longest)),
     ]

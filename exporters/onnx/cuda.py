@@ -10,15 +10,10 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, library_of
-from pl_compile.exporters.exporter import Job, Stages
+from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.onnx.files import OnnxFiles
-from pl_compile.exporters.options import (
-    check_blocks,
-    check_options,
-    precision_passes,
-    quantize_passes,
-    when,
-)
+from pl_compile.exporters.options import check_options, precision_passes, when
+from pl_compile.exporters.rounding import check_blocks, quantize_passes
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.sample_in_graph import SampleInGraph
 
@@ -33,11 +28,11 @@ class OnnxCudaExporter(OnnxFiles):
         check_options(self.target, options)
         check_blocks(config, options)
 
-    def passes(self, job: Job) -> Stages:
+    def passes(self, inputs: PassInputs) -> Stages:
         """See `Exporter.passes`."""
-        options, candidates = job.options, job.contract.candidates
+        options, candidates = inputs.options, inputs.contract.candidates
         lower = [
-            *quantize_passes(options, job.moments, signed=True),
+            *quantize_passes(options, inputs.moments, signed=True),
             *precision_passes(options),
             *when(candidates > 0, SampleInGraph(candidates)),
             LinkFunctions(library_of(attend_to_lengths)),

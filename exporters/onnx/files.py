@@ -18,7 +18,7 @@ _EXTERNAL_FROM_BYTES = 1024
 
 
 class OnnxFiles:
-    """What exporters have in common whose files these are: two methods of `Exporter`."""
+    """The two methods of `Exporter` that all targets with these files share: they inherit them."""
 
     def build(
         self,

@@ -17,16 +17,17 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, onnx_attention
-from pl_compile.exporters.exporter import Job, Stages
+from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import OnnxFiles
-from pl_compile.exporters.options import check_blocks, check_options, quantize_passes, when
+from pl_compile.exporters.options import check_options, when
+from pl_compile.exporters.rounding import check_blocks, quantize_passes
 from pl_compile.passes.give_added_entries import GiveAddedEntries
 from pl_compile.passes.inline_functions import InlineFunctions
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.merge_products import MergeProducts
 from pl_compile.passes.sample_in_graph import SampleInGraph
-from pl_compile.passes.use_block_kernels import UseBlockKernels
+from pl_compile.passes.use_mat_mul_nbits import UseMatMulNBits
 
 # Later than any position. OpenVINO computes with integers of 32 bits.
 _NEVER = 2**30
@@ -42,16 +43,16 @@ class OpenVinoExporter(OnnxFiles):
         check_options(self.target, options)
         check_blocks(config, options)
 
-    def passes(self, job: Job) -> Stages:
+    def passes(self, inputs: PassInputs) -> Stages:
         """See `Exporter.passes`."""
-        options, candidates = job.options, job.contract.candidates
+        options, candidates = inputs.options, inputs.contract.candidates
         lower = [
-            *quantize_passes(options, job.moments, signed=True),
-            *when(options.quantization != "none", UseBlockKernels()),
+            *quantize_passes(options, inputs.moments, signed=True),
+            *when(options.quantization != "none", UseMatMulNBits()),
             *when(candidates > 0, SampleInGraph(candidates)),
             LinkFunctions(library_of(attend_to_all, appended)),
             InlineFunctions(),
-            GiveAddedEntries(job.contract),
+            GiveAddedEntries(inputs.contract),
         ]
         return Stages([MergeProducts()], lower, [LinkFunctions(library_of(attend_to_longest))])
 

@@ -15,6 +15,7 @@ from pl_compile.artifact.plan_record import EP_CONTEXT_NAME, PLAN_NAME, PlanReco
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.graph.builder import IR_VERSION, OPSET
+from pl_compile.graph.operators import ORT_DOMAIN
 
 
 def check_wrappable(flavour: str) -> None:
@@ -57,14 +58,12 @@ def write_ep_context(folder: Path, record: PlanRecord) -> Path:
         "onnx_model_filename": MODEL_NAME,
         "ep_sdk_version": str(numbers[0] * 10000 + numbers[1] * 100 + numbers[2]),
     }
-    node = ir.node(
-        "EPContext", inputs, attributes, domain="com.microsoft", name="plan", outputs=outputs
-    )
+    node = ir.node("EPContext", inputs, attributes, domain=ORT_DOMAIN, name="plan", outputs=outputs)
     wrapped = ir.Graph(
         inputs,
         outputs,
         nodes=[node],
-        opset_imports={"": OPSET, "com.microsoft": 1},
+        opset_imports={"": OPSET, ORT_DOMAIN: 1},
         name=f"{graph.name}-plan",
     )
     path = folder / EP_CONTEXT_NAME

@@ -36,10 +36,11 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, mask_of
-from pl_compile.exporters.exporter import Job, Stages
+from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import DATA_NAME, onnx_versions, save
-from pl_compile.exporters.options import check_blocks, precision_passes, quantize_passes, when
+from pl_compile.exporters.options import precision_passes, when
+from pl_compile.exporters.rounding import check_blocks, quantize_passes
 from pl_compile.exporters.tensorrt.api import (
     MOST_CANDIDATES,
     ParsedNetwork,
@@ -98,11 +99,11 @@ class TensorRtExporter:
         if not options.defer_build:
             check_capabilities(tensorrt_module(self.target), options.compute_capabilities)
 
-    def passes(self, job: Job) -> Stages:
+    def passes(self, inputs: PassInputs) -> Stages:
         """See `Exporter.passes`."""
-        options, candidates = job.options, job.contract.candidates
+        options, candidates = inputs.options, inputs.contract.candidates
         lower = [
-            *quantize_passes(options, job.moments),
+            *quantize_passes(options, inputs.moments),
             *precision_passes(options),
             *when(candidates > 0, SampleInGraph(candidates)),
             LinkFunctions(library_of(attend_masked)),

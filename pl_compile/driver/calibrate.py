@@ -19,7 +19,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import DataError
-from pl_compile.exporters.exporter import Exporter, Job
+from pl_compile.exporters.exporter import Exporter, PassInputs
 from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.edit import is_op
@@ -114,7 +114,7 @@ def measure_moments(
     """
     contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
     model = build_decoder(config, contract, weights)
-    stages = exporter.passes(Job(config, contract, BuildOptions("none")))
+    stages = exporter.passes(PassInputs(config, contract, BuildOptions("none")))
     run_passes(model, stages.prepare)
     watched = _watch(model)
     run_passes(model, stages.floats)

@@ -24,7 +24,7 @@ from pl_compile.config.ranks import Shard, shards
 from pl_compile.errors import ExportError
 from pl_compile.exporters import exporter_for
 from pl_compile.exporters.exporter import Exporter
-from pl_compile.exporters.options import stored_as
+from pl_compile.exporters.rounding import rounded_weights
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import LOSSLESS, error_on_full_range
 from pl_compile.runtime.kernels import instruction_set
@@ -138,7 +138,7 @@ def _without_loss(
         except ExportError as error:
             return options, f"blocks do not fit: {_in_short(error)}"
         largest = 0.0
-        stored = stored_as(config, rounded, native=True)
+        stored = rounded_weights(config, rounded, native=True)
         with progress.bar(f"trying {quantize}", len(stored)) as bar:
             # Tables last: a layer's first weight settles most bases, and is the quicker to read.
             for name, (scheme, along) in sorted(stored.items(), key=lambda item: item[1][1]):

@@ -14,7 +14,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
 from pl_compile.driver.build_plans import note_gpu
-from pl_compile.exporters.exporter import Exporter, Job
+from pl_compile.exporters.exporter import Exporter, PassInputs
 from pl_compile.exporters.native.cpu import kernels_needed
 from pl_compile.exporters.onnx.files import save
 from pl_compile.graph.decoder import build_decoder
@@ -117,14 +117,15 @@ def compile_base(
         part = shard_weights(weights, recipe.config, shard)
         model = build_decoder(config, contract, part, baked)
         seen = _moments_of(moments, recipe.config, shard)
-        job = Job(config, contract, options, seen)
+        passes_of_target = exporter.passes(PassInputs(config, contract, options, seen)).all
         dump = None if dump_to is None else dump_to / name
-        run = run_passes(model, exporter.passes(job).all, dump_to=dump, progress=progress)
+        run = run_passes(model, passes_of_target, dump_to=dump, progress=progress)
         kernels = max(kernels, kernels_needed(model))
         passes.append(run.records)
         errors += [
             replace(error, weight=f"{name}/{error.weight}".lstrip("/"))
-            for error in run.weight_errors
+            for error in run.notes
+            if isinstance(error, WeightError)
         ]
         exporter.build(model, place, contract, options, progress)
         if (place / PLAN_RECORD).is_file():
@@ -143,7 +144,7 @@ def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRunt
     exporter, config = recipe.exporter, recipe.config
     contract = replace(recipe.contract, candidates=0, ranks=1)
     model = build_decoder(config, contract, weights, recipe.baked)
-    stages = exporter.passes(Job(config, contract, recipe.options))
+    stages = exporter.passes(PassInputs(config, contract, recipe.options))
     run_passes(model, [*stages.prepare, *stages.floats])
     save(model, folder)
     return OnnxRuntimeEngine(folder / MODEL_NAME, contract)

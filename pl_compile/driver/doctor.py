@@ -275,12 +275,12 @@ def _running(trt: Any, target: str, gpus: Gpus) -> str:
 def ranks_on_cpu() -> Finding:
     """Whether a base can be divided among processes of this machine."""
     name = "ranks on CPU"
-    from pl_compile.runtime import kernels
+    from pl_compile.runtime.kernels import rank_sums
 
     if sys.platform != "linux":
         return Finding(name, False, "they need Linux")
     try:
-        needed = kernels.group_bytes(2)
+        needed = rank_sums.group_bytes(2)
     except PlcError as error:
         return Finding(name, False, str(error))
     return Finding(name, True, f"2 ranks share {needed >> 20} MiB")

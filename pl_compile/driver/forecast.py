@@ -14,7 +14,7 @@ from pl_compile.driver.costs import base_cost, task_costs
 from pl_compile.driver.disk_and_memory import check_memory, check_room
 from pl_compile.driver.export_inputs import ExportInputs, read_inputs
 from pl_compile.driver.export_request import ExportRequest
-from pl_compile.exporters.exporter import Job
+from pl_compile.exporters.exporter import PassInputs
 from pl_compile.progress import SILENT, Progress
 from pl_compile.report.model import BaseCost, TaskCost
 from pl_compile.weights.names import weight_shapes
@@ -78,7 +78,7 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     return Forecast(
         inputs.target,
         inputs.choices,
-        tuple(each.name for each in exporter.passes(Job(config, contract, options)).all),
+        tuple(each.name for each in exporter.passes(PassInputs(config, contract, options)).all),
         base,
         tuple(replace(cost, reason=inputs.fold_reason or cost.reason) for cost in costs),
     )

@@ -58,13 +58,15 @@ class GraphBuilder:
 
     def weight(self, name: str) -> ir.Value:
         """The weight `name` as an initializer."""
+        if name in self._initializers:
+            return self._initializers[name]
         return self.initializer(name, self._weights[name])
 
     def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """An initializer; the same name gives the same value."""
-        if name not in self._initializers:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-            self._initializers[name] = ir.val(name, const_value=tensor)
+        """A new initializer."""
+        assert name not in self._initializers, f"two initializers are called '{name}'"
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        self._initializers[name] = ir.val(name, const_value=tensor)
         return self._initializers[name]
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
@@ -72,14 +74,15 @@ class GraphBuilder:
         for number in itertools.count():
             full = f"{name}.{number}" if number else name
             known = self._initializers.get(full)
-            if known is None or np.array_equal(_array(known), array):
+            if known is None:
                 return self.initializer(full, array)
+            if np.array_equal(_array(known), array):
+                return known
         raise AssertionError("there is always a name that is free")
 
     def integers(self, *values: int) -> ir.Value:
         """An int64 vector constant."""
-        name = "int64_" + "_".join(str(value).replace("-", "minus") for value in values)
-        return self.initializer(name, np.asarray(values, np.int64))
+        return self.constant(*int64_vector(*values))
 
     def op(
         self,
@@ -141,6 +144,12 @@ class GraphBuilder:
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="plc")
+
+
+def int64_vector(*values: int) -> tuple[str, NDArray[np.int64]]:
+    """The name and the array of an int64 vector constant: `int64_0_minus1`, `[0, -1]`."""
+    name = "int64_" + "_".join(str(value).replace("-", "minus") for value in values)
+    return name, np.asarray(values, np.int64)
 
 
 def _array(initializer: ir.Value) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """The operators of the main graph that ONNX does not have: what a call of each means.
 
 They say what a layer computes, and no more. Each target lowers them once: into a kernel by a pass
-(`passes/use_*_attention.py`), or by the body that `LinkFunctions` gives to the call.
+(attention by `passes/use_*_attention.py`, gates by `passes/use_own_products.py`), or by the body
+that `LinkFunctions` gives to the call. What those passes write is in `kernel_operators.py`.
 
     y, present_key, present_value = plc::Attention(
         query, key, value, past_key, past_value, past_lengths,
@@ -36,6 +37,9 @@ import onnx_ir as ir
 
 # Calls into the library that each target links: see exporters/.
 PLC_DOMAIN = "plc"
+
+# ONNX Runtime's own operators.
+ORT_DOMAIN = "com.microsoft"
 
 # TensorRT's own operators. Its parser looks at an operator's name alone; a domain of their own
 # keeps checkers quiet.

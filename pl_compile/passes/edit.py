@@ -15,9 +15,17 @@ class Edit:
         self.graph = model.graph
 
     def initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """An initializer; one of that name that is there already is returned."""
+        """An initializer; one of that name that is there already is returned.
+
+        Raises:
+            AssertionError: its numbers are others.
+        """
         if name in self.graph.initializers:
-            return self.graph.initializers[name]
+            known = self.graph.initializers[name]
+            numbers = array_of(known)
+            assert numbers is not None
+            assert np.array_equal(numbers, array), f"two initializers are called '{name}'"
+            return known
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self.graph.register_initializer(value)
         return value

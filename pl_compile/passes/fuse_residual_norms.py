@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from pl_compile.graph.operators import ORT_DOMAIN
 from pl_compile.passes.edit import Edit, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
@@ -41,7 +42,7 @@ class FuseResidualNorms(GraphPass):
                 _FUSED[node.op_type],
                 [x, y, *node.inputs[1:]],
                 f"{node.name}.skip",
-                domain="com.microsoft",
+                domain=ORT_DOMAIN,
                 outputs=4,
                 epsilon=node.attributes["epsilon"].as_float(),
             )
@@ -49,7 +50,7 @@ class FuseResidualNorms(GraphPass):
             edit.replace(total, [outputs[3]])
             changed = True
         if changed:
-            model.graph.opset_imports["com.microsoft"] = 1
+            model.graph.opset_imports[ORT_DOMAIN] = 1
         return changed
 
 

@@ -7,9 +7,21 @@ it; no pass does that for itself (`docs/writing-a-pass.md`).
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import onnx_ir as ir
+
+
+@dataclass
+class NotedResult(ir.passes.PassResult):
+    """A pass's result, with what it says of its work.
+
+    Attributes:
+        notes: records of the pass's own kind, for the report; most passes have none.
+    """
+
+    notes: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -21,10 +33,23 @@ class GraphPass(ir.passes.InPlacePass):
         """The class's name in the words of the command line: `MergeProducts` is merge-products."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(self).__name__).lower()
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields that say something in a report: plain values, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value for name, value in values.items() if isinstance(value, int | float | str)
+        }
+
+    def call(self, model: ir.Model) -> NotedResult:
         """Rewrites the model; see `onnx_ir.passes.PassBase`."""
-        return ir.passes.PassResult(model, self.rewrite(model))
+        done = self.rewrite(model)
+        return NotedResult(model, bool(done), done if isinstance(done, tuple) else ())
 
     @abstractmethod
-    def rewrite(self, model: ir.Model) -> bool:
-        """Changes the model in place and says whether it did."""
+    def rewrite(self, model: ir.Model) -> bool | tuple[Any, ...]:
+        """Changes the model in place.
+
+        Returns:
+            Whether it did; or a note on each change, none where nothing changed.
+        """

@@ -12,9 +12,11 @@ after:   y, pk, pv = plc::Attention(qkv, , , past_key, ...)      z = plc::SwiGlu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pl_compile.graph.operators import PARTS, PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
@@ -51,27 +53,25 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _merge(edit: Edit, value: ir.Value, products: list[ir.Node]) -> None:
-    arrays = [array_of(node.inputs[1]) for node in products]
-    weights = [array for array in arrays if array is not None]
+    weights = [_numbers(node.inputs[1]) for node in products]
     name = _merged_name([str(node.name) for node in products])
     weight = edit.initializer(f"{name}.weight", np.concatenate(weights, 1))
-    last: list[ir.Node] = [_biased(node) or node for node in products]
     # Where the first one stands, the input is known and none of the results is used yet.
     (result,) = edit.insert(products[0], "MatMul", [value, weight], name)
-    if all(_biased(node) for node in products):
-        biases = [array_of(_bias_of(_biased(node))) for node in products]
+    sums = [node for node in map(_biased, products) if node is not None]
+    merged = products
+    if len(sums) == len(products):
+        merged = sums
         bias = edit.initializer(
-            f"{name}.bias", np.concatenate([b for b in biases if b is not None])
+            f"{name}.bias", np.concatenate([_numbers(node.inputs[1]) for node in sums])
         )
         (result,) = edit.insert(products[0], "Add", [result, bias], f"{name}.add_bias")
-    else:
-        last = products
-    ends = [node.outputs[0] for node in last]
-    user = _packing_user(ends)
+    parts = [node.outputs[0] for node in merged]
+    user = _packing_user(parts)
     if user is None:
-        _split(edit, products[0], result, [w.shape[1] for w in weights], last, name)
+        _split(edit, products[0], result, [w.shape[1] for w in weights], merged, name)
     else:
-        _pack(user, result, len(ends))
+        _pack(user, result, len(parts))
 
 
 def _split(
@@ -102,6 +102,7 @@ def _packing_user(parts: Sequence[ir.Value]) -> ir.Node | None:
 
 
 def _pack(user: ir.Node, result: ir.Value, parts: int) -> None:
+    """Gives the merged product to an operator. `drop_unused` then removes the products of old."""
     user.replace_input_with(0, result)
     for index in range(1, parts):
         user.replace_input_with(index, None)
@@ -112,13 +113,15 @@ def _pack(user: ir.Node, result: ir.Value, parts: int) -> None:
 def _biased(node: ir.Node) -> ir.Node | None:
     """The node that adds a bias to a product, where that is all that uses it."""
     users = [user for user, _ in node.outputs[0].uses()]
-    if len(users) == 1 and is_op(users[0], "Add") and array_of(_bias_of(users[0])) is not None:
+    if len(users) == 1 and is_op(users[0], "Add") and array_of(users[0].inputs[1]) is not None:
         return users[0]
     return None
 
 
-def _bias_of(add: ir.Node | None) -> ir.Value | None:
-    return None if add is None else add.inputs[1]
+def _numbers(value: ir.Value | None) -> NDArray[Any]:
+    array = array_of(value)
+    assert array is not None
+    return array
 
 
 def _merged_name(names: list[str]) -> str:

@@ -7,7 +7,7 @@ pass for the report. Each target writes its own list (`exporters/`).
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,9 @@ import onnx_ir as ir
 
 from pl_compile.artifact.files import write_atomically
 from pl_compile.errors import ArtifactError, PlcError, reason_of
-from pl_compile.passes.graph_pass import GraphPass
-from pl_compile.passes.quantize_weights import QuantizeResult, WeightError
+from pl_compile.passes.graph_pass import GraphPass, NotedResult
 from pl_compile.passes.verify import verify_model
 from pl_compile.progress import SILENT, Progress
-from pl_compile.quantize.scheme import Scheme
 
 # What a dump begins with, which no other folder has, and what it ends with.
 _FIRST = "00-main-graph.onnx.txt"
@@ -32,7 +30,7 @@ class PassRecord:
 
     Attributes:
         name: of the pass.
-        options: its fields that say something in a report.
+        options: as `GraphPass.options` has them.
         modified: whether it changed the model.
         seconds: wall time.
         nodes: of the main graph, afterwards.
@@ -53,11 +51,11 @@ class PassRun:
 
     Attributes:
         records: of each pass.
-        weight_errors: what rounding did to each weight.
+        notes: of all passes, in their order: what rounding did to each weight.
     """
 
     records: tuple[PassRecord, ...]
-    weight_errors: tuple[WeightError, ...]
+    notes: tuple[Any, ...]
 
 
 def run_passes(
@@ -84,19 +82,19 @@ def run_passes(
     if dump_to is not None:
         _dump(model, dump_to / _FIRST)
     records: list[PassRecord] = []
-    errors: list[WeightError] = []
+    notes: list[Any] = []
     with progress.bar("passes", len(passes)) as bar:
         for number, each in enumerate(passes, 1):
             record, result = _run_pass(model, each, records)
             records.append(record)
-            errors += result.errors if isinstance(result, QuantizeResult) else ()
+            notes += result.notes
             if dump_to is not None:
                 _dump(model, dump_to / f"{number:02}-{each.name}.onnx.txt")
             bar.advance(note=each.name)
     if dump_to is not None:
         text = json.dumps([asdict(record) for record in records], indent=2)
         write_atomically(dump_to / _RECORDS, (text + "\n").encode())
-    return PassRun(tuple(records), tuple(errors))
+    return PassRun(tuple(records), tuple(notes))
 
 
 def dumped_files(folder: Path) -> list[str]:
@@ -124,10 +122,11 @@ def clear_dumps(folder: Path) -> None:
 
 def _run_pass(
     model: ir.Model, each: GraphPass, earlier: Sequence[PassRecord]
-) -> tuple[PassRecord, ir.passes.PassResult]:
+) -> tuple[PassRecord, NotedResult]:
     started = time.perf_counter()
     try:
         result = each(model)
+        assert isinstance(result, NotedResult)
         verify_model(model)
     except ir.passes.InvariantError as error:
         if isinstance(error.__cause__, PlcError):
@@ -140,7 +139,7 @@ def _run_pass(
         ) from error
     record = PassRecord(
         each.name,
-        _options(each),
+        each.options,
         result.modified,
         round(time.perf_counter() - started, 4),
         len(model.graph),
@@ -156,15 +155,6 @@ def model_text(model: ir.Model) -> str:
 
 def _dump(model: ir.Model, path: Path) -> None:
     write_atomically(path, model_text(model).encode())
-
-
-def _options(each: GraphPass) -> dict[str, Any]:
-    values = {field.name: getattr(each, field.name) for field in fields(each)}
-    return {
-        name: str(value) if isinstance(value, Scheme) else value
-        for name, value in values.items()
-        if isinstance(value, int | float | str | Scheme)
-    }
 
 
 def _bytes(value: ir.Value) -> int:

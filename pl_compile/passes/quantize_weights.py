@@ -4,7 +4,8 @@ before:  y = MatMul(x, w)                       w float32 [inputs, outputs]
 after:   y = MatMul(x, DequantizeLinear(codes, scales))
 
 codes are int8 or int4 [inputs, outputs], scales float32 [inputs / block, outputs], without zero
-points: what ONNX Runtime and TensorRT both take. With offsets, which neither has a node for:
+points: what ONNX Runtime and TensorRT both take. With offsets (`lows`: what code 0 stands for), for
+which neither has a node:
 
 after:   y = MatMul(x, plc::DequantizeBlocks(codes, scales, lows))
 
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.graph.kernel_operators import DEQUANTIZE_BLOCKS
 from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
@@ -55,17 +57,6 @@ class WeightError:
     bytes: int
 
 
-@dataclass
-class QuantizeResult(ir.passes.PassResult):
-    """What the pass did.
-
-    Attributes:
-        errors: one record for each weight.
-    """
-
-    errors: tuple[WeightError, ...] = ()
-
-
 @dataclass(frozen=True)
 class QuantizeWeights(GraphPass):
     """Quantises every product's weight, and the tables of the vocabulary.
@@ -80,14 +71,20 @@ class QuantizeWeights(GraphPass):
     tables: Scheme | None
     moments: Moments | None = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `GraphPass.options`: the schemes in words."""
+        schemes = {"products": self.products, "tables": self.tables}
+        return {name: str(scheme) for name, scheme in schemes.items() if scheme is not None}
+
     def requires(self, model: ir.Model) -> None:
         """Blocks divide the inputs of each weight."""
         for node in model.graph:
             for value, scheme, along in self._weights_of(node):
                 self._check(value, scheme, along)
 
-    def call(self, model: ir.Model) -> QuantizeResult:
-        """See `GraphPass.call`; the result says what rounding did."""
+    def rewrite(self, model: ir.Model) -> tuple[WeightError, ...]:
+        """See the module; says what rounding did to each weight."""
         edit = Edit(model)
         done: dict[str, ir.Value] = {}
         errors = []
@@ -101,11 +98,7 @@ class QuantizeWeights(GraphPass):
                     if taken is value:
                         node.replace_input_with(index, done[name])
         edit.drop_unused()
-        return QuantizeResult(model, bool(done), tuple(errors))
-
-    def rewrite(self, model: ir.Model) -> bool:
-        """See the module."""
-        return self.call(model).modified
+        return tuple(errors)
 
     def _weights_of(self, node: ir.Node) -> list[tuple[ir.Value, Scheme, int]]:
         """Weights that a node takes, each with its scheme and the axis of its inputs."""
@@ -148,19 +141,19 @@ class QuantizeWeights(GraphPass):
         if along == 1:
             codes, grid = codes.T, [numbers.T for numbers in grid]
         kind = np.int8 if scheme.bits == 8 else ml_dtypes.int4
-        stored = edit.initializer(f"{name}.codes", np.ascontiguousarray(codes).astype(kind))
+        integers = edit.initializer(f"{name}.codes", np.ascontiguousarray(codes).astype(kind))
         attributes: dict[str, Any] = {"axis": along, "block_size": scheme.block}
         if not scheme.block:
             attributes = {"axis": 1 - along}
             grid = [numbers.reshape(-1) for numbers in grid]
-        given = [
+        numbers_of_blocks = [
             edit.initializer(f"{name}.{what}", np.ascontiguousarray(numbers))
             for what, numbers in zip(("scales", "lows"), grid, strict=False)
         ]
         (result,) = edit.insert(
             node,
-            "DequantizeBlocks" if scheme.offset else "DequantizeLinear",
-            [stored, *given],
+            DEQUANTIZE_BLOCKS if scheme.offset else "DequantizeLinear",
+            [integers, *numbers_of_blocks],
             f"{name}.dequantized",
             domain=PLC_DOMAIN if scheme.offset else "",
             **attributes,

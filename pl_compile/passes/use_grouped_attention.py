@@ -15,12 +15,13 @@ takes several tokens after a filled cache for one row at a time only.
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from pl_compile.config.contract import INPUT_IDS, PAST_LENGTHS
+from pl_compile.graph.builder import int64_vector
 from pl_compile.graph.operators import (
     ATTENTION,
+    ORT_DOMAIN,
     PLC_DOMAIN,
     AttentionSettings,
     attention_inputs,
@@ -46,7 +47,7 @@ class UseGroupedAttention(GraphPass):
         for call in calls:
             edit.replace(call, _insert(edit, call, lengths))
         edit.drop_unused()
-        model.graph.opset_imports["com.microsoft"] = 1
+        model.graph.opset_imports[ORT_DOMAIN] = 1
         return True
 
     def ensures(self, model: ir.Model) -> None:
@@ -70,7 +71,7 @@ def _insert(edit: Edit, call: ir.Node, lengths: tuple[ir.Value, ir.Value]) -> tu
         "GroupQueryAttention",
         [*(given.get(name) for name in _BEFORE), *lengths, *rotary],
         f"{call.name}.grouped",
-        domain="com.microsoft",
+        domain=ORT_DOMAIN,
         outputs=3,
         do_rotary=int(bool(rotary)),
         **_attributes(AttentionSettings.of(call, head_dim), head_dim),
@@ -96,7 +97,7 @@ def _lengths(edit: Edit, model: ir.Model) -> tuple[ir.Value, ir.Value]:
     """int32 `[batch]`, each row's last entry after the step; int32 `[1]`, the longest's entries."""
     inputs = {value.name: value for value in model.graph.inputs}
     first = next(iter(model.graph))
-    one = edit.initializer("int64_1", np.asarray([1], np.int64))
+    one = edit.initializer(*int64_vector(1))
     (seq,) = edit.insert(first, "Shape", [inputs[INPUT_IDS]], "grouped.seq", start=1, end=2)
     (total,) = edit.insert(first, "Add", [inputs[PAST_LENGTHS], seq], "grouped.entries")
     (last,) = edit.insert(first, "Sub", [total, one], "grouped.last_entry")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from pl_compile.errors import ExportError
+from pl_compile.graph.kernel_operators import PACKED_ATTENTION, PACKED_ATTENTION_INPUTS
 from pl_compile.graph.operators import (
     ATTENTION,
     PLC_DOMAIN,
@@ -23,13 +24,6 @@ from pl_compile.graph.operators import (
 )
 from pl_compile.passes.edit import Edit, is_op
 from pl_compile.passes.graph_pass import GraphPass
-
-# The operator and its inputs, in their order.
-PACKED_ATTENTION = "PackedAttention"
-PACKED_INPUTS = (
-    *("query", "past_key", "past_value", "past_lengths"),
-    *("cos", "sin", "q_norm", "k_norm"),
-)
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ def _calls(model: ir.Model) -> list[ir.Node]:
 
 def _insert(edit: Edit, call: ir.Node) -> tuple[ir.Value, ...]:
     given = attention_inputs(call)
-    inputs = [given.get(name) for name in PACKED_INPUTS]
+    inputs = [given.get(name) for name in PACKED_ATTENTION_INPUTS]
     while inputs[-1] is None:
         inputs.pop()
     _, head_dim = cache_sizes(given["past_key"])

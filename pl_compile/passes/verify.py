@@ -7,10 +7,11 @@ Cheap: the structure only, no weight is looked at. A failure is a mistake of a p
 import onnx
 import onnx_ir as ir
 
-from pl_compile.graph.builder import OPSET
+from pl_compile.graph.builder import DIST_DOMAIN, OPSET
+from pl_compile.graph.operators import ORT_DOMAIN, PLC_DOMAIN
 
 # Domains whose operators ONNX itself does not know: functions of a target, ONNX Runtime's own.
-_OTHER_DOMAINS = {"plc", "plc.dist", "com.microsoft"}
+_OTHER_DOMAINS = {PLC_DOMAIN, DIST_DOMAIN, ORT_DOMAIN}
 
 
 def verify_model(model: ir.Model) -> None:

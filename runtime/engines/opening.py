@@ -7,7 +7,6 @@ from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_o
 from pl_compile.config.build import DEFAULT_BATCH
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ArtifactError, RequestError
-from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
@@ -16,6 +15,7 @@ from pl_compile.runtime.engines.ranks.local_group import LocalGroup, RankOptions
 from pl_compile.runtime.engines.ranks.nccl import communicator_of
 from pl_compile.runtime.engines.tensorrt.cuda import Cuda
 from pl_compile.runtime.engines.tensorrt.gpu_plan import check_package, installed, open_plan
+from pl_compile.runtime.kernels import INTERFACE, rank_sums
 
 # A communicator must outlive all contexts: a rank's process keeps one for its whole life.
 _held: list[Any] = []
@@ -94,11 +94,11 @@ def check_target(bundle: Bundle) -> None:
             expected=" or ".join(f"'{each}'" for each in TARGETS),
             fix="Export it again with one of these as --target.",
         )
-    if bundle.manifest.kernels > kernels.INTERFACE:
+    if bundle.manifest.kernels > INTERFACE:
         raise ArtifactError(
             f"opening the bundle {bundle.folder}",
             found=f"a graph for kernels of interface {bundle.manifest.kernels}",
-            expected=f"at most {kernels.INTERFACE}",
+            expected=f"at most {INTERFACE}",
             fix="Use the release of plc that wrote it, or a newer one.",
         )
     if graph.ranks > 1 and not TARGETS[name].ranks:
@@ -169,7 +169,7 @@ def open_rank(options: RankOptions) -> Any:
         )
     provider = CPU
     if communicator is not None:
-        kernels.use_communicator(int(communicator.ptr))
+        rank_sums.use_communicator(int(communicator.ptr))
         provider = Provider(target.provider, {"device_id": str(options.rank)})
     return OnnxRuntimeEngine(
         options.folder / MODEL_NAME,

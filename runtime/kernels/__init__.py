@@ -1,11 +1,11 @@
 """This project's own operators for ONNX Runtime on CPU, in C++: finds and loads their library.
 
-They are compiled when the package is installed, if g++ or Clang is there. Bundles of target
-`native-cpu` use them. Each call also has a body in standard operators, which ONNX Runtime runs if
-the library is missing. The operators use the best instruction set of the processor. The environment
-variable PLC_KERNELS names another one, to compare them (`instruction_sets` lists all).
+Installing the package compiles them, if the machine has g++ or Clang. Bundles of target
+`native-cpu` use them. Each of their calls has a body in standard operators too, which ONNX Runtime
+runs where the library is missing. They use the best instruction set of the processor. To compare
+sets, name another one in the environment variable PLC_KERNELS (`instruction_sets` has all).
 
-The library also makes sums over ranks; these have no body in standard operators.
+The library also adds up over ranks (`rank_sums.py`). That operator has no body.
 """
 
 import ctypes
@@ -16,13 +16,12 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from pl_compile.errors import KernelsError, RankError
+from pl_compile.errors import KernelsError
 
-# The version of the interface between this file and the library, which states its own in
-# `plc_kernels_interface`.
+# The interface that this package and the library agree on; `plc_kernels_interface` in ops.cc has
+# the library's.
 INTERFACE = 3
-# The version of the kernels' arithmetic, noted in bundles. Every change to the bits of a result
-# raises it.
+# What bundles note of the kernels' arithmetic. It grows with every change to the bits of a result.
 _ARITHMETIC = 2
 
 # In the header of a library: where its table of sections begins, the size and the number of
@@ -44,7 +43,9 @@ def library_path() -> Path | None:
 
 
 def register(options: Any) -> None:
-    """Makes the operators known to a session through its options. Does nothing without the library.
+    """Adds the operators to a session's options. Where the library was not built, it does nothing.
+
+    Where the library is there and does not load, it warns.
 
     Raises:
         KernelsError: the library belongs to another version of this package, or PLC_KERNELS names
@@ -54,11 +55,10 @@ def register(options: Any) -> None:
     if path is None:
         return
     try:
-        library = _loaded(path)
+        library = loaded(path)
     except OSError as error:
         _warn(error)
         return
-    _check_interface(library, path)
     _check_wanted(library)
     try:
         options.register_custom_ops_library(str(path))
@@ -76,8 +76,7 @@ def instruction_set() -> str | None:
     path = library_path()
     if path is None:
         return None
-    library = _loaded(path)
-    _check_interface(library, path)
+    library = loaded(path)
     _check_wanted(library)
     return _text(library.plc_kernels_name)
 
@@ -92,8 +91,7 @@ def instruction_sets() -> list[str]:
     path = library_path()
     if path is None:
         return []
-    library = _loaded(path)
-    _check_interface(library, path)
+    library = loaded(path)
     return _text(library.plc_kernels_available).split()
 
 
@@ -112,14 +110,17 @@ def arithmetic() -> str:
     return f"{_ARITHMETIC} portable" if found == "portable" else str(_ARITHMETIC)
 
 
-def _loaded(path: Path) -> ctypes.CDLL:
-    """The library.
+def loaded(path: Path) -> ctypes.CDLL:
+    """The library, for the modules of this package.
 
     Raises:
         OSError: it does not load.
+        KernelsError: it belongs to another version of this package.
     """
     _check_whole(path)
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    _check_interface(library, path)
+    return library
 
 
 def _check_whole(path: Path) -> None:
@@ -174,76 +175,3 @@ def _text(function: Any) -> str:
     function.restype = ctypes.c_char_p
     text: bytes = function()
     return text.decode()
-
-
-def group_bytes(ranks: int) -> int:
-    """Bytes of shared memory that this many ranks need to sum.
-
-    Raises:
-        RankError: the library was not built, or does not load.
-        KernelsError: it belongs to another version of this package.
-    """
-    size = _library().plc_group_bytes
-    size.restype = ctypes.c_size_t
-    size.argtypes = [ctypes.c_size_t]
-    found: int = size(ranks)
-    return found
-
-
-def join_group(memory: Path, rank: int, ranks: int) -> None:
-    """Makes this process a rank that sums with the others in shared memory.
-
-    Args:
-        memory: a file of `group_bytes` zeros, the same for all.
-        rank: which one, from 0.
-        ranks: how many there are.
-
-    Raises:
-        RankError: the library was not built, or it cannot use the file.
-        KernelsError: it belongs to another version of this package.
-    """
-    join = _library().plc_join_group
-    join.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]
-    _expect_null(join, f"joining {ranks} ranks as rank {rank}", str(memory).encode(), rank, ranks)
-
-
-def use_communicator(address: int) -> None:
-    """Gives this process NCCL's communicator, for sums on CUDA. Never run by this project.
-
-    Args:
-        address: of an `ncclComm_t`, which must outlive every session.
-
-    Raises:
-        RankError: NCCL does not load, or does not take it.
-        KernelsError: the library belongs to another version of this package.
-    """
-    use = _library().plc_use_communicator
-    use.argtypes = [ctypes.c_void_p]
-    _expect_null(use, "giving NCCL's communicator to the kernels", address)
-
-
-def _library() -> ctypes.CDLL:
-    path = library_path()
-    if path is None:
-        raise RankError(
-            "summing over ranks",
-            found="the C++ kernels were not built",
-            fix=HOW_TO_BUILD,
-        )
-    try:
-        library = _loaded(path)
-    except OSError as error:
-        raise RankError(
-            "summing over ranks",
-            found=f"the C++ kernels do not load: {error}",
-            fix="Install pl-compile again.",
-        ) from error
-    _check_interface(library, path)
-    return library
-
-
-def _expect_null(function: Any, doing: str, *arguments: Any) -> None:
-    function.restype = ctypes.c_char_p
-    message: bytes | None = function(*arguments)
-    if message is not None:
-        raise RankError(doing, found=message.decode())

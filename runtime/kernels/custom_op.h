@@ -141,7 +141,8 @@ inline void* output(ort::KernelContext* context, size_t index, const std::vector
 template <class Body>
 void parallel(ort::KernelContext* context, size_t count, const Body& body) {
   if (count == 1) return body(size_t{0});
-  // Nothing may be thrown through ONNX Runtime's threads.
+  // Nothing may be thrown through ONNX Runtime's threads. All inputs are checked before, so a body can only
+  // fail where it takes memory: the matrix unit's codes and attention's blocks are vectors of each thread.
   struct Work {
     const Body& body;
     std::atomic<bool> failed{false};

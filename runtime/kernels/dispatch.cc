@@ -18,11 +18,11 @@
 
 namespace plc {
 
-extern const Functions of_portable;
+extern const KernelSet of_portable;
 
 #if defined(__x86_64__)
 
-extern const Functions of_avx2_without_f16c, of_avx2, of_avxvnni, of_avx512, of_avx512vnni, of_amx;
+extern const KernelSet of_avx2_without_f16c, of_avx2, of_avxvnni, of_avx512, of_avx512vnni, of_amx;
 
 namespace {
 
@@ -66,7 +66,7 @@ bool has_amx() {
 
 #elif defined(__aarch64__)
 
-extern const Functions of_neon, of_dotprod, of_i8mm;
+extern const KernelSet of_neon, of_dotprod, of_i8mm;
 
 namespace {
 
@@ -93,11 +93,12 @@ bool has(const char* name) {
 
 namespace {
 
-struct Sets {
-  std::vector<const Functions*> found;
+// The sets of this library that the processor has, in their order, and then null.
+struct FoundSets {
+  std::vector<const KernelSet*> found;
 
-  Sets() {
-    const auto add = [&](const Functions& set, bool there) {
+  FoundSets() {
+    const auto add = [&](const KernelSet& set, bool there) {
       if (there) found.push_back(&set);
     };
 #if defined(__x86_64__)
@@ -121,22 +122,22 @@ struct Sets {
   }
 };
 
-const Functions* choose() {
+const KernelSet* wanted_or_best() {
   const char* wanted = std::getenv("PLC_KERNELS");
-  for (const Functions* const* set = available(); *set; ++set)
+  for (const KernelSet* const* set = available_sets(); *set; ++set)
     if (!wanted || !*wanted || !std::strcmp(wanted, (*set)->name)) return *set;
   return nullptr;
 }
 
 }  // namespace
 
-const Functions* const* available() {
-  static const Sets sets;
+const KernelSet* const* available_sets() {
+  static const FoundSets sets;
   return sets.found.data();
 }
 
-const Functions* functions() {
-  static const Functions* const chosen = choose();
+const KernelSet* chosen_set() {
+  static const KernelSet* const chosen = wanted_or_best();
   return chosen;
 }
 

@@ -5,6 +5,9 @@
 //
 //     weight[k][n] = (c[k][n] - m) * steps[b][n] + lows[b][n]
 //
+// `steps` are the weight's scales: the distance from one code to the next. `lows` are its offsets: what the
+// middle code stands for (not the lowest value). `scales`, of activations alone, are those of their rows.
+//
 // They lie as the integer instructions read them, 16 outputs (a tile) at a time:
 //
 //     codes  8 bits  [outputs / 16][inputs / 4][16][4]    4 inputs of an output side by side
@@ -24,12 +27,13 @@
 
 namespace plc {
 
+// Outputs of a tile: the lanes of vectors.inc, and TILE in pl_compile/graph/kernel_operators.py.
 constexpr size_t kTile = 16;
 
 struct Weight {
   const uint8_t* codes;
   const uint16_t* steps;
-  const uint16_t* lows;  // null where all are 0
+  const uint16_t* lows;  // offsets; null where all are 0
   size_t inputs, outputs, bits, block;
 
   size_t tiles() const { return (outputs + kTile - 1) / kTile; }
@@ -40,9 +44,9 @@ struct Weight {
 // Rows in groups of 16; of each group, block by block, 16 numbers: [rows / 16][blocks][16].
 struct Activations {
   std::vector<int8_t> codes;    // [rows / 16][blocks][16][block]
-  std::vector<float> scales;    // of a code
+  std::vector<float> scales;    // the value of a code of 1
   std::vector<float> sums;      // of the block's values
-  std::vector<int32_t> shifts;  // -middle times the block's codes, in the form that a set adds them
+  std::vector<int32_t> shifts;  // -m times the sum of these codes, in the form that a set adds (dots.inc)
 
   void resize(size_t rows, const Weight& w) {
     const size_t up = (rows + kTile - 1) / kTile * kTile;
@@ -53,11 +57,11 @@ struct Activations {
   }
 };
 
-// What a product does with its sums. The numbers are those of the operator's attribute.
-enum class Gate { none = 0, silu = 1, gelu = 2 };
+// What a product does with its sums. The numbers are those of the operator's attribute `gated`.
+enum class Gate { none = 0, swiglu = 1, geglu = 2 };
 
-// y[rows][outputs] = x[rows][inputs] @ weight. With a gate, tiles of the weight are gates and values in
-// turn, and y[rows][outputs / 2] = silu(gate) * value (SwiGLU) or gelu(gate) * value (GeGLU, arXiv:2002.05202).
+// y[rows][outputs] = x[rows][inputs] @ weight. With a gate, tiles of the weight are gate and up in turn,
+// and y[rows][outputs / 2] = silu(gate) * up (SwiGLU) or gelu(gate) * up (GeGLU, arXiv:2002.05202).
 struct Product {
   Weight weight;
   const float* x;
@@ -130,7 +134,8 @@ struct Attention {
 // Floats that the result of a chunk takes, for all heads of a group and some queries.
 inline size_t partial_size(size_t rows, size_t dim) { return rows * (2 + dim); }
 
-struct Functions {
+// What an instruction set computes with.
+struct KernelSet {
   const char* name;
   void (*round)(const Product&, Activations&, size_t first_row, size_t last_row);
   void (*multiply)(const Product&, const Activations&, size_t first_tile, size_t last_tile);
@@ -144,9 +149,9 @@ struct Functions {
 };
 
 // The sets that this library was built with and that this processor has, best first, and then null.
-const Functions* const* available();
+const KernelSet* const* available_sets();
 
 // The best of them, or the one that the variable PLC_KERNELS names; null where it names another.
-const Functions* functions();
+const KernelSet* chosen_set();
 
 }  // namespace plc

@@ -2,13 +2,14 @@
 //
 //   BlockProduct(x, codes, steps, lows?) -> y          attributes bits, block, columns, gated
 //   BlockLookup(codes, steps, ids, lows?) -> rows      attributes bits, block, columns
-//   PackedAttention(qkv, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?)
+//   PackedAttention(query, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?)
 //       -> y, present_key, present_value               attributes heads, kv_heads, scale?, window?, softcap?, epsilon?
 //
 // gated: 0 none, 1 SwiGLU, 2 GeGLU. scale is 1 / sqrt(width of a head) by default, epsilon 1e-6; a window or a
 // softcap of 0 is none.
 //
-// Layouts: kernels.h. Bundles hold a body in standard operators for each of them, which ONNX Runtime
+// A query holds the queries, keys and values of a token side by side. Layouts: kernels.h. Inputs are named as in
+// pl_compile/graph/kernel_operators.py. Bundles hold a body in standard operators for each of them, which ONNX Runtime
 // runs where this library is not registered.
 #include <algorithm>
 #include <cmath>
@@ -24,7 +25,8 @@
 namespace plc {
 namespace {
 
-// Cuts `count` items into parts of at least `least`, `most` of them at most.
+// Cuts `count` items into parts of at least `least`, `most` of them at most. ONNX Runtime hands parts to its
+// threads one by one: too few leave threads idle, too many cost more to hand out than they even out.
 struct Parts {
   size_t each, number;
   Parts(size_t count, size_t least, size_t most) {
@@ -32,6 +34,12 @@ struct Parts {
     number = (count + each - 1) / each;
   }
 };
+
+// Rounding or looking up fewer rows than this takes less time than waking a thread. Both read little and
+// are done soon, so they are cut into half as many parts as products.
+constexpr size_t kRowsOfPart = 16, kPartsOfRows = 8;
+// Two or more for each of up to 8 threads: one that is late leaves the rest to the others.
+constexpr size_t kPartsOfTiles = 16;
 
 Weight weight_of(const Tensor& codes, const Tensor& steps, const Tensor& lows, size_t inputs,
                  size_t outputs, size_t bits, size_t block) {
@@ -66,7 +74,7 @@ struct BlockProduct {
 
   explicit BlockProduct(const ort::KernelInfo* info) : attributes(info) {
     const size_t gated = attribute(info, "gated");
-    expect(gated <= size_t(Gate::gelu), "gated must be 0, 1 or 2");
+    expect(gated <= size_t(Gate::geglu), "gated must be 0, 1 or 2");
     expect(!gated || attributes.outputs % (2 * kTile) == 0, "gated outputs must be a multiple of 32");
     gate = Gate(gated);
   }
@@ -86,17 +94,18 @@ struct BlockProduct {
     p.y = static_cast<float*>(output(context, 0, shape));
     if (!rows) return;
 
+    // Kept by the thread, so that few steps allocate. The reference is needed: inside the lambdas below
+    // `scratch` would be that of the worker that runs them, and `a` is this thread's.
     static thread_local Activations scratch;
     Activations& a = scratch;
     a.resize(rows, p.weight);
-    const Functions& f = *functions();
-    // Rounding a few rows takes less time than waking a thread.
-    const Parts by_row(rows, 16, 8);
+    const KernelSet& f = *chosen_set();
+    const Parts by_row(rows, kRowsOfPart, kPartsOfRows);
     parallel(context, by_row.number, [&](size_t part) {
       f.round(p, a, part * by_row.each, std::min(rows, (part + 1) * by_row.each));
     });
     const size_t tiles = p.weight.tiles(), per_result = p.tiles_per_result();
-    const Parts by_tile(tiles / per_result, 1, 16);
+    const Parts by_tile(tiles / per_result, 1, kPartsOfTiles);
     parallel(context, by_tile.number, [&](size_t part) {
       const size_t first = part * by_tile.each * per_result;
       f.multiply(p, a, first, std::min(tiles, first + by_tile.each * per_result));
@@ -130,8 +139,8 @@ struct BlockLookup {
     shape.push_back(int64_t(inputs));
     l.y = static_cast<float*>(output(context, 0, shape));
     if (!count) return;
-    const Functions& f = *functions();
-    const Parts parts(count, 16, 8);
+    const KernelSet& f = *chosen_set();
+    const Parts parts(count, kRowsOfPart, kPartsOfRows);
     parallel(context, parts.number, [&](size_t part) {
       f.look_up(l, part * parts.each, std::min(count, (part + 1) * parts.each));
     });
@@ -168,7 +177,7 @@ struct PackedAttention {
   void compute(ort::KernelContext* context) const {
     const Attention t = attention(context);
     if (!t.batch || !t.seq) return;
-    const Functions& f = *functions();
+    const KernelSet& f = *chosen_set();
     const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
     if (t.seq <= kFewQueries && pairs < kEnoughPairs && t.most_chunks() > 1) return attend_in_chunks(context, t);
     if (blocks == 1) {
@@ -246,12 +255,13 @@ struct PackedAttention {
 
   // A few new tokens after many: threads share the cache of a head.
   static void attend_in_chunks(ort::KernelContext* context, const Attention& t) {
-    const Functions& f = *functions();
+    const KernelSet& f = *chosen_set();
     const size_t pairs = t.batch * t.kv_heads, size = partial_size(t.seq * (t.heads / t.kv_heads), t.dim);
     const size_t most = t.most_chunks();
     static thread_local std::vector<float> partials;
     partials.resize(pairs * most * size);
-    float* memory = partials.data();  // the thread's own: others see theirs under the same name
+    // The pointer is needed: inside the lambda `partials` would be that of the worker that runs it.
+    float* memory = partials.data();
     for (size_t i = 0; i < pairs; ++i) f.write_cache(t, i / t.kv_heads, i % t.kv_heads);
     parallel(context, pairs * most, [&](size_t i) {
       const size_t pair = i / most, chunk = i % most, batch = pair / t.kv_heads;
@@ -304,7 +314,7 @@ std::vector<const ort::CustomOp*> sums_over_ranks() {
 PLC_EXPORT const char* plc_kernels_available() {
   static const std::string names = [] {
     std::string all;
-    for (const plc::Functions* const* set = plc::available(); *set; ++set)
+    for (const plc::KernelSet* const* set = plc::available_sets(); *set; ++set)
       all += (all.empty() ? "" : " ") + std::string((*set)->name);
     return all;
   }();
@@ -315,9 +325,11 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
                                                const plc::ort::ApiBase* base) {
   using namespace plc;
   static const ort::Api interface = base->get_api(ort::kApiVersion);
-  if (!interface) std::abort();  // older than the oldest that this project installs with
+  // Without its table no error can be returned: the function that makes one is in it. It is missing where
+  // ONNX Runtime is older than the oldest that this project installs with.
+  if (!interface) std::abort();
   api = interface;
-  if (!functions()) {
+  if (!chosen_set()) {
     const std::string found = std::getenv("PLC_KERNELS"), sets = plc_kernels_available();
     return failed(("PLC_KERNELS=" + found + ", and this processor has: " + sets).c_str());
   }
@@ -333,11 +345,11 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
 }
 
 // The number of the interface between this library, its operators and their callers. It grows with
-// every change that a library of another version would get wrong.
+// every change that a library of another version would get wrong, together with `INTERFACE` in __init__.py.
 PLC_EXPORT int plc_kernels_interface() { return 3; }
 
 // The name of the instruction set in use; empty where PLC_KERNELS names one that is not there.
 PLC_EXPORT const char* plc_kernels_name() {
-  const plc::Functions* chosen = plc::functions();
+  const plc::KernelSet* chosen = plc::chosen_set();
   return chosen ? chosen->name : "";
 }

@@ -22,6 +22,7 @@ from pl_compile.driver.doctor import (
 )
 from pl_compile.errors import KernelsError, RankError
 from pl_compile.runtime import kernels
+from pl_compile.runtime.kernels import rank_sums
 
 NO_GPU = Gpus(None, why_not="no driver found")
 ADA, HOPPER = Gpus("smi", 1, "8.9"), Gpus("smi", 2, "9.0")
@@ -273,7 +274,7 @@ def test_onnx_runtime_on_cuda(
 
 
 def test_ranks_on_cpu_say_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "group_bytes", lambda ranks: (ranks << 21) + 128)
+    monkeypatch.setattr(rank_sums, "group_bytes", lambda ranks: (ranks << 21) + 128)
 
     found = ranks_on_cpu()
 
@@ -295,7 +296,7 @@ def test_ranks_on_cpu_need_the_kernels(
     def fail(_: int) -> int:
         raise error
 
-    monkeypatch.setattr(kernels, "group_bytes", fail)
+    monkeypatch.setattr(rank_sums, "group_bytes", fail)
 
     found = ranks_on_cpu()
 

@@ -16,6 +16,7 @@ import pytest
 
 from pl_compile.artifact.plan_record import AttentionForm
 from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, library_of
+from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.native.cpu import LIBRARY
 from pl_compile.exporters.tensorrt.exporter import attend_masked
 from pl_compile.graph.blocks import Rotary, attention, token_positions
@@ -34,6 +35,15 @@ from pl_compile.passes.use_packed_attention import UsePackedAttention
 Arrays = dict[str, np.ndarray]
 HEADS, KV_HEADS, DIM, CAPACITY, HIDDEN = 6, 2, 16, 80, 24
 EPSILON = 1e-5
+
+
+def test_two_constants_of_one_name_with_other_numbers_are_a_mistake() -> None:
+    body = FunctionBody(ir.node("SwiGlu", [ir.val("x")], domain=PLC_DOMAIN), ["x"])
+    first = body.constant("three", np.asarray(3))
+
+    assert body.constant("three", np.asarray(3)) is first
+    with pytest.raises(AssertionError, match="two constants are called 'three'"):
+        body.constant("three", np.asarray(4))
 
 
 def drawn(*sizes: int, seed: int = 0) -> np.ndarray:

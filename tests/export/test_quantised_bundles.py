@@ -104,7 +104,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
 ) -> None:
     """Beside the same graph with the dequantised weights as floats: activations are rounded."""
     from pl_compile.exporters import exporter_for
-    from pl_compile.exporters.exporter import Job
+    from pl_compile.exporters.exporter import PassInputs
     from pl_compile.families.read import read_decoder_config
 
     result = exported(family, options=BuildOptions("int4", block=16))
@@ -119,8 +119,8 @@ def test_the_kernels_compute_what_the_codes_stand_for(
             weights[name] = round_to_nearest(array, four).dequantized()
     exporter = exporter_for("onnx-cpu")
     model = build_decoder(config, bundle.manifest.graph, weights)
-    job = Job(config, bundle.manifest.graph, BuildOptions("none"))
-    run_passes(model, exporter.passes(job).all)
+    inputs = PassInputs(config, bundle.manifest.graph, BuildOptions("none"))
+    run_passes(model, exporter.passes(inputs).all)
     exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions("none"))
     tokenizer = Tokenizer.from_folder(result.bundle)
     prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)

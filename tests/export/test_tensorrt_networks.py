@@ -22,7 +22,7 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
-from pl_compile.exporters.exporter import Exporter, Job
+from pl_compile.exporters.exporter import Exporter, PassInputs
 from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
 from pl_compile.exporters.tensorrt import api as trt_module
 from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
@@ -70,7 +70,7 @@ def built(exporter: Exporter, base: Path, folder: Path, options: BuildOptions) -
     config = read_decoder_config(base)
     contract = contract_of(config)
     model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
-    run_passes(model, exporter.passes(Job(config, contract, options)).all)
+    run_passes(model, exporter.passes(PassInputs(config, contract, options)).all)
     exporter.build(model, folder, contract, options)
     return contract
 

@@ -9,7 +9,7 @@ import pytest
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.exporters.exporter import Job
+from pl_compile.exporters.exporter import PassInputs
 from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
 from pl_compile.families.weights import Biases
 from pl_compile.graph.decoder import build_decoder
@@ -69,8 +69,8 @@ def test_cpu_library(golden: Callable[[str, str], None]) -> None:
     """The bodies of one layer's calls: a Llama whose heads ONNX Runtime's kernel does not take."""
     contract = contract_of(LLAMA)
     model = build_decoder(LLAMA, contract, zero_weights(LLAMA))
-    job = Job(LLAMA, contract, BuildOptions("none"))
-    run_passes(model, OnnxCpuExporter().passes(job).all)
+    inputs = PassInputs(LLAMA, contract, BuildOptions("none"))
+    run_passes(model, OnnxCpuExporter().passes(inputs).all)
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 24, "plc": 1}, name="library")
 
     library = ir.Model(graph, ir_version=11, functions=list(model.functions.values()))

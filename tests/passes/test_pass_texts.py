@@ -26,10 +26,10 @@ from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.passes.use_all_reduce_plugin import UseAllReducePlugin
-from pl_compile.passes.use_block_kernels import UseBlockKernels
-from pl_compile.passes.use_block_products import UseBlockProducts
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
 from pl_compile.passes.use_lower_right import UseLowerRight
+from pl_compile.passes.use_mat_mul_nbits import UseMatMulNBits
+from pl_compile.passes.use_own_products import UseOwnProducts
 from pl_compile.passes.use_packed_attention import UsePackedAttention
 from pl_compile.quantize.scheme import Scheme
 
@@ -48,12 +48,12 @@ CASES: dict[str, GraphPass] = {
     "quantize_by_channel": QuantizeWeights(Scheme(8, 0), None),
     "quantize_tables": QuantizeWeights(INT4, INT8),
     "quantize_with_offsets": OFFSETS,
-    "use_block_kernels": UseBlockKernels(),
-    "use_block_kernels_for_tables": UseBlockKernels(),
-    "use_block_products": UseBlockProducts(),
-    "use_block_products_for_tables": UseBlockProducts(),
-    "use_gated_block_products": UseBlockProducts(),
-    "use_block_products_for_geglu": UseBlockProducts(),
+    "use_mat_mul_nbits": UseMatMulNBits(),
+    "use_mat_mul_nbits_for_tables": UseMatMulNBits(),
+    "use_own_products": UseOwnProducts(),
+    "use_own_products_for_tables": UseOwnProducts(),
+    "use_own_products_for_swiglu": UseOwnProducts(),
+    "use_own_products_for_geglu": UseOwnProducts(),
     "use_packed_attention": UsePackedAttention(),
     "use_packed_attention_without_rotary": UsePackedAttention(),
     "use_packed_attention_with_norms": UsePackedAttention(),
@@ -115,10 +115,10 @@ def test_every_pass_has_a_text_and_every_text_a_pass() -> None:
         MergeProducts(),
         UseGroupedAttention(),
         FuseResidualNorms(),
-        UseBlockProducts(),
+        UseOwnProducts(),
         UsePackedAttention(),
         QuantizeWeights(INT4, INT8),
-        UseBlockKernels(),
+        UseMatMulNBits(),
         LinkFunctions({}),
         NameFunctions(),
         UseLowerRight(),

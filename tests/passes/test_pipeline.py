@@ -10,6 +10,7 @@ import pytest
 
 from pl_compile.errors import ExportError
 from pl_compile.graph.builder import GraphBuilder
+from pl_compile.passes.edit import Edit
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.verify import verify_model
@@ -60,6 +61,17 @@ class Break(GraphPass):
 
 
 @dataclass(frozen=True)
+class Note(GraphPass):
+    """For these tests."""
+
+    text: str
+
+    def rewrite(self, model: ir.Model) -> tuple[str, ...]:
+        """Changes nothing that is seen, and notes it."""
+        return (self.text,)
+
+
+@dataclass(frozen=True)
 class Refuse(GraphPass):
     """For these tests."""
 
@@ -100,6 +112,23 @@ def test_a_pass_that_breaks_the_model_is_named_with_those_before_it(how: str, sa
 def test_what_a_pass_refuses_of_its_input_is_said_as_it_is() -> None:
     with pytest.raises(ExportError, match="nothing good"):
         run_passes(doubled(), [Refuse()])
+
+
+def test_notes_of_all_passes_are_kept_in_their_order() -> None:
+    run = run_passes(doubled(), [Note("first"), AddOne(), Note("second")])
+
+    assert run.notes == ("first", "second")
+    assert [record.modified for record in run.records] == [True, True, True]
+
+
+def test_two_initializers_of_one_name_with_other_numbers_are_a_mistake() -> None:
+    edit = Edit(doubled())
+    first = edit.initializer("three", np.full(1, 3.0, np.float32))
+
+    assert edit.initializer("three", np.full(1, 3.0, np.float32)) is first
+    for other in (np.full(1, 4.0, np.float32), np.full(2, 3.0, np.float32)):
+        with pytest.raises(AssertionError, match="two initializers are called 'three'"):
+            edit.initializer("three", other)
 
 
 def test_the_model_is_dumped_before_and_after_each_pass(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ struct RandomWeight {
   }
 };
 
-std::vector<float> product(const Functions& f, const Weight& w, const std::vector<float>& x, size_t rows, Gate gate) {
+std::vector<float> product(const KernelSet& f, const Weight& w, const std::vector<float>& x, size_t rows, Gate gate) {
   Product p{w, x.data(), nullptr, rows, gate};
   std::vector<float> y(rows * w.outputs / p.tiles_per_result());
   p.y = y.data();
@@ -120,16 +120,16 @@ std::vector<float> product(const Functions& f, const Weight& w, const std::vecto
 }
 
 double gated(Gate gate, double x) {
-  if (gate == Gate::silu) return x / (1 + std::exp(-x));
+  if (gate == Gate::swiglu) return x / (1 + std::exp(-x));
   // x / 2 * (1 + tanh(u)), with the precision that this loses far below 0.
   const double u = std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x);
   return x / (1 + std::exp(-2 * u));
 }
 
-void check_products(const Functions& f, Checker& c) {
+void check_products(const KernelSet& f, Checker& c) {
   Random random{1};
   for (int turn = 0; turn < 60; ++turn) {
-    const Gate gate = std::array{Gate::silu, Gate::gelu, Gate::none, Gate::none}[random.below(4)];
+    const Gate gate = std::array{Gate::swiglu, Gate::geglu, Gate::none, Gate::none}[random.below(4)];
     const bool has_gate = gate != Gate::none;
     const size_t bits = random.below(2) ? 4 : 8, block = random.below(2) ? 32 : 64;
     const size_t inputs = block * (1 + random.below(6)), rows = 1 + random.below(40);
@@ -192,7 +192,7 @@ void check_products(const Functions& f, Checker& c) {
 }
 
 // A step that a corrupt file may have: infinity and what is no number must not become numbers.
-void check_broken_steps(const Functions& f, Checker& c) {
+void check_broken_steps(const KernelSet& f, Checker& c) {
   Random random{4};
   for (const uint16_t step : {0x7c00, 0xfc00, 0x7e00}) {
     RandomWeight w(random, 32, 16, 8, 32, false);
@@ -204,7 +204,7 @@ void check_broken_steps(const Functions& f, Checker& c) {
   }
 }
 
-void check_lookups(const Functions& f, Checker& c) {
+void check_lookups(const KernelSet& f, Checker& c) {
   Random random{2};
   for (int turn = 0; turn < 12; ++turn) {
     const size_t bits = turn % 2 ? 4 : 8, block = turn % 4 < 2 ? 32 : 64, outputs = 1 + random.below(100);
@@ -241,7 +241,7 @@ struct Step {
     t.window = window, t.scale = scale, t.softcap = softcap, t.epsilon = epsilon;
     return t;
   }
-  void run(const Functions& f, bool in_chunks) {
+  void run(const KernelSet& f, bool in_chunks) {
     const Attention t = attention();
     const size_t rows = std::min(seq, kQueries) * (heads / kv_heads);
     std::vector<float> partials((capacity / kChunk + 1) * partial_size(rows, dim));
@@ -370,7 +370,7 @@ void add_options(Random& random, Step& s) {
 }
 
 // The first queries of the only row in one step, the others in another.
-std::vector<float> in_two_steps(const Functions& f, Step s, size_t first) {
+std::vector<float> in_two_steps(const KernelSet& f, Step s, size_t first) {
   const std::vector<float> all = s.qkv;
   const size_t seq = s.seq;
   s.qkv.resize(first * s.width());
@@ -386,7 +386,7 @@ std::vector<float> in_two_steps(const Functions& f, Step s, size_t first) {
 }
 
 // One row of a batch by itself.
-std::vector<float> alone(const Functions& f, Step s, size_t row) {
+std::vector<float> alone(const KernelSet& f, Step s, size_t row) {
   const auto part = [&](std::vector<float>& v) {
     const long size = long(v.size() / s.batch);
     v = std::vector<float>(v.begin() + long(row) * size, v.begin() + long(row + 1) * size);
@@ -398,7 +398,7 @@ std::vector<float> alone(const Functions& f, Step s, size_t row) {
   return s.y;
 }
 
-void check_step(const Functions& f, Checker& c, Random& random, const Step& before) {
+void check_step(const KernelSet& f, Checker& c, Random& random, const Step& before) {
   const std::string what = "attention of " + std::to_string(before.seq) + " queries, window " +
                            std::to_string(before.window) + ", softcap " + std::to_string(int(before.softcap));
   Step s = before;
@@ -423,7 +423,7 @@ void check_step(const Functions& f, Checker& c, Random& random, const Step& befo
   c.add(s.keys);
 }
 
-void check_attention(const Functions& f, Checker& c) {
+void check_attention(const KernelSet& f, Checker& c) {
   Random random{3};
   for (int turn = 0; turn < 24; ++turn) check_step(f, c, random, random_step(random, turn % 2));
   for (int turn = 0; turn < 24; ++turn) {
@@ -438,7 +438,7 @@ void check_attention(const Functions& f, Checker& c) {
 int main() {
   bool right = true;
   uint64_t bits = 0;
-  for (const Functions* const* set = available(); *set; ++set) {
+  for (const KernelSet* const* set = available_sets(); *set; ++set) {
     Checker c;
     c.set = (*set)->name;
     check_products(**set, c);

@@ -24,9 +24,9 @@ from pl_compile.graph.builder import GraphBuilder
 from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.link_functions import LinkFunctions
 from pl_compile.passes.pipeline import run_passes
-from pl_compile.passes.use_block_products import packed_codes, packed_grid
+from pl_compile.passes.use_own_products import packed_codes, packed_grid
 from pl_compile.runtime import kernels
-from pl_compile.runtime.kernels import instruction_sets, library_path
+from pl_compile.runtime.kernels import instruction_sets, library_path, rank_sums
 
 Arrays = dict[str, np.ndarray]
 RunOn = Callable[..., list[list[np.ndarray]]]
@@ -67,7 +67,7 @@ class Weight:
         values = self.codes * np.repeat(self.scales, self.block, 0)
         return values if self.lows is None else values + np.repeat(self.lows, self.block, 0)
 
-    def stored(self, g: GraphBuilder) -> list[ir.Value | None]:
+    def initializers(self, g: GraphBuilder) -> list[ir.Value | None]:
         arrays: list[np.ndarray] = [packed_codes(self.codes, self.bits), packed_grid(self.scales)]
         if self.lows is not None:
             arrays.append(packed_grid(self.lows))
@@ -95,7 +95,7 @@ def product_model(folder: Path, weight: Weight, *, gated: int) -> Path:
         x = g.input("x", ir.DataType.FLOAT, ["rows", INPUTS])
         y = g.op(
             "BlockProduct",
-            [x, *weight.stored(g)],
+            [x, *weight.initializers(g)],
             "product",
             domain=PLC_DOMAIN,
             gated=int(gated),
@@ -167,6 +167,29 @@ def test_a_gate_of_another_number_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Exception, match="BlockProduct: gated must be 0, 1 or 2"):
         onnxruntime.InferenceSession(str(model), options)
+
+
+@built
+def test_onnxruntime_calls_the_kernel_where_one_is_registered_and_else_the_body(
+    tmp_path: Path,
+) -> None:
+    weight, x = Weight(8, 32, lows=False), activations()
+    model = ir.load(product_model(tmp_path, weight, gated=False))
+    (body,) = model.functions.values()
+    (product,) = [node for node in body if node.op_type == "MatMul"]
+    product.op_type = "Sub"  # of shapes that do not fit: a body that cannot run
+    path = tmp_path / "broken.onnx"
+    ir.save(model, path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    with pytest.raises(Exception, match="Sub"):
+        onnxruntime.InferenceSession(str(path), options).run(None, {"x": x})
+
+    options.register_custom_ops_library(str(library_path()))
+    (y,) = onnxruntime.InferenceSession(str(path), options).run(None, {"x": x})
+
+    expected = expected_product(x, weight, gated=False, rounded=True)
+    assert np.abs(y - expected).max() < 3e-6 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("bits", "lows", "gated"), VARIANTS)
@@ -249,7 +272,7 @@ def test_bodies_compute_the_same(bits: int, lows: bool, gated: bool, tmp_path: P
 def lookup_model(folder: Path, weight: Weight) -> Path:
     def build(g: GraphBuilder) -> None:
         ids = g.input("ids", ir.DataType.INT64, ["batch", "seq"])
-        inputs = weight.stored(g)
+        inputs = weight.initializers(g)
         inputs.insert(2, ids)
         rows = g.op("BlockLookup", inputs, "lookup", domain=PLC_DOMAIN, **weight.attributes)
         g.output(rows, "rows", ir.DataType.FLOAT, ["batch", "seq", INPUTS])
@@ -493,4 +516,4 @@ def test_a_library_that_was_cut_short_is_said_and_not_loaded(
 
     assert kernels.arithmetic() == "standard operators"
     with pytest.raises(RankError, match=r"the C\+\+ kernels do not load: .*cut.so"):
-        kernels.group_bytes(2)
+        rank_sums.group_bytes(2)

@@ -34,6 +34,7 @@ from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, _RankProcess
+from pl_compile.runtime.kernels import rank_sums
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.session import Session
 from pl_compile.testing import random_table, write_jsonl, write_tiny_base
@@ -198,8 +199,9 @@ from pathlib import Path
 import numpy as np, onnxruntime
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
+from pl_compile.runtime.kernels import rank_sums
 memory, rank, ranks, model, result = sys.argv[1:]
-kernels.join_group(Path(memory), int(rank), int(ranks))
+rank_sums.join_group(Path(memory), int(rank), int(ranks))
 options = onnxruntime.SessionOptions()
 kernels.register(options)
 session = onnxruntime.InferenceSession(model, options)
@@ -216,7 +218,7 @@ def test_sums_of_any_size_are_those_of_all_ranks(tmp_path: Path) -> None:
     """Longer ones go through the shared memory in pieces, in turns."""
     ranks = 3
     memory = tmp_path / "memory"
-    memory.write_bytes(bytes(kernels.group_bytes(ranks)))
+    memory.write_bytes(bytes(rank_sums.group_bytes(ranks)))
     g = GraphBuilder({})
     x = g.input("x", ir.DataType.FLOAT, ["n"])
     names: dict[str, Any] = {"collective_operation": "all_reduce", "reduce_op": "sum"}
@@ -414,7 +416,7 @@ def test_ranks_without_kernels_are_refused_by_name(
     monkeypatch.setattr(kernels, "library_path", lambda: None)
 
     with pytest.raises(RankError, match=r"kernels were not built.*Install g\+\+"):
-        kernels.group_bytes(2)
+        rank_sums.group_bytes(2)
 
 
 @built

@@ -29,7 +29,7 @@ from pl_compile.checks.interpreted_engine import InterpretedPlan
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ArtifactError, RankError
-from pl_compile.exporters.exporter import Job
+from pl_compile.exporters.exporter import PassInputs
 from pl_compile.exporters.tensorrt.api import parse
 from pl_compile.exporters.tensorrt.exporter import TensorRtExporter
 from pl_compile.families.read import read_decoder_config
@@ -264,7 +264,7 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     options = BuildOptions("none", dtype=dtype, defer_build=True)
     exporter = TensorRtExporter("tensorrt-rtx")
     model = build_decoder(config, contract, load_weights(open_checkpoint(base), config))
-    run_passes(model, exporter.passes(Job(config, contract, options)).all)
+    run_passes(model, exporter.passes(PassInputs(config, contract, options)).all)
     constants = {
         str(v.name): v.const_value.numpy()
         for v in model.graph.initializers.values()

@@ -390,7 +390,10 @@ def test_an_option_that_a_family_does_not_name_is_refused_though_it_could_be_com
     plain = dataclasses.replace(FAMILIES["llama"], attention_options=frozenset())
     monkeypatch.setattr("pl_compile.training.frozen.attention.FAMILIES", {"llama": plain})
 
-    with pytest.raises(BaseModelError, match="LlamaAttention: its options scaling; expected only options that training computes"):
+    with pytest.raises(
+        BaseModelError,
+        match="LlamaAttention: its options scaling; expected only options that training computes",
+    ):
         packed_losses(base, BATCHES["a row alone"], row_prompts(base), False)
 
 
@@ -403,7 +406,10 @@ def test_attention_of_another_kind_is_refused_and_not_computed_as_ours(
     layout = lay_out_attention(batch, {}, None)
     heads = torch.zeros(1, base.config.heads, len(batch.token_ids), base.config.head_dim)
 
-    with pytest.raises(BaseModelError, match=f"its options {next(iter(option))}; expected only options that training computes"):
+    with pytest.raises(
+        BaseModelError,
+        match=f"its options {next(iter(option))}; expected only options that training computes",
+    ):
         packed_attention(base.model, heads, heads, heads, None, layout=layout, **option)
     packed_attention(base.model, heads, heads, heads, None, layout=layout, sliding_window=None)
 

@@ -93,6 +93,8 @@ class OnnxRuntimeEngine:
             options.intra_op_num_threads = threads
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # For every target: a graph's operators say what it needs, and that of a rank needs our sums
+        # whatever its target is. Where a graph has none of ours, this changes nothing.
         kernels.register(options)
         providers = choose(onnxruntime, options, provider)
         path = _utf8(model)

@@ -19,9 +19,9 @@ from typing import Any
 from pl_compile.artifact.bundle import rank_folder
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import RankError
-from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.ranks.engine import REMEMBERED, RankedEngine, RankPrompt
 from pl_compile.runtime.engines.ranks.nccl import unique_id
+from pl_compile.runtime.kernels import rank_sums
 
 # Seconds that a rank has to load its part of the base.
 _START_SECONDS = 600.0
@@ -277,7 +277,7 @@ class SentPrompt:
 @contextmanager
 def _meeting_place(ranks: int, doing: str) -> Iterator[int]:
     """Shared memory as a file descriptor. It has no name, so no file can remain of it."""
-    size = kernels.group_bytes(ranks)
+    size = rank_sums.group_bytes(ranks)
     handle = os.memfd_create("plc-ranks")
     try:
         try:

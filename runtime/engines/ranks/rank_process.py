@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.errors import PlcError
-from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.opening import open_rank
 from pl_compile.runtime.engines.ranks.engine import RankPrompt
 from pl_compile.runtime.engines.ranks.local_group import Failure, RankOptions, SentPrompt
+from pl_compile.runtime.kernels import rank_sums
 
 # How often a rank that has nothing to do looks whether its leader is there.
 _LOOK_SECONDS = 1.0
@@ -67,7 +67,7 @@ def main() -> None:
 def _open(options: RankOptions) -> Any:
     if options.memory is not None:
         memory = Path(f"/proc/self/fd/{options.memory}")
-        kernels.join_group(memory, options.rank, options.contract.ranks)
+        rank_sums.join_group(memory, options.rank, options.contract.ranks)
         os.close(options.memory)
     return open_rank(options)
 

@@ -1,4 +1,4 @@
-"""Blocks of integers go to ONNX Runtime's own kernels, which read them as they are.
+"""Weights in blocks go to ONNX Runtime's own kernels, which read the integers as they are.
 
 before:  y = MatMul(x, DequantizeLinear(codes, scales, axis=0, block_size=32))
 after:   y = com.microsoft::MatMulNBits(x, packed, scales, bits=4, block_size=32)
@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.graph.operators import ORT_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
@@ -28,7 +29,7 @@ _ACCURACY_LEVEL = 4
 
 
 @dataclass(frozen=True)
-class UseBlockKernels(GraphPass):
+class UseMatMulNBits(GraphPass):
     """Lowers blocked weights for ONNX Runtime; weights by channel stay as they are."""
 
     def rewrite(self, model: ir.Model) -> bool:
@@ -49,20 +50,19 @@ class UseBlockKernels(GraphPass):
 
 
 def _lower(edit: Edit, dequantize: ir.Node) -> None:
-    stored, given = dequantize.inputs[:2]
-    codes, scales = array_of(stored), array_of(given)
-    assert stored is not None
+    integers = dequantize.inputs[0]
+    codes, scales = array_of(integers), array_of(dequantize.inputs[1])
+    assert integers is not None
+    assert integers.const_value is not None
     assert codes is not None
     assert scales is not None
-    bits = (
-        4 if stored.const_value is not None and stored.const_value.dtype == ir.DataType.INT4 else 8
-    )
+    bits = 4 if integers.const_value.dtype == ir.DataType.INT4 else 8
     along = dequantize.attributes["axis"].as_int()
     block = dequantize.attributes["block_size"].as_int()
     if along == 0:
         codes, scales = codes.T, scales.T
     outputs, inputs = codes.shape
-    name = str(stored.name).removesuffix(".codes")
+    name = str(integers.name).removesuffix(".codes")
     packed = edit.initializer(f"{name}.packed", _packed(codes.astype(np.int8), bits, block))
     flat = edit.initializer(f"{name}.block_scales", np.ascontiguousarray(scales).reshape(-1))
     for node in [user for user, _ in dequantize.outputs[0].uses()]:
@@ -74,7 +74,7 @@ def _lower(edit: Edit, dequantize: ir.Node) -> None:
                 "MatMulNBits",
                 [node.inputs[0], packed, flat],
                 f"{node.name}.{bits}_bits",
-                domain="com.microsoft",
+                domain=ORT_DOMAIN,
                 K=inputs,
                 N=outputs,
                 bits=bits,
@@ -82,7 +82,7 @@ def _lower(edit: Edit, dequantize: ir.Node) -> None:
                 accuracy_level=_ACCURACY_LEVEL,
             )
         edit.replace(node, [taken])
-    edit.graph.opset_imports["com.microsoft"] = 1
+    edit.graph.opset_imports[ORT_DOMAIN] = 1
 
 
 def _gather(
@@ -102,7 +102,7 @@ def _gather(
         "GatherBlockQuantized",
         [packed, node.inputs[1], shaped],
         f"{name}.{bits}_bits",
-        domain="com.microsoft",
+        domain=ORT_DOMAIN,
         gather_axis=0,
         quantize_axis=2,
         block_size=block,

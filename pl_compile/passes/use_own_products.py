@@ -1,40 +1,45 @@
-"""Blocks of integers go to this project's own kernels (runtime/kernels), in their layout.
+"""Weights in blocks go to this project's own kernels (runtime/kernels), in their layout.
 
 before:  y = MatMul(x, plc::DequantizeBlocks(codes, scales, lows, axis=0, block_size=32))
-after:   y = plc::BlockProduct(x, packed, steps, lows', bits=4, block=32, columns=..., gated=0)
+after:   y = plc::BlockProduct(x, codes', steps, lows', bits=4, block=32, columns=..., gated=0)
 
 before:  y = Gemm(x, DequantizeLinear(table, scales, axis=1, block_size=32), transB=1)
          e = Gather(DequantizeLinear(table, scales, axis=1, block_size=32), ids)
-after:   y = plc::BlockProduct(x, packed, steps, bits=8, block=32, columns=..., gated=0)
-         e = plc::BlockLookup(packed, steps, ids, bits=8, block=32, columns=...)
+after:   y = plc::BlockProduct(x, codes', steps, bits=8, block=32, columns=..., gated=0)
+         e = plc::BlockLookup(codes', steps, ids, bits=8, block=32, columns=...)
 
 before:  y = plc::SwiGlu(MatMul(x, DequantizeLinear([wg | wu], scales, axis=0, block_size=32)))
 after:   y = plc::BlockProduct(x, [wg0 | wu0 | wg1 | wu1 ...], gated=1)     in tiles of 16
 
+codes', steps and lows' are codes, scales and lows (offsets), as `runtime/kernels/kernels.h` lays
+them out. Weights of 4 bits have offsets, those of 8 bits have none: `exporters/rounding.py` says
+why.
 gated is 2 for a GeGlu. Embedding and head read one table.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.graph.operators import GEGLU, PLC_DOMAIN, SWIGLU
+from pl_compile.graph.kernel_operators import (
+    BLOCK_LOOKUP,
+    BLOCK_PRODUCT,
+    DEQUANTIZE_BLOCKS,
+    GATES,
+    TILE,
+)
+from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
 from pl_compile.passes.graph_pass import GraphPass
 
-# Outputs that the kernels compute together.
-TILE = 16
-
-# What `gated` is where a product's columns are gate and up, which the kernel joins.
-GATES = {1: SWIGLU, 2: GEGLU}
-
 
 @dataclass(frozen=True)
-class UseBlockProducts(GraphPass):
-    """Lowers blocked weights for this project's kernels; weights by channel are refused earlier."""
+class UseOwnProducts(GraphPass):
+    """Lowers all weights; `NativeCpuExporter.check` refuses those that are not in blocks."""
 
     def requires(self, model: ir.Model) -> None:
         """Weights in blocks are those of plain products, or tables."""
@@ -67,12 +72,12 @@ class UseBlockProducts(GraphPass):
 
 
 def _is_dequantizing(node: ir.Node) -> bool:
-    return is_op(node, "DequantizeLinear") or is_op(node, "DequantizeBlocks", PLC_DOMAIN)
+    return is_op(node, "DequantizeLinear") or is_op(node, DEQUANTIZE_BLOCKS, PLC_DOMAIN)
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """Codes `[inputs, columns]` around 0; scales and lows `[blocks, columns]`."""
+    """Codes `[inputs, columns]` around 0; scales and lows (offsets) `[blocks, columns]`."""
 
     name: str
     codes: NDArray[np.int8]
@@ -81,54 +86,60 @@ class _Weight:
     bits: int
     block: int
 
-    def in_order(self, columns: NDArray[np.int64]) -> "_Weight":
-        lows = None if self.lows is None else self.lows[:, columns]
-        turned = self.codes[:, columns], self.scales[:, columns], lows
-        return _Weight(f"{self.name}.gated", *turned, self.bits, self.block)
+    @property
+    def interleaved(self) -> "_Weight":
+        """Of a weight `[gate | up]`: tiles of gate and up in turn."""
+        halves = np.arange(self.codes.shape[1]).reshape(2, -1, TILE)
+        columns = halves.transpose(1, 0, 2).reshape(-1)
+        return replace(
+            self,
+            name=f"{self.name}.gated",
+            codes=self.codes[:, columns],
+            scales=self.scales[:, columns],
+            lows=None if self.lows is None else self.lows[:, columns],
+        )
 
 
 def _lower(edit: Edit, dequantize: ir.Node) -> None:
     weight = _read(dequantize)
     for user in [user for user, _ in dequantize.outputs[0].uses()]:
         if is_op(user, "Gather"):
-            inputs = _stored(edit, weight)
-            inputs.insert(2, user.inputs[1])
-            _replace(edit, user, user, "BlockLookup", weight, inputs)
+            codes, steps, *lows = _packed(edit, weight)
+            _replace(edit, user, user, BLOCK_LOOKUP, weight, [codes, steps, user.inputs[1], *lows])
             continue
         gate = _gate(user) if weight.codes.shape[1] % (2 * TILE) == 0 else None
         if gate is None:
-            inputs = [user.inputs[0], *_stored(edit, weight)]
-            _replace(edit, user, user, "BlockProduct", weight, inputs, gated=0)
+            inputs = [user.inputs[0], *_packed(edit, weight)]
+            _replace(edit, user, user, BLOCK_PRODUCT, weight, inputs, gated=0)
         else:
-            halves = np.arange(weight.codes.shape[1]).reshape(2, -1, TILE)
-            turned = weight.in_order(halves.transpose(1, 0, 2).reshape(-1))
-            inputs = [user.inputs[0], *_stored(edit, turned)]
+            inputs = [user.inputs[0], *_packed(edit, weight.interleaved)]
             (gated,) = (code for code, op_type in GATES.items() if op_type == gate.op_type)
-            _replace(edit, user, gate, "BlockProduct", turned, inputs, gated=gated)
+            _replace(edit, user, gate, BLOCK_PRODUCT, weight, inputs, gated=gated)
 
 
 def _read(dequantize: ir.Node) -> _Weight:
-    stored = dequantize.inputs[0]
-    codes, scales, lows = (array_of(value) for value in (*dequantize.inputs[:3], None)[:3])
-    assert stored is not None
-    assert stored.const_value is not None
+    integers = dequantize.inputs[0]
+    codes, scales = array_of(integers), array_of(dequantize.inputs[1])
+    lows = array_of(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
+    assert integers is not None
+    assert integers.const_value is not None
     assert codes is not None
     assert scales is not None
     if dequantize.attributes["axis"].as_int() == 1:
         codes, scales, lows = codes.T, scales.T, None if lows is None else lows.T
     return _Weight(
-        str(stored.name).removesuffix(".codes"),
+        str(integers.name).removesuffix(".codes"),
         codes.astype(np.int8),
         scales,
         lows,
-        4 if stored.const_value.dtype == ir.DataType.INT4 else 8,
+        4 if integers.const_value.dtype == ir.DataType.INT4 else 8,
         dequantize.attributes["block_size"].as_int(),
     )
 
 
-def _stored(edit: Edit, weight: _Weight) -> list[ir.Value | None]:
-    """Codes, steps and, if there are some, lows, as initializers."""
-    packed: list[ir.Value | None] = [
+def _packed(edit: Edit, weight: _Weight) -> list[ir.Value]:
+    """Codes, steps and, if there are some, lows, in the kernels' layout, as initializers."""
+    packed = [
         edit.initializer(f"{weight.name}.packed", packed_codes(weight.codes, weight.bits)),
         edit.initializer(f"{weight.name}.steps", packed_grid(weight.scales)),
     ]
@@ -139,26 +150,26 @@ def _stored(edit: Edit, weight: _Weight) -> list[ir.Value | None]:
 
 def _replace(
     edit: Edit,
-    first: ir.Node,
-    last: ir.Node,
+    product: ir.Node,
+    replaced: ir.Node,
     op_type: str,
     weight: _Weight,
-    inputs: list[ir.Value | None],
+    inputs: Sequence[ir.Value | None],
     **attributes: Any,
 ) -> None:
-    """Puts a kernel where `first` stands, in place of what `last` gives."""
+    """Puts a kernel where a product or lookup stands; it gives what `replaced` gave."""
     (result,) = edit.insert(
-        first,
+        product,
         op_type,
         inputs,
-        f"{first.name}.blocks",
+        f"{product.name}.blocks",
         domain=PLC_DOMAIN,
         bits=weight.bits,
         block=weight.block,
         columns=weight.codes.shape[1],
         **attributes,
     )
-    edit.replace(last, [result])
+    edit.replace(replaced, [result])
 
 
 def _gate(product: ir.Node) -> ir.Node | None:

@@ -1,0 +1,39 @@
+"""The operators that passes write in place of those of the main graph (`operators.py`).
+
+w = plc::DequantizeBlocks(codes, scales, lows; axis=, block_size=)
+
+    What DequantizeLinear is to weights without offsets. `QuantizeWeights` writes it, and
+    `UseOwnProducts` reads it: no finished graph holds one.
+
+y = plc::BlockProduct(x, codes, steps, lows?; bits=, block=, columns=, gated=)
+rows = plc::BlockLookup(codes, steps, ids, lows?; bits=, block=, columns=)
+y, present_key, present_value = plc::PackedAttention(
+    query, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?; as of Attention)
+
+    What the kernels in `runtime/kernels/` compute: `kernels.h` has the layouts of codes, steps
+    (scales) and lows (offsets), `ops.cc` the types. `query` holds queries, keys and values side
+    by side, as in the packed form of `plc::Attention`.
+"""
+
+from pl_compile.graph.operators import GEGLU, SWIGLU
+
+DEQUANTIZE_BLOCKS = "DequantizeBlocks"
+
+BLOCK_PRODUCT = "BlockProduct"
+BLOCK_PRODUCT_INPUTS = ("x", "codes", "steps", "lows")
+
+BLOCK_LOOKUP = "BlockLookup"
+BLOCK_LOOKUP_INPUTS = ("codes", "steps", "ids", "lows")
+
+PACKED_ATTENTION = "PackedAttention"
+PACKED_ATTENTION_INPUTS = (
+    *("query", "past_key", "past_value", "past_lengths"),
+    *("cos", "sin", "q_norm", "k_norm"),
+)
+
+# Outputs of a tile, which the kernels compute together: `kTile` in `runtime/kernels/kernels.h`.
+# Ranks get whole tiles of the feed-forward width (`config/ranks.py`).
+TILE = 16
+
+# What `gated` is where a product's columns are gate and up, which the kernel joins: `Gate` there.
+GATES = {1: SWIGLU, 2: GEGLU}
