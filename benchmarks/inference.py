@@ -213,6 +213,7 @@ class OpenVino:
     """OpenVINO GenAI's continuous batching; a task is its prefix cache."""
 
     def __init__(self, path: Path, rows: int) -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
         import openvino_genai
 

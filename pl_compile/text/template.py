@@ -23,6 +23,9 @@ _FORMATTED = re.compile(
     r"(?P<name>[^!:]+)(?:![rsa](?::.*)?"
     r"|:(?=.*[<>=^.,\d])(?:.?[<>=^])?[-+ ]?#?0?\d*[_,]?(?:\.\d+)?[bcdeEfFgGnosxX%]?)"
 )
+# Digits of a marker's number that are read: no task has as many markers.
+_MOST_DIGITS = 9
+
 _TOKEN = re.compile(r"<\|VIRTUAL_PROMPT_(?P<marker>[0-9]+)\|>|\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
 
@@ -177,8 +180,10 @@ def _split(template: str, problems: list[str]) -> tuple[list[Segment], list[int]
             pieces.append(Text(text))
             text = ""
         if match["marker"] is not None:
-            markers.append(int(match["marker"]))
-            pieces.append(Virtual(int(match["marker"]), 0))
+            # Python refuses to read very long numbers; what is left of one is refused below.
+            number = int(match["marker"].lstrip("0")[:_MOST_DIGITS] or "0")
+            markers.append(number)
+            pieces.append(Virtual(number, 0))
         elif not match["field"].strip():
             problems.append(f"an empty field at character {match.start() + 1}: name it")
         elif formatted := _FORMATTED.fullmatch(match["field"]):

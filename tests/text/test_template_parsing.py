@@ -200,6 +200,12 @@ def test_markers_are_numbered_from_zero_each_once_and_in_order(first: int, secon
     )
 
 
+def test_a_marker_with_a_number_that_is_much_too_long_is_refused_like_others() -> None:
+    text = refusal(f"<|VIRTUAL_PROMPT_{'1' * 5000}|>{{a}}{{x}}")
+
+    assert "markers are numbered [111111111], expected 0, 1, 2" in text
+
+
 @pytest.mark.parametrize("splits", [(5, 0), (6, -1)])
 def test_no_marker_may_stand_for_nothing(splits: tuple[int, int]) -> None:
     text = refusal("<|VIRTUAL_PROMPT_0|>{a}<|VIRTUAL_PROMPT_1|>{x}", virtual_token_splits=splits)
