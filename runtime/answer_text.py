@@ -39,7 +39,7 @@ class AnswerText:
         # pending text may be the whole answer, so it is searched only where a stop text is
         # possible.
         recent = self._held + self._stream.pending(self._recent) if self._stops else ""
-        if any(stop in recent for stop in self._stops) and self._ends_in(
+        if any(stop in recent for stop in self._stops) and self._cut_at_stop(
             self._held + self._stream.pending()
         ):
             return self.finish()
@@ -49,11 +49,15 @@ class AnswerText:
         """The text that was held. Call it when no more tokens come."""
         if not self.stopped:
             self._held += self._stream.finish()
-            self._ends_in(self._held)
+            self._cut_at_stop(self._held)
         return self._give(len(self._held.rstrip(" ")))
 
-    def _ends_in(self, text: str) -> bool:
-        """Whether a text contains a stop text; if so, only what stands before it is held."""
+    def _cut_at_stop(self, text: str) -> bool:
+        """Holds the part of a text before its first stop text, and notes that the answer stopped.
+
+        Returns:
+            Whether there is a stop text.
+        """
         places = [text.find(stop) for stop in self._stops]
         found = [place for place in places if place >= 0]
         if found:

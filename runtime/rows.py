@@ -178,7 +178,11 @@ class Row:
         return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
 
     def advance(self, output: Output) -> Event:
-        """Takes the graph's token, or chooses one from the logits; returns what it added."""
+        """Takes the graph's token, or chooses one from the logits.
+
+        Returns:
+            The text that became certain; with it the result, once the answer is finished.
+        """
         rules = self.prompt.renderer.rules
         token_id = output.token
         if token_id is None:
@@ -194,7 +198,7 @@ class Row:
         self.token_ids.append(token_id)
         self.seen.append(token_id)
         if self._choices is not None:
-            return self._choose(self._choices, token_id)
+            return self._advance_in_choices(self._choices, token_id)
         if token_id in rules.ends:
             self.finished = "stop"
             return self._event(self.text.finish(), self.text.text)
@@ -207,7 +211,7 @@ class Row:
             self.finished = "stop" if self.text.stopped else "length"
         return self._event(piece, self.text.text)
 
-    def _choose(self, choices: TrieWalk, token_id: int) -> Event:
+    def _advance_in_choices(self, choices: TrieWalk, token_id: int) -> Event:
         """Takes a token of a choice. A choice is written to its end, whatever its tokens mean.
 
         The text is that of the choice, not of its decoded tokens. It is handed out as far as it is

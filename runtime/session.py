@@ -1,8 +1,8 @@
 """The session: requests for any mix of tasks in, answers out.
 
-A loader, a splice and a loop: everything intricate was done by the compiler. A request (`requests`)
-becomes a row (`rows`), waits for a slot (`scheduler`), and steps together with others (`stepping`)
-on an engine (`engines/engine`) until its answer is finished.
+A request (`requests`) becomes a row of its task (`rows`, `task_prompt`) and waits for a slot
+(`scheduler`). It steps together with others (`stepping`) on an engine (`engines/engine`). Each step
+gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 """
 
 import os
@@ -100,7 +100,7 @@ class Session:
         # A waiting thread keeps its core busy: with many more threads than cores, none makes
         # progress.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
-        problems = {
+        checks = {
             f"bundle {shown(bundle)}, expected a path": isinstance(bundle, str | Path),
             f"provider {shown(provider)}, expected a Provider": (
                 provider is None or isinstance(provider, Provider)
@@ -109,7 +109,7 @@ class Session:
                 isinstance(allow_failed_parity, bool)
             ),
         }
-        check_all(RequestError, "opening a session", problems)
+        check_all(RequestError, "opening a session", checks)
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
         if manifest.parity == "failed" and not allow_failed_parity:
@@ -200,22 +200,26 @@ class Session:
             for index, request in enumerate(_listed(requests))
         ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
-        with self._using_the_cache():
+        with self._one_batch():
             scheduler = Scheduler(rows, self.engine.max_batch)
             while turn := scheduler.turn():
-                outputs = self._fed(turn)
+                outputs = self._run_turn(turn)
                 for slot, row in turn.stepping.items():
                     if not row.failed:
                         yield row.advance(outputs[slot])
                         self._check_open()  # the reader may have closed it
                 over = [slot for slot, row in turn.stepping.items() if not row.is_live]
                 scheduler.finish(over)
-                self._under_way().retire(over)
+                self._batch_in_use().retire(over)
         _check_rows("answering requests", rows)
 
-    def _fed(self, turn: Turn[Row]) -> dict[int, Output]:
-        """Does what the scheduler says, and marks rows whose logits are not finite numbers."""
-        batch = self._under_way()
+    def _run_turn(self, turn: Turn[Row]) -> dict[int, Output]:
+        """Admits, moves and feeds rows; marks those as failed whose logits are not finite numbers.
+
+        Returns:
+            What each row that stepped gave, by its slot.
+        """
+        batch = self._batch_in_use()
         for slot, row in turn.admitted.items():
             batch.admit(slot, row.prompt, row.held)
         if turn.kept is not None:
@@ -254,15 +258,15 @@ class Session:
                     expected="a task with a closed set of answers",
                 )
             rows.append((row, row.trie))
-        with self._using_the_cache():
-            scores = [label_scores(self._under_way(), row, trie) for row, trie in rows]
+        with self._one_batch():
+            scores = [label_scores(self._batch_in_use(), row, trie) for row, trie in rows]
         for (row, _), labels in zip(rows, scores, strict=True):
             row.failed = labels is None
         _check_rows("scoring requests", [row for row, _ in rows], scores)
-        return [labels for labels in scores if labels is not None]
+        return [labels for labels in scores if labels is not None]  # none is: the type says so
 
     @contextmanager
-    def _using_the_cache(self) -> Iterator[None]:
+    def _one_batch(self) -> Iterator[None]:
         if self._batch is not None:
             raise RequestError(
                 "starting a stream",
@@ -275,7 +279,7 @@ class Session:
         finally:
             self._batch = None
 
-    def _under_way(self) -> Batch:
+    def _batch_in_use(self) -> Batch:
         """The batch. Only the session holds it, since it keeps the engine, which `close` frees."""
         assert self._batch is not None
         return self._batch

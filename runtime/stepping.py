@@ -60,7 +60,8 @@ class Batch:
         Args:
             row: one that is free.
             prompt: of the row's task.
-            entries: how many of the prefix's positions it begins with; all of them if None.
+            entries: how many of the prefix's positions it begins with; all of them if None. Fewer
+                where the prefix is the whole prompt: a step needs a token, so the last one is fed.
         """
         assert row not in self._rows
         held = self._engine.admit(row, prompt)

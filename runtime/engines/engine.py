@@ -28,7 +28,7 @@ class Prompt(Protocol):
         prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]`, the keys (as the attention
             uses them: rotated where the base rotates) and values of the row's first positions,
             learned or folded; None if it has no prefix.
-        task_id: its number where prompts are baked into the graph, else 0.
+        task_id: its number among the tasks; a graph with baked prompts is given it.
     """
 
     @property
