@@ -199,7 +199,9 @@ def told() -> Told:
 def kind(request: pytest.FixtureRequest) -> str:
     """The name of an instruction set; skips where the kernels or the processor lack it."""
     if library_path() is None:
-        pytest.skip("the kernels were not built: no compiler")
+        pytest.skip(
+            "needs the C++ kernels (g++ or Clang); without them: tests/export/test_bodies.py"
+        )
     name: str = request.param
     there = instruction_sets()
     assert set(there) <= set(KERNEL_SETS), "a set that no test runs"

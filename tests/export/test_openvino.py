@@ -4,6 +4,7 @@ Every test runs twice: on OpenVINO where it is installed, and on a stand-in with
 the engine uses, which runs the same graphs on ONNX Runtime.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
@@ -27,7 +28,7 @@ from pl_compile.errors import ArtifactError, ExportError, MissingExtraError, Req
 from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Provider, Request, Session
 from pl_compile.runtime.engines.engine import Step
-from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
+from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine, openvino_module
 from pl_compile.testing import PREFIX_TASK, random_table, sign_bundle, write_tiny_base
 
 REQUESTS = [
@@ -97,6 +98,16 @@ def stand_in(version: str = "2026.4.1-1-abc") -> Any:
     module.Tensor = lambda array, shared_memory: SimpleNamespace(data=array)
     module.Core = lambda: SimpleNamespace(read_model=StandIn, compile_model=lambda model, *_: model)
     return package
+
+
+def test_the_package_is_imported_without_its_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = stand_in()
+    monkeypatch.setitem(sys.modules, "openvino", package)
+    monkeypatch.delitem(sys.modules, "openvino_telemetry", raising=False)
+
+    assert openvino_module("trying it") is package
+    with pytest.raises(ImportError):
+        importlib.import_module("openvino_telemetry")
 
 
 INSTALLED = find_spec("openvino") is not None

@@ -87,7 +87,9 @@ print(sorted(k for k in os.environ if k.startswith("ORT_")))
 
 
 @pytest.mark.skipif(
-    not find_spec("openvino"), reason="needs openvino: pip install 'pl-compile[openvino]'"
+    not find_spec("openvino"),
+    reason="needs openvino: pip install 'pl-compile[openvino]'; on a stand-in: "
+    "tests/export/test_openvino.py, test_the_package_is_imported_without_its_telemetry",
 )
 def test_serving_on_openvino_reports_to_nobody(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
     """Imported as it comes, it sends where it runs to an address, and writes files for that."""
