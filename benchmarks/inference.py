@@ -91,29 +91,24 @@ class IdsAlone:
 
 
 class Plc:
-    """A bundle, on the runtime's own engine.
+    """A bundle, on the engine of its target.
 
     Args:
         path: of the bundle.
         rows: most rows that step together.
-        provider: name of ONNX Runtime's provider that runs it.
+        provider: name of ONNX Runtime's provider that runs it; that of its target if None.
     """
 
-    def __init__(self, path: Path, rows: int, provider: str = "cpu") -> None:
+    def __init__(self, path: Path, rows: int, provider: str | None = None) -> None:
         import numpy as np
 
-        from pl_compile.artifact.bundle import MODEL_NAME, read_bundle
-        from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+        from pl_compile.artifact.bundle import read_bundle
         from pl_compile.runtime.engines.onnxruntime.providers import Provider
+        from pl_compile.runtime.engines.opening import open_engine
 
         bundle = read_bundle(path)
-        self.engine = OnnxRuntimeEngine(
-            bundle.base_folder / MODEL_NAME,
-            bundle.manifest.graph,
-            max_batch=rows,
-            provider=Provider(provider),
-            dtype=bundle.manifest.precision.dtype,
-        )
+        given = None if provider is None else Provider(provider)
+        self.engine = open_engine(bundle, max_batch=rows, provider=given)
         self.bare = IdsAlone(np.zeros((0, bundle.manifest.graph.hidden), np.float32))
 
     def _batch(self, prompts: Sequence[IdsAlone]) -> Any:

@@ -288,6 +288,45 @@ def test_a_damaged_file_is_refused_in_one_line(exported: Exported) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("takes", [("0",), ()], ids=["without them", "never"])
+def test_activations_of_8_bits_are_left_out_where_openvino_cannot_run_them(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, takes: tuple[str, ...]
+) -> None:
+    bundle = exported(options=BuildOptions("int8"), measure_parity=False).bundle
+    package = stand_in()
+    groups: list[str] = []
+
+    def compile_model(model: StandIn, device: str, options: Mapping[str, Any]) -> Any:
+        groups.append(str(options["DYNAMIC_QUANTIZATION_GROUP_SIZE"]))
+        return model if groups[-1] in takes else Refusing(model)
+
+    package.Core = lambda: SimpleNamespace(read_model=StandIn, compile_model=compile_model)
+    monkeypatch.setitem(sys.modules, "openvino", package)
+
+    if takes:
+        assert Session.open(bundle).generate(REQUESTS[:1])[0].text
+    else:
+        with pytest.raises(ArtifactError, match=r"running .*model\.onnx: no such product"):
+            Session.open(bundle)
+    assert groups == ["32", "0"]
+
+
+class Refusing:
+    """A compiled model that OpenVINO then cannot run."""
+
+    def __init__(self, model: StandIn) -> None:
+        self.inputs, self.outputs = model.inputs, model.outputs
+
+    def create_infer_request(self) -> "Refusing":
+        return self
+
+    def set_tensor(self, name: str, tensor: Any) -> None:
+        """Takes anything."""
+
+    def infer(self) -> None:
+        raise RuntimeError("Exception from a place:\nno such product\n")
+
+
 @pytest.mark.usefixtures("runner")
 def test_it_takes_no_provider_and_no_ranks(exported: Exported) -> None:
     bundle = exported(measure_parity=False).bundle

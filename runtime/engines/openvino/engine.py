@@ -29,14 +29,13 @@ _SPAN = 64
 # Tokens of a row that are computed together.
 PIECE = 256
 
-# Floats are float32: by default OpenVINO takes bfloat16 where the processor has it. Weights of a
-# few bits are multiplied with activations of 8 bits, as by `onnx-cpu`. Without these options rows
-# were slower, and their last bits depended on the number of rows.
-_OPTIONS = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
-    "PERFORMANCE_HINT": "LATENCY",
-}
+# Floats are float32: by default OpenVINO takes bfloat16 where the processor has it.
+_OPTIONS: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+
+# Activations that share a scale where weights of a few bits are multiplied with activations of 8
+# bits, as by `onnx-cpu`. With float activations (0) rows were slower, and their last bits depended
+# on the number of rows.
+_GROUP = 32
 
 
 def openvino_module(doing: str) -> Any:
@@ -95,16 +94,21 @@ class OpenVinoEngine:
         threads: int | None = None,
     ) -> None:
         self._openvino = openvino_module(f"loading {model}")
-        compiled = _compile(self._openvino, model, threads)
-        _check_graph(compiled, contract, model)
-        self._request: Any = compiled.create_infer_request()
+        self._model = model
+        self._request = self._new_request(contract, threads, _GROUP)
+        try:
+            self._infer(_one_token(contract))
+        except ArtifactError:
+            # Where a processor has AVX2 alone, OpenVINO compiles such products and then finds that
+            # it has none: only a run shows it.
+            self._request = self._new_request(contract, threads, 0)
+            self._infer(_one_token(contract))
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.max_batch = max_batch
         self.candidates = contract.candidates
         self.sampling_inputs = contract.sampling_inputs
         self._contract = contract
-        self._model = model
         self._caches = HostCaches(contract, max_batch)
         self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
         self._next_token = zeros_as_touched((max_batch,), np.int64)
@@ -144,6 +148,11 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Nothing: all that it holds is memory, which goes with the object."""
+
+    def _new_request(self, contract: GraphContract, threads: int | None, group: int) -> Any:
+        compiled = _compile(self._openvino, self._model, threads, group)
+        _check_graph(compiled, contract, self._model)
+        return compiled.create_infer_request()
 
     def _run(self, step: Step) -> None:
         """One run of the graph."""
@@ -186,8 +195,19 @@ class OpenVinoEngine:
             array[rows][index] = new.transpose(0, 2, 1, 3)
 
 
-def _compile(openvino: Any, model: Path, threads: int | None) -> Any:
-    options = _OPTIONS if threads is None else {**_OPTIONS, "INFERENCE_NUM_THREADS": threads}
+def _one_token(contract: GraphContract) -> dict[str, NDArray[Any]]:
+    """The inputs of a step of one row with one token, after none."""
+    return {
+        name: np.zeros([1 if isinstance(n, str) else n for n in tensor.shape], tensor.dtype)
+        for name, tensor in contract.tensors_of_added("float32").items()
+        if tensor.is_input
+    }
+
+
+def _compile(openvino: Any, model: Path, threads: int | None, group: int) -> Any:
+    options = {**_OPTIONS, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     try:
         return core.compile_model(_lowest_id_first(core.read_model(model)), "CPU", options)
