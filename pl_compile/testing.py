@@ -414,6 +414,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     from pl_compile.config.read import build, node_from_plain
     from pl_compile.config.task import TaskConfig
     from pl_compile.text.end_tokens import end_tokens
+    from pl_compile.text.render import SequenceRules
     from pl_compile.text.tokenizer import Tokenizer
     from pl_compile.weights.fingerprint import identify_base
     from pl_compile.weights.open_base import open_base
@@ -427,13 +428,17 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
         rows = generator.normal(0, 0.3, (task.total_virtual_tokens, config.hidden))
         # One task begins with BOS and one does not: serving must follow what the table records.
         bos_id = config.bos_id if index else None
-        entries[task.taskname] = TaskEntry(task, rows.astype(np.float32), bos_id, eos_id, "random")
+        entries[task.taskname] = TaskEntry(
+            task, rows.astype(np.float32), SequenceRules(bos_id, eos_id), "random"
+        )
     if prefix:
         task = build(TaskConfig, node_from_plain(PREFIX_TASK, "PREFIX_TASK"), doing="reading it")
         shape = (config.layers, 2, config.kv_heads, task.total_virtual_tokens, config.head_dim)
         prefix_kv = generator.normal(0, 1, shape).astype(np.float32)
         no_rows = np.zeros((0, config.hidden), np.float32)
-        entries[task.taskname] = TaskEntry(task, no_rows, None, eos_id, "random", prefix_kv)
+        entries[task.taskname] = TaskEntry(
+            task, no_rows, SequenceRules(None, eos_id), "random", prefix_kv
+        )
     identity = identify_base(base.name, checkpoint, config)
     write_prompt_table(PromptTable(identity, entries), path)
     return path

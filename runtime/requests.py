@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.config.sampling import Sampling
 from pl_compile.errors import RequestError, list_problems
-from pl_compile.text.render import expected_value, is_field_value
+from pl_compile.text.field_value import expected_value, is_field_value
 
 FinishReason = Literal["stop", "length"]
 

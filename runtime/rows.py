@@ -11,8 +11,8 @@ from pl_compile.errors import DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Output
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.runtime.token_bias import bias_by_id
 from pl_compile.shapes import Int64, Shape
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
@@ -26,13 +26,13 @@ class RowMaker:
 
     Attributes:
         tokenizer: the base's.
-        prompts: the tasks by name.
+        tasks: by name.
         capacity: cache entries of a row.
         vocab: ids that the base knows.
     """
 
     tokenizer: Tokenizer
-    prompts: Mapping[str, TaskPrompt]
+    tasks: Mapping[str, ServedTask]
     capacity: int
     vocab: int
 
@@ -48,29 +48,29 @@ class RowMaker:
         Raises:
             RequestError: the request cannot be served.
         """
-        prompt = self._prompt(request, doing)
+        task = self._task(request, doing)
         try:
-            whole = prompt.renderer.prompt(request.fields)
-            if prompt.choices and (request.constrain or scored):
-                rendered, trie = self._with_room_for_choices(request, prompt, whole)
+            whole = task.renderer.prompt(request.fields)
+            if task.choices and (request.constrain or scored):
+                rendered, trie = self._with_room_for_choices(request, task, whole)
             else:
-                rendered, trie = self._with_room(request, prompt, whole), None
+                rendered, trie = self._with_room(request, task, whole), None
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
         cut_tokens = len(whole) - len(rendered)
         if not request.use_prompt:
-            rendered, prompt = rendered.without_virtual(), prompt.without_prefix()
-        fed = prompt.fed(rendered)
-        if not len(fed):
-            after = "" if prompt.prefix_kv is None else " after the prefix"
+            rendered, task = rendered.without_virtual(), task.without_prefix()
+        to_feed = task.to_feed(rendered)
+        if not len(to_feed):
+            after = "" if task.prefix_kv is None else " after the prefix"
             expected = f"at least one token{after}"
             raise RequestError(doing, found="an empty prompt", expected=expected)
         return Row(
             index=index,
             request=request,
-            prompt=prompt,
-            input_ids=fed.input_ids(self.vocab),
-            held=len(rendered) - len(fed),
+            task=task,
+            input_ids=to_feed.input_ids(self.vocab),
+            held=len(rendered) - len(to_feed),
             prompt_tokens=len(rendered),
             cut_tokens=cut_tokens,
             limit=min(request.max_tokens, self.capacity - len(rendered)),
@@ -80,33 +80,33 @@ class RowMaker:
             text=AnswerText(self.tokenizer, request.stop),
         )
 
-    def _prompt(self, request: Request, doing: str) -> TaskPrompt:
+    def _task(self, request: Request, doing: str) -> ServedTask:
         if not isinstance(request, Request):
             raise RequestError(doing, found=shown(request), expected="a Request")
-        if request.task not in self.prompts:
-            found, fix = unknown_name(request.task, tuple(self.prompts), what="task")
+        if request.task not in self.tasks:
+            found, fix = unknown_name(request.task, tuple(self.tasks), what="task")
             raise RequestError(doing, found=found, fix=fix)
-        return self.prompts[request.task]
+        return self.tasks[request.task]
 
-    def _with_room(self, request: Request, prompt: TaskPrompt, whole: Rendered) -> Rendered:
+    def _with_room(self, request: Request, task: ServedTask, whole: Rendered) -> Rendered:
         """The prompt. If it does not fit, it is cut so far that the answer has some room, too.
 
         A prompt that fits is not cut: its answer may end where the cache ends.
         """
         if len(whole) < self.capacity:
             return whole
-        task = prompt.renderer.template.task
-        room = 1 if task.truncate_field is None else min(request.max_tokens, self.capacity // 4)
-        return prompt.renderer.prompt(request.fields, max_length=self.capacity - room)
+        cut = task.renderer.template.task.truncate_field is not None
+        room = min(request.max_tokens, self.capacity // 4) if cut else 1
+        return task.renderer.prompt(request.fields, max_length=self.capacity - room)
 
     def _with_room_for_choices(
-        self, request: Request, prompt: TaskPrompt, whole: Rendered
+        self, request: Request, task: ServedTask, whole: Rendered
     ) -> tuple[Rendered, LabelTrie | None]:
         """The prompt, cut if the longest choice does not fit after it, and the choices."""
-        trie = prompt.trie_after(request.fields)
+        trie = task.trie_after(request.fields)
         if trie is None or len(whole) + trie.longest <= self.capacity:
             return whole, trie
-        return prompt.renderer.prompt_and_choices(request.fields, max_length=self.capacity)
+        return task.renderer.prompt_and_choices(request.fields, max_length=self.capacity)
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class Row:
     Attributes:
         index: place of the request in the list that was given.
         request: what is asked for.
-        prompt: the task's, as it is served.
+        task: as it is served.
         input_ids: int64 `[seq]`: the part of the prompt that is fed to the engine.
         held: cache entries before `input_ids`, from the task's prefix.
         prompt_tokens: tokens of the whole prompt.
@@ -133,7 +133,7 @@ class Row:
 
     index: int
     request: Request
-    prompt: TaskPrompt
+    task: ServedTask
     input_ids: Annotated[Int64, Shape("seq")]
     held: int
     prompt_tokens: int
@@ -183,7 +183,7 @@ class Row:
         Returns:
             The text that became certain; with it the result, once the answer is finished.
         """
-        rules = self.prompt.renderer.rules
+        rules = self.task.renderer.rules
         token_id = output.token
         if token_id is None:
             token_id = next_token(

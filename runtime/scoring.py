@@ -48,7 +48,7 @@ def _after_each_node(batch: Batch, row: Row, trie: LabelTrie) -> Iterator[tuple[
     The prompt is run once. Then each node gets a row of its own: a copy of the prompt's row, which
     is fed with the tokens that lead to the node.
     """
-    batch.admit(0, row.prompt, row.held)
+    batch.admit(0, row.task, row.held)
     yield 0, batch.feed({0: row.input_ids})[0]
     # Sorted by length, because rows of one token share a step.
     nodes = sorted(trie.inner_nodes, key=lambda node: len(trie.path(node)))

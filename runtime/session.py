@@ -1,6 +1,6 @@
 """The session: requests for any mix of tasks in, answers out.
 
-A request (`requests`) becomes a row of its task (`rows`, `task_prompt`) and waits for a slot
+A request (`requests`) becomes a row of its task (`rows`, `served_task`) and waits for a slot
 (`scheduler`). It steps together with others (`stepping`) on an engine (`engines/engine`). Each step
 gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 """
@@ -26,8 +26,8 @@ from pl_compile.runtime.requests import Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row, RowMaker
 from pl_compile.runtime.scheduler import Scheduler, Turn
 from pl_compile.runtime.scoring import label_scores
+from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
 from pl_compile.runtime.stepping import Batch, Output
-from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts, prompts_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 
 
@@ -41,15 +41,15 @@ class Session:
 
     Args:
         tokenizer: the base's.
-        prompts: the tasks by name.
+        tasks: by name.
         engine: runs the steps, and is closed with the session.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompts: Mapping[str, TaskPrompt], engine: Engine
+        self, tokenizer: Tokenizer, tasks: Mapping[str, ServedTask], engine: Engine
     ) -> None:
         self.tokenizer = tokenizer
-        self.prompts = dict(prompts)
+        self.tasks = dict(tasks)
         self._engine: Engine | None = engine
         self._batch: Batch | None = None
 
@@ -64,7 +64,7 @@ class Session:
             ArtifactError: a learned prefix, and a template that does not begin with its virtual
                 tokens.
         """
-        return cls(tokenizer, learned_prompts(entries, tokenizer), engine)
+        return cls(tokenizer, learned_tasks(entries, tokenizer), engine)
 
     @classmethod
     @np.errstate(all="ignore")
@@ -119,9 +119,9 @@ class Session:
                 fix="See plc verify and the bundle's report.json; export it again.",
             )
         tokenizer = Tokenizer.from_folder(checked.folder, vocab=manifest.graph.vocab)
-        prompts = prompts_of_bundle(checked, tokenizer)
+        tasks = tasks_of_bundle(checked, tokenizer)
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
-        return cls(tokenizer, prompts, engine)
+        return cls(tokenizer, tasks, engine)
 
     @property
     def engine(self) -> Engine:
@@ -221,7 +221,7 @@ class Session:
         """
         batch = self._batch_in_use()
         for slot, row in turn.admitted.items():
-            batch.admit(slot, row.prompt, row.held)
+            batch.admit(slot, row.task, row.held)
         if turn.kept is not None:
             batch.keep(turn.kept)
         chooses = self.engine.candidates, self.engine.sampling_inputs
@@ -294,7 +294,7 @@ class Session:
 
     def _row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> Row:
         engine = self._check_open()
-        maker = RowMaker(self.tokenizer, self.prompts, engine.capacity, engine.vocab)
+        maker = RowMaker(self.tokenizer, self.tasks, engine.capacity, engine.vocab)
         return maker.row(index, request, doing, scored=scored)
 
 

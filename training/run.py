@@ -23,7 +23,8 @@ from pl_compile.config.train import TrainConfig
 from pl_compile.errors import TrainingError
 from pl_compile.families.read import read_decoder_config
 from pl_compile.progress import SILENT, Progress
-from pl_compile.text.render import Renderer, notes_on
+from pl_compile.text.notes import notes_on
+from pl_compile.text.render import Renderer
 from pl_compile.text.template import parse_templates
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase

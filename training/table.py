@@ -60,14 +60,5 @@ def trained_entries(
         )
         if rows is None:
             rows = torch.zeros(0, hidden).numpy()
-        entries[task.taskname] = TaskEntry(
-            task,
-            rows,
-            rules.bos_id,
-            rules.eos_id,
-            config.virtual_prompt_style,
-            prefix,
-            rules.end_ids,
-            rules.rendering,
-        )
+        entries[task.taskname] = TaskEntry(task, rows, rules, config.virtual_prompt_style, prefix)
     return entries

@@ -24,8 +24,8 @@ from pl_compile.driver.verify import verify_bundle
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, available_providers
 from pl_compile.runtime.engines.onnxruntime.providers import Provider, load_cuda
+from pl_compile.runtime.served_task import ServedTask, tasks_of_bundle
 from pl_compile.runtime.stepping import Batch
-from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
 from pl_compile.testing import random_table
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -127,8 +127,8 @@ def _same_alone(report: Report, job: Job, bundle: Bundle, form: str, provider: P
 
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
-    learned = {name: TaskPrompt.of(e, tokenizer) for name, e in bundle.entries.items()}
-    served = prompts_of_bundle(bundle, tokenizer)
+    learned = {name: ServedTask.of(e, tokenizer) for name, e in bundle.entries.items()}
+    served = tasks_of_bundle(bundle, tokenizer)
     rows = probe_rows(
         learned, tokenizer, vocab=contract.vocab, capacity=contract.capacity, served=served
     )

@@ -27,7 +27,7 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters.tensorrt.api import check_capabilities, tensorrt_module
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.opening import open_engine
-from pl_compile.runtime.task_prompt import TaskPrompt, prompts_of_bundle
+from pl_compile.runtime.served_task import ServedTask, tasks_of_bundle
 from pl_compile.testing import random_table
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.reference import TorchEngine, reference_name
@@ -91,10 +91,10 @@ def _compare(report: Report, job: Job, folder: Path, base: Path, form: str, engi
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(folder, vocab=contract.vocab)
     learned = {
-        name: TaskPrompt.of(entry, tokenizer, number)
+        name: ServedTask.of(entry, tokenizer, number)
         for number, (name, entry) in enumerate(bundle.entries.items())
     }
-    served = prompts_of_bundle(bundle, tokenizer)
+    served = tasks_of_bundle(bundle, tokenizer)
     rows = probe_rows(
         learned, tokenizer, vocab=contract.vocab, capacity=contract.capacity, served=served
     )

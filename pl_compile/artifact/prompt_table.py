@@ -38,6 +38,7 @@ from pl_compile.errors import (
     reason_of,
     unknown_name,
 )
+from pl_compile.text.render import SequenceRules
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import RENDERING
 
@@ -72,7 +73,7 @@ class BaseIdentity:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What a table and a bundle store of a task besides its rows; see `TaskEntry`."""
+    """What a table and a bundle store of a task besides its rows: a `TaskEntry`, flat for JSON."""
 
     task: TaskConfig
     bos_id: int | None
@@ -89,26 +90,17 @@ class TaskEntry:
     Attributes:
         task: template and numbers.
         rows: float32 `[virtual, hidden]`; `[0, hidden]` of a task with a learned prefix.
-        bos_id: the id its sequences were opened with, or None.
-        eos_id: the id its answers were ended with, or None.
+        rules: what opened and ended its sequences in training.
         method: how the prompt was made; for people only.
         prefix_kv: float32 `[layers, 2, kv_heads, virtual, head_dim]`, the keys and values of
             positions 0 to `virtual - 1` where prefix tuning learned them; else None.
-        end_ids: further ids that end an answer, each once. A base may have several; training
-            appends only `eos_id`.
-        rendering: the version of the rules that turned its fields into tokens in training
-            (`text.tokenizer.RENDERING`); 1 also where all versions give the base's tokenizer the
-            same tokens.
     """
 
     task: TaskConfig
     rows: NDArray[np.float32]
-    bos_id: int | None
-    eos_id: int | None
+    rules: SequenceRules
     method: str
     prefix_kv: NDArray[np.float32] | None = None
-    end_ids: tuple[int, ...] = ()
-    rendering: int = 1
 
     @property
     def learned(self) -> NDArray[np.float32]:
@@ -117,14 +109,15 @@ class TaskEntry:
 
     def record(self) -> dict[str, Any]:
         """All but the rows, as plain data for JSON."""
+        rules = self.rules
         record = TaskRecord(
-            self.task, self.bos_id, self.eos_id, self.method, self.end_ids, self.rendering
+            self.task, rules.bos_id, rules.eos_id, self.method, rules.end_ids, rules.rendering
         )
         plain: dict[str, Any] = plain_from_config(record)
         # Left out where they add nothing: earlier releases have no such keys.
-        if not self.end_ids:
+        if not rules.end_ids:
             del plain["end_ids"]
-        if self.rendering == 1:
+        if rules.rendering == 1:
             del plain["rendering"]
         return plain
 
@@ -180,16 +173,8 @@ def entry_from_record(
         )
     prefix = learned if learned.ndim == 5 else None
     rows = learned if prefix is None else np.zeros((0, base.hidden), np.float32)
-    entry = TaskEntry(
-        record.task,
-        rows,
-        record.bos_id,
-        record.eos_id,
-        record.method,
-        prefix,
-        record.end_ids,
-        record.rendering,
-    )
+    rules = SequenceRules(record.bos_id, record.eos_id, record.end_ids, record.rendering)
+    entry = TaskEntry(record.task, rows, rules, record.method, prefix)
     check_learned(entry, base.hidden, doing)
     return entry
 
@@ -395,10 +380,10 @@ def check_learned(entry: TaskEntry, hidden: int, doing: str) -> None:
             found=f"{what} of '{name}' that are not finite numbers",
             fix="The run that made them diverged: lower its learning rate.",
         )
-    if entry.prefix_kv is not None and entry.bos_id is not None:
+    if entry.prefix_kv is not None and entry.rules.bos_id is not None:
         raise ArtifactError(
             doing,
-            found=f"a prefix of '{name}' and bos_id {entry.bos_id}",
+            found=f"a prefix of '{name}' and bos_id {entry.rules.bos_id}",
             expected="no BOS: a prefix stands before everything",
         )
 

@@ -30,7 +30,7 @@ from pl_compile.checks.parity import (
 )
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.shapes import Int64
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
@@ -74,8 +74,8 @@ class Checks:
 
 def check_bundle(
     engine: Engine | None,
-    learned: Mapping[str, TaskPrompt],
-    served: Mapping[str, TaskPrompt],
+    learned: Mapping[str, ServedTask],
+    served: Mapping[str, ServedTask],
     tokenizer: Tokenizer,
     *,
     precision: Precision,

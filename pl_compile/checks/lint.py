@@ -15,7 +15,7 @@ from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import BaseModelError, DataError
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.text.end_tokens import end_tokens
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class TaskLint:
 
 def lint_tasks(
     entries: Sequence[TaskEntry],
-    prompts: Mapping[str, TaskPrompt],
+    prompts: Mapping[str, ServedTask],
     config: DecoderConfig,
     contract: GraphContract,
     embedding: NDArray[np.float32],
@@ -74,7 +74,7 @@ def lint_tasks(
         tokenizer: the base's.
     """
     median = config.embedding_scale * float(np.median(np.linalg.norm(embedding, axis=1)))
-    with_bos = [entry.task.taskname for entry in entries if entry.bos_id is not None]
+    with_bos = [entry.task.taskname for entry in entries if entry.rules.bos_id is not None]
     try:
         ends, unread = end_tokens(base, tokenizer, config.vocab), []
     except BaseModelError as error:
@@ -84,7 +84,7 @@ def lint_tasks(
         prompt = prompts[entry.task.taskname]
         lint = _lint(entry, prompt, config, contract, median, len(with_bos))
         more = unread + _older_rules(entry, prompt, tokenizer, ends)
-        if entry.method.endswith(_BY_PEFT) and entry.bos_id is None:
+        if entry.method.endswith(_BY_PEFT) and entry.rules.bos_id is None:
             more += filter(None, [opening_left_out(prompt, tokenizer)])
         found.append(replace(lint, findings=(*lint.findings, *more)))
     return found
@@ -92,7 +92,7 @@ def lint_tasks(
 
 def _lint(
     entry: TaskEntry,
-    prompt: TaskPrompt,
+    prompt: ServedTask,
     config: DecoderConfig,
     contract: GraphContract,
     median: float,
@@ -114,11 +114,13 @@ def _lint(
             f"a virtual token is {median / norms.min():.0f} times shorter than the base's "
             "embeddings"
         )
-    if entry.bos_id is None and entry.prefix_kv is None and with_bos:
+    if entry.rules.bos_id is None and entry.prefix_kv is None and with_bos:
         findings.append("other tasks of this bundle begin with BOS, this one does not")
-    if entry.bos_id is not None and entry.bos_id != config.bos_id:
-        findings.append(f"it begins with id {entry.bos_id}, and the base's BOS is {config.bos_id}")
-    if entry.eos_id is None and not entry.end_ids:
+    if entry.rules.bos_id is not None and entry.rules.bos_id != config.bos_id:
+        findings.append(
+            f"it begins with id {entry.rules.bos_id}, and the base's BOS is {config.bos_id}"
+        )
+    if entry.rules.eos_id is None and not entry.rules.end_ids:
         findings.append("no EOS ends its answers: they end by length, stop text or choice only")
     opening = len(prompt.renderer.opening())
     room = contract.capacity - len(prompt.renderer.prompt(dict.fromkeys(_fields(prompt), "")))
@@ -136,14 +138,14 @@ def _lint(
         float(norms.min()),
         float(norms.max()),
         median if entry.prefix_kv is None else None,
-        entry.bos_id is not None,
+        entry.rules.bos_id is not None,
         opening,
         room,
         tuple(findings),
     )
 
 
-def opening_left_out(prompt: TaskPrompt, tokenizer: Tokenizer) -> str:
+def opening_left_out(prompt: ServedTask, tokenizer: Tokenizer) -> str:
     """A note if an imported task lacks what its tokenizer puts before a text; else empty."""
     opening = prompt.renderer.opening()
     ids = opening.token_ids[opening.virtual_rows < 0].tolist()
@@ -158,7 +160,7 @@ def opening_left_out(prompt: TaskPrompt, tokenizer: Tokenizer) -> str:
 
 
 def _older_rules(
-    entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer, ends: Sequence[int]
+    entry: TaskEntry, prompt: ServedTask, tokenizer: Tokenizer, ends: Sequence[int]
 ) -> list[str]:
     """Findings about a task of an earlier release: what it lacks or renders in another way."""
     findings = []
@@ -169,7 +171,7 @@ def _older_rules(
             f"its base names end tokens that do not end its answers: {', '.join(missing)}; unless "
             "that is meant, import or train it again"
         )
-    if entry.rendering < tokenizer.rendering:
+    if entry.rules.rendering < tokenizer.rendering:
         findings.append(
             "an earlier release made it, which read the text of an added token in a field as that "
             "token; now it is characters: if fields hold such texts, import or train it again"
@@ -183,10 +185,10 @@ def _older_rules(
     return findings
 
 
-def _is_other_as_one_text(entry: TaskEntry, prompt: TaskPrompt, tokenizer: Tokenizer) -> bool:
+def _is_other_as_one_text(entry: TaskEntry, prompt: ServedTask, tokenizer: Tokenizer) -> bool:
     """Whether `whitespace: transformers` gives other tokens, with empty or with filled fields."""
     whole = replace(entry, task=replace(entry.task, whitespace="transformers"))
-    renderers = prompt.renderer, TaskPrompt.of(whole, tokenizer).renderer
+    renderers = prompt.renderer, ServedTask.of(whole, tokenizer).renderer
     for text in ("", "a"):
         fields = dict.fromkeys(_fields(prompt), text)
         try:
@@ -198,5 +200,5 @@ def _is_other_as_one_text(entry: TaskEntry, prompt: TaskPrompt, tokenizer: Token
     return False
 
 
-def _fields(prompt: TaskPrompt) -> tuple[str, ...]:
+def _fields(prompt: ServedTask) -> tuple[str, ...]:
     return prompt.renderer.template.input_fields

@@ -12,8 +12,8 @@ import numpy as np
 
 from pl_compile.checks.parity import ProbeRow
 from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.shapes import Float32
 
 # A logit that moves by less than this part of the largest one has not moved.
@@ -40,7 +40,7 @@ class Liveness:
 
 
 def liveness(
-    engine: Engine, rows: list[ProbeRow], learned: Mapping[str, TaskPrompt]
+    engine: Engine, rows: list[ProbeRow], learned: Mapping[str, ServedTask]
 ) -> list[Liveness]:
     """Tests each task with the first of its probe rows.
 
@@ -53,9 +53,9 @@ def liveness(
     return [_ask(engine, first[name], learned) for name in learned]
 
 
-def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, TaskPrompt]) -> Liveness:
+def _ask(engine: Engine, row: ProbeRow, learned: Mapping[str, ServedTask]) -> Liveness:
     prompt = row.learned
-    ids = prompt.fed(row.rendered).input_ids(engine.vocab)
+    ids = prompt.to_feed(row.rendered).input_ids(engine.vocab)
     own = _logits(engine, ids, prompt)
     real = row.rendered.without_virtual().token_ids
     without = _logits(engine, real, prompt.without_prefix()) if len(real) else np.zeros_like(own)
@@ -76,17 +76,17 @@ def _moved(own: Float32, other: Float32) -> float:
     return float(np.abs(own - other).max()) / (float(np.abs(own).max()) or 1.0)
 
 
-def _alike(one: TaskPrompt, other: TaskPrompt) -> bool:
+def _alike(one: ServedTask, other: ServedTask) -> bool:
     return (one.prefix_kv is None) == (other.prefix_kv is None)
 
 
-def _same(one: TaskPrompt, other: TaskPrompt) -> bool:
+def _same(one: ServedTask, other: ServedTask) -> bool:
     if one.prefix_kv is None or other.prefix_kv is None:
         return np.array_equal(one.rows, other.rows)
     return np.array_equal(one.prefix_kv, other.prefix_kv)
 
 
-def _in_place_of(prompt: TaskPrompt, stranger: TaskPrompt) -> TaskPrompt:
+def _in_place_of(prompt: ServedTask, stranger: ServedTask) -> ServedTask:
     """The stranger's prompt with as many virtual tokens as this one: repeated, or cut.
 
     Where prompts are baked, the graph has the stranger's own rows, and zeros after them.
@@ -98,7 +98,7 @@ def _in_place_of(prompt: TaskPrompt, stranger: TaskPrompt) -> TaskPrompt:
     return replace(prompt, prefix_kv=stranger.prefix_kv[:, :, :, count])
 
 
-def _logits(engine: Engine, ids: np.ndarray, prompt: TaskPrompt) -> Float32:
+def _logits(engine: Engine, ids: np.ndarray, prompt: ServedTask) -> Float32:
     batch = Batch(engine)
     batch.admit(0, prompt)
     after: Float32 = batch.feed({0: ids})[0].logits.copy()

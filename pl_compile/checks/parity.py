@@ -22,8 +22,8 @@ from pl_compile.artifact.bundle import NOTHING_LOST, Precision
 from pl_compile.errors import DataError, ExportError
 from pl_compile.progress import SILENT, Bar, Progress
 from pl_compile.runtime.engines.engine import Engine, Prompt, prefix_length
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch, pad_right
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.shapes import Float32, Int64
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
@@ -120,8 +120,8 @@ class ProbeRow:
 
     task: str
     rendered: Rendered
-    learned: TaskPrompt
-    served: TaskPrompt
+    learned: ServedTask
+    served: ServedTask
     fields: Mapping[str, str]
 
     @property
@@ -213,12 +213,12 @@ def relative_difference(difference: float, largest_logit: float) -> float:
 
 
 def probe_rows(
-    learned: Mapping[str, TaskPrompt],
+    learned: Mapping[str, ServedTask],
     tokenizer: Tokenizer,
     *,
     vocab: int,
     capacity: int,
-    served: Mapping[str, TaskPrompt] | None = None,
+    served: Mapping[str, ServedTask] | None = None,
     rows_per_task: int = 2,
     seed: int = 0,
 ) -> list[ProbeRow]:
@@ -265,7 +265,7 @@ def probe_rows(
                 rendered = _rendered_within(prompt, fields, longest, last_try=not words)
                 words //= 2
                 opens, ends = (opens, ends) if words else ("", "")
-            if not len(prompt.fed(rendered)):
+            if not len(prompt.to_feed(rendered)):
                 raise ExportError(
                     f"comparing task '{name}' with the reference",
                     found="a template that gives no token after the prefix",
@@ -277,7 +277,7 @@ def probe_rows(
 
 
 def _rendered_within(
-    prompt: TaskPrompt, fields: Mapping[str, str], longest: int, *, last_try: bool
+    prompt: ServedTask, fields: Mapping[str, str], longest: int, *, last_try: bool
 ) -> Rendered | None:
     """A prompt; None if it is too long or has words that the base does not know: try fewer."""
     try:
@@ -344,7 +344,7 @@ def trace(
     prompts = [row.served if folded else row.learned for row in rows]
     given = []
     for row, prompt in zip(rows, prompts, strict=True):
-        fed = prompt.fed(row.rendered)
+        fed = prompt.to_feed(row.rendered)
         given.append((fed.input_ids(engine.vocab), len(row.rendered) - len(fed)))
     # The rows may not all fit into the engine's batch; each part of them still mixes tasks.
     size = 1 if alone else engine.max_batch
@@ -361,7 +361,7 @@ def trace(
 
 def _trace_batch(
     engine: Engine,
-    prompts: Sequence[TaskPrompt],
+    prompts: Sequence[ServedTask],
     given: Sequence[tuple[Int64, int]],
     steps: int,
     follow: Int64 | None,
@@ -430,7 +430,7 @@ def selftest_arrays(
     """
     mine = [index for index, row in enumerate(rows) if row.task == task]
     vocab = expected.logits.shape[-1]
-    given = [rows[index].learned.fed(rows[index].rendered) for index in mine]
+    given = [rows[index].learned.to_feed(rows[index].rendered) for index in mine]
     input_ids, lengths = pad_right([each.input_ids(vocab) for each in given])
     logit_ids = np.unique(np.linspace(0, vocab - 1, SELFTEST_LOGITS).astype(np.int64))
     return {
@@ -446,8 +446,8 @@ def run_selftest(
     engine: Engine,
     arrays: Mapping[str, NDArray[Any]],
     task: str,
-    learned: TaskPrompt,
-    served: TaskPrompt,
+    learned: ServedTask,
+    served: ServedTask,
     limit: Limit,
 ) -> Parity:
     """Runs a task's stored vectors as they are served, and compares."""
@@ -461,7 +461,7 @@ def run_selftest(
     return compare(rows, expected, chosen, "self-test vectors", limit)[0]
 
 
-def _read_back(ids: Int64, vocab: int, learned: TaskPrompt) -> Rendered:
+def _read_back(ids: Int64, vocab: int, learned: ServedTask) -> Rendered:
     """The prompt that a self-test's ids stand for; the ids begin after a learned prefix."""
     prefix = np.arange(prefix_length(learned))
     virtual = ids >= vocab

@@ -173,7 +173,7 @@ def _note_cut(session: Any, request: Any) -> None:
     """Says on standard error how much of a field was cut from an answered request."""
     cut = session.check(request)
     if cut:
-        field = session.prompts[request.task].renderer.template.task.truncate_field
+        field = session.tasks[request.task].renderer.template.task.truncate_field
         fits = f"to fit the bundle's {session.engine.capacity} tokens"
         TerminalProgress().say(f"field '{field}' was cut by {cut} tokens {fits}")
 
@@ -256,7 +256,7 @@ def _parse_bias(pairs: tuple[str, ...]) -> dict[str, float]:
 
 
 def _parse_fields(fields: tuple[str, ...]) -> dict[str, str]:
-    from pl_compile.text.render import is_field_value
+    from pl_compile.text.field_value import is_field_value
 
     values: dict[str, str] = {}
     for field in fields:

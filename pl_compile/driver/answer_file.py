@@ -105,7 +105,7 @@ def answer_file(
             would have been returned; these requests have no `result`.
     """
     doing = f"answering {source}"
-    templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
+    templates = {name: prompt.renderer.template for name, prompt in session.tasks.items()}
     examples = read_examples([source], templates, answers=False)
     rows = [(example, options) for example in examples]
     requests = checked_requests(session, rows, doing=doing, progress=progress)

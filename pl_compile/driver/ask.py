@@ -96,4 +96,4 @@ def answers_to(
 
 
 def _answer_field(session: Session, example: Example) -> str:
-    return session.prompts[example.taskname].renderer.template.answer_field or ""
+    return session.tasks[example.taskname].renderer.template.answer_field or ""

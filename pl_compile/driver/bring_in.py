@@ -20,9 +20,10 @@ from pl_compile.errors import (
 from pl_compile.importers.peft import PeftAdapter, read_peft_adapter
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.text.end_tokens import end_tokens, tokens_named
-from pl_compile.text.render import notes_on
+from pl_compile.text.notes import notes_on
+from pl_compile.text.render import SequenceRules
 from pl_compile.text.template import (
     Field,
     Template,
@@ -116,10 +117,11 @@ def import_peft(request: PeftImport, *, progress: Progress = SILENT) -> PromptTa
         ends = tokens_named(request.end_tokens, tokenizer, config.vocab)
     else:
         ends = end_tokens(folder, tokenizer, config.vocab)
-    entry = replace(_entry(adapter, task, config, ends), rendering=tokenizer.rendering)
+    rules = SequenceRules(None, ends[0] if ends else None, ends[1:], tokenizer.rendering)
+    entry = _entry(adapter, task, config, rules)
     # A task that no session could render is not imported.
     check_squares(entry, f"importing task '{task.taskname}'")
-    prompt = TaskPrompt.of(entry, tokenizer)
+    prompt = ServedTask.of(entry, tokenizer)
     for note in notes_on(tokenizer, [prompt.renderer.template]):
         progress.say(note)
     if no_input := without_input(prompt.renderer.template):
@@ -239,11 +241,10 @@ def _template_problems(template: Template, request: PeftImport) -> list[str]:
 
 
 def _entry(
-    adapter: PeftAdapter, task: TaskConfig, config: DecoderConfig, ends: tuple[int, ...]
+    adapter: PeftAdapter, task: TaskConfig, config: DecoderConfig, rules: SequenceRules
 ) -> TaskEntry:
     learned = adapter.learned(config)
     prefix = learned if adapter.is_prefix else None
     rows = learned[:0].reshape(0, config.hidden) if adapter.is_prefix else learned
     method = f"{adapter.method} (PEFT)"
-    eos_id = ends[0] if ends else None
-    return TaskEntry(task, rows, None, eos_id, method, prefix, ends[1:])
+    return TaskEntry(task, rows, rules, method, prefix)

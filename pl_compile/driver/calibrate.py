@@ -27,8 +27,8 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.shapes import Int64
 from pl_compile.text.examples import Example, cut_note
 
@@ -43,12 +43,12 @@ _AT_ONCE = 1024
 
 def calibration_prompts(
     examples: Sequence[Example],
-    learned: Mapping[str, TaskPrompt],
+    learned: Mapping[str, ServedTask],
     *,
     capacity: int,
     vocab: int,
     progress: Progress = SILENT,
-) -> list[tuple[TaskPrompt, Int64]]:
+) -> list[tuple[ServedTask, Int64]]:
     """The examples as sequences of ids, right answers included where the data gives them.
 
     Args:
@@ -83,13 +83,13 @@ def calibration_prompts(
             raise DataError(f"calibrating on {example.where}", found=str(error)) from error
         if lost:
             cuts[example.where] = lost
-        rows.append((prompt, prompt.fed(kept).input_ids(vocab)))
+        rows.append((prompt, prompt.to_feed(kept).input_ids(vocab)))
     if cuts:
         progress.say(f"calibrating: {cut_note(cuts, count, capacity)}")
     return rows
 
 
-def _is_answered(example: Example, prompt: TaskPrompt) -> bool:
+def _is_answered(example: Example, prompt: ServedTask) -> bool:
     return example.fields.get(prompt.renderer.template.answer_field or "") not in (None, [])
 
 
@@ -98,7 +98,7 @@ def measure_moments(
     config: DecoderConfig,
     contract: GraphContract,
     weights: Mapping[str, NDArray[np.float32]],
-    rows: Sequence[tuple[TaskPrompt, Int64]],
+    rows: Sequence[tuple[ServedTask, Int64]],
     *,
     progress: Progress = SILENT,
 ) -> Moments:

@@ -13,7 +13,7 @@ from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.progress import Progress
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.weights.names import Weights
 
 
@@ -24,7 +24,7 @@ def lint_export(
     recipe = inputs.recipe
     results = lint_tasks(
         recipe.entries,
-        inputs.prompts,
+        inputs.tasks,
         recipe.config,
         recipe.contract,
         weights["embedding.weight"],
@@ -53,14 +53,14 @@ def check_export(
     request: ExportRequest,
     inputs: ExportInputs,
     engine: Engine | None,
-    served: Mapping[str, TaskPrompt],
+    served: Mapping[str, ServedTask],
     precision: Precision,
     progress: Progress,
 ) -> Checks:
     """All comparisons of the bundle that are asked for and can be made."""
     return check_bundle(
         engine,
-        inputs.prompts,
+        inputs.tasks,
         served,
         inputs.tokenizer,
         precision=precision,

@@ -15,7 +15,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.report.model import BaseCost, TaskCost
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.weights.names import TABLES, weight_shapes
 
 # A small machine: its operations and copied bytes a second, and its seconds to begin with a prefix.
@@ -75,7 +75,7 @@ def _bytes(count: int, bits: int, block: int, wide: int) -> int:
 def task_costs(
     base: BaseCost,
     entries: Sequence[TaskEntry],
-    prompts: Mapping[str, TaskPrompt],
+    prompts: Mapping[str, ServedTask],
     contract: GraphContract,
     mode: FoldMode,
 ) -> list[TaskCost]:
@@ -100,7 +100,7 @@ def task_costs(
                 expected=f"at least {len(opening) + 2}",
                 fix="Raise --capacity, or shorten the template.",
             )
-        computed = len(prompt.fed(opening))
+        computed = len(prompt.to_feed(opening))
         size = len(opening) * base.kv_bytes_per_token
         folded, reason = _decide(computed, size, break_even, left, mode)
         left -= size if folded else 0

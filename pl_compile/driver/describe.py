@@ -129,9 +129,9 @@ def _task(entry: TaskEntry) -> dict[str, Any]:
         "answer_field": template.answer_field,
         "choices": list(entry.task.choices),
         "template": entry.task.prompt_template,
-        "bos_id": entry.bos_id,
-        "eos_id": entry.eos_id,
-        "end_ids": list(entry.end_ids),
+        "bos_id": entry.rules.bos_id,
+        "eos_id": entry.rules.eos_id,
+        "end_ids": list(entry.rules.end_ids),
         "row_norms": {
             "smallest": float(norms.min()),
             "largest": float(norms.max()),

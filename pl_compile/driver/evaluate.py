@@ -141,7 +141,7 @@ def evaluate(
         ConfigError: an unknown metric.
         AnswerError: as for `score_examples`.
     """
-    templates = {name: prompt.renderer.template for name, prompt in session.prompts.items()}
+    templates = {name: prompt.renderer.template for name, prompt in session.tasks.items()}
     examples = read_to_score(data, templates, options)
     return score_examples(session, examples, options, reference=reference, progress=progress)
 
@@ -222,7 +222,7 @@ class _Asked:
 def _asked(
     session: Session, task: str, examples: Sequence[Example], options: EvalOptions
 ) -> _Asked:
-    template = session.prompts[task].renderer.template
+    template = session.tasks[task].renderer.template
     answers = [right_answer(example, template) for example in examples]
     metric = metric_for(answers, template, options.metric)
     flat = [

@@ -44,7 +44,7 @@ from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import LOSSLESS
 from pl_compile.report.files import write_report
 from pl_compile.report.model import Effect
-from pl_compile.text.render import notes_on
+from pl_compile.text.notes import notes_on
 from pl_compile.training.compare_tokens import TokenCheck
 from pl_compile.weights.fingerprint import FingerprintedCheckpoint
 from pl_compile.weights.names import Weights, load_weights
@@ -163,7 +163,7 @@ def _say_notes(inputs: ExportInputs, progress: Progress) -> None:
     for name, choice in inputs.choices.items():
         if choice.reason:
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
-    templates = [prompt.renderer.template for prompt in inputs.prompts.values()]
+    templates = [prompt.renderer.template for prompt in inputs.tasks.values()]
     for note in notes_on(inputs.tokenizer, templates):
         progress.say(note)
 
@@ -186,7 +186,7 @@ def _calibrate(inputs: ExportInputs, weights: Weights, progress: Progress) -> Mo
     recipe = inputs.recipe
     rows = calibration_prompts(
         inputs.to_calibrate,
-        inputs.prompts,
+        inputs.tasks,
         capacity=recipe.contract.capacity,
         vocab=recipe.config.vocab,
         progress=progress,

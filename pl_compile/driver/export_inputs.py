@@ -30,7 +30,7 @@ from pl_compile.errors import ConfigError, ExportError
 from pl_compile.exporters.exporter import Exporter
 from pl_compile.passes.pipeline import dumped_files
 from pl_compile.progress import Progress
-from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts
+from pl_compile.runtime.served_task import ServedTask, learned_tasks
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ class ExportInputs:
         recipe: how the base is compiled.
         choices: of "target" and "quantize": what was asked for, what is built, and why.
         tokenizer: the base's.
-        prompts: the tasks as they were learned, by name.
+        tasks: as they were learned, by name.
         fold: whether openings become prefixes.
         fold_reason: why openings do not become prefixes if no engine here could compute them; else
             empty.
@@ -58,7 +58,7 @@ class ExportInputs:
     recipe: BaseRecipe
     choices: Mapping[str, Choice]
     tokenizer: Tokenizer
-    prompts: Mapping[str, TaskPrompt]
+    tasks: Mapping[str, ServedTask]
     fold: FoldMode
     fold_reason: str
     to_calibrate: Sequence[Example]
@@ -101,8 +101,8 @@ def read_inputs(
         check_prefix(entry, config, f"exporting task '{name}'")
         check_squares(entry, f"exporting task '{name}'")
     # A task that no session could render is not exported.
-    prompts = learned_prompts(table.entries, tokenizer)
-    templates = {name: prompt.renderer.template for name, prompt in prompts.items()}
+    tasks = learned_tasks(table.entries, tokenizer)
+    templates = {name: task.renderer.template for name, task in tasks.items()}
     calibrate, evaluate = request.calibrate, request.evaluate
     to_calibrate = read_examples(calibrate, templates, answers=False) if calibrate else ()
     to_score = read_to_score(evaluate, templates, EvalOptions()) if evaluate else {}
@@ -114,7 +114,7 @@ def read_inputs(
         ),
         choices={"target": chosen.target, "quantize": chosen.quantize},
         tokenizer=tokenizer,
-        prompts=prompts,
+        tasks=tasks,
         fold=fold,
         fold_reason=fold_reason,
         to_calibrate=to_calibrate,

@@ -9,7 +9,7 @@ from pl_compile.artifact.folded_prefix import FOLDED_NAME, FoldedPrefix, write_f
 from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.report.model import TaskCost
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.task_prompt import TaskPrompt, identity_of
+from pl_compile.runtime.served_task import ServedTask, identity_of
 
 
 def fold_tasks(
@@ -19,7 +19,7 @@ def fold_tasks(
     costs: Sequence[TaskCost],
     engine: Engine | None,
     precision: Precision,
-) -> dict[str, TaskPrompt]:
+) -> dict[str, ServedTask]:
     """Writes the prefixes; returns the tasks as they are served.
 
     Args:
@@ -32,13 +32,13 @@ def fold_tasks(
         precision: how its numbers are stored.
     """
     graph = sum_of_base({name: record.sha256 for name, record in files.items()})
-    served = dict(inputs.prompts)
+    served = dict(inputs.tasks)
     for entry, cost in zip(inputs.recipe.entries, costs, strict=True):
         if not cost.folded:
             continue
         assert engine is not None
         name = entry.task.taskname
-        prompt = inputs.prompts[name]
+        prompt = inputs.tasks[name]
         served[name] = prompt.folded(engine)
         kv = served[name].prefix_kv
         assert kv is not None

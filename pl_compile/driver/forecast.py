@@ -74,7 +74,7 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     )
     has_plans = TARGETS[inputs.target].has_plan and not options.defer_build
     base = base_cost(config, contract, options, has_plans=has_plans)
-    costs = task_costs(base, recipe.entries, inputs.prompts, contract, inputs.fold)
+    costs = task_costs(base, recipe.entries, inputs.tasks, contract, inputs.fold)
     return Forecast(
         inputs.target,
         inputs.choices,

@@ -11,15 +11,15 @@ from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.progress import Progress
 from pl_compile.report.model import Effect
 from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.session import Session
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.weights.names import Weights
 
 
 def score_bundle(
     inputs: ExportInputs,
     engine: Engine,
-    served: Mapping[str, TaskPrompt],
+    served: Mapping[str, ServedTask],
     precision: Precision,
     weights: Weights,
     progress: Progress,
@@ -39,7 +39,7 @@ def score_bundle(
         AnswerError: logits of answers that are not finite numbers.
     """
 
-    def scores(by: Engine, prompts: Mapping[str, TaskPrompt], stored: str) -> list[TaskScore]:
+    def scores(by: Engine, prompts: Mapping[str, ServedTask], stored: str) -> list[TaskScore]:
         progress.say(f"scoring {stored}")
         session = Session(inputs.tokenizer, prompts, by)
         options = EvalOptions(baseline=False)
@@ -53,7 +53,7 @@ def score_bundle(
         # Each folds its own openings: a prefix belongs to the weights that computed it.
         prompts = {
             name: prompt.folded(floats) if served[name] is not prompt else prompt
-            for name, prompt in inputs.prompts.items()
+            for name, prompt in inputs.tasks.items()
         }
         exact = scores(floats, prompts, EXACT)
     return tuple(

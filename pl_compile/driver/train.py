@@ -118,11 +118,8 @@ def _without_prompts(
         task.taskname: TaskEntry(
             task,
             np.zeros((task.total_virtual_tokens, base.hidden), np.float32),
-            rules.bos_id,
-            rules.eos_id,
+            rules,
             "no-prompts",
-            end_ids=rules.end_ids,
-            rendering=rules.rendering,
         )
         for task in config.tasks
     }

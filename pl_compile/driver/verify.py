@@ -28,7 +28,7 @@ from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
 from pl_compile.runtime.engines.opening import check_plans, check_target
-from pl_compile.runtime.task_prompt import TaskPrompt, learned_prompts, prompts_of_bundle
+from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.weights.fingerprint import fingerprint_base
@@ -92,8 +92,8 @@ def verify_bundle(
         check_reference(bundle, reference)
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
-    served = prompts_of_bundle(bundle, tokenizer)  # raises if a session could not render them
-    learned = learned_prompts(bundle.entries, tokenizer)
+    served = tasks_of_bundle(bundle, tokenizer)  # raises if a session could not render them
+    learned = learned_tasks(bundle.entries, tokenizer)
     target, precision = bundle.manifest.target, bundle.manifest.precision
     _check_flavour(bundle, flavour)
     check_target(bundle)
@@ -171,8 +171,8 @@ def check_reference(bundle: Bundle, reference: Path) -> None:
 def _with_torch(
     bundle: Bundle,
     engine: Engine,
-    learned: Mapping[str, TaskPrompt],
-    served: Mapping[str, TaskPrompt],
+    learned: Mapping[str, ServedTask],
+    served: Mapping[str, ServedTask],
     tokenizer: Tokenizer,
     reference: Path,
     device: str,

@@ -23,7 +23,7 @@ from pl_compile.driver.compile_base import CompiledBase
 from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.driver.forecast import Forecast
 from pl_compile.report.model import Effect, Report
-from pl_compile.runtime.task_prompt import prompts_of_bundle
+from pl_compile.runtime.served_task import tasks_of_bundle
 
 
 def write_tasks(staging: Path, inputs: ExportInputs) -> None:
@@ -31,7 +31,7 @@ def write_tasks(staging: Path, inputs: ExportInputs) -> None:
     (staging / "tokenizer.json").write_text(inputs.tokenizer.text, encoding="utf-8")
     for name, entry in inputs.table.entries.items():
         write_task(staging, entry)
-        write_labels(staging, name, inputs.prompts[name].trie)
+        write_labels(staging, name, inputs.tasks[name].trie)
 
 
 def write_checks(staging: Path, checks: Checks) -> None:
@@ -88,7 +88,7 @@ def manifest_of(
         base=inputs.table.base,
         target=inputs.target,
         graph=inputs.recipe.contract,
-        tasks=tuple(inputs.prompts),
+        tasks=tuple(inputs.tasks),
         toolchain={"plc": __version__, **exporter.describe(), **kernels_of(inputs.target)},
         parity=checks.passed,
         precision=precision,
@@ -99,6 +99,6 @@ def manifest_of(
 def read_back(staging: Path, inputs: ExportInputs) -> None:
     """Reads the bundle as a runtime would, and raises what that raises: it is not kept then."""
     written = read_bundle(staging, sums=False)
-    prompts_of_bundle(written, inputs.tokenizer)
-    for name in inputs.prompts:
+    tasks_of_bundle(written, inputs.tokenizer)
+    for name in inputs.tasks:
         written.selftest(name)

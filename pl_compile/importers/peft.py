@@ -232,7 +232,7 @@ def read_peft_adapter(folder: Path, *, unpickle: Unpickle | None = None) -> Peft
 def _check_prepends(entry: TaskEntry) -> None:
     if not parse_template(entry.task).opens_with_all_virtual_tokens:
         found = "a template that does not open with all of its virtual tokens"
-    elif entry.prefix_kv is None and entry.bos_id is not None:
+    elif entry.prefix_kv is None and entry.rules.bos_id is not None:
         found = "a BOS before the virtual tokens"
     else:
         return

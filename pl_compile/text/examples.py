@@ -16,8 +16,8 @@ from pl_compile.config import lfs
 from pl_compile.config.strict_json import parse_json, parse_json_array
 from pl_compile.config.utf8 import read_utf8, split_lines
 from pl_compile.errors import DataError, did_you_mean, list_problems, reason_of, unknown_name
+from pl_compile.text.field_value import is_field_value
 from pl_compile.text.other_forms import SPREAD, TABLE, form_of_file, form_of_line
-from pl_compile.text.render import is_field_value
 from pl_compile.text.template import Template
 
 # The places of each mistake, by its text: thousands of rows may have the same one.

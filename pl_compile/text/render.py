@@ -11,22 +11,24 @@ answer starts, id for id. Rules:
 - Virtual tokens are out of band: positions with a row number, never ids of the vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
 
-from pl_compile.config.plain_values import finite, shown
-from pl_compile.config.utf8 import is_utf8
+from pl_compile.config.plain_values import shown
 from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.shapes import Int64, Shape
+from pl_compile.text.field_value import expected_value, is_field_value
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 # One value of each kind that changes the tokens of what follows a field.
 _KINDS_OF_VALUES = ("", " ", "a", "a ")
@@ -40,63 +42,22 @@ _WHITE_SPACE = "".join(
 _MOST_TRIES = 16
 
 
-def notes_on(tokenizer: Tokenizer, templates: Iterable[Template]) -> list[str]:
-    """What a user should know about a base's tokenizer and some tasks, a line each.
-
-    These are not errors: all texts that the tokenizer and its base can express are rendered right.
-    """
-    notes = []
-    beyond = tokenizer.without_row()
-    if beyond:
-        name, count = tokenizer.token_name(beyond[0]), len(beyond)
-        notes.append(
-            f"the tokenizer is larger than its base: {count} token{'s' if count > 1 else ''} from "
-            f"{name!r} (id {beyond[0]}) on without a row; a text that has one is refused"
-        )
-    common = tokenizer.unwritten_of_common()
-    if common:
-        notes.append(
-            f"the tokenizer has no token for some characters, such as {common[:8]!r}: they are "
-            "left out of a text, or taken for unknown"
-        )
-    for template in templates:
-        fixed = "".join(_fixed_texts(template))
-        lost = tokenizer.unwritten(fixed)
-        if lost:
-            where = f"the template and the choices of task '{template.task.taskname}'"
-            notes.append(f"the tokenizer has no token for {lost!r} of {where}")
-    return notes
-
-
-def is_field_value(value: object) -> bool:
-    """Whether a value may fill a field: a finite number, or text that UTF-8 can write."""
-    if isinstance(value, str):
-        return is_utf8(value)
-    return finite(value) is not None
-
-
-def expected_value(value: object) -> str:
-    """What was expected instead of a value that may not fill a field, for a message."""
-    if isinstance(value, str):
-        return "text that UTF-8 can write: this holds half of a surrogate pair"
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        return "a finite number that a double can hold: give it as text"
-    return "text or a number"
-
-
 class TooLongError(DataError):
     """A sequence does not fit, and there is nothing left that may be cut."""
 
 
 @dataclass(frozen=True)
 class SequenceRules:
-    """What opens and ends a sequence of a task, as it was trained.
+    """How the sequences of a task were made in its training.
 
     Attributes:
         bos_id: the id before everything, or None.
         eos_id: the id after an answer, or None.
-        end_ids: further ids that end a generated answer.
-        rendering: the rules of rendering in its training (`text.tokenizer.RENDERING`).
+        end_ids: further ids that end a generated answer, each once. A base may have several;
+            training appends only `eos_id`.
+        rendering: the version of the rules that turned fields into tokens
+            (`text.tokenizer.RENDERING`); 1 also where all versions give the base's tokenizer the
+            same tokens. Nothing is rendered by it: a lint compares it.
     """
 
     bos_id: int | None = None
@@ -261,9 +222,7 @@ class Renderer:
                 that is too long and cannot be cut.
         """
         values = self._values(fields, self.template.input_fields)
-        if max_length is not None:
-            values = self._fitted(values, max_length, lambda cut: len(self._rendered(cut)))
-        return self._rendered(values)
+        return self._fitted(self._rendered, values, max_length, len)
 
     def prompt_and_choices(
         self, fields: Mapping[str, object], *, max_length: int
@@ -278,13 +237,15 @@ class Renderer:
             DataError: as for `prompt`.
         """
 
-        def length(cut: Mapping[str, str]) -> int:
+        def make(values: Mapping[str, str]) -> tuple[Rendered, LabelTrie]:
             # A cut field may end in other blanks, and then the choices have other tokens.
-            return len(self._rendered(cut)) + self.label_trie(cut).longest
+            return self._rendered(values), self.label_trie(values)
+
+        def length(made: tuple[Rendered, LabelTrie]) -> int:
+            return len(made[0]) + made[1].longest
 
         values = self._values(fields, self.template.input_fields)
-        values = self._fitted(values, max_length, length, " with the longest choice")
-        return self._rendered(values), self.label_trie(values)
+        return self._fitted(make, values, max_length, length, " with the longest choice")
 
     def example(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is trained on: prompt, answer and EOS.
@@ -297,9 +258,7 @@ class Renderer:
             DataError: as for `prompt`.
         """
         values = self._values(fields, self.template.fields)
-        if max_length is not None:
-            values = self._fitted(values, max_length, lambda cut: len(self._answered(cut)))
-        return self._answered(values)
+        return self._fitted(self._answered, values, max_length, len)
 
     def opening(self) -> Rendered:
         """What every prompt of the task begins with: all that stands before the first field.
@@ -412,39 +371,44 @@ class Renderer:
 
     def _fitted(
         self,
+        make: Callable[[Mapping[str, str]], T],
         values: dict[str, str],
-        max_length: int,
-        length_of: Callable[[Mapping[str, str]], int],
-        what: str = "",
-    ) -> dict[str, str]:
-        """The values with the truncate field cut until they fit.
+        most: int | None,
+        length_of: Callable[[T], int],
+        counted: str = "",
+    ) -> T:
+        """What is made of the values, with the truncate field cut until it fits.
 
         Args:
+            make: turns values into what is wanted.
             values: of all fields.
-            max_length: longest allowed, in tokens.
-            length_of: the length in tokens that given values make.
-            what: what it counts besides the prompt, for a message.
+            most: longest allowed, in tokens; None for any length.
+            length_of: the length of what was made, in tokens.
+            counted: what it counts besides the prompt, for a message.
 
         Raises:
-            TooLongError: they do not fit, however much is cut.
+            TooLongError: it does not fit, however much is cut.
         """
         field = self.template.task.truncate_field
         # Each cut takes one token more than needed (NeMo's rule), since the text that is left may
         # be tokenised a little differently. In the rare case that it still does not fit, cut again.
-        while (length := length_of(values)) > max_length:
+        while True:
+            made = make(values)
+            length = length_of(made)
+            if most is None or length <= most:
+                return made
             text = "" if field is None else values[field]
             count = self._tokenizer.count(text)
             if field is None or not text:
                 state = "no truncate_field" if field is None else f"its field '{field}' used up"
                 raise TooLongError(
                     f"rendering task '{self.template.task.taskname}'",
-                    found=f"{length} tokens{what}, {state}",
-                    expected=f"at most {max_length}",
+                    found=f"{length} tokens{counted}, {state}",
+                    expected=f"at most {most}",
                     fix="Shorten the example, or name a longer truncate_field in the task.",
                 )
-            excess = length - max_length + 1
-            values = {**values, field: self._tokenizer.cut_to_tokens(text, max(0, count - excess))}
-        return values
+            left = max(0, count - (length - most + 1))
+            values = {**values, field: self._tokenizer.cut_to_tokens(text, left)}
 
     def _rendered(self, values: Mapping[str, str]) -> Rendered:
         sequence = self._sequence(values)
@@ -533,12 +497,6 @@ class Renderer:
 def _for_answer(place: _Place) -> _Place:
     """The same place for text that is not markup: a BOS before it makes no difference."""
     return place._replace(first=False)
-
-
-def _fixed_texts(template: Template) -> Iterator[str]:
-    """All text that the task itself has: of its template and its choices."""
-    yield from (segment.text for segment in template.segments if isinstance(segment, Text))
-    yield from template.task.choices
 
 
 class _Sequence:

@@ -25,6 +25,7 @@ from pl_compile.artifact.selftest import check_selftest
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
+from pl_compile.text.render import SequenceRules
 
 HIDDEN, VOCAB = 6, 11
 MANIFEST = Manifest(
@@ -54,7 +55,7 @@ Tamper = Callable[[Callable[[dict[str, Any]], None]], None]
 def _entry(name: str, total: int) -> TaskEntry:
     rows = np.arange(total * HIDDEN, dtype=np.float32).reshape(total, HIDDEN)
     task = TaskConfig(name, "<|VIRTUAL_PROMPT_0|>{text} is {label}", total)
-    return TaskEntry(task, rows, None, 1, "p-tuning")
+    return TaskEntry(task, rows, SequenceRules(None, 1), "p-tuning")
 
 
 def _write(folder: Path) -> Path:

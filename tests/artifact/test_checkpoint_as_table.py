@@ -17,6 +17,7 @@ from pl_compile.config.read import plain_from_config
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
 from pl_compile.importers.run_checkpoint import read_checkpoint_table
+from pl_compile.text.render import SequenceRules
 
 HIDDEN = 6
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, 397)
@@ -27,7 +28,7 @@ def entry(name: str, total: int, *, prefix: bool = False) -> TaskEntry:
     task = TaskConfig(name, "<|VIRTUAL_PROMPT_0|>{text} is {label}", total)
     rows = generator.normal(size=(0 if prefix else total, HIDDEN)).astype(np.float32)
     kv = generator.normal(size=(2, 2, 3, total, 4)).astype(np.float32) if prefix else None
-    return TaskEntry(task, rows, None, 1, "any", kv)
+    return TaskEntry(task, rows, SequenceRules(None, 1), "any", kv)
 
 
 ENTRIES = [entry("mood", 3), entry("squad", 5), entry("order", 4, prefix=True)]

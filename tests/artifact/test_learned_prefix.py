@@ -24,6 +24,7 @@ from pl_compile.artifact.tensors import read_tensor_file
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
+from pl_compile.text.render import SequenceRules
 
 LAYERS, KV_HEADS, VIRTUAL, HEAD_DIM, HIDDEN, VOCAB = 3, 5, 4, 7, 6, 11
 SHAPE = (LAYERS, 2, KV_HEADS, VIRTUAL, HEAD_DIM)
@@ -44,14 +45,15 @@ ROWS_FILE = "tasks/order/prompt.safetensors"
 
 def mood() -> TaskEntry:
     task = TaskConfig("mood", "<|VIRTUAL_PROMPT_0|>{text} is {label}", 3)
-    return TaskEntry(task, np.ones((3, HIDDEN), np.float32), 0, 1, "p-tuning")
+    return TaskEntry(task, np.ones((3, HIDDEN), np.float32), SequenceRules(0, 1), "p-tuning")
 
 
-def order(**changes: Any) -> TaskEntry:
+def order(*, bos_id: int | None = None, **changes: Any) -> TaskEntry:
     task = TaskConfig("order", "<|VIRTUAL_PROMPT_0|>{text} is {label}", VIRTUAL)
     prefix = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     rows = np.zeros((0, HIDDEN), np.float32)
-    return replace(TaskEntry(task, rows, None, 1, "prefix-tuning", prefix), **changes)
+    rules = SequenceRules(bos_id, 1)
+    return replace(TaskEntry(task, rows, rules, "prefix-tuning", prefix), **changes)
 
 
 def table(*entries: TaskEntry) -> PromptTable:

@@ -18,6 +18,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError
 from pl_compile.importers.peft import read_peft_adapter, write_peft_adapter
+from pl_compile.text.render import SequenceRules
 
 VIRTUAL, HIDDEN = 3, 6
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, 397)
@@ -45,8 +46,9 @@ WRITTEN = {
 }
 
 
-def table(**changes: Any) -> PromptTable:
-    entry = replace(TaskEntry(TASK, ROWS, None, 1, "prompt-tuning"), **changes)
+def table(*, bos_id: int | None = None, **changes: Any) -> PromptTable:
+    rules = SequenceRules(bos_id, 1)
+    entry = replace(TaskEntry(TASK, ROWS, rules, "prompt-tuning"), **changes)
     return PromptTable(BASE, {"mood": entry})
 
 

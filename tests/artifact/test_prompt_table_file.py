@@ -19,17 +19,28 @@ from pl_compile.artifact.prompt_table import (
 )
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import ArtifactError, ConfigError, FingerprintError
+from pl_compile.text.render import SequenceRules
 
 HIDDEN = 6
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, 397)
 
 
-def entry(name: str, total: int, *, method: str = "prompt-tuning", **changes: Any) -> TaskEntry:
+RULES = SequenceRules(0, 1)
+
+
+def entry(
+    name: str,
+    total: int,
+    *,
+    method: str = "prompt-tuning",
+    rules: SequenceRules = RULES,
+    **changes: Any,
+) -> TaskEntry:
     """A task whose rows have every kind of number a float32 can be, but for the not finite."""
     odd = [-0.0, 1e-45, -3.4028235e38, 1 / 3, np.float32(1) + np.float32(1.2e-7)]
     rows = np.resize(np.asarray([*odd, len(name)], np.float32), (total, HIDDEN)) + 0
     task = TaskConfig(name, "<|VIRTUAL_PROMPT_0|>{text} is {label}", total, (total,))
-    return replace(TaskEntry(task, rows, 0, 1, method), **changes)
+    return replace(TaskEntry(task, rows, rules, method), **changes)
 
 
 def table(*entries: TaskEntry) -> PromptTable:
@@ -58,9 +69,9 @@ def path(tmp_path: Path) -> Path:
 def test_tasks_of_different_lengths_and_methods_share_a_table(path: Path) -> None:
     written = table(
         entry("mood", 3),
-        entry("squad", 11, method="p-tuning", bos_id=None),
-        entry("a-1_B", 1, eos_id=None),
-        entry("turns", 2, end_ids=(396, 0)),
+        entry("squad", 11, method="p-tuning", rules=SequenceRules(None, 1)),
+        entry("a-1_B", 1, rules=SequenceRules(0)),
+        entry("turns", 2, rules=SequenceRules(0, 1, (396, 0))),
     )
 
     write_prompt_table(written, path)
@@ -221,7 +232,10 @@ def test_rows_of_a_wrong_form_are_not_written(path: Path, rows: NDArray[Any]) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"eos_id": 397}, "eos_id 397 of task 'mood'; expected a token of the base: 0 to 396"),
+        (
+            {"rules": SequenceRules(0, 397)},
+            "eos_id 397 of task 'mood'; expected a token of the base: 0 to 396",
+        ),
         ({"method": "\ud800"}, "half of a surrogate pair"),
         (
             {"task": TaskConfig("mood", "{text} is {label}", 3)},

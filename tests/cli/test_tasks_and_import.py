@@ -40,7 +40,7 @@ def test_a_task_goes_to_peft_and_comes_back_beside_the_others(
     after = read_prompt_table(table)
     assert after.entry("mood").rows.tobytes() == before.entry("tone").rows.tobytes()
     assert after.entry("mood").task.choices == ("positive", "negative")
-    assert after.entry("mood").eos_id == 1
+    assert after.entry("mood").rules.eos_id == 1
     for name, entry in before.entries.items():
         assert after.entry(name).rows.tobytes() == entry.rows.tobytes()
         assert after.entry(name).record() == entry.record()

@@ -163,7 +163,7 @@ def test_an_answer_that_cannot_be_scored_is_refused_before_any_is_made(
         {"taskname": "tone", "sentence": "cold", "label": label},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    asked = NoAnswers(session.tokenizer, session.prompts, session.engine)
+    asked = NoAnswers(session.tokenizer, session.tasks, session.engine)
 
     with pytest.raises(DataError, match=rf"rows\.jsonl:2: {problem}"):
         evaluate(asked, [path], EvalOptions(metric=metric))
@@ -207,7 +207,7 @@ def test_examples_of_all_tasks_are_checked_before_the_first_is_answered(
         {"taskname": "tone", "sentence": "cold " * 2000, "label": "negative"},
         {"taskname": "ask", "question": "who?", "place": "town " * 2000, "answer": "him"},
     ]
-    asked = NoAnswers(session.tokenizer, session.prompts, session.engine)
+    asked = NoAnswers(session.tokenizer, session.tasks, session.engine)
 
     with pytest.raises(RequestError) as caught:
         evaluate(asked, [write_jsonl(tmp_path / "rows.jsonl", rows)], EvalOptions())

@@ -19,6 +19,7 @@ from pl_compile.artifact.prompt_table import (
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.tasks import add_tasks, export_peft, list_tasks, remove_tasks, rename_task
 from pl_compile.errors import ArtifactError, ConfigError, FingerprintError
+from pl_compile.text.render import SequenceRules
 
 HIDDEN = 6
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, 397)
@@ -29,7 +30,7 @@ def entry(name: str, total: int, *, prefix: bool = False, seed: int = 0) -> Task
     task = TaskConfig(name, "<|VIRTUAL_PROMPT_0|> {text} is {label}", total, choices=("a", "b"))
     rows = generator.normal(size=(0 if prefix else total, HIDDEN)).astype(np.float32)
     kv = generator.normal(size=(2, 2, 3, total, 4)).astype(np.float32) if prefix else None
-    return TaskEntry(task, rows, None, 1, "any", kv)
+    return TaskEntry(task, rows, SequenceRules(None, 1), "any", kv)
 
 
 def written(path: Path, *entries: TaskEntry, base: BaseIdentity = BASE) -> Path:

@@ -47,6 +47,10 @@ def _change(path: Path, change: Callable[[TaskEntry], TaskEntry]) -> Path:
     return path
 
 
+def _ruled(entry: TaskEntry, **changes: Any) -> TaskEntry:
+    return replace(entry, rules=replace(entry.rules, **changes))
+
+
 def _findings(table: Path, base: Path, folder: Path) -> dict[str, str]:
     request = ExportRequest(table, base, folder / "bundle", measure_parity=False)
     report = json.loads((export_bundle(request).bundle / "report.json").read_text("utf-8"))
@@ -62,12 +66,12 @@ def test_end_tokens_and_rules_that_a_table_does_not_record_are_said(
         assert "(7); unless that is meant" in found
         assert MARKUP in found
 
-    whole = _change(table, lambda entry: replace(entry, end_ids=(7,), rendering=2))
+    whole = _change(table, lambda entry: _ruled(entry, end_ids=(7,), rendering=2))
     for found in _findings(whole, base, tmp_path).values():
         assert ENDS not in found
         assert MARKUP not in found
     # Answers that no token ends are meant so.
-    unended = _change(table, lambda entry: replace(entry, eos_id=None, end_ids=()))
+    unended = _change(table, lambda entry: _ruled(entry, eos_id=None, end_ids=()))
     assert ENDS not in "".join(_findings(unended, base, tmp_path).values())
 
 
@@ -114,7 +118,7 @@ def test_training_and_bundles_record_the_rules(base: Path, tmp_path: Path) -> No
     train_run(tiny_run(tmp_path, base), tmp_path / "run")
 
     table = tmp_path / "run" / "prompts.safetensors"
-    assert {entry.rendering for entry in read_prompt_table(table).entries.values()} == {2}
+    assert {entry.rules.rendering for entry in read_prompt_table(table).entries.values()} == {2}
     found = "".join(_findings(table, base, tmp_path).values())
     assert MARKUP not in found
     assert ENDS not in found
@@ -125,4 +129,4 @@ def test_rules_of_a_later_release_are_refused(base: Path, tmp_path: Path, value:
     table = random_table(base, tmp_path / "table")
 
     with pytest.raises(ArtifactError, match=rf"rendering {value} of task 'tone'"):
-        _change(table, lambda entry: replace(entry, rendering=value))
+        _change(table, lambda entry: _ruled(entry, rendering=value))

@@ -24,7 +24,7 @@ from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
 from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.task_prompt import identity_of
+from pl_compile.runtime.served_task import identity_of
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
 REQUESTS = [
@@ -75,7 +75,7 @@ def _fold_all(bundle: Path) -> None:
     opened = read_bundle(bundle)
     session = Session.open(bundle)
     for name in ("tone", "ask"):
-        prompt = session.prompts[name]
+        prompt = session.tasks[name]
         kv = prompt.folded(session.engine).prefix_kv
         assert kv is not None
         identity = identity_of(
@@ -130,7 +130,7 @@ def _other_template(bundle: Path) -> None:
 
 def _other_layout(bundle: Path) -> None:
     entry = read_bundle(bundle).entry("tone")
-    _rewrite(bundle, replace(entry, bos_id=0))
+    _rewrite(bundle, replace(entry, rules=replace(entry.rules, bos_id=0)))
 
 
 def _other_dtype(bundle: Path) -> None:
@@ -234,8 +234,8 @@ def test_text_after_a_learned_prefix_is_folded_too(exported: Exported, tmp_path:
     one = Session.open(exported("llama", "folded", fold="always"))
     other = Session.open(exported("llama", "computed", fold="never"))
 
-    assert one.prompts["order"].prefix_kv is not None
-    assert one.prompts["order"].prefix_kv.shape[3] > 4
+    assert one.tasks["order"].prefix_kv is not None
+    assert one.tasks["order"].prefix_kv.shape[3] > 4
     requests = [Request("order", {"request": text}, max_tokens=9) for text in ("", "lights off")]
     assert one.generate(requests) == other.generate(requests)
 

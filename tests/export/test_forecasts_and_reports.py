@@ -31,6 +31,7 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
+from pl_compile.text.render import SequenceRules
 from pl_compile.weights.names import load_weights
 
 
@@ -265,7 +266,7 @@ def test_lint_finds_what_training_does_not_leave(
     table = read_prompt_table(path)
     rows = table.entry("tone").rows.copy()
     rows[0], rows[1] = 0.0, 400.0
-    tone = replace(table.entry("tone"), rows=rows, eos_id=None)
+    tone = replace(table.entry("tone"), rows=rows, rules=SequenceRules())
     write_prompt_table(replace(table, entries={**table.entries, "tone": tone}), path)
 
     result = export_bundle(ExportRequest(path, base, tmp_path / "bundle", measure_parity=False))

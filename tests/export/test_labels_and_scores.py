@@ -43,7 +43,7 @@ def test_the_tree_is_stored_and_is_what_the_renderer_makes(bundle: Path, session
     stored = read_bundle(bundle).labels("tone")
 
     assert stored is not None
-    assert stored == session.prompts["tone"].renderer.label_trie()
+    assert stored == session.tasks["tone"].renderer.label_trie()
     assert stored.labels == CHOICES
     assert stored.fixed
     assert read_bundle(bundle).labels("ask") is None
@@ -53,7 +53,7 @@ def test_the_tree_is_stored_and_is_what_the_renderer_makes(bundle: Path, session
 
 def by_hand(session: Session, request: Request) -> np.ndarray:
     """Log-probability of each choice, token by token, each as a prompt of its own."""
-    prompt = session.prompts[request.task]
+    prompt = session.tasks[request.task]
     rendered = prompt.renderer.prompt(request.fields)
     found = []
     for ids in prompt.renderer.answers(request.fields, CHOICES):
@@ -137,7 +137,7 @@ def test_a_label_that_the_cache_cannot_hold_is_refused(session: Session) -> None
     many = next(
         {"sentence": "cold " * count}
         for count in range(20, 60)
-        if len(session.prompts["tone"].renderer.prompt({"sentence": "cold " * count})) == 59
+        if len(session.tasks["tone"].renderer.prompt({"sentence": "cold " * count})) == 59
     )
 
     assert length < 59
@@ -212,7 +212,7 @@ def test_answers_behind_a_field_are_not_fixed_and_are_made_anew(
     ).bundle
     session = Session.open(bundle)
 
-    prompt = session.prompts["tone"]
+    prompt = session.tasks["tone"]
     assert prompt.trie is not None
     assert not prompt.trie.fixed
     without, with_blank = (prompt.trie_after({"sentence": text}) for text in ("cold", "cold "))

@@ -24,9 +24,9 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.scheme import Scheme, round_to_nearest
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.stepping import Batch
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     run_passes(model, exporter.passes(inputs).all)
     exporter.build(model, tmp_path, bundle.manifest.graph, BuildOptions("none"))
     tokenizer = Tokenizer.from_folder(result.bundle)
-    prompt = TaskPrompt.of(bundle.entry("tone"), tokenizer)
+    prompt = ServedTask.of(bundle.entry("tone"), tokenizer)
     ids = np.random.default_rng(0).integers(0, 390, 24)
     logits = []
     for path in (result.bundle / "base" / "model.onnx", tmp_path / "model.onnx"):
@@ -214,7 +214,7 @@ def test_moments_are_those_of_what_enters_each_product(
     sizes = {n: getattr(config, n) for n in ("layers", "kv_heads", "head_dim", "hidden", "vocab")}
     contract = GraphContract(**sizes, capacity=40, prompts="input")
     table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
-    prompt = TaskPrompt.of(table.entry("ask"), Tokenizer.from_folder(base))
+    prompt = ServedTask.of(table.entry("ask"), Tokenizer.from_folder(base))
     ids = np.random.default_rng(0).integers(0, 390, 17)
     seen: list[Any] = []
     torch_base = FrozenBase(base, as_is=True)
@@ -405,21 +405,21 @@ def test_a_bundle_that_disagrees_with_torch_within_its_limit_verifies(
 
 
 @pytest.fixture
-def learned(block_bases: dict[str, Path], tmp_path: Path) -> dict[str, TaskPrompt]:
+def learned(block_bases: dict[str, Path], tmp_path: Path) -> dict[str, ServedTask]:
     """The tasks of a random table, by name."""
     base = block_bases["llama"]
     table = read_prompt_table(random_table(base, tmp_path / "table.safetensors"))
     tokenizer = Tokenizer.from_folder(base)
-    return {name: TaskPrompt.of(entry, tokenizer) for name, entry in table.entries.items()}
+    return {name: ServedTask.of(entry, tokenizer) for name, entry in table.entries.items()}
 
 
-def examples_of(paths: list[Path], learned: dict[str, TaskPrompt]) -> list[Example]:
+def examples_of(paths: list[Path], learned: dict[str, ServedTask]) -> list[Example]:
     templates = {name: prompt.renderer.template for name, prompt in learned.items()}
     return read_examples(paths, templates, answers=False)
 
 
 def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answer(
-    learned: dict[str, TaskPrompt], tmp_path: Path
+    learned: dict[str, ServedTask], tmp_path: Path
 ) -> None:
     from pl_compile.driver.calibrate import MOST_EXAMPLES, calibration_prompts
 
@@ -443,7 +443,7 @@ def test_calibration_spreads_over_all_files_and_takes_questions_without_an_answe
 
 
 def test_calibration_says_which_examples_it_cuts(
-    learned: dict[str, TaskPrompt], tmp_path: Path
+    learned: dict[str, ServedTask], tmp_path: Path
 ) -> None:
     from pl_compile.driver.calibrate import calibration_prompts
 

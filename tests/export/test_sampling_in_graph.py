@@ -89,7 +89,7 @@ def test_one_batch_of_all_ways_to_sample_gives_the_hosts_answers(
 def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> None:
     graph, _ = sessions
     engine = graph.engine
-    prompt = graph.prompts["tone"]
+    prompt = graph.tasks["tone"]
     generator = np.random.default_rng(0)
     different = 0
     for seed in range(250):
@@ -157,7 +157,7 @@ def test_of_equal_logits_the_graph_takes_those_that_the_host_takes(
     )
     count, tied = 8, 0
     with Session.open(export_bundle(request).bundle) as session:
-        prompt, zero = session.prompts["tone"], np.zeros(count, np.int64)
+        prompt, zero = session.tasks["tone"], np.zeros(count, np.int64)
         for seed in range(40):
             generator = np.random.default_rng(seed)
             ids = generator.integers(0, 390, (count, 3))
@@ -186,7 +186,7 @@ def test_a_temperature_of_zero_is_greedy_whatever_the_noise(
     sessions: tuple[Session, Session],
 ) -> None:
     graph, _ = sessions
-    prompt = graph.prompts["tone"]
+    prompt = graph.tasks["tone"]
     ids, zero = np.asarray([[5, 9, 7]]), np.zeros(1, np.int64)
     loud = Draw(Sampling(top_k=CANDIDATES), np.linspace(0, 99, CANDIDATES).astype(np.float32))
 

@@ -35,9 +35,9 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.tensorrt.engine import TensorRtEngine, check_bindings
 from pl_compile.runtime.requests import Request
+from pl_compile.runtime.served_task import tasks_of_bundle
 from pl_compile.runtime.session import Session
 from pl_compile.runtime.stepping import Batch
-from pl_compile.runtime.task_prompt import prompts_of_bundle
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ def session_on(bundle: Path, *, max_batch: int = 4) -> Session:
         dtype=manifest.precision.dtype,
     )
     tokenizer = Tokenizer.from_folder(bundle)
-    return Session(tokenizer, prompts_of_bundle(checked, tokenizer), engine)
+    return Session(tokenizer, tasks_of_bundle(checked, tokenizer), engine)
 
 
 CASES = [
@@ -495,7 +495,7 @@ def test_rows_may_not_end_behind_their_caches(plain: Path) -> None:
     engine: Engine = session.engine
     assert isinstance(engine, TensorRtEngine)
     batch = Batch(engine)
-    batch.admit(0, session.prompts["tone"])
+    batch.admit(0, session.tasks["tone"])
     batch.feed({0: np.zeros(1, np.int64)})
 
     with pytest.raises(AssertionError):

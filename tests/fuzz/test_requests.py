@@ -77,7 +77,7 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(requests: list[Request
         pieces[event.index] += event.text
     assert pieces == [result.text for result in together]
     for request, result in zip(served, together, strict=True):
-        choices = session.prompts[request.task].choices
+        choices = session.tasks[request.task].choices
         if choices and request.constrain:
             assert result.text in choices
         assert all(0 <= number < session.engine.vocab for number in result.token_ids)

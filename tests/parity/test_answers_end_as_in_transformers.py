@@ -98,7 +98,7 @@ def test_any_of_several_end_tokens_ends_an_answer(
     session, entry = imported(base, tmp_path / "b")
     result = session.generate([request])[0]
 
-    assert (entry.eos_id, entry.end_ids) == (first, (second,))
+    assert (entry.rules.eos_id, entry.rules.end_ids) == (first, (second,))
     assert list(result.token_ids) == generated(base, entry)
     assert result.token_ids[-1] == second
     assert result.finish_reason == "stop"
@@ -110,7 +110,7 @@ def test_an_import_may_name_the_end_tokens(tiny_bases: dict[str, Path], tmp_path
     _, entry = imported(tiny_bases["llama"], tmp_path, end_tokens=["<|start|>", "a"])
 
     a = Tokenizer.from_folder(tiny_bases["llama"]).token_id("a")
-    assert (entry.eos_id, entry.end_ids) == (0, (a,))
+    assert (entry.rules.eos_id, entry.rules.end_ids) == (0, (a,))
 
 
 def test_no_end_token_comes_before_the_minimum(tiny_bases: dict[str, Path], tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import assert_close, random_table, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
@@ -126,7 +126,7 @@ def test_a_prefix_at_the_wrong_place_fails_the_comparison(
     table = random_table(base, tmp_path / "table.safetensors", prefix=True)
     admit = OnnxRuntimeEngine.admit
 
-    def turned(self: OnnxRuntimeEngine, row: int, prompt: TaskPrompt) -> int:
+    def turned(self: OnnxRuntimeEngine, row: int, prompt: ServedTask) -> int:
         if prompt.prefix_kv is not None:
             prompt = replace(prompt, prefix_kv=np.roll(prompt.prefix_kv, 1, 2))
         return admit(self, row, prompt)
@@ -149,7 +149,7 @@ def test_a_prefix_that_tokens_would_make_acts_like_these_tokens(
     )
     bundle = read_bundle(tmp_path / "bundle")
     engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", bundle.manifest.graph)
-    order = Session.open(tmp_path / "bundle").prompts["order"]
+    order = Session.open(tmp_path / "bundle").tasks["order"]
     ids = np.random.default_rng(0).integers(0, 390, 13)
     with torch.no_grad():
         layers = base.model(torch.from_numpy(ids[None, :4]), use_cache=True).cache.layers
@@ -200,7 +200,7 @@ def test_a_base_that_is_loaded_already_can_answer(
 
     order, tone = session.generate(requests)
 
-    prompt = session.prompts["order"]
+    prompt = session.tasks["order"]
     batch = Batch(engine)
     batch.admit(0, prompt)
     assert batch.feed({0: np.ones(1, int)})[0].logits.dtype == np.float32
@@ -239,7 +239,7 @@ def test_cached_steps_equal_one_long_prompt(tiny_bases: dict[str, Path], tmp_pat
     export_bundle(ExportRequest(table, base, tmp_path / "bundle", measure_parity=False))
     bundle = read_bundle(tmp_path / "bundle")
     engine = OnnxRuntimeEngine(bundle.base_folder / "model.onnx", bundle.manifest.graph)
-    prompt = Session.open(tmp_path / "bundle").prompts["tone"]
+    prompt = Session.open(tmp_path / "bundle").tasks["tone"]
     ids = np.random.default_rng(0).integers(0, 390, 30)
     batch = Batch(engine)
     batch.admit(0, prompt)

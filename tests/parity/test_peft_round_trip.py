@@ -20,13 +20,14 @@ from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.families.read import read_decoder_config
 from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.peft import write_peft_adapter
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.testing import (
     assert_close,
     byte_fallback_tokenizer,
     random_table,
     write_tiny_base,
 )
+from pl_compile.text.render import SequenceRules
 from pl_compile.text.tokenizer import Tokenizer
 
 # PEFT's own use of names that transformers will drop; nothing of ours.
@@ -85,7 +86,7 @@ def prefix_entry(base: Path) -> TaskEntry:
     shape = (config.layers, 2, config.kv_heads, VIRTUAL, config.head_dim)
     prefix: NDArray[np.float32] = np.random.default_rng(3).normal(0, 1, shape).astype(np.float32)
     rows = np.zeros((0, config.hidden), np.float32)
-    return TaskEntry(TASK, rows, None, 1, "prefix-tuning", prefix)
+    return TaskEntry(TASK, rows, SequenceRules(None, 1), "prefix-tuning", prefix)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -200,7 +201,7 @@ def test_an_imported_prompt_stands_before_the_tokens_that_transformers_gives(
     import_peft(PeftImport(tmp_path / "adapter", tmp_path / "new", "ask", template))
 
     entry = read_prompt_table(tmp_path / "new").entry("ask")
-    prompt = TaskPrompt.of(entry, Tokenizer.from_folder(base)).renderer.prompt(
+    prompt = ServedTask.of(entry, Tokenizer.from_folder(base)).renderer.prompt(
         {"question": question}
     )
     rows, ids = prompt.virtual_rows, prompt.token_ids

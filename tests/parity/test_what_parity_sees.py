@@ -32,14 +32,14 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
 from pl_compile.graph.prompt import virtual_rows
-from pl_compile.runtime.task_prompt import TaskPrompt
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.testing import (
     byte_fallback_tokenizer,
     random_table,
     sign_bundle,
     write_tiny_base,
 )
-from pl_compile.text.render import Rendered, Renderer
+from pl_compile.text.render import Rendered, Renderer, SequenceRules
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.compare_tokens import TokenCheck, compare_tokens, token_failures
 from pl_compile.training.reference import TorchEngine
@@ -93,7 +93,7 @@ def test_an_id_that_the_base_does_not_know_is_no_row_for_the_reference(
     table = read_prompt_table(random_table(tiny_bases["llama"], tmp_path / "table.safetensors"))
     engine = TorchEngine(tiny_bases["llama"])
     tokenizer = Tokenizer.from_folder(tiny_bases["llama"])
-    prompt = TaskPrompt.of(table.entry("tone"), tokenizer)
+    prompt = ServedTask.of(table.entry("tone"), tokenizer)
     beyond = Rendered(np.asarray([5, engine.vocab + 1]), np.asarray([-1, -1]), 2)
 
     with pytest.raises(DataError) as caught:
@@ -231,9 +231,9 @@ def _write_sentencepiece_like(folder: Path, style: str) -> None:
 def _token_check(base: Path, template: str, bos_id: int | None = 0, **changes: Any) -> TokenCheck:
     """Of a task with this template."""
     task = TaskConfig("task", template, 3, **changes)
-    entry = TaskEntry(task, np.zeros((3, 24), np.float32), bos_id, None, "random")
+    entry = TaskEntry(task, np.zeros((3, 24), np.float32), SequenceRules(bos_id), "random")
     tokenizer = Tokenizer.from_folder(base)
-    prompts = {"task": TaskPrompt.of(entry, tokenizer)}
+    prompts = {"task": ServedTask.of(entry, tokenizer)}
     rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
     (check,) = compare_tokens(rows, base)
     return check
@@ -447,8 +447,10 @@ def test_a_prompt_that_transformers_fails_at_hides_no_difference(
     base = tiny_bases["llama"]
     tokenizer = Tokenizer.from_folder(base)
     prompts = {
-        name: TaskPrompt.of(
-            TaskEntry(TaskConfig(name, template, 3), np.zeros((3, 24), np.float32), 0, None, ""),
+        name: ServedTask.of(
+            TaskEntry(
+                TaskConfig(name, template, 3), np.zeros((3, 24), np.float32), SequenceRules(0), ""
+            ),
             tokenizer,
         )
         for name, template in (("differs", _TEMPLATES[0]), ("fails", _TEMPLATES[1]))
@@ -532,9 +534,9 @@ def test_a_blank_that_is_put_before_text_that_goes_on(
 def test_probes_hold_what_is_easily_got_wrong(tiny_bases: dict[str, Path]) -> None:
     tokenizer = Tokenizer.from_folder(tiny_bases["llama"])
     entry = TaskEntry(
-        TaskConfig("task", _TEMPLATES[1], 3), np.zeros((3, 24), np.float32), 0, None, ""
+        TaskConfig("task", _TEMPLATES[1], 3), np.zeros((3, 24), np.float32), SequenceRules(0), ""
     )
-    prompts = {"task": TaskPrompt.of(entry, tokenizer)}
+    prompts = {"task": ServedTask.of(entry, tokenizer)}
 
     rows = probe_rows(prompts, tokenizer, vocab=397, capacity=96)
 

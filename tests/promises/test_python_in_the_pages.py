@@ -16,6 +16,7 @@ from pl_compile.artifact.prompt_table import (
     write_prompt_table,
 )
 from pl_compile.testing import random_table
+from pl_compile.text.render import SequenceRules
 from pl_compile.training.read_config import read_train_config
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +41,14 @@ WITH_BLOCKS = [page for page in PAGES if blocks_of(page)]
 def _quickstart_table(base: Path, path: Path) -> Path:
     """A table with the tasks of the quickstart, which the pages name, and random rows."""
     table = read_prompt_table(random_table(base, path))
-    eos_id = table.entry("tone").eos_id
+    eos_id = table.entry("tone").rules.eos_id
     generator = np.random.default_rng(0)
     entries = {}
     for task in read_train_config(ROOT / "examples/quickstart/train.yaml").tasks:
         rows = generator.normal(0, 0.3, (task.total_virtual_tokens, table.base.hidden))
-        entries[task.taskname] = TaskEntry(task, rows.astype(np.float32), None, eos_id, "random")
+        entries[task.taskname] = TaskEntry(
+            task, rows.astype(np.float32), SequenceRules(None, eos_id), "random"
+        )
     write_prompt_table(replace(table, entries=entries), path)
     return path
 

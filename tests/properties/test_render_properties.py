@@ -356,7 +356,9 @@ def tables(draw: st.DrawFn) -> PromptTable:
             st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1)
         )
         rows = np.resize(np.asarray(numbers, np.float32), size).reshape(-1, base.hidden)
-        entries[task.taskname] = TaskEntry(task, rows, draw(_IDS), draw(_IDS), draw(_NAMES))
+        entries[task.taskname] = TaskEntry(
+            task, rows, SequenceRules(draw(_IDS), draw(_IDS)), draw(_NAMES)
+        )
     return PromptTable(base, entries)
 
 
@@ -376,12 +378,7 @@ def test_a_prompt_table_comes_back_bit_for_bit(
         read = back.entries[name]
         assert read.rows.tobytes() == entry.rows.tobytes()
         assert read.rows.shape == entry.rows.shape
-        assert (read.task, read.bos_id, read.eos_id, read.method) == (
-            entry.task,
-            entry.bos_id,
-            entry.eos_id,
-            entry.method,
-        )
+        assert (read.task, read.rules, read.method) == (entry.task, entry.rules, entry.method)
 
 
 @ALWAYS_THE_SAME

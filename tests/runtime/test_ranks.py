@@ -115,7 +115,7 @@ def test_ranks_compute_what_one_process_does(
 @built
 def test_all_ranks_have_the_same_bits(divided: Path) -> None:
     session = Session.open(divided)
-    prompt = session.prompts["ask"]
+    prompt = session.tasks["ask"]
     group = session.engine
     assert isinstance(group, LocalGroup)
     past = np.asarray([group.admit(row, prompt) for row in range(2)])
@@ -141,7 +141,7 @@ def test_each_row_gets_its_prefix_however_many_there_were(
     generator = np.random.default_rng(0)
     shape = (graph.layers, 2, graph.kv_heads, 4, graph.head_dim)
     prompts = [
-        replace(session.prompts["ask"], prefix_kv=generator.normal(size=shape).astype(np.float32))
+        replace(session.tasks["ask"], prefix_kv=generator.normal(size=shape).astype(np.float32))
         for _ in range(5)
     ]
 

@@ -57,11 +57,11 @@ def with_choices(table: PromptTable, **tasks: dict[str, object]) -> PromptTable:
 
 
 def longest(session: Session, task: str) -> int:
-    return session.prompts[task].renderer.label_trie({"sentence": "["}).longest
+    return session.tasks[task].renderer.label_trie({"sentence": "["}).longest
 
 
 def prompt_length(session: Session, request: Request) -> int:
-    return len(session.prompts[request.task].renderer.prompt(request.fields))
+    return len(session.tasks[request.task].renderer.prompt(request.fields))
 
 
 def requests(task: str, counts: Sequence[int] = COUNTS, **options: object) -> list[Request]:
@@ -137,7 +137,7 @@ def test_choices_after_a_field_that_is_cut_are_those_that_were_learned(
     """Blanks that end what is left of a field move into the answer; those of the whole may not."""
     (result,) = session.generate([Request("close", {"sentence": sentence})])
 
-    renderer = session.prompts["close"].renderer
+    renderer = session.tasks["close"].renderer
     learned = {
         tuple(example.token_ids[example.answer_start :].tolist())
         for size in range(len(sentence) + 1)
@@ -221,7 +221,7 @@ def test_the_answer_is_the_choice_itself_however_its_tokens_are_decoded(
     assert [score.label for score in session.score(asked[:1])[0]] == labels
     assert any(each[0] for each in pieces)  # what is certain is handed out as it comes
     # The tokens are those of the choice, as the task learned them.
-    trie = session.prompts["tone"].trie
+    trie = session.tasks["tone"].trie
     assert trie is not None
     for result in results.values():
         assert list(result.token_ids) == trie.path(trie.ends[labels.index(result.text)])
@@ -283,7 +283,7 @@ def test_a_bias_of_another_kind_is_refused(bias: Any) -> None:
 
 
 def longest_trie(session: Session) -> LabelTrie:
-    return session.prompts["cut"].renderer.label_trie({"sentence": "["})
+    return session.tasks["cut"].renderer.label_trie({"sentence": "["})
 
 
 def test_choices_that_the_tokenizer_makes_one_are_refused(

@@ -163,7 +163,7 @@ def test_a_stop_text_that_only_the_end_shows_ends_the_answer_too(session: Sessio
     """An unfinished character is not text until no more tokens come; then it is U+FFFD."""
     request = Request("ask", {"question": "why?", "place": "x"}, max_tokens=1, stop=("\ufffd",))
     fox = session.tokenizer.encode("🦊", opens=False, markup=False)[0]
-    maker = RowMaker(session.tokenizer, session.prompts, session.engine.capacity, 397)
+    maker = RowMaker(session.tokenizer, session.tasks, session.engine.capacity, 397)
     row = maker.row(0, request, "testing")
 
     event = row.advance(Output(np.zeros(397, np.float32), fox))
@@ -380,7 +380,7 @@ def test_a_bundle_that_failed_parity_is_served_only_on_demand(bundle: Path, tmp_
     with pytest.raises(ArtifactError, match=r"parity failed.*See plc verify"):
         Session.open(copy)
 
-    assert Session.open(copy, allow_failed_parity=True).prompts
+    assert Session.open(copy, allow_failed_parity=True).tasks
 
 
 def test_an_empty_batch_size_is_refused(bundle: Path) -> None:
@@ -410,7 +410,7 @@ def test_an_answer_is_what_decode_gives_of_its_tokens_whatever_the_model_writes(
             pieces[event.index] += event.text
             if event.result is not None:
                 ids = list(event.result.token_ids)
-                eos_id = session.prompts[event.result.task].renderer.rules.eos_id
+                eos_id = session.tasks[event.result.task].renderer.rules.eos_id
                 text = session.tokenizer.decode([key for key in ids if key != eos_id])
                 assert pieces[event.index] == event.result.text == text.strip(" ")
                 broken += "\ufffd" in text

@@ -14,8 +14,8 @@ from pl_compile.config.build import BuildOptions, Quantization
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Session, kernels
+from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch, pad_right, rows_of_steps
-from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import random_table, write_tiny_base
 
 CAPACITY, MAX_BATCH, VOCAB = 40, 4, 390
@@ -29,7 +29,7 @@ built = pytest.mark.skipif(
 class Life:
     """A row from its prompt to its last token, and what came out of it."""
 
-    prompt: TaskPrompt
+    prompt: ServedTask
     pieces: list[np.ndarray]
     tokens: int
     seen: list[np.ndarray] = field(default_factory=list)
@@ -80,7 +80,7 @@ def sessions(
 
 def lives(session: Session, random: Random) -> Iterator[Life]:
     """Rows of any task, length, number of pieces and of tokens that their cache has room for."""
-    prompts = [*session.prompts.values(), *(p.without_prefix() for p in session.prompts.values())]
+    prompts = [*session.tasks.values(), *(p.without_prefix() for p in session.tasks.values())]
     for _ in range(random.randint(1, 9)):
         prompt = random.choice(prompts)
         room = CAPACITY - (0 if prompt.prefix_kv is None else prompt.prefix_kv.shape[3])
@@ -134,7 +134,7 @@ def test_a_row_is_itself_whenever_it_comes_and_whatever_runs_beside_it(
 def test_a_prompt_in_pieces_is_the_prompt_in_one_piece(tmp_path: Path) -> None:
     """Where all products are our kernels': those of ONNX Runtime look at how many tokens come."""
     session = Session.open(exported(tmp_path, "native-cpu", "int8"))
-    prompt, ids = session.prompts["order"], np.random.default_rng(0).integers(0, VOCAB, 30)
+    prompt, ids = session.tasks["order"], np.random.default_rng(0).integers(0, VOCAB, 30)
 
     whole = alone(session, Life(prompt, [ids], 3))
 
@@ -147,7 +147,7 @@ def test_a_row_that_is_repeated_goes_on_as_each_of_its_copies_would(
     sessions: tuple[Session, Session],
 ) -> None:
     shared, single = sessions
-    prompt = shared.prompts["order"]
+    prompt = shared.tasks["order"]
     ids, ends = np.arange(5, 14), [[20], [21, 22, 23], [24, 25]]
     batch = Batch(shared.engine)
     batch.admit(0, prompt)
@@ -166,7 +166,7 @@ def test_rows_that_were_cleared_leave_zeros(sessions: tuple[Session, Session]) -
     engine = sessions[0].engine
     batch = Batch(engine)
     for row in range(2):
-        batch.admit(row, sessions[0].prompts["order"])
+        batch.admit(row, sessions[0].tasks["order"])
     batch.feed({0: np.arange(3), 1: np.arange(4)})
 
     batch.clear([1])

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer as HfTokenizer
 from pl_compile.config.task import TaskConfig
 from pl_compile.errors import DataError
 from pl_compile.testing import byte_fallback_tokenizer
+from pl_compile.text.notes import notes_on
 from pl_compile.text.render import (
     Rendered,
     Renderer,
     SequenceRules,
     TooLongError,
-    notes_on,
 )
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer

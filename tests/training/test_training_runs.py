@@ -397,7 +397,7 @@ def test_a_prefix_with_a_bos_inside_is_trained_and_stands_before_everything(
 
     entry = read_prompt_table(tmp_path / "run/prompts.safetensors").entry("order")
     assert entry.prefix_kv is not None
-    assert (entry.bos_id, entry.eos_id) == (None, 1)
+    assert (entry.rules.bos_id, entry.rules.eos_id) == (None, 1)
     # The baseline is the base after its BOS.
     base = FrozenBase(tiny_bases[family])
     from pl_compile.text.render import Renderer, SequenceRules
@@ -909,4 +909,6 @@ def test_a_table_records_all_end_tokens_of_its_base_where_one_is_learned(
     run_training(config, tmp_path / "run")
 
     for entry in read_prompt_table(tmp_path / "run/prompts.safetensors").entries.values():
-        assert (entry.eos_id, entry.end_ids) == ((1, (11, 5)) if add_eos else (None, ()))
+        assert (entry.rules.eos_id, entry.rules.end_ids) == (
+            (1, (11, 5)) if add_eos else (None, ())
+        )

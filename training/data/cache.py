@@ -36,6 +36,7 @@ from pl_compile.errors import ArtifactError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.text import (
     examples,
+    field_value,
     label_trie,
     other_forms,
     render,
@@ -56,7 +57,8 @@ from pl_compile.weights.bases import cache_folder
 _VERSION = 2
 _CODE = (
     *(lfs, plain_values, sizes, strict_json, task, utf8),
-    *(examples, label_trie, other_forms, render, streaming, template, tokenizer, tokenizer_json),
+    *(examples, field_value, label_trie, other_forms, render),
+    *(streaming, template, tokenizer, tokenizer_json),
     dataset,
 )
 

@@ -12,7 +12,7 @@ from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.runtime.engines.engine import Engine, PrefixKv, PromptRows, prefix_length
 from pl_compile.runtime.stepping import Batch
 from pl_compile.text.label_trie import LabelTrie
-from pl_compile.text.render import Rendered, Renderer, SequenceRules
+from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.template import parse_template
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -21,8 +21,8 @@ POSITIONS = "from 0, virtual tokens included"
 
 
 @dataclass(frozen=True)
-class TaskPrompt:
-    """A task as an engine and a renderer need it.
+class ServedTask:
+    """A task as a renderer and an engine need it: it is the `Prompt` of its rows.
 
     Attributes:
         renderer: fields to token ids.
@@ -45,7 +45,7 @@ class TaskPrompt:
         entry: TaskEntry,
         tokenizer: Tokenizer,
         task_id: int = 0,
-    ) -> "TaskPrompt":
+    ) -> "ServedTask":
         """The prompt of an entry, as it was learned.
 
         Raises:
@@ -61,8 +61,7 @@ class TaskPrompt:
                 expected="one marker, at the very start: a prefix stands before everything",
                 fix="Move the marker to the start and train the task again.",
             )
-        rules = SequenceRules(entry.bos_id, entry.eos_id, entry.end_ids, entry.rendering)
-        renderer = Renderer(template, tokenizer, rules)
+        renderer = Renderer(template, tokenizer, entry.rules)
         trie = renderer.label_trie() if entry.task.choices else None
         return cls(renderer, entry.rows, entry.prefix_kv, task_id, trie)
 
@@ -77,14 +76,14 @@ class TaskPrompt:
             return self.trie
         return self.renderer.label_trie(fields)
 
-    def without_prefix(self) -> "TaskPrompt":
+    def without_prefix(self) -> "ServedTask":
         """The same without its prefix, for a row that is answered by the base alone."""
         return self if self.prefix_kv is None else replace(self, prefix_kv=None)
 
-    def folded(self, engine: Engine) -> "TaskPrompt":
+    def folded(self, engine: Engine) -> "ServedTask":
         """The same with its opening as a prefix that an engine computes."""
         opening = self.renderer.opening()
-        given = self.fed(opening)
+        given = self.to_feed(opening)
         if not len(given):
             return self  # nothing stands between a learned prefix and the first field
         batch = Batch(engine)
@@ -92,10 +91,10 @@ class TaskPrompt:
         batch.feed({0: given.input_ids(engine.vocab)})
         return replace(self, prefix_kv=engine.cached(0, len(opening)))
 
-    def fed(self, rendered: Rendered) -> Rendered:
-        """The part of a rendered prompt that is given as ids: what the cache does not hold already.
+    def to_feed(self, rendered: Rendered) -> Rendered:
+        """The part of a rendered prompt that a row is fed: what its prefix does not hold already.
 
-        At least the last token is given, since a step without tokens has no logits. The exception
+        At least the last token is fed, since a step without tokens has no logits. The exception
         is a last token that is virtual and of a learned prefix: it has no row to be given.
         """
         most = len(rendered) - 1
@@ -105,7 +104,7 @@ class TaskPrompt:
 
 
 def identity_of(
-    entry: TaskEntry, prompt: TaskPrompt, *, base: str, graph: str, precision: Precision
+    entry: TaskEntry, prompt: ServedTask, *, base: str, graph: str, precision: Precision
 ) -> PrefixIdentity:
     """What a folded prefix of a task is computed from.
 
@@ -129,21 +128,19 @@ def identity_of(
     )
 
 
-def learned_prompts(
-    entries: Mapping[str, TaskEntry], tokenizer: Tokenizer
-) -> dict[str, TaskPrompt]:
+def learned_tasks(entries: Mapping[str, TaskEntry], tokenizer: Tokenizer) -> dict[str, ServedTask]:
     """Tasks as they were learned, by name. Their order numbers them in a graph with baked prompts.
 
     Raises:
-        PlcError: as for `TaskPrompt.of`.
+        PlcError: as for `ServedTask.of`.
     """
     return {
-        name: TaskPrompt.of(entry, tokenizer, number)
+        name: ServedTask.of(entry, tokenizer, number)
         for number, (name, entry) in enumerate(entries.items())
     }
 
 
-def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPrompt]:
+def tasks_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, ServedTask]:
     """All tasks of a bundle, each with its folded prefix where it has one.
 
     Raises:
@@ -154,7 +151,7 @@ def prompts_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, TaskPro
     # Manifests list baked tasks in the order of the tasks: the reader checks it.
     for task_id, (name, entry) in enumerate(bundle.entries.items()):
         try:
-            prompt = TaskPrompt.of(entry, tokenizer, task_id)
+            prompt = ServedTask.of(entry, tokenizer, task_id)
         except PlcError as error:
             doing = f"reading task '{name}' of the bundle {bundle.folder}"
             raise ArtifactError(doing, found=reason_of(error), fix=error.fix) from error
