@@ -24,13 +24,13 @@ def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, .
     reached = np.zeros(len(trie.parents))  # log-probability of the path to each node
     for node, output in _after_each_node(batch, row, trie):
         if not output.is_finite:
-            batch.clear(batch.rows)
-            batch.retire(batch.rows)
+            batch.clear(batch.slots)
+            batch.retire(batch.slots)
             return None
         log_probabilities = _log_softmax(output.logits)
         for token, child in trie.children[node].items():
             reached[child] = log_probabilities[token]  # of the node's last token; summed up below
-    batch.retire(batch.rows)
+    batch.retire(batch.slots)
     for node, parent in enumerate(trie.parents):
         reached[node] += reached[parent] if node else 0.0
     log = reached[list(trie.ends)]

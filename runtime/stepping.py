@@ -1,4 +1,4 @@
-"""A batch: rows of an engine's cache. Each is admitted, fed and retired at its own time."""
+"""A batch: rows in the slots of an engine. Each is admitted, fed and retired at its own time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Output:
 
 @dataclass
 class _Held:
-    """What a row of the cache holds."""
+    """What a slot holds."""
 
     prompt: Prompt
     entries: int
@@ -52,20 +52,20 @@ class Batch:
     def __init__(self, engine: Engine) -> None:
         self.max_batch = engine.max_batch
         self._engine = engine
-        self._rows: dict[int, _Held] = {}
+        self._held: dict[int, _Held] = {}  # by slot
 
-    def admit(self, row: int, prompt: Prompt, entries: int | None = None) -> None:
+    def admit(self, slot: int, prompt: Prompt, entries: int | None = None) -> None:
         """Begins a row with a prompt's prefix.
 
         Args:
-            row: one that is free.
+            slot: one that is free.
             prompt: of the row's task.
             entries: how many of the prefix's positions it begins with; all of them if None. Fewer
                 where the prefix is the whole prompt: a step needs a token, so the last one is fed.
         """
-        assert row not in self._rows
-        held = self._engine.admit(row, prompt)
-        self._rows[row] = _Held(prompt, held if entries is None else entries)
+        assert slot not in self._held
+        held = self._engine.admit(slot, prompt)
+        self._held[slot] = _Held(prompt, held if entries is None else entries)
 
     def feed(
         self, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None] | None = None
@@ -73,30 +73,33 @@ class Batch:
         """Feeds tokens to rows, after those that they hold. Other rows stay as they are.
 
         Args:
-            ids: for each row int64 `[seq]`, at least one; `vocab + r` stands for row `r` of its
-                prompt. Together with what the row holds they must fit into the engine's capacity. A
-                prompt may come in several pieces, one feed each.
-            draws: how the graph chooses a row's next token; left out for rows where it need not.
+            ids: by slot, int64 `[seq]`, at least one; `vocab + r` stands for row `r` of the prompt.
+                Together with what the slot holds they must fit into the engine's capacity. A prompt
+                may come in several pieces, one feed each.
+            draws: by slot, how the graph chooses the next token; left out where it need not.
+
+        Returns:
+            By slot, what follows the last of the tokens.
         """
         outputs: dict[int, Output] = {}
-        lengths = {row: len(given) for row, given in sorted(ids.items())}
-        held = {row: self._rows[row].entries for row in lengths}
-        for rows in rows_of_steps(lengths, held, self._engine.capacity):
-            outputs |= self._step(rows, ids, draws or {})
+        lengths = {slot: len(given) for slot, given in sorted(ids.items())}
+        entries = {slot: self._held[slot].entries for slot in lengths}
+        for slots in slots_of_steps(lengths, entries, self._engine.capacity):
+            outputs |= self._step(slots, ids, draws or {})
         return outputs
 
     def _step(
-        self, rows: range, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None]
+        self, slots: range, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None]
     ) -> dict[int, Output]:
-        held = [self._rows[row] for row in rows]
-        padded, lengths = pad_right([ids[row] for row in rows])
+        held = [self._held[slot] for slot in slots]
+        padded, lengths = pad_right([ids[slot] for slot in slots])
         step = Step(
-            first=rows.start,
+            first=slots.start,
             input_ids=padded,
             past_lengths=np.asarray([each.entries for each in held], np.int64),
             last_index=lengths - 1,
             prompts=[each.prompt for each in held],
-            draws=[draws.get(row) for row in rows],
+            draws=[draws.get(slot) for slot in slots],
         )
         logits, tokens = self._engine.step(step)
         for each, length in zip(held, lengths.tolist(), strict=True):
@@ -105,37 +108,37 @@ class Batch:
             None if draw is None or tokens is None else int(tokens[index])
             for index, draw in enumerate(step.draws)
         ]
-        return {row: Output(*each) for row, *each in zip(rows, logits, chosen, strict=True)}
+        return {slot: Output(*each) for slot, *each in zip(slots, logits, chosen, strict=True)}
 
-    def keep(self, rows: Sequence[int], entries: int | None = None) -> None:
-        """Makes row `rows[i]` row `i`; after that the other rows are free.
+    def keep(self, slots: Sequence[int], entries: int | None = None) -> None:
+        """Moves the row of slot `slots[i]` to slot `i`; after that the other slots are free.
 
         Args:
-            rows: in ascending order; a row that is named more than once is copied.
+            slots: in ascending order; the row of one that is named more than once is copied.
             entries: most entries of each row that are kept; all of them if None.
         """
-        held = [self._rows[row] for row in rows]
+        held = [self._held[slot] for slot in slots]
         kept = [each.entries if entries is None else min(entries, each.entries) for each in held]
-        self._engine.keep(rows, max(kept))
+        self._engine.keep(slots, max(kept))
         pairs = enumerate(zip(held, kept, strict=True))
-        self._rows = {row: _Held(each.prompt, count) for row, (each, count) in pairs}
+        self._held = {slot: _Held(each.prompt, count) for slot, (each, count) in pairs}
 
     @property
-    def rows(self) -> list[int]:
-        """The rows that are in use."""
-        return list(self._rows)
+    def slots(self) -> list[int]:
+        """Those in use."""
+        return list(self._held)
 
-    def retire(self, rows: Iterable[int]) -> None:
-        """Makes rows free. What they hold stays in the cache until it is overwritten."""
-        for row in rows:
-            del self._rows[row]
+    def retire(self, slots: Iterable[int]) -> None:
+        """Makes slots free. What they hold stays in the cache until it is overwritten."""
+        for slot in slots:
+            del self._held[slot]
 
-    def clear(self, rows: Sequence[int]) -> None:
-        """Sets rows whose numbers are not finite to zero, so that they reach no later row.
+    def clear(self, slots: Sequence[int]) -> None:
+        """Sets slots to zero whose numbers are not finite, so that they reach no later row.
 
-        After that they must be retired: nothing else can be done with them.
+        After that they must be retired: nothing else can be done with their rows.
         """
-        self._engine.clear(rows)
+        self._engine.clear(slots)
 
 
 def pad_right(rows: Sequence[Ids]) -> tuple[Annotated[Int64, Shape("batch longest")], OfRows]:
@@ -154,29 +157,30 @@ def pad_right(rows: Sequence[Ids]) -> tuple[Annotated[Int64, Shape("batch longes
     return padded, lengths
 
 
-def rows_of_steps(
+def slots_of_steps(
     lengths: Mapping[int, int], held: Mapping[int, int], capacity: int
 ) -> list[range]:
     """Which rows share a step: as many neighbours as possible.
 
-    A step writes as many entries to each of its rows as the longest has tokens. So a long row and a
-    row that holds much may have to step apart, though each of them fits. And rows of one token do
-    not step with rows of several: they would be padded to as many tokens, and cost as much.
+    A step writes as many entries to each of its slots as the longest row has tokens. So a long row
+    and a row that holds much may have to step apart, though each of them fits. And rows of one
+    token do not step with rows of several: they would be padded to as many tokens, and cost as
+    much.
 
     Args:
-        lengths: tokens of each row, by row in ascending order.
-        held: entries that each row holds before; together with its length at most `capacity`.
-        capacity: cache entries of a row.
+        lengths: tokens of each row, by slot in ascending order.
+        held: entries that each slot holds before; together with its length at most `capacity`.
+        capacity: cache entries of a slot.
     """
     steps: list[range] = []
     longest = fullest = 0
-    for row, length in lengths.items():
-        longest, fullest = max(longest, length), max(fullest, held[row])
-        joins = bool(steps) and row == steps[-1].stop
+    for slot, length in lengths.items():
+        longest, fullest = max(longest, length), max(fullest, held[slot])
+        joins = bool(steps) and slot == steps[-1].stop
         alike = joins and (lengths[steps[-1].start] == 1) == (length == 1)
         if alike and longest + fullest <= capacity:
-            steps[-1] = range(steps[-1].start, row + 1)
+            steps[-1] = range(steps[-1].start, slot + 1)
         else:
-            steps.append(range(row, row + 1))
-            longest, fullest = length, held[row]
+            steps.append(range(slot, slot + 1))
+            longest, fullest = length, held[slot]
     return steps

@@ -85,10 +85,10 @@ class TorchEngine:
         self.sampling_inputs: tuple[str, ...] = ()
         self._caches: dict[int, Any] = {}
 
-    def admit(self, row: int, prompt: _Prompt) -> int:
-        """Gives a row a new cache, filled with its prefix; see `Engine.admit`."""
-        self._caches[row] = self._cache(prompt.prefix_kv)
-        return self._held(row)
+    def admit(self, slot: int, prompt: _Prompt) -> int:
+        """Gives a slot a new cache, filled with its prefix; see `Engine.admit`."""
+        self._caches[slot] = self._cache(prompt.prefix_kv)
+        return self._held(slot)
 
     def step(self, step: _Step) -> tuple[NDArray[np.float32], None]:
         """One step, row by row; see `Engine.step`."""
@@ -136,22 +136,24 @@ class TorchEngine:
         every = np.stack(logits)
         return every, every.argmax(axis=-1)
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
+    def keep(self, slots: Sequence[int], entries: int) -> None:
         """Keeps and copies caches, and drops the others; see `Engine.keep`."""
         self._caches = {
-            place: copy.deepcopy(self._caches[row]) if row in rows[:place] else self._caches[row]
-            for place, row in enumerate(rows)
+            place: copy.deepcopy(self._caches[slot])
+            if slot in slots[:place]
+            else self._caches[slot]
+            for place, slot in enumerate(slots)
         }
-        for row, cache in self._caches.items():
-            if self._held(row) > entries:
-                cache.crop(entries - self._held(row))  # a negative number: how many to drop
+        for slot, cache in self._caches.items():
+            if self._held(slot) > entries:
+                cache.crop(entries - self._held(slot))  # a negative number: how many to drop
 
-    def clear(self, rows: Sequence[int]) -> None:
-        """Does nothing: each row has its own cache, which ends with the row."""
+    def clear(self, slots: Sequence[int]) -> None:
+        """Does nothing: each slot has its own cache, which ends with the slot."""
 
-    def cached(self, row: int, length: int) -> NDArray[np.float32]:
-        """Reads the start of a row; see `Engine.cached`."""
-        layers = self._caches[row].layers
+    def cached(self, slot: int, length: int) -> NDArray[np.float32]:
+        """Reads the start of a slot; see `Engine.cached`."""
+        layers = self._caches[slot].layers
         held = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
         own = held[:, :, :, :length]
         entries: NDArray[np.float32] = all_heads(own, self._base.team).float().cpu().numpy()
@@ -160,8 +162,8 @@ class TorchEngine:
     def close(self) -> None:
         """Does nothing: it holds only memory, which is freed with the object."""
 
-    def _held(self, row: int) -> int:
-        length: int = self._caches[row].get_seq_length()
+    def _held(self, slot: int) -> int:
+        length: int = self._caches[slot].get_seq_length()
         return length
 
     def _cache(self, prefix_kv: NDArray[np.float32] | None) -> Any:

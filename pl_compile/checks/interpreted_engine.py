@@ -36,7 +36,7 @@ class InterpretedPlan:
         parsed: the network.
         constants: those of the ONNX file, since TensorRT does not give all of them back.
         contract: of the graph.
-        max_batch: rows of its caches.
+        max_batch: slots of its caches.
         all_reduce: the sum over ranks that its collectives call.
     """
 
@@ -79,7 +79,7 @@ def interpreted_engine(
         folder: holds `model.onnx`, or one folder for each rank.
         flavour: whose parser: "tensorrt-rtx" or "tensorrt".
         contract: of the whole base.
-        max_batch: rows of its caches.
+        max_batch: slots of its caches.
         dtype: of its caches.
 
     Raises:

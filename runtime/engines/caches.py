@@ -1,4 +1,4 @@
-"""Keys and values of all rows, in the memory that steps read and write in place."""
+"""Keys and values of all slots, in the memory that steps read and write in place."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,31 +14,31 @@ from pl_compile.runtime.engines.memory import zeros_as_touched
 class Caches(Protocol):
     """One array `[max_batch, kv_heads, capacity, head_dim]` for each of the contract's caches."""
 
-    def place(self, row: int, prefix_kv: PrefixKv) -> None:
-        """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the start of a row."""
+    def place(self, slot: int, prefix_kv: PrefixKv) -> None:
+        """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the start of a slot."""
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
-        """Moves and copies rows; see `Engine.keep`."""
+    def keep(self, slots: Sequence[int], entries: int) -> None:
+        """Moves and copies slots; see `Engine.keep`."""
 
-    def clear(self, rows: Sequence[int]) -> None:
-        """Sets rows to zero; see `Engine.clear`."""
+    def clear(self, slots: Sequence[int]) -> None:
+        """Sets slots to zero; see `Engine.clear`."""
 
-    def read(self, row: int, length: int) -> PrefixKv:
-        """The first entries of a row; see `Engine.cached`."""
+    def read(self, slot: int, length: int) -> PrefixKv:
+        """The first entries of a slot; see `Engine.cached`."""
 
-    def address(self, index: int, row: int) -> int:
-        """Where a row of an array begins, in the device's memory."""
+    def address(self, index: int, slot: int) -> int:
+        """Where a slot of an array begins, in the device's memory."""
 
 
 class HostCaches:
     """Caches in the process's own memory.
 
-    Rows and entries that were never used take no memory. Memory that was used stays with the
+    Slots and entries that were never used take no memory. Memory that was used stays with the
     object, for the next batch.
 
     Args:
         contract: of the graph, or of the rank's.
-        max_batch: rows.
+        max_batch: slots.
         dtype: of keys and values.
     """
 
@@ -49,51 +49,51 @@ class HostCaches:
             zeros_as_touched(shape, dtype) for _ in contract.cache_names
         ]
 
-    def place(self, row: int, prefix_kv: PrefixKv) -> None:
+    def place(self, slot: int, prefix_kv: PrefixKv) -> None:
         """See `Caches.place`."""
         # The arrays are in the order of the prefix: each layer's keys, then its values.
         parts = prefix_kv.reshape(-1, *prefix_kv.shape[2:])
         for array, part in zip(self.arrays, parts, strict=True):
-            array[row, :, : part.shape[1]] = part
+            array[slot, :, : part.shape[1]] = part
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
+    def keep(self, slots: Sequence[int], entries: int) -> None:
         """See `Caches.keep`."""
-        for new, old in moves(rows):
+        for new, old in moves(slots):
             for array in self.arrays:
                 array[new, :, :entries] = array[old, :, :entries]
 
-    def clear(self, rows: Sequence[int]) -> None:
+    def clear(self, slots: Sequence[int]) -> None:
         """See `Caches.clear`."""
         for array in self.arrays:
-            array[list(rows)] = 0
+            array[list(slots)] = 0
 
-    def read(self, row: int, length: int) -> PrefixKv:
+    def read(self, slot: int, length: int) -> PrefixKv:
         """See `Caches.read`."""
         c = self._contract
-        parts = np.stack([array[row, :, :length].astype(np.float32) for array in self.arrays])
+        parts = np.stack([array[slot, :, :length].astype(np.float32) for array in self.arrays])
         return parts.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
 
-    def address(self, index: int, row: int) -> int:
+    def address(self, index: int, slot: int) -> int:
         """See `Caches.address`."""
-        found: int = self.arrays[index][row:].ctypes.data
+        found: int = self.arrays[index][slot:].ctypes.data
         return found
 
 
-def place_prefix(caches: Caches, row: int, prompt: Prompt, capacity: int) -> int:
-    """Begins a row; see `Engine.admit`."""
+def place_prefix(caches: Caches, slot: int, prompt: Prompt, capacity: int) -> int:
+    """Begins a slot; see `Engine.admit`."""
     length = prefix_length(prompt)
     assert length < capacity
     if prompt.prefix_kv is not None:
-        caches.place(row, prompt.prefix_kv)
+        caches.place(slot, prompt.prefix_kv)
     return length
 
 
-def moves(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """`(new, old)` row numbers, in an order in which no row is overwritten before it is read.
+def moves(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """`(new, old)` slot numbers, in an order in which no slot is overwritten before it is read.
 
     Args:
-        rows: as `Engine.keep` takes them, ascending.
+        slots: as `Engine.keep` takes them, ascending.
     """
-    # First the copies to higher rows, from the last one down; then the moves to lower rows.
-    copies = [(new, old) for new, old in enumerate(rows) if new > old]
-    return [*reversed(copies), *((new, old) for new, old in enumerate(rows) if new < old)]
+    # First the copies to higher slots, from the last one down; then the moves to lower slots.
+    copies = [(new, old) for new, old in enumerate(slots) if new > old]
+    return [*reversed(copies), *((new, old) for new, old in enumerate(slots) if new < old)]

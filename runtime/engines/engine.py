@@ -1,7 +1,7 @@
 """The interface of an engine: it runs steps of a compiled graph over rows of a cache that it owns.
 
-The session decides what to run; an engine runs it. The cache has `capacity` entries for each of up
-to `max_batch` rows and stays where it is: bound once, written in place.
+The session decides what to run; an engine runs it. The cache has `max_batch` slots of `capacity`
+entries, one for each row, and stays where it is: bound once, written in place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,10 +51,10 @@ def prefix_length(prompt: Prompt) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Tokens of neighbouring rows of the cache, which are computed together.
+    """Tokens of rows in neighbouring slots of the cache, which are computed together.
 
     Attributes:
-        first: the row of the cache that is the step's first; the others follow it.
+        first: the slot of the step's first row; the others follow it.
         input_ids: int64 `[batch, seq]`, right-padded; `vocab + r` stands for row `r` of a prompt.
         past_lengths: int64 `[batch]`: valid cache entries of each row before the step.
         last_index: int64 `[batch]`: each row's last real token in `input_ids`.
@@ -100,9 +100,9 @@ class Engine(Protocol):
     """Runs steps.
 
     Attributes:
-        capacity: cache entries of a row: virtual and real tokens, given and generated.
+        capacity: cache entries of a slot: virtual and real tokens, given and generated.
         vocab: ids that the base knows; `vocab + r` stands for row `r` of a prompt.
-        max_batch: rows of the cache.
+        max_batch: slots of the cache.
         candidates: how many of the likeliest tokens the graph chooses from; 0 if it cannot choose.
         sampling_inputs: the numbers of `config.sampling` that its choice takes.
     """
@@ -113,15 +113,15 @@ class Engine(Protocol):
     candidates: int
     sampling_inputs: tuple[str, ...]
 
-    def admit(self, row: int, prompt: Prompt) -> int:
-        """Begins a row anew: places the prompt's prefix at its start. Other rows stay as they are.
+    def admit(self, slot: int, prompt: Prompt) -> int:
+        """Begins a slot anew with the prompt's prefix at its start. Other slots stay as they are.
 
         Args:
-            row: of the cache.
-            prompt: of the row's task.
+            slot: of the cache.
+            prompt: of the task of the row that takes it.
 
         Returns:
-            Valid cache entries of the row: the length of the prefix.
+            Valid cache entries of the slot: the length of the prefix.
         """
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
@@ -135,23 +135,23 @@ class Engine(Protocol):
             next step of these rows.
         """
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
-        """Makes row `rows[i]` of the cache row `i`; after that the other rows are free.
+    def keep(self, slots: Sequence[int], entries: int) -> None:
+        """Makes slot `slots[i]` of the cache slot `i`; after that the other slots are free.
 
         Args:
-            rows: in ascending order; a row that is named more than once is copied.
-            entries: how many entries of each row are kept; what follows them is dropped.
+            slots: in ascending order; a slot that is named more than once is copied.
+            entries: how many entries of each slot are kept; what follows them is dropped.
         """
 
-    def clear(self, rows: Sequence[int]) -> None:
-        """Sets rows of the cache to zero: a NaN left there would spoil later rows.
+    def clear(self, slots: Sequence[int]) -> None:
+        """Sets slots of the cache to zero: a NaN left there would spoil later slots.
 
         Attention over a whole cache multiplies what follows a row's own entries by 0, and 0 times
         NaN is NaN.
         """
 
-    def cached(self, row: int, length: int) -> PrefixKv:
-        """A row's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`.
+    def cached(self, slot: int, length: int) -> PrefixKv:
+        """A slot's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`.
 
         They have the form of a prompt's `prefix_kv`.
         """

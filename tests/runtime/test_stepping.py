@@ -15,7 +15,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Session, kernels
 from pl_compile.runtime.served_task import ServedTask
-from pl_compile.runtime.stepping import Batch, pad_right, rows_of_steps
+from pl_compile.runtime.stepping import Batch, pad_right, slots_of_steps
 from pl_compile.testing import random_table, write_tiny_base
 
 CAPACITY, MAX_BATCH, VOCAB = 40, 4, 390
@@ -172,7 +172,7 @@ def test_rows_that_were_cleared_leave_zeros(sessions: tuple[Session, Session]) -
     batch.clear([1])
     batch.retire([1])
 
-    assert batch.rows == [0]
+    assert batch.slots == [0]
     assert engine.cached(0, 3).any()
     assert not engine.cached(1, CAPACITY).any()
 
@@ -198,7 +198,7 @@ def test_rows_that_were_cleared_leave_zeros(sessions: tuple[Session, Session]) -
 def test_neighbours_share_a_step_where_none_is_written_beyond_its_cache(
     lengths: dict[int, int], held: dict[int, int], steps: list[tuple[int, int]]
 ) -> None:
-    found = rows_of_steps(lengths, held, capacity=10)
+    found = slots_of_steps(lengths, held, capacity=10)
 
     assert [(rows.start, rows.stop) for rows in found] == steps
 
@@ -213,7 +213,7 @@ def test_every_row_is_in_one_step_and_padding_fits(rows: dict[int, tuple[int, in
     lengths = {row: rows[row][0] for row in sorted(rows)}
     held = {row: rows[row][1] for row in rows}
 
-    steps = rows_of_steps(lengths, held, capacity=20)
+    steps = slots_of_steps(lengths, held, capacity=20)
 
     assert [row for step in steps for row in step] == list(lengths)
     for step in steps:

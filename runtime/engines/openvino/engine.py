@@ -76,7 +76,7 @@ class OpenVinoEngine:
     Args:
         model: the `model.onnx` of a bundle; its data file lies beside it.
         contract: what the base's graph takes and gives.
-        max_batch: rows of the cache. Memory is taken as rows are used.
+        max_batch: slots of the cache. Memory is taken as rows are used.
         threads: how many compute; all cores if None.
 
     Raises:
@@ -113,10 +113,10 @@ class OpenVinoEngine:
         self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
         self._next_token = zeros_as_touched((max_batch,), np.int64)
 
-    def admit(self, row: int, prompt: Prompt) -> int:
+    def admit(self, slot: int, prompt: Prompt) -> int:
         """Copies the prefix into the cache; see `Engine.admit`."""
-        assert row < self.max_batch
-        return place_prefix(self._caches, row, prompt, self.capacity)
+        assert slot < self.max_batch
+        return place_prefix(self._caches, slot, prompt, self.capacity)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """One step; see `Engine.step`.
@@ -134,17 +134,17 @@ class OpenVinoEngine:
         rows = slice(step.first, step.first + batch)
         return self._logits[rows], self._next_token[rows] if self.candidates else None
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
-        """Moves and copies rows; see `Engine.keep`."""
-        self._caches.keep(rows, entries)
+    def keep(self, slots: Sequence[int], entries: int) -> None:
+        """Moves and copies slots; see `Engine.keep`."""
+        self._caches.keep(slots, entries)
 
-    def clear(self, rows: Sequence[int]) -> None:
+    def clear(self, slots: Sequence[int]) -> None:
         """See `Engine.clear`."""
-        self._caches.clear(rows)
+        self._caches.clear(slots)
 
-    def cached(self, row: int, length: int) -> PrefixKv:
+    def cached(self, slot: int, length: int) -> PrefixKv:
         """See `Engine.cached`."""
-        return self._caches.read(row, length)
+        return self._caches.read(slot, length)
 
     def close(self) -> None:
         """Nothing: all that it holds is memory, which goes with the object."""

@@ -59,7 +59,7 @@ class RankedEngine:
     Args:
         ranks: in their order.
         contract: of the whole base, with its number of ranks.
-        max_batch: rows of each rank's cache.
+        max_batch: slots of each rank's cache.
     """
 
     def __init__(self, ranks: Sequence[Rank], contract: GraphContract, max_batch: int) -> None:
@@ -73,10 +73,10 @@ class RankedEngine:
         self._heads = kv_heads_of_ranks(contract.kv_heads, contract.ranks)
         self._parts: dict[int, tuple[Prompt, list[RankPrompt]]] = {}
 
-    def admit(self, row: int, prompt: Prompt) -> int:
+    def admit(self, slot: int, prompt: Prompt) -> int:
         """See `Engine.admit`."""
         if prompt.prefix_kv is not None:
-            self._each([("admit", row, part) for part in self._divided(prompt, prompt.prefix_kv)])
+            self._each([("admit", slot, part) for part in self._divided(prompt, prompt.prefix_kv)])
         return prefix_length(prompt)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
@@ -88,17 +88,17 @@ class RankedEngine:
         """As `step`, but gives the logits of every rank, to compare them."""
         return [logits.copy() for logits, _ in self._each(self._step_calls(step))]
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
+    def keep(self, slots: Sequence[int], entries: int) -> None:
         """See `Engine.keep`."""
-        self._each([("keep", list(rows), entries)] * len(self._ranks))
+        self._each([("keep", list(slots), entries)] * len(self._ranks))
 
-    def clear(self, rows: Sequence[int]) -> None:
+    def clear(self, slots: Sequence[int]) -> None:
         """See `Engine.clear`."""
-        self._each([("clear", list(rows))] * len(self._ranks))
+        self._each([("clear", list(slots))] * len(self._ranks))
 
-    def cached(self, row: int, length: int) -> PrefixKv:
+    def cached(self, slot: int, length: int) -> PrefixKv:
         """See `Engine.cached`: the heads of all ranks."""
-        parts = self._each([("cached", row, length)] * len(self._ranks))
+        parts = self._each([("cached", slot, length)] * len(self._ranks))
         return np.concatenate(parts, axis=2)
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class RankOptions:
         rank: which it is.
         memory: file descriptor of the memory that ranks on CPU share; None for others.
         shared: the id by which ranks on GPUs find each other; None for others.
-        max_batch: rows of its cache.
+        max_batch: slots of its cache.
         threads: with how many it computes.
         spin: whether waiting threads keep their cores busy.
         dtype: of the caches.
@@ -68,7 +68,7 @@ class LocalGroup(RankedEngine):
         folder: holds `rank0/`, `rank1/`, … as the compiler wrote them.
         target: that they were built for.
         contract: of the whole base, with its number of ranks.
-        max_batch: rows of the cache.
+        max_batch: slots of the cache.
         threads: of each rank; the machine's cores divided among them if None.
         dtype: of the caches.
         on_gpus: whether each rank has a GPU, and NCCL makes their sums.

@@ -139,7 +139,7 @@ class CudaCaches:
     Args:
         cuda: the GPU.
         contract: of the graph, or of the rank's.
-        max_batch: rows.
+        max_batch: slots.
         dtype: "float32", "float16" or "bfloat16".
     """
 
@@ -147,47 +147,47 @@ class CudaCaches:
         self._cuda, self._contract, self._dtype = cuda, contract, dtype
         self._entry = contract.head_dim * SIZES[dtype]
         self._head = contract.capacity * self._entry
-        self._row = contract.kv_heads * self._head
-        self.addresses = [cuda.allocate(max_batch * self._row) for _ in contract.cache_names]
+        self._slot = contract.kv_heads * self._head
+        self.addresses = [cuda.allocate(max_batch * self._slot) for _ in contract.cache_names]
         cuda.wait()  # a reader may use another stream
 
-    def place(self, row: int, prefix_kv: PrefixKv) -> None:
+    def place(self, slot: int, prefix_kv: PrefixKv) -> None:
         """See `Caches.place`."""
         kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         parts = stored(prefix_kv.reshape(-1, *prefix_kv.shape[2:]), self._dtype)
         width = parts.shape[2] * self._entry
         for index, part in enumerate(parts):
-            to = self.address(index, row)
+            to = self.address(index, slot)
             self._cuda.copy_rows(
                 to, self._head, part.ctypes.data, width, width, self._contract.kv_heads, kind
             )
         self._cuda.wait()  # the arrays are freed when this returns
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
+    def keep(self, slots: Sequence[int], entries: int) -> None:
         """See `Caches.keep`."""
         kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         heads, width = self._contract.kv_heads, entries * self._entry
-        for new, old in moves(rows):
+        for new, old in moves(slots):
             for index in range(len(self.addresses)):
                 to, source = self.address(index, new), self.address(index, old)
                 self._cuda.copy_rows(to, self._head, source, self._head, width, heads, kind)
         self._cuda.wait()
 
-    def clear(self, rows: Sequence[int]) -> None:
+    def clear(self, slots: Sequence[int]) -> None:
         """See `Caches.clear`."""
-        for row in rows:
+        for slot in slots:
             for index in range(len(self.addresses)):
-                self._cuda.zero(self.address(index, row), self._row)
+                self._cuda.zero(self.address(index, slot), self._slot)
         self._cuda.wait()
 
-    def read(self, row: int, length: int) -> PrefixKv:
+    def read(self, slot: int, length: int) -> PrefixKv:
         """See `Caches.read`."""
         c, kind = self._contract, self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         shape = (len(self.addresses), c.kv_heads, length, c.head_dim)
         parts = np.empty(shape, stored(np.zeros(1, np.float32), self._dtype).dtype)
         width = length * self._entry
         for index, part in enumerate(parts):
-            source = self.address(index, row)
+            source = self.address(index, slot)
             self._cuda.copy_rows(
                 part.ctypes.data, width, source, self._head, width, c.kv_heads, kind
             )
@@ -195,9 +195,9 @@ class CudaCaches:
         wide = widened(parts, self._dtype)
         return wide.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
 
-    def address(self, index: int, row: int) -> int:
+    def address(self, index: int, slot: int) -> int:
         """See `Caches.address`."""
-        return self.addresses[index] + row * self._row
+        return self.addresses[index] + slot * self._slot
 
 
 def stored(array: Annotated[Float32, Shape("...")], dtype: str) -> AnyArray:

@@ -75,7 +75,7 @@ class TensorRtEngine:
     Args:
         plan: what runs the steps.
         contract: what its graph takes and gives.
-        max_batch: rows of its caches.
+        max_batch: slots of its caches.
         dtype: of the caches.
 
     Raises:
@@ -92,10 +92,10 @@ class TensorRtEngine:
         self._contract = contract
         self._plan = plan
 
-    def admit(self, row: int, prompt: Prompt) -> int:
+    def admit(self, slot: int, prompt: Prompt) -> int:
         """See `Engine.admit`."""
-        assert row < self.max_batch
-        return place_prefix(self._plan.caches, row, prompt, self.capacity)
+        assert slot < self.max_batch
+        return place_prefix(self._plan.caches, slot, prompt, self.capacity)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """See `Engine.step`."""
@@ -109,17 +109,17 @@ class TensorRtEngine:
         outputs = self._plan.run(step.first, step_inputs(self._contract, step), profile)
         return outputs[LOGITS], outputs.get(NEXT_TOKEN)
 
-    def keep(self, rows: Sequence[int], entries: int) -> None:
+    def keep(self, slots: Sequence[int], entries: int) -> None:
         """See `Engine.keep`."""
-        self._plan.caches.keep(rows, entries)
+        self._plan.caches.keep(slots, entries)
 
-    def clear(self, rows: Sequence[int]) -> None:
+    def clear(self, slots: Sequence[int]) -> None:
         """See `Engine.clear`."""
-        self._plan.caches.clear(rows)
+        self._plan.caches.clear(slots)
 
-    def cached(self, row: int, length: int) -> PrefixKv:
+    def cached(self, slot: int, length: int) -> PrefixKv:
         """See `Engine.cached`."""
-        return self._plan.caches.read(row, length)
+        return self._plan.caches.read(slot, length)
 
     def close(self) -> None:
         """Nothing: all that it holds is memory, which goes with the object."""

@@ -92,7 +92,7 @@ def open_plan(
         folder: holds `model.plan` and `plan.json`.
         target: "tensorrt-rtx" or "tensorrt".
         contract: of the graph, or of the rank's.
-        max_batch: rows of its caches; at most what the plan was built for, which is also the
+        max_batch: slots of its caches; at most what the plan was built for, which is also the
             default (None).
         dtype: of the caches.
         rank: which GPU.
