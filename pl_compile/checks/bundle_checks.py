@@ -62,13 +62,13 @@ class Checks:
     Attributes:
         comparisons: all of them.
         selftests: vectors of each task whose logits are finite numbers.
-        passed: "passed", "failed", or "not measured" where torch was left out.
+        verdict: "passed", "failed", or "not measured" where torch was left out.
         failures: what was beyond its limit, as sentences.
     """
 
     comparisons: Comparisons
     selftests: Mapping[str, Mapping[str, NDArray[Any]]]
-    passed: Verdict
+    verdict: Verdict
     failures: tuple[str, ...]
 
 

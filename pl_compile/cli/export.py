@@ -98,7 +98,7 @@ def command(
         print_json(record_of(result))
     else:
         print_result(result)
-    if result.passed == "failed":
+    if result.verdict == "failed":
         rounded = result.forecast.choices["quantize"].chosen != "none"
         fixes = ["The bundle is marked as failed; report.html says more. Do not serve it."]
         fixes += ["--quantize none keeps floats."] if rounded else []
@@ -128,7 +128,7 @@ def print_result(result: "ExportResult") -> None:
     print_choices(result.forecast.choices)
     click.echo(
         f"wrote {result.bundle}: {', '.join(result.tasks)}; "
-        f"{result.size_bytes / 1e6:.1f} MB; parity {result.passed}"
+        f"{result.size_bytes / 1e6:.1f} MB; parity {result.verdict}"
     )
 
 

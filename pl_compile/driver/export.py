@@ -62,7 +62,7 @@ class ExportResult:
         parity: one comparison with torch per task; empty where it was not measured.
         tokens: one comparison per task with the tokens of transformers' own tokenizer; empty
             likewise.
-        passed: "passed", "failed" or "not measured".
+        verdict: "passed", "failed" or "not measured".
         failures: what was beyond its limit, as sentences.
         size_bytes: of the whole bundle.
         seconds: wall time by step.
@@ -75,7 +75,7 @@ class ExportResult:
     forecast: Forecast
     parity: tuple[Parity, ...]
     tokens: tuple[TokenCheck, ...]
-    passed: Verdict
+    verdict: Verdict
     failures: tuple[str, ...]
     size_bytes: int
     seconds: dict[str, float]
@@ -149,7 +149,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         forecast=forecast,
         parity=checks.comparisons.torch,
         tokens=checks.comparisons.tokens,
-        passed=checks.passed,
+        verdict=checks.verdict,
         failures=checks.failures,
         size_bytes=sum(p.stat().st_size for p in request.output.rglob("*") if p.is_file()),
         seconds=clock.laps,

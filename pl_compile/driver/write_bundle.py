@@ -58,7 +58,7 @@ def report_of_export(
     """The content of `report.json`."""
     recipe = inputs.recipe
     return Report(
-        parity=checks.passed,
+        parity=checks.verdict,
         failures=checks.failures,
         target=inputs.target,
         choices=inputs.choices,
@@ -90,7 +90,7 @@ def manifest_of(
         graph=inputs.recipe.contract,
         tasks=tuple(inputs.tasks),
         toolchain={"plc": __version__, **exporter.describe(), **kernels_of(inputs.target)},
-        parity=checks.passed,
+        parity=checks.verdict,
         precision=precision,
         kernels=compiled.kernels,
     )

@@ -194,7 +194,7 @@ def test_a_base_is_stored_as_it_was_published(
     assert choice.reason.startswith(said)
     assert choice.reason.endswith(then)
     largest = float(choice.reason.removeprefix(said).removesuffix(then))
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     report = json.loads((result.bundle / "report.json").read_text())
     errors = [error["largest_block_error"] for error in report["weight_errors"]]
     # What was seen before is never less than what rounding did, nor is what is said of it.

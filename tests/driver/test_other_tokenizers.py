@@ -44,6 +44,6 @@ def test_what_was_trained_with_tokenizer_json_is_exported_with_it(
     assert result.table is not None
     bundle = export_bundle(ExportRequest(result.table, base, tmp_path / "bundle"))
 
-    assert bundle.passed == "passed"
+    assert bundle.verdict == "passed"
     assert all("another tokenizer" in check.note for check in bundle.tokens)
     assert "another tokenizer" in (bundle.bundle / "report.html").read_text(encoding="utf-8")

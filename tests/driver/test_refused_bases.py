@@ -164,7 +164,7 @@ def test_a_base_whose_logits_mean_nothing_fails_and_says_so(tmp_path: Path, fact
 
     result = export_bundle(ExportRequest(table, base, tmp_path / "bundle", target="onnx-cpu"))
 
-    assert result.passed == "failed"
+    assert result.verdict == "failed"
     said = "changes nothing" if factor == 0 else "logits that are not finite numbers, and 0 of"
     assert said in " ".join(result.failures)
     report = (tmp_path / "bundle" / "report.json").read_text()

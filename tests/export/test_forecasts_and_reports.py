@@ -229,7 +229,7 @@ def test_a_prompt_that_changes_nothing_fails_the_bundle(
 
     result = export_bundle(request_)
 
-    assert result.passed == "failed"
+    assert result.verdict == "failed"
     assert read_bundle(result.bundle).manifest.parity == "failed"
     report = json.loads((result.bundle / "report.json").read_text())
     live = {row["task"]: row["is_live"] for row in report["checks"]["live"]}
@@ -408,7 +408,7 @@ def test_memory_is_not_checked_where_the_system_does_not_say_how_much_there_is(
 ) -> None:
     monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
 
-    assert export_bundle(request_).passed == "passed"
+    assert export_bundle(request_).verdict == "passed"
 
 
 def test_equal_prompts_under_two_names_are_alive(
@@ -427,7 +427,7 @@ def test_equal_prompts_under_two_names_are_alive(
 
     result = export_bundle(ExportRequest(path, base, tmp_path / "bundle"))
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     report = json.loads((result.bundle / "report.json").read_text())
     assert [row["other"] for row in report["checks"]["live"]] == [None, None]
 

@@ -62,7 +62,7 @@ def test_bundles_are_near_torch_and_rows_are_themselves_to_the_last_bit(
 ) -> None:
     result = exported(family, options=options)
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     limit = {"none": 1e-4, "int8": 0.05, "int4": 0.5}[options.quantization]
     assert max(parity.relative_difference for parity in result.parity) < limit
     report = json.loads((result.bundle / "report.json").read_text())
@@ -200,7 +200,7 @@ def test_sampling_in_the_graph_and_labels_work_alike(exported: Exported) -> None
 
     result = exported(options=options)
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert read_bundle(result.bundle).manifest.graph.candidates == 20
 
 

@@ -61,7 +61,7 @@ def test_its_graphs_compute_what_torch_does(
 ) -> None:
     result = exported(bases[family], tmp_path, options=options)
 
-    assert result.passed == "passed", result.failures
+    assert result.verdict == "passed", result.failures
     assert max(parity.relative_difference for parity in result.parity) < limit
     assert verify_bundle(result.bundle).passed
     model = onnx.load(result.bundle / "base" / "model.onnx", load_external_data=False)

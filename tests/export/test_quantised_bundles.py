@@ -80,7 +80,7 @@ def test_every_weight_is_rounded_and_its_error_is_stated(
 def test_eight_bits_stay_near_torch(exported: Exported, family: str) -> None:
     result = exported(family, options=BuildOptions("int8", block=16))
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert max(parity.relative_difference for parity in result.parity) < 0.06
 
 
@@ -152,7 +152,7 @@ def test_a_base_that_was_published_in_blocks_of_signed_scales_loses_nothing(
     layers = [error for error in report["weight_errors"] if error["bits"] == 4]
     assert len(layers) >= 8
     assert {error["largest_block_error"] for error in layers} == {0.0}
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     scales = [
         tensor.numpy()
         for name, value in ir.load(result.bundle / "base/model.onnx").graph.initializers.items()
@@ -175,7 +175,7 @@ def test_tables_can_stay_floats_or_take_four_bits(exported: Exported) -> None:
 def test_a_scale_for_each_channel_is_stored_as_dequantizelinear(exported: Exported) -> None:
     result = exported(options=BuildOptions("int8", block=0))
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     report = json.loads((result.bundle / "report.json").read_text())
     assert report["precision"]["block"] == 0
 
@@ -394,7 +394,7 @@ def test_a_bundle_that_disagrees_with_torch_within_its_limit_verifies(
     from pl_compile.driver.verify import verify_bundle
 
     result = exported(options=BuildOptions(quantize, block=16))
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     if quantize == "int4":
         assert any(parity.equal_tokens < parity.rows * parity.steps for parity in result.parity)
 

@@ -108,7 +108,7 @@ def test_every_precision_is_built_and_near_torch(
 ) -> None:
     result = exported(bases[family], tmp_path, options=options)
 
-    assert result.passed == "passed", result.failures
+    assert result.verdict == "passed", result.failures
     assert max(parity.relative_difference for parity in result.parity) < limit
     (record,) = result.plans
     assert record == read_plan_record(result.bundle / "base")
@@ -163,7 +163,7 @@ def test_ranks_are_built_one_plan_each_and_compute_the_whole(
 ) -> None:
     result = exported(bases[family], tmp_path, options=BuildOptions(ranks=ranks))
 
-    assert result.passed == "passed", result.failures
+    assert result.verdict == "passed", result.failures
     assert max(parity.relative_difference for parity in result.parity) < 1e-5
     assert [record.ranks for record in result.plans] == [ranks] * ranks
     assert all(record.layers["DIST_COLLECTIVE"] > 0 for record in result.plans)
@@ -224,7 +224,7 @@ def test_a_deferred_build_is_finished_by_plc_build(
         bases["llama"], tmp_path, target=target, options=BuildOptions(defer_build=True, ranks=2)
     )
     bundle = result.bundle
-    assert result.passed == "passed"  # what the parser made was compared, here
+    assert result.verdict == "passed"  # what the parser made was compared, here
     assert result.plans == ()
     assert not list(bundle.rglob("model.plan"))
     if target == "tensorrt":

@@ -56,7 +56,7 @@ def test_without_tensorrt_only_a_deferred_build_is_exported(
 
     result = exported(tiny_bases["llama"], tmp_path, options=DEFERRED)
 
-    assert result.passed == "not measured"
+    assert result.verdict == "not measured"
     assert not list(result.bundle.rglob("folded_kv.safetensors"))
     assert all("no TensorRT is installed" in task.reason for task in result.forecast.tasks)
     with pytest.raises(ExportError, match=r"no TensorRT is installed to parse.*tensorrt-rtx\]"):

@@ -40,7 +40,7 @@ def test_export_agrees_with_torch(
         ExportRequest(table, base, tmp_path / "bundle", prompts=prompts)  # type: ignore[arg-type]
     )
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert [parity.task for parity in result.parity] == ["tone", "ask", "order"]
     for parity in result.parity:
         assert parity.relative_difference < 1e-5
@@ -53,7 +53,7 @@ def test_an_untied_head_agrees_with_torch(tmp_path: Path) -> None:
 
     result = export_bundle(ExportRequest(table, base, tmp_path / "bundle"))
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
 
 
 def test_verify_compares_with_torch_on_other_words(
@@ -98,7 +98,7 @@ def test_a_wrong_prompt_row_fails_the_comparison(
 
     result = export_bundle(ExportRequest(table, base, tmp_path / "bundle"))
 
-    assert result.passed == "failed"
+    assert result.verdict == "failed"
     assert read_bundle(tmp_path / "bundle").manifest.parity == "failed"
 
 
@@ -113,7 +113,7 @@ def test_a_bundle_of_prefixes_alone_agrees_with_torch(
         ExportRequest(table, base, tmp_path / "bundle", tasks=("order",), prompts=prompts)
     )
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert [parity.task for parity in result.parity] == ["order"]
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
     assert [task["prompt_bytes"] for task in report["tasks"]] == [2 * 2 * 2 * 4 * 8 * 4]
@@ -182,7 +182,7 @@ def test_a_long_row_and_a_long_prefix_are_compared_in_a_tight_cache(
 
     result = export_bundle(ExportRequest(path, base, tmp_path / "bundle", capacity=60))
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

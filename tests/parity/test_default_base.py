@@ -36,7 +36,7 @@ def test_the_default_base_agrees_with_torch(tmp_path: Path, quantize: Any, most:
 
     for parity in result.parity:
         print(f"{parity.task}: {parity.relative_difference:.2e} of {parity.largest_logit:.1f}")
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert max(parity.relative_difference for parity in result.parity) < most
     assert {parity.rows * parity.steps for parity in result.parity} == {34}
     assert len(result.parity) == (3 if quantize == "none" else 2)

@@ -432,7 +432,7 @@ def test_a_random_base_answers_as_transformers_does(
                 options=BuildOptions("none"),
             )
         )
-        assert export.passed == "passed", f"{export.failures}: {base.about}"
+        assert export.verdict == "passed", f"{export.failures}: {base.about}"
         session = Session.open(export.bundle, threads=1)
         steps = recorded(session, monkeypatch)
 

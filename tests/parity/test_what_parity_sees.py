@@ -115,7 +115,7 @@ def test_words_that_the_base_does_not_know_are_no_probes(
 
     monkeypatch.setattr(Renderer, "prompt", strict)
 
-    assert exported(tasks=("tone",)).passed == "passed"
+    assert exported(tasks=("tone",)).verdict == "passed"
 
 
 def test_tokens_are_compared_with_those_of_transformers(
@@ -158,7 +158,7 @@ def test_a_prompt_that_is_rendered_otherwise(
 
     result = exported(tasks=("ask",))
 
-    assert result.passed == "failed"
+    assert result.verdict == "failed"
     # Both sides of the other comparison are given the same wrong prompt: it sees nothing.
     assert [parity.passed for parity in result.parity] == [True]
     assert "task 'ask': the text " in result.failures[0]
@@ -201,7 +201,7 @@ def test_a_base_without_a_tokenizer_for_transformers_is_compared_all_the_same(
 
     result = exported(base, tasks=("tone",))
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     (check,) = result.tokens
     assert check.compared == 0
     assert check.why_not.startswith("transformers makes no tokenizer of the base (")

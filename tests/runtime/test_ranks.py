@@ -94,7 +94,7 @@ def test_ranks_compute_what_one_process_does(
     result = exported(base, tmp_path, target=target, options=options)
 
     # Against torch, folded against not, mixed against alone: the same limits as for one process.
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert max(parity.relative_difference for parity in result.parity) < 1e-5
     assert [folder.name for folder in sorted((result.bundle / "base").iterdir())] == [
         f"rank{rank}" for rank in range(ranks)
@@ -168,7 +168,7 @@ def test_rounded_weights_are_divided_too(
         calibrate=(data,),
     )
 
-    assert result.passed == "passed"
+    assert result.verdict == "passed"
     assert max(p.relative_difference for p in result.parity) < (0.05 if quantize == "int8" else 0.5)
 
 
