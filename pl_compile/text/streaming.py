@@ -175,7 +175,7 @@ class _Windows:
         if token is None:
             return ""
         self._ids.append(token_id)
-        return "" if self._waits(token) else self.finish()
+        return "" if self._waits(token) else self._taken()
 
     def pending(self, last: int | None = None) -> str:
         if last is None or last >= len(self._ids) - self._new:
@@ -192,6 +192,10 @@ class _Windows:
         return _is_byte(token) and token[3] in "89AB"
 
     def finish(self) -> str:
+        return self._taken()
+
+    def _taken(self) -> str:
+        """The text of the new tokens. They become the window of those that follow."""
         piece = self._rest()
         later = self._decode(self._ids[self._next :])
         if later or not self._strips:
