@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from pl_compile.config.contract import ALIGNED
+
 # The only stream there is.
 STREAM = 77
 
@@ -27,7 +29,7 @@ class HostCuda:
         self.refuses_capture = False
         self.called: set[str] = set()
         self.captured: list[Callable[[], None]] | None = None
-        self._blocks: dict[int, Any] = {}
+        self._blocks: dict[int, memoryview] = {}
         self.cudaMemcpyKind = SimpleNamespace(
             cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
         )
@@ -70,10 +72,11 @@ class HostCuda:
         return kind  # 8.9
 
     def _cudaMalloc(self, size: int) -> int:
-        block = ctypes.create_string_buffer(size)
-        ctypes.memset(block, 0xFF, size)  # memory that was not written to reads as NaN
-        address = ctypes.addressof(block)
-        self._blocks[address] = block
+        block = ctypes.create_string_buffer(size + ALIGNED)
+        offset = -ctypes.addressof(block) % ALIGNED  # CUDA aligns what it gives
+        self._blocks[ctypes.addressof(block) + offset] = memoryview(block)[offset : offset + size]
+        address = ctypes.addressof(block) + offset
+        ctypes.memset(address, 0xFF, size)  # memory that was not written to reads as NaN
         return address
 
     def _cudaFree(self, address: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpu_parts.report import Job, Report, median_seconds
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import BYTES, GraphContract
 from pl_compile.runtime.engines.caches import HostCaches
-from pl_compile.runtime.engines.tensorrt.cuda import SIZES, Cuda, CudaCaches
+from pl_compile.runtime.engines.tensorrt.cuda import Cuda, CudaCaches
 from pl_compile.testing_cuda import HostCuda
 
 CONTRACT = GraphContract(
@@ -28,7 +28,7 @@ def run(report: Report, job: Job) -> None:
     cuda = Cuda()
     report.figure("compute capability", cuda.compute_capability)
     _memory(report, cuda)
-    for dtype in SIZES:
+    for dtype in BYTES:
         with report.trying(f"caches of {dtype}"):
             _caches(report, cuda, dtype)
     work: Work = TorchWork(cuda) if host is None else HostWork(cuda, host)

@@ -32,7 +32,7 @@ from pl_compile.artifact.plan_record import (
     write_plan_record,
 )
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import ALIGNED, GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, mask_of
@@ -85,6 +85,14 @@ class TensorRtExporter:
                 found=f"heads of {config.head_dim}",
                 expected=f"a multiple of {_HEADS}",
                 fix="Use --target onnx-cpu.",
+            )
+        capacity = contract.aligned_capacity(options.dtype)
+        if contract.capacity != capacity:
+            raise ExportError(
+                doing,
+                found=f"capacity {contract.capacity}",
+                expected=f"one at which each slot begins at a multiple of {ALIGNED} bytes",
+                fix=f"The next one is --capacity {capacity}.",
             )
         if contract.candidates > MOST_CANDIDATES:
             raise ExportError(

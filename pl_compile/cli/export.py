@@ -111,8 +111,8 @@ def command(
 
 
 def record_of(result: "ExportResult") -> dict[str, Any]:
-    """What `--json` prints. The forecast keeps its name of earlier releases there: "plan"."""
-    names = {"forecast": "plan"}
+    """What `--json` prints. Two values keep their names of earlier releases there."""
+    names = {"forecast": "plan", "verdict": "passed"}
     record = {names.get(name, name): value for name, value in asdict(result).items()}
     return {**record, "bundle": str(result.bundle)}
 

@@ -15,6 +15,7 @@ present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and pre
 """
 
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Literal
 
 from pl_compile.config.ranks import kv_heads_of_ranks
@@ -25,6 +26,13 @@ from pl_compile.errors import ConfigError, check_all
 PromptsMode = Literal["input", "baked"]
 SamplingMode = Literal["host", "graph"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+
+# Bytes of a number of each `Dtype`.
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# TensorRT takes the address of a tensor at multiples of this many bytes (`setTensorAddress` of
+# NvInferRuntime.h), and a step may begin at any slot.
+ALIGNED = 256
 
 INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"
@@ -101,6 +109,16 @@ class GraphContract:
         """The contract of the graph of one rank."""
         heads = kv_heads_of_ranks(self.kv_heads, self.ranks)[rank]
         return replace(self, kv_heads=len(heads))
+
+    def aligned_capacity(self, dtype: str) -> int:
+        """The smallest capacity, of this one and larger ones, at which slots are `ALIGNED`.
+
+        Args:
+            dtype: of the caches.
+        """
+        entry = self.kv_heads * self.head_dim * BYTES[dtype]
+        every = ALIGNED // gcd(ALIGNED, entry)
+        return -(-self.capacity // every) * every
 
     def tensors(self, dtype: str) -> dict[str, "Tensor"]:
         """Every input and output by name: the table above.

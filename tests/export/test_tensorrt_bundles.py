@@ -428,6 +428,16 @@ def test_more_rows_than_a_plan_takes_are_refused(plain: Path) -> None:
         Session.open(plain, max_batch=17)
 
 
+def test_a_plan_with_slots_at_odd_addresses_is_refused(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier releases wrote them."""
+    monkeypatch.setattr("pl_compile.config.contract.ALIGNED", 1 << 20)
+
+    with pytest.raises(ArtifactError, match=r"capacity 64; .* Export it again with --capacity \d+"):
+        Session.open(plain)
+
+
 def test_where_no_plan_was_built_the_command_that_builds_it_is_named(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:

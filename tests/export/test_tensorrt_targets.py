@@ -126,6 +126,18 @@ def test_a_file_around_a_plan_that_no_provider_loads_is_refused_first(
         )
 
 
+def test_slots_begin_at_addresses_that_tensorrt_takes(tiny_bases: dict[str, Path]) -> None:
+    """A step may begin at any slot of the caches."""
+    config, contract = sizes_of(tiny_bases["llama"])
+    uneven = replace(contract, capacity=63)  # of 63 * 2 heads * 16 numbers
+
+    with pytest.raises(ExportError, match=r"capacity 63; .* 256 bytes\. .*--capacity 64"):
+        TensorRtExporter("tensorrt").check(config, uneven, BuildOptions("none", dtype="float16"))
+    assert [uneven.aligned_capacity(dtype) for dtype in ("float32", "float16")] == [64, 64]
+    alone = replace(uneven, kv_heads=1, head_dim=8, capacity=5)  # 32 or 16 bytes an entry
+    assert [alone.aligned_capacity(dtype) for dtype in ("float32", "float16")] == [8, 16]
+
+
 def test_the_command_line_takes_them_all(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
     random_table(tiny_bases["llama"], tmp_path / "table.safetensors")
     arguments = ["export", "--prompts", str(tmp_path / "table.safetensors")]

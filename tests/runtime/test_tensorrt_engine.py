@@ -27,7 +27,7 @@ from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.checkpoints.checkpoint import open_checkpoint
 from pl_compile.checks.interpreted_engine import InterpretedPlan
 from pl_compile.config.build import BuildOptions
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import ALIGNED, GraphContract
 from pl_compile.errors import ArtifactError, RankError
 from pl_compile.exporters.exporter import PassInputs
 from pl_compile.exporters.tensorrt.api import parse
@@ -91,6 +91,7 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert name in self._engine.plan.bindings
+        assert address % ALIGNED == 0
         self._changes += self._addresses.get(name) != address
         self._addresses[name] = address
         return True

@@ -37,6 +37,9 @@ _OPTIONS: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT
 # on the number of rows.
 _GROUP = 32
 
+# What OpenVINO says where it has no product of that kind.
+_NO_PRODUCT = "could not create a primitive descriptor"
+
 
 def openvino_module(doing: str) -> Any:
     """The package.
@@ -50,11 +53,16 @@ def openvino_module(doing: str) -> Any:
     """
     # `import openvino` reports itself to Google Analytics, and writes files for that in the user's
     # home. Where the package that does so cannot be imported, it has a stub for it.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    hides = "openvino_telemetry" not in sys.modules
+    if hides:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino
     except (ImportError, OSError) as error:
         raise MissingExtraError(doing, package=_ROW.package, extra=_ROW.extra) from error
+    finally:
+        if hides:
+            del sys.modules["openvino_telemetry"]
     found = str(openvino.__version__).partition("-")[0]
     if _numbers(found) < _numbers(_ROW.oldest):
         raise ArtifactError(
@@ -98,9 +106,11 @@ class OpenVinoEngine:
         self._request = self._new_request(contract, threads, _GROUP)
         try:
             self._infer(_one_token(contract))
-        except ArtifactError:
+        except ArtifactError as error:
             # Where a processor has AVX2 alone, OpenVINO compiles such products and then finds that
             # it has none: only a run shows it.
+            if _NO_PRODUCT not in error.found:
+                raise
             self._request = self._new_request(contract, threads, 0)
             self._infer(_one_token(contract))
         self.capacity = contract.capacity

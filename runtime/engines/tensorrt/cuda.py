@@ -12,16 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import BYTES, GraphContract
 from pl_compile.errors import ArtifactError, MissingExtraError
 from pl_compile.runtime.engines.caches import moves
 from pl_compile.runtime.engines.engine import PrefixKv
 from pl_compile.shapes import Float32, Shape
 
 AnyArray = Annotated[NDArray[Any], Shape("...")]
-
-# Bytes of a number in a cache, by `Precision.dtype`.
-SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Cuda:
@@ -145,7 +142,7 @@ class CudaCaches:
 
     def __init__(self, cuda: Cuda, contract: GraphContract, max_batch: int, dtype: str) -> None:
         self._cuda, self._contract, self._dtype = cuda, contract, dtype
-        self._entry = contract.head_dim * SIZES[dtype]
+        self._entry = contract.head_dim * BYTES[dtype]
         self._head = contract.capacity * self._entry
         self._slot = contract.kv_heads * self._head
         self.addresses = [cuda.allocate(max_batch * self._slot) for _ in contract.cache_names]

@@ -13,7 +13,7 @@ import numpy as np
 
 from pl_compile.all_reduce_plugin import give_communicator, load_plugin
 from pl_compile.artifact.plan_record import PLAN_NAME, PlanRecord, read_plan_record
-from pl_compile.config.contract import INPUT_IDS, LOGITS, NEXT_TOKEN, GraphContract
+from pl_compile.config.contract import ALIGNED, INPUT_IDS, LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ArtifactError, MissingExtraError
 from pl_compile.runtime.engines.ranks.nccl import capsule_of
@@ -113,6 +113,13 @@ def open_plan(
             found=f"max_batch {max_batch}",
             expected=f"at most {record.max_batch}, which the plan was built for",
             fix="Export it with a larger --max-batch.",
+        )
+    if contract.capacity != contract.aligned_capacity(dtype):
+        raise ArtifactError(
+            f"opening {folder}",
+            found=f"capacity {contract.capacity}",
+            expected=f"one at which each slot begins at a multiple of {ALIGNED} bytes",
+            fix=f"Export it again with --capacity {contract.aligned_capacity(dtype)}.",
         )
     cuda = Cuda(rank)
     check_gpu(record, cuda.compute_capability)
