@@ -239,7 +239,8 @@ class Session:
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
 
-        Exact: the product of the probabilities of a label's tokens, EOS included.
+        Exact: the product of the probabilities of a label's tokens, EOS included, as the base gives
+        them: `Request.sampling` and its bias change nothing.
 
         Raises:
             RequestError: one cannot be served, its task has no choices, a label does not fit, or
@@ -280,7 +281,7 @@ class Session:
             self._batch = None
 
     def _batch_in_use(self) -> Batch:
-        """The batch. Only the session holds it, since it keeps the engine, which `close` frees."""
+        """The batch. It is asked for anew each time: whoever kept it would keep a closed engine."""
         assert self._batch is not None
         return self._batch
 

@@ -43,7 +43,8 @@ class Batch:
     """Rows that step together on an engine.
 
     A row is admitted, fed and retired whatever the others do. Its output is the same as if it were
-    alone, to the last bit. The cache of an engine belongs to one batch at a time.
+    alone, to the last bit where the engine's kernels allow it (docs/compiling.md). The cache of an
+    engine belongs to one batch at a time.
 
     Args:
         engine: what runs the steps.

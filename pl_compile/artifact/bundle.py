@@ -84,7 +84,7 @@ NOTHING_LOST = "round to nearest, nothing lost"
 # Files without a sum. Reports hold times, so equal exports differ in them; no runtime reads them.
 _NOT_SUMMED = {MANIFEST, REPORT, REPORT_PAGE}
 
-# The interface of our kernels that bundles need which do not say.
+# The interface of our kernels that a manifest without the key `kernels` needs.
 KERNELS_AT_FIRST = 2
 
 # What a task learned: a tensor in a file of its own name, and how many axes it has.
@@ -150,7 +150,7 @@ class Manifest:
     kernels: int = KERNELS_AT_FIRST
 
     def __post_init__(self) -> None:
-        """Refuses tasks that no bundle could have."""
+        """Refuses tasks and a number of `kernels` that no bundle could have."""
         doubled = [name for name, count in Counter(self.tasks).items() if count > 1]
         checks = {f"task '{name}' is named twice": False for name in doubled}
         checks["no task is named"] = bool(self.tasks)
@@ -206,9 +206,9 @@ class Bundle:
         if not path.is_file():
             return None
         prefix, graph = read_folded(path), self.manifest.graph
-        head = prefix.kv.shape[3]
-        fits = prefix.kv.shape == (graph.layers, 2, graph.kv_heads, head, graph.head_dim)
-        if not fits or not 1 <= head < graph.capacity:
+        opening = prefix.kv.shape[3]
+        fits = prefix.kv.shape == (graph.layers, 2, graph.kv_heads, opening, graph.head_dim)
+        if not fits or not 1 <= opening < graph.capacity:
             raise ArtifactError(
                 f"reading {path}",
                 found=f"float32 {prefix.kv.shape}",

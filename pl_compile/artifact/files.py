@@ -244,10 +244,8 @@ def _new_beside(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
             os.close(descriptor)  # another process is removing it: it was not locked yet
             continue
         except OSError:
-            return (
-                beside,
-                descriptor,
-            )  # a file system without locks: no other process removes it there
+            # A file system without locks: no other process removes it there.
+            return beside, descriptor
         if beside.exists():
             return beside, descriptor
         os.close(descriptor)  # it was removed before it was locked

@@ -38,7 +38,7 @@ class TaskLint:
         embedding_norm: median norm of the base's embeddings as its first layer sees them; None for
             a learned prefix.
         bos: whether its sequences begin with BOS.
-        head_tokens: tokens before its first field.
+        head_tokens: tokens of its opening; reports have this name from earlier releases.
         room: cache entries that are left for fields and answer.
         findings: what looks wrong, as sentences.
     """

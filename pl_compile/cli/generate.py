@@ -19,7 +19,7 @@ from pl_compile.cli.terminal import (
 )
 from pl_compile.config.sampling import SAMPLING_NUMBERS
 from pl_compile.config.sizes import MOST
-from pl_compile.errors import AnswerError
+from pl_compile.errors import AnswerError, RequestError
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -120,7 +120,7 @@ def command(
         and output.samefile(source)
     ):
         raise click.UsageError("--output is --input: the requests would be lost.")
-    from pl_compile.runtime import Request, Sampling, Session
+    from pl_compile.runtime import Request, Session
     from pl_compile.text.template import literal_escapes
 
     for line in literal_escapes({f"--stop {text}": text for text in stop}):
@@ -130,7 +130,7 @@ def command(
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
         "stop": stop,
-        "sampling": Sampling(**sampling, logit_bias=_parse_bias(logit_bias)),
+        "sampling": _parse_sampling(sampling, logit_bias),
     }
     if probabilities:
         _refuse_others(source)
@@ -214,10 +214,8 @@ def _answer_file(
     try:
         answers = answer_file(session, source, options, progress=TerminalProgress())
     except AnswerError as error:
-        answers, failed = (
-            list(error.results),
-            error,
-        )  # reported after the other answers were written
+        # It is reported after the other answers were written.
+        answers, failed = list(error.results), error
     if output is not None:
         write_answers(answers, output)
         count = len(answers) - len(failed.places if failed else ())
@@ -237,6 +235,15 @@ def _answer_file(
         print_table(f"Answers to {source}", ["task", "input", "answer", "expected"], rows)
     if failed is not None:
         raise failed
+
+
+def _parse_sampling(numbers: dict[str, Any], bias: tuple[str, ...]) -> Any:
+    from pl_compile.config.sampling import Sampling
+
+    try:
+        return Sampling(**numbers, logit_bias=_parse_bias(bias))
+    except RequestError as error:
+        raise click.UsageError(error.found) from error
 
 
 def _parse_bias(pairs: tuple[str, ...]) -> dict[str, float]:

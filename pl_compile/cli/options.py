@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
-def option_of(kind: type, name: str, flag: str = "", **how: Any) -> Callable[[F], F]:
+def option_of(kind: type, name: str, flag: str = "", **how: Any) -> Callable[[Command], Command]:
     """The option of a field; its parameter has the field's name.
 
     Args:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pl_compile.cli.options import F, option_of
+from pl_compile.cli.options import Command, option_of
 from pl_compile.cli.terminal import print_table
 from pl_compile.config.build import BuildOptions
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pl_compile.artifact.plan_record import PlanRecord
 
 
-def plan_options(command: F) -> F:
+def plan_options(command: Command) -> Command:
     """Adds `--max-batch`, `--compute-capability` and `--ep-context` to a command."""
     options = [
         option_of(BuildOptions, "max_batch"),

@@ -1,17 +1,15 @@
 """The options that choose the execution provider that runs a bundle."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from pl_compile.cli.options import Command
 from pl_compile.config.targets import PROVIDERS
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def provider_options(command: F, *, default: str = "that of the bundle's target") -> F:
+def provider_options(command: Command, *, default: str = "that of the bundle's target") -> Command:
     """Adds `--provider`, `--provider-option` and `--provider-library` to a command.
 
     Args:

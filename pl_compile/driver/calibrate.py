@@ -26,7 +26,8 @@ from pl_compile.passes.edit import is_op
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
-from pl_compile.runtime.engines.onnxruntime.engine import PIECE, OnnxRuntimeEngine
+from pl_compile.runtime.engines.engine import PIECE
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch
 from pl_compile.shapes import Int64

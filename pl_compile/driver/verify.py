@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
-from pl_compile.checks.arithmetic import kernels_of
+from pl_compile.checks.arithmetic import computed_alike
 from pl_compile.checks.checking_engine import checking_engine
 from pl_compile.checks.parity import (
     Parity,
@@ -98,7 +98,7 @@ def verify_bundle(
     _check_flavour(bundle, flavour)
     check_target(bundle)
     check_plans(bundle)
-    same_kernels = kernels_of(target).items() <= bundle.manifest.toolchain.items()
+    same_kernels = computed_alike(target, bundle.manifest.toolchain)
     same_device = provider in (None, CPU)  # an export computes the vectors on the CPU
     limit = self_limit_of(precision, same_kernels=same_kernels, same_device=same_device)
     selftests = []

@@ -51,7 +51,7 @@ class TaskCost:
         task: its name.
         virtual_tokens: of its prompt.
         prompt_bytes: of its rows, or of its learned prefix.
-        head_tokens: of its opening, virtual tokens included.
+        head_tokens: of its opening, virtual tokens included; the name is of earlier releases.
         saved_tokens: tokens that folding saves in each prefill; 0 if the task is not folded.
         folded_bytes: of the folded prefix; 0 if the task is not folded.
         break_even_tokens: openings shorter than this are faster to compute than to copy.

@@ -48,8 +48,8 @@ _COMMON = "aZ09éüñßøčżяЖλ€—“中日あ한אعहไ😀"
 _MARK = "\ue000"
 
 
-# The version of the rules of rendering. Under 2, the text of any added token in a field is plain
-# characters. Under 1 it was the token, if that was not special.
+# The version of the rules of rendering. By version 2, the text of any added token in a field is
+# plain characters. By version 1 it was the token, if that was not special.
 RENDERING = 2
 
 

@@ -20,6 +20,10 @@ Logits = Annotated[Float32, Shape("batch vocab")]
 OfRows = Annotated[Int64, Shape("batch")]
 
 
+# Tokens of a row that are computed together: enough for matrix products at full speed.
+PIECE = 256
+
+
 class Prompt(Protocol):
     """The prompt of a task, as an engine needs it.
 
@@ -88,7 +92,19 @@ class Step:
             self.draws[one],
         )
 
-    def pieces(self, size: int) -> Iterator["Step"]:
+    def runs(self, piece: int = PIECE) -> Iterator["Step"]:
+        """The step in parts without padding.
+
+        Rows of one token each are one part. Rows of several tokens come one by one, in pieces of at
+        most `piece` tokens: for a token, nothing after its piece is computed.
+        """
+        if self.input_ids.shape[1] == 1:
+            yield self
+            return
+        for index in range(len(self.input_ids)):
+            yield from self.row(index)._pieces(piece)
+
+    def _pieces(self, size: int) -> Iterator["Step"]:
         """A step of one row in parts of at most `size` tokens, each after the one before."""
         for start in range(0, self.input_ids.shape[1], size):
             ids = self.input_ids[:, start : start + size]

@@ -165,6 +165,27 @@ def test_misuse_is_exit_code_2(plc: Any) -> None:
     assert plc("no-such-command")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--temperature inf", "temperature inf, expected a finite number, 0 or more"),
+        ("--top-p 2", "2.0 is not in the range 0<x<=1"),
+        ("--min-p nan", "min_p nan, expected a number from 0 to 1"),
+        ("--logit-bias yes=500", "expected numbers from -100 to 100 by the texts of tokens"),
+        ("--logit-bias yes", "--logit-bias yes: expected TEXT=NUMBER"),
+    ],
+)
+def test_numbers_for_sampling_beyond_their_range_are_misuse(
+    plc: Any, work: Path, option: str, said: str
+) -> None:
+    request = ["--task", "tone", "--field", "sentence=fine"]
+
+    code, out, err = plc("generate", str(work / "bundle"), *request, *option.split())
+
+    assert (code, out) == (2, "")
+    assert said in err
+
+
 def test_a_file_of_a_bundle_names_the_bundle(plc: Any, work: Path) -> None:
     code, _, err = plc("inspect", work / "bundle/base/model.onnx")
 

@@ -40,9 +40,6 @@ _TYPES = {
     "int64": "tensor(int64)",
 }
 
-# Tokens of a row that are computed together: enough for matrix products at full speed.
-PIECE = 256
-
 
 def available_providers() -> list[str]:
     """The execution providers of the installed ONNX Runtime."""
@@ -138,20 +135,14 @@ class OnnxRuntimeEngine:
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
         """One step; see `Engine.step`.
 
-        Rows of several tokens run one at a time, since ONNX Runtime's attention takes several
-        tokens after a filled cache for one row only. So no padding is computed, and a row does not
-        depend on the other rows. They run in pieces: for a token, nothing after its piece is
-        computed.
+        Rows of several tokens run one at a time (`Step.runs`), since ONNX Runtime's attention takes
+        several tokens after a filled cache for one row only. So a row does not depend on the other
+        rows.
         """
         assert step.fits(self.capacity, self.max_batch)
-        batch, seq = step.input_ids.shape
-        if seq == 1:
-            self._run(step)
-        else:
-            for index in range(batch):
-                for piece in step.row(index).pieces(PIECE):
-                    self._run(piece)
-        rows = slice(step.first, step.first + batch)
+        for run in step.runs():
+            self._run(run)
+        rows = slice(step.first, step.first + len(step.input_ids))
         return self._logits[rows], self._next_token[rows] if self.candidates else None
 
     def _run(self, step: Step) -> None:

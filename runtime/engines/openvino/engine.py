@@ -26,9 +26,6 @@ _ROW = TARGETS["openvino"]
 # The number of entries that a step reads of its rows is a multiple of this.
 _SPAN = 64
 
-# Tokens of a row that are computed together.
-PIECE = 256
-
 # Floats are float32: by default OpenVINO takes bfloat16 where the processor has it.
 _OPTIONS: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
@@ -129,19 +126,11 @@ class OpenVinoEngine:
         return place_prefix(self._caches, slot, prompt, self.capacity)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
-        """One step; see `Engine.step`.
-
-        Rows of several tokens run one at a time and in pieces, so no padding is computed.
-        """
+        """One step; see `Engine.step`."""
         assert step.fits(self.capacity, self.max_batch)
-        batch, seq = step.input_ids.shape
-        if seq == 1:
-            self._run(step)
-        else:
-            for index in range(batch):
-                for piece in step.row(index).pieces(PIECE):
-                    self._run(piece)
-        rows = slice(step.first, step.first + batch)
+        for run in step.runs():
+            self._run(run)
+        rows = slice(step.first, step.first + len(step.input_ids))
         return self._logits[rows], self._next_token[rows] if self.candidates else None
 
     def keep(self, slots: Sequence[int], entries: int) -> None:
