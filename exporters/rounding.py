@@ -39,7 +39,7 @@ def quantize_passes(
     moments: Moments | None,
     *,
     native: bool = False,
-    signed: bool = False,
+    negative_scales: bool = False,
 ) -> Sequence[GraphPass]:
     """What rounds the weights as `options` ask for; nothing where they do not.
 
@@ -47,11 +47,11 @@ def quantize_passes(
         options: of the export.
         moments: of the calibration's activations.
         native: whether this project's kernels read them, which take float16 scales, and offsets.
-        signed: whether the target takes scales below 0.
+        negative_scales: whether the target takes scales below 0.
     """
     if options.quantization == "none":
         return ()
-    products, tables = _schemes(options, native=native, signed=signed)
+    products, tables = _schemes(options, native=native, negative_scales=negative_scales)
     return (QuantizeWeights(products, tables, moments),)
 
 
@@ -78,7 +78,7 @@ def rounded_weights(
 
 
 def _schemes(
-    options: BuildOptions, *, native: bool, signed: bool = False
+    options: BuildOptions, *, native: bool, negative_scales: bool = False
 ) -> tuple[Scheme, Scheme | None]:
     """Those of the layers' weights and of the tables."""
 
@@ -86,7 +86,9 @@ def _schemes(
         # An offset keeps blocks that were published on 16 steps with one (`quantize/scheme.py`);
         # 256 steps are fine enough without, and save its 2 bytes and its product.
         offset = native and bits == 4
-        return Scheme(bits, options.scale_block, offset=offset, half=native, signed=signed)
+        return Scheme(
+            bits, options.scale_block, offset=offset, half=native, negative_scales=negative_scales
+        )
 
     tables = None if options.table_bits == 0 else scheme(4 if options.table_bits == 4 else 8)
     return scheme(_BITS[options.quantization]), tables

@@ -52,7 +52,7 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
     return [
         *when(_is_grouped(inputs.config), UseGroupedAttention()),
         FuseResidualNorms(),
-        *quantize_passes(options, inputs.moments, signed=True),
+        *quantize_passes(options, inputs.moments, negative_scales=True),
         *when(options.quantization != "none", UseMatMulNBits()),
         *when(candidates > 0, SampleInGraph(candidates)),
         LinkFunctions(library_of(attend_to_longest)),

@@ -47,7 +47,7 @@ class OpenVinoExporter(OnnxFiles):
         """See `Exporter.passes`."""
         options, candidates = inputs.options, inputs.contract.candidates
         lower = [
-            *quantize_passes(options, inputs.moments, signed=True),
+            *quantize_passes(options, inputs.moments, negative_scales=True),
             *when(options.quantization != "none", UseMatMulNBits()),
             *when(candidates > 0, SampleInGraph(candidates)),
             LinkFunctions(library_of(attend_to_all, appended)),

@@ -178,8 +178,8 @@ def q4_0(scales: np.ndarray, *, highest: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "scheme",
     [
-        Scheme(4, 32, signed=True),
-        Scheme(4, 32, signed=True, half=True),
+        Scheme(4, 32, negative_scales=True),
+        Scheme(4, 32, negative_scales=True, half=True),
         Scheme(4, 32, offset=True, half=True),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_scale_is_below_zero_only_where_the_scheme_says_so() -> None:
 
     assert np.array_equal(round_to_nearest(above, scheme).dequantized(), above)
     assert (round_to_nearest(below, scheme).grid.scales > 0).all()
-    assert (round_to_nearest(below, replace(scheme, signed=True)).grid.scales < 0).any()
+    assert (round_to_nearest(below, replace(scheme, negative_scales=True)).grid.scales < 0).any()
 
 
 @pytest.mark.parametrize("offset", [False, True])
@@ -209,7 +209,7 @@ def test_gptq_keeps_weights_that_reach_the_lowest_code(offset: bool) -> None:
     w = q4_0(-Q4_0_SCALES, highest=4)
     x = np.random.default_rng(1).normal(size=(200, 64))
 
-    found = gptq(w, Scheme(4, 32, offset=offset, half=offset, signed=not offset), x.T @ x)
+    found = gptq(w, Scheme(4, 32, offset=offset, half=offset, negative_scales=not offset), x.T @ x)
 
     assert np.abs(found.dequantized() - w).max() < 1e-6
 
