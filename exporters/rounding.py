@@ -12,11 +12,12 @@ from typing import Literal
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.families.names import TABLES, is_product_of_layer
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
-from pl_compile.weights.names import TABLES, weight_shapes
+from pl_compile.weights.listed import weight_shapes
 
 _BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
 
@@ -70,7 +71,7 @@ def rounded_weights(
     products, tables = _schemes(options, native=native)
     found = {}
     for name, shape in weight_shapes(config).items():
-        if len(shape) == 2 and name.startswith("layers."):
+        if is_product_of_layer(name, shape):
             found[name] = (products, 0)
         elif name in TABLES and tables is not None:
             found[name] = (tables, 1)

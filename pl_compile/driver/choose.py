@@ -28,7 +28,7 @@ from pl_compile.exporters.rounding import rounded_weights
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import LOSSLESS, error_on_full_range
 from pl_compile.runtime.kernels import instruction_set
-from pl_compile.weights.names import load_weight
+from pl_compile.weights.load import load_weight
 
 _FAST, _ANYWHERE = "native-cpu", "onnx-cpu"
 

@@ -14,9 +14,10 @@ from pl_compile.config.build import DEFAULT_TABLE_BITS, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
+from pl_compile.families.names import TABLES, is_product_of_layer
 from pl_compile.report.model import BaseCost, TaskCost
 from pl_compile.runtime.task_prompt import TaskPrompt
-from pl_compile.weights.names import TABLES, weight_shapes
+from pl_compile.weights.listed import weight_shapes
 
 # A small machine: its operations and copied bytes a second, and its seconds to begin with a prefix.
 _OPERATIONS_PER_SECOND = 1e11
@@ -44,7 +45,7 @@ def base_cost(
         parameters += size
         if name in TABLES:
             tables += size
-        elif len(shape) == 2 and name.startswith("layers."):
+        elif is_product_of_layer(name, shape):
             products += size
             operations += 2 * size
     rest = parameters - products - tables

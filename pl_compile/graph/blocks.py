@@ -15,6 +15,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.families.blocks import Frequencies
+from pl_compile.families.names import EMBEDDING, HEAD, POSITIONS, layer_name
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.graph.operators import ATTENTION, GEGLU, PLC_DOMAIN, SWIGLU, AttentionSettings
 from pl_compile.graph.prompt import VirtualRows, text_rows
@@ -70,7 +71,7 @@ class OnnxBlocks:
     index: int | None = None
 
     def _named(self, name: str) -> str:
-        return name if self.index is None else f"layers.{self.index}.{name}"
+        return name if self.index is None else f"{layer_name(self.index)}.{name}"
 
     def _after(self, x: ir.Value, what: str) -> str:
         """The name of a node that follows the one of `x`."""
@@ -93,7 +94,7 @@ class OnnxBlocks:
 
     def learned_positions(self) -> ir.Value:
         """Rows of positions."""
-        table = self.g.weight("positions.weight")
+        table = self.g.weight(POSITIONS)
         return self.g.op("Gather", [table, self.step.positions], "position_embedding")
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
@@ -226,7 +227,7 @@ class OnnxBlocks:
 
     def head(self, x: ir.Value) -> ir.Value:
         """`[batch, hidden]` to `[batch, vocab]`; the table is used as it lies, never transposed."""
-        table = self.g.weight("embedding.weight" if self.config.tied else "head.weight")
+        table = self.g.weight(EMBEDDING if self.config.tied else HEAD)
         logits = self.g.op("Gemm", [x, table], "head", transB=1)
         if self.config.vocab % VOCAB_MULTIPLE == 0:
             return logits

@@ -26,7 +26,7 @@ class GraphBuilder:
     """Collects inputs, nodes, initializers and outputs.
 
     Args:
-        weights: float32 arrays by our names (`weights.names`); those that are used become
+        weights: float32 arrays by our names (`families.names`); those that are used become
             initializers under the same names.
     """
 

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.families.names import EMBEDDING
 from pl_compile.graph.kernel_operators import DEQUANTIZE_BLOCKS
 from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
@@ -115,7 +116,7 @@ class QuantizeWeights(GraphPass):
         if scheme is None or value is None or not value.is_initializer():
             return []
         # Prompts and learned positions are small, and what was trained: they stay as they are.
-        if is_op(node, "Gather") and value.name != "embedding.weight":
+        if is_op(node, "Gather") and value.name != EMBEDDING:
             return []
         return [(value, scheme, along)]
 

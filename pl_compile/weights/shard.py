@@ -4,7 +4,8 @@ import numpy as np
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
-from pl_compile.weights.names import WeightArray, Weights, weights_of
+from pl_compile.weights.listed import weights_of
+from pl_compile.weights.load import WeightArray, Weights
 
 
 def shard_weights(weights: Weights, config: DecoderConfig, shard: Shard) -> Weights:

@@ -31,7 +31,7 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from pl_compile.runtime.task_prompt import TaskPrompt
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 
 Exported = Callable[..., ExportResult]
 
