@@ -10,7 +10,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pl_compile.config.build import BuildOptions
+from pl_compile.config.build import WEIGHT_BITS, BuildOptions
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.names import TABLES, is_product_of_layer
 from pl_compile.passes.graph_pass import GraphPass
@@ -18,8 +18,6 @@ from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
 from pl_compile.weights.listed import weight_shapes
-
-_BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
 
 
 def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTHER_BLOCKS) -> None:
@@ -88,8 +86,12 @@ def _schemes(
         # 256 steps are fine enough without, and save its 2 bytes and its product.
         offset = native and bits == 4
         return Scheme(
-            bits, options.scale_block, offset=offset, half=native, negative_scales=negative_scales
+            bits,
+            options.block_or_default,
+            offset=offset,
+            half=native,
+            negative_scales=negative_scales,
         )
 
-    tables = None if options.table_bits == 0 else scheme(4 if options.table_bits == 4 else 8)
-    return scheme(_BITS[options.quantization]), tables
+    table_bits = options.table_bits_or_default
+    return scheme(WEIGHT_BITS[options.quantization]), scheme(table_bits) if table_bits else None

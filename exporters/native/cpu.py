@@ -23,6 +23,7 @@ from pl_compile.artifact.bundle import KERNELS_AT_FIRST
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.kernel_layout import TILE
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, attention_body, gated, library_of
@@ -39,7 +40,6 @@ from pl_compile.graph.kernel_operators import (
     GATES,
     PACKED_ATTENTION,
     PACKED_ATTENTION_INPUTS,
-    TILE,
 )
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
@@ -75,10 +75,10 @@ class NativeCpuExporter(OnnxFiles):
             )
         if options.quantization != "none":
             blocks = TARGETS[self.target].blocks
-            if options.scale_block not in blocks:
+            if options.block_or_default not in blocks:
                 raise ExportError(
                     "choosing this project's kernels",
-                    found=f"blocks of {options.scale_block}",
+                    found=f"blocks of {options.block_or_default}",
                     expected=" or ".join(map(str, blocks)),
                     fix="Choose another --block, or --target onnx-cpu.",
                 )

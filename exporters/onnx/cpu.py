@@ -38,7 +38,7 @@ class OnnxCpuExporter(OnnxFiles):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
         check_options(self.target, options)
-        if options.quantization != "none" and options.scale_block:
+        if options.quantization != "none" and options.block_or_default:
             _check_kernels(options)
             check_blocks(config, options)
 
@@ -61,7 +61,7 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
 
 def _check_kernels(options: BuildOptions) -> None:
     """Raises `ExportError` unless a kernel takes the blocks."""
-    block = options.scale_block
+    block = options.block_or_default
     if block < _SMALLEST_BLOCK or block & (block - 1):
         raise ExportError(
             "choosing ONNX Runtime's kernels",

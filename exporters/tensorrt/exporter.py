@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pl_compile.all_reduce_plugin import load_plugin
-from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.model_files import DATA_NAME, MODEL_NAME
 from pl_compile.artifact.plan_record import (
     PLAN_NAME,
     AttentionForm,
@@ -38,7 +38,7 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, mask_of
 from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
-from pl_compile.exporters.onnx.files import DATA_NAME, onnx_versions, save
+from pl_compile.exporters.onnx.files import onnx_versions, save
 from pl_compile.exporters.options import precision_passes, when
 from pl_compile.exporters.rounding import check_blocks, quantize_passes
 from pl_compile.exporters.tensorrt.api import (

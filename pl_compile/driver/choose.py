@@ -164,7 +164,7 @@ def _divided(
     exporter: Exporter, options: BuildOptions, config: DecoderConfig, contract: GraphContract
 ) -> tuple[Shard, ...]:
     """The parts of all ranks, once the target takes each of them; else it raises `ExportError`."""
-    block = options.scale_block if options.quantization != "none" else 0
+    block = options.block_or_default if options.quantization != "none" else 0
     parts = shards(config, options.ranks, block=block)
     for shard in parts:
         exporter.check(shard.of(config), contract.of_rank(shard.rank), options)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.config.build import DEFAULT_TABLE_BITS, BuildOptions, FoldMode
+from pl_compile.config.build import WEIGHT_BITS, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
@@ -49,9 +49,9 @@ def base_cost(
             products += size
             operations += 2 * size
     rest = parameters - products - tables
-    bits = {"none": 0, "int8": 8, "int4": 4}[options.quantization]
-    table_bits = DEFAULT_TABLE_BITS if options.table_bits is None else options.table_bits
-    block = options.scale_block
+    bits = WEIGHT_BITS.get(options.quantization, 0)
+    table_bits = options.table_bits_or_default
+    block = options.block_or_default
     wide = 4 if options.dtype == "float32" else 2
     per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * wide
     # Every rank has all of what is not divided.

@@ -232,7 +232,7 @@ def _precision(
     return Precision(
         dtype=options.dtype,
         quantization=options.quantization,
-        block=options.scale_block,
+        block=options.block_or_default,
         method=method,
     )
 

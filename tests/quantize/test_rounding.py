@@ -17,6 +17,7 @@ from pl_compile.quantize.scheme import (
     relative_error,
     round_to_nearest,
 )
+from pl_compile.testing import as_published
 
 
 def weight(inputs: int = 64, outputs: int = 24, seed: int = 0) -> np.ndarray:
@@ -221,6 +222,18 @@ def test_blocks_of_zeros_lose_nothing() -> None:
         assert error_on_full_range(w, scheme) == 0
 
 
+@pytest.mark.parametrize("form", ["q4_0", "q4_1", "q8_0"])
+def test_a_published_weight_may_have_blocks_of_zeros(form: str) -> None:
+    w = weight().T.copy()
+    w[:, :32] = 0
+
+    published = as_published(w, form)
+
+    assert not published[:, :32].any()
+    assert np.isfinite(published).all()
+    assert np.abs(published - w).max() < 0.2 * np.abs(w).max()
+
+
 def test_an_offset_that_is_rounded_to_float16_is_no_loss() -> None:
     """A grid of 16 steps that float16 holds, below one weight so large that its half is not."""
     step, low = np.float32(np.float16(0.3337)), np.float32(np.float16(-0.01234))
@@ -232,7 +245,7 @@ def test_an_offset_that_is_rounded_to_float16_is_no_loss() -> None:
     assert 1e-4 < error < LOSSLESS
 
 
-def test_a_weight_that_is_no_number_is_never_without_loss() -> None:
+def test_a_weight_that_is_not_finite_is_never_without_loss() -> None:
     w = weight()
     w[3, 3] = np.nan
 
