@@ -1,4 +1,4 @@
-"""TensorRT behind a few functions: which package there is, parsing, guards, plans.
+"""The few functions through which all else uses TensorRT: its package, parsing, guards, plans.
 
 One code for `tensorrt_rtx` and `tensorrt`, whose Python interfaces are the same but for a few
 names; where they differ, `hasattr` decides. Building needs no GPU with `tensorrt_rtx`; nothing here

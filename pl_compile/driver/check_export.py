@@ -66,6 +66,7 @@ def check_export(
         inputs.tokenizer,
         precision=precision,
         base=request.base if _has_reference(request, inputs.target, progress) else None,
+        config=inputs.recipe.config,
         progress=progress,
     )
 

@@ -134,7 +134,7 @@ class Settings:
         given = {}
         if "rope_theta" in rope:
             given["rope_theta of its rotary settings"] = rope["rope_theta"]
-        # Null beside a number says nothing; alone it is no number.
+        # Null beside a number says nothing; alone it is refused below.
         if self._values.get(theta) is not None or (theta in self._values and not given):
             given[theta] = self._values[theta]
         for place, value in given.items():
