@@ -40,7 +40,7 @@ def quantize_passes(
     native: bool = False,
     negative_scales: bool = False,
 ) -> Sequence[GraphPass]:
-    """What rounds the weights as `options` ask for; nothing where they do not.
+    """The pass that rounds the weights as `options` say; none where they stay floats.
 
     Args:
         options: of the export.
@@ -79,7 +79,7 @@ def rounded_weights(
 def _schemes(
     options: BuildOptions, *, native: bool, negative_scales: bool = False
 ) -> tuple[Scheme, Scheme | None]:
-    """Those of the layers' weights and of the tables."""
+    """The scheme of the layers' weights, and that of the tables; None where tables stay floats."""
 
     def scheme(bits: Literal[4, 8]) -> Scheme:
         # An offset keeps blocks that were published on 16 steps with one (`quantize/scheme.py`);

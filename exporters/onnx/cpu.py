@@ -1,7 +1,8 @@
 """Target `onnx-cpu`: ONNX Runtime on CPU.
 
-Attention is its kernel `GroupQueryAttention`, which computes each row over the entries it has.
-Where the kernel does not take the heads, or they have norms, it is a body (`exporters/bodies.py`).
+Attention becomes ONNX Runtime's kernel `GroupQueryAttention`, which computes each row over the
+entries it has. Where that kernel does not take a base's heads, or the heads have norms, attention
+gets a body of standard operators (`exporters/bodies.py`).
 """
 
 from collections.abc import Sequence

@@ -115,7 +115,7 @@ class Interpreter:
 
 
 def numpy_types(trt: Any) -> dict[Any, Any]:
-    """Numpy's types of TensorRT's."""
+    """TensorRT's types, each with numpy's."""
     kinds = trt.DataType
     return {
         kinds.FLOAT: np.float32,
@@ -137,7 +137,7 @@ def _inputs_of(layer: Any) -> list[Any]:
 def _in_order_of_data(
     parsed: ParsedNetwork, layers: list[tuple[str, Any]], known: set[str]
 ) -> list[tuple[str, Any]]:
-    """The layers so that each stands after those that it takes from."""
+    """The layers, each after those whose outputs it takes."""
     network = parsed.network
     known = known | {network.get_input(index).name for index in range(network.num_inputs)}
     ordered: list[tuple[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What a family says of a weight: our name, our shape, where a checkpoint has it, who has a part.
+"""What a family says of a weight: our name and shape, where files have it, how ranks divide it.
 
 `families.names` lists our names. A family yields one `Weight` for each of its weights but the
 embedding and the head, which all families have. `product_weights`, `rms_norm_weight` and
@@ -37,7 +37,7 @@ TRANSPOSED = Form(lambda array: array.T, lambda shape: shape[::-1])
 
 
 def third(index: int) -> Form:
-    """A third of the columns: of one product that gives queries, keys and values."""
+    """A third of a tensor's columns: queries, keys and values lie side by side in it."""
     return Form(
         lambda array: np.split(array, 3, axis=-1)[index],
         lambda shape: (*shape[:-1], 3 * shape[-1]),

@@ -180,13 +180,13 @@ class OnnxBlocks:
         return query, key
 
     def _rotary(self, frequencies: Frequencies) -> "Rotary":
-        turned, width = 2 * len(frequencies), self.config.head_dim
-        if turned != width:
-            # ONNX Runtime's GroupQueryAttention and ONNX's RotaryEmbedding could turn a part, our
-            # kernel could not: no call of plc::Attention says it.
+        rotated, width = 2 * len(frequencies), self.config.head_dim
+        if rotated != width:
+            # ONNX Runtime's GroupQueryAttention and ONNX's RotaryEmbedding could rotate a part, our
+            # kernel could not. So plc::Attention has no way to say it.
             raise ExportError(
                 f"building the attention of {self._named('attention')}",
-                found=f"rotary positions that turn {turned} of the {width} numbers of a head",
+                found=f"rotary positions that turn {rotated} of the {width} numbers of a head",
                 expected="all of them: no target computes a part",
                 fix="Choose another base.",
             )
@@ -226,7 +226,9 @@ class OnnxBlocks:
         return self.g.op("GatherND", [x, index], "last_token", batch_dims=1)
 
     def head(self, x: ir.Value) -> ir.Value:
-        """`[batch, hidden]` to `[batch, vocab]`; the table is used as it lies, never transposed."""
+        """`[batch, hidden]` to `[batch, vocab]`."""
+        # The table is stored as `[vocab, hidden]`, since the embedding reads it too. With `transB`
+        # the product takes it so: there is no transposed copy of it.
         table = self.g.weight(EMBEDDING if self.config.tied else HEAD)
         logits = self.g.op("Gemm", [x, table], "head", transB=1)
         if self.config.vocab % VOCAB_MULTIPLE == 0:
@@ -277,8 +279,8 @@ def attention(
     Returns:
         `[batch, seq, heads * head_dim]`, and the cache after this step.
     """
-    turned = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
-    optional = _without_end([*turned, *(norms or ())])
+    rotation = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
+    optional = _up_to_last_given([*rotation, *(norms or ())])
     y, present_key, present_value = g.ops(
         ATTENTION,
         [*parts, *cache, past_lengths, *optional],
@@ -290,8 +292,8 @@ def attention(
     return y, (present_key, present_value)
 
 
-def _without_end(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
-    """The inputs up to the last that is given."""
+def _up_to_last_given(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    """The inputs without those at the end that are None: a node leaves such inputs out."""
     given = [index for index, value in enumerate(inputs) if value is not None]
     return inputs[: given[-1] + 1] if given else []
 

@@ -18,11 +18,11 @@ from pl_compile.graph.builder import GraphBuilder
 
 @dataclass(frozen=True)
 class VirtualRows:
-    """What the prompts of a step are.
+    """The prompts' rows in a step, and where they stand.
 
     Attributes:
         rows: float `[batch, seq, hidden]`; anything where a token is one of the vocabulary.
-        stand: bool `[batch, seq, 1]`: where they stand.
+        stand: bool `[batch, seq, 1]`: which tokens are virtual.
     """
 
     rows: ir.Value
