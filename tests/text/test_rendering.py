@@ -758,7 +758,7 @@ def test_what_each_prompt_of_a_task_holds_must_be_rows_of_the_base(
 def test_rows_are_needed_for_the_tokens_that_occur_and_for_no_others(
     template: str, settings: dict[str, Any], is_refused: bool
 ) -> None:
-    """A tokenizer writes a word otherwise where it opens a text, or stands behind a blank."""
+    """A tokenizer writes a word otherwise where it opens a text, or stands after a blank."""
     words = HfTokenizer(models.WordLevel({"who": 0, "was": 1, "▁was": 2, "▁": 3, "▁who": 4}, ""))
     words.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer = Tokenizer(words.to_str(), vocab=4)
