@@ -1,4 +1,4 @@
-"""Graph to bytes: one file per target, all with the face of `Exporter`."""
+"""From a graph to files: one exporter per target, all with the methods of `Exporter`."""
 
 from pl_compile.config.build import AUTO
 from pl_compile.config.targets import TARGETS

@@ -7,7 +7,7 @@ plc::Attention (`pl_compile/graph/operators.py`):
     present_value = TensorScatter(past_value, v, past_lengths, axis=2)
     y             = attend(q, present_key, present_value), its heads joined
 
-What `attend` is a target says for itself; those of ONNX Runtime are here:
+Each target says for itself how it attends. For ONNX Runtime, `attend` is:
 
     lengths = past_lengths + seq
     span    = max(lengths), rounded up
@@ -16,10 +16,10 @@ What `attend` is a target says for itself; those of ONNX Runtime are here:
 
 and with a window, in place of the lengths, a mask of what each token sees. ONNX Runtime's Attention
 for CPU works over the whole cache whatever the lengths say; the slice keeps it to the longest live
-row. Its sums run in another order where the span is no multiple of what its kernels take at once,
-so the span is one: then a row's numbers do not depend on its neighbours' lengths, to the last bit,
-and activations that are rounded cannot tip over. The kernels for CUDA read no further than a row's
-length: there is no slice for them.
+row. Its kernels take several entries at once, and add up in another order where the span is no
+multiple of that many. So the span is rounded up to a multiple: then a row's numbers do not depend
+on its neighbours' lengths, to the last bit, and no activation is rounded another way. The kernels
+for CUDA read no further than a row's length: there is no slice for them.
 
 `nonpad_kv_seqlen` with `is_causal` is right here and silently wrong in TensorRT, which therefore
 attends in another way (`tensorrt/exporter.py`).
@@ -57,8 +57,8 @@ class Operands:
         capacity: entries of the cache.
         head_dim: width of a head.
         query: `[batch, heads, seq, head_dim]`.
-        key: what `Store` gives to attend to: by default the cache after this step, `[batch,
-            kv_heads, capacity, head_dim]`.
+        key: the keys to attend to, as the target's `Store` gives them: by default the cache after
+            this step, `[batch, kv_heads, capacity, head_dim]`.
         value: as `key`.
         positions: int64 `[batch, seq]`: the last entry that each token sees.
         lengths: int64 `[batch]`: entries of each row after this step.
@@ -79,15 +79,15 @@ class Operands:
 Attend = Callable[[Operands], ir.Value]
 
 
-# Takes "key" or "value", the cache before a step, the step's own entries and past_lengths. Gives
-# what is attended to, and the graph's output.
+# How a step's keys (or values) are kept. Takes "key" or "value", the cache before the step, the
+# step's own entries and past_lengths. Gives what is attended to, and what the graph gives out.
 Store = Callable[[FunctionBody, str, ir.Value, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
 
 
 def scattered(
     body: FunctionBody, name: str, past: ir.Value, new: ir.Value, past_lengths: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """The whole cache, which is written in place."""
+    """The cache with the step's entries written into it: attended to, and given out."""
     present = body.op("TensorScatter", [past, new, past_lengths], f"present_{name}", axis=2)
     return present, present
 
@@ -109,10 +109,10 @@ def attention_body(
     Args:
         call: the node.
         names: of its inputs, in their order: those of `ATTENTION_INPUTS`. Where key and value are
-            left out, the query is a product of all three; where positions are, they follow from
-            past_lengths.
-        attend: the target's own.
-        store: likewise.
+            left out, the query holds all three, side by side; where positions are left out, they
+            are counted from past_lengths.
+        attend: how the target attends.
+        store: how the target keeps the step's keys and values.
     """
     body = FunctionBody(call, names)
     given = body.inputs
@@ -183,14 +183,14 @@ def mask_of(operands: Operands) -> ir.Value:
 
 
 def attend_to_lengths(operands: Operands) -> ir.Value:
-    """ONNX Runtime on CUDA."""
+    """How ONNX Runtime on CUDA attends: to as many entries as each row has."""
     if operands.settings.window:
         return onnx_attention(operands, operands.key, operands.value, mask_of(operands))
     return onnx_attention(operands, operands.key, operands.value, None, operands.lengths)
 
 
 def attend_to_longest(operands: Operands) -> ir.Value:
-    """ONNX Runtime on CPU: the cache is cut to its longest live row."""
+    """How ONNX Runtime on CPU attends: to the cache, cut to its longest live row."""
     body = operands.body
     longest = body.op("ReduceMax", [operands.lengths], "longest", keepdims=1)
     step = body.integers(_SPAN)

@@ -1,4 +1,4 @@
-"""The face of a target: what the driver asks of every exporter.
+"""What the driver asks of the exporter of every target.
 
 check       can this base be built for the target? (cheap; raises with the reason)
 passes      the literal lists of passes that bring the main graph into the target's form

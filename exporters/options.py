@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def when(condition: bool, *items: T) -> Sequence[T]:
-    """The items, or none of them."""
+    """`items` if the condition holds, else nothing: for a list of passes."""
     return items if condition else ()
 
 
 def precision_passes(options: BuildOptions) -> Sequence[GraphPass]:
-    """What makes numbers those of `options.dtype`; nothing where they are float32 already."""
+    """The pass that makes all numbers `options.dtype`; none where that is float32."""
     return () if options.dtype == "float32" else (SetPrecision(options.dtype),)
 
 

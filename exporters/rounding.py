@@ -10,15 +10,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pl_compile.config.build import BuildOptions
+from pl_compile.config.build import WEIGHT_BITS, BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.families.names import TABLES, is_product_of_layer
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
-from pl_compile.weights.names import TABLES, weight_shapes
-
-_BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
+from pl_compile.weights.listed import weight_shapes
 
 
 def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTHER_BLOCKS) -> None:
@@ -39,19 +38,19 @@ def quantize_passes(
     moments: Moments | None,
     *,
     native: bool = False,
-    signed: bool = False,
+    negative_scales: bool = False,
 ) -> Sequence[GraphPass]:
-    """What rounds the weights as `options` ask for; nothing where they do not.
+    """The pass that rounds the weights as `options` say; none where they stay floats.
 
     Args:
         options: of the export.
         moments: of the calibration's activations.
         native: whether this project's kernels read them, which take float16 scales, and offsets.
-        signed: whether the target takes scales below 0.
+        negative_scales: whether the target takes scales below 0.
     """
     if options.quantization == "none":
         return ()
-    products, tables = _schemes(options, native=native, signed=signed)
+    products, tables = _schemes(options, native=native, negative_scales=negative_scales)
     return (QuantizeWeights(products, tables, moments),)
 
 
@@ -70,7 +69,7 @@ def rounded_weights(
     products, tables = _schemes(options, native=native)
     found = {}
     for name, shape in weight_shapes(config).items():
-        if len(shape) == 2 and name.startswith("layers."):
+        if is_product_of_layer(name, shape):
             found[name] = (products, 0)
         elif name in TABLES and tables is not None:
             found[name] = (tables, 1)
@@ -78,15 +77,21 @@ def rounded_weights(
 
 
 def _schemes(
-    options: BuildOptions, *, native: bool, signed: bool = False
+    options: BuildOptions, *, native: bool, negative_scales: bool = False
 ) -> tuple[Scheme, Scheme | None]:
-    """Those of the layers' weights and of the tables."""
+    """The scheme of the layers' weights, and that of the tables; None where tables stay floats."""
 
     def scheme(bits: Literal[4, 8]) -> Scheme:
         # An offset keeps blocks that were published on 16 steps with one (`quantize/scheme.py`);
         # 256 steps are fine enough without, and save its 2 bytes and its product.
         offset = native and bits == 4
-        return Scheme(bits, options.scale_block, offset=offset, half=native, signed=signed)
+        return Scheme(
+            bits,
+            options.block_or_default,
+            offset=offset,
+            half=native,
+            negative_scales=negative_scales,
+        )
 
-    tables = None if options.table_bits == 0 else scheme(4 if options.table_bits == 4 else 8)
-    return scheme(_BITS[options.quantization]), tables
+    table_bits = options.table_bits_or_default
+    return scheme(WEIGHT_BITS[options.quantization]), scheme(table_bits) if table_bits else None

@@ -120,13 +120,16 @@ def _publish(model: Any, form: str) -> None:
 
 
 def as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
-    """A weight `[outputs, inputs]`, rounded to llama.cpp's blocks of 32 inputs; float32."""
+    """A weight `[outputs, inputs]`, rounded to llama.cpp's blocks of 32 inputs; float32.
+
+    Blocks of equal weights, zeros among them, have a step of 0: their codes are 0.
+    """
     blocks = weight.reshape(len(weight), -1, 32)
     if form == "q4_0":
         # The weight furthest from 0, of either sign, has the lowest code.
         furthest = np.take_along_axis(blocks, np.abs(blocks).argmax(2, keepdims=True), 2)
-        scale = np.float32(np.float16(furthest / -8))
-        counted = np.clip(np.floor(blocks / scale + 8.5), 0, 15) - 8
+        scale = (furthest / -8).astype(np.float16).astype(np.float32)
+        counted = np.clip(np.floor(_in_steps(blocks, scale) + 8.5), 0, 15) - 8
         return np.asarray(counted * scale, np.float32).reshape(weight.shape)
     if form == "q8_0":
         low = np.float32(0)
@@ -134,9 +137,15 @@ def as_published(weight: NDArray[Any], form: str) -> NDArray[Any]:
     else:
         low = blocks.min(2, keepdims=True)
         step = (blocks.max(2, keepdims=True) - low) / 15
-    codes = np.rint((blocks - low) / step)
+    codes = np.rint(_in_steps(blocks - low, step))
     stored: NDArray[Any] = codes * np.float32(np.float16(step)) + np.float32(np.float16(low))
     return stored.reshape(weight.shape)
+
+
+def _in_steps(numbers: NDArray[Any], step: NDArray[Any]) -> NDArray[Any]:
+    """`numbers / step`; 0 where a step is 0."""
+    counted: NDArray[Any] = np.divide(numbers, step, out=np.zeros_like(numbers), where=step != 0)
+    return counted
 
 
 def _write_tokenizer(folder: Path) -> int:
@@ -384,12 +393,13 @@ def tone_examples(*names: str, count: int = 24, seed: int = 0) -> list[dict[str,
 
 def sign_bundle(bundle: Path) -> None:
     """Writes the sums of a bundle's files as they are now into its manifest."""
+    from pl_compile.artifact.bundle import MANIFEST, REPORT, REPORT_PAGE
     from pl_compile.artifact.files import sha256_of
 
-    path = bundle / "manifest.json"
+    path = bundle / MANIFEST
     content = json.loads(path.read_text(encoding="utf-8"))
     names = {file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file()}
-    names -= {"manifest.json", "report.json", "report.html"}
+    names -= {MANIFEST, REPORT, REPORT_PAGE}
     content["files"] = {
         name: {"sha256": sha256_of(bundle / name), "size_bytes": (bundle / name).stat().st_size}
         for name in sorted(names)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import DataError
 from pl_compile.text.render import Rendered
 from pl_compile.training.base_model import FrozenBase
@@ -59,6 +60,7 @@ class TorchEngine:
 
     Args:
         base: a Hugging Face folder, or a base that is loaded already, in any precision.
+        config: of a folder that was opened before; else it is opened and checked here.
         capacity: that of the compared bundle; if None, the base's own limit.
         max_batch: how many rows a session may give at once.
         device: of torch, for a folder.
@@ -71,15 +73,17 @@ class TorchEngine:
         self,
         base: FrozenBase | Path,
         *,
+        config: DecoderConfig | None = None,
         capacity: int | None = None,
         max_batch: int = 16,
         device: str = "cpu",
     ) -> None:
-        loaded = FrozenBase(base, as_is=True, device=device) if isinstance(base, Path) else base
-        self._base = loaded
-        self._model: Any = loaded.model
-        self.capacity = capacity or loaded.config.positions
-        self.vocab = loaded.config.vocab
+        if isinstance(base, Path):
+            base = FrozenBase(base, config=config, as_is=True, device=device)
+        self._base = base
+        self._model: Any = base.model
+        self.capacity = capacity or base.config.positions
+        self.vocab = base.config.vocab
         self.max_batch = max_batch
         self.candidates = 0
         self.sampling_inputs: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from gpu_parts.bases import STAND_IN, llama_base
 from gpu_parts.report import Job, MissingError, Report, median_seconds
 from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.plan_record import PLAN_NAME
 from pl_compile.checks.checking_engine import checking_engine
 from pl_compile.checks.parity import (
     compare,
@@ -72,7 +73,7 @@ def _plan(
 ) -> None:
     folder = job.work / f"{target}-{form}"
     export_bundle(ExportRequest(table, base, folder, target=target, options=options))
-    report.figure(f"{form}: plan, bytes", (folder / "base" / "model.plan").stat().st_size)
+    report.figure(f"{form}: plan, bytes", (folder / "base" / PLAN_NAME).stat().st_size)
     bundle = read_bundle(folder)
     if job.on_gpu:
         report.figure(f"{form}: attention", build_bundle(folder).attention)

@@ -1,8 +1,9 @@
 """Target `native-cpu`: ONNX Runtime on CPU with this project's own kernels (runtime/kernels).
 
-ONNX Runtime plans and threads; what takes the time is ours. Its own kernels for weights of a few
-bits reach a tenth of what the processor's integer instructions do, and cannot keep offsets
-(docs/performance.md has both measured). The calls, in the domain `plc`:
+ONNX Runtime orders the steps and runs the threads; our kernels compute all that takes long. ONNX
+Runtime's own kernels for weights of a few bits reach a tenth of what the processor's integer
+instructions do, and cannot keep offsets (docs/performance.md has both measured). The calls, in the
+domain `plc`:
 
     BlockProduct       a product with weights of 4 or 8 bits in blocks, SwiGLU or GeGLU included
     BlockLookup        rows of a table in the same layout
@@ -23,6 +24,7 @@ from pl_compile.artifact.bundle import KERNELS_AT_FIRST
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.kernel_layout import TILE
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, attention_body, gated, library_of
@@ -39,7 +41,6 @@ from pl_compile.graph.kernel_operators import (
     GATES,
     PACKED_ATTENTION,
     PACKED_ATTENTION_INPUTS,
-    TILE,
 )
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
@@ -75,10 +76,10 @@ class NativeCpuExporter(OnnxFiles):
             )
         if options.quantization != "none":
             blocks = TARGETS[self.target].blocks
-            if options.scale_block not in blocks:
+            if options.block_or_default not in blocks:
                 raise ExportError(
                     "choosing this project's kernels",
-                    found=f"blocks of {options.scale_block}",
+                    found=f"blocks of {options.block_or_default}",
                     expected=" or ".join(map(str, blocks)),
                     fix="Choose another --block, or --target onnx-cpu.",
                 )
@@ -106,16 +107,16 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
 
 
 def kernels_needed(model: ir.Model) -> int:
-    """The first interface whose kernels compute every call of a lowered graph right.
+    """The lowest number of the kernels' interface that computes all calls of a lowered graph right.
 
-    Those of an earlier one would pass over in silence what they do not know of a call.
+    Kernels of a lower number would ignore inputs and attributes that they do not know.
     """
     calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
     return _THIRD if any(_is_of_third(call) for call in calls) else KERNELS_AT_FIRST
 
 
 def _is_of_third(call: ir.Node) -> bool:
-    """Whether a call says what came with the third interface: see docs/kernels.md."""
+    """Whether a call has what only the third interface knows: see docs/kernels.md."""
     if call.op_type == PACKED_ATTENTION:
         last = max(index for index, value in enumerate(call.inputs) if value is not None)
         return last > PACKED_ATTENTION_INPUTS.index("sin") or bool(
@@ -149,7 +150,7 @@ def _lookup_body(call: ir.Node) -> ir.Function:
 
 
 def _weight(body: FunctionBody, call: ir.Node) -> ir.Value:
-    """Floats `[inputs, tiles * 16]`, out of the layout of `runtime/kernels/kernels.h`."""
+    """The weight as floats `[inputs, tiles * 16]`, read from the layout of `kernels.h`."""
     op, bits = body.op, call.attributes["bits"].as_int()
     codes, steps, lows = body.inputs["codes"], body.inputs["steps"], body.inputs.get("lows")
     if bits == 4:

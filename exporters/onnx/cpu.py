@@ -1,7 +1,8 @@
 """Target `onnx-cpu`: ONNX Runtime on CPU.
 
-Attention is its kernel `GroupQueryAttention`, which computes each row over the entries it has.
-Where the kernel does not take the heads, or they have norms, it is a body (`exporters/bodies.py`).
+Attention becomes ONNX Runtime's kernel `GroupQueryAttention`, which computes each row over the
+entries it has. Where that kernel does not take a base's heads, or the heads have norms, attention
+gets a body of standard operators (`exporters/bodies.py`).
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class OnnxCpuExporter(OnnxFiles):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
         check_options(self.target, options)
-        if options.quantization != "none" and options.scale_block:
+        if options.quantization != "none" and options.block_or_default:
             _check_kernels(options)
             check_blocks(config, options)
 
@@ -52,7 +53,7 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
     return [
         *when(_is_grouped(inputs.config), UseGroupedAttention()),
         FuseResidualNorms(),
-        *quantize_passes(options, inputs.moments, signed=True),
+        *quantize_passes(options, inputs.moments, negative_scales=True),
         *when(options.quantization != "none", UseMatMulNBits()),
         *when(candidates > 0, SampleInGraph(candidates)),
         LinkFunctions(library_of(attend_to_longest)),
@@ -61,7 +62,7 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
 
 def _check_kernels(options: BuildOptions) -> None:
     """Raises `ExportError` unless a kernel takes the blocks."""
-    block = options.scale_block
+    block = options.block_or_default
     if block < _SMALLEST_BLOCK or block & (block - 1):
         raise ExportError(
             "choosing ONNX Runtime's kernels",

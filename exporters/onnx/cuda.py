@@ -32,7 +32,7 @@ class OnnxCudaExporter(OnnxFiles):
         """See `Exporter.passes`."""
         options, candidates = inputs.options, inputs.contract.candidates
         lower = [
-            *quantize_passes(options, inputs.moments, signed=True),
+            *quantize_passes(options, inputs.moments, negative_scales=True),
             *precision_passes(options),
             *when(candidates > 0, SampleInGraph(candidates)),
             LinkFunctions(library_of(attend_to_lengths)),

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from pl_compile.artifact.bundle import MODEL_NAME
+from pl_compile.artifact.model_files import DATA_NAME, MODEL_NAME
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.graph.builder import OPSET
 from pl_compile.progress import SILENT, Progress
-
-DATA_NAME = f"{MODEL_NAME}.data"
 
 # Small tensors stay in the graph, where a reader sees them; large ones go to the side file.
 _EXTERNAL_FROM_BYTES = 1024

@@ -47,7 +47,7 @@ class OpenVinoExporter(OnnxFiles):
         """See `Exporter.passes`."""
         options, candidates = inputs.options, inputs.contract.candidates
         lower = [
-            *quantize_passes(options, inputs.moments, signed=True),
+            *quantize_passes(options, inputs.moments, negative_scales=True),
             *when(options.quantization != "none", UseMatMulNBits()),
             *when(candidates > 0, SampleInGraph(candidates)),
             LinkFunctions(library_of(attend_to_all, appended)),
@@ -60,13 +60,13 @@ class OpenVinoExporter(OnnxFiles):
 def appended(
     body: FunctionBody, name: str, past: ir.Value, new: ir.Value, past_lengths: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """All entries of the cache and the step's own after them; and the step's own alone."""
+    """Attends to the cache and the step's entries after it; gives out the step's entries alone."""
     joined = body.op("Concat", [past, new], f"{name}s", axis=2)
     return joined, body.op("Identity", [new], f"new_{name}")
 
 
 def attend_to_all(operands: Operands) -> ir.Value:
-    """With a mask, since entries that a row does not have stand before the step's own."""
+    """Attends with a mask: the cache has entries that a row does not, and they come first."""
     body, window = operands.body, operands.settings.window
     seen_at = body.op("Unsqueeze", [_seen_at(operands), body.integers(1, 2)], "seen_at.4d")
     last = body.op("Unsqueeze", [operands.positions, body.integers(1, 3)], "last_seen")

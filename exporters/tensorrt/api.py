@@ -1,4 +1,4 @@
-"""TensorRT behind a few functions: which package there is, parsing, guards, plans.
+"""The few functions through which all else uses TensorRT: its package, parsing, guards, plans.
 
 One code for `tensorrt_rtx` and `tensorrt`, whose Python interfaces are the same but for a few
 names; where they differ, `hasattr` decides. Building needs no GPU with `tensorrt_rtx`; nothing here
@@ -30,9 +30,10 @@ MOST_CANDIDATES = 3840
 
 
 def parser_for(target: str) -> str | None:
-    """The flavour whose parser can stand for a target's here: its own, else the other; or None.
+    """The flavour whose parser reads a target's files on this machine; None if there is none.
 
-    One that is installed and does not start (TensorRT's own, without a GPU) cannot.
+    That is the target's own, else the other. A package may be installed and not start: TensorRT
+    does not without a GPU.
     """
     for flavour in (target, *PLAN_TARGETS):
         try:
@@ -74,7 +75,7 @@ def tensorrt_module(target: str, doing: str = "") -> Any:
 
 @dataclass(frozen=True)
 class ParsedNetwork:
-    """What TensorRT made of an ONNX file. Whoever holds the network must hold the others.
+    """What TensorRT made of an ONNX file. The network is valid as long as the others are held.
 
     Attributes:
         trt: the package.
@@ -202,7 +203,7 @@ def layers_of(parsed: ParsedNetwork) -> Iterator[Any]:
 
 
 def typed(trt: Any, layer: Any) -> Any:
-    """A layer as its own class: `get_layer` gives the common one, which knows no settings."""
+    """A layer as an object of its own class: `get_layer` gives one without the class's settings."""
     name = "".join(part.capitalize() for part in layer.type.name.split("_"))
     names = {"KvCacheUpdate": "KVCacheUpdate", "Softmax": "SoftMax", "Topk": "TopK"}
     names |= {"Elementwise": "ElementWise"}
@@ -312,7 +313,7 @@ def _profile(parsed: ParsedNetwork, max_batch: int, seqs: tuple[int, int, int]) 
 
 
 def check_capabilities(trt: Any, wanted: Sequence[str]) -> None:
-    """Raises `ExportError` if a TensorRT cannot build for these GPUs without them."""
+    """Raises `ExportError` unless a TensorRT can build for these GPUs on a machine without them."""
     if not wanted:
         return
     if not hasattr(trt, "ComputeCapability"):

@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from pl_compile.all_reduce_plugin import load_plugin
-from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.artifact.files import sha256_of
+from pl_compile.artifact.model_files import DATA_NAME, MODEL_NAME
 from pl_compile.artifact.plan_record import (
     PLAN_NAME,
     AttentionForm,
@@ -38,7 +38,7 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import Operands, attend_to_longest, library_of, mask_of
 from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
-from pl_compile.exporters.onnx.files import DATA_NAME, onnx_versions, save
+from pl_compile.exporters.onnx.files import onnx_versions, save
 from pl_compile.exporters.options import precision_passes, when
 from pl_compile.exporters.rounding import check_blocks, quantize_passes
 from pl_compile.exporters.tensorrt.api import (
@@ -143,7 +143,7 @@ class TensorRtExporter:
 
 
 def profile_of(options: BuildOptions) -> PlanProfile:
-    """What of the options a plan that is built again should have as well."""
+    """The options with which a plan is built again later: `profile.json`."""
     return PlanProfile(options.plan_batch, options.compute_capabilities, options.ep_context)
 
 
@@ -163,7 +163,7 @@ def build_plan_in(
         target: whose TensorRT builds.
         contract: of the graph.
         options: sizes and processors.
-        attention: "lower_right" builds from a variant of the file that says it so.
+        attention: "lower_right" builds from a copy of the file that `UseLowerRight` changed.
         progress: hears of TensorRT's phases.
 
     Raises:
@@ -205,7 +205,7 @@ def parse_base(
         folder: of the base, or of one of its ranks.
         flavour: whose parser.
         contract: of the graph.
-        attention: "lower_right" parses a variant of the file that says it so.
+        attention: "lower_right" parses a copy of the file that `UseLowerRight` changed.
 
     Raises:
         ExportError: TensorRT is not there, or refuses the file, or a guard does.
@@ -223,7 +223,7 @@ def parse_base(
 
 
 def _each_once(progress: Progress) -> Callable[[str], None]:
-    """Tells of TensorRT's phases; some of them come back for every layer."""
+    """Tells of each of TensorRT's phases once; some of them come back for every layer."""
     heard: set[str] = set()
 
     def said(phase: str) -> None:
@@ -236,7 +236,7 @@ def _each_once(progress: Progress) -> Callable[[str], None]:
 
 @contextmanager
 def _changed(model: Path, changes: Sequence[GraphPass]) -> Iterator[Path]:
-    """A variant of an ONNX file, for a while; the file itself without changes."""
+    """A temporary copy of an ONNX file, changed by passes; the file itself if there are none."""
     if not changes:
         yield model
         return
@@ -266,7 +266,7 @@ def attend_masked(operands: Operands) -> ir.Value:
 
 
 def _attend_softly(operands: Operands, query: ir.Value) -> ir.Value:
-    """With a softcap, which `TRT_Attention` has not: products and a softmax."""
+    """Attention with a softcap, which `TRT_Attention` does not have: products and a softmax."""
     body, settings = operands.body, operands.settings
     op, heads = body.op, settings.heads
     grouped = body.integers(0, settings.kv_heads, heads // settings.kv_heads, -1, operands.head_dim)

@@ -115,7 +115,7 @@ class Interpreter:
 
 
 def numpy_types(trt: Any) -> dict[Any, Any]:
-    """Numpy's types of TensorRT's."""
+    """TensorRT's types, each with numpy's."""
     kinds = trt.DataType
     return {
         kinds.FLOAT: np.float32,
@@ -137,7 +137,7 @@ def _inputs_of(layer: Any) -> list[Any]:
 def _in_order_of_data(
     parsed: ParsedNetwork, layers: list[tuple[str, Any]], known: set[str]
 ) -> list[tuple[str, Any]]:
-    """The layers so that each stands behind those that it takes from."""
+    """The layers, each after those whose outputs it takes."""
     network = parsed.network
     known = known | {network.get_input(index).name for index in range(network.num_inputs)}
     ordered: list[tuple[str, Any]] = []
@@ -417,7 +417,7 @@ def _kv_cache_update(layer: Any, x: list[Any]) -> list[Array]:
     cache, update, starts = x
     result = cache.copy()
     for row, start in enumerate(starts):
-        # What falls behind the capacity is dropped, as TensorRT's documentation says.
+        # What would be written after the capacity is dropped, as TensorRT's documentation says.
         count = max(0, min(update.shape[2], cache.shape[2] - int(start)))
         result[row, :, int(start) : int(start) + count] = update[row, :, :count]
     return [result]

@@ -39,6 +39,7 @@ from pl_compile.artifact.folded_prefix import (
     sum_of_files,
 )
 from pl_compile.artifact.json_files import read_record
+from pl_compile.artifact.model_files import MODEL_NAME as MODEL_NAME
 from pl_compile.artifact.plan_record import EP_CONTEXT_NAME, PLAN_NAME, PLAN_PROFILE, PLAN_RECORD
 from pl_compile.artifact.prompt_table import (
     BaseIdentity,
@@ -65,7 +66,7 @@ from pl_compile.text.label_trie import LabelTrie
 FORMAT = "plc.bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
-MODEL_NAME = "model.onnx"  # in base/, for targets that run on ONNX Runtime
+TASK_NAME = "task.json"
 LABELS_NAME = "labels.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
@@ -316,7 +317,7 @@ def write_task(bundle: Path, entry: TaskEntry) -> None:
     """Writes `task.json` of a task, and its rows or its prefix."""
     folder = task_folder(bundle, entry.task.taskname)
     folder.mkdir(parents=True)
-    write_json(folder / "task.json", entry.record())
+    write_json(folder / TASK_NAME, entry.record())
     name = "prompt" if entry.prefix_kv is None else "prefix_kv"
     (folder / f"{name}.safetensors").write_bytes(tensor_bytes({name: entry.learned}))
 
@@ -454,7 +455,7 @@ def _read_task(folder: Path, name: str, manifest: _StoredManifest) -> TaskEntry:
     if f"tasks/{name}/task.json" not in manifest.files:
         raise ArtifactError(doing, found="task.json is not in the manifest")
     learned = _read_learned(folder, name, manifest, doing)
-    path = task_folder(folder, name) / "task.json"
+    path = task_folder(folder, name) / TASK_NAME
     try:
         record = read_json_object(path, ArtifactError, f"{doing}, {path.name}", fix=_COPY_OR_EXPORT)
         entry = entry_from_record(record, learned, name, base=manifest.base, doing=doing)

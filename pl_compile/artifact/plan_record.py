@@ -12,6 +12,7 @@ from typing import Literal
 
 from pl_compile.artifact.folded_prefix import sum_of_files
 from pl_compile.artifact.json_files import read_record
+from pl_compile.artifact.model_files import DATA_NAME, MODEL_NAME
 from pl_compile.config.read import plain_from_config
 from pl_compile.config.sizes import size_checks
 from pl_compile.errors import ArtifactError, ConfigError, check_all
@@ -20,8 +21,6 @@ PLAN_NAME = "model.plan"
 PLAN_RECORD = "plan.json"
 PLAN_PROFILE = "profile.json"
 EP_CONTEXT_NAME = "model_ctx.onnx"  # an ONNX file around the plan, where it was asked for
-
-_ONNX_FILES = ("model.onnx", "model.onnx.data")
 
 AttentionForm = Literal["mask", "lower_right"]
 
@@ -95,7 +94,7 @@ def sum_of_onnx(sums: Mapping[str, str]) -> str:
     Args:
         sums: of all files beside each other, by name; others are left out.
     """
-    kept = {name: found for name, found in sums.items() if name in _ONNX_FILES}
+    kept = {name: found for name, found in sums.items() if name in (MODEL_NAME, DATA_NAME)}
     return sum_of_files(kept)
 
 

@@ -37,7 +37,7 @@ class Checkpoint(Protocol):
 
     @property
     def headers(self) -> Mapping[str, Header]:
-        """What the files say of each tensor, by its name; no number is read."""
+        """What the files say of each tensor, by its name; none of its numbers is read."""
 
     @property
     def names(self) -> list[str]:

@@ -59,7 +59,7 @@ class SafetensorsCheckpoint:
 
     @property
     def headers(self) -> dict[str, Header]:
-        """What the files say of each tensor, by its name; no number is read."""
+        """What the files say of each tensor, by its name; none of its numbers is read."""
         return self._headers
 
     @property

@@ -28,6 +28,7 @@ from pl_compile.checks.parity import (
     trace,
     trace_reference,
 )
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.served_task import ServedTask
@@ -80,6 +81,7 @@ def check_bundle(
     *,
     precision: Precision,
     base: Path | None,
+    config: DecoderConfig,
     progress: Progress = SILENT,
 ) -> Checks:
     """Compares.
@@ -91,6 +93,7 @@ def check_bundle(
         tokenizer: the base's.
         precision: of the bundle's numbers; it decides what still counts as the same.
         base: the Hugging Face folder for torch; if None, all comparisons are left out.
+        config: of the base.
         progress: receives messages.
 
     Raises:
@@ -103,7 +106,7 @@ def check_bundle(
     rows = probe_rows(
         learned, tokenizer, vocab=engine.vocab, capacity=engine.capacity, served=served
     )
-    expected, reference = _reference_trace(base, rows, engine.capacity, progress)
+    expected, reference = _reference_trace(base, config, rows, engine.capacity, progress)
     itself = _against_itself(engine, rows, expected.tokens, self_limit_of(precision), progress)
     comparisons = Comparisons(
         torch=tuple(compare(rows, expected, itself.mixed, reference, limit_of(precision))),
@@ -128,14 +131,18 @@ def check_bundle(
 
 
 def _reference_trace(
-    base: Path, rows: Sequence[ProbeRow], capacity: int, progress: Progress
+    base: Path,
+    config: DecoderConfig,
+    rows: Sequence[ProbeRow],
+    capacity: int,
+    progress: Progress,
 ) -> tuple[Trace, str]:
     """Torch's results for the rows, and its name. Its copy of the base is freed on return."""
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
     progress.say("loading the reference (torch)")
-    reference = TorchEngine(base, capacity=capacity)
+    reference = TorchEngine(base, config=config, capacity=capacity)
     return trace_reference(reference, rows, progress=progress), reference_name()
 
 

@@ -1,5 +1,6 @@
 """What an export may choose: how weights are stored, how tokens are chosen, what is folded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -9,6 +10,10 @@ from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ConfigError, list_problems
 
 Quantization = Literal["none", "int8", "int4"]
+
+# Bits of a weight; one that is not quantised is a float.
+WEIGHT_BITS: Mapping[Quantization, Literal[4, 8]] = {"int8": 8, "int4": 4}
+
 FoldMode = Literal["auto", "always", "never"]
 
 # The value of an option that the export chooses by itself (`driver/choose.py`).
@@ -18,7 +23,7 @@ AUTO: Final = "auto"
 # TensorRT takes 3,840 at most.
 DEFAULT_CANDIDATES = 256
 DEFAULT_BLOCK = 32
-DEFAULT_TABLE_BITS = 8
+DEFAULT_TABLE_BITS: Final = 8
 
 # Targets that take few sizes of a block, and these, for a help text.
 _FEW_BLOCKS = ", ".join(
@@ -50,7 +55,9 @@ class Choice:
 class BuildOptions:
     """How a base is compiled. CPU targets compute in float32.
 
-    The fields are options of the command line: the text beside each is its help.
+    The fields are options of the command line, as they were given: the text beside each is its
+    help. What an export uses is `quantization`, `block_or_default`, `table_bits_or_default` and
+    `plan_batch`, where a field may be "auto" or None.
     """
 
     quantize: Annotated[
@@ -128,7 +135,7 @@ class BuildOptions:
 
     @property
     def quantization(self) -> Quantization:
-        """How the weights of the layers are stored, once that is decided."""
+        """`quantize`, once that is decided: how the weights of the layers are stored."""
         assert self.quantize != AUTO, "driver/choose.py decides before anything is built"
         return self.quantize
 
@@ -149,6 +156,11 @@ class BuildOptions:
         return [name for name, there in given.items() if there]
 
     @property
-    def scale_block(self) -> int:
+    def block_or_default(self) -> int:
         """Inputs that share a scale; 0 for all of a channel."""
         return DEFAULT_BLOCK if self.block is None else self.block
+
+    @property
+    def table_bits_or_default(self) -> Literal[0, 4, 8]:
+        """Bits of embedding and LM head, where weights are quantised; 0 for floats."""
+        return DEFAULT_TABLE_BITS if self.table_bits is None else self.table_bits

@@ -11,7 +11,7 @@ from pl_compile.errors import PlcError
 # The name of a float type in numpy and torch, and its name in safetensors.
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-EXPECTED = "floats of 16 bits or more"
+EXPECTED_FLOATS = "floats of 16 bits or more"
 
 _MOST_SHOWN = 5
 
@@ -28,4 +28,4 @@ def check_floats(kinds: Mapping[str, str], error: type[PlcError], doing: str) ->
     codes = [f"'{name}' of {kind}" for name, kind in kinds.items() if kind not in known]
     if codes:
         more = ", …" if len(codes) > _MOST_SHOWN else ""
-        raise error(doing, found=", ".join(codes[:_MOST_SHOWN]) + more, expected=EXPECTED)
+        raise error(doing, found=", ".join(codes[:_MOST_SHOWN]) + more, expected=EXPECTED_FLOATS)

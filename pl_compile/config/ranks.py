@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.config.kernel_layout import TILE
 from pl_compile.errors import ExportError
 
 # The dimensions that ranks divide: the outputs of all query heads, the outputs of all key or value
 # heads, and the feed-forward width.
 Divided = Literal["queries", "keys", "ffn"]
-
-# Kernels work on this many columns at once.
-_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def shards(config: DecoderConfig, ranks: int, *, block: int = 0) -> tuple[Shard,
     Raises:
         ExportError: a rank would get no heads, or no part of the feed-forward width.
     """
-    unit = math.lcm(block or 1, _COLUMNS)
+    unit = math.lcm(block or 1, TILE)
     if config.ffn % unit:
         unit = block if block and config.ffn % block == 0 else 1
     units = config.ffn // unit

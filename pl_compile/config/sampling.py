@@ -88,7 +88,7 @@ class Sampling:
         help="1 is off.",
         in_graph="float32",
     )
-    # Beyond its range a penalty makes logits that are no numbers.
+    # Beyond its range a penalty makes logits that are not finite.
     repetition_penalty: float = _number(
         1.0, 0.001, 1000, "a number from 0.001 to 1000", help="1 is off."
     )
@@ -97,7 +97,7 @@ class Sampling:
     logit_bias: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Refuses what is no number, and numbers outside their ranges."""
+        """Refuses what is not a finite number, and numbers outside their ranges."""
         numbers = {row.name: row.read(getattr(self, row.name)) for row in SAMPLING_NUMBERS}
         checks = {
             f"{row.name} {shown(getattr(self, row.name))}, expected {row.expected}": (

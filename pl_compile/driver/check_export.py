@@ -11,10 +11,11 @@ from pl_compile.checks.checking_engine import can_check, checking_engine, why_un
 from pl_compile.checks.lint import TaskLint, lint_tasks
 from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.driver.export_request import ExportRequest
+from pl_compile.families.names import EMBEDDING
 from pl_compile.progress import Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.served_task import ServedTask
-from pl_compile.weights.names import Weights
+from pl_compile.weights.load import Weights
 
 
 def lint_export(
@@ -27,7 +28,7 @@ def lint_export(
         inputs.tasks,
         recipe.config,
         recipe.contract,
-        weights["embedding.weight"],
+        weights[EMBEDDING],
         request.base,
         inputs.tokenizer,
     )
@@ -65,6 +66,7 @@ def check_export(
         inputs.tokenizer,
         precision=precision,
         base=request.base if _has_reference(request, inputs.target, progress) else None,
+        config=inputs.recipe.config,
         progress=progress,
     )
 

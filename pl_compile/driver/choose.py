@@ -28,7 +28,7 @@ from pl_compile.exporters.rounding import rounded_weights
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.scheme import LOSSLESS, error_on_full_range
 from pl_compile.runtime.kernels import instruction_set
-from pl_compile.weights.names import load_weight
+from pl_compile.weights.load import load_weight
 
 _FAST, _ANYWHERE = "native-cpu", "onnx-cpu"
 
@@ -164,7 +164,7 @@ def _divided(
     exporter: Exporter, options: BuildOptions, config: DecoderConfig, contract: GraphContract
 ) -> tuple[Shard, ...]:
     """The parts of all ranks, once the target takes each of them; else it raises `ExportError`."""
-    block = options.scale_block if options.quantization != "none" else 0
+    block = options.block_or_default if options.quantization != "none" else 0
     parts = shards(config, options.ranks, block=block)
     for shard in parts:
         exporter.check(shard.of(config), contract.of_rank(shard.rank), options)

@@ -23,7 +23,7 @@ from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
-from pl_compile.weights.names import Weights
+from pl_compile.weights.load import Weights
 from pl_compile.weights.shard import rows_of, shard_weights
 
 

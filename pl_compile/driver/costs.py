@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.config.build import DEFAULT_TABLE_BITS, BuildOptions, FoldMode
+from pl_compile.config.build import WEIGHT_BITS, BuildOptions, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
+from pl_compile.families.names import TABLES, is_product_of_layer
 from pl_compile.report.model import BaseCost, TaskCost
 from pl_compile.runtime.served_task import ServedTask
-from pl_compile.weights.names import TABLES, weight_shapes
+from pl_compile.weights.listed import weight_shapes
 
 # A small machine: its operations and copied bytes a second, and its seconds to begin with a prefix.
 _OPERATIONS_PER_SECOND = 1e11
@@ -44,13 +45,13 @@ def base_cost(
         parameters += size
         if name in TABLES:
             tables += size
-        elif len(shape) == 2 and name.startswith("layers."):
+        elif is_product_of_layer(name, shape):
             products += size
             operations += 2 * size
     rest = parameters - products - tables
-    bits = {"none": 0, "int8": 8, "int4": 4}[options.quantization]
-    table_bits = DEFAULT_TABLE_BITS if options.table_bits is None else options.table_bits
-    block = options.scale_block
+    bits = WEIGHT_BITS.get(options.quantization, 0)
+    table_bits = options.table_bits_or_default
+    block = options.block_or_default
     wide = 4 if options.dtype == "float32" else 2
     per_token = 2 * contract.layers * contract.kv_heads * contract.head_dim * wide
     # Every rank has all of what is not divided.

@@ -107,7 +107,7 @@ def session_on_table(path: Path, base: Path) -> Session:
     for entry in table.entries.values():
         check_prefix(entry, config, f"reading the prompt table {path}")
     tokenizer = Tokenizer.from_folder(base, vocab=config.vocab)
-    return Session.of_entries(tokenizer, table.entries, TorchEngine(base))
+    return Session.of_entries(tokenizer, table.entries, TorchEngine(base, config=config))
 
 
 def session_on_reference(bundle: Path, base: Path) -> Session:
@@ -119,8 +119,8 @@ def session_on_reference(bundle: Path, base: Path) -> Session:
     from pl_compile.training.reference import TorchEngine
 
     checked = read_bundle(bundle)
-    check_reference(checked, base)
-    engine = TorchEngine(base, capacity=checked.manifest.graph.capacity)
+    config = check_reference(checked, base)
+    engine = TorchEngine(base, config=config, capacity=checked.manifest.graph.capacity)
     tokenizer = Tokenizer.from_folder(bundle, vocab=checked.manifest.graph.vocab)
     return Session.of_entries(tokenizer, checked.entries, engine)
 

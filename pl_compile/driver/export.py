@@ -47,7 +47,7 @@ from pl_compile.report.model import Effect
 from pl_compile.text.notes import notes_on
 from pl_compile.training.compare_tokens import TokenCheck
 from pl_compile.weights.fingerprint import FingerprintedCheckpoint
-from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.load import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 
 
@@ -232,7 +232,7 @@ def _precision(
     return Precision(
         dtype=options.dtype,
         quantization=options.quantization,
-        block=options.scale_block,
+        block=options.block_or_default,
         method=method,
     )
 

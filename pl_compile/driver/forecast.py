@@ -17,7 +17,7 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.exporters.exporter import PassInputs
 from pl_compile.progress import SILENT, Progress
 from pl_compile.report.model import BaseCost, TaskCost
-from pl_compile.weights.names import weight_shapes
+from pl_compile.weights.listed import weight_shapes
 from pl_compile.weights.open_base import open_base
 
 # Memory for making a bundle besides its files: the runtime's libraries, and what a step needs.

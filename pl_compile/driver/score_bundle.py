@@ -13,7 +13,7 @@ from pl_compile.report.model import Effect
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.session import Session
-from pl_compile.weights.names import Weights
+from pl_compile.weights.load import Weights
 
 
 def score_bundle(

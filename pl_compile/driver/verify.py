@@ -22,6 +22,7 @@ from pl_compile.checks.parity import (
     trace,
     trace_reference,
 )
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
@@ -89,7 +90,7 @@ def verify_bundle(
     progress.say(f"checking the files of {folder}")
     bundle = read_bundle(folder)
     if reference is not None:
-        check_reference(bundle, reference)
+        config = check_reference(bundle, reference)
     contract = bundle.manifest.graph
     tokenizer = Tokenizer.from_folder(bundle.folder, vocab=contract.vocab)
     served = tasks_of_bundle(bundle, tokenizer)  # raises if a session could not render them
@@ -121,7 +122,7 @@ def verify_bundle(
                     bar.advance(note=name)
         if reference is not None:
             parity, tokens = _with_torch(
-                bundle, engine, learned, served, tokenizer, reference, device, progress
+                bundle, engine, learned, served, tokenizer, reference, config, device, progress
             )
     failures = [*token_failures(tokens), *parity_failures([*selftests, *parity])]
     if bundle.manifest.parity == "failed":
@@ -155,9 +156,14 @@ def _check_flavour(bundle: Bundle, flavour: str | None) -> None:
         )
 
 
-def check_reference(bundle: Bundle, reference: Path) -> None:
-    """Raises `FingerprintError` unless the bundle was compiled from the base `reference`."""
-    found = fingerprint_base(*open_base(reference))
+def check_reference(bundle: Bundle, reference: Path) -> DecoderConfig:
+    """The config of the base `reference`.
+
+    Raises:
+        FingerprintError: the bundle was not compiled from it.
+    """
+    checkpoint, config = open_base(reference)
+    found = fingerprint_base(checkpoint, config)
     expected = bundle.manifest.base.fingerprint
     if found != expected:
         raise FingerprintError(
@@ -166,6 +172,7 @@ def check_reference(bundle: Bundle, reference: Path) -> None:
             expected=f"{expected} ('{bundle.manifest.base.name}')",
             fix="Give the base that the bundle was exported from.",
         )
+    return config
 
 
 def _with_torch(
@@ -175,6 +182,7 @@ def _with_torch(
     served: Mapping[str, ServedTask],
     tokenizer: Tokenizer,
     reference: Path,
+    config: DecoderConfig,
     device: str,
     progress: Progress,
 ) -> tuple[list[Parity], list[TokenCheck]]:
@@ -191,7 +199,9 @@ def _with_torch(
         seed=1,  # other words than in the export, whose words the self-tests have
     )
     progress.say("loading the reference (torch)")
-    expected = trace_reference(TorchEngine(reference, device=device), rows, progress=progress)
+    expected = trace_reference(
+        TorchEngine(reference, config=config, device=device), rows, progress=progress
+    )
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
     limit = limit_of(bundle.manifest.precision)
     parity = compare(rows, expected, actual, reference_name(), limit)

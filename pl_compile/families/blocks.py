@@ -21,7 +21,7 @@ class Blocks(Protocol[V]):
     """The parts of a decoder: values in, values out.
 
     Activations are `[batch, seq, hidden]` unless said otherwise. A name is that of a weight in
-    `weights.names`, without ".weight"; in the blocks of a layer, without "layers.{i}." too.
+    `families.names`, without ".weight"; in the blocks of a layer, without "layers.{i}." too.
     """
 
     @property
@@ -52,7 +52,8 @@ class Blocks(Protocol[V]):
     def row_parallel(self, x: V, name: str) -> V:
         """`linear` of a weight whose rows are divided among ranks: the sum over all of them.
 
-        Each rank has its part of `x` and of the weight; the bias is added once, to the sum.
+        Each rank has its part of `x` and of the weight, whose `Cut` says so; the bias is added
+        once, to the sum.
         """
         ...
 

@@ -11,8 +11,9 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks, V, rotary_frequencies
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
+from pl_compile.families.names import layer_name
 from pl_compile.families.settings import Settings
-from pl_compile.families.weights import TRANSPOSED, Form, Weight, product, rms_norm
+from pl_compile.families.weights import TRANSPOSED, Form, Weight, product_weights, rms_norm_weight
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
@@ -128,19 +129,19 @@ _NORMS = {
 def _weights(config: DecoderConfig) -> Iterator[Weight]:
     own: Gemma3 = config.own
     for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        ours, theirs = layer_name(i), f"model.layers.{i}"
         for name, stored in _NORMS.items():
-            yield rms_norm(config.hidden, f"{ours}.{name}", f"{theirs}.{stored}", _PLUS_ONE)
+            yield rms_norm_weight(config.hidden, f"{ours}.{name}", f"{theirs}.{stored}", _PLUS_ONE)
         for part in "qk":
             name, stored = f"{ours}.attention.{part}_norm", f"{theirs}.self_attn.{part}_norm"
-            yield rms_norm(config.head_dim, name, stored, _PLUS_ONE)
+            yield rms_norm_weight(config.head_dim, name, stored, _PLUS_ONE)
         for part in "qkvo":
             name, stored = f"{ours}.attention.{part}", f"{theirs}.self_attn.{part}_proj"
-            yield from product(config, name, stored, TRANSPOSED, bias=own.attention_bias)
+            yield from product_weights(config, name, stored, TRANSPOSED, bias=own.attention_bias)
         for part in ("gate", "up", "down"):
             name, stored = f"{ours}.mlp.{part}", f"{theirs}.mlp.{part}_proj"
-            yield from product(config, name, stored, TRANSPOSED, bias=False)
-    yield rms_norm(config.hidden, "final_norm", "model.norm", _PLUS_ONE)
+            yield from product_weights(config, name, stored, TRANSPOSED, bias=False)
+    yield rms_norm_weight(config.hidden, "final_norm", "model.norm", _PLUS_ONE)
 
 
 def _definition(b: Blocks[V]) -> V:

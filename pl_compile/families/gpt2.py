@@ -7,8 +7,16 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks, V
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
+from pl_compile.families.names import POSITIONS, layer_name
 from pl_compile.families.settings import Settings
-from pl_compile.families.weights import AS_IS, Biases, Weight, layer_norm, product, third
+from pl_compile.families.weights import (
+    AS_IS,
+    Biases,
+    Weight,
+    layer_norm_weights,
+    product_weights,
+    third,
+)
 
 _KEYS = family_keys(
     read={
@@ -83,17 +91,18 @@ def _read(hf: Settings) -> DecoderConfig:
 
 def _weights(config: DecoderConfig) -> Iterator[Weight]:
     width = config.hidden
-    yield Weight("positions.weight", (config.positions, width), "transformer.wpe.weight")
+    yield Weight(POSITIONS, (config.positions, width), "transformer.wpe.weight")
     for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"transformer.h.{i}"
-        yield from layer_norm(width, f"{ours}.attention_norm", f"{theirs}.ln_1")
+        ours, theirs = layer_name(i), f"transformer.h.{i}"
+        yield from layer_norm_weights(width, f"{ours}.attention_norm", f"{theirs}.ln_1")
         for index, part in enumerate("qkv"):
             name, stored = f"{ours}.attention.{part}", f"{theirs}.attn.c_attn"
-            yield from product(config, name, stored, third(index), bias=True)
-        for part, stored in _PRODUCTS.items():
-            yield from product(config, f"{ours}.{part}", f"{theirs}.{stored}", AS_IS, bias=True)
-        yield from layer_norm(width, f"{ours}.mlp_norm", f"{theirs}.ln_2")
-    yield from layer_norm(width, "final_norm", "transformer.ln_f")
+            yield from product_weights(config, name, stored, third(index), bias=True)
+        for part, their_part in _PRODUCTS.items():
+            name, stored = f"{ours}.{part}", f"{theirs}.{their_part}"
+            yield from product_weights(config, name, stored, AS_IS, bias=True)
+        yield from layer_norm_weights(width, f"{ours}.mlp_norm", f"{theirs}.ln_2")
+    yield from layer_norm_weights(width, "final_norm", "transformer.ln_f")
 
 
 # Our names of a layer's products, and those of the checkpoint, which has them inputs first.

@@ -7,8 +7,9 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks, Frequencies, V, rotary_frequencies
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
+from pl_compile.families.names import layer_name
 from pl_compile.families.settings import Settings
-from pl_compile.families.weights import TRANSPOSED, Biases, Weight, product, rms_norm
+from pl_compile.families.weights import TRANSPOSED, Biases, Weight, product_weights, rms_norm_weight
 
 _SILU = ("silu", "swish")  # two names of one function
 
@@ -80,16 +81,16 @@ def _weights(config: DecoderConfig) -> Iterator[Weight]:
     biases: Biases = config.own
     width = config.hidden
     for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        yield rms_norm(width, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        ours, theirs = layer_name(i), f"model.layers.{i}"
+        yield rms_norm_weight(width, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
         for part in "qkvo":
             name, stored = f"{ours}.attention.{part}", f"{theirs}.self_attn.{part}_proj"
-            yield from product(config, name, stored, TRANSPOSED, bias=biases.attention_bias)
-        yield rms_norm(width, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+            yield from product_weights(config, name, stored, TRANSPOSED, bias=biases.attention_bias)
+        yield rms_norm_weight(width, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
         for part in ("gate", "up", "down"):
             name, stored = f"{ours}.mlp.{part}", f"{theirs}.mlp.{part}_proj"
-            yield from product(config, name, stored, TRANSPOSED, bias=biases.mlp_bias)
-    yield rms_norm(width, "final_norm", "model.norm")
+            yield from product_weights(config, name, stored, TRANSPOSED, bias=biases.mlp_bias)
+    yield rms_norm_weight(width, "final_norm", "model.norm")
 
 
 def _definition(b: Blocks[V]) -> V:

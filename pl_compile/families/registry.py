@@ -7,7 +7,9 @@ from pl_compile.families.family import Family
 from pl_compile.families.gemma3 import GEMMA3
 from pl_compile.families.gpt2 import GPT2
 from pl_compile.families.llama import LLAMA
+from pl_compile.families.row_parallel import row_parallel_products
 from pl_compile.families.settings import Settings
+from pl_compile.families.weights import Weight
 
 
 def registered(*families: Family) -> Mapping[str, Family]:
@@ -35,7 +37,8 @@ def _left_out(family: Family) -> list[str]:
 def _contradictions(family: Family) -> list[str]:
     unknown = {*family.tiny, *family.tiny_blocks} - family.keys.known
     config = family.read(Settings({**family.tiny, "vocab_size": 397}, "reading a tiny base"))
-    names = [weight.name for weight in family.weights(config)]
+    weights = list(family.weights(config))
+    names = [weight.name for weight in weights]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems = [
         f"its tiny base has '{key}', which is not one of its keys" for key in sorted(unknown)
@@ -44,12 +47,33 @@ def _contradictions(family: Family) -> list[str]:
     # Both enter the fingerprint by their names.
     shared = vars(config).keys() & (vars(config.own).keys() if config.own else {})
     problems += [f"its own '{name}' is a field of DecoderConfig too" for name in sorted(shared)]
+    problems += _wrongly_divided(weights, row_parallel_products(family.definition, config))
     if not family.keys.architectures:
         problems.append("its keys name no class of 'architectures'")
     if config.family != family.name:
         problems.append(f"its bases are read as those of '{config.family}'")
     if not family.embedding.startswith(family.prefix):
         problems.append(f"'{family.embedding}' does not begin with '{family.prefix}'")
+    return problems
+
+
+def _wrongly_divided(weights: list[Weight], summed: set[str]) -> list[str]:
+    """Weights that ranks divide otherwise than the definition computes with the parts.
+
+    Args:
+        weights: of a base.
+        summed: the products that the definition sums over ranks.
+    """
+    problems = []
+    for weight in weights:
+        product, _, kind = weight.name.rpartition(".")
+        by_rows = weight.cut is not None and weight.cut.axis == 0
+        if kind == "weight" and by_rows and product not in summed:
+            problems.append(f"ranks divide the rows of '{product}', which is not row_parallel")
+        if kind == "weight" and not by_rows and product in summed:
+            problems.append(f"'{product}' is row_parallel, and ranks do not divide its rows")
+        if kind == "bias" and weight.cut is not None and product in summed:
+            problems.append(f"'{product}' is row_parallel, and ranks divide its bias")
     return problems
 
 

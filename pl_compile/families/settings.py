@@ -34,12 +34,12 @@ class Settings:
 
         Args:
             key: its name.
-            kind: its type; a whole number is no float, since transformers takes it for none.
+            kind: its type. A whole number does not count as a float, as in transformers.
             default: what it is where it is absent.
             null: whether null stands for the default.
 
         Raises:
-            BaseModelError: a value that is no `kind`, or none and no default.
+            BaseModelError: a value of another type; or there is neither a value nor a default.
         """
         value = self._values.get(key)
         if value is None and default is not None and (null or key not in self._values):
@@ -111,7 +111,7 @@ class Settings:
         scaling: str = "rope_scaling",
         default: float = 10000.0,
     ) -> float:
-        """The base of the rotary frequencies, in whichever of its places it stands.
+        """The base of the rotary frequencies, from whichever place a config has it in.
 
         Args:
             kind: of the layers, where `rope_parameters` has settings for each kind.
@@ -134,7 +134,7 @@ class Settings:
         given = {}
         if "rope_theta" in rope:
             given["rope_theta of its rotary settings"] = rope["rope_theta"]
-        # Null beside a number says nothing; alone it is no number.
+        # Null beside a number says nothing; alone it is refused below.
         if self._values.get(theta) is not None or (theta in self._values and not given):
             given[theta] = self._values[theta]
         for place, value in given.items():
@@ -162,7 +162,7 @@ class Settings:
                     expected="a dict for each kind of layers",
                 )
             rope = rope.get(kind) or {}
-        # Some files say how much and not of what kind: programs took that for scaled, too.
+        # Some files give a factor and no type: programs took those positions for scaled, too.
         problems = [
             f"'{name}' is {value!r:.80}, and scaled positions are not supported"
             for name, value in rope.items()
@@ -175,7 +175,7 @@ class Settings:
         return rope
 
     def pad_id_within(self, vocab: int) -> None:
-        """Raises unless there is a row for the token that pads, which transformers asks for."""
+        """Raises unless the padding token has a row, for which transformers asks."""
         pad = self._values.get("pad_token_id")
         if pad is not None and not (type(pad) is int and -vocab <= pad < vocab):
             raise BaseModelError(

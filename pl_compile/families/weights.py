@@ -1,20 +1,22 @@
-"""What a family says of a weight: our name, our shape, where a checkpoint has it, who has a part.
+"""What a family says of a weight: our name and shape, where files have it, how ranks divide it.
 
-`weights.names` lists our names. A family yields one `Weight` for each of its weights but the
-embedding and the head, which all families have; `product` and the norms make the usual ones.
+`families.names` lists our names. A family yields one `Weight` for each of its weights but the
+embedding and the head, which all families have. `product_weights`, `rms_norm_weight` and
+`layer_norm_weights` make the usual ones.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Divided
+from pl_compile.shapes import Float32
 
-Array = NDArray[np.float32]
-Shape = tuple[int, ...]
+# The lengths of an array's axes.
+Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,12 @@ class Form:
     """How a checkpoint stores a weight.
 
     Attributes:
-        take: the stored tensor to our weight; both float32.
-        stored_shape: our shape to that of the tensor.
+        from_stored: our weight of a stored tensor; both float32.
+        stored_shape: the tensor's shape, of our weight's shape.
     """
 
-    take: Callable[[Array], Array]
-    stored_shape: Callable[[Shape], Shape]
+    from_stored: Callable[[Float32], Float32]
+    stored_shape: Callable[[Sizes], Sizes]
 
 
 AS_IS = Form(lambda array: array, lambda shape: shape)
@@ -35,7 +37,7 @@ TRANSPOSED = Form(lambda array: array.T, lambda shape: shape[::-1])
 
 
 def third(index: int) -> Form:
-    """A third of the columns: of one product that gives queries, keys and values."""
+    """A third of a tensor's columns: queries, keys and values lie side by side in it."""
     return Form(
         lambda array: np.split(array, 3, axis=-1)[index],
         lambda shape: (*shape[:-1], 3 * shape[-1]),
@@ -47,11 +49,12 @@ class Cut:
     """How ranks divide a weight.
 
     Attributes:
-        axis: of our shape.
-        divided: what of the base lies along it.
+        axis: 0 for the rows of a matrix: each rank then computes a term of a sum, so that its
+            product must be `Blocks.row_parallel`. -1 for the columns of a matrix, and for a bias.
+        divided: what of the base lies along that axis.
     """
 
-    axis: int
+    axis: Literal[0, -1]
     divided: Divided
 
 
@@ -68,7 +71,7 @@ class Weight:
     """
 
     name: str
-    shape: Shape
+    shape: Sizes
     stored: str
     form: Form = AS_IS
     cut: Cut | None = None
@@ -87,7 +90,7 @@ class Biases:
     mlp_bias: bool
 
 
-def product(
+def product_weights(
     config: DecoderConfig, name: str, stored: str, form: Form, *, bias: bool
 ) -> Iterator[Weight]:
     """The weight of a product of a layer, and its bias.
@@ -97,10 +100,14 @@ def product(
 
     Args:
         config: the base.
-        name: ours: `layers.{i}.attention.q`, say.
+        name: ours, `layers.{i}.attention.q`, say. Its last part says which product it is, and so
+            its sizes and how it is divided: q, k, v, o, gate, up or down.
         stored: the checkpoint's, without ".weight".
         form: how the weight lies there; a bias lies as it is, or is the same part of a tensor.
         bias: whether there is one.
+
+    Raises:
+        KeyError: a name that ends otherwise.
     """
     inputs, outputs, cut = _products(config)[name.rpartition(".")[2]]
     yield Weight(f"{name}.weight", (inputs, outputs), f"{stored}.weight", form, cut)
@@ -111,7 +118,7 @@ def product(
 
 
 def _products(config: DecoderConfig) -> dict[str, tuple[int, int, Cut]]:
-    """Inputs, outputs and cut of the usual products of a layer."""
+    """Inputs, outputs and cut of each product of a layer, by the last part of its name."""
     hidden, ffn = config.hidden, config.ffn
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     return {
@@ -125,12 +132,12 @@ def _products(config: DecoderConfig) -> dict[str, tuple[int, int, Cut]]:
     }
 
 
-def rms_norm(width: int, name: str, stored: str, form: Form = AS_IS) -> Weight:
+def rms_norm_weight(width: int, name: str, stored: str, form: Form = AS_IS) -> Weight:
     """The weight of a root mean square norm of vectors of a width; names without ".weight"."""
     return Weight(f"{name}.weight", (width,), f"{stored}.weight", form)
 
 
-def layer_norm(width: int, name: str, stored: str) -> Iterator[Weight]:
+def layer_norm_weights(width: int, name: str, stored: str) -> Iterator[Weight]:
     """The weight and the bias of a layer norm of vectors of a width."""
     for part in ("weight", "bias"):
         yield Weight(f"{name}.{part}", (width,), f"{stored}.{part}")

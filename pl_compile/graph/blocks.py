@@ -15,6 +15,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
 from pl_compile.families.blocks import Frequencies
+from pl_compile.families.names import EMBEDDING, HEAD, POSITIONS, layer_name
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.graph.operators import ATTENTION, GEGLU, PLC_DOMAIN, SWIGLU, AttentionSettings
 from pl_compile.graph.prompt import VirtualRows, text_rows
@@ -70,7 +71,7 @@ class OnnxBlocks:
     index: int | None = None
 
     def _named(self, name: str) -> str:
-        return name if self.index is None else f"layers.{self.index}.{name}"
+        return name if self.index is None else f"{layer_name(self.index)}.{name}"
 
     def _after(self, x: ir.Value, what: str) -> str:
         """The name of a node that follows the one of `x`."""
@@ -93,7 +94,7 @@ class OnnxBlocks:
 
     def learned_positions(self) -> ir.Value:
         """Rows of positions."""
-        table = self.g.weight("positions.weight")
+        table = self.g.weight(POSITIONS)
         return self.g.op("Gather", [table, self.step.positions], "position_embedding")
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
@@ -179,13 +180,13 @@ class OnnxBlocks:
         return query, key
 
     def _rotary(self, frequencies: Frequencies) -> "Rotary":
-        turned, width = 2 * len(frequencies), self.config.head_dim
-        if turned != width:
-            # ONNX Runtime's GroupQueryAttention and ONNX's RotaryEmbedding could turn a part, our
-            # kernel could not: no call of plc::Attention says it.
+        rotated, width = 2 * len(frequencies), self.config.head_dim
+        if rotated != width:
+            # ONNX Runtime's GroupQueryAttention and ONNX's RotaryEmbedding could rotate a part, our
+            # kernel could not. So plc::Attention has no way to say it.
             raise ExportError(
                 f"building the attention of {self._named('attention')}",
-                found=f"rotary positions that turn {turned} of the {width} numbers of a head",
+                found=f"rotary positions that turn {rotated} of the {width} numbers of a head",
                 expected="all of them: no target computes a part",
                 fix="Choose another base.",
             )
@@ -225,8 +226,10 @@ class OnnxBlocks:
         return self.g.op("GatherND", [x, index], "last_token", batch_dims=1)
 
     def head(self, x: ir.Value) -> ir.Value:
-        """`[batch, hidden]` to `[batch, vocab]`; the table is used as it lies, never transposed."""
-        table = self.g.weight("embedding.weight" if self.config.tied else "head.weight")
+        """`[batch, hidden]` to `[batch, vocab]`."""
+        # The table is stored as `[vocab, hidden]`, since the embedding reads it too. With `transB`
+        # the product takes it so: there is no transposed copy of it.
+        table = self.g.weight(EMBEDDING if self.config.tied else HEAD)
         logits = self.g.op("Gemm", [x, table], "head", transB=1)
         if self.config.vocab % VOCAB_MULTIPLE == 0:
             return logits
@@ -276,8 +279,8 @@ def attention(
     Returns:
         `[batch, seq, heads * head_dim]`, and the cache after this step.
     """
-    turned = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
-    optional = _without_end([*turned, *(norms or ())])
+    rotation = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
+    optional = _up_to_last_given([*rotation, *(norms or ())])
     y, present_key, present_value = g.ops(
         ATTENTION,
         [*parts, *cache, past_lengths, *optional],
@@ -289,8 +292,8 @@ def attention(
     return y, (present_key, present_value)
 
 
-def _without_end(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
-    """The inputs up to the last that is given."""
+def _up_to_last_given(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    """The inputs without those at the end that are None: a node leaves such inputs out."""
     given = [index for index, value in enumerate(inputs) if value is not None]
     return inputs[: given[-1] + 1] if given else []
 

@@ -26,7 +26,7 @@ class GraphBuilder:
     """Collects inputs, nodes, initializers and outputs.
 
     Args:
-        weights: float32 arrays by our names (`weights.names`); those that are used become
+        weights: float32 arrays by our names (`families.names`); those that are used become
             initializers under the same names.
     """
 
@@ -99,7 +99,7 @@ class GraphBuilder:
         Args:
             op_type: the operator.
             inputs: its inputs; None for one that is left out.
-            name: of the node and, behind a slash, of its output.
+            name: of the node; its output is called `{name}/out`.
             domain: "" for standard operators.
             outputs: how many outputs it has.
             attributes: as the operator names them.

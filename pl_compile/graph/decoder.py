@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pl_compile.config.contract import INPUT_IDS, LAST_INDEX, LOGITS, PAST_LENGTHS, GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks
+from pl_compile.families.names import TABLES
 from pl_compile.families.registry import FAMILIES
 from pl_compile.graph.blocks import VOCAB_MULTIPLE, OnnxBlocks, StepValues, token_positions
 from pl_compile.graph.builder import GraphBuilder
@@ -32,7 +33,7 @@ def build_decoder(
     Args:
         config: the base.
         contract: names and sizes of inputs and outputs.
-        weights: float32 arrays by our names (`weights.names`).
+        weights: float32 arrays by our names (`families.names`).
         baked: float32 `[tasks, rows, hidden]`, zero-padded; None where prompts are an input.
     """
     g = GraphBuilder(_with_padded_vocab(weights))
@@ -67,7 +68,7 @@ def build_decoder(
 
 def _with_padded_vocab(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     padded = dict(weights)
-    for name in ("embedding.weight", "head.weight"):
+    for name in TABLES:
         if name in padded:
             missing = -len(padded[name]) % VOCAB_MULTIPLE
             padded[name] = np.pad(padded[name], ((0, missing), (0, 0)))

@@ -31,9 +31,5 @@ PACKED_ATTENTION_INPUTS = (
     *("cos", "sin", "q_norm", "k_norm"),
 )
 
-# Outputs of a tile, which the kernels compute together: `kTile` in `runtime/kernels/kernels.h`.
-# Ranks get whole tiles of the feed-forward width (`config/ranks.py`).
-TILE = 16
-
 # What `gated` is where a product's columns are gate and up, which the kernel joins: `Gate` there.
 GATES = {1: SWIGLU, 2: GEGLU}

@@ -12,16 +12,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pl_compile.config.contract import PROMPT_TABLE, TASK_ID, GraphContract
+from pl_compile.families.names import EMBEDDING
 from pl_compile.graph.builder import GraphBuilder
 
 
 @dataclass(frozen=True)
 class VirtualRows:
-    """What the prompts of a step are.
+    """The prompts' rows in a step, and where they stand.
 
     Attributes:
         rows: float `[batch, seq, hidden]`; anything where a token is one of the vocabulary.
-        stand: bool `[batch, seq, 1]`: where they stand.
+        stand: bool `[batch, seq, 1]`: which tokens are virtual.
     """
 
     rows: ir.Value
@@ -59,7 +60,7 @@ def virtual_rows(
 def text_rows(g: GraphBuilder, input_ids: ir.Value, vocab: int) -> ir.Value:
     """The embedding's row of each token, `[batch, seq, hidden]`; the last one at virtual tokens."""
     real_id = g.op("Min", [input_ids, g.integers(vocab - 1)], "embedding.id")
-    return g.op("Gather", [g.weight("embedding.weight"), real_id], "embedding")
+    return g.op("Gather", [g.weight(EMBEDDING), real_id], "embedding")
 
 
 def _from_input(g: GraphBuilder, row: ir.Value, contract: GraphContract) -> ir.Value:

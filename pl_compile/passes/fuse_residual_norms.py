@@ -1,4 +1,4 @@
-"""A sum and the normalisation behind it become one kernel of ONNX Runtime's.
+"""A sum and the normalisation after it become one kernel of ONNX Runtime's.
 
 before:  s = Add(x, y)
          n = RMSNormalization(s, weight)

@@ -18,7 +18,7 @@ from pl_compile.passes.graph_pass import GraphPass
 
 @dataclass(frozen=True)
 class GiveAddedEntries(GraphPass):
-    """Says what the bodies of attention give.
+    """Names and shapes the caches' inputs and outputs as the bodies of attention have them.
 
     Attributes:
         contract: of the graph.
@@ -27,7 +27,7 @@ class GiveAddedEntries(GraphPass):
     contract: GraphContract
 
     def requires(self, model: ir.Model) -> None:
-        """No call is left whose body could be another."""
+        """All calls are inlined: bodies of functions would keep the old names and shapes."""
         assert not model.functions
 
     def rewrite(self, model: ir.Model) -> bool:

@@ -102,7 +102,7 @@ def _packing_user(parts: Sequence[ir.Value]) -> ir.Node | None:
 
 
 def _pack(user: ir.Node, result: ir.Value, parts: int) -> None:
-    """Gives the merged product to an operator. `drop_unused` then removes the products of old."""
+    """Gives the merged product to an operator. `drop_unused` then removes the old products."""
     user.replace_input_with(0, result)
     for index in range(1, parts):
         user.replace_input_with(index, None)

@@ -4,8 +4,8 @@ before:  y = MatMul(x, w)                       w float32 [inputs, outputs]
 after:   y = MatMul(x, DequantizeLinear(codes, scales))
 
 codes are int8 or int4 [inputs, outputs], scales float32 [inputs / block, outputs], without zero
-points: what ONNX Runtime and TensorRT both take. With offsets (`lows`: what code 0 stands for), for
-which neither has a node:
+points: what ONNX Runtime and TensorRT both take. With offsets (what code 0 means; operators and
+files call them `lows`), for which neither has a node:
 
 after:   y = MatMul(x, plc::DequantizeBlocks(codes, scales, lows))
 
@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.families.names import EMBEDDING
 from pl_compile.graph.kernel_operators import DEQUANTIZE_BLOCKS
 from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op
@@ -115,7 +116,7 @@ class QuantizeWeights(GraphPass):
         if scheme is None or value is None or not value.is_initializer():
             return []
         # Prompts and learned positions are small, and what was trained: they stay as they are.
-        if is_op(node, "Gather") and value.name != "embedding.weight":
+        if is_op(node, "Gather") and value.name != EMBEDDING:
             return []
         return [(value, scheme, along)]
 
@@ -130,14 +131,16 @@ class QuantizeWeights(GraphPass):
         array = array_of(value)
         assert array is not None
         weight = array if along == 0 else array.T
+        # Calibration watched the graph as this pass is given it, after `MergeProducts` where the
+        # target has that: so both know a merged weight by its merged name (`q_k_v.weight`).
         moment = None if self.moments is None else self.moments.by_weight.get(name)
         if moment is None:
             quantized = round_to_nearest(weight, scheme)
         else:
             quantized = gptq(weight, scheme, moment)
         codes, grid = quantized.codes, [quantized.grid.scales]
-        if quantized.grid.lows is not None:
-            grid.append(quantized.grid.lows)
+        if quantized.grid.offsets is not None:
+            grid.append(quantized.grid.offsets)
         if along == 1:
             codes, grid = codes.T, [numbers.T for numbers in grid]
         kind = np.int8 if scheme.bits == 8 else ml_dtypes.int4
@@ -172,7 +175,7 @@ def _error(
         whole = np.einsum("io,io->", weight, moment.astype(np.float32) @ weight)
         of_output = float(np.sqrt(max(0.0, float(wrong)) / max(1e-12, float(whole))))
     scheme, grid = quantized.scheme, quantized.grid
-    numbers = grid.scales.size + (0 if grid.lows is None else grid.lows.size)
+    numbers = grid.scales.size + (0 if grid.offsets is None else grid.offsets.size)
     return WeightError(
         name,
         scheme.bits,

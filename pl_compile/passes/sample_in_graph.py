@@ -105,7 +105,7 @@ class SampleInGraph(GraphPass):
         return True
 
     def ensures(self, model: ir.Model) -> None:
-        """The token follows the logits, and what it is chosen by comes in."""
+        """`next_token` is the output after the logits; what it is chosen from are inputs."""
         inputs = {value.name for value in model.graph.inputs}
         assert inputs >= {*IN_GRAPH, NOISE}
         assert [value.name for value in model.graph.outputs[:2]] == [LOGITS, NEXT_TOKEN]

@@ -1,11 +1,13 @@
-"""Attention of TensorRT is causal from each row's length back, in place of reading a mask.
+"""TensorRT's attention is told each row's length, in place of a mask.
 
 before:  y = trt::TRT_Attention(q, k, v, mask)
 after:   y = trt::TRT_Attention(q, k, v, , , past_lengths + seq, causal_kind="lower_right")
 
-in the functions of a model, also of one that an earlier release wrote. What a length means there
-is not spelled out in TensorRT's documentation; the form is used only where a GPU was asked
-(`driver/build_plans.py`). A window cannot be said so: its attentions keep their masks.
+The last token of a step then sees all entries of its row, and each token before it one entry less.
+The nodes are in the functions of a model, which an earlier release may have written. TensorRT's
+documentation does not spell out what a length means there: the form is used only where a test on
+the GPU gave the right numbers (`driver/build_plans.py`). It cannot say a window: attentions with
+one keep their masks.
 """
 
 from dataclasses import dataclass

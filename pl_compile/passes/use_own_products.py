@@ -25,12 +25,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pl_compile.config.kernel_layout import TILE
 from pl_compile.graph.kernel_operators import (
     BLOCK_LOOKUP,
     BLOCK_PRODUCT,
     DEQUANTIZE_BLOCKS,
     GATES,
-    TILE,
 )
 from pl_compile.graph.operators import PLC_DOMAIN
 from pl_compile.passes.edit import Edit, array_of, is_op

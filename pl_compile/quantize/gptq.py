@@ -37,7 +37,8 @@ def gptq(
         part = slice(start, end)
         grid = best_grid(work[None, part], scheme, importance[None, part])
         grids.append(grid)
-        # Inside a block each error is spread at once; over the inputs after the block, at its end.
+        # The other inputs of this block take up each error at once, since they are rounded next.
+        # Those of later blocks take up the errors of the whole block, in one product at its end.
         errors = np.empty((block, outputs), np.float32)
         for k in range(start, end):
             codes[k] = grid.codes(work[k], 0, scheme)
@@ -45,8 +46,9 @@ def gptq(
             work[k + 1 : end] -= np.outer(spread[k, k + 1 : end], error)
             errors[k - start] = error
         work[end:] -= spread[start:end, end:].T @ errors
-    lows = np.concatenate([g.lows for g in grids if g.lows is not None]) if scheme.offset else None
-    return Quantized(codes, Grid(np.concatenate([g.scales for g in grids]), lows), scheme)
+    scales = np.concatenate([grid.scales for grid in grids])
+    offsets = [grid.offsets for grid in grids if grid.offsets is not None]
+    return Quantized(codes, Grid(scales, np.concatenate(offsets) if offsets else None), scheme)
 
 
 def _spreading(moment: Float64) -> Float32:

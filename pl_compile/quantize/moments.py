@@ -12,7 +12,8 @@ class Moments:
     """Second moments of the activations that each weight multiplied, over all tokens seen.
 
     Attributes:
-        by_weight: name of a weight → float64 `[inputs, inputs]`, the sum of `x x^T`.
+        by_weight: name of a weight → float64 `[inputs, inputs]`, the sum of `x x^T`. The names are
+            those that `QuantizeWeights` meets, after `MergeProducts` if the target has that pass.
         tokens: how many tokens were seen.
     """
 

@@ -2,9 +2,10 @@
 
 A weight is `[inputs, outputs]`. `codes * scale` stands for it, without a zero point, as TensorRT
 wants it and as ONNX's DequantizeLinear computes it. Where a scheme has offsets, `codes * scale +
-low` stands for it. Two kinds of blocks are then stored without loss: weights on 16 equal steps
-(llama.cpp's Q4_1, in which many small bases were published), and weights of which the one furthest
-from 0 is 8 steps away (Q4_0). Q4_0 also needs no offsets where a scale may be below 0.
+offset` stands for it: the offset is what code 0 means. Two kinds of blocks are then stored without
+loss: weights on 16 equal steps (llama.cpp's Q4_1, in which many small bases were published), and
+weights of which the one furthest from 0 is 8 steps away (Q4_0). Q4_0 needs no offsets where a scale
+may be below 0.
 """
 
 from dataclasses import dataclass
@@ -48,14 +49,14 @@ class Scheme:
         block: how many inputs share a scale, for each output; 0 for all of them (by channel).
         offset: whether each block has an offset too.
         half: whether scales and offsets are rounded to float16.
-        signed: whether a scale may be below 0; TensorRT does not allow that.
+        negative_scales: whether a scale may be below 0; TensorRT does not allow that.
     """
 
     bits: Literal[4, 8]
     block: int
     offset: bool = False
     half: bool = False
-    signed: bool = False
+    negative_scales: bool = False
 
     @property
     def name(self) -> str:
@@ -68,7 +69,7 @@ class Scheme:
 
     @property
     def largest(self) -> int:
-        """The largest code; the smallest is `-largest - 1`."""
+        """The largest code: 7 or 127. The smallest is one step further from 0: -8 or -128."""
         return int(2 ** (self.bits - 1) - 1)
 
     def block_of(self, inputs: int) -> int:
@@ -91,12 +92,13 @@ class Grid:
     """The scales and offsets of some blocks, which say what their codes stand for.
 
     Attributes:
-        scales: float32 `[blocks, outputs]`, above 0; where a scheme is signed, also below.
-        lows: offsets, float32 `[blocks, outputs]`; None where a scheme has none.
+        scales: float32 `[blocks, outputs]`: the distance from one code to the next. Above 0; where
+            a scheme has negative scales, also below.
+        offsets: float32 `[blocks, outputs]`: what code 0 means; None where a scheme has none.
     """
 
     scales: OfBlocks
-    lows: OfBlocks | None
+    offsets: OfBlocks | None
 
     def codes(
         self, weight: Annotated[Float32, Shape("... outputs")], block: int, scheme: Scheme
@@ -108,7 +110,7 @@ class Grid:
             block: its number.
             scheme: what to store them in.
         """
-        centred = weight if self.lows is None else weight - self.lows[block]
+        centred = weight if self.offsets is None else weight - self.offsets[block]
         nearest = np.rint(centred / self.scales[block])
         within = np.clip(nearest, -scheme.largest - 1, scheme.largest)
         codes: Int8 = within.astype(np.int8)
@@ -119,7 +121,7 @@ class Grid:
     ) -> Annotated[Float32, Shape("... outputs")]:
         """The weights that codes of one block stand for: float32, of the shape of `codes`."""
         values: Float32 = codes * self.scales[block]
-        return values if self.lows is None else values + self.lows[block]
+        return values if self.offsets is None else values + self.offsets[block]
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ class Quantized:
         inputs, outputs = self.codes.shape
         blocks = self.codes.reshape(len(self.grid.scales), -1, outputs)
         values = blocks * self.grid.scales[:, None]
-        if self.grid.lows is not None:
-            values = values + self.grid.lows[:, None]
+        if self.grid.offsets is not None:
+            values = values + self.grid.offsets[:, None]
         return values.reshape(inputs, outputs).astype(np.float32)
 
 
@@ -169,7 +171,7 @@ def error_on_full_range(weight: Matrix, scheme: Scheme) -> float:
     """
     inputs, outputs = weight.shape
     blocks = weight.reshape(-1, scheme.block_of(inputs), outputs)
-    grids = [_grid(blocks, scheme, 1.0), *_grids_of_all_codes(blocks, scheme)]
+    grids = [_grid(blocks, scheme, 1.0), *_q4_0_grids(blocks, scheme)]
     return min(block_error(weight, _on_grid(blocks, grid, scheme)) for grid in grids)
 
 
@@ -211,10 +213,10 @@ def best_grid(
             the same if None.
     """
     tried = [_grid(blocks, scheme, part) for part in _TRIED[scheme.bits]]
-    tried += _grids_of_all_codes(blocks, scheme)
+    tried += _q4_0_grids(blocks, scheme)
     best = tried[0]
     least = np.full(best.scales.shape, np.inf, np.float32)
-    scales, lows = best.scales.copy(), None if best.lows is None else best.lows.copy()
+    scales, offsets = best.scales.copy(), None if best.offsets is None else best.offsets.copy()
     for grid in tried:
         for number, block in enumerate(blocks):
             off = grid.values(grid.codes(block, number, scheme), number) - block
@@ -223,14 +225,14 @@ def best_grid(
             better = total < least[number]
             least[number][better] = total[better]
             scales[number][better] = grid.scales[number][better]
-            if lows is not None and grid.lows is not None:
-                lows[number][better] = grid.lows[number][better]
-    return Grid(scales, lows)
+            if offsets is not None and grid.offsets is not None:
+                offsets[number][better] = grid.offsets[number][better]
+    return Grid(scales, offsets)
 
 
 def _grid(blocks: InBlocks, scheme: Scheme, part: float) -> Grid:
     """The grid that reaches a part of each block's range."""
-    lows = None
+    offsets = None
     if scheme.offset:
         least, most = blocks.min(1), blocks.max(1)
         scales = part * (most - least) / (2 * scheme.largest + 1)
@@ -239,16 +241,21 @@ def _grid(blocks: InBlocks, scheme: Scheme, part: float) -> Grid:
     scales = _stored(np.maximum(scales, _LEAST_SCALE), scheme)
     if scheme.offset:
         # The middle of the codes, half a step below 0, goes to the middle of the block's range.
-        lows = _stored((least + most) / 2 + scales / 2, scheme)
-    return Grid(scales, lows)
+        offsets = _stored((least + most) / 2 + scales / 2, scheme)
+    return Grid(scales, offsets)
 
 
-def _grids_of_all_codes(blocks: InBlocks, scheme: Scheme) -> list[Grid]:
-    """The grids on which the weight furthest from 0 is 8 steps away, as in llama.cpp's Q4_0.
+def _q4_0_grids(blocks: InBlocks, scheme: Scheme) -> list[Grid]:
+    """Grids on which the weight furthest from 0 is 8 steps away, as in llama.cpp's Q4_0.
 
-    Only the lowest code is so far from 0. If that weight is above 0, the scale is negative. Where a
-    scheme has no negative scales, an offset moves all steps up by one; without offsets the weight
-    is only 7 steps away, and the grid is too short. With 8 bits the gain is negligible.
+    Codes of 4 bits go from -8 to 7. A weight below 0 that is 8 steps away gets the code -8. One
+    above 0 would need the code 8, so its block gets one of these, whichever the scheme has:
+
+    - an offset of one step: codes then mean -7 to 8 steps;
+    - a negative scale: the code -8 then means 8 steps up.
+
+    A scheme with neither cuts that weight off at 7 steps. With 8 bits one more code gains next to
+    nothing, so there are no such grids.
     """
     if scheme.bits != 4:
         return []
@@ -257,7 +264,7 @@ def _grids_of_all_codes(blocks: InBlocks, scheme: Scheme) -> list[Grid]:
     scales = _stored(np.maximum(np.maximum(most, -least) / 8, _LEAST_SCALE), scheme)
     if scheme.offset:
         return [Grid(scales, np.where(above, scales, np.float32(0)))]
-    return [Grid(np.where(above, -scales, scales) if scheme.signed else scales, None)]
+    return [Grid(np.where(above, -scales, scales) if scheme.negative_scales else scales, None)]
 
 
 def _stored(values: Float32, scheme: Scheme) -> Float32:

@@ -88,8 +88,11 @@ class FingerprintedCheckpoint:
     def tensor(self, name: str) -> Annotated[NDArray[Any], Shape("...")]:
         """The tensor `name` with the shape and dtype it is stored in.
 
+        All tensors up to it, in the order of names, are read and enter the sum first.
+
         Raises:
-            BaseModelError: it cannot be read; or it, or another one, holds infinity or NaN.
+            BaseModelError: it cannot be read; or a tensor that entered the sum holds infinity or
+                NaN. All other tensors are then read too, and the error names all that do.
         """
         while self._waiting and self._waiting[0] <= name:
             self._sum_next()

@@ -6,7 +6,7 @@ from pl_compile.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import BaseModelError
 from pl_compile.families.read import read_decoder_config
-from pl_compile.weights.names import check_tensors
+from pl_compile.weights.check import check_tensors
 
 
 def open_base(folder: Path) -> tuple[Checkpoint, DecoderConfig]:

@@ -4,11 +4,12 @@ import numpy as np
 
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.ranks import Shard
-from pl_compile.weights.names import WeightArray, Weights, weights_of
+from pl_compile.weights.listed import weights_of
+from pl_compile.weights.load import WeightArray, Weights
 
 
 def shard_weights(weights: Weights, config: DecoderConfig, shard: Shard) -> Weights:
-    """A rank's part of each weight, as the base's family says; it may be all of it.
+    """A rank's part of each weight, as its `Cut` says; all of a weight that has none.
 
     Args:
         weights: float32 arrays by our names.
@@ -24,7 +25,8 @@ def rows_of(name: str, config: DecoderConfig, shard: Shard) -> slice:
     """The rows of a weight that a rank holds.
 
     Args:
-        name: our name, or the name of weights that a pass merged: they have the same rows.
+        name: our name. Any other is the name of weights that a pass merged. They are divided along
+            their columns (those of queries, keys and values, say), and a rank has all their rows.
         config: of the whole base.
         shard: the rank's part.
     """

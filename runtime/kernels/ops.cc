@@ -35,10 +35,10 @@ struct Parts {
   }
 };
 
-// Rounding or looking up fewer rows than this takes less time than waking a thread. Both read little and
-// are done soon, so they are cut into half as many parts as products.
+// Chosen by reasoning: no other sizes were measured. Rounding or looking up a few rows is soon done, maybe
+// sooner than another thread wakes, so a part has several rows and there are few parts. A product takes
+// longer: up to 8 threads get two parts or more each, so that one that is late leaves the rest to the others.
 constexpr size_t kRowsOfPart = 16, kPartsOfRows = 8;
-// Two or more for each of up to 8 threads: one that is late leaves the rest to the others.
 constexpr size_t kPartsOfTiles = 16;
 
 Weight weight_of(const Tensor& codes, const Tensor& steps, const Tensor& lows, size_t inputs,

@@ -222,7 +222,7 @@ def test_a_prefix_under_another_name_is_refused(bundle: Path, refusal: Callable[
     assert refusal() == ("tensors ['prompt'] in prefix_kv.safetensors; expected 'prefix_kv' alone.")
 
 
-def test_a_prefix_behind_a_bos_is_refused_by_both_readers(
+def test_a_prefix_after_a_bos_is_refused_by_both_readers(
     bundle: Path, refusal: Callable[[], str], tmp_path: Path
 ) -> None:
     path = bundle / "tasks" / "order" / "task.json"

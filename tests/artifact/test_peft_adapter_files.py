@@ -123,7 +123,7 @@ def test_virtual_tokens_elsewhere_than_in_front_are_refused(
     assert not (tmp_path / "a").exists()
 
 
-def test_rows_behind_a_bos_are_refused(tmp_path: Path) -> None:
+def test_rows_after_a_bos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="a BOS before the virtual tokens"):
         write_peft_adapter(table(bos_id=0), "mood", tmp_path / "a", "tiny")
 

@@ -367,7 +367,7 @@ def test_rows_of_another_precision_are_refused(path: Path) -> None:
     assert f"rows of 'mood': float16 (3, {HIDDEN}); expected float32" in refusal(path)
 
 
-def test_rows_that_are_no_numbers_are_refused(path: Path) -> None:
+def test_rows_that_are_not_finite_are_refused(path: Path) -> None:
     _tampered(path, rows={"mood": np.full((3, HIDDEN), np.nan, np.float32)})
 
     assert "rows of 'mood' that are not finite numbers" in refusal(path)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pl_compile.checkpoints.checkpoint import Checkpoint, Header, open_checkpoint
 from pl_compile.families.read import read_decoder_config
 from pl_compile.families.registry import FAMILIES
+from pl_compile.weights.check import check_tensors
 from pl_compile.weights.fingerprint import fingerprint_base
-from pl_compile.weights.names import check_tensors, load_weights
+from pl_compile.weights.load import load_weights
 
 
 class InMemory:

@@ -25,7 +25,7 @@ from pl_compile.runtime import kernels
 from pl_compile.testing import random_table, tiny_run, write_tiny_base
 from pl_compile.training.run import Helpers
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
-from pl_compile.weights.names import load_weight
+from pl_compile.weights.load import load_weight
 
 Published = Literal["floats", "q4_0", "q4_1", "q8_0"]
 Forecasts = Callable[..., Forecast]

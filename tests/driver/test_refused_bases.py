@@ -135,7 +135,7 @@ def test_a_mistake_of_ours_is_not_blamed_on_a_base(
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_agree_with_nothing(number: float) -> None:
+def test_logits_that_are_not_finite_agree_with_nothing(number: float) -> None:
     logits = np.full((2, 1, 3), number, np.float32)
     logits[0] = 1.0
     trace = Trace(logits, logits.argmax(-1))

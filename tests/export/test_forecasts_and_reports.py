@@ -32,7 +32,7 @@ from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.render import SequenceRules
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 
 
 @pytest.fixture

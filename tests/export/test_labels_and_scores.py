@@ -197,7 +197,7 @@ def test_a_label_that_opens_another_is_found_where_no_eos_tells_them_apart() -> 
     assert trie(["a", "ab"], [[7, 1], [7, 3, 1]]).problems() == []
 
 
-def test_answers_behind_a_field_are_not_fixed_and_are_made_anew(
+def test_answers_after_a_field_are_not_fixed_and_are_made_anew(
     tiny_bases: dict[str, Path], tmp_path: Path
 ) -> None:
     base = tiny_bases["llama"]

@@ -30,7 +30,7 @@ from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import Told, random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.examples import Example, read_examples
 from pl_compile.text.tokenizer import Tokenizer
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 
 Exported = Callable[..., ExportResult]
 
@@ -111,7 +111,7 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     bundle = read_bundle(result.bundle)
     config = read_decoder_config(block_bases[family])
     weights = load_weights(open_checkpoint(block_bases[family]), config)
-    four, eight = Scheme(4, 16, signed=True), Scheme(8, 16)
+    four, eight = Scheme(4, 16, negative_scales=True), Scheme(8, 16)
     for name, array in weights.items():
         if name == "embedding.weight":
             weights[name] = round_to_nearest(array.T, eight).dequantized().T.copy()
@@ -134,10 +134,10 @@ def test_the_kernels_compute_what_the_codes_stand_for(
     assert np.abs(logits[0] - logits[1]).max() < 0.03 * np.abs(logits[1]).max()
 
 
-@pytest.mark.parametrize(("target", "signed"), [("onnx-cpu", True), ("native-cpu", False)])
+@pytest.mark.parametrize(("target", "negative"), [("onnx-cpu", True), ("native-cpu", False)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_base_that_was_published_in_blocks_of_signed_scales_loses_nothing(
-    tmp_path: Path, family: str, target: str, signed: bool
+def test_a_base_that_was_published_with_negative_scales_loses_nothing(
+    tmp_path: Path, family: str, target: str, negative: bool
 ) -> None:
     """As llama.cpp's Q4_0: what is compiled stands for the same numbers as the floats."""
     base = write_tiny_base(tmp_path / "base", family, blocks=True, published="q4_0")
@@ -158,7 +158,7 @@ def test_a_base_that_was_published_in_blocks_of_signed_scales_loses_nothing(
         for name, value in ir.load(result.bundle / "base/model.onnx").graph.initializers.items()
         if "scales" in name and (tensor := value.const_value) is not None
     ]
-    assert any((each < 0).any() for each in scales) == signed
+    assert any((each < 0).any() for each in scales) == negative
 
 
 def test_tables_can_stay_floats_or_take_four_bits(exported: Exported) -> None:

@@ -499,8 +499,8 @@ def test_what_the_interface_does_not_say_is_refused(plain: Path) -> None:
         check_bindings({k: v for k, v in good.items() if k != "task_id"}, graph, "float32")
 
 
-def test_rows_may_not_end_behind_their_caches(plain: Path) -> None:
-    """TensorRT would drop what falls behind, and say nothing."""
+def test_rows_may_not_end_after_their_caches(plain: Path) -> None:
+    """TensorRT would drop what falls after the capacity, and say nothing."""
     session = session_on(plain)
     engine: Engine = session.engine
     assert isinstance(engine, TensorRtEngine)

@@ -66,7 +66,7 @@ def test_collectives_of_another_number_of_ranks_are_refused() -> None:
 
 
 def test_a_mask_sees_what_upper_left_does_not() -> None:
-    """One query behind three entries: the miscompiled form sees the first entry alone."""
+    """One query after three entries: the miscompiled form sees the first entry alone."""
     generator = np.random.default_rng(0)
     query, key, value = (generator.normal(size=(1, 1, n, 4)) for n in (1, 4, 4))
     mask = np.asarray([True, True, True, False]).reshape(1, 1, 1, 4)

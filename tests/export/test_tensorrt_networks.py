@@ -33,7 +33,7 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
 

@@ -13,7 +13,7 @@ from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks, Frequencies
 from pl_compile.families.registry import FAMILIES
 from pl_compile.testing import assert_close
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 from pl_compile.weights.open_base import open_base
 
 Array = NDArray[np.float64]

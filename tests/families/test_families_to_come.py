@@ -25,15 +25,16 @@ from pl_compile.families.blocks import Blocks, Frequencies, V, rotary_frequencie
 from pl_compile.families.family import Family
 from pl_compile.families.keys import family_keys
 from pl_compile.families.llama import LLAMA
+from pl_compile.families.names import layer_name
 from pl_compile.families.registry import FAMILIES, registered
 from pl_compile.families.settings import Settings
 from pl_compile.families.weights import (
     TRANSPOSED,
     Biases,
     Weight,
-    layer_norm,
-    product,
-    rms_norm,
+    layer_norm_weights,
+    product_weights,
+    rms_norm_weight,
 )
 from pl_compile.testing import random_table, write_tiny_base
 
@@ -81,19 +82,19 @@ def sizes(hf: Settings, name: str, own: Any, *, eps: str = "rms_norm_eps") -> De
 
 
 def products(config: DecoderConfig, i: int, *, bias: str = "") -> Iterator[Weight]:
-    ours, theirs = f"layers.{i}", f"model.layers.{i}"
+    ours, theirs = layer_name(i), f"model.layers.{i}"
     for part in "qkvo":
         name, stored = f"{ours}.attention.{part}", f"{theirs}.self_attn.{part}_proj"
-        yield from product(config, name, stored, TRANSPOSED, bias=part in bias)
+        yield from product_weights(config, name, stored, TRANSPOSED, bias=part in bias)
     for part in ("gate", "up", "down"):
         name, stored = f"{ours}.mlp.{part}", f"{theirs}.mlp.{part}_proj"
-        yield from product(config, name, stored, TRANSPOSED, bias=False)
+        yield from product_weights(config, name, stored, TRANSPOSED, bias=False)
 
 
 def head_norms(config: DecoderConfig, i: int) -> Iterator[Weight]:
     for part in "qk":
         stored = f"model.layers.{i}.self_attn.{part}_norm"
-        yield rms_norm(config.head_dim, f"layers.{i}.attention.{part}_norm", stored)
+        yield rms_norm_weight(config.head_dim, f"layers.{i}.attention.{part}_norm", stored)
 
 
 def qkv(b: Blocks[V], h: V) -> tuple[V, V, V]:
@@ -113,12 +114,14 @@ TINY = {**LLAMA.tiny, "rms_norm_eps": 1e-6}
 
 def qwen3_weights(config: DecoderConfig) -> Iterator[Weight]:
     for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        yield rms_norm(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
-        yield rms_norm(config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+        ours, theirs = layer_name(i), f"model.layers.{i}"
+        yield rms_norm_weight(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        yield rms_norm_weight(
+            config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm"
+        )
         yield from head_norms(config, i)
         yield from products(config, i)
-    yield rms_norm(config.hidden, "final_norm", "model.norm")
+    yield rms_norm_weight(config.hidden, "final_norm", "model.norm")
 
 
 def qwen3(b: Blocks[V]) -> V:
@@ -190,11 +193,13 @@ def llama3_frequencies(rope: dict[str, Any], width: int) -> tuple[float, ...]:
 
 def granite_weights(config: DecoderConfig) -> Iterator[Weight]:
     for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        yield rms_norm(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
-        yield rms_norm(config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm")
+        ours, theirs = layer_name(i), f"model.layers.{i}"
+        yield rms_norm_weight(config.hidden, f"{ours}.attention_norm", f"{theirs}.input_layernorm")
+        yield rms_norm_weight(
+            config.hidden, f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm"
+        )
         yield from products(config, i)
-    yield rms_norm(config.hidden, "final_norm", "model.norm")
+    yield rms_norm_weight(config.hidden, "final_norm", "model.norm")
 
 
 def granite(b: Blocks[V]) -> V:
@@ -248,9 +253,9 @@ GRANITE = family(
 def stablelm_weights(config: DecoderConfig) -> Iterator[Weight]:
     for i in range(config.layers):
         stored = f"model.layers.{i}.input_layernorm"
-        yield from layer_norm(config.hidden, f"layers.{i}.attention_norm", stored)
+        yield from layer_norm_weights(config.hidden, f"layers.{i}.attention_norm", stored)
         yield from products(config, i, bias="qkv" if config.own.attention_bias else "")
-    yield from layer_norm(config.hidden, "final_norm", "model.norm")
+    yield from layer_norm_weights(config.hidden, "final_norm", "model.norm")
 
 
 def stablelm(b: Blocks[V]) -> V:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import CONFIG_MAPPING
 
+from pl_compile.families.blocks import Blocks, V
 from pl_compile.families.family import Family
 from pl_compile.families.gpt2 import GPT2
 from pl_compile.families.llama import LLAMA
 from pl_compile.families.registry import FAMILIES, registered
-from pl_compile.families.weights import Weight
+from pl_compile.families.weights import Cut, Weight
 from pl_compile.training.frozen.layers import FAST
-from pl_compile.weights.names import weights_of
+from pl_compile.weights.listed import weights_of
 from pl_compile.weights.open_base import open_base
 
 
@@ -46,6 +47,20 @@ def test_a_field_that_is_left_out_is_named() -> None:
         Family(**{name: value for name, value in vars(LLAMA).items() if name != "weights"})
 
 
+def without_sums(b: Blocks[V]) -> V:
+    """Llama's, but for the sums over ranks."""
+    x = b.embedding()
+    for i in range(b.config.layers):
+        x = b.layer(i).linear(b.layer(i).linear(x, "attention.o"), "mlp.down")
+    return b.head(x)
+
+
+def on_every_rank(weight: Weight) -> Weight:
+    return replace(weight, cut=None) if ".attention.o." in weight.name else weight
+
+
+DIVIDED_BIAS = Weight("layers.1.mlp.down.bias", (24,), "x", cut=Cut(-1, "ffn"))
+
 WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
     "a size of tests that its config does not know": (
         lambda family: replace(family, tiny={**family.tiny, "n_layer": 3}),
@@ -72,6 +87,26 @@ WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
             weights=lambda config: [Weight("a", (1,), "x")],
         ),
         "its own 'hidden' is a field of DecoderConfig too",
+    ),
+    "rows that are divided, and terms that nothing adds up": (
+        lambda family: replace(family, definition=without_sums),
+        "ranks divide the rows of 'layers.0.attention.o', which is not row_parallel; ranks divide "
+        "the rows of 'layers.0.mlp.down', which is not row_parallel; ranks divide the rows of "
+        "'layers.1.attention.o', which is not row_parallel; ranks divide the rows of "
+        "'layers.1.mlp.down', which is not row_parallel",
+    ),
+    "whole products that are added up": (
+        lambda family: replace(
+            family, weights=lambda config: map(on_every_rank, LLAMA.weights(config))
+        ),
+        "'layers.0.attention.o' is row_parallel, and ranks do not divide its rows; "
+        "'layers.1.attention.o' is row_parallel, and ranks do not divide its rows",
+    ),
+    "a bias that each rank would add": (
+        lambda family: replace(
+            family, weights=lambda config: [*LLAMA.weights(config), DIVIDED_BIAS]
+        ),
+        "'layers.1.mlp.down' is row_parallel, and ranks divide its bias",
     ),
     "a name without the prefix": (
         lambda family: replace(family, embedding="embed_tokens.weight"),

@@ -36,7 +36,7 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.families.weights import Biases
 from pl_compile.testing import assert_close
 from pl_compile.weights.fingerprint import fingerprint_base
-from pl_compile.weights.names import Weights, load_weights
+from pl_compile.weights.load import Weights, load_weights
 from pl_compile.weights.open_base import open_base
 
 transformers.utils.logging.disable_progress_bar()

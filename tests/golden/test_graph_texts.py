@@ -14,7 +14,7 @@ from pl_compile.exporters.onnx.cpu import OnnxCpuExporter
 from pl_compile.families.weights import Biases
 from pl_compile.graph.decoder import build_decoder
 from pl_compile.passes.pipeline import run_passes
-from pl_compile.weights.names import weight_shapes
+from pl_compile.weights.listed import weight_shapes
 
 LLAMA = DecoderConfig(
     family="llama",

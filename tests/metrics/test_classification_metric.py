@@ -12,7 +12,7 @@ def test_blanks_around_a_label_do_not_count_but_case_does() -> None:
     assert scores == {"accuracy": pytest.approx(200 / 3), "total": 3}
 
 
-def test_a_label_with_more_text_behind_it_is_wrong() -> None:
+def test_a_label_with_more_text_after_it_is_wrong() -> None:
     assert accuracy_scores(["positive news"], ["positive"])["accuracy"] == 0
 
 

@@ -23,7 +23,7 @@ from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 )
 def test_the_default_base_agrees_with_torch(tmp_path: Path, quantize: Any, most: float) -> None:
     """With a prefix of random numbers where nothing is rounded: no training makes one like it, and
-    activations behind it are too far apart for 8 bits."""
+    activations after it are too far apart for 8 bits."""
     base = cached_base_folder(DEFAULT_BASE)
     if not (base / "config.json").is_file():
         pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")

@@ -345,7 +345,7 @@ def test_quotes_that_were_needless_are_taken_off_with_a_word(
     assert caplog.messages == []
 
 
-def test_quotes_behind_backslashes_are_read_where_that_is_said(
+def test_quotes_after_backslashes_are_read_where_that_is_said(
     tmp_path: Path, read_jsonl: Reader
 ) -> None:
     content = r'text,label@"he said \"hi, you\"",a@"C:\\ and \n",b@'.replace("@", "\n")

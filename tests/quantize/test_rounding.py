@@ -17,6 +17,7 @@ from pl_compile.quantize.scheme import (
     relative_error,
     round_to_nearest,
 )
+from pl_compile.testing import as_published
 
 
 def weight(inputs: int = 64, outputs: int = 24, seed: int = 0) -> np.ndarray:
@@ -178,8 +179,8 @@ def q4_0(scales: np.ndarray, *, highest: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "scheme",
     [
-        Scheme(4, 32, signed=True),
-        Scheme(4, 32, signed=True, half=True),
+        Scheme(4, 32, negative_scales=True),
+        Scheme(4, 32, negative_scales=True, half=True),
         Scheme(4, 32, offset=True, half=True),
     ],
 )
@@ -201,7 +202,7 @@ def test_a_scale_is_below_zero_only_where_the_scheme_says_so() -> None:
 
     assert np.array_equal(round_to_nearest(above, scheme).dequantized(), above)
     assert (round_to_nearest(below, scheme).grid.scales > 0).all()
-    assert (round_to_nearest(below, replace(scheme, signed=True)).grid.scales < 0).any()
+    assert (round_to_nearest(below, replace(scheme, negative_scales=True)).grid.scales < 0).any()
 
 
 @pytest.mark.parametrize("offset", [False, True])
@@ -209,7 +210,7 @@ def test_gptq_keeps_weights_that_reach_the_lowest_code(offset: bool) -> None:
     w = q4_0(-Q4_0_SCALES, highest=4)
     x = np.random.default_rng(1).normal(size=(200, 64))
 
-    found = gptq(w, Scheme(4, 32, offset=offset, half=offset, signed=not offset), x.T @ x)
+    found = gptq(w, Scheme(4, 32, offset=offset, half=offset, negative_scales=not offset), x.T @ x)
 
     assert np.abs(found.dequantized() - w).max() < 1e-6
 
@@ -219,6 +220,18 @@ def test_blocks_of_zeros_lose_nothing() -> None:
 
     for scheme in (Scheme(4, 32, offset=True, half=True), Scheme(8, 32, half=True), Scheme(8, 0)):
         assert error_on_full_range(w, scheme) == 0
+
+
+@pytest.mark.parametrize("form", ["q4_0", "q4_1", "q8_0"])
+def test_a_published_weight_may_have_blocks_of_zeros(form: str) -> None:
+    w = weight().T.copy()
+    w[:, :32] = 0
+
+    published = as_published(w, form)
+
+    assert not published[:, :32].any()
+    assert np.isfinite(published).all()
+    assert np.abs(published - w).max() < 0.2 * np.abs(w).max()
 
 
 def test_an_offset_that_is_rounded_to_float16_is_no_loss() -> None:
@@ -232,7 +245,7 @@ def test_an_offset_that_is_rounded_to_float16_is_no_loss() -> None:
     assert 1e-4 < error < LOSSLESS
 
 
-def test_a_weight_that_is_no_number_is_never_without_loss() -> None:
+def test_a_weight_that_is_not_finite_is_never_without_loss() -> None:
     w = weight()
     w[3, 3] = np.nan
 

@@ -165,7 +165,7 @@ def test_the_other_options_of_sampling_are_numbers_in_their_range(name: str, val
 
 
 @pytest.mark.parametrize("value", [0, 1e-4, 1001, 1e300])
-def test_a_penalty_that_makes_no_numbers_of_logits_is_refused(value: float) -> None:
+def test_a_penalty_that_makes_logits_infinite_is_refused(value: float) -> None:
     text = refused("reading the sampling options: ", Sampling, repetition_penalty=value)
 
     assert "expected a number from 0.001 to 1000" in text

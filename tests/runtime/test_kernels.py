@@ -221,7 +221,7 @@ def test_columns_need_not_fill_the_last_tile(kind: str, run_on: RunOn, tmp_path:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_what_is_no_number_stays_none(
+def test_what_is_not_finite_stays_so(
     kind: str, broken: float, run_on: RunOn, tmp_path: Path
 ) -> None:
     """In its row, and nowhere else: a corrupt state must not become a fluent answer."""

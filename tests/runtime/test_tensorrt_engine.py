@@ -44,7 +44,7 @@ from pl_compile.runtime.engines.tensorrt.gpu_plan import GpuPlan, check_gpu, che
 from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import write_tiny_base
 from pl_compile.testing_cuda import STREAM, HostCuda
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 
 Array = NDArray[Any]
 

@@ -166,7 +166,7 @@ def test_only_spaces_move_other_white_space_stays(rendering: Rendering) -> None:
     assert real(renderer.prompt({"text": "he\t"})) == rendering.ids("he\t", "\nAnswer:\n")
 
 
-def test_blanks_at_the_end_of_a_field_belong_to_the_text_behind_it(rendering: Rendering) -> None:
+def test_blanks_at_the_end_of_a_field_belong_to_the_text_after_it(rendering: Rendering) -> None:
     renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{text}was{label}")
 
     assert real(renderer.prompt({"text": "who  "})) == rendering.ids("who", "  was")
@@ -701,7 +701,7 @@ def test_a_template_for_transformers_gives_the_ids_of_the_whole_text(
     assert len(renderer.opening()) <= len(trained)
 
 
-def test_tasks_that_were_trained_here_keep_their_ids_behind_control_tokens() -> None:
+def test_tasks_that_were_trained_here_keep_their_ids_after_control_tokens() -> None:
     tokenizer = Tokenizer(byte_fallback_tokenizer("prepend", _CONTROL))
     task = TaskConfig("ask", "<|VIRTUAL_PROMPT_0|><s>[INST]{q}", 3, answer_only_loss=False)
     renderer = Renderer(parse_template(task), tokenizer, SequenceRules())
@@ -758,7 +758,7 @@ def test_what_each_prompt_of_a_task_holds_must_be_rows_of_the_base(
 def test_rows_are_needed_for_the_tokens_that_occur_and_for_no_others(
     template: str, settings: dict[str, Any], is_refused: bool
 ) -> None:
-    """A tokenizer writes a word otherwise where it opens a text, or stands behind a blank."""
+    """A tokenizer writes a word otherwise where it opens a text, or stands after a blank."""
     words = HfTokenizer(models.WordLevel({"who": 0, "was": 1, "▁was": 2, "▁": 3, "▁who": 4}, ""))
     words.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer = Tokenizer(words.to_str(), vocab=4)

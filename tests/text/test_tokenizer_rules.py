@@ -453,7 +453,7 @@ def test_a_blank_that_a_byte_level_tokenizer_prepends_stands_before_the_opening_
 
 def test_a_panic_of_the_library_is_an_error_of_ours() -> None:
     model = HfTokenizer(models.BPE(vocab={"a": 0}, merges=[]))
-    model.normalizer = normalizers.Prepend("")  # the library breaks off behind it
+    model.normalizer = normalizers.Prepend("")  # the library breaks off after it
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(model.to_str())
 

@@ -335,7 +335,7 @@ def test_a_row_has_no_influence_on_another(load: Load, family: str, prefix: bool
     before = packed_losses(base, rows, learned, prefix)
     counts = [int(each.in_loss.sum()) for each in sorted(rows, key=lambda each: each.task)]
 
-    # The first row of task 1 gets other tokens behind what the rows of the task share.
+    # The first row of task 1 gets other tokens after what the rows of the task share.
     changed = next(index for index, each in enumerate(rows) if each.task == 1)
     ids = rows[changed].rendered.token_ids.copy()
     ids[-4:] = ids[-4:] % 50 + 60

@@ -535,7 +535,7 @@ def test_tensors_of_a_checkpoint_are_those_of_the_run(
     assert said in str(caught.value)
 
 
-def test_the_loss_of_a_skipped_step_may_be_no_number(
+def test_the_loss_of_a_skipped_step_may_be_not_finite(
     tiny_bases: dict[str, Path], work: Path
 ) -> None:
     config = tiny_run(work / "data", tiny_bases["llama"], **ONE_TASK)

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: a step is left out, many in a row end the run."""
+"""Losses and gradients that are not finite: a step is left out, many in a row end the run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -73,7 +73,7 @@ def no_gradient(losses: Tensor) -> Tensor:
         (no_gradient, "a gradient of nan", range(9, 17)),
     ],
 )
-def test_a_step_that_is_no_number_is_left_out_counted_and_logged(
+def test_a_step_that_is_not_finite_is_left_out_counted_and_logged(
     tiny_bases: dict[str, Path],
     tmp_path: Path,
     records: Records,
@@ -168,7 +168,7 @@ def test_a_sound_step_between_starts_the_count_anew(
         run_training(config, tmp_path / "run")
 
 
-def test_a_run_whose_first_steps_are_no_numbers_can_be_started_anew(
+def test_a_run_whose_first_steps_are_not_finite_can_be_started_anew(
     tiny_bases: dict[str, Path], tmp_path: Path, spoil: Callable[..., None]
 ) -> None:
     spoil(range(1, 25), no_number)
@@ -296,7 +296,7 @@ def test_scaling_does_not_search_for_ever(
     )
     spoil(range(1, 25), no_number)
 
-    # 65536 is halved 16 times; what is no number at a scale of 1 is counted.
+    # 65536 is halved 16 times; what is not finite at a scale of 1 is counted.
     with pytest.raises(TrainingError, match="training step 19: a loss of nan, 3 skipped steps"):
         run_training(config, tmp_path / "run")
 
@@ -318,7 +318,7 @@ def test_without_scaling_no_scale_is_logged(
 # Validation
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run(
+def test_a_validation_loss_that_is_not_finite_ends_the_run(
     tiny_bases: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

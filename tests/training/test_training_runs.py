@@ -853,7 +853,7 @@ def test_what_cannot_go_together_is_refused_when_the_config_is_read(
     assert message in str(caught.value)
 
 
-def test_a_first_token_that_is_a_target_has_a_predictor_only_behind_a_prompt() -> None:
+def test_a_first_token_that_is_a_target_has_a_predictor_only_after_a_prompt() -> None:
     ids = np.asarray([0, 7, 8], np.int64)
     whole = TrainingSequence(
         0, Rendered(ids, np.asarray([0, -1, -1]), 1), np.asarray([0, 1, 1]) > 0

@@ -14,7 +14,8 @@ from pl_compile.families.read import read_decoder_config
 from pl_compile.families.registry import FAMILIES
 from pl_compile.weights.bases import find_base
 from pl_compile.weights.fingerprint import fingerprint_base
-from pl_compile.weights.names import load_weights, weight_shapes
+from pl_compile.weights.listed import weight_shapes
+from pl_compile.weights.load import load_weights
 from pl_compile.weights.open_base import open_base
 
 

@@ -17,7 +17,7 @@ from pl_compile.errors import BaseModelError
 from pl_compile.families.read import read_decoder_config
 from pl_compile.families.registry import FAMILIES
 from pl_compile.weights.fingerprint import FingerprintedCheckpoint, fingerprint_base
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 from pl_compile.weights.open_base import open_base
 
 

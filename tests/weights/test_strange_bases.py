@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pl_compile.errors import BaseModelError
 from pl_compile.testing import write_tiny_base
-from pl_compile.weights import names
+from pl_compile.weights import check
 from pl_compile.weights.fingerprint import fingerprint_base
-from pl_compile.weights.names import load_weights
+from pl_compile.weights.load import load_weights
 from pl_compile.weights.open_base import open_base
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -134,7 +134,7 @@ def test_tensors_of_older_releases_change_nothing(
 def test_a_head_beside_a_tied_embedding_must_be_the_same_table(
     tiny_bases: dict[str, Path], tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "_ROWS", 100)  # the tables are compared in several parts
+    monkeypatch.setattr(check, "_ROWS", 100)  # the tables are compared in several parts
     embedding = EMBEDDINGS[family]
 
     def with_head(change: Callable[[Tensor], Tensor]) -> Edit:
@@ -167,10 +167,10 @@ def test_tables_of_the_same_bytes_are_compared_without_another_type() -> None:
     table = np.array([[0.0, 1.5], [2.5, 3.5]], np.float16)
     signed = np.array([[-0.0, 1.5], [2.5, 3.5]], np.float16)
 
-    assert names._is_same(table.view(Unconvertible), table.copy().view(Unconvertible))
-    assert names._is_same(table, signed)  # zeros are equal, whatever their sign
-    assert names._is_same(table, table.astype(np.float64))
-    assert not names._is_same(table, table + np.float16(1))
+    assert check._is_same(table.view(Unconvertible), table.copy().view(Unconvertible))
+    assert check._is_same(table, signed)  # zeros are equal, whatever their sign
+    assert check._is_same(table, table.astype(np.float64))
+    assert not check._is_same(table, table + np.float16(1))
 
 
 def test_a_head_that_is_not_tied_must_be_there(tiny_bases: dict[str, Path], tmp_path: Path) -> None:

@@ -1,49 +1,19 @@
-"""One name and one layout for every weight, the same for all families.
+"""Accounts for every tensor of a base: it is one of its weights, has no effect, or is refused."""
 
-In: a `Checkpoint` and its `DecoderConfig`. Out: `{our name: float32 array}`. A matrix that
-multiplies activations is `[in, out]`; the embedding and the LM head are `[vocab, hidden]`. A base's
-family (`families/`) says which of these it has, and where its checkpoint has them.
-
-    embedding.weight                      [vocab, hidden]
-    positions.weight                      [positions, hidden]       learned positions
-    layers.{i}.attention_norm.weight      [hidden]                  and .bias of layer norms
-    layers.{i}.attention.{q,k,v}.weight   [hidden, heads*head_dim]  and .bias where the base has one
-    layers.{i}.attention.q_norm.weight    [head_dim]                and k_norm, if heads have norms
-    layers.{i}.attention.o.weight         [heads*head_dim, hidden]
-    layers.{i}.attention_end_norm.weight  [hidden]                  of attention's result; if any
-    layers.{i}.mlp_norm.weight            [hidden]
-    layers.{i}.mlp.{gate,up}.weight       [hidden, ffn]             no gate where the MLP has none
-    layers.{i}.mlp.down.weight            [ffn, hidden]
-    layers.{i}.mlp_end_norm.weight        [hidden]                  of the MLP's result; likewise
-    final_norm.weight                     [hidden]
-    head.weight                           [vocab, hidden]           only where it is not tied
-"""
-
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pl_compile.checkpoints.checkpoint import Checkpoint
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.config.floats import EXPECTED, FLOATS
+from pl_compile.config.floats import EXPECTED_FLOATS, FLOATS
 from pl_compile.errors import BaseModelError, list_problems
 from pl_compile.families.family import Family
+from pl_compile.families.names import HEAD
 from pl_compile.families.read import DEQUANTIZE
 from pl_compile.families.registry import FAMILIES
-from pl_compile.families.weights import Weight
-from pl_compile.shapes import Float32, Shape
-
-# A weight under our name; its shape is that of the table above.
-WeightArray = Annotated[Float32, Shape("...")]
-Weights = dict[str, WeightArray]
-
-_EMBEDDING, _HEAD = "embedding.weight", "head.weight"
-
-# The two whose rows are the vocabulary's.
-TABLES = (_EMBEDDING, _HEAD)
+from pl_compile.weights.listed import stored_name, weights_of
 
 # The head of a classifier, which transformers saves beside the weights of any family.
 _CLASSIFIER = "score.weight"
@@ -75,33 +45,8 @@ _OF_CODES = (
 _ROWS = 1024
 
 
-def load_weights(checkpoint: Checkpoint, config: DecoderConfig) -> Weights:
-    """All weights of a base that `check_tensors` accepted, under our names: float32.
-
-    Tensors are asked for in the order of their names, as a `FingerprintedCheckpoint` sums them.
-    """
-    family, weights = FAMILIES[config.family], weights_of(config).values()
-    stored = [(_stored_name(checkpoint, family, weight.stored), weight) for weight in weights]
-    in_order = sorted(stored, key=lambda pair: pair[0])
-    return {weight.name: _read(checkpoint, name, weight) for name, weight in in_order}
-
-
-def load_weight(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> WeightArray:
-    """One weight of a base that `check_tensors` accepted, by our name: float32."""
-    weight = weights_of(config)[name]
-    return _read(
-        checkpoint, _stored_name(checkpoint, FAMILIES[config.family], weight.stored), weight
-    )
-
-
-def _read(checkpoint: Checkpoint, name: str, weight: Weight) -> WeightArray:
-    """A weight, which the files call `name`."""
-    stored = checkpoint.tensor(name)
-    return np.ascontiguousarray(weight.form.take(np.asarray(stored, np.float32)))
-
-
 def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    """Accounts for every tensor of a base: it is used, has no effect, or is refused.
+    """Raises unless all tensors of a base are its weights or have no effect, and none is missing.
 
     Numbers are read only where a base stores one table twice.
 
@@ -122,7 +67,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
             doing,
             found=f"tensors of codes ({len(codes)}): {', '.join(sorted(codes)[:3])}"
             + (", …" if len(codes) > 3 else ""),
-            expected=EXPECTED,
+            expected=EXPECTED_FLOATS,
             fix=DEQUANTIZE,
         )
     if config.layers > len(headers):
@@ -135,11 +80,11 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     _check_prefix(checkpoint, family)
     problems, read = [], set()
     for weight in weights_of(config).values():
-        name = _stored_name(checkpoint, family, weight.stored)
+        name = stored_name(checkpoint, family, weight.stored)
         read.add(name)
         if name not in headers:
             why = ", and config.json does not tie the head to the embedding"
-            problems.append(f"'{name}' is missing{why * (weight.name == _HEAD)}")
+            problems.append(f"'{name}' is missing{why * (weight.name == HEAD)}")
         elif headers[name].shape != (expected := weight.form.stored_shape(weight.shape)):
             problems.append(f"'{name}' is {headers[name].shape}, expected {expected}")
     problems += [
@@ -151,7 +96,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         problems = list(dict.fromkeys(problems))  # several weights may be parts of one tensor
         raise BaseModelError(doing, found=list_problems(problems))
     if config.tied and family.head in headers:
-        _check_tied(checkpoint, family.head, _stored_name(checkpoint, family, family.embedding))
+        _check_tied(checkpoint, family.head, stored_name(checkpoint, family, family.embedding))
 
 
 def _check_prefix(checkpoint: Checkpoint, family: Family) -> None:
@@ -199,28 +144,6 @@ def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return np.array_equal(one.astype(np.float32), other.astype(np.float32))
 
 
-def _stored_name(checkpoint: Checkpoint, family: Family, name: str) -> str:
-    """A tensor's name in these files. The published GPT-2s and all bare models have no prefix."""
-    bare = name.removeprefix(family.prefix)
-    return bare if name not in checkpoint.headers and bare in checkpoint.headers else name
-
-
 def _has_no_effect(name: str, family: Family) -> bool:
     bare = name.removeprefix(family.prefix)
     return name == _CLASSIFIER or family.without_effect.fullmatch(bare) is not None
-
-
-def weight_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight that a base of this config has, with its shape."""
-    return {name: weight.shape for name, weight in weights_of(config).items()}
-
-
-# Called for each weight. A process has few configs: of one base, and of its ranks' parts.
-@lru_cache(maxsize=16)
-def weights_of(config: DecoderConfig) -> Mapping[str, Weight]:
-    """Every weight that a base of this config has, by our name."""
-    family, shape = FAMILIES[config.family], (config.vocab, config.hidden)
-    weights = [Weight(_EMBEDDING, shape, family.embedding), *family.weights(config)]
-    if not config.tied:
-        weights.append(Weight(_HEAD, shape, family.head))
-    return {weight.name: weight for weight in weights}
