@@ -180,10 +180,14 @@ class FrozenBase:
                 layout=layout,
             )
         hidden = output.last_hidden_state[0].index_select(0, batch.loss_at)
-        divided_head = self.team.tensor_size > 1
-        if not (self.trainable or divided_head) and self._head.bias is None:
+        if self.config.logits_scale != 1:
+            hidden = hidden * self.config.logits_scale  # as good as the logits, and fewer numbers
+        divided_head, cap = self.team.tensor_size > 1, self.config.logits_cap
+        if not (self.trainable or divided_head or cap) and self._head.bias is None:
             return frozen_cross_entropy(hidden, self._head.weight, batch.targets)
         logits = self._head(hidden).float()
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
         return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
 
     def _embed(self, batch: PackedBatch, prompts: Mapping[int, SoftPrompt]) -> Tensor:

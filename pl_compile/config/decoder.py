@@ -31,6 +31,9 @@ class DecoderConfig:
         bos_id: token that opens a sequence, if the base has one.
         embedding_scale: the embedding of a token is multiplied by it before the first layer. The
             rows of prompts are not: they are learned as the first layer sees them.
+        logits_scale: the products of the head are multiplied by it.
+        logits_cap: after that, logits become `logits_cap * tanh(logits / logits_cap)`; 0: they
+            stay.
         own: a frozen dataclass with the numbers that only this family has and reads; they are a
             part of the fingerprint. None where there are no such numbers.
     """
@@ -49,6 +52,8 @@ class DecoderConfig:
     rope_theta: float = 0.0
     bos_id: int | None = None
     embedding_scale: float = 1.0
+    logits_scale: float = 1.0
+    logits_cap: float = 0.0
     own: Any = None
 
     def __post_init__(self) -> None:

@@ -58,11 +58,11 @@ class Blocks(Protocol[V]):
         ...
 
     def rms_norm(self, x: V, name: str) -> V:
-        """Root mean square normalisation (arXiv:1910.07467)."""
+        """Root mean square normalisation (arXiv:1910.07467); each rank has all of `x`."""
         ...
 
     def layer_norm(self, x: V, name: str) -> V:
-        """Layer normalisation (arXiv:1607.06450)."""
+        """Layer normalisation (arXiv:1607.06450); each rank has all of `x`."""
         ...
 
     def attention(
@@ -74,8 +74,8 @@ class Blocks(Protocol[V]):
         rotary: Frequencies | None = None,
         scale: float | None = None,
         window: int = 0,
-        q_norm: str = "",
-        k_norm: str = "",
+        softcap: float = 0.0,
+        head_norms: tuple[str, str] | None = None,
     ) -> V:
         """Causal attention over the layer's cache, to which it adds keys and values.
 
@@ -87,9 +87,9 @@ class Blocks(Protocol[V]):
                 against the next `pairs`; the rest stays as it is.
             scale: of the scores; one over the root of `head_dim` by default.
             window: how many tokens one sees, itself included; 0: all before it.
-            q_norm: name of the root mean square norm of each query head before it is turned, whose
-                weight is `[head_dim]`; none by default.
-            k_norm: the same of each key head.
+            softcap: scores become `softcap * tanh(scores / softcap)`; 0: they stay.
+            head_norms: names of the root mean square norms of each query head and of each key head,
+                before they are turned; their weights are `[head_dim]`.
 
         Returns:
             `[batch, seq, heads * head_dim]`.
@@ -121,7 +121,7 @@ class Blocks(Protocol[V]):
         ...
 
     def head(self, x: V) -> V:
-        """Logits `[batch, vocab]` of `[batch, hidden]`."""
+        """Logits `[batch, vocab]` of `[batch, hidden]`, as `config` scales and caps them."""
         ...
 
 

@@ -163,8 +163,7 @@ def _layer(b: Blocks[V], x: V, window: int) -> V:
         rotary=rotary_frequencies(theta, b.config.head_dim),
         scale=own.query_scalar**-0.5,
         window=window,
-        q_norm="attention.q_norm",
-        k_norm="attention.k_norm",
+        head_norms=("attention.q_norm", "attention.k_norm"),
     )
     x = b.add(x, b.rms_norm(b.row_parallel(y, "attention.o"), "attention_end_norm"))
     h = b.rms_norm(x, "mlp_norm")

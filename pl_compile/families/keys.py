@@ -1,10 +1,10 @@
 """Every key of a base's config.json: read, without effect on the logits, or refused.
 
 A key that transformers' class for the family knows stands in the family's `Keys`, or in what all
-families share here. A key that it does not know cannot change what transformers computes, but a
-file may mean something by it: the names that other families and other programs have for what no
-tensor would betray (a cap, a scale, a window) are refused where they mean something. Any other key
-is ignored, as transformers ignores it.
+families share here. A key that it does not know cannot change what transformers computes. But the
+file's author may mean something by it: a cap, a scale or a window, say, of which no tensor tells.
+The names that other families and other programs have for such things are refused, unless their
+value means nothing. Any other key is ignored, as transformers ignores it.
 """
 
 from collections.abc import Mapping, Set

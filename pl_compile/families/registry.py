@@ -7,7 +7,7 @@ from pl_compile.families.family import Family
 from pl_compile.families.gemma3 import GEMMA3
 from pl_compile.families.gpt2 import GPT2
 from pl_compile.families.llama import LLAMA
-from pl_compile.families.row_parallel import row_parallel_products
+from pl_compile.families.named import Named, names_of
 from pl_compile.families.settings import Settings
 from pl_compile.families.weights import Weight
 
@@ -36,18 +36,22 @@ def _left_out(family: Family) -> list[str]:
 
 def _contradictions(family: Family) -> list[str]:
     unknown = {*family.tiny, *family.tiny_blocks} - family.keys.known
-    config = family.read(Settings({**family.tiny, "vocab_size": 397}, "reading a tiny base"))
+    settings = Settings({**family.tiny, "vocab_size": 397}, "reading a tiny base")
+    config = family.read(settings)
+    unread = family.keys.read - settings.asked - _READ_ELSEWHERE
     weights = list(family.weights(config))
     names = [weight.name for weight in weights]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems = [
         f"its tiny base has '{key}', which is not one of its keys" for key in sorted(unknown)
     ]
+    # Such a key would be taken for one that is computed, and change nothing.
+    problems += [f"its key '{key}' is never read" for key in sorted(unread)]
     problems += [f"it has the weight '{name}' twice" for name in twice]
     # Both enter the fingerprint by their names.
     shared = vars(config).keys() & (vars(config.own).keys() if config.own else {})
     problems += [f"its own '{name}' is a field of DecoderConfig too" for name in sorted(shared)]
-    problems += _wrongly_divided(weights, row_parallel_products(family.definition, config))
+    problems += _wrongly_used(weights, names_of(family.definition, config))
     if not family.keys.architectures:
         problems.append("its keys name no class of 'architectures'")
     if config.family != family.name:
@@ -57,25 +61,33 @@ def _contradictions(family: Family) -> list[str]:
     return problems
 
 
-def _wrongly_divided(weights: list[Weight], summed: set[str]) -> list[str]:
-    """Weights that ranks divide otherwise than the definition computes with the parts.
+def _wrongly_used(weights: list[Weight], used: Named) -> list[str]:
+    """Weights that the definition does not use, or otherwise than ranks divide them.
 
     Args:
         weights: of a base.
-        summed: the products that the definition sums over ranks.
+        used: what its definition names.
     """
     problems = []
+    had = {weight.name.rpartition(".")[0] for weight in weights}
+    problems += [f"its definition does not use '{name}'" for name in sorted(had - used.weights)]
+    problems += [f"it has no weight for '{name}'" for name in sorted(used.weights - had)]
     for weight in weights:
-        product, _, kind = weight.name.rpartition(".")
+        name, _, kind = weight.name.rpartition(".")
         by_rows = weight.cut is not None and weight.cut.axis == 0
-        if kind == "weight" and by_rows and product not in summed:
-            problems.append(f"ranks divide the rows of '{product}', which is not row_parallel")
-        if kind == "weight" and not by_rows and product in summed:
-            problems.append(f"'{product}' is row_parallel, and ranks do not divide its rows")
-        if kind == "bias" and weight.cut is not None and product in summed:
-            problems.append(f"'{product}' is row_parallel, and ranks divide its bias")
+        if weight.cut is not None and name in used.norms:
+            problems.append(f"ranks divide the norm '{name}', and each would norm its own part")
+        elif kind == "weight" and by_rows and name not in used.summed:
+            problems.append(f"ranks divide the rows of '{name}', which is not row_parallel")
+        elif kind == "weight" and not by_rows and name in used.summed:
+            problems.append(f"'{name}' is row_parallel, and ranks do not divide its rows")
+        elif kind == "bias" and weight.cut is not None and name in used.summed:
+            problems.append(f"'{name}' is row_parallel, and ranks divide its bias")
     return problems
 
+
+# `text.end_tokens` reads it.
+_READ_ELSEWHERE = {"eos_token_id"}
 
 # In the order in which messages and pages name them.
 FAMILIES = registered(LLAMA, GPT2, GEMMA3)

@@ -23,11 +23,20 @@ _KINDS = {
 
 
 class Settings:
-    """A config file's settings with the checks a reader of them needs."""
+    """A config file's settings with the checks a reader of them needs.
+
+    Attributes:
+        asked: the keys that were asked for so far, whether they are there or not.
+    """
 
     def __init__(self, values: Mapping[str, Any], doing: str) -> None:
+        self.asked: set[str] = set()
         self._values = values
         self._doing = doing
+
+    def _value(self, key: str) -> Any:
+        self.asked.add(key)
+        return self._values.get(key)
 
     def get(self, key: str, kind: type[T], default: T | None = None, *, null: bool = False) -> T:
         """The value of `key`.
@@ -41,7 +50,7 @@ class Settings:
         Raises:
             BaseModelError: a value of another type; or there is neither a value nor a default.
         """
-        value = self._values.get(key)
+        value = self._value(key)
         if value is None and default is not None and (null or key not in self._values):
             return default
         if key not in self._values:
@@ -135,7 +144,7 @@ class Settings:
         if "rope_theta" in rope:
             given["rope_theta of its rotary settings"] = rope["rope_theta"]
         # Null beside a number says nothing; alone it is refused below.
-        if self._values.get(theta) is not None or (theta in self._values and not given):
+        if self._value(theta) is not None or (theta in self._values and not given):
             given[theta] = self._values[theta]
         for place, value in given.items():
             if type(value) not in (int, float) or not 1 <= value <= _FLOAT32_MAX:
@@ -151,7 +160,7 @@ class Settings:
 
     def _rope(self, key: str, kind: str = "") -> dict[str, Any]:
         """The settings of rotary positions that are not scaled; of a kind of layers, if given."""
-        rope = self._values.get(key) or {}
+        rope = self._value(key) or {}
         if not isinstance(rope, dict):
             raise BaseModelError(self._doing, found=f"'{key}' is {rope!r:.80}", expected="a dict")
         if kind:
@@ -176,7 +185,7 @@ class Settings:
 
     def pad_id_within(self, vocab: int) -> None:
         """Raises unless the padding token has a row, for which transformers asks."""
-        pad = self._values.get("pad_token_id")
+        pad = self._value("pad_token_id")
         if pad is not None and not (type(pad) is int and -vocab <= pad < vocab):
             raise BaseModelError(
                 self._doing,
@@ -186,7 +195,7 @@ class Settings:
 
     def token_id(self, key: str) -> int | None:
         """A token's id, or None."""
-        value = self._values.get(key)
+        value = self._value(key)
         if value is not None and type(value) is not int:
             raise BaseModelError(
                 self._doing, found=f"'{key}' is {value!r:.80}", expected="a token's id, or null"

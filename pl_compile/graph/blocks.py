@@ -147,19 +147,19 @@ class OnnxBlocks:
         rotary: Frequencies | None = None,
         scale: float | None = None,
         window: int = 0,
-        q_norm: str = "",
-        k_norm: str = "",
+        softcap: float = 0.0,
+        head_norms: tuple[str, str] | None = None,
     ) -> ir.Value:
         """Causal attention over the layer's cache."""
         assert self.index is not None
         config = self.config
-        norms = self._head_norms(q_norm, k_norm)
         settings = AttentionSettings(
             config.heads,
             config.kv_heads,
             1 / sqrt(config.head_dim) if scale is None else scale,
             window,
-            epsilon=config.norm_eps if norms else 0.0,
+            softcap,
+            epsilon=config.norm_eps if head_norms else 0.0,
         )
         y, self.step.presents[self.index] = attention(
             self.g,
@@ -169,15 +169,9 @@ class OnnxBlocks:
             self.step.past_lengths,
             self._named("attention"),
             rotary=None if rotary is None else self._rotary(rotary),
-            norms=norms,
+            norms=[self.g.weight(f"{self._named(name)}.weight") for name in head_norms or ()],
         )
         return y
-
-    def _head_norms(self, q_norm: str, k_norm: str) -> tuple[ir.Value, ir.Value] | None:
-        if not (q_norm or k_norm):
-            return None
-        query, key = (self.g.weight(f"{self._named(name)}.weight") for name in (q_norm, k_norm))
-        return query, key
 
     def _rotary(self, frequencies: Frequencies) -> "Rotary":
         rotated, width = 2 * len(frequencies), self.config.head_dim
@@ -231,10 +225,18 @@ class OnnxBlocks:
         # the product takes it so: there is no transposed copy of it.
         table = self.g.weight(EMBEDDING if self.config.tied else HEAD)
         logits = self.g.op("Gemm", [x, table], "head", transB=1)
-        if self.config.vocab % VOCAB_MULTIPLE == 0:
-            return logits
-        bounds = [self.g.integers(each) for each in (0, self.config.vocab, 1)]
-        return self.g.op("Slice", [logits, *bounds], "head.unpadded")
+        if self.config.vocab % VOCAB_MULTIPLE:
+            bounds = [self.g.integers(each) for each in (0, self.config.vocab, 1)]
+            logits = self.g.op("Slice", [logits, *bounds], "head.unpadded")
+        if self.config.logits_scale != 1:
+            logits = self.scale(logits, self.config.logits_scale)
+        return self._capped(logits) if self.config.logits_cap else logits
+
+    def _capped(self, logits: ir.Value) -> ir.Value:
+        """`cap * tanh(logits / cap)`."""
+        cap = self.config.logits_cap
+        bent = self.g.op("Tanh", [self.scale(logits, 1 / cap)], "head.bent")
+        return self.scale(bent, cap)
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ def attention(
     name: str,
     *,
     rotary: Rotary | None = None,
-    norms: tuple[ir.Value, ir.Value] | None = None,
+    norms: Sequence[ir.Value] = (),
 ) -> tuple[ir.Value, Cache]:
     """Writes keys and values into the cache and attends causally over what it holds.
 
@@ -280,7 +282,7 @@ def attention(
         `[batch, seq, heads * head_dim]`, and the cache after this step.
     """
     rotation = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
-    optional = _up_to_last_given([*rotation, *(norms or ())])
+    optional = _up_to_last_given([*rotation, *norms])
     y, present_key, present_value = g.ops(
         ATTENTION,
         [*parts, *cache, past_lengths, *optional],

@@ -5,15 +5,15 @@ before:  y, pk, pv = plc::Attention(qkv, , , past_key, past_value, past_lengths,
 after:   y, pk, pv = plc::PackedAttention(qkv, past_key, past_value, past_lengths,
                                           cos, sin, q_norm, k_norm, ...)
 
-The kernel counts positions from past_lengths itself. What a call leaves out is left out, and so is
-a scale of 1 / sqrt(head_dim), which the kernel takes by default.
+Queries, keys and values that are not one product (something stands between, or only some have a
+bias) are joined before it. The kernel counts positions from past_lengths itself. What a call leaves
+out is left out, and so is a scale of 1 / sqrt(head_dim), which the kernel takes by default.
 """
 
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pl_compile.errors import ExportError
 from pl_compile.graph.kernel_operators import PACKED_ATTENTION, PACKED_ATTENTION_INPUTS
 from pl_compile.graph.operators import (
     ATTENTION,
@@ -29,17 +29,6 @@ from pl_compile.passes.graph_pass import GraphPass
 @dataclass(frozen=True)
 class UsePackedAttention(GraphPass):
     """Replaces every attention."""
-
-    def requires(self, model: ir.Model) -> None:
-        """Queries, keys and values of a layer are one product."""
-        for call in _calls(model):
-            if call.inputs[1] is not None:
-                raise ExportError(
-                    f"lowering {call.name} to this project's kernels",
-                    found="queries, keys and values of several products",
-                    expected="one product: of weights that all have a bias, or none",
-                    fix="Use --target onnx-cpu.",
-                )
 
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
@@ -61,6 +50,9 @@ def _calls(model: ir.Model) -> list[ir.Node]:
 
 def _insert(edit: Edit, call: ir.Node) -> tuple[ir.Value, ...]:
     given = attention_inputs(call)
+    if "key" in given:
+        parts = [given.pop(name) for name in ("query", "key", "value")]
+        (given["query"],) = edit.insert(call, "Concat", parts, f"{call.name}.q_k_v", axis=-1)
     inputs = [given.get(name) for name in PACKED_ATTENTION_INPUTS]
     while inputs[-1] is None:
         inputs.pop()

@@ -23,7 +23,8 @@ from pl_compile.errors import BaseModelError, list_problems
 from pl_compile.shapes import Shape
 
 # Listed by name, so that a field that is added to DecoderConfig later changes no fingerprint. What
-# only one family has (`DecoderConfig.own`) is a part of it too.
+# only one family has (`DecoderConfig.own`) is a part of it too, and so are the fields below where
+# they differ from their defaults.
 _FINGERPRINTED = (
     "family",
     "ffn",
@@ -38,6 +39,8 @@ _FINGERPRINTED = (
     "tied",
     "vocab",
 )
+
+_FINGERPRINTED_IF_GIVEN = ("embedding_scale", "logits_cap", "logits_scale")
 
 # The bits of an exponent that is all ones, which means infinity or NaN.
 _EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
@@ -63,6 +66,11 @@ class FingerprintedCheckpoint:
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig) -> None:
         sizes = {name: getattr(config, name) for name in _FINGERPRINTED}
+        sizes |= {
+            name: getattr(config, name)
+            for name in _FINGERPRINTED_IF_GIVEN
+            if getattr(config, name) != getattr(DecoderConfig, name)
+        }
         sizes |= {} if config.own is None else asdict(config.own)
         self._digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
         self._checkpoint, self._config = checkpoint, config

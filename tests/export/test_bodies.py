@@ -105,7 +105,7 @@ def model_of(settings: AttentionSettings, *, rotary: bool, norms: bool) -> ir.Mo
         past_lengths,
         "a",
         rotary=turned,
-        norms=(g.weight("a.q_norm.weight"), g.weight("a.k_norm.weight")) if norms else None,
+        norms=[g.weight(f"a.{part}_norm.weight") for part in "qk" if norms],
     )
     g.output(y, "y", ir.DataType.FLOAT, ["batch", "seq", HEADS * DIM])
     for value, name in zip(presents, ("present_key", "present_value"), strict=True):

@@ -94,11 +94,12 @@ class NumpyBlocks:
         rotary: Frequencies | None = None,
         scale: float | None = None,
         window: int = 0,
-        q_norm: str = "",
-        k_norm: str = "",
+        softcap: float = 0.0,
+        head_norms: tuple[str, str] | None = None,
     ) -> Array:
         q, k, v = (self._heads(x) for x in (query, key, value))
-        q, k = (self.rms_norm(x, name) if name else x for x, name in ((q, q_norm), (k, k_norm)))
+        if head_norms is not None:
+            q, k = (self.rms_norm(x, name) for x, name in zip((q, k), head_norms, strict=True))
         if rotary is not None:
             q, k = self._rotated(q, rotary), self._rotated(k, rotary)
         if self.index in self.line.caches:
@@ -107,6 +108,8 @@ class NumpyBlocks:
         self.line.caches[self.index] = k, v
         k, v = (np.repeat(x, self.config.heads // self.config.kv_heads, 0) for x in (k, v))
         scores = q @ k.transpose(0, 2, 1) * (scale or self.config.head_dim**-0.5)
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
         before = self.line.positions[:, None] - np.arange(k.shape[1])
         scores[:, (before < 0) | (before >= (window or np.inf))] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -141,7 +144,9 @@ class NumpyBlocks:
         return np.asarray(x[-1])
 
     def head(self, x: Array) -> Array:
-        return self._weight(f"{'embedding' if self.config.tied else 'head'}.weight") @ x
+        table = self._weight(f"{'embedding' if self.config.tied else 'head'}.weight")
+        logits, cap = table @ x * self.config.logits_scale, self.config.logits_cap
+        return np.asarray(cap * np.tanh(logits / cap) if cap else logits)
 
 
 class Numpy:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from transformers import CONFIG_MAPPING
@@ -14,6 +15,7 @@ from pl_compile.families.family import Family
 from pl_compile.families.gpt2 import GPT2
 from pl_compile.families.llama import LLAMA
 from pl_compile.families.registry import FAMILIES, registered
+from pl_compile.families.settings import Settings
 from pl_compile.families.weights import Cut, Weight
 from pl_compile.training.frozen.layers import FAST
 from pl_compile.weights.listed import weights_of
@@ -47,12 +49,43 @@ def test_a_field_that_is_left_out_is_named() -> None:
         Family(**{name: value for name, value in vars(LLAMA).items() if name != "weights"})
 
 
+def tiny_settings() -> Settings:
+    return Settings({**LLAMA.tiny, "vocab_size": 397}, "reading a tiny base")
+
+
 def without_sums(b: Blocks[V]) -> V:
-    """Llama's, but for the sums over ranks."""
+    """Names all that Llama's does, but for the sums over ranks."""
     x = b.embedding()
     for i in range(b.config.layers):
-        x = b.layer(i).linear(b.layer(i).linear(x, "attention.o"), "mlp.down")
-    return b.head(x)
+        layer = b.layer(i)
+        for name in ("attention_norm", "mlp_norm"):
+            x = layer.rms_norm(x, name)
+        for name in ("attention.q", "attention.k", "attention.v", "attention.o"):
+            x = layer.linear(x, name)
+        for name in ("mlp.gate", "mlp.up", "mlp.down"):
+            x = layer.linear(x, name)
+    return b.head(b.rms_norm(x, "final_norm"))
+
+
+def without_last_norm(b: Blocks[V]) -> V:
+    """Llama's, but for the norm before the head."""
+
+    class Whole:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(b, name)
+
+        def rms_norm(self, x: V, name: str) -> V:
+            return x
+
+    return LLAMA.definition(cast(Blocks[V], Whole()))
+
+
+def with_another_norm(b: Blocks[V]) -> V:
+    return b.rms_norm(LLAMA.definition(b), "second_norm")
+
+
+def divided_norm(weight: Weight) -> Weight:
+    return replace(weight, cut=Cut(-1, "ffn")) if weight.name.startswith("final_") else weight
 
 
 def on_every_rank(weight: Weight) -> Weight:
@@ -72,9 +105,10 @@ WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
     ),
     "a weight twice": (
         lambda family: replace(
-            family, weights=lambda config: [Weight("a", (1,), "x"), Weight("a", (1,), "y")]
+            family,
+            weights=lambda config: [*LLAMA.weights(config), *list(LLAMA.weights(config))[:1]],
         ),
-        "it has the weight 'a' twice",
+        "it has the weight 'layers.0.attention_norm.weight' twice",
     ),
     "another's reader": (
         lambda family: replace(family, name="lama"),
@@ -84,7 +118,7 @@ WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
         lambda family: replace(
             family,
             read=lambda hf: replace(LLAMA.read(hf), own=Own(hidden=3)),
-            weights=lambda config: [Weight("a", (1,), "x")],
+            weights=lambda config: LLAMA.weights(LLAMA.read(tiny_settings())),
         ),
         "its own 'hidden' is a field of DecoderConfig too",
     ),
@@ -107,6 +141,26 @@ WRONG: dict[str, tuple[Callable[[Family], Family], str]] = {
             family, weights=lambda config: [*LLAMA.weights(config), DIVIDED_BIAS]
         ),
         "'layers.1.mlp.down' is row_parallel, and ranks divide its bias",
+    ),
+    "a key that changes nothing": (
+        lambda family: replace(
+            family, keys=replace(family.keys, read=family.keys.read | {"a_window"})
+        ),
+        "its key 'a_window' is never read",
+    ),
+    "a weight that changes nothing": (
+        lambda family: replace(family, definition=without_last_norm),
+        "its definition does not use 'final_norm'",
+    ),
+    "a weight that is not there": (
+        lambda family: replace(family, definition=with_another_norm),
+        "it has no weight for 'second_norm'",
+    ),
+    "a norm of a part": (
+        lambda family: replace(
+            family, weights=lambda config: map(divided_norm, LLAMA.weights(config))
+        ),
+        "ranks divide the norm 'final_norm', and each would norm its own part",
     ),
     "a name without the prefix": (
         lambda family: replace(family, embedding="embed_tokens.weight"),

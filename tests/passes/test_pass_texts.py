@@ -12,7 +12,6 @@ import onnx_ir as ir
 import pytest
 
 from pl_compile.config.contract import GraphContract
-from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, library_of
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.give_added_entries import GiveAddedEntries
@@ -56,6 +55,7 @@ CASES: dict[str, GraphPass] = {
     "use_own_products_for_geglu": UseOwnProducts(),
     "use_packed_attention": UsePackedAttention(),
     "use_packed_attention_without_rotary": UsePackedAttention(),
+    "use_packed_attention_of_parts": UsePackedAttention(),
     "use_packed_attention_with_norms": UsePackedAttention(),
     "use_grouped_attention": UseGroupedAttention(),
     "use_grouped_attention_without_rotary": UseGroupedAttention(),
@@ -144,13 +144,6 @@ def test_products_that_one_operator_does_not_take_in_this_order_are_split_again(
     run_passes(model, [MergeProducts()])
 
     assert [node.op_type for node in model.graph] == ["MatMul", "Split", "SwiGlu"]
-
-
-def test_separate_products_are_refused_where_a_kernel_takes_one() -> None:
-    model = model_of("use_grouped_attention_without_rotary")
-
-    with pytest.raises(ExportError, match=r"lowering a\.attend .* --target onnx-cpu"):
-        run_passes(model, [UsePackedAttention()])
 
 
 def test_norms_of_heads_are_left_to_a_body_where_the_kernel_has_none() -> None:
