@@ -12,11 +12,15 @@ from typing import Literal
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import ExportError
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
 from pl_compile.weights.names import TABLES, weight_shapes
+
+# The smallest block of the operator MatMulNBits. Each larger one is a power of 2.
+_SMALLEST_BLOCK = 16
 
 _BITS: dict[str, Literal[4, 8]] = {"int4": 4, "int8": 8}
 
@@ -32,6 +36,20 @@ def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTH
     shapes = weight_shapes(config)
     for name, (scheme, along) in rounded_weights(config, options).items():
         scheme.check(name, shapes[name][along], fix=fix)
+
+
+def check_mat_mul_nbits(options: BuildOptions) -> None:
+    """Raises `ExportError` unless MatMulNBits, to which targets lower blocks, takes the blocks."""
+    block = options.scale_block
+    if options.quantization == "none" or not block:  # one scale a channel is not lowered to it
+        return
+    if block < _SMALLEST_BLOCK or block & (block - 1):
+        raise ExportError(
+            "choosing blocks for the operator MatMulNBits",
+            found=f"blocks of {block}",
+            expected=f"a power of 2, at least {_SMALLEST_BLOCK}",
+            fix="Choose another --block.",
+        )
 
 
 def quantize_passes(
