@@ -9,6 +9,7 @@ from pl_compile.artifact.bundle import Precision
 from pl_compile.checks.bundle_checks import Checks, check_bundle
 from pl_compile.checks.checking_engine import can_check, checking_engine, why_unchecked
 from pl_compile.checks.lint import TaskLint, lint_tasks
+from pl_compile.checks.windows import smallest_window
 from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.progress import Progress
@@ -65,6 +66,7 @@ def check_export(
         inputs.tokenizer,
         precision=precision,
         base=request.base if _has_reference(request, inputs.target, progress) else None,
+        window=smallest_window(inputs.recipe.config),
         progress=progress,
     )
 

@@ -21,7 +21,9 @@ from pl_compile.checks.parity import (
     self_limit_of,
     trace,
     trace_reference,
+    windows_not_compared,
 )
+from pl_compile.checks.windows import smallest_window
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError, FingerprintError
 from pl_compile.progress import SILENT, Progress
@@ -46,6 +48,7 @@ class VerifyResult:
         parity: one comparison per task with torch; empty without a reference.
         tokens: one comparison per task with the tokens of transformers' own tokenizer; empty
             likewise.
+        not_compared: what of the base the comparison with torch could not show, as sentences.
         passed: whether every comparison passed.
         failures: what was beyond its limit, as sentences.
     """
@@ -55,6 +58,7 @@ class VerifyResult:
     selftests: tuple[Parity, ...]
     parity: tuple[Parity, ...]
     tokens: tuple[TokenCheck, ...]
+    not_compared: tuple[str, ...]
     passed: bool
     failures: tuple[str, ...]
 
@@ -104,6 +108,7 @@ def verify_bundle(
     selftests = []
     parity: list[Parity] = []
     tokens: list[TokenCheck] = []
+    not_compared: tuple[str, ...] = ()
     with checking_engine(
         bundle.base_folder,
         target,
@@ -120,7 +125,7 @@ def verify_bundle(
                     selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
                     bar.advance(note=name)
         if reference is not None:
-            parity, tokens = _with_torch(
+            parity, tokens, not_compared = _with_torch(
                 bundle, engine, learned, served, tokenizer, reference, device, progress
             )
     failures = [*token_failures(tokens), *parity_failures([*selftests, *parity])]
@@ -137,6 +142,7 @@ def verify_bundle(
         tuple(selftests),
         tuple(parity),
         tuple(tokens),
+        not_compared,
         not failures,
         tuple(failures),
     )
@@ -177,17 +183,19 @@ def _with_torch(
     reference: Path,
     device: str,
     progress: Progress,
-) -> tuple[list[Parity], list[TokenCheck]]:
+) -> tuple[list[Parity], list[TokenCheck], tuple[str, ...]]:
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
     contract = bundle.manifest.graph
+    window = smallest_window(open_base(reference)[1])
     rows = probe_rows(
         learned,
         tokenizer,
         vocab=contract.vocab,
         capacity=contract.capacity,
         served=served,
+        window=window,
         seed=1,  # other words than in the export, whose words the self-tests have
     )
     progress.say("loading the reference (torch)")
@@ -195,4 +203,4 @@ def _with_torch(
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
     limit = limit_of(bundle.manifest.precision)
     parity = compare(rows, expected, actual, reference_name(), limit)
-    return parity, compare_tokens(rows, reference)
+    return parity, compare_tokens(rows, reference), windows_not_compared(rows, window)

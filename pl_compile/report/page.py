@@ -93,6 +93,7 @@ def _comparisons(checks: Comparisons) -> list[str]:
             "As served, in one batch of all tasks, against torch row by row.",
             checks.torch,
         ),
+        *(f"<p class='note'>{escape(each)}</p>" for each in checks.not_compared),
         *_comparison(
             "Folded against not folded",
             "Openings as stored keys and values, with the same openings computed.",

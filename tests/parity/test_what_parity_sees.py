@@ -7,6 +7,7 @@ the rendered prompt is itself compared with what transformers' tokenizer gives.
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,13 +26,18 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table
 from pl_compile.checks.parity import probe_rows
+from pl_compile.checks.windows import smallest_window
 from pl_compile.cli.export import fixes_for_tokens, print_tokens
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES
+from pl_compile.graph.operators import AttentionSettings
 from pl_compile.graph.prompt import virtual_rows
+from pl_compile.report.files import read_report
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.testing import (
     byte_fallback_tokenizer,
@@ -549,3 +555,56 @@ def test_probes_hold_what_is_easily_got_wrong(tiny_bases: dict[str, Path]) -> No
         assert any(text == text.strip(" ") for text in texts)
     ids = np.concatenate([row.rendered.token_ids for row in rows])
     assert ids.max() > 380
+
+
+@pytest.fixture
+def with_window(tmp_path: Path) -> Path:
+    """A Gemma 3 whose layers with a window see 60 tokens."""
+    base = write_tiny_base(tmp_path / "gemma3", "gemma3_text")
+    config = json.loads((base / "config.json").read_text())
+    config |= {"sliding_window": 60, "max_position_embeddings": 200}
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+def test_a_window_that_the_graph_leaves_out(
+    exported: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch, with_window: Path
+) -> None:
+    right = exported(with_window, capacity=120)
+
+    assert right.passed == "passed"
+    assert verify_bundle(right.bundle, with_window).not_compared == ()
+
+    def without_window(*given: Any, **settings: Any) -> AttentionSettings:
+        return replace(AttentionSettings(*given, **settings), window=0)
+
+    monkeypatch.setattr("pl_compile.graph.blocks.AttentionSettings", without_window)
+
+    wrong = exported(with_window, capacity=120)
+
+    assert [parity.passed for parity in wrong.parity] == [False, False, False]
+
+
+def test_a_window_that_no_prompt_reaches_is_said_so(
+    exported: Callable[..., ExportResult],
+    with_window: Path,
+    plc: Callable[..., tuple[int, str, str]],
+) -> None:
+    bundle = exported(with_window, capacity=90, tasks=("tone",)).bundle
+
+    said = "task 'tone': the base's window of 60 tokens was not compared"
+    report = read_report(bundle)
+    assert report is not None
+    assert [said in each for each in report.checks.not_compared] == [True]
+    assert said in unescape((bundle / "report.html").read_text(encoding="utf-8"))
+    code, out, _ = plc("verify", bundle, "--reference", with_window)
+    assert (code, said in out) == (0, True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_smallest_window_is_that_of_the_definition(
+    tiny_bases: dict[str, Path], family: str
+) -> None:
+    config = read_decoder_config(tiny_bases[family])
+
+    assert smallest_window(config) == (5 if family == "gemma3_text" else 0)
