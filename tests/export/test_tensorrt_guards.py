@@ -57,6 +57,20 @@ def test_an_attention_without_a_mask_is_refused(causal: Causal) -> None:
         check_network(network_of(attention_layer(causal, None)))
 
 
+def test_the_form_without_masks_is_not_that_of_a_network_with_masks() -> None:
+    """Else a rewrite that changes nothing is compared with itself, and recorded as the form."""
+    masked = attention_layer(Causal.NONE, SimpleNamespace(name="mask"))
+
+    check_network(network_of(masked), attention="lower_right", masks=1)
+    with pytest.raises(ExportError, match="1 attentions with a mask; expected 0, those with a"):
+        check_network(network_of(masked), attention="lower_right")
+    causal = attention_layer(Causal.LOWER_RIGHT, None)
+    causal.attention.key_value_lengths = SimpleNamespace(name="lengths")
+    check_network(network_of(causal), attention="lower_right")
+    with pytest.raises(ExportError, match="0 attentions with a mask; expected 1"):
+        check_network(network_of(causal), attention="lower_right", masks=1)
+
+
 def test_collectives_of_another_number_of_ranks_are_refused() -> None:
     layer = SimpleNamespace(type=Kind.DIST_COLLECTIVE, name="sum", num_ranks=1)
 
