@@ -43,7 +43,7 @@ from pl_compile.graph.operators import (
 )
 from pl_compile.passes.link_functions import Library
 
-# Entries that the kernels of Attention take at once, and then some.
+# The span is a multiple of so many entries. The kernels of Attention take fewer at once.
 _SPAN = 64
 
 

@@ -12,12 +12,16 @@ from typing import Literal
 
 from pl_compile.config.build import WEIGHT_BITS, BuildOptions
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.errors import ExportError
 from pl_compile.families.names import TABLES, is_product_of_layer
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.quantize_weights import QuantizeWeights
 from pl_compile.quantize.moments import Moments
 from pl_compile.quantize.scheme import OTHER_BLOCKS, Scheme
 from pl_compile.weights.listed import weight_shapes
+
+# The smallest block of the operator MatMulNBits. Each larger one is a power of 2.
+_SMALLEST_BLOCK = 16
 
 
 def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTHER_BLOCKS) -> None:
@@ -31,6 +35,20 @@ def check_blocks(config: DecoderConfig, options: BuildOptions, *, fix: str = OTH
     shapes = weight_shapes(config)
     for name, (scheme, along) in rounded_weights(config, options).items():
         scheme.check(name, shapes[name][along], fix=fix)
+
+
+def check_mat_mul_nbits(options: BuildOptions) -> None:
+    """Raises `ExportError` unless MatMulNBits, to which targets lower blocks, takes the blocks."""
+    block = options.block_or_default
+    if options.quantization == "none" or not block:  # one scale a channel is not lowered to it
+        return
+    if block < _SMALLEST_BLOCK or block & (block - 1):
+        raise ExportError(
+            "choosing blocks for the operator MatMulNBits",
+            found=f"blocks of {block}",
+            expected=f"a power of 2, at least {_SMALLEST_BLOCK}",
+            fix="Choose another --block.",
+        )
 
 
 def quantize_passes(

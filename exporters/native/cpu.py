@@ -54,8 +54,10 @@ from pl_compile.passes.use_packed_attention import UsePackedAttention
 # The width of a head is a multiple of this: of what a vector of the kernels holds.
 _HEAD_DIM_MULTIPLE = 16
 
-# The interface of runtime/kernels that has more, and what attention takes in all of them.
+# The third interface of runtime/kernels added norms of heads, windows, scales and softcaps to
+# attention, and GeGLU to products.
 _THIRD = 3
+# Every interface knows these attributes of attention.
 _ATTENTION_OF_ALL = {"heads", "kv_heads"}
 
 

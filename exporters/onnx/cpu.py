@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pl_compile.config.build import BuildOptions
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
-from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, library_of
 from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import check_options, when
-from pl_compile.exporters.rounding import check_blocks, quantize_passes
+from pl_compile.exporters.rounding import check_blocks, check_mat_mul_nbits, quantize_passes
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import LinkFunctions
@@ -27,9 +26,6 @@ from pl_compile.passes.use_mat_mul_nbits import UseMatMulNBits
 # GroupQueryAttention takes heads of multiples of these widths, with rotary positions and without.
 _ROTARY_HEADS, _PLAIN_HEADS = 16, 8
 
-# MatMulNBits takes blocks of powers of 2 from here on.
-_SMALLEST_BLOCK = 16
-
 
 class OnnxCpuExporter(OnnxFiles):
     """ONNX Runtime on CPU."""
@@ -39,9 +35,8 @@ class OnnxCpuExporter(OnnxFiles):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
         check_options(self.target, options)
-        if options.quantization != "none" and options.block_or_default:
-            _check_kernels(options)
-            check_blocks(config, options)
+        check_mat_mul_nbits(options)
+        check_blocks(config, options)
 
     def passes(self, inputs: PassInputs) -> Stages:
         """See `Exporter.passes`."""
@@ -58,18 +53,6 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
         *when(candidates > 0, SampleInGraph(candidates)),
         LinkFunctions(library_of(attend_to_longest)),
     ]
-
-
-def _check_kernels(options: BuildOptions) -> None:
-    """Raises `ExportError` unless a kernel takes the blocks."""
-    block = options.block_or_default
-    if block < _SMALLEST_BLOCK or block & (block - 1):
-        raise ExportError(
-            "choosing ONNX Runtime's kernels",
-            found=f"blocks of {block}",
-            expected=f"a power of 2, at least {_SMALLEST_BLOCK}",
-            fix="Choose another --block.",
-        )
 
 
 def _is_grouped(config: DecoderConfig) -> bool:

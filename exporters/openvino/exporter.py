@@ -21,7 +21,7 @@ from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import check_options, when
-from pl_compile.exporters.rounding import check_blocks, quantize_passes
+from pl_compile.exporters.rounding import check_blocks, check_mat_mul_nbits, quantize_passes
 from pl_compile.passes.give_added_entries import GiveAddedEntries
 from pl_compile.passes.inline_functions import InlineFunctions
 from pl_compile.passes.link_functions import LinkFunctions
@@ -41,6 +41,7 @@ class OpenVinoExporter(OnnxFiles):
     def check(self, config: DecoderConfig, contract: GraphContract, options: BuildOptions) -> None:
         """See `Exporter.check`."""
         check_options(self.target, options)
+        check_mat_mul_nbits(options)
         check_blocks(config, options)
 
     def passes(self, inputs: PassInputs) -> Stages:

@@ -93,7 +93,12 @@ class ParsedNetwork:
 
 
 def parse(
-    model: Path, target: str, *, ranks: int = 1, attention: AttentionForm = "mask"
+    model: Path,
+    target: str,
+    *,
+    ranks: int = 1,
+    attention: AttentionForm = "mask",
+    masks: int = 0,
 ) -> ParsedNetwork:
     """Parses an ONNX file and checks what became of it.
 
@@ -102,6 +107,7 @@ def parse(
         target: "tensorrt-rtx" or "tensorrt".
         ranks: how many ranks its collectives are for.
         attention: how its attentions are told what a token sees.
+        masks: how many of them keep their masks in the form "lower_right".
 
     Raises:
         ExportError: the package is missing, the parser refuses the file, or `check_network` does.
@@ -130,19 +136,29 @@ def parse(
             fix="This is a mistake of the exporter: report it.",
         )
     parsed = ParsedNetwork(trt, network, builder, parser, log)
-    check_network(parsed, ranks=ranks, attention=attention)
+    check_network(parsed, ranks=ranks, attention=attention, masks=masks)
     return parsed
 
 
 def check_network(
-    parsed: ParsedNetwork, *, ranks: int = 1, attention: AttentionForm = "mask"
+    parsed: ParsedNetwork,
+    *,
+    ranks: int = 1,
+    attention: AttentionForm = "mask",
+    masks: int = 0,
 ) -> None:
     """Marks attentions decomposable, and refuses what would be compiled to something else.
 
+    Args:
+        parsed: the network.
+        ranks: how many its collectives are for.
+        attention: the form of its attentions.
+        masks: how many attentions, those with a window, keep their masks in "lower_right".
+
     Raises:
-        ExportError: an attention of another form than was asked for, a cache without a fixed
-            capacity, a collective of another number of ranks, none where there must be some, or too
-            many candidates.
+        ExportError: an attention of another form than was asked for, another number of masks, a
+            cache without a fixed capacity, a collective of another number of ranks, none where
+            there must be some, or too many candidates.
     """
     trt = parsed.trt
     kinds = {layer.type for layer in layers_of(parsed)}
@@ -150,10 +166,11 @@ def check_network(
     collectives = [getattr(trt.LayerType, n, None) for n in ("DIST_COLLECTIVE", "PLUGIN_V3")]
     if ranks > 1 and kinds.isdisjoint(collectives):
         raise _wrong_network(f"no collective, and {ranks} ranks", "sums over all ranks")
+    masked = 0
     for layer in layers_of(parsed):
         kind = layer.type
         if kind == trt.LayerType.ATTENTION_INPUT:
-            _check_attention(trt, layer, attention)
+            masked += _check_attention(trt, layer, attention)
         elif kind == trt.LayerType.KV_CACHE_UPDATE and -1 in tuple(layer.get_input(0).shape)[1:]:
             shape = tuple(layer.get_input(0).shape)
             raise _wrong(layer, f"a cache of shape {shape}", "a fixed capacity")
@@ -163,9 +180,12 @@ def check_network(
                 raise _wrong(layer, f"a collective of {found} ranks", f"{ranks}")
         elif kind == trt.LayerType.TOPK and typed(trt, layer).k > MOST_CANDIDATES:
             raise _wrong(layer, f"{layer.k} candidates", f"at most {MOST_CANDIDATES}")
+    if attention == "lower_right" and masked != masks:
+        raise _wrong_network(f"{masked} attentions with a mask", f"{masks}, those with a window")
 
 
-def _check_attention(trt: Any, layer: Any, form: AttentionForm) -> None:
+def _check_attention(trt: Any, layer: Any, form: AttentionForm) -> bool:
+    """Checks one, and returns whether it has a mask."""
     attention = typed(trt, layer).attention
     # Else only the types and head sizes that have a fused kernel would build.
     attention.decomposable = True
@@ -181,6 +201,7 @@ def _check_attention(trt: Any, layer: Any, form: AttentionForm) -> None:
             "lower_right": "LOWER_RIGHT with the rows' lengths, or a mask",
         }[form]
         raise _wrong(layer, found, expected)
+    return masked
 
 
 def _wrong(layer: Any, found: str, expected: str) -> ExportError:

@@ -60,10 +60,10 @@ from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.sample_in_graph import SampleInGraph
 from pl_compile.passes.use_all_reduce_plugin import UseAllReducePlugin
-from pl_compile.passes.use_lower_right import TRT_ATTENTION, UseLowerRight
+from pl_compile.passes.use_lower_right import TRT_ATTENTION, UseLowerRight, masked_attentions
 from pl_compile.progress import SILENT, Progress
 
-# What the two profiles of `trt.build_plan` are for, in their order.
+# What the two profiles of `api.build_plan` are for, in their order.
 PROFILES = ("prompt", "token")
 
 # Heads that are no multiple of this do not build at all.
@@ -219,7 +219,8 @@ def parse_base(
         load_plugin(trt)
         changes.append(UseAllReducePlugin())
     with _changed(folder / MODEL_NAME, changes) as model:
-        return parse(model, flavour, ranks=contract.ranks, attention=attention)
+        masks = masked_attentions(ir.load(model)) if attention == "lower_right" else 0
+        return parse(model, flavour, ranks=contract.ranks, attention=attention, masks=masks)
 
 
 def _each_once(progress: Progress) -> Callable[[str], None]:

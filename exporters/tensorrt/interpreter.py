@@ -240,7 +240,7 @@ def _activation(layer: Any, x: list[Any]) -> list[Array]:
 
 
 def _shuffle(layer: Any, x: list[Any]) -> list[Array]:
-    a = _permuted(x[0], layer.first_transpose)
+    a = _permuted(layer, x[0], layer.first_transpose)
     sizes: list[int] | None
     if len(x) > 1 and x[1] is not None:
         sizes = [int(size) for size in x[1]]
@@ -250,17 +250,21 @@ def _shuffle(layer: Any, x: list[Any]) -> list[Array]:
         if layer.zero_is_placeholder:
             sizes = [size if size else a.shape[axis] for axis, size in enumerate(sizes)]
         a = a.reshape(sizes)
-    return [_permuted(a, layer.second_transpose)]
+    return [_permuted(layer, a, layer.second_transpose)]
 
 
-def _permuted(a: Array, order: Any) -> Array:
-    axes = list(order)[: a.ndim]
-    return a.transpose(axes) if sorted(axes) == list(range(a.ndim)) else a
+def _permuted(layer: Any, a: Array, order: Any) -> Array:
+    axes = list(order)[: a.ndim]  # TensorRT gives places for more axes than there are
+    if sorted(axes) != list(range(a.ndim)):
+        raise _unknown(layer, f"the order {axes} of {a.ndim} axes")
+    return a.transpose(axes)
 
 
 def _slice(layer: Any, x: list[Any]) -> list[Array]:
     if layer.mode.name not in ("STRICT_BOUNDS", "WRAP"):
         raise _unknown(layer, f"a slice of mode {layer.mode.name}")
+    if len(x) > 5 and x[5] is not None:
+        raise _unknown(layer, "a slice whose axes are computed")
 
     def setting(index: int, fixed: Any) -> list[int]:
         given = x[index] if len(x) > index and x[index] is not None else fixed
@@ -351,6 +355,8 @@ def _reduce(layer: Any, x: list[Any]) -> list[Array]:
         "MIN": np.min,
         "PROD": np.prod,
     }
+    if layer.op.name not in functions:
+        raise _unknown(layer, f"a reduction {layer.op.name}")
     a = _wide(x[0])
     return [functions[layer.op.name](a, axis=_axes(layer, a), keepdims=layer.keep_dims)]
 
@@ -363,6 +369,8 @@ def _softmax(layer: Any, x: list[Any]) -> list[Array]:
 
 
 def _normalization(layer: Any, x: list[Any]) -> list[Array]:
+    if layer.num_groups != 1:
+        raise _unknown(layer, f"a normalisation of {layer.num_groups} groups")
     a = _wide(x[0])
     axes = _axes(layer, a)
     centred = a - a.mean(axes, keepdims=True)
@@ -387,6 +395,8 @@ def _top_k(layer: Any, x: list[Any]) -> list[Array]:
 
 
 def _dequantize(layer: Any, x: list[Any]) -> list[Array]:
+    if len(x) > 2 and x[2] is not None:
+        raise _unknown(layer, "a zero point")
     codes, scales = x[0].astype(np.float32), _wide(x[1])
     if codes.ndim == scales.ndim:
         for axis in range(codes.ndim):
@@ -414,6 +424,7 @@ def _rotary_embedding(layer: Any, x: list[Any]) -> list[Array]:
 
 
 def _kv_cache_update(layer: Any, x: list[Any]) -> list[Array]:
+    _check_padded(layer, layer, "update_form")
     cache, update, starts = x
     result = cache.copy()
     for row, start in enumerate(starts):
@@ -423,9 +434,20 @@ def _kv_cache_update(layer: Any, x: list[Any]) -> list[Array]:
     return [result]
 
 
+def _check_padded(layer: Any, settings: Any, *names: str) -> None:
+    """Refuses rows that are packed end to end, which later versions of TensorRT can take."""
+    for name in names:
+        form = getattr(settings, name, None)
+        if form is not None and form.name != "PADDED_BHND":
+            raise _unknown(layer, f"the {name} {form.name}")
+
+
 def _attention(layer: Any, x: list[Any], values: Mapping[str, Array]) -> Array:
     """Softmax of masked scores, over what the network really says: masks, kinds and lengths."""
     attention = layer.attention
+    if attention.norm_op.name != "SOFTMAX" or attention.normalization_quantize_scale is not None:
+        raise _unknown(layer, "an attention with something else than a softmax of floats")
+    _check_padded(layer, attention, "query_form", "key_value_form")
     query, key, value = x[:3]
     batch, heads, queries, dim = query.shape
     kv_heads, keys = key.shape[1:3]

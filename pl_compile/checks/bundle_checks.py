@@ -27,8 +27,10 @@ from pl_compile.checks.parity import (
     selftest_arrays,
     trace,
     trace_reference,
+    windows_not_compared,
 )
 from pl_compile.config.decoder import DecoderConfig
+from pl_compile.families.registry import smallest_window
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.served_task import ServedTask
@@ -43,6 +45,7 @@ class Comparisons:
 
     Attributes:
         torch: the bundle as it is served, with torch in float32; empty if that was left out.
+        not_compared: what of the base no prompt could show, as sentences.
         tokens: the same prompts' tokens, with those of transformers' own tokenizer.
         folded: served after folded prefixes, with prompts that are computed whole.
         alone: rows in mixed batches, with each row alone.
@@ -50,6 +53,7 @@ class Comparisons:
     """
 
     torch: tuple[Parity, ...] = ()
+    not_compared: tuple[str, ...] = ()
     tokens: tuple[TokenCheck, ...] = ()
     folded: tuple[Parity, ...] = ()
     alone: tuple[Parity, ...] = ()
@@ -103,13 +107,23 @@ def check_bundle(
     """
     if base is None or engine is None:
         return Checks(Comparisons(), {}, "not measured", ())
+    window = smallest_window(config)
     rows = probe_rows(
-        learned, tokenizer, vocab=engine.vocab, capacity=engine.capacity, served=served
+        learned,
+        tokenizer,
+        vocab=engine.vocab,
+        capacity=engine.capacity,
+        served=served,
+        window=window,
     )
+    not_compared = windows_not_compared(rows, window)
+    for each in not_compared:
+        progress.say(each)
     expected, reference = _reference_trace(base, config, rows, engine.capacity, progress)
     itself = _against_itself(engine, rows, expected.tokens, self_limit_of(precision), progress)
     comparisons = Comparisons(
         torch=tuple(compare(rows, expected, itself.mixed, reference, limit_of(precision))),
+        not_compared=not_compared,
         tokens=tuple(compare_tokens(rows, base)),
         folded=itself.folded,
         alone=itself.alone,

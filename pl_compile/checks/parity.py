@@ -11,8 +11,9 @@ checks the rendering itself.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -219,10 +220,14 @@ def probe_rows(
     vocab: int,
     capacity: int,
     served: Mapping[str, ServedTask] | None = None,
+    window: int = 0,
     rows_per_task: int = 2,
     seed: int = 0,
 ) -> list[ProbeRow]:
     """Prompts with each task's own layout and random words for its fields, of mixed lengths.
+
+    Where the base has windows, the last prompt of each task reaches beyond one, if it can:
+    `windows_not_compared` says of which tasks it cannot.
 
     Args:
         learned: the tasks as they were learned, by name.
@@ -230,6 +235,7 @@ def probe_rows(
         vocab: ids the base knows.
         capacity: prompts leave `DECODE_STEPS` entries of it free.
         served: the tasks as a bundle serves them; if None, as they were learned.
+        window: the smallest of the base (`families.registry`); 0 if it has none.
         rows_per_task: how many prompts each task gets.
         seed: of the random words.
 
@@ -272,8 +278,60 @@ def probe_rows(
                     expected="text or a field before the answer",
                 )
             as_served = prompt if served is None else served[name]
-            rows.append(ProbeRow(name, rendered, prompt, as_served, fields))
+            row = ProbeRow(name, rendered, prompt, as_served, fields)
+            if window and index == rows_per_task - 1:
+                row = _beyond(window, row, tokenizer, generator, vocab, longest)
+            rows.append(row)
     return rows
+
+
+def _reach(window: int) -> int:
+    """A prompt that is longer than this shows a window: some tokens of it are out of sight."""
+    return window + DECODE_STEPS
+
+
+def _beyond(
+    window: int,
+    row: ProbeRow,
+    tokenizer: Tokenizer,
+    generator: np.random.Generator,
+    vocab: int,
+    longest: int,
+) -> ProbeRow:
+    """The row with so long a first field that it shows a window; as it is if it cannot."""
+    if not row.fields or len(row.rendered) > _reach(window) or longest <= _reach(window):
+        return row
+    # Some words may be written with fewer tokens than they were drawn from.
+    text = tokenizer.decode(generator.integers(vocab, size=2 * _reach(window)).tolist())
+    first, own = next(iter(row.fields.items()))
+
+    def with_more(characters: int) -> ProbeRow:
+        fields = {**row.fields, first: own + text[:characters]}
+        return replace(row, rendered=row.renderer.prompt(fields), fields=fields)
+
+    try:
+        enough = bisect_left(
+            range(len(text)), _reach(window) + 1, key=lambda n: len(with_more(n).rendered)
+        )
+        longer = with_more(enough)
+    except DataError:  # words that the base does not know
+        return row
+    return longer if len(longer.rendered) <= longest else row
+
+
+def windows_not_compared(rows: Iterable[ProbeRow], window: int) -> tuple[str, ...]:
+    """The tasks whose rows are too short to show the base's smallest window, as sentences."""
+    if not window:
+        return ()
+    lengths: dict[str, int] = {}
+    for row in rows:
+        lengths[row.task] = max(lengths.get(row.task, 0), len(row.rendered))
+    return tuple(
+        f"task '{task}': the base's window of {window} tokens was not compared, since no prompt of "
+        f"more than {_reach(window)} could be made"
+        for task, length in lengths.items()
+        if length <= _reach(window)
+    )
 
 
 def _rendered_within(

@@ -67,6 +67,8 @@ def command(
         if result.parity:
             print_parity("Parity with torch", result.parity)
             print_tokens(result.tokens)
+        for each in result.not_compared:
+            click.echo(each)
     if not result.passed:
         raise ParityError(
             f"verifying {bundle}",

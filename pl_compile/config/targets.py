@@ -22,13 +22,13 @@ PROVIDERS = {
     "nv-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 
-# What ran on a GPU: `benchmarks/proven.py` writes it.
+# The file of the forms that ran on a GPU; `benchmarks/proven.py` writes it.
 PROOFS = Path(__file__).with_name("proven.jsonl")
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What of a target was tried on machines without a GPU, for some GPUs.
+    """The forms of a target that were built or run on machines without a GPU.
 
     Each field but the first is a cell of the table in docs/targets.md: "run" (built, run and
     compared with torch), "built" (no device ran it), "not served", or empty where it was not tried.

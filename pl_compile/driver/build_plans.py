@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -148,11 +148,13 @@ def note_gpu(folder: Path, record: PlanRecord) -> PlanRecord:
     return noted
 
 
-def _report(bundle: Bundle, staging: Path, records: Sequence[PlanRecord]) -> None:
+def _report(bundle: Bundle, staging: Path, plans: Sequence[PlanRecord]) -> None:
     """Writes the new plans into the export's report, if the report is still there."""
-    report = read_report(bundle.folder)
-    if report is not None:
-        write_report(staging, replace(report, plans=tuple(records)))
+    found = read_report(bundle.folder)
+    if found is not None:
+        record, report = found
+        record["plans"] = [asdict(plan) for plan in plans]
+        write_report(staging, replace(report, plans=tuple(plans)), record=record)
 
 
 def _described(bundle: Bundle) -> Manifest:

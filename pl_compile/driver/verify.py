@@ -21,10 +21,12 @@ from pl_compile.checks.parity import (
     self_limit_of,
     trace,
     trace_reference,
+    windows_not_compared,
 )
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.targets import PLAN_TARGETS
 from pl_compile.errors import ExportError, FingerprintError
+from pl_compile.families.registry import smallest_window
 from pl_compile.progress import SILENT, Progress
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
@@ -47,6 +49,7 @@ class VerifyResult:
         parity: one comparison per task with torch; empty without a reference.
         tokens: one comparison per task with the tokens of transformers' own tokenizer; empty
             likewise.
+        not_compared: what of the base the comparison with torch could not show, as sentences.
         passed: whether every comparison passed.
         failures: what was beyond its limit, as sentences.
     """
@@ -56,6 +59,7 @@ class VerifyResult:
     selftests: tuple[Parity, ...]
     parity: tuple[Parity, ...]
     tokens: tuple[TokenCheck, ...]
+    not_compared: tuple[str, ...]
     passed: bool
     failures: tuple[str, ...]
 
@@ -105,6 +109,7 @@ def verify_bundle(
     selftests = []
     parity: list[Parity] = []
     tokens: list[TokenCheck] = []
+    not_compared: tuple[str, ...] = ()
     with checking_engine(
         bundle.base_folder,
         target,
@@ -121,7 +126,7 @@ def verify_bundle(
                     selftests.append(run_selftest(engine, arrays, name, *prompts, limit))
                     bar.advance(note=name)
         if reference is not None:
-            parity, tokens = _with_torch(
+            parity, tokens, not_compared = _with_torch(
                 bundle, engine, learned, served, tokenizer, reference, config, device, progress
             )
     failures = [*token_failures(tokens), *parity_failures([*selftests, *parity])]
@@ -138,6 +143,7 @@ def verify_bundle(
         tuple(selftests),
         tuple(parity),
         tuple(tokens),
+        not_compared,
         not failures,
         tuple(failures),
     )
@@ -185,17 +191,19 @@ def _with_torch(
     config: DecoderConfig,
     device: str,
     progress: Progress,
-) -> tuple[list[Parity], list[TokenCheck]]:
+) -> tuple[list[Parity], list[TokenCheck], tuple[str, ...]]:
     progress.say("importing torch")
     from pl_compile.training.reference import TorchEngine, reference_name
 
     contract = bundle.manifest.graph
+    window = smallest_window(config)
     rows = probe_rows(
         learned,
         tokenizer,
         vocab=contract.vocab,
         capacity=contract.capacity,
         served=served,
+        window=window,
         seed=1,  # other words than in the export, whose words the self-tests have
     )
     progress.say("loading the reference (torch)")
@@ -205,4 +213,4 @@ def _with_torch(
     actual = trace(engine, rows, follow=expected.tokens, label="bundle", progress=progress)
     limit = limit_of(bundle.manifest.precision)
     parity = compare(rows, expected, actual, reference_name(), limit)
-    return parity, compare_tokens(rows, reference)
+    return parity, compare_tokens(rows, reference), windows_not_compared(rows, window)

@@ -1,4 +1,4 @@
-"""Which weights a family's definition uses: found by calling it, without numbers."""
+"""What a family's definition uses: found by calling it, without numbers."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,21 +10,23 @@ from pl_compile.families.names import POSITIONS, layer_name
 
 @dataclass(frozen=True)
 class Named:
-    """The names that a definition gives to its blocks, such as `layers.0.mlp.down`.
+    """What a definition gives to its blocks: names, such as `layers.0.mlp.down`, and windows.
 
     Attributes:
         weights: of all weights but embedding and head.
         summed: of those products that are `Blocks.row_parallel`.
         norms: of the norms of whole activations; those of heads are not among them.
+        windows: of the attentions that have one, in tokens.
     """
 
     weights: set[str] = field(default_factory=set)
     summed: set[str] = field(default_factory=set)
     norms: set[str] = field(default_factory=set)
+    windows: set[int] = field(default_factory=set)
 
 
 def names_of(definition: Definition, config: DecoderConfig) -> Named:
-    """The names that a definition gives to its blocks.
+    """What a definition gives to its blocks.
 
     Args:
         definition: of a family.
@@ -75,8 +77,14 @@ class _NotingBlocks:
     layer_norm = rms_norm
 
     def attention(
-        self, *parts: object, head_norms: tuple[str, str] | None = None, **options: Any
+        self,
+        *parts: object,
+        window: int = 0,
+        head_norms: tuple[str, str] | None = None,
+        **options: Any,
     ) -> object:
+        if window:
+            self.named.windows.add(window)
         for name in head_norms or ():
             self._note(name)
         return _VALUE

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
+from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.family import Family
 from pl_compile.families.gemma3 import GEMMA3
 from pl_compile.families.gpt2 import GPT2
@@ -91,3 +92,8 @@ _READ_ELSEWHERE = {"eos_token_id"}
 
 # In the order in which messages and pages name them.
 FAMILIES = registered(LLAMA, GPT2, GEMMA3)
+
+
+def smallest_window(config: DecoderConfig) -> int:
+    """How many tokens a token sees in the layer where it sees the fewest; 0 if it sees all."""
+    return min(names_of(FAMILIES[config.family].definition, config).windows, default=0)

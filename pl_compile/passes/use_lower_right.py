@@ -20,6 +20,9 @@ from pl_compile.passes.graph_pass import GraphPass
 
 TRT_ATTENTION = "TRT_Attention"
 
+# The place of the mask among its inputs.
+_MASK = 3
+
 
 @dataclass(frozen=True)
 class UseLowerRight(GraphPass):
@@ -27,10 +30,8 @@ class UseLowerRight(GraphPass):
 
     def rewrite(self, model: ir.Model) -> bool:
         """See the module."""
-        calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
-        whole = {call.op_identifier() for call in calls if "window" not in call.attributes}
         changed = False
-        for name in sorted(whole):
+        for name in sorted({call.op_identifier() for call in _calls_without_window(model)}):
             function = model.functions[name]
             for node in list(function):
                 if is_op(node, TRT_ATTENTION, TRT_DOMAIN):
@@ -38,6 +39,33 @@ class UseLowerRight(GraphPass):
                     drop_unused_nodes(function)
                     changed = True
         return changed
+
+    def ensures(self, model: ir.Model) -> None:
+        """No call without a window reads a mask; one with a softcap has no TRT_Attention at all."""
+        left = [call.name for call in _calls_without_window(model) if _is_masked(model, call)]
+        assert not left, f"{left} keep their masks"
+
+
+def masked_attentions(model: ir.Model) -> int:
+    """How many calls of a model attend by a mask."""
+    return sum(_is_masked(model, call) for call in _calls(model))
+
+
+def _calls(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.domain == PLC_DOMAIN]
+
+
+def _calls_without_window(model: ir.Model) -> list[ir.Node]:
+    return [call for call in _calls(model) if not call.attributes.get_int("window", 0)]
+
+
+def _is_masked(model: ir.Model, call: ir.Node) -> bool:
+    nodes = model.functions[call.op_identifier()]
+    return any(is_op(node, TRT_ATTENTION, TRT_DOMAIN) and _mask_of(node) for node in nodes)
+
+
+def _mask_of(node: ir.Node) -> ir.Value | None:
+    return node.inputs[_MASK] if len(node.inputs) > _MASK else None
 
 
 def _replace_mask(function: ir.Function, node: ir.Node) -> None:
@@ -49,6 +77,6 @@ def _replace_mask(function: ir.Function, node: ir.Node) -> None:
         each.outputs[0].name = each.name
         function.insert_before(node, each)
     node.resize_inputs(6)
-    node.replace_input_with(3, None)
+    node.replace_input_with(_MASK, None)
     node.replace_input_with(5, narrow.outputs[0])
     node.attributes["causal_kind"] = ir.AttrString("causal_kind", "lower_right")

@@ -180,7 +180,11 @@ def _read(kind: Any, value: Any) -> Any:
         return {key: _read(arguments[1], each) for key, each in _checked(dict, value).items()}
     if kind is float:
         return math.inf if value is None else float(_checked((int, float), value))
-    return value if kind is Any or origin is Literal else _checked(kind, value)
+    if origin is Literal:
+        if value not in arguments:
+            raise TypeError(f"{value!r:.40} in place of one of {arguments}")
+        return value
+    return value if kind is Any else _checked(kind, value)
 
 
 def _checked(kind: Any, value: Any) -> Any:

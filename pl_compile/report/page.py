@@ -43,10 +43,11 @@ def report_page(report: Report) -> str:
     verdict = {"passed": "good", "failed": "bad"}.get(report.parity, "note")
     parts = [
         f"<h1>{escape(report.base.name)} for {escape(report.target)}</h1>",
-        f"<p class='note'>weights: {escape(_stored(report.precision))}; prompts: {report.prompts}; "
-        f"sampling: {report.sampling}; base {report.base.fingerprint[:16]}…</p>",
+        f"<p class='note'>weights: {escape(_stored(report.precision))}; "
+        f"prompts: {escape(report.prompts)}; sampling: {escape(report.sampling)}; "
+        f"base {escape(report.base.fingerprint[:16])}…</p>",
         *_choices(report.choices),
-        f"<p>Numbers: <span class='{verdict}'>{report.parity}</span></p>",
+        f"<p>Numbers: <span class='{verdict}'>{escape(report.parity)}</span></p>",
         *(f"<p class='bad'>{escape(failure)}</p>" for failure in report.failures),
         *_comparisons(report.checks),
         *_tokens(report.checks.tokens),
@@ -93,6 +94,7 @@ def _comparisons(checks: Comparisons) -> list[str]:
             "As served, in one batch of all tasks, against torch row by row.",
             checks.torch,
         ),
+        *(f"<p class='note'>{escape(each)}</p>" for each in checks.not_compared),
         *_comparison(
             "Folded against not folded",
             "Openings as stored keys and values, with the same openings computed.",

@@ -29,7 +29,7 @@ from pl_compile.passes.name_functions import NameFunctions
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.passes.set_precision import SetPrecision
 from pl_compile.passes.use_grouped_attention import UseGroupedAttention
-from pl_compile.passes.use_lower_right import UseLowerRight
+from pl_compile.passes.use_lower_right import UseLowerRight, masked_attentions
 from pl_compile.passes.use_packed_attention import UsePackedAttention
 
 Arrays = dict[str, np.ndarray]
@@ -238,7 +238,9 @@ def test_what_tensorrt_parses_computes_what_the_call_says(
     passes: list[GraphPass] = [LinkFunctions(library_of(attend_masked)), NameFunctions()]
     run_passes(model, [*passes, *([UseLowerRight()] if form == "lower_right" else [])])
     ir.save(model, tmp_path / "model.onnx")
-    parsed = parse(tmp_path / "model.onnx", "tensorrt-rtx", attention=form)
+    parsed = parse(
+        tmp_path / "model.onnx", "tensorrt-rtx", attention=form, masks=masked_attentions(model)
+    )
     interpreter = Interpreter(parsed, WEIGHTS)
     kinds = [layer.attention.causal_kind.name for layer in attentions_of(parsed)]
     of_form = [] if settings.softcap else ["NONE"]

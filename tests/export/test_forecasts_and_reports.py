@@ -325,6 +325,7 @@ def test_the_report_of_an_older_export_can_be_written_anew(
     for row in report["effect"]:
         kept = {key: value for key, value in row.items() if key not in ("stored", "scores")}
         older["effect"].append({**kept, row["stored"]: row["scores"]})
+    older["weather"] = older["cost"]["colour"] = "as a later release wrote it"
     (result.bundle / "report.json").write_text(json.dumps(older))
     staging = tmp_path / "staging"
     staging.mkdir()
@@ -335,10 +336,7 @@ def test_the_report_of_an_older_export_can_be_written_anew(
     assert ">inf<" in page
     assert ("<th>int4</th><th>float32</th>" in page) == (quantize == "int4")
     anew = json.loads((staging / "report.json").read_text())
-    assert anew["choices"] == {}
-    assert anew["checks"] == {"tokens": [], **older["checks"]}
-    for row, known in zip(anew["effect"], report["effect"], strict=True):
-        assert {key: row[key] for key in known} == known
+    assert anew == {**older, "plans": []}
 
 
 # Room

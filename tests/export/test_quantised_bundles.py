@@ -48,8 +48,8 @@ def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
         table = tmp_path / f"{family}.safetensors"
         if not table.exists():
             random_table(base, table, prefix=True)
-        request = ExportRequest(table, base, tmp_path / "bundle", target="onnx-cpu", **changes)
-        return export_bundle(request)
+        given = {"target": "onnx-cpu", **changes}
+        return export_bundle(ExportRequest(table, base, tmp_path / "bundle", **given))
 
     return export
 
@@ -344,11 +344,12 @@ def test_calibration_where_no_error_is_left_is_refused(
         (8, "blocks of 8; expected a power of 2, at least 16"),
     ],
 )
+@pytest.mark.parametrize("target", ["onnx-cpu", "openvino"])
 def test_blocks_that_do_not_fit_leave_nothing_behind(
-    exported: Exported, tmp_path: Path, block: int, said: str
+    exported: Exported, tmp_path: Path, target: str, block: int, said: str
 ) -> None:
     with pytest.raises(ExportError) as error:
-        exported(options=BuildOptions("int4", block=block))
+        exported(target=target, options=BuildOptions("int4", block=block))
 
     assert said in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["llama.safetensors"]

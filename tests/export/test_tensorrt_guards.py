@@ -14,7 +14,16 @@ import pytest
 
 from pl_compile.errors import ExportError
 from pl_compile.exporters.tensorrt.api import ParsedNetwork, check_network, parse, parser_for
-from pl_compile.exporters.tensorrt.interpreter import Interpreter, _attention, _slice, _squeeze
+from pl_compile.exporters.tensorrt.interpreter import (
+    Interpreter,
+    _attention,
+    _dequantize,
+    _normalization,
+    _reduce,
+    _shuffle,
+    _slice,
+    _squeeze,
+)
 
 
 class Kind(Enum):
@@ -39,7 +48,14 @@ def network_of(layer: Any) -> ParsedNetwork:
 
 
 def attention_layer(causal: Causal, mask: Any) -> Any:
-    attention = SimpleNamespace(causal_kind=causal, mask=mask, decomposable=False)
+    attention = SimpleNamespace(
+        causal_kind=causal,
+        mask=mask,
+        decomposable=False,
+        norm_op=SimpleNamespace(name="SOFTMAX"),
+        normalization_quantize_scale=None,
+        query_form=SimpleNamespace(name="PADDED_BHND"),
+    )
     return SimpleNamespace(type=Kind.ATTENTION_INPUT, name="a", attention=attention)
 
 
@@ -55,6 +71,20 @@ def test_a_masked_attention_passes_and_is_made_decomposable() -> None:
 def test_an_attention_without_a_mask_is_refused(causal: Causal) -> None:
     with pytest.raises(ExportError, match=f"causal kind {causal.name} and no mask"):
         check_network(network_of(attention_layer(causal, None)))
+
+
+def test_the_form_without_masks_is_not_that_of_a_network_with_masks() -> None:
+    """Else a rewrite that changes nothing is compared with itself, and recorded as the form."""
+    masked = attention_layer(Causal.NONE, SimpleNamespace(name="mask"))
+
+    check_network(network_of(masked), attention="lower_right", masks=1)
+    with pytest.raises(ExportError, match="1 attentions with a mask; expected 0, those with a"):
+        check_network(network_of(masked), attention="lower_right")
+    causal = attention_layer(Causal.LOWER_RIGHT, None)
+    causal.attention.key_value_lengths = SimpleNamespace(name="lengths")
+    check_network(network_of(causal), attention="lower_right")
+    with pytest.raises(ExportError, match="0 attentions with a mask; expected 1"):
+        check_network(network_of(causal), attention="lower_right", masks=1)
 
 
 def test_collectives_of_another_number_of_ranks_are_refused() -> None:
@@ -86,6 +116,49 @@ def test_what_the_interpreter_does_not_know_is_an_error() -> None:
         _slice(layer, [np.zeros(2)])
     with pytest.raises(ExportError, match="a squeeze that names no axes"):
         _squeeze(layer, [np.zeros(2)])
+    layer.axis, codes, scale = 0, np.ones(2, np.int8), np.ones((), np.float32)
+    np.testing.assert_array_equal(_dequantize(layer, [codes, scale])[0], codes)
+    with pytest.raises(ExportError, match="a zero point"):
+        _dequantize(layer, [codes, scale, codes])
+    layer.op, layer.axes, layer.keep_dims = SimpleNamespace(name="NONE"), 1, False
+    with pytest.raises(ExportError, match="a reduction NONE"):
+        _reduce(layer, [np.zeros(2)])
+    layer.num_groups = 2
+    with pytest.raises(ExportError, match="a normalisation of 2 groups"):
+        _normalization(layer, [np.zeros(2)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("norm_op", SimpleNamespace(name="NONE"), "something else than a softmax"),
+        ("normalization_quantize_scale", "a tensor", "something else than a softmax"),
+        ("query_form", SimpleNamespace(name="PACKED_NHD"), "the query_form PACKED_NHD"),
+    ],
+)
+def test_settings_of_attention_that_it_does_not_know_are_an_error(
+    setting: str, value: Any, said: str
+) -> None:
+    layer = attention_layer(Causal.NONE, None)
+    one = np.ones((1, 1, 1, 4))
+    np.testing.assert_array_equal(_attention(layer, [one] * 3, {}), one)
+    setattr(layer.attention, setting, value)
+
+    with pytest.raises(ExportError, match=said):
+        _attention(layer, [one] * 3, {})
+
+
+@pytest.mark.parametrize("place", ["first_transpose", "second_transpose"])
+def test_an_order_of_axes_that_is_none_is_an_error(place: str) -> None:
+    """TensorRT gives eight places; those of the axes that there are must be an order of them."""
+    layer = SimpleNamespace(name="s", reshape_dims=None, zero_is_placeholder=True)
+    layer.first_transpose = layer.second_transpose = range(8)
+    a = np.zeros((2, 3))
+    np.testing.assert_array_equal(_shuffle(layer, [a])[0], a)
+    setattr(layer, place, [1, 2, 0, 0, 0, 0, 0, 0])
+
+    with pytest.raises(ExportError, match=r"the order \[1, 2\] of 2 axes"):
+        _shuffle(layer, [a])
 
 
 def test_the_plugin_for_sums_is_a_collective_to_guards_and_interpreter() -> None:

@@ -7,6 +7,7 @@ the rendered prompt is itself compared with what transformers' tokenizer gives.
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,9 @@ from pl_compile.driver.export import ExportResult, export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import DataError
+from pl_compile.families.read import read_decoder_config
+from pl_compile.families.registry import FAMILIES, smallest_window
+from pl_compile.graph.operators import AttentionSettings
 from pl_compile.graph.prompt import virtual_rows
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.testing import (
@@ -549,3 +553,55 @@ def test_probes_hold_what_is_easily_got_wrong(tiny_bases: dict[str, Path]) -> No
         assert any(text == text.strip(" ") for text in texts)
     ids = np.concatenate([row.rendered.token_ids for row in rows])
     assert ids.max() > 380
+
+
+@pytest.fixture
+def with_window(tmp_path: Path) -> Path:
+    """A Gemma 3 whose layers with a window see 60 tokens."""
+    base = write_tiny_base(tmp_path / "gemma3", "gemma3_text")
+    config = json.loads((base / "config.json").read_text())
+    config |= {"sliding_window": 60, "max_position_embeddings": 200}
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+def test_a_window_that_the_graph_leaves_out(
+    exported: Callable[..., ExportResult], monkeypatch: pytest.MonkeyPatch, with_window: Path
+) -> None:
+    right = exported(with_window, capacity=120)
+
+    assert right.verdict == "passed"
+    assert verify_bundle(right.bundle, with_window).not_compared == ()
+
+    def without_window(*given: Any, **settings: Any) -> AttentionSettings:
+        return replace(AttentionSettings(*given, **settings), window=0)
+
+    monkeypatch.setattr("pl_compile.graph.blocks.AttentionSettings", without_window)
+
+    wrong = exported(with_window, capacity=120)
+
+    assert [parity.passed for parity in wrong.parity] == [False, False, False]
+
+
+def test_a_window_that_no_prompt_reaches_is_said_so(
+    exported: Callable[..., ExportResult],
+    with_window: Path,
+    plc: Callable[..., tuple[int, str, str]],
+) -> None:
+    bundle = exported(with_window, capacity=90, tasks=("tone",)).bundle
+
+    said = "task 'tone': the base's window of 60 tokens was not compared"
+    report = json.loads((bundle / "report.json").read_text())
+    assert [said in each for each in report["checks"]["not_compared"]] == [True]
+    assert said in unescape((bundle / "report.html").read_text(encoding="utf-8"))
+    code, out, _ = plc("verify", bundle, "--reference", with_window)
+    assert (code, said in out) == (0, True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_smallest_window_is_that_of_the_definition(
+    tiny_bases: dict[str, Path], family: str
+) -> None:
+    config = read_decoder_config(tiny_bases[family])
+
+    assert smallest_window(config) == (5 if family == "gemma3_text" else 0)

@@ -134,6 +134,13 @@ def test_a_pass_that_finds_nothing_changes_nothing(each: GraphPass) -> None:
     assert model_text(model) == before
 
 
+def test_a_rewrite_that_leaves_a_mask_breaks_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UseLowerRight, "rewrite", lambda *_: False)
+
+    with pytest.raises(ir.passes.PostconditionError):
+        run_passes(model_of("use_lower_right"), [UseLowerRight()])
+
+
 def test_products_that_one_operator_does_not_take_in_this_order_are_split_again() -> None:
     model = model_of("merge_into_swiglu")
     (*_, gate) = model.graph

@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pl_compile.artifact.bundle import Precision
+from pl_compile.artifact.plan_record import PlanRecord
 from pl_compile.artifact.prompt_table import BaseIdentity
 from pl_compile.checks.bundle_checks import Comparisons
 from pl_compile.checks.lint import TaskLint
@@ -31,6 +32,10 @@ def record_of(report: Report) -> dict[str, Any]:
     return record
 
 
+# The rest of a plan's record.
+PLAN: Any = (("prompt", "token"), "mask", "0" * 64, 1.5, 5000, 9000, {"SOFTMAX": 2})
+
+
 @pytest.fixture
 def report() -> Report:
     """One of each part, with a comparison that has no number."""
@@ -44,10 +49,11 @@ def report() -> Report:
         precision=Precision("float32", "int4", 16, "round to nearest"),
         prompts="input",
         ranks=2,
-        plans=(),
+        plans=(PlanRecord("tensorrt", "10.15", ("8.9",), *(2, 4, 90), *PLAN),),
         sampling="host",
         checks=Comparisons(
             torch=(parity,),
+            not_compared=("task 'tone': the base's window was not compared",),
             tokens=(TokenCheck("tone", 30, 28, "two stand alone", "", prompts=4, note="fine"),),
             live=(Liveness("tone", 0.25, None, is_live=True),),
         ),
@@ -64,9 +70,12 @@ def report() -> Report:
 def test_a_report_is_read_back_as_it_was_written(report: Report, tmp_path: Path) -> None:
     write_report(tmp_path, report)
 
-    assert read_report(tmp_path) == report
+    found = read_report(tmp_path)
+    assert found is not None
+    assert found[1] == report
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == report_page(report)
     record = json.loads((tmp_path / "report.json").read_text())
+    assert found[0] == record
     assert record["checks"]["torch"][0]["max_abs_difference"] is None
     assert list(record) == list(asdict(report))
 
@@ -93,8 +102,33 @@ def test_the_page_shows_every_part_of_the_report(report: Report) -> None:
         "80.0 %",
         "layers.0.mlp.up",
         "heads 4",
+        "10.15",
+        "window was not compared",
     ):
         assert text in page
+
+
+def test_nothing_enters_the_page_as_markup(report: Report) -> None:
+    page = report_page(marked(report))
+
+    assert "<mark>" not in page
+    # Of a fingerprint, the start is shown.
+    assert page.count("&lt;mark&gt;") > report_page(report).count("tone")
+
+
+def marked(value: Any) -> Any:
+    """A report whose texts all look like markup."""
+    if isinstance(value, str):
+        return f"<mark>{value}"
+    if isinstance(value, tuple):
+        return tuple(marked(each) for each in value)
+    if isinstance(value, dict):
+        return {marked(key): marked(each) for key, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{each.name: marked(getattr(value, each.name)) for each in fields(value)}
+        )
+    return value
 
 
 def test_what_an_earlier_release_did_not_know_is_left_out(report: Report) -> None:
@@ -131,6 +165,10 @@ def test_keys_of_another_release_are_left_out(report: Report) -> None:
         ("tasks", [{"task": "tone"}]),
         ("seconds", {"read": "long"}),
         ("target", None),
+        ("prompts", 7),
+        ("sampling", "dice"),
+        ("parity", "<script>"),
+        ("precision", {"dtype": "f8", "quantization": "none", "block": None, "method": None}),
         ("precision", {"quantization": "int4", "block": None, "method": None}),
         ("cost", None),
     ],
