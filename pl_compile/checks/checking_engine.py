@@ -11,9 +11,8 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
-from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
-from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
+from pl_compile.runtime.engines.opening import open_model
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup
 
 
@@ -97,7 +96,5 @@ def checking_engine(
             yield group
         finally:
             group.close()
-    elif row.runner == "openvino":
-        yield OpenVinoEngine(folder / MODEL_NAME, contract)
     else:
-        yield OnnxRuntimeEngine(folder / MODEL_NAME, contract, provider=provider, dtype=dtype)
+        yield open_model(row, folder / MODEL_NAME, contract, dtype, provider=provider)

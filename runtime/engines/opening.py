@@ -1,11 +1,13 @@
 """Which engine runs what a bundle holds."""
 
+from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, rank_folder
 from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_of_onnx
 from pl_compile.config.build import DEFAULT_BATCH
-from pl_compile.config.targets import TARGETS
+from pl_compile.config.contract import GraphContract
+from pl_compile.config.targets import TARGETS, Target
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
@@ -71,7 +73,42 @@ def open_engine(
         return open_plan(
             bundle.base_folder, target.name, contract, max_batch=max_batch, dtype=dtype
         )
-    model, max_batch = bundle.base_folder / MODEL_NAME, max_batch or DEFAULT_BATCH
+    return open_model(
+        target,
+        bundle.base_folder / MODEL_NAME,
+        contract,
+        dtype,
+        max_batch=max_batch or DEFAULT_BATCH,
+        threads=threads,
+        provider=provider,
+    )
+
+
+def open_model(
+    target: Target,
+    model: Path,
+    contract: GraphContract,
+    dtype: str,
+    *,
+    max_batch: int = DEFAULT_BATCH,
+    threads: int | None = None,
+    provider: Provider | None = None,
+) -> Engine:
+    """The engine on a `model.onnx` of a target without plans, which one process runs.
+
+    Args:
+        target: what it was built for.
+        model: its data file lies beside it.
+        contract: what it takes and gives.
+        dtype: of its caches.
+        max_batch: most rows that step together.
+        threads: of the engine; all cores if None.
+        provider: of ONNX Runtime; that of the target if None.
+
+    Raises:
+        ArtifactError: it does not load.
+        MissingExtraError: the package that runs it is not installed.
+    """
     if target.runner == "openvino":
         return OpenVinoEngine(model, contract, max_batch=max_batch, threads=threads)
     return OnnxRuntimeEngine(
