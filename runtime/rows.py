@@ -152,6 +152,7 @@ class Row:
         self._generator = np.random.default_rng(self.request.sampling.seed)
         self._choices = None if self.trie is None else TrieWalk(self.trie)
         self._chosen = ""  # the part of a choice that is certain
+        self._fed = 0  # tokens of the prompt
 
     @property
     def is_live(self) -> bool:
@@ -159,9 +160,20 @@ class Row:
         return self.finished is None and not self.failed
 
     @property
-    def next_ids(self) -> Annotated[Int64, Shape("_")]:
-        """The next tokens to feed: first the prompt, then each token of the answer."""
-        return np.asarray(self.token_ids[-1:], np.int64) if self.token_ids else self.input_ids
+    def has_prompt_left(self) -> bool:
+        """Whether there are tokens of the prompt that were not fed."""
+        return self._fed < len(self.input_ids)
+
+    def next_ids(self, count: int) -> Annotated[Int64, Shape("_")]:
+        """The next tokens to feed: of the prompt as long as there are some, then of the answer.
+
+        Args:
+            count: how many; 1 where the prompt was fed.
+        """
+        if self.has_prompt_left:
+            self._fed += count
+            return self.input_ids[self._fed - count : self._fed]
+        return np.asarray(self.token_ids[-count:], np.int64)
 
     def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
         """What the graph needs to choose the next token; None where it is chosen here.

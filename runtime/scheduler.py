@@ -1,14 +1,14 @@
-"""From a queue to slots: which request is admitted where, and which rows step together.
+"""From a queue to slots: who is admitted where, and what each row is fed next.
 
 It knows no engine and no numbers: a request may be any object of the caller's.
 """
 
-from collections import deque
-from collections.abc import Iterable
+import heapq
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -20,46 +20,141 @@ class Turn(Generic[T]):
         kept: slots whose rows are moved to lie side by side: slot `kept[i]` becomes slot `i`; None
             where all stay.
         stepping: the requests that step, by their slots after the move.
+        tokens: how many tokens each of them is fed, by slot: a piece of its prompt, or one.
     """
 
     admitted: dict[int, T]
     kept: list[int] | None
     stepping: dict[int, T]
+    tokens: dict[int, int]
+
+
+@dataclass(eq=False)
+class _Entry(Generic[T]):
+    """A request that waits or runs.
+
+    Attributes:
+        request: the caller's.
+        place: in the queue: a smaller one comes first.
+        unfed: tokens of its prompt that were not fed.
+        slot: that it holds; None while it waits.
+    """
+
+    request: T
+    place: tuple[int, int]
+    unfed: int
+    slot: int | None = None
+
+    def __lt__(self, other: "_Entry[T]") -> bool:
+        return self.place < other.place
 
 
 class Scheduler(Generic[T]):
-    """Gives requests slots, in their order.
+    """Gives requests slots, and says what their rows are fed.
 
-    The next request takes a free slot at once. New requests first step without the others, each
-    with its whole prompt. After that they have one token a step, as the others have, and all step
-    together. When no request waits for a free slot, the rows are moved side by side, since only
-    neighbours share a step.
+    The next request takes a free slot at once: of a higher priority first, then as they came. Its
+    prompt is fed in pieces. Turns that feed prompts take turns with those in which all other rows
+    get their next token, so neither keeps the other waiting for long. When no request waits for a
+    free slot, the rows are moved side by side, since only neighbours share a step.
 
     Args:
-        waiting: the queue.
         slots: how many there are.
+        piece: most tokens of a prompt that are fed at once. Each piece of a prompt but the last has
+            this many, whatever else runs.
+        budget: most tokens of prompts in a turn for which other rows wait; one piece at least.
     """
 
-    def __init__(self, waiting: Iterable[T], slots: int) -> None:
-        self._waiting = deque(waiting)
-        self._slots = slots
-        self._running: dict[int, T] = {}
+    def __init__(self, slots: int, *, piece: int, budget: int) -> None:
+        self._slots, self._piece, self._budget = slots, piece, budget
+        self._entries: dict[T, _Entry[T]] = {}
+        self._waiting: list[_Entry[T]] = []  # a heap; those that were withdrawn stay until popped
+        self._running: dict[int, _Entry[T]] = {}
+        self._count = 0
+        self._fed_prompts = False  # in the last turn
+
+    def __len__(self) -> int:
+        """How many requests wait or run."""
+        return len(self._entries)
+
+    @property
+    def running(self) -> int:
+        """How many requests hold a slot."""
+        return len(self._running)
+
+    def submit(self, request: T, tokens: int, priority: int = 0) -> None:
+        """Puts a request into the queue.
+
+        Args:
+            request: one that neither waits nor runs.
+            tokens: of its prompt that are to be fed; at least one.
+            priority: larger ones are admitted first.
+        """
+        assert request not in self._entries
+        assert tokens >= 1
+        entry = _Entry(request, (-priority, self._count), tokens)
+        self._count += 1
+        self._entries[request] = entry
+        heapq.heappush(self._waiting, entry)
+
+    def withdraw(self, request: T) -> int | None:
+        """Takes a request out, whether it waits or runs.
+
+        Returns:
+            The slot that becomes free; None if it held none.
+        """
+        slot = self._entries.pop(request).slot
+        if slot is not None:
+            del self._running[slot]
+        return slot
+
+    def finish(self, slots: Iterable[int]) -> None:
+        """Takes out the requests that hold some slots."""
+        for slot in list(slots):
+            self.withdraw(self._running[slot].request)
 
     def turn(self) -> Turn[T] | None:
-        """The next turn; None when all are finished."""
-        admitted = {slot: self._waiting.popleft() for slot in self._free()[: len(self._waiting)]}
-        running = dict(sorted((self._running | admitted).items()))
+        """The next turn; None when nothing waits or runs."""
+        admitted = {slot: self._next(slot) for slot in self._free()[: self._queued()]}
+        running = sorted(self._running)
         if not running:
             return None
-        self._running = dict(enumerate(running.values()))
-        kept = None if list(running) == list(self._running) else list(running)
+        entries = [self._running[slot] for slot in running]
         # New requests took the lowest free slots, so they are not moved.
-        return Turn(admitted, kept, admitted or dict(self._running))
+        kept = None if running == list(range(len(running))) else running
+        for slot, entry in enumerate(entries):
+            entry.slot = slot
+        self._running = dict(enumerate(entries))
+        tokens = self._tokens()
+        stepping = {slot: self._running[slot].request for slot in tokens}
+        return Turn(admitted, kept, stepping, tokens)
+
+    def _queued(self) -> int:
+        return len(self._entries) - len(self._running)
 
     def _free(self) -> list[int]:
         return [slot for slot in range(self._slots) if slot not in self._running]
 
-    def finish(self, slots: Iterable[int]) -> None:
-        """Makes slots free."""
-        for slot in slots:
-            del self._running[slot]
+    def _next(self, slot: int) -> T:
+        """The first request of the queue, now in a slot."""
+        while True:
+            entry = heapq.heappop(self._waiting)
+            if self._entries.get(entry.request) is entry:
+                entry.slot = slot
+                self._running[slot] = entry
+                return entry.request
+
+    def _tokens(self) -> dict[int, int]:
+        """How many tokens which rows are fed, by slot."""
+        prompts = [slot for slot, entry in self._running.items() if entry.unfed]
+        answers = [slot for slot, entry in self._running.items() if not entry.unfed]
+        self._fed_prompts = bool(prompts) and not (answers and self._fed_prompts)
+        if not self._fed_prompts:
+            return dict.fromkeys(answers, 1)
+        tokens: dict[int, int] = {}
+        for slot in sorted(prompts, key=lambda slot: self._running[slot].place):
+            piece = min(self._piece, self._running[slot].unfed)
+            if answers and tokens and sum(tokens.values()) + piece > self._budget:
+                break
+            tokens[slot] = piece
+            self._running[slot].unfed -= piece
+        return dict(sorted(tokens.items()))

@@ -1,7 +1,8 @@
 """The session: requests for any mix of tasks in, answers out.
 
 A request (`requests`) becomes a row of its task (`rows`, `served_task`) and waits for a slot
-(`scheduler`). It steps together with others (`stepping`) on an engine (`engines/engine`). Each step
+(`scheduler`). It steps together with others (`continuous`, `stepping`) on an engine
+(`engines/engine`). Each step
 gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 """
 
@@ -18,16 +19,15 @@ from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.config.sizes import MOST
 from pl_compile.errors import AnswerError, ArtifactError, RequestError, check_all
+from pl_compile.runtime.continuous import Continuous
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row, RowMaker
-from pl_compile.runtime.scheduler import Scheduler, Turn
 from pl_compile.runtime.scoring import label_scores
 from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
-from pl_compile.runtime.stepping import Batch, Output
 from pl_compile.text.tokenizer import Tokenizer
 
 
@@ -51,7 +51,7 @@ class Session:
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self._engine: Engine | None = engine
-        self._batch: Batch | None = None
+        self._under_way: Continuous | None = None
 
     @classmethod
     def of_entries(
@@ -137,7 +137,7 @@ class Session:
 
         After that, each call raises `RequestError`; so does a stream that has not ended.
         """
-        engine, self._engine, self._batch = self._engine, None, None
+        engine, self._engine, self._under_way = self._engine, None, None
         if engine is not None:
             engine.close()
 
@@ -200,40 +200,14 @@ class Session:
             for index, request in enumerate(_listed(requests))
         ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
-        with self._one_batch():
-            scheduler = Scheduler(rows, self.engine.max_batch)
-            while turn := scheduler.turn():
-                outputs = self._run_turn(turn)
-                for slot, row in turn.stepping.items():
-                    if not row.failed:
-                        yield row.advance(outputs[slot])
-                        self._check_open()  # the reader may have closed it
-                over = [slot for slot, row in turn.stepping.items() if not row.is_live]
-                scheduler.finish(over)
-                self._batch_in_use().retire(over)
+        with self._one_call():
+            for row in rows:
+                self._call_under_way().submit(row)
+            while self._call_under_way().is_busy:
+                for _, event in self._call_under_way().step():
+                    yield event
+                    self._check_open()  # the reader may have closed it
         _check_rows("answering requests", rows)
-
-    def _run_turn(self, turn: Turn[Row]) -> dict[int, Output]:
-        """Admits, moves and feeds rows; marks those as failed whose logits are not finite numbers.
-
-        Returns:
-            What each row that stepped gave, by its slot.
-        """
-        batch = self._batch_in_use()
-        for slot, row in turn.admitted.items():
-            batch.admit(slot, row.task, row.held)
-        if turn.kept is not None:
-            batch.keep(turn.kept)
-        chooses = self.engine.candidates, self.engine.sampling_inputs
-        draws = {slot: row.draw(*chooses) for slot, row in turn.stepping.items()}
-        ids = {slot: row.next_ids for slot, row in turn.stepping.items()}
-        outputs = batch.feed(ids, draws)
-        broken = [slot for slot, output in outputs.items() if not output.is_finite]
-        if broken:
-            batch.clear(broken)
-        for slot in broken:
-            turn.stepping[slot].failed = True
-        return outputs
 
     @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
@@ -259,31 +233,32 @@ class Session:
                     expected="a task with a closed set of answers",
                 )
             rows.append((row, row.trie))
-        with self._one_batch():
-            scores = [label_scores(self._batch_in_use(), row, trie) for row, trie in rows]
+        with self._one_call():
+            batch = self._call_under_way().batch
+            scores = [label_scores(batch, row, trie) for row, trie in rows]
         for (row, _), labels in zip(rows, scores, strict=True):
             row.failed = labels is None
         _check_rows("scoring requests", [row for row, _ in rows], scores)
         return [labels for labels in scores if labels is not None]  # none is: the type says so
 
     @contextmanager
-    def _one_batch(self) -> Iterator[None]:
-        if self._batch is not None:
+    def _one_call(self) -> Iterator[None]:
+        if self._under_way is not None:
             raise RequestError(
                 "starting a stream",
                 found="another stream of this session that has not ended",
                 fix="Read it to its end or close it first, or open a second session.",
             )
-        self._batch = Batch(self._check_open())
+        self._under_way = Continuous(self._check_open())
         try:
             yield
         finally:
-            self._batch = None
+            self._under_way = None
 
-    def _batch_in_use(self) -> Batch:
-        """The batch. It is asked for anew each time: whoever kept it would keep a closed engine."""
-        assert self._batch is not None
-        return self._batch
+    def _call_under_way(self) -> Continuous:
+        """Its rows. It is asked for anew each time: whoever kept it would keep a closed engine."""
+        assert self._under_way is not None
+        return self._under_way
 
     def check(self, request: Request) -> int:
         """Checks that a request can be served; returns the tokens its truncate field would lose.

@@ -1,80 +1,137 @@
 """The scheduler by itself: every request gets a slot, in order, and rows stay neighbours."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pl_compile.runtime.scheduler import Scheduler
-
-# How many turns each request steps before it is finished, and how many slots there are.
-LIVES = st.lists(st.integers(1, 9), max_size=30)
-SLOTS = st.integers(1, 7)
+from pl_compile.runtime.scheduler import Scheduler, Turn
 
 
-@given(LIVES, SLOTS)
-def test_every_request_steps_until_it_is_finished_whatever_the_others_do(
-    lives: list[int], slots: int
-) -> None:
-    scheduler, stepped = Scheduler(range(len(lives)), slots), [0] * len(lives)
+class Requests(RuleBasedStateMachine):
+    """Any order of arrivals, withdrawals and turns, beside a mirror that does what turns say."""
 
-    while turn := scheduler.turn():
-        assert turn.stepping
-        for slot, request in turn.stepping.items():
-            stepped[request] += 1
-            if stepped[request] == lives[request]:
-                scheduler.finish([slot])
+    @initialize(slots=st.integers(1, 5), piece=st.integers(1, 4), more=st.integers(0, 6))
+    def begin(self, slots: int, piece: int, more: int) -> None:
+        self.slots, self.piece, self.budget = slots, piece, piece + more
+        self.scheduler: Scheduler[int] = Scheduler(slots, piece=piece, budget=self.budget)
+        self.held: dict[int, int] = {}  # what the cache holds, by slot
+        self.queue: list[tuple[int, int]] = []  # priority and number, in the order of admission
+        self.prompt: dict[int, int] = {}  # tokens that are left, by request
+        self.life: dict[int, int] = {}  # turns after the prompt
+        self.count = 0
+        self.fed_prompts = False
 
-    assert stepped == lives
-    assert scheduler.turn() is None
+    @rule(tokens=st.integers(1, 11), life=st.integers(1, 6), priority=st.integers(-1, 1))
+    def submit(self, tokens: int, life: int, priority: int) -> None:
+        self.scheduler.submit(self.count, tokens, priority)
+        self.queue.append((-priority, self.count))
+        self.queue.sort()
+        self.prompt[self.count], self.life[self.count] = tokens, life
+        self.count += 1
 
+    @precondition(lambda self: self.prompt)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(sorted(self.prompt)))
+        slot = self.scheduler.withdraw(request)
+        assert slot == next((s for s, each in self.held.items() if each == request), None)
+        if slot is None:
+            self.queue = [each for each in self.queue if each[1] != request]
+        else:
+            del self.held[slot]
+        del self.prompt[request], self.life[request]
 
-@given(LIVES, SLOTS)
-def test_requests_are_admitted_once_each_in_their_order_as_soon_as_a_slot_is_free(
-    lives: list[int], slots: int
-) -> None:
-    scheduler, left = Scheduler(range(len(lives)), slots), dict(enumerate(lives))
-    admitted: list[int] = []
-    running = 0
-
-    while turn := scheduler.turn():
-        admitted += turn.admitted.values()
-        running += len(turn.admitted)
-        assert running == slots or len(admitted) == len(lives)
-        for slot, request in turn.stepping.items():
-            left[request] -= 1
-            if not left[request]:
-                scheduler.finish([slot])
-                running -= 1
-
-    assert admitted == list(range(len(lives)))
-
-
-@given(LIVES, SLOTS)
-def test_a_slot_holds_one_request_at_a_time_and_rows_are_found_where_they_were_moved(
-    lives: list[int], slots: int
-) -> None:
-    """By a mirror of the cache that does what each turn says, and nothing else."""
-    scheduler, left = Scheduler(range(len(lives)), slots), dict(enumerate(lives))
-    held: dict[int, int] = {}
-
-    while turn := scheduler.turn():
-        for slot, request in turn.admitted.items():
-            assert slot not in held
-            held[slot] = request
+    @rule()
+    def turn(self) -> None:
+        turn = self.scheduler.turn()
+        if not self.prompt:
+            assert turn is None
+            return
+        assert turn is not None
+        self._admit(turn)
         if turn.kept is not None:
             assert turn.kept == sorted(turn.kept)
-            held = {slot: held[old] for slot, old in enumerate(turn.kept)}
-        assert sorted(held) == list(range(len(held)))  # neighbours, from the first slot on
-        assert len(held) <= slots
-        assert all(held[slot] == request for slot, request in turn.stepping.items())
+            assert all(turn.kept[slot] == slot for slot in turn.admitted)  # so they stay
+            self.held = {slot: self.held[old] for slot, old in enumerate(turn.kept)}
+        assert sorted(self.held) == list(range(len(self.held)))
+        assert {slot: self.held[slot] for slot in turn.tokens} == turn.stepping
+        self._feed(turn)
+        over = [slot for slot, request in turn.stepping.items() if not self.life[request]]
+        self.scheduler.finish(over)
+        for slot in over:
+            request = self.held.pop(slot)
+            del self.prompt[request], self.life[request]
+
+    def _admit(self, turn: Turn[int]) -> None:
+        """The first of the queue, as soon as a slot is free."""
+        free = self.slots - len(self.held)
+        first, self.queue = self.queue[:free], self.queue[free:]
+        assert sorted(turn.admitted.values()) == sorted(number for _, number in first)
+        for slot, request in turn.admitted.items():
+            assert slot not in self.held
+            assert slot < self.slots
+            self.held[slot] = request
+
+    def _feed(self, turn: Turn[int]) -> None:
+        prompts = {request for request in self.held.values() if self.prompt[request]}
+        answers = set(self.held.values()) - prompts
+        stepping = set(turn.stepping.values())
+        assert stepping <= prompts or stepping == answers
+        if prompts and answers:
+            assert (stepping <= prompts) != self.fed_prompts  # in turns
+        self.fed_prompts = bool(stepping & prompts)
+        if stepping <= prompts and not answers:
+            assert stepping == prompts
+        elif stepping <= prompts:
+            assert sum(turn.tokens.values()) <= self.budget
         for slot, request in turn.stepping.items():
-            left[request] -= 1
-            if not left[request]:
-                scheduler.finish([slot])
-                del held[slot]
+            if request in prompts:
+                assert turn.tokens[slot] == min(self.piece, self.prompt[request])
+                self.prompt[request] -= turn.tokens[slot]
+            else:
+                assert turn.tokens[slot] == 1
+                self.life[request] -= 1
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "scheduler"):
+            assert len(self.scheduler) == len(self.prompt)
+            assert self.scheduler.running == len(self.held)
+
+
+Requests.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRequests = Requests.TestCase
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 7), st.integers(1, 30))
+def test_every_request_steps_until_it_is_finished_whatever_the_others_do(
+    lives: list[int], slots: int, prompt: int
+) -> None:
+    scheduler: Scheduler[int] = Scheduler(slots, piece=8, budget=8)
+    left, unfed = list(lives), [prompt] * len(lives)
+    for request in range(len(lives)):
+        scheduler.submit(request, prompt)
+
+    turns = 0
+    while turn := scheduler.turn():
+        turns += 1
+        for slot, request in turn.stepping.items():
+            if unfed[request]:
+                unfed[request] -= turn.tokens[slot]
+            else:
+                left[request] -= 1
+                if not left[request]:
+                    scheduler.finish([slot])
+
+    assert not any(left)
+    # Nobody starves: each turn feeds a prompt or gives a token to each that answers.
+    assert turns <= len(lives) * -(-prompt // 8) + sum(lives)
 
 
 def test_those_that_come_in_step_by_themselves_and_then_all_together() -> None:
-    scheduler = Scheduler("abcd", slots=3)
+    scheduler: Scheduler[str] = Scheduler(3, piece=8, budget=8)
+    for request in "abcd":
+        scheduler.submit(request, 2)
 
     turns = [scheduler.turn(), scheduler.turn()]
     scheduler.finish([1])
@@ -88,4 +145,28 @@ def test_those_that_come_in_step_by_themselves_and_then_all_together() -> None:
         ({1: "d"}, None, {1: "d"}),
         ({}, None, {0: "a", 1: "d", 2: "c"}),
         ({}, [1, 2], {0: "d", 1: "c"}),
+    ]
+
+
+def test_a_long_prompt_keeps_no_answer_waiting_for_more_than_a_piece() -> None:
+    scheduler: Scheduler[str] = Scheduler(3, piece=8, budget=8)
+    scheduler.submit("short", 3)
+    first = scheduler.turn()
+    scheduler.submit("long", 20)
+    scheduler.submit("urgent", 5, priority=1)
+
+    turns = [scheduler.turn() for _ in range(8)]
+
+    assert first is not None
+    assert first.tokens == {0: 3}
+    # "urgent" came last, and is in slot 1.
+    assert [turn and turn.tokens for turn in turns] == [
+        {0: 1},
+        {1: 5},
+        {0: 1, 1: 1},
+        {2: 8},
+        {0: 1, 1: 1},
+        {2: 8},
+        {0: 1, 1: 1},
+        {2: 4},
     ]

@@ -1,0 +1,89 @@
+"""Continuous batching: rows come and go at any time, and step together on one engine."""
+
+from pl_compile.runtime.engines.engine import PIECE, Engine
+from pl_compile.runtime.requests import Event
+from pl_compile.runtime.rows import Row
+from pl_compile.runtime.scheduler import Scheduler, Turn
+from pl_compile.runtime.stepping import Batch, Output
+
+
+class Continuous:
+    """Rows under way on an engine, and those that wait for a slot.
+
+    A row's answer does not depend on what else runs, nor on when it came: each piece of a prompt is
+    the same, and rows step together to the last bit as alone (`stepping.Batch`).
+
+    Args:
+        engine: runs the steps; its cache belongs to this object.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.batch = Batch(engine)
+        self._engine = engine
+        # With pieces of the engine's own size, a prompt is cut where the engine would cut it.
+        self._scheduler: Scheduler[Row] = Scheduler(engine.max_batch, piece=PIECE, budget=PIECE)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows wait or run."""
+        return bool(self._scheduler)
+
+    def submit(self, row: Row, priority: int = 0) -> None:
+        """Puts a row into the queue. It may come at any time between steps.
+
+        Args:
+            row: a new one.
+            priority: larger ones are admitted first.
+        """
+        self._scheduler.submit(row, len(row.input_ids), priority)
+
+    def cancel(self, row: Row) -> None:
+        """Takes a row out that waits or runs; its slot is free at once."""
+        slot = self._scheduler.withdraw(row)
+        if slot is not None:
+            self.batch.retire([slot])
+
+    def step(self) -> list[tuple[Row, Event]]:
+        """Feeds prompts or answers, whichever have their turn.
+
+        A row whose logits are not finite is taken out and marked as `failed`.
+
+        Returns:
+            The events of rows that got a token. Rows that are finished have left.
+        """
+        turn = self._scheduler.turn()
+        if turn is None:
+            return []
+        outputs = self._run(turn)
+        events = []
+        for slot, output in outputs.items():
+            row = turn.stepping[slot]
+            if row.has_prompt_left:
+                continue
+            if output.is_finite:
+                events.append((row, row.advance(output)))
+            else:
+                row.failed = True
+        broken = [slot for slot, row in turn.stepping.items() if row.failed]
+        if broken:
+            self.batch.clear(broken)
+        over = [slot for slot, row in turn.stepping.items() if not row.is_live]
+        self._scheduler.finish(over)
+        self.batch.retire(over)
+        return events
+
+    def _run(self, turn: Turn[Row]) -> dict[int, Output]:
+        """Admits, moves and feeds rows; gives by slot what follows."""
+        for slot, row in turn.admitted.items():
+            self.batch.admit(slot, row.task, row.held)
+        if turn.kept is not None:
+            self.batch.keep(turn.kept)
+        ids = {slot: row.next_ids(turn.tokens[slot]) for slot, row in turn.stepping.items()}
+        chooses = self._engine.candidates, self._engine.sampling_inputs
+        # Noise is drawn for tokens that are chosen: not after a part of a prompt.
+        draws = {
+            slot: row.draw(*chooses)
+            for slot, row in turn.stepping.items()
+            if not row.has_prompt_left
+        }
+        return self.batch.feed(ids, draws)

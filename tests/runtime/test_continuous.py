@@ -1,0 +1,217 @@
+"""Rows that come and go at any time give the numbers that they give alone, to the last bit."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
+from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.runtime.continuous import Continuous
+from pl_compile.runtime.engines.engine import Step
+from pl_compile.runtime.requests import Result
+from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.stepping import Output
+from pl_compile.testing import random_table, write_tiny_base
+
+SLOTS = 3
+
+
+@dataclass(repr=False, eq=False)
+class Served:
+    """A bundle under test, and what each request gives alone."""
+
+    session: Session
+    alone: dict[str, tuple[Any, list[bytes]]] = field(default_factory=dict)
+
+    def row(self, request: Request) -> Row:
+        engine = self.session.engine
+        maker = RowMaker(self.session.tokenizer, self.session.tasks, engine.capacity, engine.vocab)
+        return maker.row(0, request, "testing")
+
+    def answer_alone(self, request: Request) -> tuple[Any, list[bytes]]:
+        key = repr(request)
+        if key not in self.alone:
+            flow, row = Continuous(self.session.engine), self.row(request)
+            with logits_noted() as seen:
+                flow.submit(row)
+                (result,) = [e.result for e in until_idle(flow) if e.result is not None]
+            self.alone[key] = result, seen[id(row)]
+        return self.alone[key]
+
+
+def until_idle(flow: Continuous) -> Iterator[Any]:
+    while flow.is_busy:
+        for _, event in flow.step():
+            yield event
+
+
+@contextmanager
+def logits_noted() -> Iterator[dict[int, list[bytes]]]:
+    """The bits of the logits of each row, by its id."""
+    seen: dict[int, list[bytes]] = {}
+    advance = Row.advance
+
+    def noting(row: Row, output: Output) -> Any:
+        seen.setdefault(id(row), []).append(output.logits.tobytes())
+        return advance(row, output)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Row, "advance", noting)
+        yield seen
+
+
+@pytest.fixture(scope="module", params=["native-cpu int4", "native-cpu none", "onnx-cpu int8"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    target, _, quantize = request.param.partition(" ")
+    folder = tmp_path_factory.mktemp("continuous")
+    base = write_tiny_base(folder / "base", "llama", seed=8, blocks=True)
+    config = json.loads((base / "config.json").read_text())
+    config["max_position_embeddings"] = 900  # for prompts of more than one piece
+    (base / "config.json").write_text(json.dumps(config))
+    table = random_table(base, folder / "table.safetensors", prefix=True)
+    bundle = export_bundle(
+        ExportRequest(
+            table,
+            base,
+            folder / "bundle",
+            target=target,
+            options=BuildOptions(quantize),
+            measure_parity=False,
+        )
+    ).bundle
+    return Served(Session.open(bundle, max_batch=SLOTS))
+
+
+TASKS = {
+    "tone": lambda text: {"sentence": text},
+    "ask": lambda text: {"question": text, "place": "a field"},
+    "order": lambda text: {"request": text},
+}
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.9, top_k=30, seed=3),
+    Sampling(temperature=1.0, min_p=0.05),
+]
+# A request: its task, characters of its text, tokens, sampling, and two options.
+REQUESTS = st.tuples(
+    st.sampled_from(sorted(TASKS)),
+    st.sampled_from([3, 9, 40, 300, 700, 1200]),
+    st.integers(1, 9),
+    st.integers(0, len(SAMPLINGS) - 1),
+    st.booleans(),
+    st.sampled_from([True, True, False]),
+)
+
+
+def request_of(drawn: tuple[str, int, int, int, bool, bool]) -> Request:
+    task, characters, tokens, sampling, constrain, use_prompt = drawn
+    return Request(
+        task,
+        TASKS[task](("the lazy dog is not here " * 120)[:characters]),
+        max_tokens=tokens,
+        sampling=SAMPLINGS[sampling],
+        constrain=constrain,
+        use_prompt=use_prompt,
+    )
+
+
+# Before each step: requests that arrive, with a priority; which of those under way is cancelled.
+ARRIVALS = st.lists(
+    st.tuples(
+        st.lists(st.tuples(REQUESTS, st.integers(0, 1)), max_size=3),
+        st.none() | st.integers(0, 6),
+    ),
+    max_size=14,
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(arrivals=ARRIVALS)
+def test_a_row_has_the_bits_that_it_has_alone(served: Served, arrivals: list[Any]) -> None:
+    flow = Continuous(served.session.engine)
+    asked: dict[int, Request] = {}
+    rows: dict[int, Row] = {}
+    results: dict[int, Result] = {}
+
+    def step() -> None:
+        for row, event in flow.step():
+            if event.result is not None:
+                results[id(row)] = event.result
+
+    with logits_noted() as seen:
+        for new, cancelled in arrivals:
+            for drawn, priority in new:
+                request = request_of(drawn)
+                row = served.row(request)
+                rows[id(row)], asked[id(row)] = row, request
+                flow.submit(row, priority)
+            under_way = [row for key, row in rows.items() if key not in results]
+            if cancelled is not None and cancelled < len(under_way):
+                row = under_way[cancelled]
+                flow.cancel(row)
+                del rows[id(row)]
+            step()
+        while flow.is_busy:
+            step()
+
+    assert results.keys() == rows.keys()
+    assert flow.batch.slots == []
+    for key, result in results.items():
+        alone, logits = served.answer_alone(asked[key])
+        assert result == alone
+        assert seen[key] == logits
+
+
+def test_a_long_prompt_is_fed_in_pieces_between_the_tokens_of_others(served: Served) -> None:
+    flow = Continuous(served.session.engine)
+    short = served.row(Request("tone", {"sentence": "fine"}, max_tokens=8, constrain=False))
+    long = served.row(Request("ask", {"question": "the lazy dog " * 130, "place": "here"}))
+    assert len(long.input_ids) > 512
+    lengths: list[int] = []
+    real = served.session.engine.step
+
+    def step(given: Step) -> Any:
+        lengths.append(given.input_ids.shape[1])
+        return real(given)
+
+    flow.submit(short)
+    flow.step()
+    flow.submit(long)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served.session.engine, "step", step)
+        for _ in range(6):
+            flow.step()
+
+    assert [length > 1 for length in lengths] == [False, True, False, True, False, True]
+    assert lengths[1] == lengths[3] == 256
+    assert len(long.token_ids) == 1
+
+
+def test_a_cancelled_row_frees_its_slot_at_once_and_nothing_else_changes(served: Served) -> None:
+    flow = Continuous(served.session.engine)
+    asked = [Request("order", {"request": "go " * n}, max_tokens=6) for n in (1, 2, 3, 4)]
+    rows = [served.row(request) for request in asked]
+    for row in rows:
+        flow.submit(row)
+    flow.step()
+    assert flow.batch.slots == [0, 1, 2]
+
+    flow.cancel(rows[1])  # it runs
+    flow.cancel(rows[3])  # it waits
+
+    assert flow.batch.slots == [0, 2]
+    results = {event.result.text for event in until_idle(flow) if event.result is not None}
+    assert results == {served.answer_alone(asked[i])[0].text for i in (0, 2)}
+    assert rows[1].finished is None
+    assert not np.isnan(rows[0].token_ids).any()
