@@ -129,6 +129,7 @@ class Row:
         token_ids: the answer so far.
         finished: why the answer ended; None while it has not.
         failed: whether its logits were not finite numbers.
+        error: what ended a step that it was in; None while none did.
     """
 
     index: int
@@ -146,6 +147,7 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     finished: FinishReason | None = None
     failed: bool = False
+    error: Exception | None = None
 
     def __post_init__(self) -> None:
         """Begins the answer."""
@@ -157,7 +159,7 @@ class Row:
     @property
     def is_live(self) -> bool:
         """Whether there is more to write."""
-        return self.finished is None and not self.failed
+        return self.finished is None and not self.failed and self.error is None
 
     @property
     def has_prompt_left(self) -> bool:

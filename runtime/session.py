@@ -7,8 +7,9 @@ gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,8 @@ from pl_compile.text.tokenizer import Tokenizer
 class Session:
     """Answers requests from compiled artifacts.
 
-    Several threads must not use it at once: there is one cache for all. The caller's setting of
+    Any number of threads may use it, and streams may be read at once: all their requests share the
+    slots of one cache and step together, whichever thread runs the step. The caller's setting of
     `np.seterr` (what numpy does about overflow and underflow) makes no difference here.
 
     Close it with `close`, or use it as a context manager (`with Session.open(bundle) as session:`).
@@ -51,7 +53,9 @@ class Session:
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self._engine: Engine | None = engine
-        self._under_way: Continuous | None = None
+        self._flow: Continuous | None = Continuous(engine)
+        self._inboxes: dict[Row, deque[Event]] = {}  # of the streams that rows under way belong to
+        self._lock = threading.RLock()
 
     @classmethod
     def of_entries(
@@ -130,25 +134,29 @@ class Session:
         Raises:
             RequestError: the session was closed.
         """
-        return self._check_open()
+        self._check_open()
+        assert self._engine is not None
+        return self._engine
 
     def close(self) -> None:
         """Ends the ranks, and frees the caches and the base. Closing once more does nothing.
 
         After that, each call raises `RequestError`; so does a stream that has not ended.
         """
-        engine, self._engine, self._under_way = self._engine, None, None
-        if engine is not None:
-            engine.close()
+        with self._lock:
+            engine, self._engine, self._flow = self._engine, None, None
+            self._inboxes.clear()
+            if engine is not None:
+                engine.close()
 
-    def _check_open(self) -> Engine:
-        if self._engine is None:
+    def _check_open(self) -> Continuous:
+        if self._flow is None:
             raise RequestError(
                 "using a session",
                 found="one that was closed",
                 fix="Open another one: Session.open(bundle).",
             )
-        return self._engine
+        return self._flow
 
     def __enter__(self) -> Self:
         """The session itself.
@@ -188,7 +196,7 @@ class Session:
 
         Raises:
             RequestError: as for `generate`, before the first event; two threads read one stream; or
-                the session is closed before its end.
+                the session is closed before its end. A stream that is closed leaves its slots.
             AnswerError: the logits of some requests are not finite numbers. It is raised after the
                 last event of the others. What was handed out for such a request is not an answer.
         """
@@ -200,14 +208,58 @@ class Session:
             for index, request in enumerate(_listed(requests))
         ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
-        with self._one_call():
+        inbox: deque[Event] = deque()
+        with self._lock:
+            flow = self._check_open()
             for row in rows:
-                self._call_under_way().submit(row)
-            while self._call_under_way().is_busy:
-                for _, event in self._call_under_way().step():
-                    yield event
-                    self._check_open()  # the reader may have closed it
+                self._inboxes[row] = inbox
+                flow.submit(row)
+        del flow  # a closed session's engine is freed, whoever holds a stream
+        try:
+            while self._has_more(rows, inbox):
+                yield inbox.popleft()
+                self._check_open()  # the reader may have closed it
+        finally:
+            self._leave(rows)
         _check_rows("answering requests", rows)
+
+    def _has_more(self, rows: Sequence[Row], inbox: deque[Event]) -> bool:
+        """Steps until there is an event for a stream; whether there is one."""
+        while not inbox and any(row.is_live for row in rows):
+            with self._lock:
+                flow = self._check_open()
+                if not inbox:  # another thread's step may have brought some
+                    self._step(flow)
+        for row in rows:
+            if row.error is not None and not inbox:
+                raise row.error
+        return bool(inbox)
+
+    def _step(self, flow: Continuous) -> None:
+        """One step of all rows under way; each stream gets what is its.
+
+        Where the step fails, all of them end with its error, and the session begins anew.
+        """
+        try:
+            events = flow.step()
+        except BaseException as error:
+            told = error if isinstance(error, Exception) else _interrupted()
+            for row in self._inboxes:
+                row.error = told
+            self._inboxes.clear()
+            self._flow = Continuous(self.engine)
+            raise
+        for row, event in events:
+            self._inboxes[row].append(event)
+        for row in [row for row in self._inboxes if not row.is_live]:
+            del self._inboxes[row]
+
+    def _leave(self, rows: Iterable[Row]) -> None:
+        """Takes out the rows of a stream that ends before they do."""
+        with self._lock:
+            for row in rows:
+                if self._inboxes.pop(row, None) is not None and self._flow is not None:
+                    self._flow.cancel(row)
 
     @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
@@ -233,32 +285,15 @@ class Session:
                     expected="a task with a closed set of answers",
                 )
             rows.append((row, row.trie))
-        with self._one_call():
-            batch = self._call_under_way().batch
-            scores = [label_scores(batch, row, trie) for row, trie in rows]
+        with self._lock:
+            flow = self._check_open()
+            while flow.is_busy:  # scores take all slots, so what runs is finished first
+                self._step(flow)
+            scores = [label_scores(flow.batch, row, trie) for row, trie in rows]
         for (row, _), labels in zip(rows, scores, strict=True):
             row.failed = labels is None
         _check_rows("scoring requests", [row for row, _ in rows], scores)
         return [labels for labels in scores if labels is not None]  # none is: the type says so
-
-    @contextmanager
-    def _one_call(self) -> Iterator[None]:
-        if self._under_way is not None:
-            raise RequestError(
-                "starting a stream",
-                found="another stream of this session that has not ended",
-                fix="Read it to its end or close it first, or open a second session.",
-            )
-        self._under_way = Continuous(self._check_open())
-        try:
-            yield
-        finally:
-            self._under_way = None
-
-    def _call_under_way(self) -> Continuous:
-        """Its rows. It is asked for anew each time: whoever kept it would keep a closed engine."""
-        assert self._under_way is not None
-        return self._under_way
 
     def check(self, request: Request) -> int:
         """Checks that a request can be served; returns the tokens its truncate field would lose.
@@ -269,9 +304,10 @@ class Session:
         return self._row(0, request, "checking a request").cut_tokens
 
     def _row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> Row:
-        engine = self._check_open()
-        maker = RowMaker(self.tokenizer, self.tasks, engine.capacity, engine.vocab)
-        return maker.row(index, request, doing, scored=scored)
+        with self._lock:  # renderers and tokenizer keep what they have seen
+            engine = self.engine
+            maker = RowMaker(self.tokenizer, self.tasks, engine.capacity, engine.vocab)
+            return maker.row(index, request, doing, scored=scored)
 
 
 def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) -> None:
@@ -280,6 +316,14 @@ def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) ->
     if failed:
         places = {index: f"request {index} (task '{task}')" for index, task in failed}
         raise AnswerError(doing, places, results=results)
+
+
+def _interrupted() -> RequestError:
+    return RequestError(
+        "answering requests",
+        found="a step that was interrupted in another thread",
+        fix="Ask again.",
+    )
 
 
 def _listed(requests: Iterable[Request]) -> list[Request]:

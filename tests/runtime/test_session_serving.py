@@ -297,15 +297,80 @@ def test_a_choice_is_written_to_its_end_whatever_max_tokens_is(session: Session)
     assert result.text in ("positive", "negative", "neutral")
 
 
-def test_two_streams_of_one_session_cannot_interleave(session: Session) -> None:
-    first = session.stream(mixed_requests(2))
+def test_streams_of_one_session_share_its_slots_and_change_nothing(session: Session) -> None:
+    requests = mixed_requests(6)
+    expected = session.generate(requests)
+    first, second = session.stream(requests[:4]), session.stream(requests[4:])
+    begun = next(first)
+
+    with pytest.raises(RequestError, match="task 'nobody'"):
+        session.generate([Request("nobody", {})])
+    others = [event.result for event in second if event.result is not None]
+    scores = session.score([Request("tone", {"sentence": "so cold"})])
+    rest = [event for event in (begun, *first) if event.result is not None]
+
+    assert sorted(others, key=expected.index) == expected[4:]
+    results = {event.index: event.result for event in rest}
+    assert [results[index] for index in range(4)] == expected[:4]
+    assert scores == session.score([Request("tone", {"sentence": "so cold"})])
+
+
+def test_a_stream_that_is_closed_leaves_its_slots(bundle: Path) -> None:
+    session = Session.open(bundle, max_batch=2)
+    requests = mixed_requests(5)
+    stream = session.stream(requests)
+    next(stream)
+
+    stream.close()
+
+    assert len(session.generate(requests)) == 5
+
+
+@pytest.mark.parametrize("error", [ArtifactError("running", found="x"), KeyboardInterrupt()])
+def test_a_step_that_fails_ends_all_streams_and_the_session_begins_anew(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    session = Session.open(bundle, max_batch=4)
+    requests = mixed_requests(6)
+    expected = session.generate(requests)
+    first, second = session.stream(requests[:3]), session.stream(requests[3:])
     next(first)
+    next(second)
 
-    with pytest.raises(RequestError, match="another stream of this session that has not ended"):
-        next(session.stream(mixed_requests(2)))
+    def failing(step: object) -> None:
+        raise error
 
-    first.close()
-    assert len(session.generate(mixed_requests(2))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(session.engine, "step", failing)
+        with pytest.raises(type(error)):
+            list(first)
+    with pytest.raises((ArtifactError, RequestError)) as told:
+        list(second)
+
+    assert "interrupted" in str(told.value) or told.value is error
+    assert session.generate(requests) == expected
+
+
+def test_threads_get_the_answers_that_each_would_get_alone(session: Session) -> None:
+    requests = mixed_requests(24, sampling=Sampling(temperature=0.8, top_k=20, seed=2))
+    expected = session.generate(requests)
+    scored = Request("tone", {"sentence": "so cold"})
+    scores = session.score([scored])
+    found: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        part = requests[number * 3 : number * 3 + 3]
+        found[number] = session.score([scored]) if number == 7 else session.generate(part)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+
+    assert found.pop(7) == scores
+    for number, results in found.items():
+        assert results == expected[number * 3 : number * 3 + 3]
 
 
 def test_a_closed_session_answers_nothing_more_and_holds_nothing(bundle: Path) -> None:
