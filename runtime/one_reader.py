@@ -49,7 +49,7 @@ class OneReader(Generator[Event, None, None]):
             raise RequestError(
                 "reading a stream",
                 found="two threads that read it at once",
-                fix="Read it in one thread, or give each a session of its own.",
+                fix="Read it in one thread, or give each a stream of its own.",
             )
         try:
             # Around each step: set inside the generator, it would apply to the reader's code, too.
