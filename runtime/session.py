@@ -225,15 +225,20 @@ class Session:
 
     def _has_more(self, rows: Sequence[Row], inbox: deque[Event]) -> bool:
         """Steps until there is an event for a stream; whether there is one."""
-        while not inbox and any(row.is_live for row in rows):
+        while not inbox:
+            # Rows are looked at between steps only: within one, a row may be finished before its
+            # last event is in the inbox.
             with self._lock:
                 flow = self._check_open()
-                if not inbox:  # another thread's step may have brought some
-                    self._step(flow)
-        for row in rows:
-            if row.error is not None and not inbox:
-                raise row.error
-        return bool(inbox)
+                if inbox:  # brought by another thread's step
+                    break
+                if not any(row.is_live for row in rows):
+                    for row in rows:
+                        if row.error is not None:
+                            raise row.error
+                    return False
+                self._step(flow)
+        return True
 
     def _step(self, flow: Continuous) -> None:
         """One step of all rows under way; each stream gets what is its.
