@@ -55,7 +55,7 @@ def tensorrt_module(target: str, doing: str = "") -> Any:
 
     Args:
         target: the flavour.
-        doing: for the error; "building for" it if empty.
+        doing: for the error; "building for" it, in an export, if empty.
 
     Raises:
         ExportError: it is not installed, or does not load.
@@ -290,13 +290,24 @@ def build_plan(
     stopped = threading.Event()
     config.progress_monitor = _monitor(trt, said, stopped)
     started = time.perf_counter()
+    begun = threading.Event()
+
+    def build() -> Any:
+        begun.wait()
+        if stopped.is_set():
+            return None
+        return parsed.builder.build_serialized_network(parsed.network, config)
+
     # In a thread of its own: TensorRT drops what is raised in its callbacks, and with it Ctrl-C.
     with ThreadPoolExecutor(1) as thread:
-        building = thread.submit(parsed.builder.build_serialized_network, parsed.network, config)
         try:
+            building = thread.submit(build)
+            # Only now: a Ctrl-C within `submit` could leave a thread that nobody waits for.
+            begun.set()
             data = building.result()
         except BaseException:
             stopped.set()
+            begun.set()
             raise
     if data is None:
         errors = [text for severity, text in parsed.log if severity in ("ERROR", "INTERNAL_ERROR")]

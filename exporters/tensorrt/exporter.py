@@ -86,13 +86,13 @@ class TensorRtExporter:
                 expected=f"a multiple of {_HEADS}",
                 fix="Use --target onnx-cpu.",
             )
-        capacity = contract.aligned_capacity(options.dtype)
-        if contract.capacity != capacity:
+        unit = contract.capacity_unit(options.dtype)
+        if contract.capacity % unit:
             raise ExportError(
                 doing,
                 found=f"capacity {contract.capacity}",
-                expected=f"one at which each slot begins at a multiple of {ALIGNED} bytes",
-                fix=f"The next one is --capacity {capacity}.",
+                expected=f"a multiple of {unit}: slots begin at multiples of {ALIGNED} bytes",
+                fix="Choose another --capacity.",
             )
         if contract.candidates > MOST_CANDIDATES:
             raise ExportError(

@@ -379,8 +379,9 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     try:
         content = read_json_object(path, ArtifactError, f"{doing}, {MANIFEST}", fix=_COPY_OR_EXPORT)
     except FileNotFoundError:
+        found = f"no {MANIFEST}" if folder.exists() else "there is no such folder"
         raise ArtifactError(
-            doing, found=f"no {MANIFEST}", expected="a folder that 'plc export' wrote"
+            doing, found=found, expected="a folder that 'plc export' wrote"
         ) from None
     if content.pop("format", None) != FORMAT:
         raise ArtifactError(doing, found=f"{MANIFEST} of another format", expected=FORMAT)

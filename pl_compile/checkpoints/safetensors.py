@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from pl_compile.checkpoints.checkpoint import Header
 from pl_compile.config.damage import damage_of
 from pl_compile.config.strict_json import read_json_object
-from pl_compile.config.utf8 import check_regular
+from pl_compile.config.utf8 import check_readable, check_regular
 from pl_compile.errors import BaseModelError, list_problems, reason_of
 
 _SINGLE = "model.safetensors"
@@ -41,6 +41,7 @@ class SafetensorsCheckpoint:
         for path, listed in self._paths().items():
             with self._reporting(path):
                 check_regular(path)
+                check_readable(path)  # the library calls a file that may not be read missing
                 file = safe_open(path, framework="numpy")
                 held = set(file.keys())
                 slices = {name: file.get_slice(name) for name in held}

@@ -52,7 +52,7 @@ def checking_engine(
     dtype: str,
     *,
     flavour: str | None = None,
-    provider: Provider = CPU,
+    provider: Provider | None = None,
 ) -> Iterator[Engine]:
     """The target's own runner, on this machine's CPU; for TensorRT, what its parser made.
 
@@ -63,7 +63,7 @@ def checking_engine(
         dtype: of its caches.
         flavour: whose parser, for a TensorRT target; if None, the target's own, or the other if
             that is not installed.
-        provider: of ONNX Runtime, for a bundle of one rank.
+        provider: of ONNX Runtime, for a bundle of one rank; the CPU's if None.
 
     Raises:
         ExportError: no TensorRT is installed to ask, or it refuses the graph.
@@ -73,7 +73,7 @@ def checking_engine(
         RequestError: a provider, and files that do not run on one.
     """
     row = TARGETS[target]
-    if provider != CPU and (not row.provider or contract.ranks > 1):
+    if provider is not None and (not row.provider or contract.ranks > 1):
         raise RequestError(
             f"checking {folder} with the provider {provider.name}",
             found="files that do not run on a provider",
@@ -97,4 +97,4 @@ def checking_engine(
         finally:
             group.close()
     else:
-        yield open_model(row, folder / MODEL_NAME, contract, dtype, provider=provider)
+        yield open_model(row, folder / MODEL_NAME, contract, dtype, provider=provider or CPU)

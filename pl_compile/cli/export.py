@@ -77,6 +77,8 @@ def command(
     from pl_compile.driver.forecast import forecast_export
     from pl_compile.driver.runs import find_base_of, newest_table
 
+    if dry_run and given.get("dump_passes") is not None:
+        raise click.UsageError("--dump-passes and --dry-run: a dry run builds no graph.")
     table = table or newest_table()
     request = given_for(
         ExportRequest,

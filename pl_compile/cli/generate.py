@@ -241,9 +241,14 @@ def _parse_sampling(numbers: dict[str, Any], bias: tuple[str, ...]) -> Any:
     from pl_compile.config.sampling import Sampling
 
     try:
-        return Sampling(**numbers, logit_bias=_parse_bias(bias))
+        sampling = Sampling(**numbers, logit_bias=_parse_bias(bias))
     except RequestError as error:
         raise click.UsageError(error.found) from error
+    idle = sorted(sampling.changed & {"min_p", "top_k", "top_p"})
+    if idle and sampling.temperature == 0:
+        options = ", ".join("--" + name.replace("_", "-") for name in idle)
+        click.echo(f"{options}: no effect at --temperature 0, which is greedy", err=True)
+    return sampling
 
 
 def _parse_bias(pairs: tuple[str, ...]) -> dict[str, float]:
@@ -255,7 +260,7 @@ def _parse_bias(pairs: tuple[str, ...]) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not text or math.isnan(value):
-            raise click.UsageError(f"--logit-bias {pair}: expected TEXT=NUMBER.")
+            raise click.UsageError(f"--logit-bias {pair}: expected TEXT=NUMBER, -100 to 100.")
         if text in bias:
             raise click.UsageError(f"--logit-bias {text} is given twice.")
         bias[text] = value

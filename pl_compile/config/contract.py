@@ -110,15 +110,13 @@ class GraphContract:
         heads = kv_heads_of_ranks(self.kv_heads, self.ranks)[rank]
         return replace(self, kv_heads=len(heads))
 
-    def aligned_capacity(self, dtype: str) -> int:
-        """The smallest capacity, of this one and larger ones, at which slots are `ALIGNED`.
+    def capacity_unit(self, dtype: str) -> int:
+        """At multiples of this capacity, slots are `ALIGNED`.
 
         Args:
             dtype: of the caches.
         """
-        entry = self.kv_heads * self.head_dim * BYTES[dtype]
-        every = ALIGNED // gcd(ALIGNED, entry)
-        return -(-self.capacity // every) * every
+        return ALIGNED // gcd(ALIGNED, self.kv_heads * self.head_dim * BYTES[dtype])
 
     def tensors(self, dtype: str) -> dict[str, "Tensor"]:
         """Every input and output by name: the table above.

@@ -155,7 +155,7 @@ def _refuse_halves(value: Any) -> None:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON (write null, or leave the value out)")
+    raise ValueError(f"{name} is not JSON: write a number, a text or null")
 
 
 def _finite(number: str) -> float:

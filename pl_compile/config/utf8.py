@@ -48,6 +48,12 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "a pipe, a device or a socket, not a file", str(path))
 
 
+def check_readable(path: Path) -> None:
+    """Raises `OSError` unless the file may be read."""
+    with path.open("rb"):
+        pass
+
+
 def read_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
     """The text of a file, with its line ends as they are; a byte order mark is left out.
 

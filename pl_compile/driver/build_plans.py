@@ -99,7 +99,7 @@ def build_bundle(
             expected=" or ".join(PLAN_TARGETS),
             fix="It needs no plan: serve it as it is.",
         )
-    trt = tensorrt_module(manifest.target)
+    trt = tensorrt_module(manifest.target, f"building the plans of {folder} on this machine")
     ranks = [rank_folder(rank) for rank in range(manifest.graph.ranks)]
     folders = ranks if len(ranks) > 1 else [""]
     profile = read_plan_profile(bundle.base_folder / folders[0])

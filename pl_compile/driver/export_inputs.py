@@ -5,7 +5,7 @@ chosen for them. No weight is read, except by `--quantize auto`, which looks at 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pl_compile.artifact.files import check_replaceable, resolved
 from pl_compile.artifact.prompt_table import (
@@ -144,7 +144,7 @@ def _contract(
     candidates = 0
     if request.options.sampling == "graph":
         candidates = min(request.options.candidates or DEFAULT_CANDIDATES, config.vocab)
-    return GraphContract(
+    contract = GraphContract(
         layers=config.layers,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
@@ -157,6 +157,12 @@ def _contract(
         sampling_inputs=tuple(IN_GRAPH) if candidates else (),
         ranks=request.options.ranks,
     )
+    if request.capacity is None and TARGETS[exporter.target].has_plan:
+        # Of one head, so for each rank, however many it has.
+        unit = replace(contract, kv_heads=1).capacity_unit(request.options.dtype)
+        if capacity - capacity % unit >= longest + 2:
+            return replace(contract, capacity=capacity - capacity % unit)
+    return contract
 
 
 def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:

@@ -116,7 +116,7 @@ def verify_bundle(
         contract,
         precision.dtype,
         flavour=flavour,
-        provider=provider or CPU,
+        provider=provider,
     ) as engine:
         vectors = {name: arrays for name in served if (arrays := bundle.selftest(name))}
         if vectors:
@@ -157,7 +157,7 @@ def _check_flavour(bundle: Bundle, flavour: str | None) -> None:
         raise ExportError(
             f"verifying {bundle.folder} as target {flavour}",
             found=f"a bundle for {target}",
-            expected=target if target not in PLAN_TARGETS else " or ".join(PLAN_TARGETS),
+            expected=f"one for {' or '.join(PLAN_TARGETS)}, and one of them as --target",
             fix="Leave --target out.",
         )
 

@@ -172,7 +172,7 @@ def test_misuse_is_exit_code_2(plc: Any) -> None:
         ("--top-p 2", "2.0 is not in the range 0<x<=1"),
         ("--min-p nan", "min_p nan, expected a number from 0 to 1"),
         ("--logit-bias yes=500", "expected numbers from -100 to 100 by the texts of tokens"),
-        ("--logit-bias yes", "--logit-bias yes: expected TEXT=NUMBER"),
+        ("--logit-bias yes", "--logit-bias yes: expected TEXT=NUMBER, -100 to 100"),
     ],
 )
 def test_numbers_for_sampling_beyond_their_range_are_misuse(
@@ -184,6 +184,29 @@ def test_numbers_for_sampling_beyond_their_range_are_misuse(
 
     assert (code, out) == (2, "")
     assert said in err
+
+
+def test_numbers_that_greedy_answers_do_not_use_are_said(plc: Any, work: Path) -> None:
+    request = ["--task", "tone", "--field", "sentence=fine"]
+
+    code, _, err = plc("generate", str(work / "bundle"), *request, "--min-p", "0.5", "--top-k", "3")
+
+    assert code == 0
+    assert "--min-p, --top-k: no effect at --temperature 0" in err
+
+
+def test_what_is_not_there_is_not_called_a_bundle_without_a_manifest(plc: Any, work: Path) -> None:
+    request = ["--task", "tone", "--field", "sentence=fine"]
+
+    assert "nowhere: there is no such folder" in plc("generate", "nowhere", *request)[2]
+    assert "no manifest.json" in plc("generate", str(work), *request)[2]
+
+
+def test_a_dry_run_dumps_no_passes(plc: Any, work: Path) -> None:
+    code, _, err = export(plc, work, "--dry-run", "--dump-passes", str(work / "dumps"))
+
+    assert code == 2
+    assert "--dump-passes and --dry-run: a dry run builds no graph" in err
 
 
 def test_a_file_of_a_bundle_names_the_bundle(plc: Any, work: Path) -> None:

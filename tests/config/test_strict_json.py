@@ -66,7 +66,7 @@ def test_an_array_is_read_item_by_item(values: list[object], indent: int | None)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[1,\n\n NaN]", "NaN is not JSON .*: line 3 column 2 "),
+        ("[1,\n\n NaN]", "NaN is not JSON: .*: line 3 column 2 "),
         ('[{"a": 1},\n{"a": 1, "a": 2}]', "the key 'a' is given twice: line 2 column 10 "),
         ('["x",\n"\\ud800"]', "half of a surrogate pair.*: line 2 column 1 "),
         ("[1,\n" + "[" * 100_000, "values nested too deep: line 2 column 1 "),

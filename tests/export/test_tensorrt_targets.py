@@ -1,6 +1,7 @@
 """What targets for TensorRT refuse, and what they do where no TensorRT is: needs none itself."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -131,11 +132,27 @@ def test_slots_begin_at_addresses_that_tensorrt_takes(tiny_bases: dict[str, Path
     config, contract = sizes_of(tiny_bases["llama"])
     uneven = replace(contract, capacity=63)  # of 63 * 2 heads * 16 numbers
 
-    with pytest.raises(ExportError, match=r"capacity 63; .* 256 bytes\. .*--capacity 64"):
+    with pytest.raises(ExportError, match=r"capacity 63; expected a multiple of 8: .* 256"):
         TensorRtExporter("tensorrt").check(config, uneven, BuildOptions("none", dtype="float16"))
-    assert [uneven.aligned_capacity(dtype) for dtype in ("float32", "float16")] == [64, 64]
+    assert [uneven.capacity_unit(dtype) for dtype in ("float32", "float16")] == [4, 8]
     alone = replace(uneven, kv_heads=1, head_dim=8, capacity=5)  # 32 or 16 bytes an entry
-    assert [alone.aligned_capacity(dtype) for dtype in ("float32", "float16")] == [8, 16]
+    assert [alone.capacity_unit(dtype) for dtype in ("float32", "float16")] == [8, 16]
+
+
+def test_the_default_capacity_is_one_that_tensorrt_takes(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["llama"], base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 95}))
+    table = random_table(base, tmp_path / "table.safetensors")
+
+    result = export_bundle(
+        ExportRequest(table, base, tmp_path / "bundle", target="tensorrt", options=DEFERRED)
+    )
+
+    assert read_bundle(result.bundle).manifest.graph.capacity == 88
 
 
 def test_the_command_line_takes_them_all(tiny_bases: dict[str, Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.importers.peft import write_peft_adapter
 from pl_compile.runtime import Request, Session
 from pl_compile.testing import random_table
+from pl_compile.text.render import SequenceRules
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.training.base_model import FrozenBase
 from pl_compile.training.reference import TorchEngine
@@ -120,7 +121,7 @@ def test_no_end_token_comes_before_the_minimum(tiny_bases: dict[str, Path], tmp_
     ends = tuple(dict.fromkeys(free[:2]))
     ended = Session.of_entries(
         session.tokenizer,
-        {"tone": replace(entry, eos_id=None, end_ids=ends)},
+        {"tone": replace(entry, rules=SequenceRules(None, None, ends))},
         session.engine,
     )
 
@@ -139,7 +140,9 @@ def test_a_choice_goes_on_over_a_token_that_ends_other_answers(
     whole = session.generate([request])[0]
     inside = tuple(dict.fromkeys(whole.token_ids[:-1]))
     ended = Session.of_entries(
-        session.tokenizer, {"tone": replace(entry, end_ids=inside)}, session.engine
+        session.tokenizer,
+        {"tone": replace(entry, rules=replace(entry.rules, end_ids=inside))},
+        session.engine,
     )
 
     assert whole.text == "negative words"

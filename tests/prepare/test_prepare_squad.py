@@ -278,7 +278,7 @@ def test_all_problems_of_a_file_are_listed_with_their_json_paths(
         (
             '{"question": "q", "context": "c", "answers": NaN}\n{"question": "q", "question": "r"}',
             "2 problems:\n"
-            "  - line 1 column 46: NaN is not JSON (write null, or leave the value out)\n"
+            "  - line 1 column 46: NaN is not JSON: write a number, a text or null\n"
             f"  - line 2 column 19: the key 'question' is given twice; expected {FORM}.",
         ),
         (

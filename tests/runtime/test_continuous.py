@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,12 @@ from pl_compile.testing import random_table, write_tiny_base
 SLOTS = 3
 
 
-@dataclass(repr=False, eq=False)
 class Served:
     """A bundle under test, and what each request gives alone."""
 
-    session: Session
-    alone: dict[str, tuple[Any, list[bytes]]] = field(default_factory=dict)
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.alone: dict[str, tuple[Any, list[bytes]]] = {}
 
     def row(self, request: Request) -> Row:
         engine = self.session.engine
@@ -44,7 +43,7 @@ class Served:
             with logits_noted() as seen:
                 flow.submit(row)
                 (result,) = [e.result for e in until_idle(flow) if e.result is not None]
-            self.alone[key] = result, seen[id(row)]
+            self.alone[key] = result, seen[row]
         return self.alone[key]
 
 
@@ -55,13 +54,13 @@ def until_idle(flow: Continuous) -> Iterator[Any]:
 
 
 @contextmanager
-def logits_noted() -> Iterator[dict[int, list[bytes]]]:
-    """The bits of the logits of each row, by its id."""
-    seen: dict[int, list[bytes]] = {}
+def logits_noted() -> Iterator[dict[Row, list[bytes]]]:
+    """The bits of the logits of each row."""
+    seen: dict[Row, list[bytes]] = {}
     advance = Row.advance
 
     def noting(row: Row, output: Output) -> Any:
-        seen.setdefault(id(row), []).append(output.logits.tobytes())
+        seen.setdefault(row, []).append(output.logits.tobytes())
         return advance(row, output)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -140,37 +139,36 @@ ARRIVALS = st.lists(
 @given(arrivals=ARRIVALS)
 def test_a_row_has_the_bits_that_it_has_alone(served: Served, arrivals: list[Any]) -> None:
     flow = Continuous(served.session.engine)
-    asked: dict[int, Request] = {}
-    rows: dict[int, Row] = {}
-    results: dict[int, Result] = {}
+    asked: dict[Row, Request] = {}
+    results: dict[Row, Result] = {}
 
     def step() -> None:
         for row, event in flow.step():
             if event.result is not None:
-                results[id(row)] = event.result
+                results[row] = event.result
 
     with logits_noted() as seen:
         for new, cancelled in arrivals:
             for drawn, priority in new:
                 request = request_of(drawn)
                 row = served.row(request)
-                rows[id(row)], asked[id(row)] = row, request
+                asked[row] = request
                 flow.submit(row, priority)
-            under_way = [row for key, row in rows.items() if key not in results]
+            under_way = [row for row in asked if row not in results]
             if cancelled is not None and cancelled < len(under_way):
                 row = under_way[cancelled]
                 flow.cancel(row)
-                del rows[id(row)]
+                del asked[row]
             step()
         while flow.is_busy:
             step()
 
-    assert results.keys() == rows.keys()
+    assert results.keys() == asked.keys()
     assert flow.batch.slots == []
-    for key, result in results.items():
-        alone, logits = served.answer_alone(asked[key])
+    for row, result in results.items():
+        alone, logits = served.answer_alone(asked[row])
         assert result == alone
-        assert seen[key] == logits
+        assert seen[row] == logits
 
 
 def test_a_long_prompt_is_fed_in_pieces_between_the_tokens_of_others(served: Served) -> None:

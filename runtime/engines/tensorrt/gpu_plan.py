@@ -114,12 +114,13 @@ def open_plan(
             expected=f"at most {record.max_batch}, which the plan was built for",
             fix="Export it with a larger --max-batch.",
         )
-    if contract.capacity != contract.aligned_capacity(dtype):
+    unit = contract.capacity_unit(dtype)
+    if contract.capacity % unit:
         raise ArtifactError(
             f"opening {folder}",
             found=f"capacity {contract.capacity}",
-            expected=f"one at which each slot begins at a multiple of {ALIGNED} bytes",
-            fix=f"Export it again with --capacity {contract.aligned_capacity(dtype)}.",
+            expected=f"a multiple of {unit}: slots begin at multiples of {ALIGNED} bytes",
+            fix="Export it again with another --capacity.",
         )
     cuda = Cuda(rank)
     check_gpu(record, cuda.compute_capability)
