@@ -125,7 +125,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     os.mkdir(tmp_path / "folder")
 
     for output, found in (
-        ("/dev/fd/99", "Bad file descriptor"),
+        ("/dev/fd/98765", "Bad file descriptor"),  # no test has so many files open
         ("requests.jsonl/x", "is a file, and no folder"),
         ("folder", "a folder. Name a file in it."),
     ):
