@@ -46,7 +46,7 @@ class ServedTask:
         tokenizer: Tokenizer,
         task_id: int = 0,
     ) -> "ServedTask":
-        """The prompt of an entry, as it was learned.
+        """The task of an entry, as it was learned.
 
         Raises:
             ConfigError: a template that cannot be parsed.
