@@ -66,16 +66,16 @@ void products(const KernelSet& f, size_t rows, size_t inputs, size_t outputs, si
 
 void attention(const KernelSet& f, size_t seq, size_t past) {
   Attention t{};
-  t.batch = 1, t.seq = seq, t.heads = 9, t.kv_heads = 3, t.dim = 64, t.capacity = 1024;
+  t.heads = 9, t.kv_heads = 3, t.dim = 64, t.capacity = 1024;
   const std::vector<float> qkv = random_floats(seq * t.width()), turn = random_floats(t.capacity * t.dim / 2);
   std::vector<float> keys = random_floats(t.kv_heads * t.capacity * t.dim), values = keys, y(seq * t.heads * t.dim);
-  const std::vector<int64_t> lengths(1, int64_t(past));
-  t.qkv = qkv.data(), t.keys = keys.data(), t.values = values.data(), t.past = lengths.data();
+  const Row row{0, seq, past, 0, nullptr, {}, false};
+  t.qkv = qkv.data(), t.keys = keys.data(), t.values = values.data(), t.rows = &row;
   t.cos = t.sin = turn.data(), t.y = y.data(), t.scale = 0.125f;
   const double time = seconds([&] {
     for (size_t head = 0; head < t.kv_heads; ++head) {
-      f.write_cache(t, 0, head);
-      for (size_t block = 0; block < t.query_blocks(); ++block) f.attend(t, 0, head, block);
+      f.write_cache(t, row, head);
+      for (size_t block = 0; block < t.query_blocks(row); ++block) f.attend(t, row, head, block);
     }
   });
   const double seen = double(seq) * double(past) + double(seq * (seq + 1)) / 2;

@@ -44,7 +44,7 @@ from pl_compile.graph.operators import (
 from pl_compile.passes.link_functions import Library
 
 # The span is a multiple of so many entries. The kernels of Attention take fewer at once.
-_SPAN = 64
+SPAN = 64
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def attention_body(
     past_lengths = given["past_lengths"]
     seq = body.op("Shape", [given["query"]], "seq", start=1, end=2)
     positions = given.get("positions") or _positions(body, seq, past_lengths)
-    query, key, value = _heads(body, settings, head_dim, positions)
+    query, key, value = split_heads(body, settings, head_dim, positions)
     key, present_key = store(body, "key", given["past_key"], key, past_lengths)
     value, present_value = store(body, "value", given["past_value"], value, past_lengths)
     lengths = body.op("Add", [past_lengths, seq], "lengths")
@@ -134,7 +134,7 @@ def attention_body(
     return body.function(y, present_key, present_value)
 
 
-def _heads(
+def split_heads(
     body: FunctionBody, settings: AttentionSettings, head_dim: int, positions: ir.Value
 ) -> list[ir.Value]:
     """Query, key and value of each head, `[batch, heads, seq, head_dim]`, normed and rotated."""
@@ -169,12 +169,18 @@ def _positions(body: FunctionBody, seq: ir.Value, past_lengths: ir.Value) -> ir.
     return body.op("Add", [past, steps], "positions.counted")
 
 
-def mask_of(operands: Operands) -> ir.Value:
-    """Bool `[batch, 1, seq, capacity]`: the entries of the cache that a token sees."""
+def mask_of(operands: Operands, entries: ir.Value | None = None) -> ir.Value:
+    """Bool `[batch, 1, seq, capacity]`: the entries of the cache that a token sees.
+
+    Args:
+        operands: of the call.
+        entries: int64 `[1, 1, 1, any]`: their numbers; those of the whole cache if None.
+    """
     body, window = operands.body, operands.settings.window
     last = body.op("Unsqueeze", [operands.positions, body.integers(1, 3)], "last_seen")
-    numbers = np.arange(operands.capacity, dtype=np.int64).reshape(1, 1, 1, -1)
-    entries = body.constant("entries", numbers)
+    if entries is None:
+        numbers = np.arange(operands.capacity, dtype=np.int64).reshape(1, 1, 1, -1)
+        entries = body.constant("entries", numbers)
     mask = body.op("LessOrEqual", [entries, last], "not_later")
     if window:
         before = body.op("Sub", [last, body.integers(window)], "last_before_window")
@@ -193,8 +199,8 @@ def attend_to_longest(operands: Operands) -> ir.Value:
     """How ONNX Runtime on CPU attends: to the cache, cut to its longest live row."""
     body = operands.body
     longest = body.op("ReduceMax", [operands.lengths], "longest", keepdims=1)
-    step = body.integers(_SPAN)
-    up = body.op("Add", [longest, body.integers(_SPAN - 1)], "up")
+    step = body.integers(SPAN)
+    up = body.op("Add", [longest, body.integers(SPAN - 1)], "up")
     span = body.op("Mul", [body.op("Div", [up, step], "spans"), step], "span")
 
     def live(value: ir.Value, name: str, axis: int) -> ir.Value:

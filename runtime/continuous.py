@@ -1,6 +1,6 @@
 """Continuous batching: rows come and go at any time, and step together on one engine."""
 
-from pl_compile.runtime.engines.engine import PIECE, Engine
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.requests import Event
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.scheduler import Scheduler, Turn
@@ -21,7 +21,9 @@ class Continuous:
         self.batch = Batch(engine)
         self._engine = engine
         # With pieces of the engine's own size, a prompt is cut where the engine would cut it.
-        self._scheduler: Scheduler[Row] = Scheduler(engine.max_batch, piece=PIECE, budget=PIECE)
+        self._scheduler: Scheduler[Row] = Scheduler(
+            engine.max_batch, piece=engine.piece, budget=engine.piece
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -76,8 +78,6 @@ class Continuous:
         """Admits, moves and feeds rows; gives by slot what follows."""
         for slot, row in turn.admitted.items():
             self.batch.admit(slot, row.task, row.held)
-        if turn.kept is not None:
-            self.batch.keep(turn.kept)
         ids = {slot: row.next_ids(turn.tokens[slot]) for slot, row in turn.stepping.items()}
         chooses = self._engine.candidates, self._engine.sampling_inputs
         # Noise is drawn for tokens that are chosen: not after a part of a prompt.

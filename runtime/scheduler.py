@@ -17,14 +17,11 @@ class Turn(Generic[T]):
 
     Attributes:
         admitted: requests that leave the queue, by the free slots that they take.
-        kept: slots whose rows are moved to lie side by side: slot `kept[i]` becomes slot `i`; None
-            where all stay.
-        stepping: the requests that step, by their slots after the move.
+        stepping: the requests that step, by their slots.
         tokens: how many tokens each of them is fed, by slot: a piece of its prompt, or one.
     """
 
     admitted: dict[int, T]
-    kept: list[int] | None
     stepping: dict[int, T]
     tokens: dict[int, int]
 
@@ -53,15 +50,15 @@ class Scheduler(Generic[T]):
     """Gives requests slots, and says what their rows are fed.
 
     The next request takes a free slot at once: of a higher priority first, then as they came. Its
-    prompt is fed in pieces. Turns that feed prompts take turns with those in which all other rows
-    get their next token, so neither keeps the other waiting for long. When no request waits for a
-    free slot, the rows are moved side by side, since only neighbours share a step.
+    prompt is fed in pieces. Each turn, rows whose prompt was fed get their next token, and prompts
+    share what else a turn may hold, in the order of the queue: so neither keeps the other waiting
+    for long.
 
     Args:
         slots: how many there are.
         piece: most tokens of a prompt that are fed at once. Each piece of a prompt but the last has
             this many, whatever else runs.
-        budget: most tokens of prompts in a turn for which other rows wait; one piece at least.
+        budget: most tokens of prompts in a turn; one piece at least.
     """
 
     def __init__(self, slots: int, *, piece: int, budget: int) -> None:
@@ -70,7 +67,6 @@ class Scheduler(Generic[T]):
         self._waiting: list[_Entry[T]] = []  # a heap; those that were withdrawn stay until popped
         self._running: dict[int, _Entry[T]] = {}
         self._count = 0
-        self._fed_prompts = False  # in the last turn
 
     def __len__(self) -> int:
         """How many requests wait or run."""
@@ -115,18 +111,11 @@ class Scheduler(Generic[T]):
     def turn(self) -> Turn[T] | None:
         """The next turn; None when nothing waits or runs."""
         admitted = {slot: self._next(slot) for slot in self._free()[: self._queued()]}
-        running = sorted(self._running)
-        if not running:
+        if not self._running:
             return None
-        entries = [self._running[slot] for slot in running]
-        # New requests took the lowest free slots, so they are not moved.
-        kept = None if running == list(range(len(running))) else running
-        for slot, entry in enumerate(entries):
-            entry.slot = slot
-        self._running = dict(enumerate(entries))
         tokens = self._tokens()
         stepping = {slot: self._running[slot].request for slot in tokens}
-        return Turn(admitted, kept, stepping, tokens)
+        return Turn(admitted, stepping, tokens)
 
     def _queued(self) -> int:
         return len(self._entries) - len(self._running)
@@ -145,16 +134,14 @@ class Scheduler(Generic[T]):
 
     def _tokens(self) -> dict[int, int]:
         """How many tokens which rows are fed, by slot."""
+        tokens = {slot: 1 for slot, entry in self._running.items() if not entry.unfed}
+        left = self._budget
         prompts = [slot for slot, entry in self._running.items() if entry.unfed]
-        answers = [slot for slot, entry in self._running.items() if not entry.unfed]
-        self._fed_prompts = bool(prompts) and not (answers and self._fed_prompts)
-        if not self._fed_prompts:
-            return dict.fromkeys(answers, 1)
-        tokens: dict[int, int] = {}
         for slot in sorted(prompts, key=lambda slot: self._running[slot].place):
             piece = min(self._piece, self._running[slot].unfed)
-            if answers and tokens and sum(tokens.values()) + piece > self._budget:
+            if piece > left and left < self._budget:
                 break
             tokens[slot] = piece
+            left -= piece
             self._running[slot].unfed -= piece
         return dict(sorted(tokens.items()))

@@ -89,7 +89,7 @@ class ServedTask:
         batch = Batch(engine)
         batch.admit(0, self)
         batch.feed({0: given.input_ids(engine.vocab)})
-        return replace(self, prefix_kv=engine.cached(0, len(opening)))
+        return replace(self, prefix_kv=batch.cached(0, len(opening)))
 
     def to_feed(self, rendered: Rendered) -> Rendered:
         """The part of a rendered prompt that a row is fed: what its prefix does not hold already.

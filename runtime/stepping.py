@@ -1,4 +1,4 @@
-"""A batch: rows in the slots of an engine. Each is admitted, fed and retired at its own time."""
+"""A batch: rows in slots of an engine. Each is admitted, fed and retired at its own time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from pl_compile.runtime.engines.engine import Engine, OfRows, Prompt, Step
+from pl_compile.runtime.engines.engine import Engine, Feed, Logits, PrefixKv, Prompt
 from pl_compile.runtime.sampling import Draw
 from pl_compile.shapes import Float32, Int64, Shape
 
@@ -18,17 +18,24 @@ class Output:
     """What the engine gives for a row after the tokens that it was fed.
 
     Attributes:
-        logits: float32 `[vocab]`; valid until the row is fed again.
+        after: float32 `[outputs, vocab]`: logits after each token that was asked for; valid until
+            the row is fed again.
         token: the next token, if the graph was asked to choose it; else None.
     """
 
-    logits: Annotated[Float32, Shape("vocab")]
+    after: Logits
     token: int | None
+
+    @property
+    def logits(self) -> Annotated[Float32, Shape("vocab")]:
+        """float32 `[vocab]`: after the last token that was asked for."""
+        last: Float32 = self.after[-1]
+        return last
 
     @property
     def is_finite(self) -> bool:
         """Whether all logits are numbers; if not, any token could seem the likeliest."""
-        return bool(np.isfinite(self.logits.max()))  # NaN if one of them is NaN
+        return bool(np.isfinite(self.after.max()))  # NaN if one of them is NaN
 
 
 @dataclass
@@ -43,8 +50,8 @@ class Batch:
     """Rows that step together on an engine.
 
     A row is admitted, fed and retired whatever the others do. Its output is the same as if it were
-    alone, to the last bit where the engine's kernels allow it (docs/compiling.md). The cache of an
-    engine belongs to one batch at a time.
+    alone, to the last bit where the engine's kernels allow it (docs/compiling.md). The rows of an
+    engine belong to one batch at a time.
 
     Args:
         engine: what runs the steps.
@@ -52,7 +59,7 @@ class Batch:
 
     def __init__(self, engine: Engine) -> None:
         self.max_batch = engine.max_batch
-        self._engine = engine
+        self._rows = engine.rows()
         self._held: dict[int, _Held] = {}  # by slot
 
     def admit(self, slot: int, prompt: Prompt, entries: int | None = None) -> None:
@@ -65,11 +72,16 @@ class Batch:
                 where the prefix is the whole prompt: a step needs a token, so the last one is fed.
         """
         assert slot not in self._held
-        held = self._engine.admit(slot, prompt)
+        held = self._rows.admit(slot, prompt)
         self._held[slot] = _Held(prompt, held if entries is None else entries)
 
     def feed(
-        self, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None] | None = None
+        self,
+        ids: Mapping[int, Ids],
+        draws: Mapping[int, Draw | None] | None = None,
+        *,
+        wanted: Mapping[int, Annotated[Int64, Shape("_")]] | None = None,
+        parents: Mapping[int, Annotated[Int64, Shape("_")]] | None = None,
     ) -> dict[int, Output]:
         """Feeds tokens to rows, after those that they hold. Other rows stay as they are.
 
@@ -78,110 +90,62 @@ class Batch:
                 Together with what the slot holds they must fit into the engine's capacity. A prompt
                 may come in several pieces, one feed each.
             draws: by slot, how the graph chooses the next token; left out where it need not.
+            wanted: by slot, as in `Feed`; left out where only the last token's logits are.
+            parents: by slot, as in `Feed`; left out where each token follows the one before. Such a
+                row holds afterwards what it held before.
 
         Returns:
-            By slot, what follows the last of the tokens.
+            By slot, what follows the tokens that were asked for.
         """
-        outputs: dict[int, Output] = {}
-        lengths = {slot: len(given) for slot, given in sorted(ids.items())}
-        entries = {slot: self._held[slot].entries for slot in lengths}
-        for slots in slots_of_steps(lengths, entries, self._engine.capacity):
-            outputs |= self._step(slots, ids, draws or {})
-        return outputs
-
-    def _step(
-        self, slots: range, ids: Mapping[int, Ids], draws: Mapping[int, Draw | None]
-    ) -> dict[int, Output]:
-        held = [self._held[slot] for slot in slots]
-        padded, lengths = pad_right([ids[slot] for slot in slots])
-        step = Step(
-            first=slots.start,
-            input_ids=padded,
-            past_lengths=np.asarray([each.entries for each in held], np.int64),
-            last_index=lengths - 1,
-            prompts=[each.prompt for each in held],
-            draws=[draws.get(slot) for slot in slots],
-        )
-        logits, tokens = self._engine.step(step)
-        for each, length in zip(held, lengths.tolist(), strict=True):
-            each.entries += length
-        chosen = [
-            None if draw is None or tokens is None else int(tokens[index])
-            for index, draw in enumerate(step.draws)
+        draws, wanted, parents = draws or {}, wanted or {}, parents or {}
+        feeds = [
+            Feed(
+                slot,
+                given,
+                self._held[slot].entries,
+                self._held[slot].prompt,
+                draws.get(slot),
+                wanted.get(slot),
+                parents.get(slot),
+            )
+            for slot, given in ids.items()
         ]
-        return {slot: Output(*each) for slot, *each in zip(slots, logits, chosen, strict=True)}
+        found = self._rows.step(feeds)
+        for feed in feeds:
+            if feed.parents is None:
+                self._held[feed.slot].entries += len(feed.ids)
+        return {feed.slot: Output(*each) for feed, each in zip(feeds, found, strict=True)}
 
-    def keep(self, slots: Sequence[int], entries: int | None = None) -> None:
-        """Moves the row of slot `slots[i]` to slot `i`; after that the other slots are free.
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """Begins the row of a free slot as a copy of another row's first entries."""
+        assert target not in self._held
+        self._rows.copy(source, target, entries)
+        self._held[target] = _Held(self._held[source].prompt, entries)
 
-        Args:
-            slots: in ascending order; the row of one that is named more than once is copied.
-            entries: most entries of each row that are kept; all of them if None.
-        """
-        held = [self._held[slot] for slot in slots]
-        kept = [each.entries if entries is None else min(entries, each.entries) for each in held]
-        self._engine.keep(slots, max(kept))
-        pairs = enumerate(zip(held, kept, strict=True))
-        self._held = {slot: _Held(each.prompt, count) for slot, (each, count) in pairs}
+    def rewind(self, slot: int, entries: int) -> None:
+        """Makes a row forget what follows its first entries."""
+        assert entries <= self._held[slot].entries
+        self._held[slot].entries = entries
+
+    def cached(self, slot: int, length: int) -> PrefixKv:
+        """A row's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`."""
+        return self._rows.cached(slot, length)
 
     @property
-    def slots(self) -> list[int]:
-        """Those in use."""
-        return list(self._held)
+    def entries(self) -> dict[int, int]:
+        """How many entries each slot in use holds."""
+        return {slot: held.entries for slot, held in self._held.items()}
 
     def retire(self, slots: Iterable[int]) -> None:
-        """Makes slots free. What they hold stays in the cache until it is overwritten."""
+        """Makes slots free."""
+        slots = list(slots)
         for slot in slots:
             del self._held[slot]
+        self._rows.retire(slots)
 
     def clear(self, slots: Sequence[int]) -> None:
         """Sets slots to zero whose numbers are not finite, so that they reach no later row.
 
         After that they must be retired: nothing else can be done with their rows.
         """
-        self._engine.clear(slots)
-
-
-def pad_right(rows: Sequence[Ids]) -> tuple[Annotated[Int64, Shape("batch longest")], OfRows]:
-    """Rows padded with 0 on the right, and their lengths.
-
-    Args:
-        rows: int64 `[seq]` each, at least one.
-
-    Returns:
-        int64 `[batch, longest]` and int64 `[batch]`.
-    """
-    lengths = np.asarray([len(row) for row in rows], np.int64)
-    padded = np.zeros((len(rows), int(lengths.max())), np.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded, lengths
-
-
-def slots_of_steps(
-    lengths: Mapping[int, int], held: Mapping[int, int], capacity: int
-) -> list[range]:
-    """Which rows share a step: as many neighbours as possible.
-
-    A step writes as many entries to each of its slots as the longest row has tokens. So a long row
-    and a row that holds much may have to step apart, though each of them fits. And rows of one
-    token do not step with rows of several: they would be padded to as many tokens, and cost as
-    much.
-
-    Args:
-        lengths: tokens of each row, by slot in ascending order.
-        held: entries that each slot holds before; together with its length at most `capacity`.
-        capacity: cache entries of a slot.
-    """
-    steps: list[range] = []
-    longest = fullest = 0
-    for slot, length in lengths.items():
-        longest, fullest = max(longest, length), max(fullest, held[slot])
-        joins = bool(steps) and slot == steps[-1].stop
-        alike = joins and (lengths[steps[-1].start] == 1) == (length == 1)
-        if alike and longest + fullest <= capacity:
-            steps[-1] = range(steps[-1].start, slot + 1)
-        else:
-            steps.append(range(slot, slot + 1))
-            longest, fullest = length, held[slot]
-    return steps
+        self._rows.clear(slots)

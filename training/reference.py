@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -38,25 +38,28 @@ class _Prompt(Protocol):
     def prefix_kv(self) -> NDArray[np.float32] | None: ...
 
 
-class _Step(Protocol):
+class _Feed(Protocol):
     @property
-    def first(self) -> int: ...
+    def slot(self) -> int: ...
 
     @property
-    def input_ids(self) -> NDArray[np.int64]: ...
+    def ids(self) -> NDArray[np.int64]: ...
 
     @property
-    def past_lengths(self) -> NDArray[np.int64]: ...
+    def past(self) -> int: ...
 
     @property
-    def last_index(self) -> NDArray[np.int64]: ...
+    def prompt(self) -> _Prompt: ...
 
     @property
-    def prompts(self) -> Sequence[_Prompt]: ...
+    def wanted(self) -> NDArray[np.int64] | None: ...
+
+    @property
+    def parents(self) -> NDArray[np.int64] | None: ...
 
 
 class TorchEngine:
-    """An engine (see `runtime.engines.engine.Engine`) on torch.
+    """An engine on torch, and its own rows (see `Engine` and `Rows` in `runtime.engines.engine`).
 
     Args:
         base: a Hugging Face folder, or a base that is loaded already, in any precision.
@@ -87,24 +90,41 @@ class TorchEngine:
         self.max_batch = max_batch
         self.candidates = 0
         self.sampling_inputs: tuple[str, ...] = ()
+        self.piece = self.capacity
+        self.branches = False
         self._caches: dict[int, Any] = {}
 
+    def rows(self) -> Self:
+        """See `Engine.rows`."""
+        self._caches.clear()
+        return self
+
     def admit(self, slot: int, prompt: _Prompt) -> int:
-        """Gives a slot a new cache, filled with its prefix; see `Engine.admit`."""
+        """Gives a slot a new cache, filled with its prefix; see `Rows.admit`."""
         self._caches[slot] = self._cache(prompt.prefix_kv)
         return self._held(slot)
 
-    def step(self, step: _Step) -> tuple[NDArray[np.float32], None]:
-        """One step, row by row; see `Engine.step`."""
-        logits = []
-        for index, prompt in enumerate(step.prompts):
-            row = step.first + index
-            assert self._held(row) == step.past_lengths[index]
-            ids = step.input_ids[index, : step.last_index[index] + 1]
-            virtual = ids >= self.vocab
-            token_ids, rows_at = np.where(virtual, 0, ids), np.where(virtual, ids - self.vocab, -1)
-            logits.append(self._logits(self._caches[row], token_ids, rows_at, prompt.rows))
-        return np.stack(logits), None
+    def step(self, feeds: Sequence[_Feed]) -> list[tuple[NDArray[np.float32], int | None]]:
+        """One step, row by row; see `Rows.step`."""
+        return [(self._fed(feed), None) for feed in feeds]
+
+    def _fed(self, feed: _Feed) -> NDArray[np.float32]:
+        """The logits that a feed asks for."""
+        assert feed.parents is None
+        self._crop(feed.slot, feed.past)
+        virtual = feed.ids >= self.vocab
+        token_ids = np.where(virtual, 0, feed.ids)
+        rows_at = np.where(virtual, feed.ids - self.vocab, -1)
+        wanted = [len(feed.ids) - 1] if feed.wanted is None else feed.wanted.tolist()
+        logits, begin = [], 0
+        for end in sorted({*(place + 1 for place in wanted), len(feed.ids)}):
+            part = slice(begin, end)
+            cache, rows = self._caches[feed.slot], feed.prompt.rows
+            found = self._logits(cache, token_ids[part], rows_at[part], rows)
+            if end - 1 in wanted:
+                logits.append(found)
+            begin = end
+        return np.stack(logits)
 
     def greedy(
         self, rendered: Rendered, prompt: _Prompt, steps: int
@@ -140,23 +160,26 @@ class TorchEngine:
         every = np.stack(logits)
         return every, every.argmax(axis=-1)
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """Keeps and copies caches, and drops the others; see `Engine.keep`."""
-        self._caches = {
-            place: copy.deepcopy(self._caches[slot])
-            if slot in slots[:place]
-            else self._caches[slot]
-            for place, slot in enumerate(slots)
-        }
-        for slot, cache in self._caches.items():
-            if self._held(slot) > entries:
-                cache.crop(entries - self._held(slot))  # a negative number: how many to drop
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """Copies a cache; see `Rows.copy`."""
+        self._caches[target] = copy.deepcopy(self._caches[source])
+        self._crop(target, entries)
+
+    def _crop(self, slot: int, entries: int) -> None:
+        """Drops what follows the first entries of a slot."""
+        if self._held(slot) > entries:
+            self._caches[slot].crop(entries - self._held(slot))  # a negative number: how many
+
+    def retire(self, slots: Sequence[int]) -> None:
+        """Drops caches; see `Rows.retire`."""
+        for slot in slots:
+            del self._caches[slot]
 
     def clear(self, slots: Sequence[int]) -> None:
         """Does nothing: each slot has its own cache, which ends with the slot."""
 
     def cached(self, slot: int, length: int) -> NDArray[np.float32]:
-        """Reads the start of a slot; see `Engine.cached`."""
+        """Reads the start of a slot; see `Rows.cached`."""
         layers = self._caches[slot].layers
         held = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in layers])
         own = held[:, :, :, :length]

@@ -22,7 +22,8 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine, available_providers
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.graph import available_providers
 from pl_compile.runtime.engines.onnxruntime.providers import Provider, load_cuda
 from pl_compile.runtime.served_task import ServedTask, tasks_of_bundle
 from pl_compile.runtime.stepping import Batch

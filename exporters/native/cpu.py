@@ -7,7 +7,8 @@ domain `plc`:
 
     BlockProduct       a product with weights of 4 or 8 bits in blocks, SwiGLU or GeGLU included
     BlockLookup        rows of a table in the same layout
-    PackedAttention    rotary positions, cache and attention of all heads
+    PagedAttention     rotary positions, cache and attention of all heads
+    PackedAttention    the same with padded rows, for a base that is divided
 
 Each call has a body in standard operators in the same file, a function of the model. Where a kernel
 is registered for an operator, ONNX Runtime calls it and ignores the function
@@ -30,6 +31,7 @@ from pl_compile.errors import ExportError
 from pl_compile.exporters.bodies import attend_to_longest, attention_body, gated, library_of
 from pl_compile.exporters.exporter import PassInputs, Stages
 from pl_compile.exporters.function_body import FunctionBody
+from pl_compile.exporters.native.paged_body import paged_attention_body
 from pl_compile.exporters.onnx.files import OnnxFiles
 from pl_compile.exporters.options import check_options, when
 from pl_compile.exporters.rounding import check_blocks, quantize_passes
@@ -41,6 +43,7 @@ from pl_compile.graph.kernel_operators import (
     GATES,
     PACKED_ATTENTION,
     PACKED_ATTENTION_INPUTS,
+    PAGED_ATTENTION,
 )
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
@@ -55,8 +58,8 @@ from pl_compile.passes.use_packed_attention import UsePackedAttention
 _HEAD_DIM_MULTIPLE = 16
 
 # The third interface of runtime/kernels added norms of heads, windows, scales and softcaps to
-# attention, and GeGLU to products.
-_THIRD = 3
+# attention, and GeGLU to products; the fourth added PagedAttention.
+_THIRD, _FOURTH = 3, 4
 # Every interface knows these attributes of attention.
 _ATTENTION_OF_ALL = {"heads", "kv_heads"}
 
@@ -114,6 +117,8 @@ def kernels_needed(model: ir.Model) -> int:
     Kernels of a lower number would ignore inputs and attributes that they do not know.
     """
     calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
+    if any(call.op_type == PAGED_ATTENTION for call in calls):
+        return _FOURTH
     return _THIRD if any(_is_of_third(call) for call in calls) else KERNELS_AT_FIRST
 
 
@@ -200,6 +205,7 @@ def _without_padding(body: FunctionBody, call: ir.Node, weight: ir.Value) -> ir.
 LIBRARY: Library = {
     **library_of(attend_to_longest),
     PACKED_ATTENTION: lambda call: attention_body(call, PACKED_ATTENTION_INPUTS, attend_to_longest),
+    PAGED_ATTENTION: paged_attention_body,
     BLOCK_PRODUCT: _product_body,
     BLOCK_LOOKUP: _lookup_body,
 }

@@ -23,8 +23,9 @@ from pl_compile.artifact.bundle import NOTHING_LOST, Precision
 from pl_compile.errors import DataError, ExportError
 from pl_compile.progress import SILENT, Bar, Progress
 from pl_compile.runtime.engines.engine import Engine, Prompt, prefix_length
+from pl_compile.runtime.engines.padded import pad_right
 from pl_compile.runtime.served_task import ServedTask
-from pl_compile.runtime.stepping import Batch, pad_right
+from pl_compile.runtime.stepping import Batch
 from pl_compile.shapes import Float32, Int64
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer

@@ -1,5 +1,7 @@
 """The inputs and outputs of a compiled graph: the one description that compiler and runtimes share.
 
+With padded rows:
+
 input_ids        int64 [batch, seq]     right-padded; id >= vocab is row `id - vocab` of a prompt
 past_lengths     int64 [batch]          valid cache entries before this step = write index
 last_index       int64 [batch]          last real token of the row; only its logits are computed
@@ -12,12 +14,29 @@ temperature …    float or int64 [batch]         sampling "graph": `sampling_in
 logits           float [batch, vocab]
 next_token       int64 [batch]                  sampling "graph"
 present_key.{i}  the updated cache, bound to the memory of past_key.{i}; and present_value.{i}
+
+With ragged rows the tokens of all rows of a step follow one another, without padding, and a row's
+cache lies in blocks of `ENTRIES_OF_BLOCK` entries, wherever there is room (arXiv:2309.06180):
+
+input_ids        int64 [1, tokens]      id >= vocab is row `id - vocab` of `prompt_table`
+positions        int64 [1, tokens]      entries before each token in its row
+token_rows       int64 [tokens]         the row of each token: one of `block_tables`
+block_tables     int64 [rows, width]    for each row the blocks of entries 0 to 15, 16 to 31, …
+prefixes         int64 [rows]           the number of a prefix that the kernels hold; 0 for none
+parents          int64 [branching]      no elements; or for each token the one of this step that it
+                                        follows, counted from its row's first; -1 for none
+logit_tokens     int64 [outputs]        the tokens whose logits are computed
+prompt_table     float [1, prompt_rows, hidden]    the prompts of all rows, one after the other
+task_id          int64 [1, tokens]                 the task of each token
+past_key.{i}     float [blocks, kv_heads, ENTRIES_OF_BLOCK, head_dim]
+noise …          as above, for each of `outputs` in place of `batch`; so are logits and next_token
 """
 
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Literal
 
+from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
 from pl_compile.config.ranks import kv_heads_of_ranks
 from pl_compile.config.sampling import FIRST_IN_GRAPH, IN_GRAPH
 from pl_compile.config.sizes import size_checks
@@ -25,6 +44,7 @@ from pl_compile.errors import ConfigError, check_all
 
 PromptsMode = Literal["input", "baked"]
 SamplingMode = Literal["host", "graph"]
+RowsMode = Literal["padded", "ragged"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 # Bytes of a number of each `Dtype`.
@@ -37,6 +57,12 @@ ALIGNED = 256
 INPUT_IDS = "input_ids"
 PAST_LENGTHS = "past_lengths"
 LAST_INDEX = "last_index"
+POSITIONS = "positions"
+TOKEN_ROWS = "token_rows"
+BLOCK_TABLES = "block_tables"
+PREFIXES = "prefixes"
+PARENTS = "parents"
+LOGIT_TOKENS = "logit_tokens"
 PROMPT_TABLE = "prompt_table"
 TASK_ID = "task_id"
 NOISE = "noise"
@@ -63,7 +89,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GraphContract:
-    """The sizes in the table above.
+    """The sizes in the tables above.
 
     Attributes:
         layers: caches come in pairs, one pair a layer.
@@ -78,6 +104,7 @@ class GraphContract:
             the host samples from the logits.
         sampling_inputs: the numbers of `config.sampling` that such a graph samples by.
         ranks: how many graphs the base is divided among, each with some of the `kv_heads`.
+        rows: how a step's rows lie beside each other: which of the tables holds.
     """
 
     layers: int
@@ -91,6 +118,7 @@ class GraphContract:
     candidates: int = 0
     sampling_inputs: tuple[str, ...] = ()
     ranks: int = 1
+    rows: RowsMode = "padded"
 
     def __post_init__(self) -> None:
         """Refuses sizes that no graph could have."""
@@ -119,30 +147,60 @@ class GraphContract:
         return ALIGNED // gcd(ALIGNED, self.kv_heads * self.head_dim * BYTES[dtype])
 
     def tensors(self, dtype: str) -> dict[str, "Tensor"]:
-        """Every input and output by name: the table above.
+        """Every input and output by name: the tables above.
 
         Args:
             dtype: of the caches.
         """
+        ragged = self.rows == "ragged"
+        found = self._ragged_tensors() if ragged else self._padded_tensors()
+        results = "outputs" if ragged else "batch"
+        found[LOGITS] = Tensor((results, self.vocab), "float32", is_input=False)
+        if self.candidates:
+            found[NOISE] = Tensor((results, self.candidates), "float32")
+            for name in self.sampling_inputs:
+                found[name] = Tensor((results,), IN_GRAPH[name])
+            found[NEXT_TOKEN] = Tensor((results,), "int64", is_input=False)
+        for past, present in self.cache_names:
+            found[past] = Tensor(self.cache_shape, dtype)
+            found[present] = Tensor(self.cache_shape, dtype, is_input=False, alias=past)
+        return found
+
+    @property
+    def cache_shape(self) -> tuple[int | str, ...]:
+        """The shape of each cache."""
+        if self.rows == "ragged":
+            return ("blocks", self.kv_heads, ENTRIES_OF_BLOCK, self.head_dim)
+        return ("batch", self.kv_heads, self.capacity, self.head_dim)
+
+    def _ragged_tensors(self) -> dict[str, "Tensor"]:
+        """The inputs of ragged rows, but for sampling and caches."""
+        found = {
+            INPUT_IDS: Tensor((1, "tokens"), "int64"),
+            POSITIONS: Tensor((1, "tokens"), "int64"),
+            TOKEN_ROWS: Tensor(("tokens",), "int64"),
+            BLOCK_TABLES: Tensor(("rows", "width"), "int64"),
+            PREFIXES: Tensor(("rows",), "int64"),
+            PARENTS: Tensor(("branching",), "int64"),
+            LOGIT_TOKENS: Tensor(("outputs",), "int64"),
+        }
+        if self.prompts == "baked":
+            found[TASK_ID] = Tensor((1, "tokens"), "int64")
+        else:
+            found[PROMPT_TABLE] = Tensor((1, "prompt_rows", self.hidden), "float32")
+        return found
+
+    def _padded_tensors(self) -> dict[str, "Tensor"]:
+        """The inputs of padded rows, but for sampling and caches."""
         found = {
             INPUT_IDS: Tensor(("batch", "seq"), "int64"),
             PAST_LENGTHS: Tensor(("batch",), "int64"),
             LAST_INDEX: Tensor(("batch",), "int64"),
-            LOGITS: Tensor(("batch", self.vocab), "float32", is_input=False),
         }
         if self.prompts == "baked":
             found[TASK_ID] = Tensor(("batch",), "int64")
         else:
             found[PROMPT_TABLE] = Tensor(("batch", "rows", self.hidden), "float32")
-        if self.candidates:
-            found[NOISE] = Tensor(("batch", self.candidates), "float32")
-            for name in self.sampling_inputs:
-                found[name] = Tensor(("batch",), IN_GRAPH[name])
-            found[NEXT_TOKEN] = Tensor(("batch",), "int64", is_input=False)
-        cache = ("batch", self.kv_heads, self.capacity, self.head_dim)
-        for past, present in self.cache_names:
-            found[past] = Tensor(cache, dtype)
-            found[present] = Tensor(cache, dtype, is_input=False, alias=past)
         return found
 
     def tensors_of_added(self, dtype: str) -> dict[str, "Tensor"]:

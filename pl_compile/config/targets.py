@@ -72,6 +72,8 @@ class Target:
         ranks: whether a base can be divided.
         prompts: how prompts enter by default.
         own_kernels: whether its graphs call this project's kernels.
+        ragged: whether rows of its graphs are ragged (`config/contract.py`); not where the base is
+            divided.
         usual_gpus: compute capabilities that a plan is built for by default, beside newer ones;
             empty where it is built for the GPU of the machine.
         wrapped_for: the provider of ONNX Runtime that loads its plans from an ONNX file; empty
@@ -96,6 +98,7 @@ class Target:
     ranks: bool = True
     prompts: PromptsMode = "input"
     own_kernels: bool = False
+    ragged: bool = False
     usual_gpus: tuple[str, ...] = ()
     wrapped_for: str = ""
 
@@ -145,6 +148,7 @@ _ROWS = (
         provider="cpu",
         blocks=(32, 64),
         own_kernels=True,
+        ragged=True,
         tried=(Tried(float32="run", few_bits="run", ranks="run"),),
     ),
     Target(

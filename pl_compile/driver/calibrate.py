@@ -26,8 +26,7 @@ from pl_compile.passes.edit import is_op
 from pl_compile.passes.pipeline import run_passes
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
-from pl_compile.runtime.engines.engine import PIECE
-from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.opening import onnx_engine
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch
 from pl_compile.shapes import Int64
@@ -122,7 +121,7 @@ def measure_moments(
     with TemporaryDirectory(prefix="plc-calibration-") as folder:
         save(model, Path(folder))
         del model
-        engine = OnnxRuntimeEngine(
+        engine = onnx_engine(
             Path(folder) / MODEL_NAME, contract, max_batch=1, watched=tuple(watched)
         )
         sums = _Sums()
@@ -130,8 +129,8 @@ def measure_moments(
             for prompt, ids in rows:
                 batch = Batch(engine)
                 batch.admit(0, prompt)
-                for start in range(0, len(ids), PIECE):
-                    batch.feed({0: ids[start : start + PIECE]})
+                for start in range(0, len(ids), engine.piece):
+                    batch.feed({0: ids[start : start + engine.piece]})
                     for output, seen in engine.watched():
                         sums.add(watched[output], seen[0])
                 bar.advance()

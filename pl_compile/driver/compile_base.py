@@ -22,7 +22,7 @@ from pl_compile.passes.pipeline import PassRecord, clear_dumps, run_passes
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
-from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.opening import OnnxEngine, onnx_engine
 from pl_compile.weights.load import Weights
 from pl_compile.weights.shard import rows_of, shard_weights
 
@@ -133,7 +133,7 @@ def compile_base(
     return CompiledBase(passes[0], tuple(errors), tuple(plans), kernels)
 
 
-def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRuntimeEngine:
+def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxEngine:
     """The base in float32 and undivided, on ONNX Runtime, whatever its target is.
 
     Args:
@@ -147,7 +147,7 @@ def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxRunt
     stages = exporter.passes(PassInputs(config, contract, recipe.options))
     run_passes(model, [*stages.prepare, *stages.floats])
     save(model, folder)
-    return OnnxRuntimeEngine(folder / MODEL_NAME, contract)
+    return onnx_engine(folder / MODEL_NAME, contract)
 
 
 def _moments_of(moments: Moments | None, config: DecoderConfig, shard: Shard) -> Moments | None:

@@ -105,7 +105,7 @@ def _providers() -> Finding:
 
 def _available_providers() -> list[str]:
     # Imported from our engine module, which switches telemetry off first.
-    from pl_compile.runtime.engines.onnxruntime.engine import available_providers
+    from pl_compile.runtime.engines.onnxruntime.graph import available_providers
 
     return list(available_providers())
 

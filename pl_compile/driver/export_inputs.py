@@ -156,6 +156,9 @@ def _contract(
         candidates=candidates,
         sampling_inputs=tuple(IN_GRAPH) if candidates else (),
         ranks=request.options.ranks,
+        rows="ragged"
+        if TARGETS[exporter.target].ragged and request.options.ranks == 1
+        else "padded",
     )
     if request.capacity is None and TARGETS[exporter.target].has_plan:
         # Of one head, so for each rank, however many it has.

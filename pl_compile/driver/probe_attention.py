@@ -23,7 +23,7 @@ from pl_compile.errors import ExportError, PlcError
 from pl_compile.exporters.bodies import library_of
 from pl_compile.exporters.tensorrt.api import ParsedNetwork, PlanOptions, build_plan, parse
 from pl_compile.exporters.tensorrt.exporter import attend_masked
-from pl_compile.graph.blocks import attention
+from pl_compile.graph.blocks import Padded, attention
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.graph.operators import AttentionSettings
 from pl_compile.passes.graph_pass import GraphPass
@@ -115,7 +115,9 @@ def _network(
     past_key, past_value = (g.input(name, kind, cache) for name in ("past_key", "past_value"))
     lengths = g.input("past_lengths", ir.DataType.INT64, ["batch"])
     settings = AttentionSettings(_HEADS, _HEADS, 1 / math.sqrt(head_dim))
-    output, presents = attention(g, settings, parts, (past_key, past_value), lengths, "asked")
+    # Only ragged rows need positions where nothing is rotated, and only a whole base last tokens.
+    rows = Padded(lengths, lengths)
+    output, presents = attention(g, settings, parts, (past_key, past_value), rows, lengths, "asked")
     wide = g.op("Cast", [output], "wide", to=ir.DataType.FLOAT)
     g.output(wide, "output", ir.DataType.FLOAT, step)
     for value, name in zip(presents, ("present_key", "present_value"), strict=True):

@@ -30,22 +30,52 @@ Cache = tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
+class Padded:
+    """Rows of a step that are padded to the same length.
+
+    Attributes:
+        past_lengths: int64 `[batch]`.
+        last_index: int64 `[batch]`.
+    """
+
+    past_lengths: ir.Value
+    last_index: ir.Value
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of a step that follow one another, and caches in blocks: see `config/contract.py`.
+
+    Attributes:
+        token_rows: int64 `[tokens]`.
+        block_tables: int64 `[rows, width]`.
+        prefixes: int64 `[rows]`.
+        parents: int64 `[branching]`.
+        logit_tokens: int64 `[outputs]`.
+    """
+
+    token_rows: ir.Value
+    block_tables: ir.Value
+    prefixes: ir.Value
+    parents: ir.Value
+    logit_tokens: ir.Value
+
+
+@dataclass(frozen=True)
 class StepValues:
     """What a step is given, and the caches that it leaves.
 
     Attributes:
-        input_ids: int64 `[batch, seq]`.
-        past_lengths: int64 `[batch]`.
-        last_index: int64 `[batch]`.
-        positions: int64 `[batch, seq]`, as `token_positions` gives them.
+        input_ids: int64 `[batch, seq]`; with ragged rows `batch` is 1, and `seq` all tokens.
+        rows: how its rows lie beside each other.
+        positions: int64 `[batch, seq]`: entries before each token.
         virtual: the prompts' rows.
         pasts: the cache of each layer before the step.
         presents: the cache of each layer after it, as the layers are built.
     """
 
     input_ids: ir.Value
-    past_lengths: ir.Value
-    last_index: ir.Value
+    rows: Padded | Ragged
     positions: ir.Value
     virtual: VirtualRows
     pasts: Sequence[Cache]
@@ -166,7 +196,8 @@ class OnnxBlocks:
             settings,
             [query, key, value],
             self.step.pasts[self.index],
-            self.step.past_lengths,
+            self.step.rows,
+            self.step.positions,
             self._named("attention"),
             rotary=None if rotary is None else self._rotary(rotary),
             norms=[self.g.weight(f"{self._named(name)}.weight") for name in head_norms or ()],
@@ -186,11 +217,7 @@ class OnnxBlocks:
             )
         angles = np.outer(np.arange(self.contract.capacity), frequencies)
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        return Rotary(
-            self.step.positions,
-            self.g.constant("rotary.cos", cos),
-            self.g.constant("rotary.sin", sin),
-        )
+        return Rotary(self.g.constant("rotary.cos", cos), self.g.constant("rotary.sin", sin))
 
     def swiglu(self, gate: ir.Value, up: ir.Value) -> ir.Value:
         """`silu(gate) * up`."""
@@ -214,8 +241,15 @@ class OnnxBlocks:
         return self.g.op("Mul", [x, number], self._after(x, "scale"))
 
     def last_token(self, x: ir.Value) -> ir.Value:
-        """`[batch, seq, hidden]` to `[batch, hidden]`: the row's last real token."""
-        column = [self.step.last_index, self.g.integers(1)]
+        """`[batch, seq, hidden]` to `[batch, hidden]`: the row's last real token.
+
+        With ragged rows `[1, tokens, hidden]` to `[outputs, hidden]`.
+        """
+        rows = self.step.rows
+        if isinstance(rows, Ragged):
+            chosen = self.g.op("Gather", [x, rows.logit_tokens], "logit_tokens.gather", axis=1)
+            return self.g.op("Squeeze", [chosen, self.g.integers(0)], "last_token")
+        column = [rows.last_index, self.g.integers(1)]
         index = self.g.op("Unsqueeze", column, "last_index.column")
         return self.g.op("GatherND", [x, index], "last_token", batch_dims=1)
 
@@ -244,12 +278,10 @@ class Rotary:
     """Rotary positions (arXiv:2104.09864).
 
     Attributes:
-        positions: int64 `[batch, seq]`, as `token_positions` gives them.
         cos: float `[capacity, head_dim / 2]`.
         sin: as `cos`.
     """
 
-    positions: ir.Value
     cos: ir.Value
     sin: ir.Value
 
@@ -259,11 +291,12 @@ def attention(
     settings: AttentionSettings,
     parts: Sequence[ir.Value],
     cache: Cache,
-    past_lengths: ir.Value,
+    rows: Padded | Ragged,
+    positions: ir.Value,
     name: str,
     *,
     rotary: Rotary | None = None,
-    norms: Sequence[ir.Value] = (),
+    norms: Sequence[ir.Value | None] = (),
 ) -> tuple[ir.Value, Cache]:
     """Writes keys and values into the cache and attends causally over what it holds.
 
@@ -273,7 +306,8 @@ def attention(
         parts: query `[batch, seq, heads * head_dim]`, key and value
             `[batch, seq, kv_heads * head_dim]`.
         cache: the layer's cache before this step.
-        past_lengths: int64 `[batch]`; row `b` is written from entry `past_lengths[b]` on.
+        rows: how the step's rows lie beside each other.
+        positions: int64 `[batch, seq]`, as `StepValues` has them.
         name: of the attention.
         rotary: how queries and keys are rotated; None where positions are learned.
         norms: weights `[head_dim]` of the norms of queries and of keys, if they have some.
@@ -281,8 +315,14 @@ def attention(
     Returns:
         `[batch, seq, heads * head_dim]`, and the cache after this step.
     """
-    rotation = (None,) * 3 if rotary is None else (rotary.positions, rotary.cos, rotary.sin)
-    optional = _up_to_last_given([*rotation, *norms])
+    past_lengths = rows.past_lengths if isinstance(rows, Padded) else None
+    paged: list[ir.Value | None] = []
+    if isinstance(rows, Ragged):
+        paged = [rows.token_rows, rows.block_tables, rows.prefixes, rows.parents]
+    rotation = (None, None) if rotary is None else (rotary.cos, rotary.sin)
+    norms = norms if norms else (None, None)
+    where = positions if rotary is not None or paged else None
+    optional = _up_to_last_given([where, *rotation, *norms, *paged])
     y, present_key, present_value = g.ops(
         ATTENTION,
         [*parts, *cache, past_lengths, *optional],

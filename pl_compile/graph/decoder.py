@@ -12,12 +12,31 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pl_compile.config.contract import INPUT_IDS, LAST_INDEX, LOGITS, PAST_LENGTHS, GraphContract
+from pl_compile.config.contract import (
+    BLOCK_TABLES,
+    INPUT_IDS,
+    LAST_INDEX,
+    LOGIT_TOKENS,
+    LOGITS,
+    PARENTS,
+    PAST_LENGTHS,
+    POSITIONS,
+    PREFIXES,
+    TOKEN_ROWS,
+    GraphContract,
+)
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.families.blocks import Blocks
 from pl_compile.families.names import TABLES
 from pl_compile.families.registry import FAMILIES
-from pl_compile.graph.blocks import VOCAB_MULTIPLE, OnnxBlocks, StepValues, token_positions
+from pl_compile.graph.blocks import (
+    VOCAB_MULTIPLE,
+    OnnxBlocks,
+    Padded,
+    Ragged,
+    StepValues,
+    token_positions,
+)
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.graph.prompt import virtual_rows
 
@@ -37,29 +56,33 @@ def build_decoder(
         baked: float32 `[tasks, rows, hidden]`, zero-padded; None where prompts are an input.
     """
     g = GraphBuilder(_with_padded_vocab(weights))
-    input_ids = g.input(INPUT_IDS, ir.DataType.INT64, ["batch", "seq"])
-    past_lengths = g.input(PAST_LENGTHS, ir.DataType.INT64, ["batch"])
-    last_index = g.input(LAST_INDEX, ir.DataType.INT64, ["batch"])
+    tensors = contract.tensors("float32")
+
+    def given(name: str) -> ir.Value:
+        return g.input(name, ir.DataType.INT64, tensors[name].shape)
+
+    input_ids = given(INPUT_IDS)
+    rows: Padded | Ragged
+    if contract.rows == "ragged":
+        positions = given(POSITIONS)
+        rows = Ragged(*map(given, (TOKEN_ROWS, BLOCK_TABLES, PREFIXES, PARENTS, LOGIT_TOKENS)))
+    else:
+        rows = Padded(given(PAST_LENGTHS), given(LAST_INDEX))
+        positions = token_positions(g, input_ids, rows.past_lengths)
     virtual = virtual_rows(g, input_ids, contract, baked)
-    cache_shape: list[int | str] = [
-        "batch",
-        contract.kv_heads,
-        contract.capacity,
-        contract.head_dim,
-    ]
+    cache_shape = contract.cache_shape
     pasts = [g.input(past, ir.DataType.FLOAT, cache_shape) for past, _ in contract.cache_names]
     step = StepValues(
         input_ids,
-        past_lengths,
-        last_index,
-        token_positions(g, input_ids, past_lengths),
+        rows,
+        positions,
         virtual,
         list(zip(pasts[0::2], pasts[1::2], strict=True)),
     )
     blocks: Blocks[ir.Value] = OnnxBlocks(g, config, contract, step)
     logits = FAMILIES[config.family].definition(blocks)
 
-    g.output(logits, LOGITS, ir.DataType.FLOAT, ["batch", config.vocab])
+    g.output(logits, LOGITS, ir.DataType.FLOAT, tensors[LOGITS].shape)
     flat = [value for i in range(config.layers) for value in step.presents[i]]
     for value, (_, present) in zip(flat, contract.cache_names, strict=True):
         g.output(value, present, ir.DataType.FLOAT, cache_shape)

@@ -9,6 +9,9 @@ y = plc::BlockProduct(x, codes, steps, lows?; bits=, block=, columns=, gated=)
 rows = plc::BlockLookup(codes, steps, ids, lows?; bits=, block=, columns=)
 y, present_key, present_value = plc::PackedAttention(
     query, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?; as of Attention)
+y, present_key, present_value = plc::PagedAttention(
+    query, past_key, past_value, positions, token_rows, block_tables, prefixes, parents,
+    cos?, sin?, q_norm?, k_norm?; as of Attention, and layer=)
 
     What the kernels in `runtime/kernels/` compute: `kernels.h` has the layouts of codes, steps
     (scales) and lows (offsets), `ops.cc` the types. `query` holds queries, keys and values side
@@ -28,6 +31,13 @@ BLOCK_LOOKUP_INPUTS = ("codes", "steps", "ids", "lows")
 PACKED_ATTENTION = "PackedAttention"
 PACKED_ATTENTION_INPUTS = (
     *("query", "past_key", "past_value", "past_lengths"),
+    *("cos", "sin", "q_norm", "k_norm"),
+)
+
+PAGED_ATTENTION = "PagedAttention"
+PAGED_ATTENTION_INPUTS = (
+    *("query", "past_key", "past_value", "positions"),
+    *("token_rows", "block_tables", "prefixes", "parents"),
     *("cos", "sin", "q_norm", "k_norm"),
 )
 

@@ -7,6 +7,7 @@ that `LinkFunctions` gives to the call. What those passes write is in `kernel_op
     y, present_key, present_value = plc::Attention(
         query, key, value, past_key, past_value, past_lengths,
         positions?, cos?, sin?, q_norm?, k_norm?,
+        token_rows?, block_tables?, prefixes?, parents?,
         heads=, kv_heads=, scale=, window=0, softcap=0.0, epsilon=0.0)
 
         query           float [batch, seq, heads * head_dim]
@@ -20,6 +21,9 @@ that `LinkFunctions` gives to the call. What those passes write is in `kernel_op
                         (arXiv:1910.07467), before it is rotated; epsilon is that of both
         y               float [batch, seq, heads * head_dim]
 
+    Where rows are ragged, `batch` is 1 and `seq` all tokens of a step. The last four inputs and
+    the caches, in blocks, are those of `config/contract.py`; past_lengths is left out.
+
     y = plc::SwiGlu(gate, up)    silu(gate) * up             (arXiv:2002.05202)
     y = plc::GeGlu(gate, up)     gelu(gate) * up, tanh form  (arXiv:2002.05202)
 
@@ -28,7 +32,7 @@ queries, keys and values side by side, `plc::SwiGlu(gate_up)` takes gate and up.
 writes them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import sqrt
 from typing import Any
 
@@ -51,6 +55,7 @@ ATTENTION, SWIGLU, GEGLU = "Attention", "SwiGlu", "GeGlu"
 ATTENTION_INPUTS = (
     *("query", "key", "value", "past_key", "past_value", "past_lengths"),
     *("positions", "cos", "sin", "q_norm", "k_norm"),
+    *("token_rows", "block_tables", "prefixes", "parents"),
 )
 
 # How many inputs of a call are parts of one product in the packed form.
@@ -80,7 +85,8 @@ class AttentionSettings:
     @staticmethod
     def of(call: ir.Node, head_dim: int) -> "AttentionSettings":
         """Those of a call; a scale that is left out is `1 / sqrt(head_dim)`."""
-        given = {name: attribute.value for name, attribute in call.attributes.items()}
+        known = [field.name for field in fields(AttentionSettings)]
+        given = {name: each.value for name, each in call.attributes.items() if name in known}
         return AttentionSettings(**{"scale": 1 / sqrt(head_dim), **given})
 
     @property
@@ -101,7 +107,7 @@ def attention_inputs(call: ir.Node) -> dict[str, ir.Value]:
 
 
 def cache_sizes(past: ir.Value) -> tuple[int, int]:
-    """Capacity and head_dim of a cache; every target compiles for fixed ones."""
+    """Capacity of a slot (or a block) and head_dim: every target compiles for fixed ones."""
     assert past.shape is not None
     capacity, head_dim = past.shape[2], past.shape[3]
     assert isinstance(capacity, int)

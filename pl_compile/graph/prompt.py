@@ -50,7 +50,9 @@ def virtual_rows(
     vocab = g.integers(contract.vocab)
     row = g.op("Sub", [input_ids, vocab], "prompt.offset")
     row = g.op("Max", [row, g.integers(0)], "prompt.row")
-    rows = _from_input(g, row, contract) if baked is None else _from_constant(g, row, baked)
+    rows = (
+        _from_input(g, row, contract) if baked is None else _from_constant(g, row, contract, baked)
+    )
     is_virtual = g.op("GreaterOrEqual", [input_ids, vocab], "prompt.is_virtual")
     return VirtualRows(
         rows, g.op("Unsqueeze", [is_virtual, g.integers(-1)], "prompt.is_virtual.column")
@@ -64,16 +66,21 @@ def text_rows(g: GraphBuilder, input_ids: ir.Value, vocab: int) -> ir.Value:
 
 
 def _from_input(g: GraphBuilder, row: ir.Value, contract: GraphContract) -> ir.Value:
-    table = g.input(PROMPT_TABLE, ir.DataType.FLOAT, ["batch", "rows", contract.hidden])
+    shape = contract.tensors("float32")[PROMPT_TABLE].shape
+    table = g.input(PROMPT_TABLE, ir.DataType.FLOAT, shape)
     index = g.op("Unsqueeze", [row, g.integers(-1)], "prompt.row.column")
     return g.op("GatherND", [table, index], "prompt.gather", batch_dims=1)
 
 
-def _from_constant(g: GraphBuilder, row: ir.Value, baked: NDArray[np.float32]) -> ir.Value:
+def _from_constant(
+    g: GraphBuilder, row: ir.Value, contract: GraphContract, baked: NDArray[np.float32]
+) -> ir.Value:
     tasks, rows, hidden = baked.shape
     table = g.initializer("prompts.baked", baked.reshape(tasks * rows, hidden))
-    task = g.input(TASK_ID, ir.DataType.INT64, ["batch"])
+    shape = contract.tensors("float32")[TASK_ID].shape
+    task = g.input(TASK_ID, ir.DataType.INT64, shape)
     start = g.op("Mul", [task, g.integers(rows)], "prompt.task_start")
-    start = g.op("Unsqueeze", [start, g.integers(1)], "prompt.task_start.column")
+    if len(shape) == 1:  # one for each row, and not for each token
+        start = g.op("Unsqueeze", [start, g.integers(1)], "prompt.task_start.column")
     index = g.op("Add", [row, start], "prompt.index")
     return g.op("Gather", [table, index], "prompt.gather")

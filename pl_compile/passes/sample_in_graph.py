@@ -46,12 +46,14 @@ class SampleInGraph(GraphPass):
         graph = model.graph
         edit = Edit(model)
         logits = next(value for value in graph.outputs if value.name == LOGITS)
+        assert logits.shape is not None
+        (rows, _) = logits.shape
         numbers = {
-            name: ir.val(name, ir.DataType.from_numpy(np.dtype(dtype)), ["batch"])
+            name: ir.val(name, ir.DataType.from_numpy(np.dtype(dtype)), ir.Shape([rows]))
             for name, dtype in IN_GRAPH.items()
         }
         temperature = numbers["temperature"]
-        noise = ir.val(NOISE, ir.DataType.FLOAT, ["batch", self.candidates])
+        noise = ir.val(NOISE, ir.DataType.FLOAT, ir.Shape([rows, self.candidates]))
         graph.inputs.extend([*numbers.values(), noise])
 
         def op(op_type: str, *inputs: ir.Value, name: str, **attributes: int) -> ir.Value:
@@ -100,7 +102,7 @@ class SampleInGraph(GraphPass):
         chosen = op("ArgMax", noisy, name="chosen", axis=-1, keepdims=1)
         token = op("GatherElements", ids, chosen, name="token", axis=-1)
         token = op("Squeeze", token, last, name="next_token")
-        token.name, token.dtype, token.shape = NEXT_TOKEN, ir.DataType.INT64, ir.Shape(["batch"])
+        token.name, token.dtype, token.shape = NEXT_TOKEN, ir.DataType.INT64, ir.Shape([rows])
         graph.outputs.insert(1, token)
         return True
 

@@ -5,8 +5,14 @@ before:  y, pk, pv = plc::Attention(qkv, , , past_key, past_value, past_lengths,
 after:   y, pk, pv = plc::PackedAttention(qkv, past_key, past_value, past_lengths,
                                           cos, sin, q_norm, k_norm, ...)
 
+and where rows are ragged:
+
+after:   y, pk, pv = plc::PagedAttention(qkv, past_key, past_value, positions, token_rows,
+                                         block_tables, prefixes, parents,
+                                         cos, sin, q_norm, k_norm, layer=0, ...)
+
 Queries, keys and values that are not one product (something stands between, or only some have a
-bias) are joined before it. The kernel counts positions from past_lengths itself. What a call leaves
+bias) are joined before it. The kernel of padded rows counts positions itself. What a call leaves
 out is left out, and so is a scale of 1 / sqrt(head_dim), which the kernel takes by default.
 """
 
@@ -14,7 +20,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pl_compile.graph.kernel_operators import PACKED_ATTENTION, PACKED_ATTENTION_INPUTS
+from pl_compile.graph.kernel_operators import (
+    PACKED_ATTENTION,
+    PACKED_ATTENTION_INPUTS,
+    PAGED_ATTENTION,
+    PAGED_ATTENTION_INPUTS,
+)
 from pl_compile.graph.operators import (
     ATTENTION,
     PLC_DOMAIN,
@@ -34,8 +45,8 @@ class UsePackedAttention(GraphPass):
         """See the module."""
         edit = Edit(model)
         calls = _calls(model)
-        for call in calls:
-            edit.replace(call, _insert(edit, call))
+        for layer, call in enumerate(calls):
+            edit.replace(call, _insert(edit, call, layer))
         edit.drop_unused()
         return bool(calls)
 
@@ -48,12 +59,14 @@ def _calls(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if is_op(node, ATTENTION, PLC_DOMAIN)]
 
 
-def _insert(edit: Edit, call: ir.Node) -> tuple[ir.Value, ...]:
+def _insert(edit: Edit, call: ir.Node, layer: int) -> tuple[ir.Value, ...]:
     given = attention_inputs(call)
     if "key" in given:
         parts = [given.pop(name) for name in ("query", "key", "value")]
         (given["query"],) = edit.insert(call, "Concat", parts, f"{call.name}.q_k_v", axis=-1)
-    inputs = [given.get(name) for name in PACKED_ATTENTION_INPUTS]
+    paged = "block_tables" in given
+    names = PAGED_ATTENTION_INPUTS if paged else PACKED_ATTENTION_INPUTS
+    inputs = [given.get(name) for name in names]
     while inputs[-1] is None:
         inputs.pop()
     _, head_dim = cache_sizes(given["past_key"])
@@ -61,9 +74,11 @@ def _insert(edit: Edit, call: ir.Node) -> tuple[ir.Value, ...]:
     attributes = settings.attributes
     if settings.has_usual_scale(head_dim):
         del attributes["scale"]
+    if paged:
+        attributes["layer"] = layer
     return edit.insert(
         call,
-        PACKED_ATTENTION,
+        PAGED_ATTENTION if paged else PACKED_ATTENTION,
         inputs,
         f"{call.name}.packed",
         domain=PLC_DOMAIN,

@@ -12,7 +12,7 @@ A label ends at its node. Stored as `labels.json` of a task in a bundle:
                field opens the text: then this is the tree for empty fields
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,6 +102,27 @@ class LabelTrie:
         """The nodes other than the root that have children."""
         return [node for node, children in enumerate(self.children) if node and children]
 
+    def groups(self, most: int) -> Iterator["Branches"]:
+        """The inner nodes in groups, each with all nodes that lead to its own.
+
+        Args:
+            most: nodes of a group, unless one node alone needs more.
+        """
+        wanted: list[int] = []
+        held: set[int] = set()
+        for node in self.inner_nodes:
+            path = {node}
+            while self.parents[node]:
+                node = self.parents[node]
+                path.add(node)
+            if held and len(held | path) > most:
+                yield Branches(tuple(sorted(held)), tuple(wanted))
+                wanted, held = [], set()
+            wanted.append(max(path))
+            held |= path
+        if held:
+            yield Branches(tuple(sorted(held)), tuple(wanted))
+
     def problems(self) -> list[str]:
         """Labels that are never answered, as sentences; empty for a sound set."""
         problems = []
@@ -122,6 +143,19 @@ class LabelTrie:
             if node == other:
                 return True
         return False
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Some nodes of a tree, other than the root.
+
+    Attributes:
+        nodes: in ascending order, so that parents stand before their children.
+        wanted: those that the group is made for, in ascending order; the others lead to them.
+    """
+
+    nodes: tuple[int, ...]
+    wanted: tuple[int, ...]
 
 
 def _common_start(texts: Sequence[str]) -> str:

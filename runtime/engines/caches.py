@@ -17,14 +17,14 @@ class Caches(Protocol):
     def place(self, slot: int, prefix_kv: PrefixKv) -> None:
         """Writes a prefix `[layers, 2, kv_heads, prefix, head_dim]` at the start of a slot."""
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """Moves and copies slots; see `Engine.keep`."""
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """Copies the first entries of a slot over those of another one."""
 
     def clear(self, slots: Sequence[int]) -> None:
-        """Sets slots to zero; see `Engine.clear`."""
+        """Sets slots to zero; see `Rows.clear`."""
 
     def read(self, slot: int, length: int) -> PrefixKv:
-        """The first entries of a slot; see `Engine.cached`."""
+        """The first entries of a slot; see `Rows.cached`."""
 
     def address(self, index: int, slot: int) -> int:
         """Where a slot of an array begins, in the device's memory."""
@@ -56,11 +56,10 @@ class HostCaches:
         for array, part in zip(self.arrays, parts, strict=True):
             array[slot, :, : part.shape[1]] = part
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """See `Caches.keep`."""
-        for new, old in moves(slots):
-            for array in self.arrays:
-                array[new, :, :entries] = array[old, :, :entries]
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """See `Caches.copy`."""
+        for array in self.arrays:
+            array[target, :, :entries] = array[source, :, :entries]
 
     def clear(self, slots: Sequence[int]) -> None:
         """See `Caches.clear`."""
@@ -80,20 +79,9 @@ class HostCaches:
 
 
 def place_prefix(caches: Caches, slot: int, prompt: Prompt, capacity: int) -> int:
-    """Begins a slot; see `Engine.admit`."""
+    """Begins a slot; see `PaddedEngine.admit`."""
     length = prefix_length(prompt)
     assert length < capacity
     if prompt.prefix_kv is not None:
         caches.place(slot, prompt.prefix_kv)
     return length
-
-
-def moves(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """`(new, old)` slot numbers, in an order in which no slot is overwritten before it is read.
-
-    Args:
-        slots: as `Engine.keep` takes them, ascending.
-    """
-    # First the copies to higher slots, from the last one down; then the moves to lower slots.
-    copies = [(new, old) for new, old in enumerate(slots) if new > old]
-    return [*reversed(copies), *((new, old) for new, old in enumerate(slots) if new < old)]

@@ -1,27 +1,19 @@
-"""The interface of an engine: it runs steps of a compiled graph over rows of a cache that it owns.
+"""The interface of an engine: it computes tokens of rows, whose keys and values it keeps.
 
-The session decides what to run; an engine runs it. The cache has `max_batch` slots of `capacity`
-entries, one for each row, and stays where it is: bound once, written in place.
+The session decides what to run; an engine runs it. Rows are in slots, each at its own place of its
+own text.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Protocol
-
-import numpy as np
 
 from pl_compile.runtime.sampling import Draw
 from pl_compile.shapes import Float32, Int64, Shape
 
 PromptRows = Annotated[Float32, Shape("virtual hidden")]
 PrefixKv = Annotated[Float32, Shape("layers 2 kv_heads prefix head_dim")]
-Logits = Annotated[Float32, Shape("batch vocab")]
-# One number for each row of a step.
-OfRows = Annotated[Int64, Shape("batch")]
-
-
-# Tokens of a row that are computed together: enough for matrix products at full speed.
-PIECE = 256
+Logits = Annotated[Float32, Shape("outputs vocab")]
 
 
 class Prompt(Protocol):
@@ -49,78 +41,97 @@ class Prompt(Protocol):
 
 
 def prefix_length(prompt: Prompt) -> int:
-    """Cache entries that `Engine.admit` fills for a row."""
+    """Entries that a row begins with: see `Rows.admit`."""
     return 0 if prompt.prefix_kv is None else prompt.prefix_kv.shape[3]
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """Tokens of rows in neighbouring slots of the cache, which are computed together.
+class Feed:
+    """Tokens that a row is fed in a step.
 
     Attributes:
-        first: the slot of the step's first row; the others follow it.
-        input_ids: int64 `[batch, seq]`, right-padded; `vocab + r` stands for row `r` of a prompt.
-        past_lengths: int64 `[batch]`: valid cache entries of each row before the step.
-        last_index: int64 `[batch]`: each row's last real token in `input_ids`.
-        prompts: one for each row: that of its task.
-        draws: how the graph chooses each row's next token; None for a row where it need not. A
-            draw's `top_k` is at most the engine's `candidates`.
+        slot: of the row.
+        ids: int64 `[seq]`, at least one; `vocab + r` stands for row `r` of the prompt.
+        past: valid entries of the row before the step; together with `ids` at most the capacity.
+        prompt: of the row's task.
+        draw: how the graph chooses the next token; None where it need not. Its `top_k` is at most
+            the engine's `candidates`.
+        wanted: int64 `[outputs]`, ascending: the tokens after which logits are computed, as places
+            in `ids`; None for the last one.
+        parents: int64 `[seq]`: for each token the one of `ids` that it follows, which stands before
+            it; -1 for the row's last entry. None where each follows the one before. Branches are
+            computed as if each were alone; none is kept after the step.
     """
 
-    first: int
-    input_ids: Annotated[Int64, Shape("batch seq")]
-    past_lengths: OfRows
-    last_index: OfRows
-    prompts: Sequence[Prompt]
-    draws: Sequence[Draw | None]
+    slot: int
+    ids: Annotated[Int64, Shape("seq")]
+    past: int
+    prompt: Prompt
+    draw: Draw | None = None
+    wanted: Annotated[Int64, Shape("outputs")] | None = None
+    parents: Annotated[Int64, Shape("seq")] | None = None
 
-    def fits(self, capacity: int, max_batch: int) -> bool:
-        """Whether all that the step writes, padding included, fits into the cache."""
-        batch, seq = self.input_ids.shape
-        fullest = int(self.past_lengths.max())
-        return bool(self.first + batch <= max_batch and fullest + seq <= capacity)
 
-    def row(self, index: int) -> "Step":
-        """One of its rows, without padding."""
-        one = slice(index, index + 1)
-        return Step(
-            self.first + index,
-            self.input_ids[one, : self.last_index[index] + 1],
-            self.past_lengths[one],
-            self.last_index[one],
-            self.prompts[one],
-            self.draws[one],
-        )
+# Logits after each wanted token of a feed, float32 `[outputs, vocab]`, and the token that the graph
+# chose after the last one; None where it chose none. Both are valid until the row's next step.
+Fed = tuple[Logits, int | None]
 
-    def runs(self, piece: int = PIECE) -> Iterator["Step"]:
-        """The step in parts without padding.
 
-        Rows of one token each are one part. Rows of several tokens come one by one, in pieces of at
-        most `piece` tokens: for a token, nothing after its piece is computed.
+class Rows(Protocol):
+    """The rows of an engine. Whatever one of them does, the others stay as they are."""
+
+    def admit(self, slot: int, prompt: Prompt) -> int:
+        """Begins a row with the prefix of its prompt.
+
+        Args:
+            slot: one without a row, below the engine's `max_batch`.
+            prompt: of the task of the row.
+
+        Returns:
+            Valid entries of the row: the length of the prefix.
         """
-        if self.input_ids.shape[1] == 1:
-            yield self
-            return
-        for index in range(len(self.input_ids)):
-            yield from self.row(index)._pieces(piece)
 
-    def _pieces(self, size: int) -> Iterator["Step"]:
-        """A step of one row in parts of at most `size` tokens, each after the one before."""
-        for start in range(0, self.input_ids.shape[1], size):
-            ids = self.input_ids[:, start : start + size]
-            past, last = self.past_lengths + start, np.asarray([ids.shape[1] - 1])
-            yield replace(self, input_ids=ids, past_lengths=past, last_index=last)
+    def step(self, feeds: Sequence[Feed]) -> list[Fed]:
+        """Computes tokens of some rows, one feed for each, in the order of `feeds`."""
+
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """Begins a row as a copy of another one's first entries.
+
+        Args:
+            source: slot of a row.
+            target: a slot without one.
+            entries: at most as many as the source holds, and at least its prefix.
+        """
+
+    def clear(self, slots: Sequence[int]) -> None:
+        """Sets entries of rows to zero whose numbers are not finite, before they are retired.
+
+        What is left of a row stays in memory, and attention may multiply it by 0, which NaN
+        survives.
+        """
+
+    def retire(self, slots: Sequence[int]) -> None:
+        """Ends rows: their slots are free."""
+
+    def cached(self, slot: int, length: int) -> PrefixKv:
+        """A row's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`.
+
+        They have the form of a prompt's `prefix_kv`.
+        """
 
 
 class Engine(Protocol):
     """Runs steps.
 
     Attributes:
-        capacity: cache entries of a slot: virtual and real tokens, given and generated.
+        capacity: most entries of a row: virtual and real tokens, given and generated.
         vocab: ids that the base knows; `vocab + r` stands for row `r` of a prompt.
-        max_batch: slots of the cache.
+        max_batch: most rows at once.
         candidates: how many of the likeliest tokens the graph chooses from; 0 if it cannot choose.
         sampling_inputs: the numbers of `config.sampling` that its choice takes.
+        piece: tokens of a prompt that are best computed together: enough for matrix products at
+            full speed. Where sums depend on how a prompt is cut, all prompts are cut so.
+        branches: whether a feed may have `parents`.
     """
 
     capacity: int
@@ -128,49 +139,11 @@ class Engine(Protocol):
     max_batch: int
     candidates: int
     sampling_inputs: tuple[str, ...]
+    piece: int
+    branches: bool
 
-    def admit(self, slot: int, prompt: Prompt) -> int:
-        """Begins a slot anew with the prompt's prefix at its start. Other slots stay as they are.
-
-        Args:
-            slot: of the cache.
-            prompt: of the task of the row that takes it.
-
-        Returns:
-            Valid cache entries of the slot: the length of the prefix.
-        """
-
-    def step(self, step: Step) -> tuple[Logits, OfRows | None]:
-        """Runs one step over rows that were admitted.
-
-        No row may be written beyond its cache, padding included: `step.fits`.
-
-        Returns:
-            Logits after each row's last real token, float32 `[batch, vocab]`, and the tokens that
-            the graph chose, int64 `[batch]`; None where it cannot choose. Both are valid until the
-            next step of these rows.
-        """
-
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """Makes slot `slots[i]` of the cache slot `i`; after that the other slots are free.
-
-        Args:
-            slots: in ascending order; a slot that is named more than once is copied.
-            entries: how many entries of each slot are kept; what follows them is dropped.
-        """
-
-    def clear(self, slots: Sequence[int]) -> None:
-        """Sets slots of the cache to zero: a NaN left there would spoil later slots.
-
-        Attention over a whole cache multiplies what follows a row's own entries by 0, and 0 times
-        NaN is NaN.
-        """
-
-    def cached(self, slot: int, length: int) -> PrefixKv:
-        """A slot's first `length` entries: float32 `[layers, 2, kv_heads, length, head_dim]`.
-
-        They have the form of a prompt's `prefix_kv`.
-        """
+    def rows(self) -> Rows:
+        """Its rows, none of which holds anything. Those that it gave before are done with."""
 
     def close(self) -> None:
         """Frees what is not freed with the object itself. Calling it once is enough."""

@@ -11,6 +11,7 @@ from pl_compile.config.targets import TARGETS, Target
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.opening import onnx_engine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
 from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, RankOptions
@@ -81,6 +82,7 @@ def open_engine(
         max_batch=max_batch or DEFAULT_BATCH,
         threads=threads,
         provider=provider,
+        own_products=target.own_kernels and manifest.precision.quantization != "none",
     )
 
 
@@ -93,6 +95,7 @@ def open_model(
     max_batch: int = DEFAULT_BATCH,
     threads: int | None = None,
     provider: Provider | None = None,
+    own_products: bool = False,
 ) -> Engine:
     """The engine on a `model.onnx` of a target without plans, which one process runs.
 
@@ -104,6 +107,7 @@ def open_model(
         max_batch: most rows that step together.
         threads: of the engine; all cores if None.
         provider: of ONNX Runtime; that of the target if None.
+        own_products: see `RaggedEngine`; false where it is not known.
 
     Raises:
         ArtifactError: it does not load.
@@ -111,13 +115,14 @@ def open_model(
     """
     if target.runner == "openvino":
         return OpenVinoEngine(model, contract, max_batch=max_batch, threads=threads)
-    return OnnxRuntimeEngine(
+    return onnx_engine(
         model,
         contract,
         max_batch=max_batch,
         threads=threads,
         provider=provider or Provider(target.provider),
         dtype=dtype,
+        own_products=own_products,
     )
 
 

@@ -1,4 +1,4 @@
-"""The inputs of a step's graph as arrays by name: all but the caches."""
+"""The inputs of a padded step's graph as arrays by name: all but the caches."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -16,7 +16,8 @@ from pl_compile.config.contract import (
     GraphContract,
 )
 from pl_compile.config.sampling import IN_GRAPH
-from pl_compile.runtime.engines.engine import Prompt, Step
+from pl_compile.runtime.engines.engine import Prompt
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.runtime.sampling import GREEDY, Draw
 from pl_compile.shapes import Shape
 
@@ -35,7 +36,7 @@ def step_inputs(
     if contract.candidates:
         # A graph that can choose does so for every row. For rows that did not ask, the choice is
         # unused.
-        inputs |= _draw_inputs(contract, [draw or GREEDY for draw in step.draws])
+        inputs |= draw_inputs(contract, [draw or GREEDY for draw in step.draws])
     return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
 
 
@@ -53,7 +54,10 @@ def _prompt_inputs(
     return {PROMPT_TABLE: table}
 
 
-def _draw_inputs(contract: GraphContract, draws: Sequence[Draw]) -> dict[str, NDArray[Any]]:
+def draw_inputs(
+    contract: GraphContract, draws: Sequence[Draw]
+) -> dict[str, Annotated[NDArray[Any], Shape("draws ...")]]:
+    """What a graph needs to choose a token by each of some draws."""
     noise = np.zeros((len(draws), contract.candidates), np.float32)
     for row, draw in zip(noise, draws, strict=True):
         row[: len(draw.noise)] = draw.noise

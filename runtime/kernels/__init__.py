@@ -20,7 +20,7 @@ from pl_compile.errors import KernelsError
 
 # The interface that this package and the library agree on; `plc_kernels_interface` in ops.cc has
 # the library's.
-INTERFACE = 3
+INTERFACE = 4
 # What bundles note of the kernels' arithmetic. It grows with every change to the bits of a result.
 _ARITHMETIC = 2
 
@@ -42,10 +42,13 @@ def library_path() -> Path | None:
     return None
 
 
-def register(options: Any) -> None:
+def register(options: Any) -> bool:
     """Adds the operators to a session's options. Where the library was not built, it does nothing.
 
     Where the library is there and does not load, it warns.
+
+    Returns:
+        Whether the session has them.
 
     Raises:
         KernelsError: the library belongs to another version of this package, or PLC_KERNELS names
@@ -53,17 +56,19 @@ def register(options: Any) -> None:
     """
     path = library_path()
     if path is None:
-        return
+        return False
     try:
         library = loaded(path)
     except OSError as error:
         _warn(error)
-        return
+        return False
     _check_wanted(library)
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:  # ONNX Runtime's errors have no common base class
         _warn(error)
+        return False
+    return True
 
 
 def instruction_set() -> str | None:

@@ -86,8 +86,10 @@ constexpr size_t kQueries = 32;
 constexpr size_t kKeys = 64;
 // Keys that a thread takes when several share a cache.
 constexpr size_t kChunk = 128;
+// Entries of a block of a paged cache: as many keys as are transposed at once.
+constexpr size_t kBlock = 16;
 
-// The entries begin <= entry < end of a cache.
+// The entries begin <= entry < end of a row.
 struct Span {
   size_t begin, end;
 
@@ -96,43 +98,79 @@ struct Span {
   size_t chunks() const { return chunks_end() - first_chunk(); }
 };
 
-// Causal attention after a filled cache. A row of qkv is heads * dim queries, then kv_heads * dim
-// keys, then as many values. What is null is not computed.
+// Keys and values that many rows begin with: of one layer, [kv_heads][length][dim] each.
+struct Prefix {
+  const float *keys, *values;
+  size_t length;
+};
+
+// New tokens of a row, which lie side by side in qkv. They follow `past` entries: those of its prefix, if it has
+// one, and then its own in the cache.
+struct Row {
+  size_t first, count;    // tokens of qkv
+  size_t past;            // also the entry that the first token is written to
+  size_t slot;            // of a cache [slots][kv_heads][capacity][dim]
+  const int64_t* blocks;  // of a cache [blocks][kv_heads][kBlock][dim]: where its entries lie, kBlock at a time; or null
+  Prefix prefix;          // of no length where it has none
+  bool branches;          // whether a token may follow another than the one before it: see `parents`
+};
+
+// Causal attention of new tokens to caches. A row of qkv is heads * dim queries, then kv_heads * dim keys, then as
+// many values. What is null is not computed.
 struct Attention {
-  const float* qkv;       // [batch][seq][(heads + 2 kv_heads) * dim]
-  float* keys;            // [batch][kv_heads][capacity][dim]
-  float* values;          // as keys
-  const int64_t* past;    // [batch], entries before this step
-  const float* cos;       // [capacity][dim / 2], or null
-  const float* sin;       // as cos
-  const float* q_norm;    // [dim], or null: the weight of an RMS norm of each query, before cos and sin
-  const float* k_norm;    // as q_norm, of each key
-  float* y;               // [batch][seq][heads * dim]
-  size_t batch, seq, heads, kv_heads, dim, capacity;
-  size_t window;          // a token sees itself and window - 1 entries before it; 0: all
-  float scale;            // of the products of queries and keys
-  float softcap;          // scaled products s become softcap * tanh(s / softcap); 0: they stay
-  float epsilon;          // of both norms
+  const float* qkv;          // [tokens][(heads + 2 kv_heads) * dim]
+  float* keys;               // see Row
+  float* values;             // as keys
+  const Row* rows;
+  const int64_t* parents;    // [tokens]: of a row that branches, the token of this step that each follows, counted
+                             // from the row's first; -1: the last entry of the cache. A token sees those before it
+                             // in its branch only.
+  const float* cos;          // [capacity][dim / 2], or null
+  const float* sin;          // as cos
+  const float* q_norm;       // [dim], or null: the weight of an RMS norm of each query, before cos and sin
+  const float* k_norm;       // as q_norm, of each key
+  float* y;                  // [tokens][heads * dim]
+  size_t heads, kv_heads, dim, capacity;
+  size_t window;             // a token sees itself and window - 1 entries before it; 0: all
+  float scale;               // of the products of queries and keys
+  float softcap;             // scaled products s become softcap * tanh(s / softcap); 0: they stay
+  float epsilon;             // of both norms
 
   size_t width() const { return (heads + 2 * kv_heads) * dim; }
-  size_t query_blocks() const { return (seq + kQueries - 1) / kQueries; }
+  size_t group() const { return heads / kv_heads; }
+  // Of a row that branches, each query is a block of its own.
+  size_t query_blocks(const Row& row) const {
+    return row.branches ? row.count : (row.count + kQueries - 1) / kQueries;
+  }
+  // How many tokens lead from the cache to a token of a row, itself not counted.
+  size_t depth(const Row& row, size_t token) const {
+    if (!row.branches) return token;
+    size_t steps = 0;
+    while (parents[row.first + token] >= 0) token = size_t(parents[row.first + token]), ++steps;
+    return steps;
+  }
   // The first entry that the token at `position` sees.
   size_t begin(size_t position) const { return window && position >= window ? position + 1 - window : 0; }
-  // What the queries first <= query < first + count of a row see together.
-  Span seen(size_t row, size_t first, size_t count) const {
-    const size_t position = size_t(past[row]) + first;
+  // What the queries first <= query < first + count of a row see together. Those of a branch come alone.
+  Span seen(const Row& row, size_t first, size_t count) const {
+    const size_t position = row.past + depth(row, first);
     return {begin(position), position + count};
   }
-  // The largest number of chunks that the queries of one row see.
-  size_t most_chunks() const {
-    size_t most = 0;
-    for (size_t row = 0; row < batch; ++row) most = std::max(most, seen(row, 0, seq).chunks());
-    return most;
+  // Where an entry of a cache lies; the next ones follow it up to a multiple of kBlock.
+  float* entry(float* cache, const Row& row, size_t kv_head, size_t index) const {
+    if (!row.blocks) return cache + ((row.slot * kv_heads + kv_head) * capacity + index) * dim;
+    return cache + ((size_t(row.blocks[index / kBlock]) * kv_heads + kv_head) * kBlock + index % kBlock) * dim;
   }
 };
 
 // Floats that the result of a chunk takes, for all heads of a group and some queries.
-inline size_t partial_size(size_t rows, size_t dim) { return rows * (2 + dim); }
+inline size_t partial_size(size_t queries, size_t dim) { return queries * (2 + dim); }
+
+// Where among the results of all chunks that of one lies: of some queries, of which `first` and those after it are a
+// row's.
+struct Part {
+  size_t at, queries, first;
+};
 
 // What an instruction set computes with.
 struct KernelSet {
@@ -140,12 +178,16 @@ struct KernelSet {
   void (*round)(const Product&, Activations&, size_t first_row, size_t last_row);
   void (*multiply)(const Product&, const Activations&, size_t first_tile, size_t last_tile);
   void (*look_up)(const Lookup&, size_t first_id, size_t last_id);
-  void (*write_cache)(const Attention&, size_t batch, size_t kv_head);
-  void (*attend)(const Attention&, size_t batch, size_t kv_head, size_t query_block);
-  // The same for the first block of queries, in chunks. They are counted from the first chunk that the queries
-  // see. The result of each goes into its part of `partials`; then these are merged.
-  void (*attend_chunk)(const Attention&, size_t batch, size_t kv_head, size_t chunk, float* partial);
-  void (*merge_chunks)(const Attention&, size_t batch, size_t kv_head, float* partials);
+  void (*write_cache)(const Attention&, const Row&, size_t kv_head);
+  void (*attend)(const Attention&, const Row&, size_t kv_head, size_t query_block);
+  // The same in chunks, for a row of one block of queries. They are counted from entry 0. The result of each goes
+  // into a part of its own: partial_size(row.count * group, dim). Then they are merged, in their order.
+  void (*attend_chunk)(const Attention&, const Row&, size_t kv_head, size_t chunk, float* partial);
+  // A chunk of the prefix that several rows have, for all of them at once; they do not branch, and see all of it.
+  // Their queries follow one another in the result, in the order of the rows.
+  void (*attend_shared)(const Attention&, const Row* const* rows, size_t count, size_t kv_head, size_t chunk,
+                        float* partial);
+  void (*merge_chunks)(const Attention&, const Row&, size_t kv_head, float* results, const Part* parts, size_t count);
 };
 
 // The sets that this library was built with and that this processor has, best first, and then null.

@@ -4,6 +4,9 @@
 //   BlockLookup(codes, steps, ids, lows?) -> rows      attributes bits, block, columns
 //   PackedAttention(query, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?)
 //       -> y, present_key, present_value               attributes heads, kv_heads, scale?, window?, softcap?, epsilon?
+//   PagedAttention(query, past_key, past_value, positions, token_rows, block_tables, prefixes, parents,
+//                  cos?, sin?, q_norm?, k_norm?)
+//       -> y, present_key, present_value               the same attributes, and layer
 //
 // gated: 0 none, 1 SwiGLU, 2 GeGLU. scale is 1 / sqrt(width of a head) by default, epsilon 1e-6; a window or a
 // softcap of 0 is none.
@@ -15,12 +18,15 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "collective.h"
 #include "custom_op.h"
 #include "kernels.h"
+#include "prefixes.h"
 
 namespace plc {
 namespace {
@@ -147,20 +153,13 @@ struct BlockLookup {
   }
 };
 
-struct PackedAttention {
-  static constexpr const char* kName = "PackedAttention";
-  static constexpr const char* kProvider = nullptr;  // CPU
-  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat,
-                                                 ort::kInt64, ort::kFloat, ort::kFloat,
-                                                 ort::kFloat, ort::kFloat};
-  static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
-  static constexpr size_t kNeeded = 4;
-
+// What attention's two forms share.
+struct AttentionAttributes {
   size_t heads, kv_heads, window;
   std::optional<float> scale;
   float softcap, epsilon;
 
-  explicit PackedAttention(const ort::KernelInfo* info)
+  explicit AttentionAttributes(const ort::KernelInfo* info)
       : heads(attribute(info, "heads")),
         kv_heads(attribute(info, "kv_heads")),
         window(optional_int(info, "window").value_or(0)),
@@ -174,66 +173,23 @@ struct PackedAttention {
     expect(std::isfinite(epsilon) && epsilon >= 0, "epsilon must be 0, or above it and finite");
   }
 
-  void compute(ort::KernelContext* context) const {
-    const Attention t = attention(context);
-    if (!t.batch || !t.seq) return;
-    const KernelSet& f = *chosen_set();
-    const size_t pairs = t.batch * kv_heads, blocks = t.query_blocks();
-    if (t.seq <= kFewQueries && pairs < kEnoughPairs && t.most_chunks() > 1) return attend_in_chunks(context, t);
-    if (blocks == 1) {
-      parallel(context, pairs, [&](size_t i) {
-        f.write_cache(t, i / kv_heads, i % kv_heads);
-        f.attend(t, i / kv_heads, i % kv_heads, 0);
-      });
-      return;
-    }
-    parallel(context, pairs, [&](size_t i) { f.write_cache(t, i / kv_heads, i % kv_heads); });
-    parallel(context, pairs * blocks, [&](size_t i) {
-      // The longest first: later blocks of queries see more keys.
-      const size_t pair = i % pairs, block = blocks - 1 - i / pairs;
-      f.attend(t, pair / kv_heads, pair % kv_heads, block);
-    });
-  }
-
- private:
-  // So that no product of sizes overflows.
-  static constexpr size_t kMostHeads = 65536;
-  // With fewer pairs of a row and a head than this some threads would wait for others.
-  static constexpr size_t kEnoughPairs = 16;
-  // Results of chunks are as large as the queries, for each chunk.
-  static constexpr size_t kFewQueries = 8;
-
-  // What is to be computed, once all of it fits.
-  Attention attention(ort::KernelContext* context) const {
-    const Tensor qkv = input(context, 0), past_key = input(context, 1), past_value = input(context, 2);
-    const Tensor past = input(context, 3);
+  // What is to be computed, but for rows and results. `capacity` is set.
+  Attention attention(const Tensor& qkv, const Tensor& past_key, const Tensor& past_value, size_t capacity) const {
     expect(qkv.shape.size() == 3 && past_key.shape.size() == 4, "qkv must have 3 axes, caches 4");
     Attention t{};
-    t.batch = size_t(qkv.shape[0]);
-    t.seq = size_t(qkv.shape[1]);
     t.heads = heads;
     t.kv_heads = kv_heads;
-    t.capacity = size_t(past_key.shape[2]);
+    t.capacity = capacity;
     t.dim = size_t(past_key.shape[3]);
     expect(t.dim > 0 && t.dim % 16 == 0, "heads must be a multiple of 16 wide");
     expect(t.width() == size_t(qkv.shape[2]), "qkv of another width than the heads");
-    expect(past_key.shape == past_value.shape && size_t(past_key.shape[0]) == t.batch &&
-               size_t(past_key.shape[1]) == kv_heads && past.size() == t.batch,
+    expect(past_key.shape == past_value.shape && size_t(past_key.shape[1]) == kv_heads,
            "caches of another shape than qkv");
-    t.past = past.as<int64_t>();
-    for (size_t b = 0; b < t.batch; ++b)
-      expect(t.past[b] >= 0 && size_t(t.past[b]) + t.seq <= t.capacity, "a row that ends after its cache");
     t.qkv = qkv.as<float>();
-    set_positions(t, input(context, 4), input(context, 5));
-    t.q_norm = norm(t, input(context, 6));
-    t.k_norm = norm(t, input(context, 7));
     t.window = window;
     t.scale = scale.value_or(1.0f / std::sqrt(float(t.dim)));
     t.softcap = softcap;
     t.epsilon = epsilon;
-    t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(heads * t.dim)}));
-    t.keys = present(context, 1, past_key);
-    t.values = present(context, 2, past_value);
     return t;
   }
 
@@ -253,25 +209,6 @@ struct PackedAttention {
     return weight.as<float>();
   }
 
-  // A few new tokens after many: threads share the cache of a head.
-  static void attend_in_chunks(ort::KernelContext* context, const Attention& t) {
-    const KernelSet& f = *chosen_set();
-    const size_t pairs = t.batch * t.kv_heads, size = partial_size(t.seq * (t.heads / t.kv_heads), t.dim);
-    const size_t most = t.most_chunks();
-    static thread_local std::vector<float> partials;
-    partials.resize(pairs * most * size);
-    // The pointer is needed: inside the lambda `partials` would be that of the worker that runs it.
-    float* memory = partials.data();
-    for (size_t i = 0; i < pairs; ++i) f.write_cache(t, i / t.kv_heads, i % t.kv_heads);
-    parallel(context, pairs * most, [&](size_t i) {
-      const size_t pair = i / most, chunk = i % most, batch = pair / t.kv_heads;
-      if (chunk < t.seen(batch, 0, t.seq).chunks())
-        f.attend_chunk(t, batch, pair % t.kv_heads, chunk, memory + i * size);
-    });
-    for (size_t i = 0; i < pairs; ++i)
-      f.merge_chunks(t, i / t.kv_heads, i % t.kv_heads, memory + i * most * size);
-  }
-
   // The cache after the step: the same memory where the caller bound it so, else a copy.
   static float* present(ort::KernelContext* context, size_t index, const Tensor& past) {
     float* memory = static_cast<float*>(output(context, index, past.shape));
@@ -280,6 +217,284 @@ struct PackedAttention {
            "a cache that overlaps the one before it without being the same");
     if (memory != past.data) std::memcpy(memory, past.data, past.size() * sizeof(float));
     return memory;
+  }
+
+ private:
+  // So that no product of sizes overflows.
+  static constexpr size_t kMostHeads = 65536;
+};
+
+// Hands out the parts of a step's attention to threads.
+class Attending {
+ public:
+  Attending(const Attention& t, const std::vector<Row>& rows) : t_(t), pairs_(rows.size() * t.kv_heads) {
+    group_by_prefix(rows);
+    for (const Rows& group : groups_) add_group(group);
+    for (const Row& row : rows) {
+      const size_t blocks = t.query_blocks(row);
+      if (!common_chunks(row) && !comes_in_chunks(row) && blocks == 1) {
+        whole_.push_back(&row);
+        continue;
+      }
+      written_.push_back(&row);
+      if (common_chunks(row)) continue;
+      for (size_t head = 0; head < t.kv_heads; ++head) {
+        if (comes_in_chunks(row)) {
+          add_chunks(row, head, t.seen(row, 0, row.count).first_chunk(), {});
+        } else {
+          for (size_t block = 0; block < blocks; ++block) blocks_.push_back({&row, head, block});
+        }
+      }
+    }
+    // The longest first: later blocks of queries see more keys.
+    std::stable_sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) { return a.block > b.block; });
+  }
+
+  void run(ort::KernelContext* context) {
+    const KernelSet& f = *chosen_set();
+    const size_t heads = t_.kv_heads, whole = whole_.size() * heads;
+    parallel(context, whole + written_.size() * heads, [&](size_t i) {
+      const bool alone = i < whole;
+      const Row& row = *(alone ? whole_[i / heads] : written_[(i - whole) / heads]);
+      f.write_cache(t_, row, i % heads);
+      if (alone) f.attend(t_, row, i % heads, 0);
+    });
+    if (written_.empty()) return;
+    // Kept by the thread that runs the step. The pointer is needed: inside the lambdas below `memory` would be that of
+    // the worker that runs them.
+    static thread_local std::vector<float> memory;
+    memory.resize(floats_);
+    float* results = memory.data();
+    parallel(context, shared_.size() + blocks_.size() + chunks_.size(), [&](size_t i) {
+      if (i < shared_.size()) {
+        const Shared& s = shared_[i];
+        return f.attend_shared(t_, s.rows->data(), s.rows->size(), s.head, s.chunk, results + s.at);
+      }
+      i -= shared_.size();
+      if (i < blocks_.size()) return f.attend(t_, *blocks_[i].row, blocks_[i].head, blocks_[i].block);
+      const Chunk& c = chunks_[i - blocks_.size()];
+      f.attend_chunk(t_, *c.row, c.head, c.chunk, results + c.at);
+    });
+    if (merged_.empty()) return;
+    parallel(context, merged_.size(), [&](size_t i) {
+      const Merged& m = merged_[i];
+      f.merge_chunks(t_, *m.row, m.head, results, m.parts.data(), m.parts.size());
+    });
+  }
+
+ private:
+  // With fewer pairs of a row and a head than this some threads would wait for others.
+  static constexpr size_t kEnoughPairs = 16;
+  // Results of chunks are as large as the queries, for each chunk.
+  static constexpr size_t kFewQueries = 8;
+
+  using Rows = std::vector<const Row*>;
+  struct Block {
+    const Row* row;
+    size_t head, block;
+  };
+  struct Chunk {
+    const Row* row;
+    size_t head, chunk, at;  // where its result lies among all
+  };
+  struct Shared {
+    const Rows* rows;
+    size_t head, chunk, at;
+  };
+  struct Merged {
+    const Row* row;
+    size_t head;
+    std::vector<Part> parts;
+  };
+
+  // Chunks that lie within the prefix of a row, so that rows which have it too may be computed with it.
+  size_t common_chunks(const Row& row) const {
+    const bool fits = !t_.window && !row.branches && row.count <= kFewQueries;
+    return fits ? row.prefix.length / kChunk : 0;
+  }
+
+  bool comes_in_chunks(const Row& row) const {
+    if (row.branches || row.count > kFewQueries) return false;
+    return pairs_ < kEnoughPairs && t_.seen(row, 0, row.count).chunks() > 1;
+  }
+
+  // Rows that have a prefix in common, as many together as a block of queries may have.
+  void group_by_prefix(const std::vector<Row>& rows) {
+    Rows alike;
+    for (const Row& row : rows)
+      if (common_chunks(row)) alike.push_back(&row);
+    std::stable_sort(alike.begin(), alike.end(), [](const Row* a, const Row* b) {
+      return std::less<const float*>()(a->prefix.keys, b->prefix.keys);
+    });
+    size_t queries = 0;
+    for (const Row* row : alike) {
+      queries += row->count;
+      if (groups_.empty() || groups_.back().back()->prefix.keys != row->prefix.keys || queries > kQueries) {
+        groups_.push_back({});
+        queries = row->count;
+      }
+      groups_.back().push_back(row);
+    }
+  }
+
+  void add_group(const Rows& group) {
+    size_t queries = 0;
+    for (const Row* row : group) queries += row->count * t_.group();
+    const size_t chunks = common_chunks(*group.front()), begin = floats_, size = partial_size(queries, t_.dim);
+    for (size_t head = 0; head < t_.kv_heads; ++head)
+      for (size_t chunk = 0; chunk < chunks; ++chunk, floats_ += size)
+        shared_.push_back({&group, head, chunk, floats_});
+    size_t first = 0;
+    for (const Row* row : group) {
+      for (size_t head = 0; head < t_.kv_heads; ++head) {
+        std::vector<Part> parts;
+        for (size_t chunk = 0; chunk < chunks; ++chunk)
+          parts.push_back({begin + (head * chunks + chunk) * size, queries, first});
+        add_chunks(*row, head, chunks, std::move(parts));
+      }
+      first += row->count * t_.group();
+    }
+  }
+
+  // The chunks of a row from some on, each by itself, after the parts that come in another way.
+  void add_chunks(const Row& row, size_t head, size_t first, std::vector<Part> parts) {
+    const size_t queries = row.count * t_.group(), end = t_.seen(row, 0, row.count).chunks_end();
+    for (size_t chunk = first; chunk < end; ++chunk, floats_ += partial_size(queries, t_.dim)) {
+      parts.push_back({floats_, queries, 0});
+      chunks_.push_back({&row, head, chunk, floats_});
+    }
+    merged_.push_back({&row, head, std::move(parts)});
+  }
+
+  const Attention& t_;
+  const size_t pairs_;
+  size_t floats_ = 0;          // of all results of chunks
+  std::vector<Rows> groups_;   // by prefix
+  Rows whole_;                 // rows that a thread computes at once, for each head
+  Rows written_;               // the others: entries are written first
+  std::vector<Shared> shared_;
+  std::vector<Block> blocks_;
+  std::vector<Chunk> chunks_;
+  std::vector<Merged> merged_;
+};
+
+void attend_to_caches(ort::KernelContext* context, Attention& t, const std::vector<Row>& rows) {
+  t.rows = rows.data();
+  if (!rows.empty()) Attending(t, rows).run(context);
+}
+
+struct PackedAttention {
+  static constexpr const char* kName = "PackedAttention";
+  static constexpr const char* kProvider = nullptr;  // CPU
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat,
+                                                 ort::kInt64, ort::kFloat, ort::kFloat,
+                                                 ort::kFloat, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNeeded = 4;
+
+  AttentionAttributes attributes;
+
+  explicit PackedAttention(const ort::KernelInfo* info) : attributes(info) {}
+
+  void compute(ort::KernelContext* context) const {
+    const Tensor qkv = input(context, 0), past_key = input(context, 1), past_value = input(context, 2);
+    const Tensor past = input(context, 3);
+    Attention t = attributes.attention(qkv, past_key, past_value, past_key.shape.size() == 4 ? past_key.shape[2] : 0);
+    const size_t batch = size_t(qkv.shape[0]), seq = size_t(qkv.shape[1]);
+    expect(size_t(past_key.shape[0]) == batch && past.size() == batch, "caches of another shape than qkv");
+    std::vector<Row> rows;
+    for (size_t b = 0; b < batch; ++b) {
+      const int64_t held = past.as<int64_t>()[b];
+      expect(held >= 0 && size_t(held) + seq <= t.capacity, "a row that ends after its cache");
+      rows.push_back({b * seq, seq, size_t(held), b, nullptr, {}, false});
+    }
+    attributes.set_positions(t, input(context, 4), input(context, 5));
+    t.q_norm = attributes.norm(t, input(context, 6));
+    t.k_norm = attributes.norm(t, input(context, 7));
+    t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(t.heads * t.dim)}));
+    t.keys = attributes.present(context, 1, past_key);
+    t.values = attributes.present(context, 2, past_value);
+    if (seq) attend_to_caches(context, t, rows);
+  }
+};
+
+struct PagedAttention {
+  static constexpr const char* kName = "PagedAttention";
+  static constexpr const char* kProvider = nullptr;  // CPU
+  static constexpr ort::ElementType kInputs[] = {
+      ort::kFloat, ort::kFloat, ort::kFloat, ort::kInt64, ort::kInt64, ort::kInt64,
+      ort::kInt64, ort::kInt64, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kNeeded = 8;
+
+  AttentionAttributes attributes;
+  size_t layer;
+
+  explicit PagedAttention(const ort::KernelInfo* info) : attributes(info), layer(attribute(info, "layer")) {}
+
+  void compute(ort::KernelContext* context) const {
+    const Tensor qkv = input(context, 0), past_key = input(context, 1), past_value = input(context, 2);
+    const Tensor positions = input(context, 3), token_rows = input(context, 4), tables = input(context, 5);
+    const Tensor prefixes = input(context, 6), parents = input(context, 7);
+    expect(past_key.shape.size() != 4 || size_t(past_key.shape[2]) == kBlock, "blocks of another size");
+    const size_t tokens = qkv.shape.size() == 3 ? size_t(qkv.shape[0] * qkv.shape[1]) : 0;
+    expect(positions.size() == tokens && token_rows.size() == tokens, "positions or rows for other tokens than qkv");
+    expect(!parents.size() || parents.size() == tokens, "parents for other tokens than qkv");
+    expect(tables.shape.size() == 2 && prefixes.size() == size_t(tables.shape[0]), "a prefix is needed for each table");
+
+    Attention t = attributes.attention(qkv, past_key, past_value, 0);
+    t.parents = parents.size() ? parents.as<int64_t>() : nullptr;
+    std::vector<Row> rows;
+    // Held until the step is done, whoever gives them up meanwhile.
+    std::vector<std::shared_ptr<const HeldPrefix>> held;
+    const int64_t* of_token = token_rows.as<int64_t>();
+    for (size_t first = 0; first < tokens; first += rows.back().count) {
+      size_t end = first + 1;
+      while (end < tokens && of_token[end] == of_token[first]) ++end;
+      expect(of_token[first] >= 0 && size_t(of_token[first]) < prefixes.size(), "a token of a row without a table");
+      const size_t index = size_t(of_token[first]);
+      Row row{first, end - first, 0, 0, tables.as<int64_t>() + index * size_t(tables.shape[1]), {}, false};
+      if (const int64_t id = prefixes.as<int64_t>()[index]) {
+        held.push_back(held_prefix(id));
+        expect(held.back() != nullptr, "a prefix that is not held");
+        row.prefix = held.back()->of_layer(layer, t.kv_heads, t.dim);
+      }
+      place(t, row, positions.as<int64_t>());
+      check_blocks(row, size_t(tables.shape[1]), size_t(past_key.shape[0]));
+      t.capacity = std::max(t.capacity, row.past + row.count);
+      rows.push_back(row);
+    }
+    attributes.set_positions(t, input(context, 8), input(context, 9));
+    t.q_norm = attributes.norm(t, input(context, 10));
+    t.k_norm = attributes.norm(t, input(context, 11));
+    t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(t.heads * t.dim)}));
+    t.keys = attributes.present(context, 1, past_key);
+    t.values = attributes.present(context, 2, past_value);
+    attend_to_caches(context, t, rows);
+  }
+
+ private:
+  // Where a row's tokens stand: one after the other, or on branches.
+  static void place(const Attention& t, Row& row, const int64_t* positions) {
+    positions += row.first;
+    expect(positions[0] >= 0, "a position below 0");
+    row.past = size_t(positions[0]);
+    expect(row.past >= row.prefix.length, "a token within its row's prefix");
+    for (size_t i = 0; i < row.count; ++i) {
+      int64_t parent = int64_t(i) - 1;
+      if (t.parents) parent = t.parents[row.first + i];
+      expect(parent >= -1 && parent < int64_t(i), "a token that follows none before it");
+      row.branches |= parent != int64_t(i) - 1;
+      const int64_t before = parent < 0 ? int64_t(row.past) - 1 : positions[parent];
+      expect(positions[i] == before + 1, "a position that is not after the token before it");
+    }
+  }
+
+  static void check_blocks(const Row& row, size_t width, size_t blocks) {
+    const size_t end = (row.past + row.count + kBlock - 1) / kBlock;
+    expect(end <= width, "a row that is longer than its table");
+    for (size_t i = row.prefix.length / kBlock; i < end; ++i)
+      expect(row.blocks[i] >= 0 && size_t(row.blocks[i]) < blocks, "a block that the cache does not have");
   }
 };
 
@@ -298,7 +513,8 @@ std::vector<const ort::CustomOp*> computing_ops() {
   static Definition<BlockProduct> product;
   static Definition<BlockLookup> lookup;
   static Definition<PackedAttention> attention;
-  return {&product, &lookup, &attention};
+  static Definition<PagedAttention> paged;
+  return {&product, &lookup, &attention, &paged};
 }
 
 std::vector<const ort::CustomOp*> sums_over_ranks() {
@@ -346,7 +562,7 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
 
 // The number of the interface between this library, its operators and their callers. It grows with
 // every change that a library of another version would get wrong, together with `INTERFACE` in __init__.py.
-PLC_EXPORT int plc_kernels_interface() { return 3; }
+PLC_EXPORT int plc_kernels_interface() { return 4; }
 
 // The name of the instruction set in use; empty where PLC_KERNELS names one that is not there.
 PLC_EXPORT const char* plc_kernels_name() {

@@ -225,6 +225,7 @@ void check_lookups(const KernelSet& f, Checker& c) {
 struct Step {
   std::vector<float> qkv, keys, values, cos, sin, q_norm, k_norm, y;
   std::vector<int64_t> past;
+  std::vector<Row> rows;
   size_t batch, seq, heads, kv_heads, dim, capacity, window = 0;
   float scale, softcap = 0, epsilon = 1e-6f;
 
@@ -235,25 +236,31 @@ struct Step {
     y.assign(batch * seq * heads * dim, 0.0f);
     const auto or_null = [](const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); };
     Attention t{};
-    t.qkv = qkv.data(), t.keys = keys.data(), t.values = values.data(), t.past = past.data(), t.y = y.data();
+    t.qkv = qkv.data(), t.keys = keys.data(), t.values = values.data(), t.y = y.data();
     t.cos = or_null(cos), t.sin = or_null(sin), t.q_norm = or_null(q_norm), t.k_norm = or_null(k_norm);
-    t.batch = batch, t.seq = seq, t.heads = heads, t.kv_heads = kv_heads, t.dim = dim, t.capacity = capacity;
+    t.heads = heads, t.kv_heads = kv_heads, t.dim = dim, t.capacity = capacity;
+    rows.clear();
+    for (size_t b = 0; b < batch; ++b) rows.push_back({b * seq, seq, size_t(past[b]), b, nullptr, {}, false});
+    t.rows = rows.data();
     t.window = window, t.scale = scale, t.softcap = softcap, t.epsilon = epsilon;
     return t;
   }
   void run(const KernelSet& f, bool in_chunks) {
     const Attention t = attention();
-    const size_t rows = std::min(seq, kQueries) * (heads / kv_heads);
-    std::vector<float> partials((capacity / kChunk + 1) * partial_size(rows, dim));
-    for (size_t b = 0; b < batch; ++b)
+    const size_t queries = std::min(seq, kQueries) * t.group(), size = partial_size(queries, dim);
+    std::vector<float> results((capacity / kChunk + 1) * size);
+    for (const Row& row : rows)
       for (size_t h = 0; h < kv_heads; ++h) {
-        f.write_cache(t, b, h);
+        f.write_cache(t, row, h);
         if (in_chunks) {
-          const size_t chunks = t.seen(b, 0, seq).chunks();
-          for (size_t i = chunks; i-- > 0;) f.attend_chunk(t, b, h, i, partials.data() + i * partial_size(rows, dim));
-          f.merge_chunks(t, b, h, partials.data());
+          const Span seen = t.seen(row, 0, seq);
+          std::vector<Part> parts;
+          for (size_t i = 0; i < seen.chunks(); ++i) parts.push_back({i * size, queries, 0});
+          for (size_t i = seen.chunks(); i-- > 0;)
+            f.attend_chunk(t, row, h, seen.first_chunk() + i, results.data() + parts[i].at);
+          f.merge_chunks(t, row, h, results.data(), parts.data(), parts.size());
         } else {
-          for (size_t i = 0; i < t.query_blocks(); ++i) f.attend(t, b, h, i);
+          for (size_t i = 0; i < t.query_blocks(row); ++i) f.attend(t, row, h, i);
         }
       }
   }
@@ -398,6 +405,129 @@ std::vector<float> alone(const KernelSet& f, Step s, size_t row) {
   return s.y;
 }
 
+// The same step on caches in blocks, which lie anywhere. The entries that a row's prefix holds are not in the cache.
+struct Paged {
+  std::vector<float> keys, values;
+  std::vector<std::vector<float>> prefix_keys, prefix_values;
+  std::vector<std::vector<int64_t>> tables;
+  std::vector<Row> rows;
+
+  Paged(Random& random, const Step& s, const std::vector<size_t>& lengths) {
+    const size_t width = (s.capacity + kBlock - 1) / kBlock, size = s.kv_heads * kBlock * s.dim;
+    std::vector<int64_t> places(s.batch * width + 3);
+    for (size_t i = 0; i < places.size(); ++i) places[i] = int64_t(i);
+    for (size_t i = places.size(); i > 1; --i) std::swap(places[i - 1], places[random.below(i)]);
+    keys.assign(places.size() * size, NAN);
+    values = keys;
+    for (size_t b = 0; b < s.batch; ++b) {
+      tables.emplace_back(places.begin() + long(b * width), places.begin() + long((b + 1) * width));
+      prefix_keys.emplace_back(), prefix_values.emplace_back();
+      for (size_t h = 0; h < s.kv_heads; ++h)
+        for (size_t entry = 0; entry < size_t(s.past[b]); ++entry) {
+          const float *key = s.keys.data() + s.cache(b, h, entry), *value = s.values.data() + s.cache(b, h, entry);
+          if (entry < lengths[b]) {
+            prefix_keys[b].insert(prefix_keys[b].end(), key, key + s.dim);
+            prefix_values[b].insert(prefix_values[b].end(), value, value + s.dim);
+            continue;
+          }
+          const size_t to = block_entry(s, b, h, entry);
+          std::copy_n(key, s.dim, keys.begin() + long(to));
+          std::copy_n(value, s.dim, values.begin() + long(to));
+        }
+      const Prefix prefix{prefix_keys[b].data(), prefix_values[b].data(), lengths[b]};
+      rows.push_back({b * s.seq, s.seq, size_t(s.past[b]), 0, nullptr, prefix, false});
+    }
+    for (size_t b = 0; b < s.batch; ++b) rows[b].blocks = tables[b].data();
+  }
+  size_t block_entry(const Step& s, size_t b, size_t h, size_t entry) const {
+    return ((size_t(tables[b][entry / kBlock]) * s.kv_heads + h) * kBlock + entry % kBlock) * s.dim;
+  }
+  Attention attention(Step& s) {
+    Attention t = s.attention();
+    t.keys = keys.data(), t.values = values.data(), t.rows = rows.data(), t.capacity = 0;
+    return t;
+  }
+};
+
+void check_blocks(const KernelSet& f, Checker& c, Random& random, const Step& before, const std::string& what) {
+  Step whole = before;
+  whole.run(f, false);
+  std::vector<size_t> lengths;
+  for (const int64_t past : before.past) lengths.push_back(random.below(2) ? random.below(size_t(past) + 1) : 0);
+  Step s = before;
+  Paged paged(random, s, lengths);
+  const Attention t = paged.attention(s);
+  for (const Row& row : paged.rows)
+    for (size_t h = 0; h < s.kv_heads; ++h) {
+      f.write_cache(t, row, h);
+      for (size_t i = 0; i < t.query_blocks(row); ++i) f.attend(t, row, h, i);
+    }
+  c.expect(s.y == whole.y, what + ", in blocks");
+  if (s.window || lengths[0] < kChunk || s.seq > 8) return;
+  // All rows as if they had the first one's prefix: its chunks come once for all of them.
+  const size_t chunks = lengths[0] / kChunk, queries = s.batch * s.seq * t.group(), own = s.seq * t.group();
+  Step apart = before;
+  std::fill(lengths.begin() + 1, lengths.end(), 0);
+  Paged shared(random, apart, lengths);
+  for (Row& row : shared.rows) row.prefix = shared.rows[0].prefix;
+  Attention each = shared.attention(apart);
+  std::vector<const Row*> alike;
+  for (Row& row : shared.rows) {
+    row.past = std::max(row.past, lengths[0]);
+    alike.push_back(&row);
+    for (size_t h = 0; h < s.kv_heads; ++h) f.write_cache(each, row, h), f.attend(each, row, h, 0);
+  }
+  Step together = before;
+  each = shared.attention(together);
+  const size_t most = before.capacity / kChunk + 2;
+  std::vector<float> results(chunks * partial_size(queries, s.dim) + most * partial_size(own, s.dim));
+  for (size_t h = 0; h < s.kv_heads; ++h) {
+    for (size_t i = 0; i < chunks; ++i)
+      f.attend_shared(each, alike.data(), alike.size(), h, i, results.data() + i * partial_size(queries, s.dim));
+    for (size_t b = 0; b < s.batch; ++b) {
+      std::vector<Part> parts;
+      for (size_t i = 0; i < chunks; ++i) parts.push_back({i * partial_size(queries, s.dim), queries, b * own});
+      size_t at = chunks * partial_size(queries, s.dim);
+      for (size_t i = chunks; i < each.seen(*alike[b], 0, s.seq).chunks_end(); ++i, at += partial_size(own, s.dim)) {
+        parts.push_back({at, own, 0});
+        f.attend_chunk(each, *alike[b], h, i, results.data() + at);
+      }
+      f.merge_chunks(each, *alike[b], h, results.data(), parts.data(), parts.size());
+    }
+  }
+  c.expect(together.y == apart.y, what + ", with a prefix of all");
+}
+
+// Every token of a branching row as the last one of its branch alone.
+void check_branches(const KernelSet& f, Checker& c, Random& random, const Step& before, const std::string& what) {
+  Step s = before;
+  std::vector<int64_t> parents(s.seq);
+  for (size_t i = 0; i < s.seq; ++i) parents[i] = int64_t(random.below(i + 1)) - 1;
+  Paged paged(random, s, {random.below(size_t(s.past[0]) + 1)});
+  paged.rows[0].branches = true;
+  Attention t = paged.attention(s);
+  t.parents = parents.data();
+  for (size_t h = 0; h < s.kv_heads; ++h) {
+    f.write_cache(t, paged.rows[0], h);
+    for (size_t i = 0; i < t.query_blocks(paged.rows[0]); ++i) f.attend(t, paged.rows[0], h, i);
+  }
+  const size_t width = s.heads * s.dim;
+  bool equal = true;
+  for (size_t i = 0; i < s.seq; ++i) {
+    std::vector<size_t> branch{i};
+    while (parents[branch.back()] >= 0) branch.push_back(size_t(parents[branch.back()]));
+    Step alone = before;
+    alone.seq = branch.size();
+    alone.qkv.clear();
+    for (size_t j = branch.size(); j-- > 0;)
+      alone.qkv.insert(alone.qkv.end(), before.qkv.begin() + long(branch[j] * s.width()),
+                       before.qkv.begin() + long((branch[j] + 1) * s.width()));
+    alone.run(f, false);
+    equal &= std::equal(alone.y.end() - long(width), alone.y.end(), s.y.begin() + long(i * width));
+  }
+  c.expect(equal, what + ", in branches");
+}
+
 void check_step(const KernelSet& f, Checker& c, Random& random, const Step& before) {
   const std::string what = "attention of " + std::to_string(before.seq) + " queries, window " +
                            std::to_string(before.window) + ", softcap " + std::to_string(int(before.softcap));
@@ -410,6 +540,9 @@ void check_step(const KernelSet& f, Checker& c, Random& random, const Step& befo
     again.run(f, true);
     c.expect(again.y == s.y && again.keys == s.keys, what + ", in chunks");
   }
+  Random other{s.seq};  // of its own: cases stay what they were, and so do the bits of all
+  check_blocks(f, c, other, before, what);
+  if (s.batch == 1) check_branches(f, c, other, before, what);
   if (s.batch == 1 && s.seq > 1)
     c.expect(in_two_steps(f, before, 1 + random.below(s.seq - 1)) == s.y, what + ", in two steps");
   const size_t row = random.below(s.batch), size = s.y.size() / s.batch;

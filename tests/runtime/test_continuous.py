@@ -1,7 +1,7 @@
 """Rows that come and go at any time give the numbers that they give alone, to the last bit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.continuous import Continuous
-from pl_compile.runtime.engines.engine import Step
+from pl_compile.runtime.engines.engine import Feed, Rows
 from pl_compile.runtime.requests import Result
 from pl_compile.runtime.rows import Row, RowMaker
 from pl_compile.runtime.stepping import Output
@@ -164,7 +164,7 @@ def test_a_row_has_the_bits_that_it_has_alone(served: Served, arrivals: list[Any
             step()
 
     assert results.keys() == asked.keys()
-    assert flow.batch.slots == []
+    assert flow.batch.entries == {}
     for row, result in results.items():
         alone, logits = served.answer_alone(asked[row])
         assert result == alone
@@ -172,28 +172,33 @@ def test_a_row_has_the_bits_that_it_has_alone(served: Served, arrivals: list[Any
 
 
 def test_a_long_prompt_is_fed_in_pieces_between_the_tokens_of_others(served: Served) -> None:
-    flow = Continuous(served.session.engine)
+    engine = served.session.engine
+    flow = Continuous(engine)
     short = served.row(Request("tone", {"sentence": "fine"}, max_tokens=8, constrain=False))
     long = served.row(Request("ask", {"question": "the lazy dog " * 130, "place": "here"}))
-    assert len(long.input_ids) > 512
-    lengths: list[int] = []
-    real = served.session.engine.step
-
-    def step(given: Step) -> Any:
-        lengths.append(given.input_ids.shape[1])
-        return real(given)
+    assert len(long.input_ids) > 2 * engine.piece
+    lengths: list[dict[int, int]] = []
 
     flow.submit(short)
     flow.step()
     flow.submit(long)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served.session.engine, "step", step)
-        for _ in range(6):
+        rows: Rows = flow.batch._rows
+        real = rows.step
+
+        def step(feeds: Sequence[Feed]) -> Any:
+            lengths.append({feed.slot: len(feed.ids) for feed in feeds})
+            return real(feeds)
+
+        patch.setattr(rows, "step", step)
+        while not long.token_ids:
             flow.step()
 
-    assert [length > 1 for length in lengths] == [False, True, False, True, False, True]
-    assert lengths[1] == lengths[3] == 256
-    assert len(long.token_ids) == 1
+    whole, rest = divmod(len(long.input_ids), engine.piece)
+    pieces = [engine.piece] * whole + [rest] * bool(rest)
+    assert [each[1] for each in lengths] == pieces
+    answering = lengths[: 8 - 1]
+    assert all(each[0] == 1 for each in answering)
 
 
 def test_a_cancelled_row_frees_its_slot_at_once_and_nothing_else_changes(served: Served) -> None:
@@ -203,12 +208,12 @@ def test_a_cancelled_row_frees_its_slot_at_once_and_nothing_else_changes(served:
     for row in rows:
         flow.submit(row)
     flow.step()
-    assert flow.batch.slots == [0, 1, 2]
+    assert sorted(flow.batch.entries) == [0, 1, 2]
 
     flow.cancel(rows[1])  # it runs
     flow.cancel(rows[3])  # it waits
 
-    assert flow.batch.slots == [0, 2]
+    assert sorted(flow.batch.entries) == [0, 2]
     results = {event.result.text for event in until_idle(flow) if event.result is not None}
     assert results == {served.answer_alone(asked[i])[0].text for i in (0, 2)}
     assert rows[1].finished is None

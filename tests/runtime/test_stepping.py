@@ -14,8 +14,9 @@ from pl_compile.config.build import BuildOptions, Quantization
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Session, kernels
+from pl_compile.runtime.engines.padded import pad_right, slots_of_steps
 from pl_compile.runtime.served_task import ServedTask
-from pl_compile.runtime.stepping import Batch, pad_right, slots_of_steps
+from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import random_table, write_tiny_base
 
 CAPACITY, MAX_BATCH, VOCAB = 40, 4, 390
@@ -121,10 +122,6 @@ def test_a_row_is_itself_whenever_it_comes_and_whatever_runs_beside_it(
             if running[row].is_over:
                 batch.retire([row])
                 del running[row]
-        if running and random.random() < 0.2:
-            rows = sorted(running)
-            batch.keep(rows)
-            running = {new: running[old] for new, old in enumerate(rows)}
 
     for life in everyone:
         np.testing.assert_array_equal(life.seen, alone(single, life))
@@ -152,10 +149,14 @@ def test_a_row_that_is_repeated_goes_on_as_each_of_its_copies_would(
     batch = Batch(shared.engine)
     batch.admit(0, prompt)
     batch.feed({0: ids})
+    entries = batch.entries[0]
 
-    for _ in range(2):  # what the copies were fed is dropped the second time
-        batch.keep([0, 0, 0], len(ids) + prompt.prefix_kv.shape[3])  # type: ignore[union-attr]
+    for _ in range(2):  # what was fed is dropped the second time
+        batch.rewind(0, entries)
+        for slot in (1, 2):
+            batch.copy(0, slot, entries)
         outputs = batch.feed({row: np.asarray(end) for row, end in enumerate(ends)})
+        batch.retire([1, 2])
 
         for row, end in enumerate(ends):
             life = Life(prompt, [ids, np.asarray(end)], 0)
@@ -163,18 +164,15 @@ def test_a_row_that_is_repeated_goes_on_as_each_of_its_copies_would(
 
 
 def test_rows_that_were_cleared_leave_zeros(sessions: tuple[Session, Session]) -> None:
-    engine = sessions[0].engine
-    batch = Batch(engine)
+    batch = Batch(sessions[0].engine)
     for row in range(2):
-        batch.admit(row, sessions[0].tasks["order"])
+        batch.admit(row, sessions[0].tasks["order"].without_prefix())
     batch.feed({0: np.arange(3), 1: np.arange(4)})
 
     batch.clear([1])
-    batch.retire([1])
 
-    assert batch.slots == [0]
-    assert engine.cached(0, 3).any()
-    assert not engine.cached(1, CAPACITY).any()
+    assert batch.cached(0, 3).any()
+    assert not batch.cached(1, 4).any()
 
 
 # Which rows share a step

@@ -15,7 +15,7 @@ from shape_checker import ShapeError, function_of
 from pl_compile.config.sampling import Sampling
 from pl_compile.quantize.gptq import gptq
 from pl_compile.quantize.scheme import Grid, Quantized, Scheme
-from pl_compile.runtime.engines.engine import Step
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.runtime.sampling import next_token
 from pl_compile.runtime.stepping import pad_right
 from pl_compile.shapes import Shape

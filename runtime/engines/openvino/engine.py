@@ -17,8 +17,9 @@ from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ArtifactError, MissingExtraError, first_line_of
 from pl_compile.runtime.engines.caches import HostCaches, place_prefix
-from pl_compile.runtime.engines.engine import Logits, OfRows, PrefixKv, Prompt, Step
+from pl_compile.runtime.engines.engine import Logits, PrefixKv, Prompt
 from pl_compile.runtime.engines.memory import zeros_as_touched
+from pl_compile.runtime.engines.padded import OfRows, PaddedEngine, Step
 from pl_compile.runtime.engines.step_inputs import step_inputs
 
 _ROW = TARGETS["openvino"]
@@ -75,7 +76,7 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(PaddedEngine):
     """OpenVINO on CPU: an engine.
 
     Args:
@@ -121,28 +122,28 @@ class OpenVinoEngine:
         self._next_token = zeros_as_touched((max_batch,), np.int64)
 
     def admit(self, slot: int, prompt: Prompt) -> int:
-        """Copies the prefix into the cache; see `Engine.admit`."""
+        """Copies the prefix into the cache; see `PaddedEngine.admit`."""
         assert slot < self.max_batch
         return place_prefix(self._caches, slot, prompt, self.capacity)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
-        """One step; see `Engine.step`."""
+        """One step; see `PaddedEngine.step`."""
         assert step.fits(self.capacity, self.max_batch)
         for run in step.runs():
             self._run(run)
         rows = slice(step.first, step.first + len(step.input_ids))
         return self._logits[rows], self._next_token[rows] if self.candidates else None
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """Moves and copies slots; see `Engine.keep`."""
-        self._caches.keep(slots, entries)
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """See `PaddedEngine.copy`."""
+        self._caches.copy(source, target, entries)
 
     def clear(self, slots: Sequence[int]) -> None:
-        """See `Engine.clear`."""
+        """See `PaddedEngine.clear`."""
         self._caches.clear(slots)
 
     def cached(self, slot: int, length: int) -> PrefixKv:
-        """See `Engine.cached`."""
+        """See `PaddedEngine.cached`."""
         return self._caches.read(slot, length)
 
     def close(self) -> None:

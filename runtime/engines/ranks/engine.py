@@ -15,13 +15,12 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.config.ranks import kv_heads_of_ranks
 from pl_compile.runtime.engines.engine import (
     Logits,
-    OfRows,
     PrefixKv,
     Prompt,
     PromptRows,
-    Step,
     prefix_length,
 )
+from pl_compile.runtime.engines.padded import OfRows, PaddedEngine, Step
 
 # How many prompts are remembered, here and by each rank: so a prefix is sent once, not for each
 # row.
@@ -53,7 +52,7 @@ class Rank(Protocol):
         """Waits for the call that was begun."""
 
 
-class RankedEngine:
+class RankedEngine(PaddedEngine):
     """An engine on several ranks.
 
     Args:
@@ -74,13 +73,13 @@ class RankedEngine:
         self._parts: dict[int, tuple[Prompt, list[RankPrompt]]] = {}
 
     def admit(self, slot: int, prompt: Prompt) -> int:
-        """See `Engine.admit`."""
+        """See `PaddedEngine.admit`."""
         if prompt.prefix_kv is not None:
             self._each([("admit", slot, part) for part in self._divided(prompt, prompt.prefix_kv)])
         return prefix_length(prompt)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
-        """See `Engine.step`; the results of all ranks are the same."""
+        """See `PaddedEngine.step`; the results of all ranks are the same."""
         logits, tokens = self._each(self._step_calls(step), first_only=True)[0]
         return logits, tokens
 
@@ -88,16 +87,16 @@ class RankedEngine:
         """As `step`, but gives the logits of every rank, to compare them."""
         return [logits.copy() for logits, _ in self._each(self._step_calls(step))]
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """See `Engine.keep`."""
-        self._each([("keep", list(slots), entries)] * len(self._ranks))
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """See `PaddedEngine.copy`."""
+        self._each([("copy", source, target, entries)] * len(self._ranks))
 
     def clear(self, slots: Sequence[int]) -> None:
-        """See `Engine.clear`."""
+        """See `PaddedEngine.clear`."""
         self._each([("clear", list(slots))] * len(self._ranks))
 
     def cached(self, slot: int, length: int) -> PrefixKv:
-        """See `Engine.cached`: the heads of all ranks."""
+        """See `PaddedEngine.cached`: the heads of all ranks."""
         parts = self._each([("cached", slot, length)] * len(self._ranks))
         return np.concatenate(parts, axis=2)
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from pl_compile.config.contract import BYTES, GraphContract
 from pl_compile.errors import ArtifactError, MissingExtraError
-from pl_compile.runtime.engines.caches import moves
 from pl_compile.runtime.engines.engine import PrefixKv
 from pl_compile.shapes import Float32, Shape
 
@@ -160,14 +159,13 @@ class CudaCaches:
             )
         self._cuda.wait()  # the arrays are freed when this returns
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """See `Caches.keep`."""
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """See `Caches.copy`."""
         kind = self._cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         heads, width = self._contract.kv_heads, entries * self._entry
-        for new, old in moves(slots):
-            for index in range(len(self.addresses)):
-                to, source = self.address(index, new), self.address(index, old)
-                self._cuda.copy_rows(to, self._head, source, self._head, width, heads, kind)
+        for index in range(len(self.addresses)):
+            to, begin = self.address(index, target), self.address(index, source)
+            self._cuda.copy_rows(to, self._head, begin, self._head, width, heads, kind)
         self._cuda.wait()
 
     def clear(self, slots: Sequence[int]) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pl_compile.config.contract import LOGITS, NEXT_TOKEN, GraphContract
 from pl_compile.errors import ArtifactError
 from pl_compile.runtime.engines.caches import Caches, place_prefix
-from pl_compile.runtime.engines.engine import Logits, OfRows, PrefixKv, Prompt, Step
+from pl_compile.runtime.engines.engine import Logits, PrefixKv, Prompt
+from pl_compile.runtime.engines.padded import OfRows, PaddedEngine, Step
 from pl_compile.runtime.engines.step_inputs import step_inputs
 from pl_compile.shapes import Shape
 
@@ -69,7 +70,7 @@ class Plan(Protocol):
         """
 
 
-class TensorRtEngine:
+class TensorRtEngine(PaddedEngine):
     """An engine on a plan.
 
     Args:
@@ -93,12 +94,12 @@ class TensorRtEngine:
         self._plan = plan
 
     def admit(self, slot: int, prompt: Prompt) -> int:
-        """See `Engine.admit`."""
+        """See `PaddedEngine.admit`."""
         assert slot < self.max_batch
         return place_prefix(self._plan.caches, slot, prompt, self.capacity)
 
     def step(self, step: Step) -> tuple[Logits, OfRows | None]:
-        """See `Engine.step`."""
+        """See `PaddedEngine.step`."""
         # TensorRT would silently drop what lies beyond the capacity.
         assert step.fits(self.capacity, self.max_batch)
         # The profile for tokens takes a prompt table of one row.
@@ -109,16 +110,16 @@ class TensorRtEngine:
         outputs = self._plan.run(step.first, step_inputs(self._contract, step), profile)
         return outputs[LOGITS], outputs.get(NEXT_TOKEN)
 
-    def keep(self, slots: Sequence[int], entries: int) -> None:
-        """See `Engine.keep`."""
-        self._plan.caches.keep(slots, entries)
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """See `PaddedEngine.copy`."""
+        self._plan.caches.copy(source, target, entries)
 
     def clear(self, slots: Sequence[int]) -> None:
-        """See `Engine.clear`."""
+        """See `PaddedEngine.clear`."""
         self._plan.caches.clear(slots)
 
     def cached(self, slot: int, length: int) -> PrefixKv:
-        """See `Engine.cached`."""
+        """See `PaddedEngine.cached`."""
         return self._plan.caches.read(slot, length)
 
     def close(self) -> None:

@@ -1,0 +1,61 @@
+"""Which of the engines on ONNX Runtime runs a graph."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pl_compile.config.contract import GraphContract
+from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.onnxruntime.ragged import RaggedEngine
+
+OnnxEngine = OnnxRuntimeEngine | RaggedEngine
+
+
+def onnx_engine(
+    model: Path,
+    contract: GraphContract,
+    *,
+    max_batch: int = 16,
+    threads: int | None = None,
+    watched: Sequence[str] = (),
+    provider: Provider = CPU,
+    dtype: str = "float32",
+    own_products: bool = False,
+) -> OnnxEngine:
+    """The engine for the rows of a contract.
+
+    Args:
+        model: the `model.onnx` of a bundle; its data file lies beside it.
+        contract: what the graph takes and gives.
+        max_batch: most rows at once. Memory is taken as they are used.
+        threads: intra-op threads; all cores if None.
+        watched: further outputs of the graph to be read after a step: float, of any shape.
+        provider: what runs it.
+        dtype: of the caches: `Precision.dtype`.
+        own_products: see `RaggedEngine`; false where it is not known.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the model, or has no such provider; or the graph is
+            not that of the contract.
+        MissingExtraError: the provider is for a GPU, and no package is there that reaches its
+            memory.
+    """
+    if contract.rows == "ragged":
+        return RaggedEngine(
+            model,
+            contract,
+            max_batch=max_batch,
+            threads=threads,
+            watched=watched,
+            provider=provider,
+            own_products=own_products,
+        )
+    return OnnxRuntimeEngine(
+        model,
+        contract,
+        max_batch=max_batch,
+        threads=threads,
+        watched=watched,
+        provider=provider,
+        dtype=dtype,
+    )

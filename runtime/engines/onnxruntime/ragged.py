@@ -1,0 +1,369 @@
+"""The engine on ONNX Runtime for ragged rows: caches in blocks, all tokens of a step in one run.
+
+A row's keys and values lie in blocks of a few entries, wherever one is free (arXiv:2309.06180): so
+the memory in use is that of the entries in use, and no row ever moves. A prefix is in memory once,
+whoever begins with it; a row's own blocks begin where its prefix ends.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pl_compile.config.contract import (
+    BLOCK_TABLES,
+    INPUT_IDS,
+    LOGIT_TOKENS,
+    LOGITS,
+    NEXT_TOKEN,
+    PARENTS,
+    POSITIONS,
+    PREFIXES,
+    PROMPT_TABLE,
+    TASK_ID,
+    TOKEN_ROWS,
+    GraphContract,
+)
+from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
+from pl_compile.errors import RequestError
+from pl_compile.runtime.engines.engine import Fed, Feed, PrefixKv, Prompt, prefix_length
+from pl_compile.runtime.engines.memory import zeros_as_touched
+from pl_compile.runtime.engines.onnxruntime.graph import OnnxGraph
+from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
+from pl_compile.runtime.engines.padded import PIECE
+from pl_compile.runtime.engines.step_inputs import draw_inputs
+from pl_compile.runtime.kernels.prefixes import HeldPrefixes
+from pl_compile.runtime.sampling import GREEDY
+from pl_compile.shapes import Float32, Int64, Shape
+
+# Tokens of a prompt that come together with the tokens of other rows: more keep those waiting for
+# longer, and compute each no faster.
+PIECE_TOGETHER = 128
+
+_NO_PARENTS = np.zeros(0, np.int64)
+
+
+class RaggedEngine:
+    """ONNX Runtime on CPU, with ragged rows.
+
+    Args:
+        model: the `model.onnx` of a bundle; its data file lies beside it.
+        contract: what the graph takes and gives.
+        max_batch: most rows at once. Memory is taken as they are used.
+        threads: intra-op threads; all cores if None.
+        watched: further outputs of the graph to be read after a step: float, of any shape.
+        provider: what runs it.
+        own_products: whether all products of the graph are calls of our kernels. Then no number of
+            a token depends on how many others come with it. ONNX Runtime's products have other
+            bits for other numbers of tokens: there each row of several tokens has a run of its own.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the model, or the graph is not that of the contract.
+        RequestError: a provider that is not the CPU's.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        contract: GraphContract,
+        *,
+        max_batch: int = 16,
+        threads: int | None = None,
+        watched: Sequence[str] = (),
+        provider: Provider = CPU,
+        own_products: bool = False,
+    ) -> None:
+        if provider.device != "cpu":
+            raise RequestError(
+                f"loading {model}",
+                found=f"the provider {provider.name}, and a graph whose caches lie in blocks",
+                expected="the provider cpu",
+                fix="Export for onnx-cuda to run on a GPU.",
+            )
+        self.graph = OnnxGraph(
+            model, contract, provider, "float32", threads=threads, watched=watched
+        )
+        self.capacity = contract.capacity
+        self.vocab = contract.vocab
+        self.max_batch = max_batch
+        self.candidates = contract.candidates
+        self.sampling_inputs = contract.sampling_inputs
+        self.contract = contract
+        # Without the kernels ONNX Runtime runs the calls' bodies (`paged_body.py`), which know
+        # neither branches nor prefixes that are held.
+        self.together = self.branches = own_products and self.graph.has_kernels
+        self.piece = PIECE_TOGETHER if self.together else PIECE
+        self.prefixes = HeldPrefixes() if self.graph.has_kernels else None
+        width = -(-contract.capacity // ENTRIES_OF_BLOCK)
+        self.caches = _Blocks(contract, max_batch * width, width)
+        for (past, present), array in zip(contract.cache_names, self.caches.arrays, strict=True):
+            self.graph.bind_input(past, array)
+            self.graph.bind_output(present, array)
+
+    def rows(self) -> "RaggedRows":
+        """See `Engine.rows`."""
+        self.caches.free_all()
+        return RaggedRows(self)
+
+    def close(self) -> None:
+        """Nothing: all that it holds is memory, which goes with the object."""
+
+    def watched(self) -> list[tuple[str, Annotated[Float32, Shape("...")]]]:
+        """The watched outputs of the last step, by name."""
+        return self.graph.watched()
+
+
+class _Blocks:
+    """Keys and values in blocks: one array `[blocks, kv_heads, ENTRIES_OF_BLOCK, head_dim]` each.
+
+    Blocks that were never used take no memory. The lowest ones are used first.
+
+    Attributes:
+        arrays: in the order of the contract's caches.
+        width: most blocks of a row.
+    """
+
+    def __init__(self, contract: GraphContract, count: int, width: int) -> None:
+        shape = (count, contract.kv_heads, ENTRIES_OF_BLOCK, contract.head_dim)
+        self.arrays: list[NDArray[np.float32]] = [
+            zeros_as_touched(shape, np.float32) for _ in contract.cache_names
+        ]
+        self.width = width
+        self._count = count
+        self.free_all()
+
+    def free_all(self) -> None:
+        """Makes all blocks free."""
+        self._free = list(range(self._count))  # a heap
+
+    def take(self) -> int:
+        """A free block; each row may have as many as its longest text takes, so there is one."""
+        return heapq.heappop(self._free)
+
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Makes blocks free."""
+        for block in blocks:
+            heapq.heappush(self._free, block)
+
+
+@dataclass
+class _Row:
+    """What a slot holds.
+
+    Attributes:
+        prompt: whose prefix it begins with. It keeps the prefix's array, which the kernels read.
+        prefix: number of the prefix that the kernels hold; 0 for none.
+        length: entries of the prefix.
+        table: int64 `[width]`: the blocks of its entries; 0 where it has none.
+        first: the first block that is its own: those before hold entries of the prefix only.
+        blocks: its own, in their order.
+    """
+
+    prompt: Prompt
+    prefix: int
+    length: int
+    table: Annotated[Int64, Shape("width")]
+    first: int
+    blocks: list[int] = field(default_factory=list)
+
+
+class RaggedRows:
+    """The rows of a ragged engine: see `Rows`."""
+
+    def __init__(self, engine: RaggedEngine) -> None:
+        self._engine = engine
+        self._caches = engine.caches
+        self._rows: dict[int, _Row] = {}
+
+    def admit(self, slot: int, prompt: Prompt) -> int:
+        """See `Rows.admit`."""
+        assert slot not in self._rows
+        assert slot < self._engine.max_batch
+        length = prefix_length(prompt)
+        assert length < self._engine.capacity
+        table = np.zeros(self._caches.width, np.int64)
+        held = self._engine.prefixes
+        if prompt.prefix_kv is None or held is None:
+            self._rows[slot] = _Row(prompt, 0, 0, table, 0)
+            if prompt.prefix_kv is not None:
+                self._write(self._rows[slot], prompt.prefix_kv)
+        else:
+            number = held.number(prompt.prefix_kv)
+            self._rows[slot] = _Row(prompt, number, length, table, length // ENTRIES_OF_BLOCK)
+        return length
+
+    def _write(self, row: _Row, prefix_kv: PrefixKv) -> None:
+        """Copies a prefix into a row's own blocks, where no kernels are that could hold it."""
+        length = prefix_kv.shape[3]
+        self._make_room(row, length)
+        parts = prefix_kv.reshape(-1, *prefix_kv.shape[2:])
+        for array, part in zip(self._caches.arrays, parts, strict=True):
+            for number, block in enumerate(row.blocks):
+                begin = number * ENTRIES_OF_BLOCK
+                entries = part[:, begin : begin + ENTRIES_OF_BLOCK]
+                array[block, :, : entries.shape[1]] = entries
+
+    def _make_room(self, row: _Row, entries: int) -> None:
+        """Takes blocks until a row has room for so many entries, its prefix counted."""
+        for number in range(row.first + len(row.blocks), -(-entries // ENTRIES_OF_BLOCK)):
+            row.table[number] = block = self._caches.take()
+            row.blocks.append(block)
+
+    def step(self, feeds: Sequence[Feed]) -> list[Fed]:
+        """See `Rows.step`."""
+        for feed in feeds:
+            end = feed.past + len(feed.ids)
+            assert end <= self._engine.capacity
+            self._make_room(self._rows[feed.slot], end)
+        if self._engine.together:
+            return self._run(feeds) if feeds else []
+        found: dict[int, Fed] = {}
+        single = [feed for feed in feeds if len(feed.ids) == 1]
+        for group in [single, *([feed] for feed in feeds if len(feed.ids) > 1)]:
+            if group:
+                found |= zip((feed.slot for feed in group), self._run(group), strict=True)
+        return [found[feed.slot] for feed in feeds]
+
+    def _run(self, feeds: Sequence[Feed]) -> list[Fed]:
+        """One run of the graph."""
+        rows = [self._rows[feed.slot] for feed in feeds]
+        graph, contract = self._engine.graph, self._engine.contract
+        counts = [1 if feed.wanted is None else len(feed.wanted) for feed in feeds]
+        inputs = _inputs(contract, feeds)
+        inputs[BLOCK_TABLES] = np.stack([row.table for row in rows])
+        inputs[PREFIXES] = np.asarray([row.prefix for row in rows], np.int64)
+        for name, array in inputs.items():
+            graph.bind_input(name, array)
+        logits = np.empty((sum(counts), contract.vocab), np.float32)
+        graph.bind_output(LOGITS, logits)
+        tokens = np.empty(len(logits), np.int64)
+        if contract.candidates:
+            graph.bind_output(NEXT_TOKEN, tokens)
+        graph.run()
+        found: list[Fed] = []
+        end = 0
+        for feed, count in zip(feeds, counts, strict=True):
+            end += count
+            chosen = None if feed.draw is None else int(tokens[end - 1])
+            found.append((logits[end - count : end], chosen))
+        return found
+
+    def copy(self, source: int, target: int, entries: int) -> None:
+        """See `Rows.copy`: the prefix is shared, its own entries are copied."""
+        old = self._rows[source]
+        assert target not in self._rows
+        new = _Row(old.prompt, old.prefix, old.length, np.zeros_like(old.table), old.first)
+        self._rows[target] = new
+        self._make_room(new, entries)
+        for array in self._caches.arrays:
+            array[new.blocks] = array[old.blocks[: len(new.blocks)]]
+
+    def clear(self, slots: Sequence[int]) -> None:
+        """See `Rows.clear`."""
+        for slot in slots:
+            for array in self._caches.arrays:
+                array[self._rows[slot].blocks] = 0
+
+    def retire(self, slots: Sequence[int]) -> None:
+        """See `Rows.retire`."""
+        for slot in slots:
+            self._caches.give_back(self._rows.pop(slot).blocks)
+
+    def cached(self, slot: int, length: int) -> PrefixKv:
+        """See `Rows.cached`."""
+        row, c = self._rows[slot], self._engine.contract
+        found = np.empty((2 * c.layers, c.kv_heads, length, c.head_dim), np.float32)
+        begin = min(row.length, length)
+        if begin:
+            assert row.prompt.prefix_kv is not None
+            whole = row.prompt.prefix_kv
+            found[:, :, :begin] = whole.reshape(-1, *whole.shape[2:])[:, :, :begin]
+        start = row.first * ENTRIES_OF_BLOCK
+        for part, array in zip(found, self._caches.arrays, strict=True):
+            own = np.concatenate([array[block] for block in row.blocks], axis=1)
+            part[:, begin:] = own[:, begin - start : length - start]
+        return found.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
+
+
+def _inputs(contract: GraphContract, feeds: Sequence[Feed]) -> dict[str, NDArray[Any]]:
+    """The inputs of a step by name: all but caches, tables and prefixes."""
+    lengths = np.asarray([len(feed.ids) for feed in feeds], np.int64)
+    ends: Int64 = np.cumsum(lengths)
+    ids = np.concatenate([feed.ids for feed in feeds])
+    inputs: dict[str, NDArray[Any]] = {
+        INPUT_IDS: ids[None],
+        POSITIONS: np.concatenate([_positions(feed) for feed in feeds])[None],
+        TOKEN_ROWS: np.repeat(np.arange(len(feeds)), lengths),
+        PARENTS: _parents(feeds),
+        LOGIT_TOKENS: np.concatenate(
+            [
+                [end - 1] if feed.wanted is None else end - len(feed.ids) + feed.wanted
+                for end, feed in zip(ends.tolist(), feeds, strict=True)
+            ]
+        ).astype(np.int64),
+    }
+    if contract.prompts == "baked":
+        numbers = [feed.prompt.task_id for feed in feeds]
+        inputs[TASK_ID] = np.repeat(np.asarray(numbers, np.int64), lengths)[None]
+    else:
+        inputs[PROMPT_TABLE] = _prompt_rows(contract, feeds, ids, ends - lengths)
+    if contract.candidates:
+        # A graph that can choose does so after every token that is asked for. Where none is wanted,
+        # the choice is unused.
+        draws = [
+            draw
+            for feed in feeds
+            for draw in [
+                *[GREEDY] * (0 if feed.wanted is None else len(feed.wanted) - 1),
+                feed.draw or GREEDY,
+            ]
+        ]
+        inputs |= draw_inputs(contract, draws)
+    return inputs
+
+
+def _positions(feed: Feed) -> Annotated[Int64, Shape("seq")]:
+    """How many entries stand before each token of a feed in its row."""
+    if feed.parents is None:
+        return np.arange(feed.past, feed.past + len(feed.ids))
+    positions: list[int] = []
+    for parent in feed.parents.tolist():
+        positions.append(feed.past if parent < 0 else positions[parent] + 1)
+    return np.asarray(positions, np.int64)
+
+
+def _parents(feeds: Sequence[Feed]) -> Annotated[Int64, Shape("branching")]:
+    """Where a row branches, the parents of all tokens."""
+    if all(feed.parents is None for feed in feeds):
+        return _NO_PARENTS
+    return np.concatenate(
+        [
+            np.arange(-1, len(feed.ids) - 1) if feed.parents is None else feed.parents
+            for feed in feeds
+        ]
+    )
+
+
+def _prompt_rows(
+    contract: GraphContract,
+    feeds: Sequence[Feed],
+    ids: Annotated[Int64, Shape("tokens")],
+    starts: Annotated[Int64, Shape("feeds")],
+) -> Annotated[Float32, Shape("1 prompt_rows hidden")]:
+    """The prompts of the feeds that read theirs, one after the other; `ids` become their rows."""
+    # At least one row: a Gather from an empty table is an error, even where no id reads it.
+    tables = [np.zeros((1, contract.hidden), np.float32)]
+    if (ids >= contract.vocab).any():
+        count = 1
+        for feed, start in zip(feeds, starts.tolist(), strict=True):
+            own = ids[start : start + len(feed.ids)]
+            virtual = own >= contract.vocab
+            if virtual.any():
+                own[virtual] += count
+                tables.append(feed.prompt.rows)
+                count += len(feed.prompt.rows)
+    return np.concatenate(tables)[None]
