@@ -63,7 +63,7 @@ def paged_attention_body(call: ir.Node) -> ir.Function:
     keys, values = lives
     operands = Operands(body, settings, 0, head_dim, each, keys, values, column, lengths)
     if settings.window:
-        y = onnx_attention(operands, keys, values, mask_of(operands, _numbers(body, live)))
+        y = onnx_attention(operands, keys, values, mask_of(operands, _numbers(body, keys)))
     else:
         y = onnx_attention(operands, keys, values, None, lengths)
     y = op("Transpose", [y], "seq_first", perm=[2, 0, 1, 3])
@@ -71,10 +71,10 @@ def paged_attention_body(call: ir.Node) -> ir.Function:
     return body.function(y, *presents)
 
 
-def _numbers(body: FunctionBody, blocks: ir.Value) -> ir.Value:
-    """int64 `[1, 1, 1, entries]`: the numbers of the entries of so many blocks."""
+def _numbers(body: FunctionBody, keys: ir.Value) -> ir.Value:
+    """int64 `[1, 1, 1, entries]`: the numbers of the entries of `[tokens, heads, entries, any]`."""
     op, integers = body.op, body.integers
-    count = op("Mul", [blocks, integers(ENTRIES_OF_BLOCK)], "live_entries")
+    count = op("Shape", [keys], "live_entries", start=2, end=3)
     scalar = op("Squeeze", [count, integers(0)], "live_entries.scalar")
     zero = body.constant("zero", np.asarray(0, np.int64))
     one = body.constant("one", np.asarray(1, np.int64))

@@ -28,8 +28,8 @@ from pl_compile.driver.forecast import forecast_export
 from pl_compile.errors import ArtifactError, ExportError, FingerprintError
 from pl_compile.families.read import read_decoder_config
 from pl_compile.families.registry import FAMILIES
-from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.testing import random_table, tiny_examples, write_jsonl, write_tiny_base
 from pl_compile.text.render import SequenceRules
 from pl_compile.weights.load import load_weights

@@ -124,16 +124,17 @@ def test_what_older_kernels_would_leave_out_is_in_the_manifest_and_nothing_else_
     exported: Exported,
 ) -> None:
     """Releases with older kernels know no such key: they refuse it."""
-    options = BuildOptions("int8")
 
-    def said(family: str) -> dict[str, Any]:
-        bundle = exported(family, family, options=options, measure_parity=False).bundle
+    def said(family: str, ranks: int) -> dict[str, Any]:
+        options = BuildOptions("none", ranks=ranks)
+        bundle = exported(family, f"{family}-{ranks}", options=options, measure_parity=False).bundle
         content: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
         assert read_bundle(bundle).manifest.kernels == content.get("kernels", 2)
         return content
 
-    assert said("gemma3_text")["kernels"] == kernels.INTERFACE
-    assert "kernels" not in said("llama")
+    assert said("llama", 1)["kernels"] == kernels.INTERFACE
+    assert said("gemma3_text", 2)["kernels"] == 3
+    assert "kernels" not in said("llama", 2)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,7 @@ def test_each_part_of_an_attention_that_older_kernels_pass_over_needs_newer_ones
     attributes: dict[str, Any], inputs: int, interface: int
 ) -> None:
     assert kernels_needed(_model_of("PackedAttention", inputs, heads=2, **attributes)) == interface
+    assert kernels_needed(_model_of("PagedAttention", inputs + 4, heads=2, **attributes)) == 4
 
 
 @pytest.mark.parametrize(("gated", "interface"), [(0, 2), (1, 2), (2, 3)])
@@ -171,7 +173,7 @@ def test_a_bundle_for_newer_kernels_than_ours_is_refused(exported: Exported) -> 
     newer = {**json.loads(path.read_text()), "kernels": kernels.INTERFACE + 1}
     path.write_text(json.dumps(newer))
 
-    with pytest.raises(ArtifactError, match="for kernels of interface 4; expected at most 3"):
+    with pytest.raises(ArtifactError, match="for kernels of interface 5; expected at most 4"):
         Session.open(bundle)
 
 

@@ -28,8 +28,8 @@ from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError, MissingExtraError, RequestError
 from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Provider, Request, Session
-from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.openvino.engine import OpenVinoEngine, openvino_module
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.testing import PREFIX_TASK, random_table, sign_bundle, write_tiny_base
 
 REQUESTS = [
@@ -399,5 +399,4 @@ def test_a_row_joins_others_of_any_length_and_stays_itself(exported: Exported) -
     assert np.abs(mixed[1] - alone).max() < 1e-4
     assert np.abs(engine.cached(2, 71) - kept).max() < 1e-4
     assert np.abs(mixed[0] - alone).max() > 1e-2
-    engine.keep([0, 1], 71)
     assert (engine.cached(0, 71) == kept).all()

@@ -17,7 +17,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ConfigError
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.runtime.engines.engine import Step
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 

@@ -3,7 +3,7 @@ answered."""
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import AnswerError, PlcError, RequestError
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.engine import Step
+from pl_compile.runtime.stepping import Batch, Output
 from pl_compile.testing import random_table, sign_bundle, write_jsonl, write_tiny_base
 
 GOOD = [
@@ -123,17 +123,17 @@ def test_a_row_that_fails_late_takes_nothing_with_it(
 ) -> None:
     session = Session.open(bundles[0])
     alone = session.generate(GOOD)
-    step, steps = session.engine.step, 0
+    feed, steps = Batch.feed, 0
 
-    def broken_step(given: Step) -> Any:
+    def broken_feed(batch: Batch, *given: Any, **more: Any) -> dict[int, Output]:
         nonlocal steps
-        logits, tokens = step(given)
+        outputs = feed(batch, *given, **more)
         steps += 1
         if steps == 3:
-            logits[-1, 5] = np.nan
-        return logits, tokens
+            outputs[max(outputs)].after[-1, 5] = np.nan
+        return outputs
 
-    monkeypatch.setattr(session.engine, "step", broken_step)
+    monkeypatch.setattr(Batch, "feed", broken_feed)
     with pytest.raises(AnswerError) as told:
         session.generate(GOOD)
 
@@ -147,36 +147,43 @@ def test_a_row_that_fails_leaves_nothing_where_its_stream_is_left(
     bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session.open(bundles[0])
-    step = session.engine.step
+    feed, clear = Batch.feed, Batch.clear
+    cleared: list[int] = []
 
-    def broken_step(given: Step) -> Any:
-        logits, tokens = step(given)
-        logits[-1] = np.nan
-        return logits, tokens
+    def broken_feed(batch: Batch, *given: Any, **more: Any) -> dict[int, Output]:
+        outputs = feed(batch, *given, **more)
+        outputs[2].after[-1] = np.nan
+        return outputs
 
-    monkeypatch.setattr(session.engine, "step", broken_step)
+    def noting_clear(batch: Batch, slots: Sequence[int]) -> None:
+        clear(batch, slots)
+        cleared.extend(slots)
+        assert batch.cached(0, 4).any()
+        assert not batch.cached(2, 4)[..., -1:, :].any()
+
+    monkeypatch.setattr(Batch, "feed", broken_feed)
+    monkeypatch.setattr(Batch, "clear", noting_clear)
     stream = session.stream(GOOD)
     next(stream)
     stream.close()
 
-    assert session.engine.cached(0, 4).any()
-    assert not session.engine.cached(2, 4).any()
+    assert cleared == [2]
 
 
 def test_scores_of_labels_too(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session.open(bundles[0])
     (expected,) = session.score(GOOD[:1])
-    step, steps = session.engine.step, 0
+    feed, steps = Batch.feed, 0
 
-    def broken_step(given: Step) -> Any:
+    def broken_feed(batch: Batch, *given: Any, **more: Any) -> dict[int, Output]:
         nonlocal steps
-        logits, tokens = step(given)
+        outputs = feed(batch, *given, **more)
         steps += 1
         if steps == 1:
-            logits[:] = np.nan
-        return logits, tokens
+            outputs[0].after[:] = np.nan
+        return outputs
 
-    monkeypatch.setattr(session.engine, "step", broken_step)
+    monkeypatch.setattr(Batch, "feed", broken_feed)
     with pytest.raises(AnswerError, match=r"request 0 \(task 'tone'\)") as told:
         session.score([GOOD[0], GOOD[0]])
 

@@ -31,8 +31,8 @@ from pl_compile.errors import ArtifactError, ConfigError, ExportError, RankError
 from pl_compile.families.read import read_decoder_config
 from pl_compile.graph.builder import DIST_DOMAIN, GraphBuilder
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup, _RankProcess
 from pl_compile.runtime.kernels import rank_sums
 from pl_compile.runtime.requests import Request
@@ -106,9 +106,11 @@ def test_ranks_compute_what_one_process_does(
     assert session.score([REQUEST])[0][0].probability == pytest.approx(
         alone.score([REQUEST])[0][0].probability, rel=1e-4
     )
-    assert session.engine.cached(0, 2).any()
-    session.engine.clear([0])  # of every rank
-    assert not session.engine.cached(0, 2).any()
+    group = session.engine
+    assert isinstance(group, LocalGroup)
+    assert group.cached(0, 2).any()
+    group.clear([0])  # of every rank
+    assert not group.cached(0, 2).any()
     assert verify_bundle(result.bundle).passed
 
 
@@ -145,10 +147,13 @@ def test_each_row_gets_its_prefix_however_many_there_were(
         for _ in range(5)
     ]
 
-    for number in (0, 1, 0, 2, 2, 3, 0, 4, 1, 0):
-        assert session.engine.admit(1, prompts[number]) == 4
+    group = session.engine
+    assert isinstance(group, LocalGroup)
 
-        np.testing.assert_array_equal(session.engine.cached(1, 4), prompts[number].prefix_kv)
+    for number in (0, 1, 0, 2, 2, 3, 0, 4, 1, 0):
+        assert group.admit(1, prompts[number]) == 4
+
+        np.testing.assert_array_equal(group.cached(1, 4), prompts[number].prefix_kv)
 
 
 @built

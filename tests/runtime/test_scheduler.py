@@ -1,4 +1,4 @@
-"""The scheduler by itself: every request gets a slot, in order, and rows stay neighbours."""
+"""The scheduler by itself: every request gets a slot, in order, and keeps it to its end."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +18,8 @@ class Requests(RuleBasedStateMachine):
         self.queue: list[tuple[int, int]] = []  # priority and number, in the order of admission
         self.prompt: dict[int, int] = {}  # tokens that are left, by request
         self.life: dict[int, int] = {}  # turns after the prompt
+        self.order: dict[int, tuple[int, int]] = {}  # of the queue
         self.count = 0
-        self.fed_prompts = False
 
     @rule(tokens=st.integers(1, 11), life=st.integers(1, 6), priority=st.integers(-1, 1))
     def submit(self, tokens: int, life: int, priority: int) -> None:
@@ -27,6 +27,7 @@ class Requests(RuleBasedStateMachine):
         self.queue.append((-priority, self.count))
         self.queue.sort()
         self.prompt[self.count], self.life[self.count] = tokens, life
+        self.order[self.count] = (-priority, self.count)
         self.count += 1
 
     @precondition(lambda self: self.prompt)
@@ -49,11 +50,6 @@ class Requests(RuleBasedStateMachine):
             return
         assert turn is not None
         self._admit(turn)
-        if turn.kept is not None:
-            assert turn.kept == sorted(turn.kept)
-            assert all(turn.kept[slot] == slot for slot in turn.admitted)  # so they stay
-            self.held = {slot: self.held[old] for slot, old in enumerate(turn.kept)}
-        assert sorted(self.held) == list(range(len(self.held)))
         assert {slot: self.held[slot] for slot in turn.tokens} == turn.stepping
         self._feed(turn)
         over = [slot for slot, request in turn.stepping.items() if not self.life[request]]
@@ -76,14 +72,13 @@ class Requests(RuleBasedStateMachine):
         prompts = {request for request in self.held.values() if self.prompt[request]}
         answers = set(self.held.values()) - prompts
         stepping = set(turn.stepping.values())
-        assert stepping <= prompts or stepping == answers
-        if prompts and answers:
-            assert (stepping <= prompts) != self.fed_prompts  # in turns
-        self.fed_prompts = bool(stepping & prompts)
-        if stepping <= prompts and not answers:
-            assert stepping == prompts
-        elif stepping <= prompts:
-            assert sum(turn.tokens.values()) <= self.budget
+        assert answers <= stepping  # an answer never waits
+        fed = stepping & prompts
+        assert bool(fed) == bool(prompts)
+        assert sum(turn.tokens.values()) - len(answers) <= self.budget
+        # Those before others in the queue are fed first.
+        order = sorted(prompts, key=lambda request: self.order[request])
+        assert fed == set(order[: len(fed)])
         for slot, request in turn.stepping.items():
             if request in prompts:
                 assert turn.tokens[slot] == min(self.piece, self.prompt[request])
@@ -128,7 +123,7 @@ def test_every_request_steps_until_it_is_finished_whatever_the_others_do(
     assert turns <= len(lives) * -(-prompt // 8) + sum(lives)
 
 
-def test_those_that_come_in_step_by_themselves_and_then_all_together() -> None:
+def test_who_comes_in_is_fed_beside_those_that_answer() -> None:
     scheduler: Scheduler[str] = Scheduler(3, piece=8, budget=8)
     for request in "abcd":
         scheduler.submit(request, 2)
@@ -139,12 +134,12 @@ def test_those_that_come_in_step_by_themselves_and_then_all_together() -> None:
     scheduler.finish([0])
     turns.append(scheduler.turn())
 
-    assert [turn and (turn.admitted, turn.kept, turn.stepping) for turn in turns] == [
-        ({0: "a", 1: "b", 2: "c"}, None, {0: "a", 1: "b", 2: "c"}),
-        ({}, None, {0: "a", 1: "b", 2: "c"}),
-        ({1: "d"}, None, {1: "d"}),
-        ({}, None, {0: "a", 1: "d", 2: "c"}),
-        ({}, [1, 2], {0: "d", 1: "c"}),
+    assert [turn and (turn.admitted, turn.stepping, turn.tokens) for turn in turns] == [
+        ({0: "a", 1: "b", 2: "c"}, {0: "a", 1: "b", 2: "c"}, {0: 2, 1: 2, 2: 2}),
+        ({}, {0: "a", 1: "b", 2: "c"}, {0: 1, 1: 1, 2: 1}),
+        ({1: "d"}, {0: "a", 1: "d", 2: "c"}, {0: 1, 1: 2, 2: 1}),
+        ({}, {0: "a", 1: "d", 2: "c"}, {0: 1, 1: 1, 2: 1}),
+        ({}, {1: "d", 2: "c"}, {1: 1, 2: 1}),
     ]
 
 
@@ -155,18 +150,15 @@ def test_a_long_prompt_keeps_no_answer_waiting_for_more_than_a_piece() -> None:
     scheduler.submit("long", 20)
     scheduler.submit("urgent", 5, priority=1)
 
-    turns = [scheduler.turn() for _ in range(8)]
+    turns = [scheduler.turn() for _ in range(5)]
 
     assert first is not None
     assert first.tokens == {0: 3}
     # "urgent" came last, and is in slot 1.
     assert [turn and turn.tokens for turn in turns] == [
-        {0: 1},
-        {1: 5},
-        {0: 1, 1: 1},
-        {2: 8},
-        {0: 1, 1: 1},
-        {2: 8},
-        {0: 1, 1: 1},
-        {2: 4},
+        {0: 1, 1: 5},
+        {0: 1, 1: 1, 2: 8},
+        {0: 1, 1: 1, 2: 8},
+        {0: 1, 1: 1, 2: 4},
+        {0: 1, 1: 1, 2: 1},
     ]

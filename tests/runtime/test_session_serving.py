@@ -166,7 +166,7 @@ def test_a_stop_text_that_only_the_end_shows_ends_the_answer_too(session: Sessio
     maker = RowMaker(session.tokenizer, session.tasks, session.engine.capacity, 397)
     row = maker.row(0, request, "testing")
 
-    event = row.advance(Output(np.zeros(397, np.float32), fox))
+    event = row.advance(Output(np.zeros((1, 397), np.float32), fox))
 
     assert event.result is not None
     assert (event.result.text, event.result.finish_reason) == ("", "stop")

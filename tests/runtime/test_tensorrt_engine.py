@@ -208,7 +208,8 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
     for caches in both:
         for row, length in enumerate((3, 7, 1, 9)):
             caches.place(row, prefix(length, row))
-        caches.keep([1, 1, 3], 6)
+        caches.copy(1, 0, 6)
+        caches.copy(3, 2, 6)
 
     ours, theirs = (caches.read(0, 6) for caches in both)
 
@@ -222,7 +223,7 @@ def test_caches_on_a_gpu_do_what_caches_here_do(
 
     for caches in both:
         caches.clear([2])
-        caches.keep([1], 6)
+        caches.copy(1, 0, 6)
         assert np.abs(caches.read(0, 6)).max() > 1
         caches.clear([0])
         assert not caches.read(0, 6).any()
@@ -321,13 +322,14 @@ def _steps(engine: Engine, contract: GraphContract) -> tuple[list[np.ndarray], n
     feed({row: ids[row, :length] for row, length in enumerate((6, 4, 5))})
     for step in range(8):
         if step == 4:
-            batch.keep([0, 2])  # row 1 is finished
-            batch.admit(2, prompts[1])  # and another one comes in
-            feed({2: ids[1]})
+            batch.retire([1])
+            feed({2: ids[0, :1]})  # which moves to its place
+            batch.admit(1, prompts[1])  # and another one comes in
+            feed({1: ids[1]})
         ids = generator.integers(0, contract.vocab, (3, 6))
         feed({row: ids[row, :1] for row in range(3)})
     feed({row: np.asarray([contract.vocab]) for row in range(3)})  # not a token step: it is virtual
-    return seen, engine.cached(1, 9)
+    return seen, batch.cached(1, 9)
 
 
 RECORD = PlanRecord(
