@@ -136,8 +136,9 @@ class Plc:
         return time.perf_counter() - started
 
     def task(self) -> Callable[[], float]:
-        self._batch([self.bare]).feed({0: ids_of(1, OPENING)[0]})
-        prompt = replace(self.bare, prefix_kv=self.engine.cached(0, OPENING).copy())
+        opening = self._batch([self.bare])
+        opening.feed({0: ids_of(1, OPENING)[0]})
+        prompt = replace(self.bare, prefix_kv=opening.cached(0, OPENING).copy())
 
         def first_token() -> float:
             started = time.perf_counter()

@@ -19,7 +19,7 @@ from pl_compile.exporters.bodies import attend_to_lengths, attend_to_longest, li
 from pl_compile.exporters.function_body import FunctionBody
 from pl_compile.exporters.native.cpu import LIBRARY
 from pl_compile.exporters.tensorrt.exporter import attend_masked
-from pl_compile.graph.blocks import Rotary, attention, token_positions
+from pl_compile.graph.blocks import Padded, Rotary, attention, token_positions
 from pl_compile.graph.builder import GraphBuilder
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN, SWIGLU, AttentionSettings
 from pl_compile.passes.graph_pass import GraphPass
@@ -92,17 +92,16 @@ def model_of(settings: AttentionSettings, *, rotary: bool, norms: bool) -> ir.Mo
     past_key, past_value = (
         g.input(f"past_{name}", ir.DataType.FLOAT, shape) for name in ("key", "value")
     )
-    turned = None
-    if rotary:
-        positions = token_positions(g, ids, past_lengths)
-        turned = Rotary(positions, g.weight("cos"), g.weight("sin"))
+    positions = token_positions(g, ids, past_lengths)
+    turned = Rotary(g.weight("cos"), g.weight("sin")) if rotary else None
     parts = [g.op("MatMul", [x, g.weight(f"a.{part}.weight")], f"a.{part}") for part in "qkv"]
     y, presents = attention(
         g,
         settings,
         parts,
         (past_key, past_value),
-        past_lengths,
+        Padded(past_lengths, past_lengths),
+        positions,
         "a",
         rotary=turned,
         norms=[g.weight(f"a.{part}_norm.weight") for part in "qk" if norms],

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ConfigError
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.runtime.engines.padded import Step
+from pl_compile.runtime.engines.engine import Engine, Prompt
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
+from pl_compile.runtime.stepping import Batch
+from pl_compile.shapes import Float32, Int64
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
 CANDIDATES = 50
@@ -109,16 +112,26 @@ def test_thousands_of_draws_are_the_same(sessions: tuple[Session, Session]) -> N
             draw_in_graph(way, np.random.default_rng(way.seed), CANDIDATES, IN_GRAPH)
             for way in ways
         ]
-        zero = np.zeros(count, np.int64)
         assert None not in draws
-        logits, tokens = engine.step(Step(0, ids, zero, zero + 2, [prompt] * count, draws))
+        logits, tokens = stepped(engine, prompt, ids, draws)
         expected = [
             next_token(row, way, np.random.default_rng(way.seed))
             for row, way in zip(logits, ways, strict=True)
         ]
-        assert tokens is not None
-        different += int((tokens != np.asarray(expected)).sum())
+        different += int((np.asarray(tokens) != np.asarray(expected)).sum())
     assert different == 0
+
+
+def stepped(
+    engine: Engine, prompt: Prompt, ids: Int64, draws: Sequence[Draw | None]
+) -> tuple[Float32, list[int | None]]:
+    """The logits of rows `[rows, vocab]`, and the tokens that the graph chose."""
+    batch = Batch(engine)
+    for row in range(len(ids)):
+        batch.admit(row, prompt)
+    outputs = batch.feed(dict(enumerate(ids)), dict(enumerate(draws)))
+    rows = [outputs[row] for row in range(len(ids))]
+    return np.stack([row.logits for row in rows]), [row.token for row in rows]
 
 
 @pytest.fixture
@@ -157,7 +170,7 @@ def test_of_equal_logits_the_graph_takes_those_that_the_host_takes(
     )
     count, tied = 8, 0
     with Session.open(export_bundle(request).bundle) as session:
-        prompt, zero = session.tasks["tone"], np.zeros(count, np.int64)
+        prompt = session.tasks["tone"]
         for seed in range(40):
             generator = np.random.default_rng(seed)
             ids = generator.integers(0, 390, (count, 3))
@@ -170,15 +183,13 @@ def test_of_equal_logits_the_graph_takes_those_that_the_host_takes(
                 draw_in_graph(way, np.random.default_rng(way.seed), CANDIDATES, IN_GRAPH)
                 for way in ways
             ]
-            step = Step(0, ids, zero, zero + 2, [prompt] * count, draws)
-            logits, tokens = session.engine.step(step)
+            logits, tokens = stepped(session.engine, prompt, ids, draws)
             expected = [
                 next_token(row, way, np.random.default_rng(way.seed))
                 for row, way in zip(logits, ways, strict=True)
             ]
             tied += int(((logits == logits[range(count), expected, None]).sum(-1) > 1).sum())
-            assert tokens is not None
-            assert tokens.tolist() == expected
+            assert tokens == expected
     assert tied > 200
 
 
@@ -187,13 +198,12 @@ def test_a_temperature_of_zero_is_greedy_whatever_the_noise(
 ) -> None:
     graph, _ = sessions
     prompt = graph.tasks["tone"]
-    ids, zero = np.asarray([[5, 9, 7]]), np.zeros(1, np.int64)
+    ids = np.asarray([[5, 9, 7]])
     loud = Draw(Sampling(top_k=CANDIDATES), np.linspace(0, 99, CANDIDATES).astype(np.float32))
 
-    logits, tokens = graph.engine.step(Step(0, ids, zero, zero + 2, [prompt], [loud]))
+    logits, tokens = stepped(graph.engine, prompt, ids, [loud])
 
-    assert tokens is not None
-    assert tokens.tolist() == logits.argmax(-1).tolist()
+    assert tokens == logits.argmax(-1).tolist()
 
 
 def test_the_hosts_noise_is_as_far_along_afterwards() -> None:

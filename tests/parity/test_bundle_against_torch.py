@@ -18,8 +18,8 @@ from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import FingerprintError
 from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.engine import Step
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.engines.padded import Step
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import assert_close, random_table, write_tiny_base

@@ -34,7 +34,7 @@ from pl_compile.driver.bring_in import PeftImport, import_peft
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Result, Session
-from pl_compile.runtime.engines.engine import Step
+from pl_compile.runtime.stepping import Batch, Output
 
 SEED = int(os.environ.get("PLC_SEED", "0"))
 
@@ -379,17 +379,17 @@ class Reference:
 # What is compared
 
 
-def recorded(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     """Gets the logits of each step of a session, `[rows, vocab]`."""
     steps: list[Floats] = []
-    step = session.engine.step
+    feed = Batch.feed
 
-    def listening(given: Step) -> Any:
-        logits, tokens = step(given)
-        steps.append(logits.copy())
-        return logits, tokens
+    def listening(batch: Batch, *given: Any, **more: Any) -> dict[int, Output]:
+        outputs = feed(batch, *given, **more)
+        steps.append(np.stack([outputs[slot].logits for slot in sorted(outputs)]))
+        return outputs
 
-    monkeypatch.setattr(session.engine, "step", listening)
+    monkeypatch.setattr(Batch, "feed", listening)
     return steps
 
 
@@ -434,7 +434,7 @@ def test_a_random_base_answers_as_transformers_does(
         )
         assert export.verdict == "passed", f"{export.failures}: {base.about}"
         session = Session.open(export.bundle, threads=1)
-        steps = recorded(session, monkeypatch)
+        steps = recorded(monkeypatch)
 
         alone = []
         rows = []

@@ -15,9 +15,8 @@ from shape_checker import ShapeError, function_of
 from pl_compile.config.sampling import Sampling
 from pl_compile.quantize.gptq import gptq
 from pl_compile.quantize.scheme import Grid, Quantized, Scheme
-from pl_compile.runtime.engines.padded import Step
+from pl_compile.runtime.engines.padded import Step, pad_right
 from pl_compile.runtime.sampling import next_token
-from pl_compile.runtime.stepping import pad_right
 from pl_compile.shapes import Shape
 from pl_compile.text.render import Rendered
 
@@ -28,13 +27,14 @@ DIMENSIONS = {
     "batch": "rows of a step",
     "block": "inputs of a weight that share a scale",
     "blocks": "of a weight's inputs",
+    "draws": "how a graph chooses the tokens of some rows",
     "head_dim": "numbers of a key or a value",
     "hidden": "numbers of an embedding",
     "inputs": "of a weight",
     "kv_heads": "heads of keys and values",
     "layers": "of the base",
     "longest": "tokens of the longest of some rows",
-    "outputs": "of a weight",
+    "outputs": "of a weight; of a row, the tokens after which logits are asked for",
     "prefix": "positions of keys and values that a task brings",
     "rows": "of a tensor, as many as are asked for",
     "seq": "tokens of a row",
