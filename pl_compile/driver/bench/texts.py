@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable
 
 # Short and common: a tokenizer of English has one token for each, with the blank before it.
-_WORDS = (
-    "the of and to in is that for it was on are as with they at be this from have or by one had "
-    "not but what all were when we there can an your which their said if do will each about how "
-    "up out them then she many some so these would other into has more her two like him see time "
-    "could no make than first been its who now people my made over did down only way find use may "
-    "water long little very after words called just where most know"
-).split()
+_TEXT = """
+the of and to in is that for it was on are as with they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then
+she many some so these would other into has more her two like him see time could no make than first
+been its who now people my made over did down only way find use may water long little very after
+words called just where most know
+"""
 
 
 def words(count: int, seed: int) -> str:
@@ -23,8 +23,7 @@ def words(count: int, seed: int) -> str:
         count: how many; for most tokenizers of English about as many tokens.
         seed: another one gives other words.
     """
-    generator = random.Random(seed)
-    return " ".join(generator.choice(_WORDS) for _ in range(count))
+    return " ".join(random.Random(seed).choices(_TEXT.split(), k=count))
 
 
 def most_words(tokens: int, count_tokens: Callable[[int], int]) -> int:
