@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,17 +24,13 @@ _OF_SERVER = {"clients", "rate", "requests", "open_ended", "api_key", "timeout"}
 _MUCH = 0.05
 
 
-class _Counts(click.ParamType):
+def _counts(
+    context: click.Context, parameter: click.Parameter, given: str | None
+) -> tuple[int, ...]:
     """Numbers with commas between them."""
-
-    name = "N,N,…"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """A tuple of them."""
-        if isinstance(value, tuple):
-            return value
-        one = click.IntRange(1, MOST["max_batch"])
-        return tuple(one.convert(each, param, ctx) for each in value.split(","))
+    kind: click.ParamType = click.IntRange(1, MOST["max_batch"])
+    numbers = given.split(",") if given else ()
+    return tuple(kind.convert(each, parameter, context) for each in numbers)
 
 
 @click.command("bench", epilog="Example: plc bench bundle --batch 1,4,16")
@@ -45,8 +41,8 @@ class _Counts(click.ParamType):
 )
 @click.option(
     "--input-tokens",
-    type=_Counts(),
-    default=(),
+    metavar="N,N,…",
+    callback=_counts,
     help="About how many tokens the fields of a prompt have. [default: 64,512; 64 of a server]",
 )
 @click.option(
@@ -54,7 +50,12 @@ class _Counts(click.ParamType):
     type=click.IntRange(min=2),
     help="Tokens of an answer. [default: 64; 32 of a server]",
 )
-@click.option("--batch", type=_Counts(), default=(), help="Rows that step together. [1,4,16]")
+@click.option(
+    "--batch",
+    metavar="N,N,…",
+    callback=_counts,
+    help="Rows that step together. [default: 1,4,16, as far as there are slots]",
+)
 @click.option(
     "--repeat",
     type=click.IntRange(min=1),
@@ -148,13 +149,13 @@ def command(
     if rate is not None and _is_given("clients"):
         raise click.UsageError("--rate goes without --clients: nobody waits for an answer.")
     load = ServerLoad(
-        tasks,
-        clients,
-        rate,
-        requests or (8 * clients if rate is None else 64),
-        *(input_tokens or (64,)),
-        tokens or 32,
-        not open_ended,
+        tasks=tasks,
+        clients=clients,
+        rate=rate,
+        requests=requests or (8 * clients if rate is None else 64),
+        input_tokens=input_tokens[0] if input_tokens else 64,
+        tokens=tokens or 32,
+        fixed=not open_ended,
     )
     address = Address.of(str(server), api_key=api_key, timeout=timeout)
     found = bench_server(address, load, progress=TerminalProgress())

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 from pl_compile.artifact.bundle import read_bundle
 from pl_compile.config.targets import TARGETS
@@ -186,7 +185,7 @@ class BundleReport:
     opened: Memory | None
     memory: Memory | None
     other_load: float | None
-    format: Literal["plc.bench.bundle"] = FORMAT
+    format: str = FORMAT
     version: int = VERSION
 
 
@@ -279,8 +278,7 @@ class _Prompts:
             for place, name in enumerate(self.fields)
         }
         # Held to no choices, and ended by no end token.
-        options = {"max_tokens": tokens, "min_tokens": tokens}
-        return Request(self.task, texts, constrain=False, **options)
+        return Request(self.task, texts, max_tokens=tokens, min_tokens=tokens, constrain=False)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from pl_compile.errors import RequestError, first_line_of
 # Characters of a server's own words that are kept.
 _MOST_WORDS = 300
 
+# What an answer has as its error that was not read to its end.
+LEFT = "left"
+
 
 @dataclass(frozen=True)
 class Address:
@@ -70,29 +73,38 @@ class Address:
         kind = HTTPSConnection if self.secure else HTTPConnection
         return kind(self.host, self.port, timeout=self.timeout)
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def call(self, method: str, path: str) -> Any:
         """What a server answers, read from JSON.
 
         Raises:
             RequestError: it does not answer, or not with JSON.
         """
+        try:
+            return json.loads(self.text(method, path))
+        except ValueError as error:
+            doing = f"asking {self.url}{path}"
+            raise RequestError(doing, found="no JSON", expected="OpenAI's protocol") from error
+
+    def text(self, method: str, path: str) -> str:
+        """What a server answers, as a text.
+
+        Raises:
+            RequestError: it does not answer, or refuses.
+        """
         doing = f"asking {self.url}{path}"
         try:
             with closing(self._connection()) as connection:
-                response = self._send(connection, method, path, body)
-                text = response.read()
+                response = self._send(connection, method, path, None)
+                data = response.read()
         except (OSError, HTTPException) as error:
             kind, words = kind_of(error)
             raise RequestError(
                 doing, found=words or kind, fix="Is the server running, and this its address?"
             ) from error
         if response.status >= 400:
-            found = f"HTTP {response.status}: {words_of(text)}"
-            raise RequestError(doing, found=found, fix="Give --api-key where it asks for one.")
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise RequestError(doing, found="no JSON", expected="OpenAI's protocol") from error
+            fix = "Give --api-key." if response.status in (401, 403) else ""
+            raise RequestError(doing, found=f"HTTP {response.status}: {words_of(data)}", fix=fix)
+        return data.decode("utf-8", "replace")
 
     def _send(
         self, connection: HTTPConnection, method: str, path: str, body: Mapping[str, Any] | None
@@ -107,7 +119,13 @@ class Address:
         connection.request(method, self.path + path, data, headers)
         return connection.getresponse()
 
-    def stream(self, body: Mapping[str, Any], *, since: float | None = None) -> "Answer":
+    def stream(
+        self,
+        body: Mapping[str, Any],
+        *,
+        since: float | None = None,
+        leave_after: int | None = None,
+    ) -> "Answer":
         """Sends a request for a text, and notes when each piece of the answer comes.
 
         It raises nothing: what goes wrong is in the answer.
@@ -115,6 +133,7 @@ class Address:
         Args:
             body: for `/v1/completions`; `stream` is set here.
             since: when the request was to be sent, by `time.perf_counter`; now if None.
+            leave_after: pieces after which the connection is closed; None stays to the end.
         """
         answer = Answer(time.perf_counter() if since is None else since)
         try:
@@ -126,7 +145,7 @@ class Address:
                 elif "text/event-stream" not in response.getheader("Content-Type", ""):
                     answer.fail("no stream", words_of(response.read()))
                 else:
-                    answer.take(response)
+                    answer.take(response, leave_after=leave_after)
         except (OSError, HTTPException, ValueError) as error:
             answer.fail(*kind_of(error))
         answer.ended = time.perf_counter()
@@ -173,9 +192,12 @@ class Answer:
         """Notes what went wrong."""
         self.error, self.words = kind, words[:_MOST_WORDS]
 
-    def take(self, lines: Iterable[bytes]) -> None:
-        """Reads a stream of events to its end."""
+    def take(self, lines: Iterable[bytes], *, leave_after: int | None = None) -> None:
+        """Reads a stream of events to its end, or until it has so many pieces."""
         for event in events_of(lines):
+            if leave_after is not None and len(self.pieces) >= leave_after:
+                self.fail(LEFT)
+                return
             if event is None:
                 if not self.pieces:
                     self.fail("an answer without tokens")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pl_compile.driver.bench.client import Address, Answer
 from pl_compile.driver.bench.load import Figures, closed_loop, figures_of, open_loop
@@ -67,11 +67,11 @@ class Model:
 
     def body(self, load: ServerLoad, number: int) -> dict[str, Any]:
         """A request to it: always the same one for the same number."""
-        limits = {"model": self.name, "max_tokens": load.tokens, "temperature": 0}
+        limits: dict[str, Any] = {"model": self.name, "max_tokens": load.tokens, "temperature": 0}
         if self.fields is None:
             # No key is sent that OpenAI's own server does not know, unless it was asked for.
-            more = {"ignore_eos": True} if load.fixed else {}
-            return {**limits, "prompt": words(load.input_tokens, number), **more}
+            ends = {"ignore_eos": True} if load.fixed else {}
+            return {**limits, "prompt": words(load.input_tokens, number), **ends}
         each = max(1, load.input_tokens // max(1, len(self.fields)))
         texts = {
             name: words(each, number * len(self.fields) + place)
@@ -105,7 +105,7 @@ class ServerReport:
     load: ServerLoad
     figures: Figures
     client_load: float
-    format: Literal["plc.bench.server"] = FORMAT
+    format: str = FORMAT
     version: int = VERSION
 
 

@@ -1,4 +1,4 @@
-"""A server that speaks as much of OpenAI's protocol as a test needs; its answers are written here."""
+"""A server that speaks as much of OpenAI's protocol as a test needs."""
 
 import json
 import socketserver

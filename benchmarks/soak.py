@@ -1,0 +1,375 @@
+"""Random requests for minutes or hours: is every answer the one that it is alone?
+
+    python benchmarks/make_bundles.py BUNDLES
+    python benchmarks/soak.py BUNDLES/serve --minutes 10 --output build/soak
+    python benchmarks/soak.py BUNDLES/serve --minutes 10 --serve --output build/soak
+
+Requests of all tasks come at random times, `--rate` a second. Of ten, seven are read to their end,
+two are left after some pieces, one before its first piece. They go to a session of this process,
+or with `--serve` to `plc serve`, which is started, and whose clients close their connections.
+
+Each of the `--requests` different requests was answered alone before. A finished answer is compared
+with that. At the end, when nobody asks any more, no slot may be taken. `--output` gets
+
+    soak.json      the counts
+    memory.csv     once a second: MiB in memory, and what was answered by then
+    memory.png     the same as a picture, where matplotlib is installed
+
+The exit code is 1 if an answer differs, a request fails, or a slot is not free.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serve_load import free_port, running
+
+from pl_compile.config.sampling import Sampling
+from pl_compile.driver.bench.client import LEFT, Address, Answer
+from pl_compile.driver.bench.machine import memory_of, this_machine, versions
+from pl_compile.driver.bench.texts import words
+from pl_compile.errors import PlcError
+from pl_compile.runtime import Request, Result, Session
+
+# Requests under way at once, at most: those that come meanwhile wait to be sent.
+MOST_AT_ONCE = 64
+SECONDS_TO_START = 120.0
+# Seconds that a server has to notice that its clients are gone.
+SECONDS_TO_END = 10.0
+
+# Sends a request, and leaves after so many pieces; None reads it to its end.
+Ask = Callable[[Request, int | None], Answer]
+
+
+@dataclass
+class Counts:
+    """What happened.
+
+    Attributes:
+        answered: requests that were read to their end.
+        left: requests that were not.
+        differences: answers that are not those of the same request alone: what was asked and both
+            texts.
+        failed: requests with an error, by its kind.
+    """
+
+    answered: int = 0
+    left: int = 0
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def take(self, request: Request, alone: Result, answer: Answer) -> None:
+        """Counts an answer."""
+        with self.lock:
+            if answer.error == LEFT:
+                self.left += 1
+            elif answer.error is not None:
+                kind = f"{answer.error} {answer.words}".strip()
+                self.failed[kind] = self.failed.get(kind, 0) + 1
+            else:
+                self.answered += 1
+                found = answer.text, answer.finish_reason, answer.tokens
+                expected = alone.text, alone.finish_reason, len(alone.token_ids)
+                if found != expected:
+                    asked = {"task": request.task, "fields": dict(request.fields)}
+                    self.differences.append({**asked, "alone": expected, "found": found})
+
+
+def requests_of(session: Session, count: int, seed: int) -> list[Request]:
+    """Different requests of all tasks, of many lengths, greedy ones and drawn ones."""
+    generator = random.Random(seed)
+    tasks = list(session.tasks)
+    requests = []
+    for index in range(count):
+        task = tasks[index % len(tasks)]
+        names = session.tasks[task].renderer.template.input_fields
+        fields = {name: words(generator.randint(1, 90), seed + 31 * index) for name in names}
+        temperature = generator.choice((0.0, 0.0, 0.8))
+        requests.append(
+            Request(
+                task,
+                fields,
+                max_tokens=generator.randint(1, 40),
+                sampling=Sampling(temperature=temperature, seed=index if temperature else 0),
+            )
+        )
+    return requests
+
+
+def answers_alone(bundle: Path, count: int, seed: int) -> list[tuple[Request, Result]]:
+    """Requests, and the answer of each one alone."""
+    with Session.open(bundle, max_batch=1) as session:
+        requests = requests_of(session, count, seed)
+        return [(request, session.generate([request])[0]) for request in requests]
+
+
+def ask_session(session: Session) -> Ask:
+    """A session that is asked by many threads; a request is left by closing its stream."""
+
+    def ask(request: Request, leave_after: int | None) -> Answer:
+        answer = Answer(time.perf_counter())
+        try:
+            stream = session.stream([request])
+            if leave_after == 0:
+                stream.close()
+                answer.fail(LEFT)
+                return answer
+            for event in stream:
+                answer.pieces.append(time.perf_counter())
+                answer.texts.append(event.text)
+                if event.result is not None:
+                    answer.tokens = len(event.result.token_ids)
+                    answer.finish_reason = event.result.finish_reason
+                elif len(answer.pieces) == leave_after:
+                    stream.close()
+                    answer.fail(LEFT)
+                    return answer
+        except PlcError as error:
+            answer.fail(type(error).__name__, error.found)
+        return answer
+
+    return ask
+
+
+def ask_server(address: Address) -> Ask:
+    """`plc serve`, each request on a connection of its own."""
+
+    def ask(request: Request, leave_after: int | None) -> Answer:
+        body: dict[str, Any] = {
+            "model": request.task,
+            "fields": dict(request.fields),
+            "max_tokens": request.max_tokens,
+            "temperature": request.sampling.temperature,
+        }
+        if request.sampling.temperature:
+            body["seed"] = request.sampling.seed
+        return address.stream(body, leave_after=leave_after)
+
+    return ask
+
+
+class Curve:
+    """Memory and counts, once a second, in a file.
+
+    Args:
+        path: of the CSV.
+        process: whose memory it is, with its children.
+        counts: that grow meanwhile.
+    """
+
+    def __init__(self, path: Path, process: int, counts: Counts) -> None:
+        self.rows: list[tuple[float, float, float, int, int]] = []
+        self._path, self._process, self._counts = path, process, counts
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Curve":
+        """Begins to measure."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Measures no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        with self._path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["seconds", "resident_mib", "anonymous_mib", "answered", "left"])
+            while True:
+                memory = memory_of(self._process)
+                if memory is not None:
+                    row = (
+                        round(time.monotonic() - started, 2),
+                        round(memory.resident_mib, 2),
+                        round(memory.anonymous_mib, 2),
+                        self._counts.answered,
+                        self._counts.left,
+                    )
+                    self.rows.append(row)
+                    writer.writerow(row)
+                    file.flush()
+                if self._ended.wait(1.0):
+                    return
+
+    def growth(self) -> float | None:
+        """MiB between the medians of the second and of the last quarter of the time."""
+        quarter = len(self.rows) // 4
+        if not quarter:
+            return None
+        resident = [row[1] for row in self.rows]
+        last = statistics.median(resident[-quarter:])
+        return round(last - statistics.median(resident[quarter : 2 * quarter]), 2)
+
+
+def soak(
+    ask: Ask, known: Sequence[tuple[Request, Result]], counts: Counts, load: argparse.Namespace
+) -> None:
+    """Sends requests at random times until the time is over, and waits for the last of them."""
+    generator = random.Random(load.seed)
+    places = threading.BoundedSemaphore(MOST_AT_ONCE)
+    threads: list[threading.Thread] = []
+
+    def client(request: Request, alone: Result, leave_after: int | None) -> None:
+        try:
+            counts.take(request, alone, ask(request, leave_after))
+        finally:
+            places.release()
+
+    until = time.monotonic() + 60 * load.minutes
+    due = time.monotonic()
+    while due < until:
+        due += generator.expovariate(load.rate)
+        time.sleep(max(0.0, due - time.monotonic()))
+        request, alone = generator.choice(known)
+        fate = generator.random()
+        leave_after = None if fate < 0.7 else 0 if fate > 0.9 else generator.randint(1, 20)
+        places.acquire()
+        due = max(due, time.monotonic() - 1)  # a queue at the clients is not made up for
+        thread = threading.Thread(target=client, args=(request, alone, leave_after), daemon=True)
+        thread.start()
+        threads = [each for each in threads if each.is_alive()] + [thread]
+    for thread in threads:
+        thread.join()
+
+
+def slots_of_server(address: Address) -> int:
+    """How many requests run or wait, as `/metrics` says."""
+    text = address.text("GET", "/metrics")
+    found = 0.0
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("plc_requests_running", "plc_requests_waiting"):
+            found += float(value)
+    return int(found)
+
+
+def slots_of_session(session: Session) -> int:
+    """How many slots a session holds, and streams that somebody reads."""
+    flow = session._flow  # a leak is looked for inside
+    assert flow is not None
+    return len(flow.batch.slots) + len(session._inboxes)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is asked.
+
+    Attributes:
+        ask: sends a request.
+        process: whose memory is measured.
+        in_use: how many slots are in use, or waited for.
+    """
+
+    ask: Ask
+    process: int
+    in_use: Callable[[], int]
+
+
+@contextmanager
+def subject_of(options: argparse.Namespace) -> Iterator[Subject]:
+    """A session in this process, or a server that is started."""
+    if not options.serve:
+        with Session.open(options.bundle) as session:
+            yield Subject(ask_session(session), os.getpid(), lambda: slots_of_session(session))
+        return
+    port = free_port()
+    command = [sys.executable, "-m", "pl_compile.cli", "serve", str(options.bundle.resolve())]
+    address = Address("127.0.0.1", port)
+    with running([*command, "--port", str(port)], options.output / "server.log") as process:
+        until = time.monotonic() + SECONDS_TO_START
+        while True:
+            try:
+                address.call("GET", "/v1/models")
+                break
+            except PlcError:
+                if process.poll() is not None or time.monotonic() > until:
+                    sys.exit(f"plc serve did not start: see {options.output / 'server.log'}")
+                time.sleep(0.2)
+        yield Subject(ask_server(address), process.pid, lambda: slots_of_server(address))
+
+
+def left_over(subject: Subject) -> int:
+    """Slots in use once nobody asks any more."""
+    until = time.monotonic() + SECONDS_TO_END
+    while (count := subject.in_use()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return count
+
+
+def draw(curve: Curve, path: Path) -> bool:
+    """The curve as a picture; whether matplotlib is there to draw it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    minutes = [row[0] / 60 for row in curve.rows]
+    axes.plot(minutes, [row[1] for row in curve.rows], label="resident")
+    axes.plot(minutes, [row[2] for row in curve.rows], label="of it no file's")
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("MiB")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs it, and prints the counts as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--rate", type=float, default=8, help="requests a second")
+    parser.add_argument("--requests", type=int, default=64, help="different ones")
+    parser.add_argument("--serve", action="store_true", help="ask plc serve over HTTP")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("build/soak"))
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    known = answers_alone(options.bundle, options.requests, options.seed)
+    counts = Counts()
+    with (
+        subject_of(options) as subject,
+        Curve(options.output / "memory.csv", subject.process, counts) as curve,
+    ):
+        soak(subject.ask, known, counts, options)
+        leaked = left_over(subject)
+    report = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": asdict(this_machine()),
+        "versions": versions(),
+        "minutes": options.minutes,
+        "answered": counts.answered,
+        "left": counts.left,
+        "differences": len(counts.differences),
+        "failed": counts.failed,
+        "slots_not_free": leaked,
+        "most_resident_mib": max((row[1] for row in curve.rows), default=None),
+        "growth_mib": curve.growth(),
+        "examples": counts.differences[:5],
+    }
+    draw(curve, options.output / "memory.png")
+    (options.output / "soak.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(json.dumps(report))
+    if counts.differences or counts.failed or leaked:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
