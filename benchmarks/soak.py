@@ -87,15 +87,22 @@ class Counts:
                     self.differences.append({**asked, "alone": expected, "found": found})
 
 
-def requests_of(session: Session, count: int, seed: int) -> list[Request]:
-    """Different requests of all tasks, of many lengths, greedy ones and drawn ones."""
+def requests_of(session: Session, count: int, longest: int, seed: int) -> list[Request]:
+    """Different requests of all tasks, greedy ones and drawn ones.
+
+    Args:
+        session: its tasks are asked for.
+        count: how many.
+        longest: most words of a field.
+        seed: of everything that is drawn.
+    """
     generator = random.Random(seed)
     tasks = list(session.tasks)
     requests = []
     for index in range(count):
         task = tasks[index % len(tasks)]
         names = session.tasks[task].renderer.template.input_fields
-        fields = {name: words(generator.randint(1, 90), seed + 31 * index) for name in names}
+        fields = {name: words(generator.randint(1, longest), seed + 31 * index) for name in names}
         temperature = generator.choice((0.0, 0.0, 0.8))
         requests.append(
             Request(
@@ -108,10 +115,10 @@ def requests_of(session: Session, count: int, seed: int) -> list[Request]:
     return requests
 
 
-def answers_alone(bundle: Path, count: int, seed: int) -> list[tuple[Request, Result]]:
+def answers_alone(options: argparse.Namespace) -> list[tuple[Request, Result]]:
     """Requests, and the answer of each one alone."""
-    with Session.open(bundle, max_batch=1) as session:
-        requests = requests_of(session, count, seed)
+    with Session.open(options.bundle, max_batch=1) as session:
+        requests = requests_of(session, options.requests, options.words, options.seed)
         return [(request, session.generate([request])[0]) for request in requests]
 
 
@@ -337,12 +344,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rate", type=float, default=8, help="requests a second")
     parser.add_argument("--requests", type=int, default=64, help="different ones")
+    parser.add_argument("--words", type=int, default=90, help="most of a field")
     parser.add_argument("--serve", action="store_true", help="ask plc serve over HTTP")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/soak"))
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    known = answers_alone(options.bundle, options.requests, options.seed)
+    known = answers_alone(options)
     counts = Counts()
     with (
         subject_of(options) as subject,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,7 +28,7 @@ def _counts(
     context: click.Context, parameter: click.Parameter, given: str | None
 ) -> tuple[int, ...]:
     """Numbers with commas between them."""
-    kind: click.ParamType = click.IntRange(1, MOST["max_batch"])
+    kind: Any = click.IntRange(1, MOST["max_batch"])
     numbers = given.split(",") if given else ()
     return tuple(kind.convert(each, parameter, context) for each in numbers)
 

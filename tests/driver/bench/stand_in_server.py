@@ -1,7 +1,9 @@
 """A server that speaks as much of OpenAI's protocol as a test needs."""
 
 import json
+import signal
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +49,7 @@ def whole(tokens: int, pause: float = 0.0) -> Iterator[dict[str, Any] | str]:
 
 
 @contextmanager
-def stand_in(models: list[dict[str, Any]], answers: Answers) -> Iterator[StandIn]:
+def stand_in(models: list[dict[str, Any]], answers: Answers, port: int = 0) -> Iterator[StandIn]:
     """A server that lists `models`, and gives `answers`."""
     server = StandIn()
     at_once = 0
@@ -102,7 +104,7 @@ def stand_in(models: list[dict[str, Any]], answers: Answers) -> Iterator[StandIn
             self.wfile.write(data)
 
     socketserver.TCPServer.request_queue_size = 64
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
         server.url = f"http://127.0.0.1:{http.server_address[1]}"
         thread = threading.Thread(target=http.serve_forever, daemon=True)
         thread.start()
@@ -111,3 +113,8 @@ def stand_in(models: list[dict[str, Any]], answers: Answers) -> Iterator[StandIn
         finally:
             http.shutdown()
             thread.join()
+
+
+if __name__ == "__main__":  # as a process of its own: stand_in_server.py PORT
+    with stand_in([{"id": "a"}], lambda body: whole(body["max_tokens"]), int(sys.argv[1])):
+        signal.pause()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,19 @@ def test_the_machine_is_said() -> None:
     assert 1 <= machine.usable_cores <= machine.cores == os.cpu_count()
     assert versions().keys() >= {"plc", "python", "numpy", "onnxruntime", "tokenizers"}
     assert tree_of(os.getpid())[0] == os.getpid()
+
+
+def test_children_count_as_their_parent() -> None:
+    alone = memory_of(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        tree, together, own = tree_of(os.getpid()), memory_of(os.getpid()), memory_of(child.pid)
+        child.communicate(b"\n")
+
+    assert child.pid in tree
+    assert alone is not None
+    assert together is not None
+    assert own is not None
+    assert together.peak_mib >= alone.peak_mib + own.resident_mib / 2
 
 
 def test_a_process_that_is_gone_has_no_memory() -> None:
