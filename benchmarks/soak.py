@@ -8,6 +8,9 @@ Requests of all tasks come at random times, `--rate` a second. Of ten, seven are
 two are left after some pieces, one before its first piece. They go to a session of this process,
 or with `--serve` to `plc serve`, which is started, and whose clients close their connections.
 
+Every `--change-every` seconds a task is taken away, and brought back a little later. Its requests
+under way must be answered; those that come meanwhile are refused, and counted as `not_served`.
+
 Each of the `--requests` different requests was answered alone before. A finished answer is compared
 with that. At the end, when nobody asks any more, no slot may be taken. `--output` gets
 
@@ -23,6 +26,7 @@ import csv
 import json
 import os
 import random
+import secrets
 import statistics
 import sys
 import threading
@@ -62,19 +66,32 @@ class Counts:
         differences: answers that are not those of the same request alone: what was asked and both
             texts.
         failed: requests with an error, by its kind.
+        not_served: requests of a task that was away.
+        changes: how often a task was taken away and brought back.
     """
 
     answered: int = 0
     left: int = 0
+    not_served: int = 0
+    changes: int = 0
     differences: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def take(self, request: Request, alone: Result, answer: Answer) -> None:
-        """Counts an answer."""
+    def take(self, request: Request, alone: Result, answer: Answer, *, away: bool = False) -> None:
+        """Counts an answer.
+
+        Args:
+            request: what was asked.
+            alone: the right answer.
+            answer: what came.
+            away: whether the task was away at some time meanwhile.
+        """
         with self.lock:
             if answer.error == LEFT:
                 self.left += 1
+            elif away and "does not exist" in answer.words:
+                self.not_served += 1
             elif answer.error is not None:
                 kind = f"{answer.error} {answer.words}".strip()
                 self.failed[kind] = self.failed.get(kind, 0) + 1
@@ -167,6 +184,75 @@ def ask_server(address: Address) -> Ask:
     return ask
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is asked.
+
+    Attributes:
+        ask: sends a request.
+        process: whose memory is measured.
+        in_use: how many slots are in use, or waited for.
+        remove: serves a task no more.
+        add: serves it again.
+    """
+
+    ask: Ask
+    process: int
+    in_use: Callable[[], int]
+    remove: Callable[[str], object]
+    add: Callable[[str], object]
+
+
+class Changes:
+    """Tasks that are taken away, one at a time, and brought back.
+
+    Args:
+        subject: what serves them.
+        tasks: their names.
+        counts: are told of each.
+        every: seconds from one to the next; 0 for none.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self, subject: Subject, tasks: Sequence[str], counts: Counts, every: float, seed: int
+    ) -> None:
+        self._subject, self._tasks, self._counts = subject, tasks, counts
+        self._every, self._generator = every, random.Random(seed)
+        # Odd while a task may be away; it grows before it goes and once it is back.
+        self.versions = dict.fromkeys(tasks, 0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Changes":
+        """Begins."""
+        if self._every:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends, with all tasks back."""
+        self._ended.set()
+        if self._every:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every):
+            task = self._generator.choice(self._tasks)
+            self.versions[task] += 1
+            try:
+                self._subject.remove(task)
+                self._ended.wait(self._generator.uniform(0, self._every))
+                self._subject.add(task)
+            except Exception as error:
+                with self._counts.lock:
+                    kind = f"changing a task: {error}"
+                    self._counts.failed[kind] = self._counts.failed.get(kind, 0) + 1
+                return
+            self.versions[task] += 1
+            self._counts.changes += 1
+
+
 class Curve:
     """Memory and counts, once a second, in a file.
 
@@ -224,7 +310,11 @@ class Curve:
 
 
 def soak(
-    ask: Ask, known: Sequence[tuple[Request, Result]], counts: Counts, load: argparse.Namespace
+    ask: Ask,
+    known: Sequence[tuple[Request, Result]],
+    counts: Counts,
+    changes: Changes,
+    load: argparse.Namespace,
 ) -> None:
     """Sends requests at random times until the time is over, and waits for the last of them."""
     generator = random.Random(load.seed)
@@ -232,8 +322,11 @@ def soak(
     threads: list[threading.Thread] = []
 
     def client(request: Request, alone: Result, leave_after: int | None) -> None:
+        before = changes.versions[request.task]
         try:
-            counts.take(request, alone, ask(request, leave_after))
+            answer = ask(request, leave_after)
+            after = changes.versions[request.task]
+            counts.take(request, alone, answer, away=before % 2 == 1 or after != before)
         finally:
             places.release()
 
@@ -272,32 +365,25 @@ def slots_of_session(session: Session) -> int:
     return len(flow.batch.slots) + len(session._inboxes)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is asked.
-
-    Attributes:
-        ask: sends a request.
-        process: whose memory is measured.
-        in_use: how many slots are in use, or waited for.
-    """
-
-    ask: Ask
-    process: int
-    in_use: Callable[[], int]
-
-
 @contextmanager
 def subject_of(options: argparse.Namespace) -> Iterator[Subject]:
     """A session in this process, or a server that is started."""
     if not options.serve:
         with Session.open(options.bundle) as session:
-            yield Subject(ask_session(session), os.getpid(), lambda: slots_of_session(session))
+            served: Any = session
+            yield Subject(
+                ask_session(session),
+                os.getpid(),
+                lambda: slots_of_session(session),
+                lambda task: served.remove_task(task),
+                lambda task: served.add_tasks(options.bundle, [task]),
+            )
         return
-    port = free_port()
+    port, key = free_port(), secrets.token_hex()
     command = [sys.executable, "-m", "pl_compile.cli", "serve", str(options.bundle.resolve())]
-    address = Address("127.0.0.1", port)
-    with running([*command, "--port", str(port)], options.output / "server.log") as process:
+    address, admin = Address("127.0.0.1", port), Address("127.0.0.1", port, api_key=key)
+    log = options.output / "server.log"
+    with running([*command, "--port", str(port)], log, PLC_ADMIN_KEY=key) as process:
         until = time.monotonic() + SECONDS_TO_START
         while True:
             try:
@@ -305,9 +391,15 @@ def subject_of(options: argparse.Namespace) -> Iterator[Subject]:
                 break
             except PlcError:
                 if process.poll() is not None or time.monotonic() > until:
-                    sys.exit(f"plc serve did not start: see {options.output / 'server.log'}")
+                    sys.exit(f"plc serve did not start: see {log}")
                 time.sleep(0.2)
-        yield Subject(ask_server(address), process.pid, lambda: slots_of_server(address))
+        yield Subject(
+            ask_server(address),
+            process.pid,
+            lambda: slots_of_server(address),
+            lambda task: admin.text("DELETE", f"/admin/tasks/{task}"),
+            lambda task: admin.text("POST", "/admin/tasks", {"task": task}),
+        )
 
 
 def left_over(subject: Subject) -> int:
@@ -346,17 +438,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=64, help="different ones")
     parser.add_argument("--words", type=int, default=90, help="most of a field")
     parser.add_argument("--serve", action="store_true", help="ask plc serve over HTTP")
+    parser.add_argument("--change-every", type=float, default=5, help="seconds; 0 for never")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/soak"))
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     known = answers_alone(options)
     counts = Counts()
+    tasks = list(dict.fromkeys(request.task for request, _ in known))
     with (
         subject_of(options) as subject,
         Curve(options.output / "memory.csv", subject.process, counts) as curve,
     ):
-        soak(subject.ask, known, counts, options)
+        with Changes(subject, tasks, counts, options.change_every, options.seed) as changes:
+            soak(subject.ask, known, counts, changes, options)
         leaked = left_over(subject)
     report = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -365,6 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "minutes": options.minutes,
         "answered": counts.answered,
         "left": counts.left,
+        "not_served": counts.not_served,
+        "changes": counts.changes,
         "differences": len(counts.differences),
         "failed": counts.failed,
         "slots_not_free": leaked,

@@ -31,6 +31,7 @@ def run(soak: ModuleType, work: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     """Runs the script on a tiny bundle; gives its exit code and its report."""
 
     def run_(*more: str) -> tuple[int, dict[str, Any]]:
+        more = more or ("--change-every", "0")
         numbers = ["--minutes", "0.03", "--rate", "60", "--requests", "6", "--words", "6"]
         code = 0
         try:
@@ -56,6 +57,49 @@ def test_a_session_gives_each_answer_as_alone(run: Any, tmp_path: Path) -> None:
         *("seconds", "resident_mib", "anonymous_mib", "answered", "left"),
     }
     assert float(rows[-1]["resident_mib"]) > 0
+
+
+@pytest.mark.skipif(not hasattr(Session, "add_tasks"), reason="needs Session.add_tasks")
+def test_tasks_come_and_go(run: Any) -> None:
+    code, report = run("--change-every", "0.1", "--minutes", "0.05")
+
+    assert code == 0, report
+    assert report["changes"] > 0
+    assert report["not_served"] > 0
+    assert (report["differences"], report["failed"]) == (0, {})
+
+
+def test_a_task_that_goes_and_comes_is_odd_meanwhile(soak: ModuleType) -> None:
+    counts, seen = soak.Counts(), []
+    changes: Any = None
+    subject = soak.Subject(
+        ask=None,
+        process=1,
+        in_use=None,
+        remove=lambda task: seen.append(("remove", task, changes.versions[task] % 2)),
+        add=lambda task: seen.append(("add", task, changes.versions[task] % 2)),
+    )
+
+    changes = soak.Changes(subject, ["a"], counts, every=0.01, seed=0)
+    with changes:
+        while counts.changes < 2:
+            pass
+
+    assert seen[:2] == [("remove", "a", 1), ("add", "a", 1)]
+    assert changes.versions["a"] == 2 * counts.changes
+
+
+def test_a_change_that_fails_is_counted(soak: ModuleType) -> None:
+    def refuse(_: str) -> None:
+        raise ValueError("no")
+
+    counts = soak.Counts()
+    subject = soak.Subject(ask=None, process=1, in_use=None, remove=refuse, add=refuse)
+    with soak.Changes(subject, ["a"], counts, every=0.001, seed=0):
+        while not counts.failed:
+            pass
+
+    assert counts.failed == {"changing a task: no": 1}
 
 
 def test_another_answer_is_a_difference(
@@ -97,6 +141,12 @@ def test_a_request_that_fails_is_counted(soak: ModuleType) -> None:
     counts = soak.Counts()
     request, alone = Request("a", {}), Result("a", "yes", (1,), "stop", 3)
 
+    gone = Answer(0.0, error="HTTP 404", words="task 'a' does not exist")
+    counts.take(request, alone, gone, away=True)
+    assert (counts.not_served, counts.failed) == (1, {})
+    counts.take(request, alone, gone)
+    assert counts.failed == {"HTTP 404 task 'a' does not exist": 1}
+    counts.failed.clear()
     for answer in (
         Answer(0.0, error="HTTP 500", words="broken"),
         Answer(0.0, error=LEFT),

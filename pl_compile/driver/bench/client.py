@@ -85,8 +85,13 @@ class Address:
             doing = f"asking {self.url}{path}"
             raise RequestError(doing, found="no JSON", expected="OpenAI's protocol") from error
 
-    def text(self, method: str, path: str) -> str:
+    def text(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> str:
         """What a server answers, as a text.
+
+        Args:
+            method: of HTTP.
+            path: after the address.
+            body: is sent as JSON, if there is one.
 
         Raises:
             RequestError: it does not answer, or refuses.
@@ -94,7 +99,7 @@ class Address:
         doing = f"asking {self.url}{path}"
         try:
             with closing(self._connection()) as connection:
-                response = self._send(connection, method, path, None)
+                response = self._send(connection, method, path, body)
                 data = response.read()
         except (OSError, HTTPException) as error:
             kind, words = kind_of(error)
