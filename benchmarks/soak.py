@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ from pl_compile.errors import PlcError
 from pl_compile.runtime import Request, Result, Session
 
 # Requests under way at once, at most: those that come meanwhile wait to be sent.
-MOST_AT_ONCE = 64
+MOST_AT_ONCE = 32
+# How a server says that it has too much to do.
+TURNED_AWAY = ("HTTP 429", "HTTP 503", "HTTP 504")
 SECONDS_TO_START = 120.0
+SECONDS_OF_SILENCE = 300.0
 # Seconds that a server has to notice that its clients are gone.
 SECONDS_TO_END = 10.0
 
@@ -67,12 +70,14 @@ class Counts:
             texts.
         failed: requests with an error, by its kind.
         not_served: requests of a task that was away.
+        turned_away: requests that a server refused because it had too much to do.
         changes: how often a task was taken away and brought back.
     """
 
     answered: int = 0
     left: int = 0
     not_served: int = 0
+    turned_away: int = 0
     changes: int = 0
     differences: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, int] = field(default_factory=dict)
@@ -92,6 +97,8 @@ class Counts:
                 self.left += 1
             elif away and "does not exist" in answer.words:
                 self.not_served += 1
+            elif answer.error in TURNED_AWAY:
+                self.turned_away += 1
             elif answer.error is not None:
                 kind = f"{answer.error} {answer.words}".strip()
                 self.failed[kind] = self.failed.get(kind, 0) + 1
@@ -381,7 +388,8 @@ def subject_of(options: argparse.Namespace) -> Iterator[Subject]:
         return
     port, key = free_port(), secrets.token_hex()
     command = [sys.executable, "-m", "pl_compile.cli", "serve", str(options.bundle.resolve())]
-    address, admin = Address("127.0.0.1", port), Address("127.0.0.1", port, api_key=key)
+    address = Address("127.0.0.1", port, timeout=SECONDS_OF_SILENCE)
+    admin = replace(address, api_key=key)
     log = options.output / "server.log"
     with running([*command, "--port", str(port)], log, PLC_ADMIN_KEY=key) as process:
         until = time.monotonic() + SECONDS_TO_START
@@ -461,6 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "answered": counts.answered,
         "left": counts.left,
         "not_served": counts.not_served,
+        "turned_away": counts.turned_away,
         "changes": counts.changes,
         "differences": len(counts.differences),
         "failed": counts.failed,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -129,7 +130,19 @@ def test_another_answer_is_a_difference(
 def test_a_slot_that_stays_taken_is_found(
     run: Any, soak: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "_leave", lambda *_: None)  # a stream that is closed leaks
+    kept = []
+
+    def forgetful(session: Session) -> Any:
+        def ask(request: Request, leave_after: int | None) -> Answer:
+            if not kept:
+                stream = session.stream([replace(request, max_tokens=9, constrain=False)])
+                next(stream)
+                kept.append(stream)
+            return Answer(0.0, error=LEFT)
+
+        return ask
+
+    monkeypatch.setattr(soak, "ask_session", forgetful)
 
     code, report = run()
 
@@ -147,6 +160,8 @@ def test_a_request_that_fails_is_counted(soak: ModuleType) -> None:
     counts.take(request, alone, gone)
     assert counts.failed == {"HTTP 404 task 'a' does not exist": 1}
     counts.failed.clear()
+    counts.take(request, alone, Answer(0.0, error="HTTP 429", words="queue full"))
+    assert (counts.turned_away, counts.failed) == (1, {})
     for answer in (
         Answer(0.0, error="HTTP 500", words="broken"),
         Answer(0.0, error=LEFT),
