@@ -31,7 +31,7 @@ VIRTUAL = (10, 40, 70, 100)
 SERVED = [
     {
         "taskname": f"virtual{count}",
-        "prompt_template": "<|VIRTUAL_PROMPT_0|>\nText: {text}\nAnswer: {answer}",
+        "prompt_template": "<|VIRTUAL_PROMPT_0|>\n{text}\n{answer}",
         "total_virtual_tokens": count,
         "answer_field": "answer",
     }

@@ -182,7 +182,7 @@ def _show_bundle(report: "BundleReport") -> None:
     what = [subject.target, subject.precision, ran.instruction_set or ran.provider or ""]
     click.echo(f"{subject.name}: {subject.base}, {', '.join(filter(None, what))}")
     parts = [
-        f"{ran.threads} threads" if ran.threads else f"compute capability {ran.gpu}",
+        f"compute capability {ran.gpu}" if ran.gpu else f"{ran.threads or 'all'} threads",
         f"{ran.slots} slots of {subject.capacity}",
         f"{subject.size_mib:.0f} MiB of files, open in {report.open_seconds:.2f} s",
     ]

@@ -103,7 +103,7 @@ class RunsOn:
 
     Attributes:
         instruction_set: of this project's kernels; None where the bundle does not use them.
-        threads: of the engine; None for one on a GPU.
+        threads: of the engine, or of each rank; None where it took its own number: all cores.
         provider: of ONNX Runtime, where one was chosen; else None.
         slots: rows that can step together.
         gpu: compute capability of the GPU; None for a bundle that needs none.
@@ -255,7 +255,7 @@ def _runs_on(name: str, session: Session, threads: int | None, provider: Provide
     target = TARGETS[name]
     return RunsOn(
         instruction_set=instruction_set() if target.own_kernels else None,
-        threads=None if target.on_gpu else threads or os.cpu_count(),
+        threads=threads,
         provider=None if provider is None else provider.name,
         slots=session.engine.max_batch,
         gpu=find_gpus().capability if target.on_gpu else None,
