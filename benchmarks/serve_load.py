@@ -47,6 +47,8 @@ INPUT, WRITTEN = 60, 32
 # Cache entries of a request, with room for words that are several tokens.
 ENTRIES = 256
 ROOT = Path(__file__).resolve().parents[1]
+# A share of the processors that others may take.
+QUIET = 0.08
 # A server that has not started by then does not.
 SECONDS_TO_START = 120.0
 
@@ -275,6 +277,12 @@ def show(clients: int, medians: dict[str, dict[str, float]]) -> None:
             for key in keys
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
+    busiest = max(found.get("other load", 0.0) for found in medians.values())
+    if busiest > QUIET:
+        print(
+            f"\nOther processes took {busiest:.0%} of the processors meanwhile. Systems whose "
+            "threads wait by spinning lose far more by that than others: measure again."
+        )
 
 
 def median_of(samples: list[dict[str, Any]]) -> dict[str, float]:

@@ -136,6 +136,14 @@ def test_ratios_are_those_to_the_first_system(
     ]
 
 
+def test_a_busy_machine_is_said(serve_load: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    serve_load.show(8, {"a": {"tokens/s": 200.0, "other load": 0.05}})
+    assert "Other processes" not in capsys.readouterr().out
+
+    serve_load.show(8, {"a": {"tokens/s": 200.0, "other load": 0.5}})
+    assert "Other processes took 50% of the processors" in capsys.readouterr().out
+
+
 def test_our_server_is_started_as_its_command_takes_it(serve_load: ModuleType) -> None:
     system = serve_load.System("plc", "plc a", "/bundle", "python")
 

@@ -130,7 +130,7 @@ def test_another_answer_is_a_difference(
 def test_a_slot_that_stays_taken_is_found(
     run: Any, soak: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = []
+    kept: list[Any] = []
 
     def forgetful(session: Session) -> Any:
         def ask(request: Request, leave_after: int | None) -> Answer:
