@@ -1,10 +1,14 @@
-"""Bundles of the default base for `benchmarks/inference.py`, with prompts of random numbers.
+"""Bundles of the default base for other benchmarks, with prompts of random numbers.
 
     plc fetch smollm2-135m
     python benchmarks/make_bundles.py FOLDER
 
-A prompt's numbers do not change the speed, and the harness makes its opening of 100 tokens itself.
-Writes FOLDER/none, int8, int4 and int4-table4, target `native-cpu`.
+A prompt's numbers do not change the speed. Writes, for target `native-cpu`:
+
+    FOLDER/none, int8, int4, int4-table4    for `inference.py`, which makes its opening of 100
+                                            tokens itself
+    FOLDER/serve                            int4, for `serve_load.py` and `soak.py`: tasks of 10,
+                                            40, 70 and 100 virtual tokens, and one with a prefix
 """
 
 import sys
@@ -23,6 +27,17 @@ OPTIONS = {
     "int4-table4": BuildOptions("int4", table_bits=4),
 }
 
+VIRTUAL = (10, 40, 70, 100)
+SERVED = [
+    {
+        "taskname": f"virtual{count}",
+        "prompt_template": "<|VIRTUAL_PROMPT_0|>\n{text}\n{answer}",
+        "total_virtual_tokens": count,
+        "answer_field": "answer",
+    }
+    for count in VIRTUAL
+]
+
 
 def main(folder: Path) -> None:
     """Writes the bundles that are not there yet."""
@@ -31,11 +46,16 @@ def main(folder: Path) -> None:
     table = folder / "prompts.safetensors"
     if not table.exists():
         random_table(base, table)
-    for name, options in OPTIONS.items():
+    served = folder / "served.safetensors"
+    if not served.exists():
+        random_table(base, served, tasks=SERVED, prefix=True)
+    bundles = {name: (table, options) for name, options in OPTIONS.items()}
+    bundles["serve"] = served, OPTIONS["int4"]
+    for name, (prompts, options) in bundles.items():
         if not (folder / name).exists():
             export_bundle(
                 ExportRequest(
-                    table,
+                    prompts,
                     base,
                     folder / name,
                     target="native-cpu",

@@ -407,14 +407,22 @@ def sign_bundle(bundle: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False) -> Path:
-    """Writes a prompt table of both `TASKS` with random rows for `base`.
+def random_table(
+    base: Path,
+    path: Path,
+    *,
+    seed: int = 0,
+    prefix: bool = False,
+    tasks: Sequence[Mapping[str, Any]] = TASKS,
+) -> Path:
+    """Writes a prompt table of `tasks` with random rows for `base`.
 
     Args:
         base: a base's folder.
         path: the table's file.
         seed: of the numbers.
-        prefix: whether `PREFIX_TASK`, with a random prefix, is the third task.
+        prefix: whether `PREFIX_TASK`, with a random prefix, is one more task.
+        tasks: as a config has them.
     """
     from pl_compile.artifact.prompt_table import (
         PromptTable,
@@ -433,7 +441,7 @@ def random_table(base: Path, path: Path, *, seed: int = 0, prefix: bool = False)
     eos_id = next(iter(end_tokens(base, Tokenizer.from_folder(base), config.vocab)), None)
     generator = np.random.default_rng(seed)
     entries = {}
-    for index, spec in enumerate(TASKS):
+    for index, spec in enumerate(tasks):
         task = build(TaskConfig, node_from_plain(spec, "TASKS"), doing="reading TASKS")
         rows = generator.normal(0, 0.3, (task.total_virtual_tokens, config.hidden))
         # One task begins with BOS and one does not: serving must follow what the table records.

@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": "Check a bundle: sums, self-tests, parity with torch.",
     "generate": "Answer one request, or a file of them.",
     "eval": "Score tasks with and without their prompts.",
+    "bench": "Measure how fast a bundle or a server is.",
     "inspect": "Say what a path holds.",
     "doctor": "Say what works on this machine, and why not.",
 }
