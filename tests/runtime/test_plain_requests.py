@@ -1,4 +1,4 @@
-"""Requests from what JSON gives: each option of a request has its name, and no other name passes."""
+"""Requests from what JSON gives: each option has its name, and no other name passes."""
 
 import math
 from dataclasses import fields
@@ -41,7 +41,7 @@ def test_texts_are_json_objects() -> None:
         (("ask", ASK, {"sampling": {"top_k": 3}}), "option 'sampling' does not exist"),
         (("ask", ASK, {"task": "tone"}), "option 'task' does not exist"),
         (("ask", ASK, {3: 1}), "option '3' does not exist"),
-        (("ask", ASK, [1]), "options [1], expected a mapping"),
+        (("ask", ASK, [1]), "options [1]; expected a mapping"),
         (("ask", ASK, {"temperature": math.nan}), "temperature nan"),
         (("ask", ASK, {"stop": "."}), "stop '.'"),
         (("ask", None), "fields None"),
@@ -59,7 +59,7 @@ def test_anything_else_is_refused(given: tuple[Any, ...], said: str) -> None:
     ("texts", "said"),
     [
         (("{", "{}"), "fields: Expecting property name"),
-        (("{}", "3"), "options 3, expected a mapping"),
+        (("{}", "3"), "options 3; expected a mapping"),
         (("{}", '{"top_k": NaN}'), "options: NaN is not JSON"),
         (("{}", '{"top_k": 1, "top_k": 2}'), "options: the key 'top_k' is given twice"),
     ],
