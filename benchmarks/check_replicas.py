@@ -1,6 +1,6 @@
 """The simulation of `replicas.py` beside a real session: the same requests at the same times.
 
-    python benchmarks/check_replicas.py BUNDLE --bench bench.json --rate 3 --requests 200 --threads 1
+    python benchmarks/check_replicas.py BUNDLE --bench bench.json --rate 3 --threads 1
 
 Requests of the bundle's tasks arrive at random times (Poisson), each on a thread of its own. The
 report of `plc bench` should be of the same machine, bundle and threads, minutes before.
