@@ -1,26 +1,62 @@
 """The simulation of `replicas.py` beside a real session: the same requests at the same times.
 
-    python benchmarks/check_replicas.py BUNDLE --bench bench.json --rate 3 --threads 1
+    python benchmarks/check_replicas.py BUNDLE --rate 3 --threads 1
 
-Requests of the bundle's tasks arrive at random times (Poisson), each on a thread of its own. The
-report of `plc bench` should be of the same machine, bundle and threads, minutes before.
+Requests of the bundle's tasks arrive at random times (Poisson), each on a thread of its own. Then
+the same arrivals are simulated, with the times that the engine's steps took in this very run: so a
+machine that others slow down is no error of the simulation. `--bench bench.json` takes the times of
+`plc bench` instead; the machine must be as fast then as it was for them.
 """
 
 import argparse
 import json
+import math
 import random
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from replicas import Arrival, costs_of, simulate
+from replicas import PIECE, Arrival, Costs, costs_of, simulate
 
 from pl_compile.runtime import Request, Session
+from pl_compile.runtime.engines.engine import Engine, Step
 
 WORDS = ("the", "parcel", "was", "lost", "in", "rain", "and", "nobody", "could", "say", "where")
+
+
+class Watch:
+    """Notes how long each step of an engine takes, and how many tokens its rows get."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.steps: list[tuple[list[int], float]] = []
+        run = engine.step
+
+        def noted(step: Step) -> Any:
+            began = time.perf_counter()
+            found = run(step)
+            self.steps.append(((step.last_index + 1).tolist(), time.perf_counter() - began))
+            return found
+
+        engine.step = noted  # type: ignore[method-assign]
+
+    def costs(self) -> Costs:
+        """The means of steps that decode, by rows; a line through those that take prompts."""
+        decode: dict[int, list[float]] = {}
+        prompts = []
+        for tokens, seconds in self.steps:
+            if max(tokens) == 1:
+                decode.setdefault(len(tokens), []).append(seconds)
+            else:
+                pieces = sum(math.ceil(count / PIECE) for count in tokens)
+                prompts.append((pieces, sum(tokens), seconds))
+        sizes = np.array(prompts)
+        (piece, token), *_ = np.linalg.lstsq(sizes[:, :2], sizes[:, 2])
+        means = {rows: sum(found) / len(found) for rows, found in decode.items()}
+        return Costs(means, max(0.0, float(piece)), max(0.0, float(token)))
 
 
 def requests_of(session: Session, count: int, draw: random.Random) -> list[Request]:
@@ -71,14 +107,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--bench", type=Path, required=True)
+    parser.add_argument("--bench", type=Path)
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    costs = costs_of(json.loads(given.bench.read_text(encoding="utf-8")))
     draw = random.Random(given.seed)
     with Session.open(given.bundle, max_batch=given.slots, threads=given.threads) as session:
         requests = requests_of(session, given.requests, draw)
@@ -88,9 +123,15 @@ def main() -> None:
             times.append(now)
         pairs = zip(requests, times, strict=True)
         arrivals = [arrival_of(session, request, at) for request, at in pairs]
-        simulated = simulate(arrivals, costs, replicas=1, slots=given.slots)
         session.generate(requests[:4])  # warms up
+        watch = Watch(session.engine)
         first, whole = run(session, requests, times)
+    if given.bench is None:
+        costs = watch.costs()
+    else:
+        costs = costs_of(json.loads(given.bench.read_text(encoding="utf-8")))
+    simulated = simulate(arrivals, costs, replicas=1, slots=given.slots)
+    busy = sum(seconds for _, seconds in watch.steps) / (max(np.add(times, whole)) - times[0])
     counted = slice(len(requests) // 10, None)
     real = {
         "first_token_p50": np.quantile(first[counted], 0.5),
@@ -100,7 +141,7 @@ def main() -> None:
         "request_mean": np.mean(whole[counted]),
     }
     expected = asdict(simulated)
-    print(f"utilisation simulated: {simulated.utilisation:.0%}")
+    print(f"steps take {busy:.0%} of the time, simulated {simulated.utilisation:.0%}")
     for name, value in real.items():
         print(
             f"{name:16} real {value:.3f}  simulated {expected[name]:.3f}  "
