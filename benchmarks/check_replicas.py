@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from replicas import PIECE, Arrival, Costs, costs_of, simulate
+from replicas import Arrival, Costs, costs_of, simulate
 
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.engine import Engine, Step
+from pl_compile.runtime.engines.engine import PIECE, Engine, Step
 
 WORDS = ("the", "parcel", "was", "lost", "in", "rain", "and", "nobody", "could", "say", "where")
 

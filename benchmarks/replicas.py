@@ -128,7 +128,8 @@ class Costs:
         """Of a turn in which rows are fed so many tokens each."""
         prompts = [count for count in tokens if count > 1]
         rows = sum(1 for count in tokens if count == 1)
-        decode = float(np.interp(rows, *zip(*sorted(self.decode.items()), strict=True)))
+        measured = sorted(self.decode)
+        decode = float(np.interp(rows, measured, [self.decode[each] for each in measured]))
         return sum(self.piece + self.token * count for count in prompts) + (decode if rows else 0)
 
 
