@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @option_of(ExportRequest, "fold")
 @option_of(BuildOptions, "sampling")
 @option_of(BuildOptions, "candidates")
+@option_of(ExportRequest, "triton")
 @option_of(ExportRequest, "dump_passes", type=OutputPath(path_type=Path), metavar="DIR")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost; write nothing.")
 @click.option("--no-parity", is_flag=True, help="Do not compare the bundle with torch.")

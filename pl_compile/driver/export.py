@@ -38,6 +38,7 @@ from pl_compile.driver.write_bundle import (
     write_checks,
     write_tasks,
 )
+from pl_compile.driver.write_triton import BUNDLE, files_of_triton_model, write_triton_model
 from pl_compile.passes.quantize_weights import WeightError
 from pl_compile.progress import SILENT, Progress
 from pl_compile.quantize.moments import Moments
@@ -97,7 +98,8 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         BaseModelError: the base cannot be read.
         ExportError: the target, the capacity, the disk or the memory cannot hold it.
     """
-    check_replaceable(request.output, files_of_bundle)
+    ours = files_of_triton_model if request.triton else files_of_bundle
+    check_replaceable(request.output, ours)
     clock = _Clock()
     opened, config = open_base(request.base)
     check_memory_for(request, config)
@@ -112,7 +114,12 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
 
     moments = _calibrate(inputs, weights, progress)
     clock.lap("calibrate")
-    with folder_written_whole(request.output, ours=files_of_bundle) as staging:
+    with folder_written_whole(request.output, ours=ours) as whole:
+        staging = whole
+        if request.triton:
+            write_triton_model(whole, inputs.target)
+            staging = whole / BUNDLE
+            staging.mkdir()
         compiled = _compile(request, inputs, weights, moments, staging / "base", progress)
         clock.lap("graph")
         lint = lint_export(request, inputs, weights, progress)
@@ -144,14 +151,14 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         write_manifest(staging, manifest, files)
         read_back(staging, inputs)
     return ExportResult(
-        bundle=request.output,
+        bundle=request.bundle,
         tasks=manifest.tasks,
         forecast=forecast,
         parity=checks.comparisons.torch,
         tokens=checks.comparisons.tokens,
         verdict=checks.verdict,
         failures=checks.failures,
-        size_bytes=sum(p.stat().st_size for p in request.output.rglob("*") if p.is_file()),
+        size_bytes=sum(p.stat().st_size for p in request.bundle.rglob("*") if p.is_file()),
         seconds=clock.laps,
         plans=compiled.plans,
         effect=effect,

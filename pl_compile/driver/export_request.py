@@ -7,6 +7,7 @@ from typing import Annotated
 from pl_compile.config.build import AUTO, BuildOptions, FoldMode
 from pl_compile.config.contract import PromptsMode
 from pl_compile.config.targets import TARGETS
+from pl_compile.driver.write_triton import BUNDLE
 from pl_compile.errors import ConfigError
 
 _BAKED = [name for name, target in TARGETS.items() if target.prompts == "baked"]
@@ -52,8 +53,16 @@ class ExportRequest:
         tuple[Path, ...],
         "Examples with answers: score the bundle, and float32 weights if it has others.",
     ] = ()
+    triton: Annotated[
+        bool, "Make --output a model of Triton Inference Server, with the bundle in 1/bundle."
+    ] = False
     dump_passes: Annotated[Path | None, "Write the graph as text after each pass."] = None
     measure_parity: bool = True
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's folder."""
+        return self.output / BUNDLE if self.triton else self.output
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""

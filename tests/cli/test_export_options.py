@@ -35,6 +35,7 @@ OPTIONS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("--fold", "auto", ("auto", "always", "never")),
     ("--sampling", "host", ("host", "graph")),
     ("--candidates", None, ()),
+    ("--triton", False, ()),
     ("--dump-passes", None, ()),
     ("--dry-run", False, ()),
     ("--no-parity", False, ()),
