@@ -7,9 +7,8 @@ gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 """
 
 import os
-import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,12 +23,20 @@ from pl_compile.runtime.continuous import Continuous
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
+from pl_compile.runtime.fair_lock import FairLock
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row, RowMaker
 from pl_compile.runtime.scoring import label_scores
 from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
+
+# What a step brought: its events by row, and None for a row that ended without one
+# (`Row.error` and `Row.failed` say why).
+Brought = Sequence[tuple[Row, Event | None]]
+# Takes what a step brought to the rows that were submitted with it. It is called with the session's
+# lock held, by the thread that ran the step, and must return at once.
+Inbox = Callable[[Brought], None]
 
 
 class Session:
@@ -54,8 +61,8 @@ class Session:
         self.tasks = dict(tasks)
         self._engine: Engine | None = engine
         self._flow: Continuous | None = Continuous(engine)
-        self._inboxes: dict[Row, deque[Event]] = {}  # of the streams that rows under way belong to
-        self._lock = threading.RLock()
+        self._inboxes: dict[Row, Inbox] = {}  # of the streams that rows under way belong to
+        self._lock = FairLock()
 
     @classmethod
     def of_entries(
@@ -145,17 +152,13 @@ class Session:
         """
         with self._lock:
             engine, self._engine, self._flow = self._engine, None, None
-            self._inboxes.clear()
+            self._end_all(closed_session())
             if engine is not None:
                 engine.close()
 
     def _check_open(self) -> Continuous:
         if self._flow is None:
-            raise RequestError(
-                "using a session",
-                found="one that was closed",
-                fix="Open another one: Session.open(bundle).",
-            )
+            raise closed_session()
         return self._flow
 
     def __enter__(self) -> Self:
@@ -209,18 +212,13 @@ class Session:
         ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         inbox: deque[Event] = deque()
-        with self._lock:
-            flow = self._check_open()
-            for row in rows:
-                self._inboxes[row] = inbox
-                flow.submit(row)
-        del flow  # a closed session's engine is freed, whoever holds a stream
+        self.submit(rows, lambda brought: inbox.extend(event for _, event in brought if event))
         try:
             while self._has_more(rows, inbox):
                 yield inbox.popleft()
                 self._check_open()  # the reader may have closed it
         finally:
-            self._leave(rows)
+            self.leave(rows)
         _check_rows("answering requests", rows)
 
     def _has_more(self, rows: Sequence[Row], inbox: deque[Event]) -> bool:
@@ -248,23 +246,31 @@ class Session:
         try:
             events = flow.step()
         except BaseException as error:
-            told = error if isinstance(error, Exception) else _interrupted()
-            for row in self._inboxes:
-                row.error = told
-            self._inboxes.clear()
             self._flow = Continuous(self.engine)
+            self._end_all(error if isinstance(error, Exception) else _interrupted())
             raise
-        for row, event in events:
-            self._inboxes[row].append(event)
-        for row in [row for row in self._inboxes if not row.is_live]:
+        brought: list[tuple[Row, Event | None]] = list(events)
+        over = [row for row in self._inboxes if not row.is_live]
+        told = {row for row, _ in events}
+        brought += [(row, None) for row in over if row not in told]
+        self._hand_out(brought)
+        for row in over:
             del self._inboxes[row]
 
-    def _leave(self, rows: Iterable[Row]) -> None:
-        """Takes out the rows of a stream that ends before they do."""
-        with self._lock:
-            for row in rows:
-                if self._inboxes.pop(row, None) is not None and self._flow is not None:
-                    self._flow.cancel(row)
+    def _hand_out(self, brought: Brought) -> None:
+        """Gives each inbox what is its, all at once."""
+        parts: dict[Inbox, list[tuple[Row, Event | None]]] = {}
+        for row, event in brought:
+            parts.setdefault(self._inboxes[row], []).append((row, event))
+        for inbox, part in parts.items():
+            inbox(part)
+
+    def _end_all(self, error: Exception) -> None:
+        """Ends all rows under way with an error."""
+        for row in self._inboxes:
+            row.error = error
+        self._hand_out([(row, None) for row in self._inboxes])
+        self._inboxes.clear()
 
     @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
@@ -308,6 +314,46 @@ class Session:
         """
         return self._row(0, request, "checking a request").cut_tokens
 
+    # For those who wait for rows otherwise than `stream` does: `AsyncSession`.
+
+    def prepare(self, request: Request) -> Row:
+        """A request as a row that can be submitted.
+
+        Raises:
+            RequestError: it cannot be served, or the session was closed.
+        """
+        return self._row(0, request, "serving a request")
+
+    def submit(self, rows: Iterable[Row], inbox: Inbox) -> None:
+        """Puts rows into the queue; each step hands `inbox` what it brought to them.
+
+        Raises:
+            RequestError: the session was closed.
+        """
+        with self._lock:
+            flow = self._check_open()
+            for row in rows:
+                self._inboxes[row] = inbox
+                flow.submit(row)
+
+    def advance(self) -> None:
+        """Runs one step, if there is work.
+
+        Raises:
+            Exception: the step failed, and all rows under way have ended with its error.
+        """
+        with self._lock:
+            flow = self._check_open()
+            if flow.is_busy:
+                self._step(flow)
+
+    def leave(self, rows: Iterable[Row]) -> None:
+        """Takes out rows that nobody waits for any more; those that are over are left out."""
+        with self._lock:
+            for row in rows:
+                if self._inboxes.pop(row, None) is not None and self._flow is not None:
+                    self._flow.cancel(row)
+
     def _row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> Row:
         with self._lock:  # renderers and tokenizer keep what they have seen
             engine = self.engine
@@ -321,6 +367,15 @@ def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) ->
     if failed:
         places = {index: f"request {index} (task '{task}')" for index, task in failed}
         raise AnswerError(doing, places, results=results)
+
+
+def closed_session() -> RequestError:
+    """What a use of a closed session raises."""
+    return RequestError(
+        "using a session",
+        found="one that was closed",
+        fix="Open another one: Session.open(bundle).",
+    )
 
 
 def _interrupted() -> RequestError:
