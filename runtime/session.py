@@ -19,7 +19,7 @@ from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.config.sizes import MOST
 from pl_compile.errors import AnswerError, ArtifactError, RequestError, check_all
-from pl_compile.runtime.continuous import Continuous
+from pl_compile.runtime.continuous import Continuous, Load
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
@@ -144,6 +144,15 @@ class Session:
         self._check_open()
         assert self._engine is not None
         return self._engine
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do now.
+
+        Raises:
+            RequestError: the session was closed.
+        """
+        return self._check_open().load
 
     def close(self) -> None:
         """Ends the ranks, and frees the caches and the base. Closing once more does nothing.

@@ -129,6 +129,11 @@ class Batch:
         """Those in use."""
         return list(self._held)
 
+    @property
+    def entries(self) -> int:
+        """Entries of the cache that hold a token of a row."""
+        return sum(held.entries for held in list(self._held.values()))
+
     def retire(self, slots: Iterable[int]) -> None:
         """Makes slots free. What they hold stays in the cache until it is overwritten."""
         for slot in slots:
