@@ -14,16 +14,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.config.sizes import MOST
-from pl_compile.errors import AnswerError, ArtifactError, RequestError, check_all
+from pl_compile.errors import AnswerError, RequestError, check_all, unknown_name
 from pl_compile.runtime.continuous import Continuous, Load
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.fair_lock import FairLock
+from pl_compile.runtime.more_tasks import check_new, check_parity, tasks_of_another
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row, RowMaker
@@ -61,6 +62,7 @@ class Session:
         self.tasks = dict(tasks)
         self._engine: Engine | None = engine
         self._flow: Continuous | None = Continuous(engine)
+        self._bundle: Bundle | None = None  # that the engine runs
         self._inboxes: dict[Row, Inbox] = {}  # of the streams that rows under way belong to
         self._lock = FairLock()
 
@@ -82,16 +84,17 @@ class Session:
     def open(
         cls,
         bundle: str | Path,
-        *,
+        *others: str | Path,
         max_batch: int | None = None,
         threads: int | None = None,
         provider: Provider | None = None,
         allow_failed_parity: bool = False,
     ) -> "Session":
-        """A session on a bundle. Every file of it is checked.
+        """A session on a bundle, or on several of one base. Every file that is used is checked.
 
         Args:
             bundle: the folder that `plc export` wrote.
+            others: more of them, whose tasks are served too, by the base of the first one.
             max_batch: most rows that step together, up to 4096; if None, 16, or what a plan was
                 built for.
             threads: threads of the engine, or of each rank, up to 64 or four times the machine's
@@ -100,19 +103,23 @@ class Session:
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
         Raises:
-            ArtifactError: the bundle is damaged, is marked as failed, was built for another target
+            ArtifactError: a bundle is damaged, is marked as failed, was built for another target
                 or machine, or holds a prefix that was folded from something else.
+            FingerprintError: the bundles hold different bases.
             RankError: a rank of a divided base cannot start.
             MissingExtraError: the package that runs the target is not installed.
-            RequestError: an argument of a wrong type or beyond its range, or more rows than there
-                is memory for.
+            RequestError: an argument of a wrong type or beyond its range, two tasks of one name, or
+                more rows than there is memory for.
         """
         max_batch = _count("max_batch", max_batch, MOST["max_batch"])
         # A waiting thread keeps its core busy: with many more threads than cores, none makes
         # progress.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
         checks = {
-            f"bundle {shown(bundle)}, expected a path": isinstance(bundle, str | Path),
+            **{
+                f"bundle {shown(each)}, expected a path": isinstance(each, str | Path)
+                for each in (bundle, *others)
+            },
             f"provider {shown(provider)}, expected a Provider": (
                 provider is None or isinstance(provider, Provider)
             ),
@@ -123,16 +130,74 @@ class Session:
         check_all(RequestError, "opening a session", checks)
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
-        if manifest.parity == "failed" and not allow_failed_parity:
-            raise ArtifactError(
-                f"opening the bundle {bundle}",
-                found="its numbers differ from the reference (parity failed)",
-                fix="See plc verify and the bundle's report.json; export it again.",
-            )
+        check_parity(checked, allowed=allow_failed_parity)
         tokenizer = Tokenizer.from_folder(checked.folder, vocab=manifest.graph.vocab)
         tasks = tasks_of_bundle(checked, tokenizer)
+        for other in map(Path, others):
+            more = tasks_of_another(
+                checked, other, (), tokenizer, allow_failed_parity=allow_failed_parity
+            )
+            check_new(more, tasks, f"opening the bundle {other}")
+            tasks |= more
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
-        return cls(tokenizer, tasks, engine)
+        session = cls(tokenizer, tasks, engine)
+        session._bundle = checked
+        return session
+
+    def add_tasks(
+        self, bundle: str | Path, tasks: Iterable[str] = (), *, allow_failed_parity: bool = False
+    ) -> tuple[str, ...]:
+        """Serves more tasks, while requests are answered.
+
+        Files are read and checked before the session is touched, so no request waits for them.
+        All tasks are added or, where one is refused, none.
+
+        Args:
+            bundle: a folder that holds them; its base is the session's. It may be the folder that
+                the session was opened on, if it was exported again.
+            tasks: their names; all of the bundle if empty.
+            allow_failed_parity: as for `open`.
+
+        Returns:
+            Their names.
+
+        Raises:
+            ArtifactError: the bundle is damaged or marked as failed, or has no such task.
+            FingerprintError: it holds another base.
+            RequestError: a task of that name is served already, or the session is not one that
+                `open` made, or was closed.
+        """
+        doing = f"adding tasks of the bundle {bundle}"
+        self._check_open()
+        if self._bundle is None:
+            raise RequestError(doing, found="a session without a bundle", expected="Session.open")
+        names = tuple(tasks)
+        check_new(names, self.tasks, doing)  # before anything is read
+        more = tasks_of_another(
+            self._bundle,
+            Path(bundle),
+            names,
+            self.tokenizer,
+            allow_failed_parity=allow_failed_parity,
+        )
+        with self._lock:
+            self._check_open()
+            check_new(more, self.tasks, doing)
+            self.tasks = {**self.tasks, **more}  # a new one: others may be reading the old one
+        return tuple(more)
+
+    def remove_task(self, name: str) -> None:
+        """Serves a task no more. Its requests that wait or run are answered to their ends.
+
+        Raises:
+            RequestError: there is no such task, or the session was closed.
+        """
+        with self._lock:
+            self._check_open()
+            if name not in self.tasks:
+                found, fix = unknown_name(f"{name}", tuple(self.tasks), what="task")
+                raise RequestError("removing a task", found=found, fix=fix)
+            self.tasks = {key: task for key, task in self.tasks.items() if key != name}
 
     @property
     def engine(self) -> Engine:

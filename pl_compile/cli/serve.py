@@ -12,7 +12,9 @@ _seconds = click.FloatRange(min=0, min_open=True)
 
 
 @click.command("serve", epilog="Example: plc serve bundle --port 8000")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument(
+    "bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 is every network.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
@@ -72,10 +74,15 @@ _seconds = click.FloatRange(min=0, min_open=True)
     type=click.Path(path_type=Path),
     help="Its line is the key for /v1; or set PLC_API_KEY.",
 )
+@click.option(
+    "--admin-key-file",
+    type=click.Path(path_type=Path),
+    help="Its line is the key for /admin, which is off without one; or set PLC_ADMIN_KEY.",
+)
 @provider_options
 @json_option
 def command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     host: str,
     port: int,
     max_batch: int | None,
@@ -87,12 +94,16 @@ def command(
     timeout: float,
     drain_timeout: float,
     api_key_file: Path | None,
+    admin_key_file: Path | None,
     provider: str | None,
     provider_pairs: tuple[str, ...],
     provider_library: Path | None,
     as_json: bool,
 ) -> None:
-    """Answer requests over HTTP, by OpenAI's routes: a task is a model."""
+    """Answer requests over HTTP, by OpenAI's routes: a task is a model.
+
+    Several bundles must have the same base. Their tasks are served together.
+    """
     need_extra("serve", "starlette", "uvicorn", "prometheus_client")
     from pl_compile.runtime import Session
     from pl_compile.runtime.server.limits import Limits
@@ -109,8 +120,12 @@ def command(
         drain_seconds=drain_timeout,
     )
 
+    keys = Keys(
+        api=read_key(api_key_file, "PLC_API_KEY"), admin=read_key(admin_key_file, "PLC_ADMIN_KEY")
+    )
+
     def open_session() -> Session:
-        return Session.open(bundle, max_batch=max_batch, threads=threads, provider=chosen)
+        return Session.open(*bundles, max_batch=max_batch, threads=threads, provider=chosen)
 
     def announce(listening: Listening) -> None:
         if as_json:
@@ -121,9 +136,10 @@ def command(
 
     cut = serve(
         open_session,
+        bundles=bundles,
         place=Place(host, port),
         limits=limits,
-        keys=Keys(api=read_key(api_key_file, "PLC_API_KEY")),
+        keys=keys,
         announce=announce,
     )
     if cut:

@@ -78,6 +78,21 @@ def operations(service: Service) -> list[Operation]:
         Operation("GET", "/metrics", routes.metrics, "For Prometheus.", gives=("text/plain",)),
         Operation("GET", "/openapi.json", openapi, "This document."),
     ]
+    if service.keys.admin is not None:
+        table += [
+            Operation("GET", "/admin/tasks", routes.list_tasks, "Tasks, served or not.", "admin"),
+            Operation(
+                "POST",
+                "/admin/tasks",
+                routes.add_task,
+                "Serves a task of the server's bundles.",
+                "admin",
+                routes.ADD_TASK,
+            ),
+            Operation(
+                "DELETE", "/admin/tasks/{task}", routes.remove_task, "Serves it no more.", "admin"
+            ),
+        ]
     return table
 
 

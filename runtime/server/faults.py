@@ -44,7 +44,9 @@ FAULTS = {
     "not_found": Fault(404, _ASKED, "no such route"),
     "method_not_allowed": Fault(405, _ASKED, "the route has other methods"),
     "body_timeout": Fault(408, _ASKED, "the body took too long to arrive"),
-    "conflict": Fault(409, _ASKED, "a task of this name is served already, or is the last one"),
+    "task_refused": Fault(
+        409, _ASKED, "a task is served already, or its bundle is damaged or has another base"
+    ),
     "body_too_large": Fault(413, _ASKED, "the body has more bytes than `--max-body`"),
     "unsupported_media_type": Fault(415, _ASKED, "the body is not `application/json`"),
     "queue_full": Fault(

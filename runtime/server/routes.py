@@ -7,13 +7,16 @@ import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import Send
 
+from pl_compile.artifact.bundle import TASK_NAME, files_of_bundle
 from pl_compile.config.strict_json import parse_json
+from pl_compile.errors import PlcError, RequestError
 from pl_compile.runtime.requests import Event, Result
 from pl_compile.runtime.server.faults import HttpError, is_mistake, refusal_of
 from pl_compile.runtime.server.metrics import CONTENT_TYPE
@@ -28,6 +31,7 @@ from pl_compile.runtime.server.openai import (
     labels_of,
     model_of,
 )
+from pl_compile.runtime.server.schema import object_of, text
 from pl_compile.runtime.server.service import Clock, Service, in_time, log
 
 T = TypeVar("T")
@@ -192,6 +196,66 @@ def _note(noted: Noted, result: Result, clock: Clock) -> None:
 def _cached(call: Call, asked: Asked, result: Result) -> int:
     task = call.service.tasks.get(asked.request.task)
     return 0 if task is None else cached_tokens(asked, task, result)
+
+
+# Tasks that come and go.
+
+
+async def list_tasks(call: Call) -> Response:
+    """`GET /admin/tasks`."""
+    served = list(call.service.tasks)
+    there = sorted({name for bundle in call.service.bundles for name in _tasks_in(bundle)})
+    return JSONResponse({"served": served, "in_bundles": there})
+
+
+async def add_task(call: Call) -> Response:
+    """`POST /admin/tasks`: serves a task of a bundle that the server was started with."""
+    session = call.service.session.session
+    body = parse_body(await _body(call))
+    check_body(body, ADD_TASK)
+    name = body["task"]
+    places = [bundle for bundle in call.service.bundles if name in _tasks_in(bundle)]
+    if not places:
+        raise HttpError("model_not_found", f"no bundle holds a task {name!r:.80}.", param="task")
+    if len(places) > 1:
+        raise HttpError("task_refused", f"{len(places)} bundles hold a task '{name}'.")
+    try:
+        # The files are read in a thread, so that no answer waits.
+        await asyncio.to_thread(session.add_tasks, places[0], [name])
+    except PlcError as error:
+        log.warning("task %s was not added: %s", name, error)
+        raise HttpError("task_refused", f"task '{name}' was not added: {error.found}") from error
+    log.info("task %s was added", name)
+    return JSONResponse({"added": name})
+
+
+async def remove_task(call: Call) -> Response:
+    """`DELETE /admin/tasks/{task}`: its requests under way end normally."""
+    name = call.http.path_params["task"]
+    session = call.service.session.session
+    call.service.task(name)  # refuses
+    try:
+        await asyncio.to_thread(session.remove_task, name)
+    except RequestError as error:  # another call was faster
+        raise HttpError("model_not_found", error.found, param="task") from error
+    log.info("task %s was removed", name)
+    return JSONResponse({"removed": name})
+
+
+ADD_TASK = object_of(
+    {"task": text("A task of a bundle that the server was started with.", most=64)},
+    required=("task",),
+)
+
+
+def _tasks_in(bundle: Path) -> set[str]:
+    """The tasks that a bundle says it has; none where it cannot be read now."""
+    try:
+        files = files_of_bundle(bundle)
+    except OSError:
+        return set()
+    paths = (PurePosixPath(name).parts for name in files)
+    return {parts[1] for parts in paths if parts[::2] == ("tasks", TASK_NAME) and len(parts) == 3}
 
 
 # Looking.

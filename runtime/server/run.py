@@ -6,9 +6,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import uvicorn
 
@@ -74,6 +75,7 @@ class Place:
 def serve(
     open_session: Callable[[], Session],
     *,
+    bundles: Sequence[Path],
     place: Place,
     limits: Limits,
     keys: Keys,
@@ -86,6 +88,7 @@ def serve(
 
     Args:
         open_session: opens the bundles.
+        bundles: whose tasks may be added while the server runs.
         place: where it listens.
         limits: what is let in.
         keys: that clients must send.
@@ -99,8 +102,9 @@ def serve(
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     log.setLevel(logging.INFO)
+    service = Service(limits, keys, bundles)
     with place.listen() as listener:
-        return asyncio.run(_Run(open_session, listener, limits, keys, announce).run())
+        return asyncio.run(_Run(open_session, service, listener, announce).run())
 
 
 def warm(session: Session) -> None:
@@ -121,16 +125,14 @@ class _Uvicorn(uvicorn.Server):
 @dataclass
 class _Run:
     open_session: Callable[[], Session]
+    service: Service
     listener: socket.socket
-    limits: Limits
-    keys: Keys
     announce: Callable[[Listening], None]
     error: Exception | None = None
     cut: int = 0
     kept: list["asyncio.Task[None]"] = field(default_factory=list)
 
     async def run(self) -> int:
-        self.service = Service(self.limits, self.keys)
         config = uvicorn.Config(
             make_app(self.service),
             log_config=None,
@@ -179,7 +181,7 @@ class _Run:
         self.kept.append(asyncio.ensure_future(self._drain()))
 
     async def _drain(self) -> None:
-        self.cut = await self.service.gate.until_idle(self.limits.drain_seconds)
+        self.cut = await self.service.gate.until_idle(self.service.limits.drain_seconds)
         if self.cut:
             log.warning("%d requests are cut short", self.cut)
         self.server.should_exit = True

@@ -178,7 +178,7 @@ def _is(value: Any, kind: str) -> bool:
 
 def _is_within(value: Any, schema: Schema) -> bool:
     if isinstance(value, str):
-        return len(value) <= schema.get("maxLength", len(value))
+        return len(value) <= int(schema.get("maxLength", len(value)))
     if value is None or isinstance(value, bool):
         return True
     least, above = schema.get("minimum"), schema.get("exclusiveMinimum")

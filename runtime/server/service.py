@@ -6,7 +6,7 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,10 +89,11 @@ class Service:
     Args:
         limits: what is let in.
         keys: that clients must send.
+        bundles: whose tasks may be added while the server runs.
     """
 
-    def __init__(self, limits: Limits, keys: Keys) -> None:
-        self.limits, self.keys = limits, keys
+    def __init__(self, limits: Limits, keys: Keys, bundles: Sequence[Path] = ()) -> None:
+        self.limits, self.keys, self.bundles = limits, keys, tuple(bundles)
         self.metrics = Metrics(self._gauges)
         self.gate = Gate(0)
         self.started = int(time.time())
