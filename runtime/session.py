@@ -374,7 +374,11 @@ class Session:
             flow = self._check_open()
             while flow.is_busy:  # scores take all slots, so what runs is finished first
                 self._step(flow)
-            scores = [label_scores(flow.batch, row, trie) for row, trie in rows]
+            try:
+                scores = [label_scores(flow.batch, row, trie) for row, trie in rows]
+            except BaseException:
+                self._flow = Continuous(self.engine)  # the slots of this one are in use
+                raise
         for (row, _), labels in zip(rows, scores, strict=True):
             row.failed = labels is None
         _check_rows("scoring requests", [row for row, _ in rows], scores)

@@ -101,12 +101,10 @@ def make_app(service: Service) -> Starlette:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in operations(service):
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    return Starlette(
-        routes=[
-            *(Route(path, _Endpoint(service, by)) for path, by in by_path.items()),
-            Route("/{path:path}", _Endpoint(service, {})),
-        ]
-    )
+    app = Starlette(routes=[Route(path, _Endpoint(service, by)) for path, by in by_path.items()])
+    app.router.redirect_slashes = False
+    app.router.default = _Endpoint(service, {})
+    return app
 
 
 class _Endpoint:

@@ -183,7 +183,9 @@ def check_body(body: Any, schema: Schema) -> None:
     if not found:
         return
     messages = [
-        f"{message}. {NOT_SERVED[key]}".rstrip(" .") if key in NOT_SERVED else message
+        f"key '{key}' is not served. {NOT_SERVED[key]}".rstrip(" .")
+        if key in NOT_SERVED
+        else message
         for key, message in found
     ]
     more = [f"and {len(messages) - 20} more"] if len(messages) > 20 else []

@@ -36,6 +36,9 @@ from pl_compile.runtime.server.service import Clock, Service, in_time, log
 
 T = TypeVar("T")
 
+# Seconds that a client has to take the rest of an answer that has ended.
+_TO_TAKE = 5
+
 
 class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
@@ -155,6 +158,8 @@ async def _stream(
         if asked.include_usage:
             await sender.piece(shape.usage(result, _cached(call, asked, result)))
         await sender.end(b"data: [DONE]\n\n")
+    except ClientLeftError:
+        raise
     except Exception as error:
         refusal = note_error(call, error)
         await sender.end(_line(refusal.body()))
@@ -182,7 +187,12 @@ class _Sender:
 
     async def _send(self, data: bytes, *, more: bool) -> None:
         message = {"type": "http.response.body", "body": data, "more_body": more}
-        await in_time(self._call.send(message), self._clock)
+        left = self._clock.ends + _TO_TAKE - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                await self._call.send(message)
+        except TimeoutError:
+            raise ClientLeftError from None
 
 
 def _line(value: Any) -> bytes:

@@ -20,8 +20,8 @@ _KINDS = {
     "number": "a number",
     "array": "a list",
     "object": "an object",
-    "null": "null",
 }
+_NULL: Schema = {"type": "null"}
 
 
 def text(about: str = "", *, most: int | None = None) -> Schema:
@@ -88,7 +88,7 @@ def or_null(schema: Schema) -> Schema:
     if "enum" in schema:
         return {**schema, "enum": [*schema["enum"], None]}
     if "anyOf" in schema:
-        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+        return {**schema, "anyOf": [*schema["anyOf"], _NULL]}
     return {**schema, "type": [schema["type"], "null"]} if "type" in schema else schema
 
 
@@ -125,13 +125,16 @@ def problems_of(value: Any, schema: Schema, name: str = "") -> Iterator[tuple[st
 
 
 def expected(schema: Schema) -> str:
-    """What fits a schema, in words."""
+    """What fits a schema, in words; null, which is the same as to leave a key out, is not named."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(expected(each) for each in schema["anyOf"]))
+        words = dict.fromkeys(expected(each) for each in schema["anyOf"] if each != _NULL)
+        return " or ".join(words)
     if "enum" in schema:
-        return " or ".join(_json_of(each) for each in schema["enum"])
+        return " or ".join(_json_of(each) for each in schema["enum"] if each is not None)
     parts = []
     for kind in _kinds_of(schema):
+        if kind == "null":
+            continue
         words = _KINDS[kind]
         if kind in ("integer", "number"):
             words += _limits(schema)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pl_compile.errors import ConfigError, RankError, reason_of
+from pl_compile.errors import ConfigError, RankError, RequestError, reason_of
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.engines.engine import prefix_length
 from pl_compile.runtime.requests import Event, Request
@@ -178,7 +178,7 @@ class Service:
         result = None
         try:
             while result is None:
-                event = await self._next(events, clock)
+                event = await self._next(request, events, clock)
                 now = time.monotonic()
                 if clock.last is None:
                     first.observe(now - clock.began)
@@ -195,11 +195,16 @@ class Service:
         finally:
             await events.aclose()
 
-    async def _next(self, events: AsyncGenerator[Event, None], clock: Clock) -> Event:
+    async def _next(
+        self, request: Request, events: AsyncGenerator[Event, None], clock: Clock
+    ) -> Event:
         try:
             return await in_time(anext(events), clock)
         except RankError:
             self.broken = True
+            raise
+        except RequestError:
+            self.task(request.task)  # it may have been removed since it was looked for
             raise
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
