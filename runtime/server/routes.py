@@ -122,7 +122,7 @@ async def _answer(call: Call, kind: Kind) -> Response | None:
 
 async def _asked(call: Call, kind: Kind) -> tuple[Asked, Clock]:
     service = call.service
-    service.session  # noqa: B018 - refuses at once where nothing can be answered
+    service.check_open()  # before the body is read
     began = time.monotonic()
     body = parse_body(await _body(call))
     check_body(body, body_schema(kind, service.limits))

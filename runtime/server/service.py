@@ -121,17 +121,21 @@ class Service:
         """Whether requests are answered."""
         return self._session is not None and not self.draining and not self.broken
 
-    @property
-    def session(self) -> AsyncSession:
-        """What answers.
-
-        Raises:
-            HttpError: the server is starting or shutting down.
-        """
+    def check_open(self) -> None:
+        """Raises `HttpError` where no new request is answered."""
         if self.draining:
             raise HttpError(
                 "draining", "The server is shutting down.", headers={"connection": "close"}
             )
+        _ = self.session
+
+    @property
+    def session(self) -> AsyncSession:
+        """What answers, also the last requests before the end.
+
+        Raises:
+            HttpError: the server is starting.
+        """
         if self._session is None:
             message = "The bundle is being checked and loaded. Ask again in a moment."
             raise HttpError("starting", message, headers={"retry-after": "2"})
@@ -160,7 +164,7 @@ class Service:
         Raises:
             HttpError: too many are under way, or the server is starting or shutting down.
         """
-        self.session  # noqa: B018 - refuses
+        self.check_open()
         with self.gate.entered():
             yield
 
@@ -212,9 +216,8 @@ class Service:
             return
         session = self._session.session
         load = session.load
-        running = min(load.running, self.gate.under_way)
         yield "plc_requests_running", "Requests that hold a slot.", load.running
-        waiting = self.gate.under_way - running
+        waiting = max(0, self.gate.under_way - load.running)
         yield "plc_requests_waiting", "Requests that wait for a slot.", waiting
         yield "plc_slots", "Slots of the cache.", load.slots
         yield "plc_cache_entries", "Entries of the KV cache, of all slots.", load.entries
