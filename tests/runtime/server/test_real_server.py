@@ -334,9 +334,9 @@ def test_draining_has_an_end(start: Callable[..., Process], bundle: Path, tmp_pa
 
     process.signalled(signal.SIGTERM)
     process.wait_for_line("are cut short")
+    thread.join()
     hold.unlink()  # the step that runs ends
 
-    thread.join()
     assert process.ended() == 1
     assert "1 requests are cut short" in "".join(process.lines)
     assert isinstance(results[0], httpx.HTTPError) or results[0].status_code >= 500
