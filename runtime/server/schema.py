@@ -127,8 +127,8 @@ def problems_of(value: Any, schema: Schema, name: str = "") -> Iterator[tuple[st
 def expected(schema: Schema) -> str:
     """What fits a schema, in words; null, which is the same as to leave a key out, is not named."""
     if "anyOf" in schema:
-        words = dict.fromkeys(expected(each) for each in schema["anyOf"] if each != _NULL)
-        return " or ".join(words)
+        options = dict.fromkeys(expected(each) for each in schema["anyOf"] if each != _NULL)
+        return " or ".join(options)
     if "enum" in schema:
         return " or ".join(_json_of(each) for each in schema["enum"] if each is not None)
     parts = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
@@ -203,17 +204,14 @@ def test_files_of_the_base_are_not_read_again(
     first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base may be many gigabytes; its sums are compared by what the manifests say."""
-    from pl_compile.artifact import file_sums
-
     read: list[str] = []
-    sha256_of = file_sums.sha256_of
 
     def noted(path: Path) -> str:
         read.append(path.relative_to(second).as_posix())
         return sha256_of(path)
 
     session = Session.open(first)
-    monkeypatch.setattr(file_sums, "sha256_of", noted)
+    monkeypatch.setattr("pl_compile.artifact.file_sums.sha256_of", noted)
     session.add_tasks(second)
 
     assert "tasks/tone-2/prompt.safetensors" in read

@@ -28,6 +28,8 @@ from pl_compile.runtime.server.schema import (
     text,
 )
 
+pytest_plugins = ["server_fixtures"]
+
 FIELDS = {"tone": {"sentence": "so cold"}, "ask": {"question": "why?", "place": "x"}}
 HEADERS = {"authorization": "Bearer admin-key"}
 
@@ -38,7 +40,7 @@ def test_no_body_that_the_document_suggests_or_forbids_is_an_error_of_the_server
 ) -> None:
     """Schemathesis makes them from `/openapi.json`: those that fit, and those that nearly fit."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(shared.service))
-    operations = [result.ok() for result in schema.get_all_operations()]
+    operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
     labels = {operation.label for operation in operations}
     assert labels >= {"POST /v1/completions", "POST /v1/chat/completions", "POST /v1/classify"}
     seen: set[tuple[str, int]] = set()
@@ -55,20 +57,25 @@ def test_no_body_that_the_document_suggests_or_forbids_is_an_error_of_the_server
         ),
         st.sampled_from([None, *FIELDS]),
     )
-    def check(case: Case, task: str | None) -> None:
-        if isinstance(case.body, dict) and "model" in case.body and task is not None:
+    def check(case: Case[Any], task: str | None) -> None:
+        body: Any = case.body
+        if isinstance(body, dict) and "model" in body and task is not None:
             # Else hardly any body would name a task that exists, or fit its fields.
-            case.body["model"] = task
-            if case.body.get("fields") is not None:
-                case.body["fields"] = FIELDS[task]
+            body["model"] = task
+            if body.get("fields") is not None:
+                body["fields"] = FIELDS[task]
         response = case.call(headers=HEADERS)
         # A body may ask for an answer within a millisecond.
-        asked_to_hurry = response.status_code == 504 and case.body.get("timeout") is not None
+        asked_to_hurry = response.status_code == 504 and body.get("timeout") is not None
         assert response.status_code < 500 or asked_to_hurry, (case.as_curl_command(), response.text)
         seen.add((case.operation.label, response.status_code))
 
     check()
-    assert {status for label, status in seen if label.startswith("POST /v1")} >= {200, 400}
+    assert {label for label, status in seen if status == 400} >= {
+        "POST /v1/completions",
+        "POST /v1/chat/completions",
+        "POST /v1/classify",
+    }
 
 
 JSON = st.recursive(

@@ -19,6 +19,8 @@ import pytest
 
 from pl_compile.runtime import Request, Session
 
+pytest_plugins = ["server_fixtures"]
+
 ASK = {"question": "why?", "place": "a field"}
 
 # A server whose steps wait for a file, so that requests stay under way as long as a test needs.

@@ -20,6 +20,8 @@ from pl_compile.runtime.server.limits import Limits
 from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT
 from pl_compile.runtime.server.service import Keys
 
+pytest_plugins = ["server_fixtures"]
+
 ASK = {"question": "why?", "place": "a field"}
 
 
@@ -798,7 +800,7 @@ def test_warming_runs_a_request(bundle: Path) -> None:
             seen.append(given)
             return step(given)
 
-        session.engine.step = noted  # type: ignore[method-assign]
+        session.engine.step = noted  # type: ignore[method-assign,assignment]
         warm(session)
 
     assert len(seen) >= 1

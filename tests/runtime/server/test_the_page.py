@@ -11,6 +11,8 @@ from pl_compile.runtime.server.faults import FAULTS
 from pl_compile.runtime.server.limits import Limits
 from pl_compile.runtime.server.openai import WITHOUT_EFFECT, body_schema
 
+pytest_plugins = ["server_fixtures"]
+
 PAGE = (Path(__file__).parents[3] / "docs/server.md").read_text(encoding="utf-8")
 
 
@@ -33,7 +35,7 @@ def test_every_key_is_listed() -> None:
     known = {
         key
         for kind in ("completion", "chat", "classify")
-        for key in body_schema(kind, Limits())["properties"]  # type: ignore[arg-type]
+        for key in body_schema(kind, Limits())["properties"]
     }
 
     assert keys == known
