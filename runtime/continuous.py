@@ -1,10 +1,31 @@
 """Continuous batching: rows come and go at any time, and step together on one engine."""
 
+from dataclasses import dataclass
+
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.requests import Event
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.scheduler import Scheduler, Turn
 from pl_compile.runtime.stepping import Batch, Output
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much an engine has to do.
+
+    Attributes:
+        running: rows that hold a slot.
+        waiting: rows in the queue.
+        slots: of the cache.
+        entries: of the cache, in all slots.
+        entries_in_use: those of running rows that hold a token.
+    """
+
+    running: int
+    waiting: int
+    slots: int
+    entries: int
+    entries_in_use: int
 
 
 class Continuous:
@@ -29,6 +50,18 @@ class Continuous:
     def is_busy(self) -> bool:
         """Whether rows wait or run."""
         return bool(self._scheduler)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do; any thread may ask, between steps or within one."""
+        engine, running = self._engine, self._scheduler.running
+        return Load(
+            running=running,
+            waiting=max(0, len(self._scheduler) - running),
+            slots=engine.max_batch,
+            entries=engine.max_batch * engine.capacity,
+            entries_in_use=sum(self.batch.entries.values()),
+        )
 
     def submit(self, row: Row, priority: int = 0) -> None:
         """Puts a row into the queue. It may come at any time between steps.

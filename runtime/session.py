@@ -7,29 +7,37 @@ gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 """
 
 import os
-import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.plain_values import shown, whole
 from pl_compile.config.sizes import MOST
-from pl_compile.errors import AnswerError, ArtifactError, RequestError, check_all
-from pl_compile.runtime.continuous import Continuous
+from pl_compile.errors import AnswerError, RequestError, check_all, unknown_name
+from pl_compile.runtime.continuous import Continuous, Load
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
+from pl_compile.runtime.fair_lock import FairLock
+from pl_compile.runtime.more_tasks import check_new, check_parity, tasks_of_another
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row, RowMaker
 from pl_compile.runtime.scoring import label_scores
 from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
+
+# What a step brought: its events by row, and None for a row that ended without one
+# (`Row.error` and `Row.failed` say why).
+Brought = Sequence[tuple[Row, Event | None]]
+# Takes what a step brought to the rows that were submitted with it. It is called with the session's
+# lock held, by the thread that ran the step, and must return at once.
+Inbox = Callable[[Brought], None]
 
 
 class Session:
@@ -54,8 +62,9 @@ class Session:
         self.tasks = dict(tasks)
         self._engine: Engine | None = engine
         self._flow: Continuous | None = Continuous(engine)
-        self._inboxes: dict[Row, deque[Event]] = {}  # of the streams that rows under way belong to
-        self._lock = threading.RLock()
+        self._bundle: Bundle | None = None  # that the engine runs
+        self._inboxes: dict[Row, Inbox] = {}  # of the streams that rows under way belong to
+        self._lock = FairLock()
 
     @classmethod
     def of_entries(
@@ -75,16 +84,17 @@ class Session:
     def open(
         cls,
         bundle: str | Path,
-        *,
+        *others: str | Path,
         max_batch: int | None = None,
         threads: int | None = None,
         provider: Provider | None = None,
         allow_failed_parity: bool = False,
     ) -> "Session":
-        """A session on a bundle. Every file of it is checked.
+        """A session on a bundle, or on several of one base. Every file that is used is checked.
 
         Args:
             bundle: the folder that `plc export` wrote.
+            others: more of them, whose tasks are served too, by the base of the first one.
             max_batch: most rows that step together, up to 4096; if None, 16, or what a plan was
                 built for.
             threads: threads of the engine, or of each rank, up to 64 or four times the machine's
@@ -93,19 +103,23 @@ class Session:
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
 
         Raises:
-            ArtifactError: the bundle is damaged, is marked as failed, was built for another target
+            ArtifactError: a bundle is damaged, is marked as failed, was built for another target
                 or machine, or holds a prefix that was folded from something else.
+            FingerprintError: the bundles hold different bases.
             RankError: a rank of a divided base cannot start.
             MissingExtraError: the package that runs the target is not installed.
-            RequestError: an argument of a wrong type or beyond its range, or more rows than there
-                is memory for.
+            RequestError: an argument of a wrong type or beyond its range, two tasks of one name, or
+                more rows than there is memory for.
         """
         max_batch = _count("max_batch", max_batch, MOST["max_batch"])
         # A waiting thread keeps its core busy: with many more threads than cores, none makes
         # progress.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
         checks = {
-            f"bundle {shown(bundle)}, expected a path": isinstance(bundle, str | Path),
+            **{
+                f"bundle {shown(each)}, expected a path": isinstance(each, str | Path)
+                for each in (bundle, *others)
+            },
             f"provider {shown(provider)}, expected a Provider": (
                 provider is None or isinstance(provider, Provider)
             ),
@@ -116,16 +130,74 @@ class Session:
         check_all(RequestError, "opening a session", checks)
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
-        if manifest.parity == "failed" and not allow_failed_parity:
-            raise ArtifactError(
-                f"opening the bundle {bundle}",
-                found="its numbers differ from the reference (parity failed)",
-                fix="See plc verify and the bundle's report.json; export it again.",
-            )
+        check_parity(checked, allowed=allow_failed_parity)
         tokenizer = Tokenizer.from_folder(checked.folder, vocab=manifest.graph.vocab)
         tasks = tasks_of_bundle(checked, tokenizer)
+        for other in map(Path, others):
+            more = tasks_of_another(
+                checked, other, (), tokenizer, allow_failed_parity=allow_failed_parity
+            )
+            check_new(more, tasks, f"opening the bundle {other}")
+            tasks |= more
         engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
-        return cls(tokenizer, tasks, engine)
+        session = cls(tokenizer, tasks, engine)
+        session._bundle = checked
+        return session
+
+    def add_tasks(
+        self, bundle: str | Path, tasks: Iterable[str] = (), *, allow_failed_parity: bool = False
+    ) -> tuple[str, ...]:
+        """Serves more tasks, while requests are answered.
+
+        Files are read and checked before the session is touched, so no request waits for them.
+        All tasks are added or, where one is refused, none.
+
+        Args:
+            bundle: a folder that holds them; its base is the session's. It may be the folder that
+                the session was opened on, if it was exported again.
+            tasks: their names; all of the bundle if empty.
+            allow_failed_parity: as for `open`.
+
+        Returns:
+            Their names.
+
+        Raises:
+            ArtifactError: the bundle is damaged or marked as failed, or has no such task.
+            FingerprintError: it holds another base.
+            RequestError: a task of that name is served already, or the session is not one that
+                `open` made, or was closed.
+        """
+        doing = f"adding tasks of the bundle {bundle}"
+        self._check_open()
+        if self._bundle is None:
+            raise RequestError(doing, found="a session without a bundle", expected="Session.open")
+        names = tuple(tasks)
+        check_new(names, self.tasks, doing)  # before anything is read
+        more = tasks_of_another(
+            self._bundle,
+            Path(bundle),
+            names,
+            self.tokenizer,
+            allow_failed_parity=allow_failed_parity,
+        )
+        with self._lock:
+            self._check_open()
+            check_new(more, self.tasks, doing)
+            self.tasks = {**self.tasks, **more}  # a new one: others may be reading the old one
+        return tuple(more)
+
+    def remove_task(self, name: str) -> None:
+        """Serves a task no more. Its requests that wait or run are answered to their ends.
+
+        Raises:
+            RequestError: there is no such task, or the session was closed.
+        """
+        with self._lock:
+            self._check_open()
+            if name not in self.tasks:
+                found, fix = unknown_name(f"{name}", tuple(self.tasks), what="task")
+                raise RequestError("removing a task", found=found, fix=fix)
+            self.tasks = {key: task for key, task in self.tasks.items() if key != name}
 
     @property
     def engine(self) -> Engine:
@@ -138,6 +210,15 @@ class Session:
         assert self._engine is not None
         return self._engine
 
+    @property
+    def load(self) -> Load:
+        """How much there is to do now.
+
+        Raises:
+            RequestError: the session was closed.
+        """
+        return self._check_open().load
+
     def close(self) -> None:
         """Ends the ranks, and frees the caches and the base. Closing once more does nothing.
 
@@ -145,17 +226,13 @@ class Session:
         """
         with self._lock:
             engine, self._engine, self._flow = self._engine, None, None
-            self._inboxes.clear()
+            self._end_all(closed_session())
             if engine is not None:
                 engine.close()
 
     def _check_open(self) -> Continuous:
         if self._flow is None:
-            raise RequestError(
-                "using a session",
-                found="one that was closed",
-                fix="Open another one: Session.open(bundle).",
-            )
+            raise closed_session()
         return self._flow
 
     def __enter__(self) -> Self:
@@ -209,18 +286,13 @@ class Session:
         ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
         inbox: deque[Event] = deque()
-        with self._lock:
-            flow = self._check_open()
-            for row in rows:
-                self._inboxes[row] = inbox
-                flow.submit(row)
-        del flow  # a closed session's engine is freed, whoever holds a stream
+        self.submit(rows, lambda brought: inbox.extend(event for _, event in brought if event))
         try:
             while self._has_more(rows, inbox):
                 yield inbox.popleft()
                 self._check_open()  # the reader may have closed it
         finally:
-            self._leave(rows)
+            self.leave(rows)
         _check_rows("answering requests", rows)
 
     def _has_more(self, rows: Sequence[Row], inbox: deque[Event]) -> bool:
@@ -248,23 +320,31 @@ class Session:
         try:
             events = flow.step()
         except BaseException as error:
-            told = error if isinstance(error, Exception) else _interrupted()
-            for row in self._inboxes:
-                row.error = told
-            self._inboxes.clear()
             self._flow = Continuous(self.engine)
+            self._end_all(error if isinstance(error, Exception) else _interrupted())
             raise
-        for row, event in events:
-            self._inboxes[row].append(event)
-        for row in [row for row in self._inboxes if not row.is_live]:
+        brought: list[tuple[Row, Event | None]] = list(events)
+        over = [row for row in self._inboxes if not row.is_live]
+        told = {row for row, _ in events}
+        brought += [(row, None) for row in over if row not in told]
+        self._hand_out(brought)
+        for row in over:
             del self._inboxes[row]
 
-    def _leave(self, rows: Iterable[Row]) -> None:
-        """Takes out the rows of a stream that ends before they do."""
-        with self._lock:
-            for row in rows:
-                if self._inboxes.pop(row, None) is not None and self._flow is not None:
-                    self._flow.cancel(row)
+    def _hand_out(self, brought: Brought) -> None:
+        """Gives each inbox what is its, all at once."""
+        parts: dict[Inbox, list[tuple[Row, Event | None]]] = {}
+        for row, event in brought:
+            parts.setdefault(self._inboxes[row], []).append((row, event))
+        for inbox, part in parts.items():
+            inbox(part)
+
+    def _end_all(self, error: Exception) -> None:
+        """Ends all rows under way with an error."""
+        for row in self._inboxes:
+            row.error = error
+        self._hand_out([(row, None) for row in self._inboxes])
+        self._inboxes.clear()
 
     @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
@@ -294,7 +374,11 @@ class Session:
             flow = self._check_open()
             while flow.is_busy:  # scores take all slots, so what runs is finished first
                 self._step(flow)
-            scores = [label_scores(self.engine, flow.batch, row, trie) for row, trie in rows]
+            try:
+                scores = [label_scores(self.engine, flow.batch, row, trie) for row, trie in rows]
+            except BaseException:
+                self._flow = Continuous(self.engine)  # the slots of this one are in use
+                raise
         for (row, _), labels in zip(rows, scores, strict=True):
             row.failed = labels is None
         _check_rows("scoring requests", [row for row, _ in rows], scores)
@@ -307,6 +391,46 @@ class Session:
             RequestError: it cannot be served, or the session was closed.
         """
         return self._row(0, request, "checking a request").cut_tokens
+
+    # For those who wait for rows otherwise than `stream` does: `AsyncSession`.
+
+    def prepare(self, request: Request) -> Row:
+        """A request as a row that can be submitted.
+
+        Raises:
+            RequestError: it cannot be served, or the session was closed.
+        """
+        return self._row(0, request, "serving a request")
+
+    def submit(self, rows: Iterable[Row], inbox: Inbox) -> None:
+        """Puts rows into the queue; each step hands `inbox` what it brought to them.
+
+        Raises:
+            RequestError: the session was closed.
+        """
+        with self._lock:
+            flow = self._check_open()
+            for row in rows:
+                self._inboxes[row] = inbox
+                flow.submit(row)
+
+    def advance(self) -> None:
+        """Runs one step, if there is work.
+
+        Raises:
+            Exception: the step failed, and all rows under way have ended with its error.
+        """
+        with self._lock:
+            flow = self._check_open()
+            if flow.is_busy:
+                self._step(flow)
+
+    def leave(self, rows: Iterable[Row]) -> None:
+        """Takes out rows that nobody waits for any more; those that are over are left out."""
+        with self._lock:
+            for row in rows:
+                if self._inboxes.pop(row, None) is not None and self._flow is not None:
+                    self._flow.cancel(row)
 
     def _row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> Row:
         with self._lock:  # renderers and tokenizer keep what they have seen
@@ -321,6 +445,15 @@ def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) ->
     if failed:
         places = {index: f"request {index} (task '{task}')" for index, task in failed}
         raise AnswerError(doing, places, results=results)
+
+
+def closed_session() -> RequestError:
+    """What a use of a closed session raises."""
+    return RequestError(
+        "using a session",
+        found="one that was closed",
+        fix="Open another one: Session.open(bundle).",
+    )
 
 
 def _interrupted() -> RequestError:

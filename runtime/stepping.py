@@ -133,8 +133,8 @@ class Batch:
 
     @property
     def entries(self) -> dict[int, int]:
-        """How many entries each slot in use holds."""
-        return {slot: held.entries for slot, held in self._held.items()}
+        """How many entries each slot in use holds; any thread may ask."""
+        return {slot: held.entries for slot, held in list(self._held.items())}
 
     def retire(self, slots: Iterable[int]) -> None:
         """Makes slots free."""

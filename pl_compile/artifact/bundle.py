@@ -355,13 +355,15 @@ def write_manifest(
     write_json(bundle / MANIFEST, content)
 
 
-def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
+def read_bundle(folder: Path, *, sums: bool = True, base: bool = True) -> Bundle:
     """Opens a bundle and checks every file of it.
 
     Args:
         folder: the bundle.
         sums: whether files are read to compare their sums; names and sizes are always compared.
             A caller that has just made the sums passes False.
+        base: whether that holds for the files in `base/`, too. A caller that does not use them
+            passes False.
 
     Raises:
         ArtifactError: no manifest, a newer version, a file that is missing, altered or cut short,
@@ -369,7 +371,13 @@ def read_bundle(folder: Path, *, sums: bool = True) -> Bundle:
     """
     doing = f"opening the bundle {folder}"
     manifest = _read_manifest(folder, doing)
-    check_files(folder, manifest.files, doing, left_out=_NOT_SUMMED, sums=sums, fix=_COPY_OR_EXPORT)
+
+    def is_read(name: str) -> bool:
+        return sums and (base or not name.startswith("base/"))
+
+    check_files(
+        folder, manifest.files, doing, left_out=_NOT_SUMMED, is_read=is_read, fix=_COPY_OR_EXPORT
+    )
     entries = {name: _read_task(folder, name, manifest) for name in manifest.tasks}
     return Bundle(folder, manifest, entries, manifest.files)
 

@@ -4,7 +4,7 @@ Knows nothing of what the files are for. Only plain files inside the folder are 
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -48,7 +48,7 @@ def check_files(
     doing: str,
     *,
     left_out: Collection[str],
-    sums: bool,
+    is_read: Callable[[str], bool],
     fix: str,
 ) -> None:
     """Raises `ArtifactError` unless a folder holds the recorded files, unaltered, and no others.
@@ -58,7 +58,7 @@ def check_files(
         files: the record of each.
         doing: what an error says was being done.
         left_out: files without a record that may be there.
-        sums: whether files are read to compare their sums; names and sizes are always compared.
+        is_read: whether a file is read to compare its sum; names and sizes are always compared.
         fix: what to do about files that are missing or altered.
     """
     for name in files:
@@ -79,7 +79,7 @@ def check_files(
     damaged = []
     for name, record in files.items():
         problem = _problem_of_size(name, record, sizes.get(name))
-        if sums and not problem:
+        if not problem and is_read(name):
             problem = _problem_of_sum(name, record, folder / name)
         damaged += [problem] * bool(problem)
     if problems and not damaged:

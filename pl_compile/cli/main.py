@@ -30,6 +30,7 @@ COMMANDS = {
     "build": "Build a bundle's TensorRT plans on the device that will run them.",
     "verify": "Check a bundle: sums, self-tests, parity with torch.",
     "generate": "Answer one request, or a file of them.",
+    "serve": "Answer requests over HTTP.",
     "eval": "Score tasks with and without their prompts.",
     "bench": "Measure how fast a bundle or a server is.",
     "inspect": "Say what a path holds.",

@@ -23,6 +23,7 @@ _EXTRAS = {
     "train": (("torch", "transformers"), "plc train, parity with torch, plc eval of a table"),
     "export": (("onnx", "onnx-ir"), "plc export"),
     "eval": (("rouge-score",), "plc eval --metric rouge"),
+    "serve": (("starlette", "uvicorn", "prometheus-client"), "plc serve"),
     "gpu": (("onnxruntime-gpu", "cuda-bindings"), "target onnx-cuda, and --provider cuda"),
 }
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "safetensors", "click", "pyyaml", "rich")

@@ -21,6 +21,9 @@ HIDDEN = (
     "accelerate",
     "matplotlib",
     "rouge_score",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 )
 
 MAIN = f"""
@@ -88,6 +91,7 @@ def test_works_without_extras(work: Path, arguments: list[str]) -> None:
         (["fetch"], "torch", "train"),
         (["train", "train.yaml"], "torch", "train"),
         (["export", "--prompts", "table.safetensors"], "onnx", "export"),
+        (["serve", "bundle"], "starlette", "serve"),
         (["verify", "bundle", "--reference", "base"], "torch", "train"),
         (["eval", "table.safetensors", "--data", "rows.jsonl"], "torch", "train"),
         (["eval", "bundle", "--data", "rows.jsonl", "--reference", "b"], "torch", "train"),

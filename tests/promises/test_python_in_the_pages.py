@@ -3,7 +3,11 @@
 The blocks of a page run in their order, in one namespace.
 """
 
+import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,12 +68,29 @@ def prepared(plc, tiny_bases: dict[str, Path], tmp_path: Path) -> Path:  # type:
     return tmp_path
 
 
+@pytest.fixture
+def server(prepared: Path) -> Iterator[str]:
+    """Where `plc serve bundle` answers."""
+    command = [sys.executable, "-m", "pl_compile.cli", "serve", "bundle", "--port", "0", "--json"]
+    with subprocess.Popen(
+        command, cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        url: str = json.loads(process.stdout.readline())["url"]
+        yield url
+        process.terminate()
+
+
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
-def test_python_blocks_of_a_page_run(page: Path, prepared: Path) -> None:
+def test_python_blocks_of_a_page_run(
+    page: Path, prepared: Path, request: pytest.FixtureRequest
+) -> None:
     namespace: dict[str, object] = {"__name__": "page"}
+    if page.name == "server.md":
+        namespace["server"] = request.getfixturevalue("server")
     for number, block in enumerate([_BEFORE.get(page.name, ""), *blocks_of(page)]):
         exec(compile(block, f"{page.name}, Python block {number}", "exec"), namespace)
 
 
 def test_the_pages_that_show_python_are_found() -> None:
-    assert {page.name for page in WITH_BLOCKS} >= {"README.md", "serving.md"}
+    assert {page.name for page in WITH_BLOCKS} >= {"README.md", "serving.md", "server.md"}
