@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pl_compile.runtime.log_probs import log_softmax
 from pl_compile.runtime.requests import LabelScore
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.stepping import Batch, Output
-from pl_compile.shapes import Float32, Float64
 from pl_compile.text.label_trie import LabelTrie
 
 
@@ -27,7 +27,7 @@ def label_scores(batch: Batch, row: Row, trie: LabelTrie) -> tuple[LabelScore, .
             batch.clear(batch.slots)
             batch.retire(batch.slots)
             return None
-        log_probabilities = _log_softmax(output.logits)
+        log_probabilities = log_softmax(output.logits)
         for token, child in trie.children[node].items():
             reached[child] = log_probabilities[token]  # of the node's last token; summed up below
     batch.retire(batch.slots)
@@ -59,9 +59,3 @@ def _after_each_node(batch: Batch, row: Row, trie: LabelTrie) -> Iterator[tuple[
         outputs = batch.feed({i: np.asarray(trie.path(node)) for i, node in enumerate(part)})
         for index, node in enumerate(part):
             yield node, outputs[index]
-
-
-def _log_softmax(logits: Float32) -> Float64:
-    wide = logits.astype(np.float64)
-    log: Float64 = wide - (wide.max() + np.log(np.exp(wide - wide.max()).sum()))
-    return log

@@ -213,7 +213,7 @@ class Session:
             flow = self._check_open()
             for row in rows:
                 self._inboxes[row] = inbox
-                flow.submit(row)
+                flow.submit(row, row.request.priority)
         del flow  # a closed session's engine is freed, whoever holds a stream
         try:
             while self._has_more(rows, inbox):
