@@ -1,7 +1,7 @@
 """What a caller asks for and what comes back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pl_compile.config.plain_values import finite, shown, whole
@@ -123,6 +123,31 @@ class Request:
         )
 
 
+_OF_SAMPLING = tuple(each.name for each in fields(Sampling))
+
+# The names by which `with_options` takes the options of a request.
+OPTIONS = (
+    *(each.name for each in fields(Request) if each.name not in ("task", "fields", "sampling")),
+    *_OF_SAMPLING,
+)
+
+
+def with_options(request: Request, options: Mapping[str, Any]) -> Request:
+    """A request with some of its options changed.
+
+    Args:
+        request: the others are its own.
+        options: by their names in `OPTIONS`: those of `Request` and those of `Sampling` together.
+
+    Raises:
+        RequestError: a value of a wrong type, or beyond its range.
+    """
+    of_sampling = {name: options[name] for name in options if name in _OF_SAMPLING}
+    others = {name: options[name] for name in options if name not in _OF_SAMPLING}
+    sampling = replace(request.sampling, **of_sampling)
+    return replace(request, **others, sampling=sampling)
+
+
 @dataclass(frozen=True)
 class TokenLogProbs:
     """How likely a token of an answer was, as the base itself sees it.
@@ -143,6 +168,12 @@ class TokenLogProbs:
     text: str
     log_prob: float
     top: tuple[tuple[int, str, float], ...]
+
+    def record(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        names = ("token_id", "text", "log_prob")
+        top = [dict(zip(names, each, strict=True)) for each in self.top]
+        return {**{name: getattr(self, name) for name in names}, "top": top}
 
 
 @dataclass(frozen=True)
