@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from pl_compile.config.plain_values import finite, shown, whole
 from pl_compile.config.sampling import Sampling
+from pl_compile.config.sizes import MOST
 from pl_compile.errors import RequestError, list_problems
 from pl_compile.text.field_value import expected_value, is_field_value
 
 FinishReason = Literal["stop", "length", "timeout"]
-
-MOST_LOG_PROBS = 20
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ class Request:
         count = whole(self.log_probs)
         yield (
             f"log_probs {shown(self.log_probs)}, expected a whole number from 0 to "
-            f"{MOST_LOG_PROBS}, or None",
-            self.log_probs is None or (count is not None and 0 <= count <= MOST_LOG_PROBS),
+            f"{MOST['log_probs']}, or None",
+            self.log_probs is None or (count is not None and 0 <= count <= MOST["log_probs"]),
         )
 
 

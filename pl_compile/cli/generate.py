@@ -86,7 +86,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--log-probs",
-    type=click.IntRange(0, 20),
+    type=click.IntRange(0, MOST["log_probs"]),
     help="With --json or --output: the log probability of each token, and of so many likeliest.",
 )
 @click.option(
