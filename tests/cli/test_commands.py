@@ -824,12 +824,12 @@ def test_an_answer_that_is_not_finished_is_told(plc: Any, work: Path) -> None:
 
 def test_bad_words_of_the_command_line_are_kept_out(plc: Any, work: Path) -> None:
     request = ("generate", work / "bundle", "--task", "ask", "--field", "question=why?")
-    request = (*request, "--field", "place=a", "--min-tokens", "20")
-    plain = plc(*request)[1]
+    longer = ("--field", "place=a", "--min-tokens", "20")
+    plain = plc(*request, *longer)[1]
     letters = [letter for letter in "aeiouy" if letter in plain]
     assert letters
 
-    _, out, err = plc(*request, *(f"--bad-word={letter}" for letter in (*letters, r"\n")))
+    _, out, err = plc(*request, *longer, *(f"--bad-word={letter}" for letter in (*letters, r"\n")))
 
     assert out.strip()
     assert not any(letter in out for letter in letters)
