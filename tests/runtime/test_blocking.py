@@ -247,7 +247,10 @@ def test_a_graph_is_not_asked_for_tokens_that_it_cannot_choose(folders: dict[str
     graph, host = Session.open(folders["graph"]), Session.open(folders["host"])
     assert graph.engine.candidates
     requests = [
-        asked(sampling=Sampling(temperature=temperature, top_k=top_k, no_repeat_ngram=n, seed=3))
+        asked(
+            min_tokens=0,  # before them the host chooses
+            sampling=Sampling(temperature=temperature, top_k=top_k, no_repeat_ngram=n, seed=3),
+        )
         for temperature, top_k in ((0.0, 0), (0.9, 12))
         for n in (0, 2)
     ]
