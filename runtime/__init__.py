@@ -10,7 +10,7 @@ print(result.text)
 from pl_compile.config.sampling import Sampling
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
-from pl_compile.runtime.requests import Event, LabelScore, Request, Result
+from pl_compile.runtime.requests import Event, LabelScore, Request, Result, TokenLogProbs
 from pl_compile.runtime.session import Session
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Result",
     "Sampling",
     "Session",
+    "TokenLogProbs",
 ]

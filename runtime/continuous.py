@@ -1,5 +1,7 @@
 """Continuous batching: rows come and go at any time, and step together on one engine."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pl_compile.runtime.engines.engine import Engine
@@ -36,11 +38,14 @@ class Continuous:
 
     Args:
         engine: runs the steps; its cache belongs to this object.
+        clock: seconds that only grow, for the timeouts of requests.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self.batch = Batch(engine)
         self._engine = engine
+        self._clock = clock
+        self._deadlines: dict[Row, float] = {}  # of rows under way with a timeout
         # With pieces of the engine's own size, a prompt is cut where the engine would cut it.
         self._scheduler: Scheduler[Row] = Scheduler(
             engine.max_batch, piece=engine.piece, budget=engine.piece
@@ -71,9 +76,12 @@ class Continuous:
             priority: larger ones are admitted first.
         """
         self._scheduler.submit(row, len(row.input_ids), priority)
+        if row.request.timeout is not None:
+            self._deadlines[row] = self._clock() + row.request.timeout
 
     def cancel(self, row: Row) -> None:
         """Takes a row out that waits or runs; its slot is free at once."""
+        self._deadlines.pop(row, None)
         slot = self._scheduler.withdraw(row)
         if slot is not None:
             self.batch.retire([slot])
@@ -81,11 +89,17 @@ class Continuous:
     def step(self) -> list[tuple[Row, Event]]:
         """Feeds prompts or answers, whichever have their turn.
 
-        A row whose logits are not finite is taken out and marked as `failed`.
+        A row whose logits are not finite is taken out and marked as `failed`. Where the time of
+        rows is over, waiting or running, they are taken out instead, and nothing is fed.
 
         Returns:
-            The events of rows that got a token. Rows that are finished have left.
+            The events of rows that got a token, or whose time was over. Rows that are finished have
+            left.
         """
+        if overdue := self._overdue():
+            for row in overdue:
+                self.cancel(row)
+            return [(row, row.time_out()) for row in overdue]
         turn = self._scheduler.turn()
         if turn is None:
             return []
@@ -103,9 +117,18 @@ class Continuous:
         if broken:
             self.batch.clear(broken)
         over = [slot for slot, row in turn.stepping.items() if not row.is_live]
+        for slot in over:
+            self._deadlines.pop(turn.stepping[slot], None)
         self._scheduler.finish(over)
         self.batch.retire(over)
         return events
+
+    def _overdue(self) -> list[Row]:
+        """The rows whose time is over."""
+        if not self._deadlines:
+            return []
+        now = self._clock()
+        return [row for row, deadline in self._deadlines.items() if deadline <= now]
 
     def _run(self, turn: Turn[Row]) -> dict[int, Output]:
         """Admits, moves and feeds rows; gives by slot what follows."""

@@ -9,7 +9,9 @@ import numpy as np
 from pl_compile.config.plain_values import shown
 from pl_compile.errors import DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
-from pl_compile.runtime.requests import Event, FinishReason, Request, Result
+from pl_compile.runtime.blocking import BadWords, Ngrams
+from pl_compile.runtime.log_probs import token_log_probs
+from pl_compile.runtime.requests import Event, FinishReason, Request, Result, TokenLogProbs
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Output
@@ -57,6 +59,7 @@ class RowMaker:
                 rendered, trie = self._with_room(request, task, whole), None
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
+        _check_choices(trie, request.bad_words, doing)
         cut_tokens = len(whole) - len(rendered)
         if not request.use_prompt:
             rendered, task = rendered.without_virtual(), task.without_prefix()
@@ -65,6 +68,7 @@ class RowMaker:
             after = "" if task.prefix_kv is None else " after the prefix"
             expected = f"at least one token{after}"
             raise RequestError(doing, found="an empty prompt", expected=expected)
+        sampling = request.sampling
         return Row(
             index=index,
             request=request,
@@ -75,9 +79,20 @@ class RowMaker:
             cut_tokens=cut_tokens,
             limit=min(request.max_tokens, self.capacity - len(rendered)),
             trie=trie,
-            bias=bias_by_id(request.sampling.logit_bias, trie, self.tokenizer, doing),
+            bias=bias_by_id(sampling.logit_bias, trie, self.tokenizer, doing),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
             text=AnswerText(self.tokenizer, request.stop),
+            tokenizer=self.tokenizer,
+            ngrams=(
+                Ngrams(sampling.no_repeat_ngram, rendered.input_ids(self.vocab).tolist())
+                if sampling.no_repeat_ngram and trie is None
+                else None
+            ),
+            bad_words=(
+                BadWords(self.tokenizer, request.bad_words)
+                if request.bad_words and trie is None
+                else None
+            ),
         )
 
     def _task(self, request: Request, doing: str) -> ServedTask:
@@ -109,6 +124,18 @@ class RowMaker:
         return task.renderer.prompt_and_choices(request.fields, max_length=self.capacity)
 
 
+def _check_choices(trie: LabelTrie | None, bad_words: Collection[str], doing: str) -> None:
+    """Refuses bad words of which a choice holds one: a choice is written whole."""
+    for label in trie.labels if trie else ():
+        for word in bad_words:
+            if word in label.strip():
+                raise RequestError(
+                    doing,
+                    found=f"the bad word {shown(word)} in the choice {shown(label.strip())}",
+                    fix="Leave it out, or ask with constrain=False.",
+                )
+
+
 @dataclass(eq=False)
 class Row:
     """A request under way.
@@ -126,6 +153,9 @@ class Row:
         bias: added to the logits of tokens of a closed set, by their ids.
         seen: real tokens of prompt and answer, for the repetition penalty.
         text: of the answer, where it is open.
+        tokenizer: the base's.
+        ngrams: the sequences of tokens that must not be repeated; None where they may.
+        bad_words: what keeps them out of the answer; None where there are none.
         token_ids: the answer so far.
         finished: why the answer ended; None while it has not.
         failed: whether its logits were not finite numbers.
@@ -144,6 +174,9 @@ class Row:
     bias: dict[int, float]
     seen: list[int]
     text: AnswerText
+    tokenizer: Tokenizer
+    ngrams: Ngrams | None
+    bad_words: BadWords | None
     token_ids: list[int] = field(default_factory=list)
     finished: FinishReason | None = None
     failed: bool = False
@@ -155,6 +188,7 @@ class Row:
         self._choices = None if self.trie is None else TrieWalk(self.trie)
         self._chosen = ""  # the part of a choice that is certain
         self._fed = 0  # tokens of the prompt
+        self._log_probs: list[TokenLogProbs] = []
 
     @property
     def is_live(self) -> bool:
@@ -187,7 +221,7 @@ class Row:
             inputs: the engine's `sampling_inputs`.
         """
         waits = len(self.token_ids) < self.request.min_tokens
-        if self._choices is not None or waits:
+        if self._choices is not None or waits or self.bad_words is not None:
             return None
         return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
 
@@ -197,23 +231,17 @@ class Row:
         Returns:
             The text that became certain; with it the result, once the answer is finished.
         """
-        rules = self.task.renderer.rules
-        token_id = output.token
-        if token_id is None:
-            token_id = next_token(
-                output.logits,
-                self.request.sampling,
-                self._generator,
-                bias=self.bias,
-                seen=self.seen,
-                blocked=rules.ends if len(self.token_ids) < self.request.min_tokens else (),
-                allowed=self._choices.allowed() if self._choices else None,
-            )
-        self.token_ids.append(token_id)
-        self.seen.append(token_id)
+        token_id = self._choose(output) if output.token is None else output.token
+        if token_id is None:  # none may follow
+            self.finished = "stop"
+            return self._event(self.text.finish(), self.text.text)
+        self._take(token_id)
+        if self.request.log_probs is not None:
+            noted = token_log_probs(output.logits, token_id, self.request.log_probs, self.tokenizer)
+            self._log_probs.append(noted)
         if self._choices is not None:
             return self._advance_in_choices(self._choices, token_id)
-        if token_id in rules.ends:
+        if token_id in self._ends:
             self.finished = "stop"
             return self._event(self.text.finish(), self.text.text)
         piece = self.text.push(token_id)
@@ -224,6 +252,51 @@ class Row:
             # An unfinished character has become text, and a stop text may be in it.
             self.finished = "stop" if self.text.stopped else "length"
         return self._event(piece, self.text.text)
+
+    def time_out(self) -> Event:
+        """Ends the answer as it is, whether it was begun or not; with the text that was held."""
+        if self._choices is not None:
+            self.finished = "timeout"
+            return self._event("", self._chosen)
+        piece = self.text.finish()
+        # An unfinished character has become text, and a stop text may be in it.
+        self.finished = "stop" if self.text.stopped else "timeout"
+        return self._event(piece, self.text.text)
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        """The tokens that end the answer."""
+        return self.task.renderer.rules.ends
+
+    def _choose(self, output: Output) -> int | None:
+        """The next token, by its logits; None where none may follow."""
+        blocked = set(self._ends) if len(self.token_ids) < self.request.min_tokens else set()
+        if self.ngrams is not None:
+            blocked |= {key for key in self.ngrams.blocked() if key < len(output.logits)}
+        return next_token(
+            output.logits,
+            self.request.sampling,
+            self._generator,
+            bias=self.bias,
+            seen=self.seen,
+            blocked=blocked,
+            allowed=self._choices.allowed() if self._choices else None,
+            fits=None if self.bad_words is None else self._fits,
+        )
+
+    def _fits(self, token_id: int) -> bool:
+        """Whether the answer has no bad word with a token; one that ends it is no text."""
+        assert self.bad_words is not None
+        return token_id in self._ends or self.bad_words.allows(token_id)
+
+    def _take(self, token_id: int) -> None:
+        """Notes a token of the answer."""
+        self.token_ids.append(token_id)
+        self.seen.append(token_id)
+        if self.ngrams is not None:
+            self.ngrams.push(token_id)
+        if self.bad_words is not None:
+            self.bad_words.push(token_id)
 
     def _advance_in_choices(self, choices: TrieWalk, token_id: int) -> Event:
         """Takes a token of a choice. A choice is written to its end, whatever its tokens mean.
@@ -248,5 +321,7 @@ class Row:
             self.finished,
             self.prompt_tokens,
             self.cut_tokens,
+            self.held,
+            tuple(self._log_probs) if self.request.log_probs is not None else None,
         )
         return Event(self.index, piece, result)

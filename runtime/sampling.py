@@ -1,12 +1,12 @@
 """Logits to the next token, one row at a time, in numpy.
 
-Order: bias, repetition penalty, minimum length, allowed tokens, then greedy or temperature, top-k,
-top-p, min-p: that of transformers.
+Order: bias, repetition penalty, blocked or allowed tokens, then greedy or temperature, top-k,
+top-p, min-p: that of transformers. Of these the first token comes that the answer's text allows.
 A draw is the largest of logit plus Gumbel noise, the noise indexed by rank: a graph that is handed
 the same noise makes the same draw.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -68,9 +68,10 @@ def next_token(
     *,
     bias: Mapping[int, float] | None = None,
     seen: Sequence[int] = (),
-    blocked: Sequence[int] = (),
+    blocked: Collection[int] = (),
     allowed: Sequence[int] | None = None,
-) -> int:
+    fits: Callable[[int], bool] | None = None,
+) -> int | None:
     """The next token of a row.
 
     Args:
@@ -79,8 +80,14 @@ def next_token(
         generator: the row's own source of noise.
         bias: what is added to the logits, by token.
         seen: real tokens of the row so far, for the repetition penalty.
-        blocked: tokens that may not come yet (those that end an answer, before its minimum length).
-        allowed: if given, the only tokens that may come; it overrides `blocked`.
+        blocked: tokens that may not come (those that end an answer, before its minimum length;
+            those that repeat a sequence).
+        allowed: if given, the only tokens that may come; it overrides `blocked` and `fits`.
+        fits: whether a token may come; None where all may. In place of a token that may not, the
+            next one of the draw comes; after all of these, the likeliest of the others.
+
+    Returns:
+        None where no token may come.
     """
     scores = logits.astype(np.float32, copy=True)
     if bias:
@@ -91,17 +98,30 @@ def next_token(
         scores[ids] = np.where(scores[ids] > 0, scores[ids] / penalty, scores[ids] * penalty)
     if allowed is not None:
         ids = np.asarray(sorted(allowed))
-        return int(ids[_choose(scores[ids], sampling, generator)])
+        return int(ids[_choose(scores[ids], sampling, generator)[0]])
     if blocked:
         scores[list(blocked)] = -np.inf
-    return _choose(scores, sampling, generator)
+        if scores.max() == -np.inf:
+            return None
+    token_id, in_order = _choose(scores, sampling, generator)
+    if fits is None or fits(token_id):
+        return token_id
+    left = (token_id for token_id in in_order() if scores[token_id] > -np.inf)
+    return next(filter(fits, left), None)
 
 
-def _choose(scores: Float32, sampling: Sampling, generator: "np.random.Generator") -> int:
+def _choose(
+    scores: Float32, sampling: Sampling, generator: "np.random.Generator"
+) -> tuple[int, Callable[[], list[int]]]:
+    """The next token, and what gives all tokens in the order in which they would be taken."""
     if sampling.temperature == 0.0:
-        return int(np.argmax(scores))
+        return int(np.argmax(scores)), lambda: likeliest(scores).tolist()
     ids, logs = ranked(scores, sampling)
-    return int(ids[np.argmax(logs + _gumbel(generator, len(ids)))])
+    drawn = logs + _gumbel(generator, len(ids))
+    return int(ids[np.argmax(drawn)]), lambda: [
+        *ids[np.argsort(-drawn, kind="stable")].tolist(),
+        *likeliest(scores).tolist(),  # each of `ids` once more, which changes nothing
+    ]
 
 
 def ranked(
@@ -117,7 +137,7 @@ def ranked(
         int64 `[top_k]`, the likeliest token first; and float64 `[top_k]`, the logarithm of how
         much less likely each is than the first, minus infinity where it cannot be drawn.
     """
-    ids = _ranked(scores, sampling.top_k)
+    ids = likeliest(scores, sampling.top_k)
     # From the highest down, in float64: with a tiny temperature all others end at 0, or at -inf.
     logs = (scores[ids].astype(np.float64) - scores[ids[0]]) / sampling.temperature
     of_first = np.exp(logs)
@@ -135,8 +155,18 @@ def _gumbel(generator: "np.random.Generator", count: int) -> Float64:
     return noise
 
 
-def _ranked(scores: Float32, top_k: int) -> Int64:
-    """Indices of the `top_k` highest scores (0 for all), highest first; ties by index."""
+def likeliest(
+    scores: Annotated[Float32, Shape("tokens")], top_k: int = 0
+) -> Annotated[Int64, Shape("top_k")]:
+    """The tokens of the `top_k` highest scores (0 for all), highest first; ties by index.
+
+    Args:
+        scores: float32 `[tokens]`.
+        top_k: how many; all where there are fewer.
+
+    Returns:
+        int64 `[top_k]`.
+    """
     count = min(top_k, len(scores)) or len(scores)
     least = np.partition(scores, -count)[-count]
     # With all that equal the least: of these, `np.argpartition` keeps others on other processors.

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.log_probs import log_softmax
 from pl_compile.runtime.requests import LabelScore
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.stepping import Batch
-from pl_compile.shapes import Float32, Float64
+from pl_compile.shapes import Float32
 from pl_compile.text.label_trie import LabelTrie
 
 # Nodes that are computed together: their logits are in memory at once.
@@ -34,7 +35,7 @@ def label_scores(
             batch.clear(list(batch.entries))
             batch.retire(batch.entries)
             return None
-        log_probabilities = _log_softmax(logits)
+        log_probabilities = log_softmax(logits)
         for token, child in trie.children[node].items():
             reached[child] = log_probabilities[token]  # of the node's last token; summed up below
     batch.retire(batch.entries)
@@ -85,9 +86,3 @@ def _in_copies(batch: Batch, row: Row, trie: LabelTrie) -> Iterator[tuple[int, F
         batch.retire(range(1, len(part)))
         for index, node in enumerate(part):
             yield node, outputs[index].logits
-
-
-def _log_softmax(logits: Float32) -> Float64:
-    wide = logits.astype(np.float64)
-    log: Float64 = wide - (wide.max() + np.log(np.exp(wide - wide.max()).sum()))
-    return log

@@ -412,7 +412,7 @@ class Session:
             flow = self._check_open()
             for row in rows:
                 self._inboxes[row] = inbox
-                flow.submit(row)
+                flow.submit(row, row.request.priority)
 
     def advance(self) -> None:
         """Runs one step, if there is work.

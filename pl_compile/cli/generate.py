@@ -46,7 +46,8 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     "--input",
     "source",
     type=InputPath(path_type=Path, allow_dash=True),
-    help="Requests as JSONL: taskname and fields, any mix of tasks; - is standard input.",
+    help="Requests as JSONL: taskname and fields, any mix of tasks, and options of a line's own; "
+    "- is standard input.",
 )
 @click.option(
     "--output",
@@ -76,6 +77,19 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--stop", multiple=True, help="A text that ends an answer.")
 @click.option(
+    "--bad-word", "bad_words", multiple=True, help="A text that no answer contains, in words too."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which an answer ends as it is, waiting included.",
+)
+@click.option(
+    "--log-probs",
+    type=click.IntRange(0, MOST["log_probs"]),
+    help="With --json or --output: the log probability of each token, and of so many likeliest.",
+)
+@click.option(
     "--batch",
     type=click.IntRange(1, MOST["max_batch"]),
     help="Rows that step together. [default: 16, or what a plan was built for]",
@@ -97,6 +111,9 @@ def command(
     min_tokens: int,
     logit_bias: tuple[str, ...],
     stop: tuple[str, ...],
+    bad_words: tuple[str, ...],
+    timeout: float | None,
+    log_probs: int | None,
     batch: int | None,
     probabilities: bool,
     provider: str | None,
@@ -120,24 +137,30 @@ def command(
         and output.samefile(source)
     ):
         raise click.UsageError("--output is --input: the requests would be lost.")
+    if log_probs is not None and not as_json and output is None and not probabilities:
+        raise click.UsageError("--log-probs goes with --json or --output.")
+    from pl_compile.driver.answer_file import check_output, record_of
     from pl_compile.runtime import Request, Session
     from pl_compile.text.template import literal_escapes
 
-    for line in literal_escapes({f"--stop {text}": text for text in stop}):
+    texts = {f"--stop {text}": text for text in stop}
+    texts |= {f"--bad-word {text}": text for text in bad_words}
+    for line in literal_escapes(texts):
         TerminalProgress().say(line)
     chosen = chosen_provider(provider, provider_pairs, provider_library)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
         "stop": stop,
+        "bad_words": bad_words,
+        "timeout": timeout,
+        "log_probs": log_probs,
         "sampling": _parse_sampling(sampling, logit_bias),
     }
     if probabilities:
         _refuse_others(source)
     if source is not None:
         if output is not None:
-            from pl_compile.driver.answer_file import check_output
-
             check_output(output)
         session = Session.open(bundle, max_batch=batch, provider=chosen)
         _answer_file(session, source, output, options, as_json)
@@ -149,24 +172,22 @@ def command(
         _note_cut(session, request)
         return
     session = Session.open(bundle, max_batch=1, provider=chosen)
+    result = session.generate([request])[0] if as_json else _shown(session, request)
     if as_json:
-        result = session.generate([request])[0]
-        print_json(
-            {
-                "task": result.task,
-                "text": result.text,
-                "token_ids": list(result.token_ids),
-                "finish_reason": result.finish_reason,
-                "prompt_tokens": result.prompt_tokens,
-                "cut_tokens": result.cut_tokens,
-            }
-        )
-    else:
-        for event in session.stream([request]):
-            click.echo(event.text, nl=False)
-            sys.stdout.flush()
-        click.echo()
+        print_json({"task": result.task, "text": result.text, **record_of(result)})
+    if result.finish_reason == "timeout":
+        TerminalProgress().say(f"the answer is not finished: {timeout:g} s were over")
     _note_cut(session, request)
+
+
+def _shown(session: Any, request: Any) -> Any:
+    """Prints an answer as it is written; gives its result."""
+    for event in session.stream([request]):
+        click.echo(event.text, nl=False)
+        sys.stdout.flush()
+        result = event.result
+    click.echo()
+    return result
 
 
 def _note_cut(session: Any, request: Any) -> None:
@@ -233,6 +254,10 @@ def _answer_file(
             for answer in answers
         ]
         print_table(f"Answers to {source}", ["task", "input", "answer", "expected"], rows)
+    results = [answer.result for answer in answers if answer.result is not None]
+    late = sum(result.finish_reason == "timeout" for result in results)
+    if late:
+        TerminalProgress().say(f"{late} of {len(answers)} answers are not finished: timeout")
     if failed is not None:
         raise failed
 

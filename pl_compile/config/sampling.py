@@ -71,6 +71,8 @@ class Sampling:
         logit_bias: of a closed set of answers: -100 to 100, added to the logits of tokens by their
             texts, before all else. A text is that of one token of the choices, without blanks at
             its ends; a token that has none, as EOS, goes by its name in the vocabulary.
+        no_repeat_ngram: no sequence of so many tokens stands twice in prompt and answer together;
+            0 for off. A choice is not changed by it.
     """
 
     temperature: float = _number(
@@ -95,6 +97,13 @@ class Sampling:
     seed: int = _number(0, 0, None, "a whole number, 0 or more", help="Of the draws.")
     min_p: float = _number(0.0, 0, 1, "a number from 0 to 1", help="0 is off.", in_graph="float32")
     logit_bias: Mapping[str, float] = field(default_factory=dict, hash=False)
+    no_repeat_ngram: int = _number(
+        0,
+        0,
+        None,
+        "a whole number, 0 or more",
+        help="No sequence of so many tokens twice in prompt and answer. 0 is off.",
+    )
 
     def __post_init__(self) -> None:
         """Refuses what is not a finite number, and numbers outside their ranges."""

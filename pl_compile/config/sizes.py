@@ -18,6 +18,7 @@ MOST = {
     "virtual tokens": 1_000_000,
     "ranks": 1 << 10,
     "max_batch": 1 << 12,
+    "log_probs": 20,
 }
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pl_compile.artifact.files import check_writable, is_open_descriptor, write_atomically
+from pl_compile.config.strict_json import with_null
 from pl_compile.driver.ask import answer_of, answers_to, checked_requests
 from pl_compile.errors import AnswerError, ArtifactError, reason_of
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.requests import Request, Result
+from pl_compile.runtime.requests import OPTIONS, Request, Result
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import read_examples
 
@@ -39,14 +40,22 @@ class Answered:
         if self.result is None:
             record |= {"prediction": None, "finish_reason": "error"}
         else:
-            record |= {
-                "prediction": self.result.text,
-                "token_ids": list(self.result.token_ids),
-                "finish_reason": self.result.finish_reason,
-                "prompt_tokens": self.result.prompt_tokens,
-                "cut_tokens": self.result.cut_tokens,
-            }
+            record |= {"prediction": self.result.text, **record_of(self.result)}
         return record if self.expected is None else {**record, "expected": self.expected}
+
+
+def record_of(result: Result) -> dict[str, Any]:
+    """An answer without its text as plain data, for JSON."""
+    record: dict[str, Any] = {
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "prefix_tokens": result.prefix_tokens,
+        "cut_tokens": result.cut_tokens,
+    }
+    if result.log_probs is not None:
+        record["log_probs"] = [each.record() for each in result.log_probs]
+    return record
 
 
 def check_output(path: Path) -> None:
@@ -83,7 +92,8 @@ def write_answers(answers: Sequence[Answered], path: Path) -> None:
     Raises:
         ArtifactError: the disk refuses the file.
     """
-    lines = [json.dumps(answer.record(), ensure_ascii=False) + "\n" for answer in answers]
+    records = [with_null(answer.record()) for answer in answers]
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     write_atomically(path, "".join(lines).encode())
 
 
@@ -94,7 +104,8 @@ def answer_file(
 
     Args:
         session: serves them, in batches that mix tasks.
-        source: JSONL or a JSON array with `taskname` and fields.
+        source: JSONL or a JSON array with `taskname`, fields, and under `options` what this request
+            wants otherwise.
         options: further arguments of every `Request`.
         progress: receives messages, also about requests that are cut to fit.
 
@@ -106,7 +117,7 @@ def answer_file(
     """
     doing = f"answering {source}"
     templates = {name: prompt.renderer.template for name, prompt in session.tasks.items()}
-    examples = read_examples([source], templates, answers=False)
+    examples = read_examples([source], templates, answers=False, options=OPTIONS)
     rows = [(example, options) for example in examples]
     requests = checked_requests(session, rows, doing=doing, progress=progress)
 

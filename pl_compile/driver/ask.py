@@ -5,7 +5,7 @@ from typing import Any
 
 from pl_compile.errors import AnswerError, RequestError, list_problems
 from pl_compile.progress import SILENT, Progress
-from pl_compile.runtime.requests import Request, Result
+from pl_compile.runtime.requests import Request, Result, with_options
 from pl_compile.runtime.session import Session
 from pl_compile.text.examples import Example, cut_note
 
@@ -26,13 +26,14 @@ def checked_requests(
 
     Args:
         session: it will serve them.
-        rows: examples of its tasks, each with the options of its `Request`.
+        rows: examples of its tasks, each with the options of its `Request`. An example's own
+            options come before these.
         doing: what they are for, as errors say it.
         progress: is told which of them are cut to fit the session's cache.
 
     Raises:
-        RequestError: options that no request may have; or requests that cannot be served: all of
-            them, with their places.
+        RequestError: options that no request may have; or requests that cannot be served, or whose
+            own options no request may have: all of them, with their places.
     """
     requests: list[Request] = []
     problems: list[str] = []
@@ -42,6 +43,8 @@ def checked_requests(
         fields = {name: value for name, value in example.fields.items() if name != hidden}
         request = Request(example.taskname, fields, **options)
         try:
+            if example.options:
+                request = with_options(request, example.options)
             lost = session.check(request)
         except RequestError as error:
             problems.append(f"{example.where}: {error}")

@@ -7,8 +7,8 @@ that is given twice) is refused with its line. Knows no tokens.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +19,8 @@ from pl_compile.errors import DataError, did_you_mean, list_problems, reason_of,
 from pl_compile.text.field_value import is_field_value
 from pl_compile.text.other_forms import SPREAD, TABLE, form_of_file, form_of_line
 from pl_compile.text.template import Template
+
+OPTIONS = "options"  # the key of a request's own options
 
 # The places of each mistake, by its text: thousands of rows may have the same one.
 _Problems: TypeAlias = defaultdict[str, list[str]]
@@ -32,15 +34,21 @@ class Example:
         taskname: the task it belongs to.
         fields: its values, the answer included where the file gives it.
         where: file and line (or item of a JSON array), for messages.
+        options: how this one wants to be answered, by name; their values are not checked yet.
     """
 
     taskname: str
     fields: Mapping[str, Any]
     where: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_examples(
-    paths: Sequence[Path], templates: Mapping[str, Template], *, answers: bool = True
+    paths: Sequence[Path],
+    templates: Mapping[str, Template],
+    *,
+    answers: bool = True,
+    options: Collection[str] = (),
 ) -> list[Example]:
     """The examples of all files, in order.
 
@@ -48,6 +56,8 @@ def read_examples(
         paths: JSONL files, or files that hold one JSON array.
         templates: the known tasks by name.
         answers: whether every example must give its answer field; if False, it may be left out.
+        options: names that an example may have under "options", where that is no field of its
+            template.
 
     Raises:
         DataError: a file that cannot be read, JSON that cannot be parsed, a task or fields that do
@@ -57,18 +67,44 @@ def read_examples(
     problems: _Problems = defaultdict(list)
     for path in paths:
         for where, value in _objects(path, problems):
-            found = _problem(value, templates, answers)
+            own = _options_in(value, templates) if options else None
+            fields = value if own is None else _without(value, OPTIONS)
+            found = _problem(fields, templates, answers, options) or _wrong_options(own, options)
             if found:
                 problems[found].append(where)
             else:
-                fields = {key: item for key, item in value.items() if key != "taskname"}
-                examples.append(Example(value["taskname"], fields, where))
+                taskname = value["taskname"]
+                examples.append(Example(taskname, _without(fields, "taskname"), where, own or {}))
     doing = f"reading {', '.join(str(path) for path in paths)}"
     if problems:
         raise DataError(doing, found=list_problems(_with_places(problems)))
     if not examples:
         raise DataError(doing, found="no examples", expected="at least one JSON object a line")
     return examples
+
+
+def _options_in(value: Any, templates: Mapping[str, Template]) -> Any:
+    """What an example has under "options"; None where it has none, or a field of this name."""
+    if not isinstance(value, dict) or OPTIONS not in value:
+        return None
+    template = templates.get(str(value.get("taskname")))
+    return None if template is not None and OPTIONS in template.fields else value[OPTIONS]
+
+
+def _wrong_options(given: Any, known: Collection[str]) -> str:
+    """What is wrong with the options of an example, but for their values."""
+    if given is None:
+        return ""
+    if not isinstance(given, dict):
+        return f"'{OPTIONS}' is no object; expected options by name"
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is None:
+        return ""
+    return ". ".join(unknown_name(unknown, tuple(known), what="option"))
+
+
+def _without(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key != name}
 
 
 def _with_places(problems: _Problems, *, most: int = 3) -> list[str]:
@@ -150,7 +186,9 @@ def _reason(error: json.JSONDecodeError) -> str:
     return f"{error.msg}, column {error.colno}"
 
 
-def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> str:
+def _problem(
+    value: Any, templates: Mapping[str, Template], answers: bool, options: Collection[str]
+) -> str:
     if not isinstance(value, dict):
         return "not a JSON object"
     taskname = value.get("taskname")
@@ -181,6 +219,9 @@ def _problem(value: Any, templates: Mapping[str, Template], answers: bool) -> st
         text = f"{', '.join(map(repr, foreign))} not in the template of '{taskname}'"
         names = ",".join(template.fields)
         take_out = f"{text}: take them out ('plc prepare csv --columns {names}' does)"
+        if set(foreign) <= {*options}:
+            moved = ", ".join(f"{json.dumps(name)}: \u2026" for name in foreign)
+            take_out = f'{text}: write "{OPTIONS}": {{{moved}}}'
         parts.append(f"{text}. {hints}".rstrip(" .") if missing else take_out)
     if wrong:
         found = ", ".join(f"{name!r} is {_kind(value[name])}" for name in wrong)

@@ -82,14 +82,20 @@ class LabelTrie:
     def texts(self) -> tuple[str, ...]:
         """For each node, the common start of all labels below it; at the end of a label, the label.
 
+        Elsewhere it is made shorter until it is no label: an answer that is not complete never
+        looks like one.
+
         The text is that of the data, without white space at its ends: a tokenizer that normalises
         (to small letters, say) decodes the tokens of a label to another text.
         """
         texts = [""] * len(self.parents)
         labels = {end: label.strip() for end, label in zip(self.ends, self.labels, strict=True)}
+        whole = set(labels.values())
         for node in reversed(range(len(texts))):  # a parent stands before its children
             below = [texts[child] for child in self.children[node].values()]
             texts[node] = labels[node] if node in labels else _common_start(below)
+            while node not in labels and texts[node] in whole and texts[node]:
+                texts[node] = texts[node][:-1]
         return tuple(texts)
 
     @cached_property

@@ -31,6 +31,12 @@ class TextStream(Protocol):
     def push(self, token_id: int) -> str:
         """The text that `token_id` makes certain; often empty."""
 
+    def peek(self, token_id: int) -> str:
+        """The text that was not handed out yet, if `token_id` were the last token.
+
+        Nothing changes. An unfinished character may be left out.
+        """
+
     def pending(self, last: int | None = None) -> str:
         """The text that would follow if no more tokens came; it is not handed out yet.
 
@@ -141,6 +147,12 @@ class _Bytes:
             data = token.encode()
         return self._decoder.decode(data)
 
+    def peek(self, token_id: int) -> str:
+        state = self._decoder.getstate()
+        text = self.push(token_id)
+        self._decoder.setstate(state)
+        return text
+
     def pending(self, last: int | None = None) -> str:
         return ""  # what waits is an unfinished character
 
@@ -176,6 +188,14 @@ class _Windows:
             return ""
         self._ids.append(token_id)
         return "" if self._waits(token) else self._taken()
+
+    def peek(self, token_id: int) -> str:
+        if self._token_of(token_id) is None:
+            return self._rest()
+        self._ids.append(token_id)
+        text = self._rest()
+        self._ids.pop()
+        return text
 
     def pending(self, last: int | None = None) -> str:
         if last is None or last >= len(self._ids) - self._new:

@@ -234,6 +234,18 @@ class Tokenizer:
         plain = set(self.added_texts) - set(self._special_texts)
         return RENDERING if plain else 1
 
+    def token_text(self, token_id: int) -> str:
+        """The text of a token inside an answer, blanks included; the name of a special one.
+
+        What is only a part of a character is U+FFFD.
+        """
+        once = self.decode([token_id])
+        if not once and token_id in self._special:
+            return self.token_name(token_id)
+        # Many decoders take a blank off the start of a text: the second of two tokens keeps it.
+        twice = self.decode([token_id, token_id])
+        return twice[len(once) :] if twice.startswith(once) else once
+
     def token_name(self, token_id: int) -> str:
         """How the vocabulary writes an id, for reports."""
         return str(self._opening.id_to_token(token_id))

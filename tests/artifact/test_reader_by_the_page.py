@@ -54,6 +54,8 @@ _REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ask", {"question": "dog", "place": "é"}, {"max_tokens": 500, "min_tokens": 80}),
     ("order", {"request": "lights kitchen off"}, {"max_tokens": 16, "min_tokens": 8}),
     ("order", {"request": " "}, {"max_tokens": 5, "use_prompt": False}),
+    ("ask", {"question": "dog", "place": "é"}, {"bad_words": ("a", " ", "e"), "max_tokens": 20}),
+    ("tone", {"sentence": "so"}, {"bad_words": ("zz",), "max_tokens": 9}),
 ]
 _OPTIONS: list[dict[str, Any]] = [
     {},
@@ -61,6 +63,8 @@ _OPTIONS: list[dict[str, Any]] = [
     {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": 2**70},
     {"temperature": 0.5, "top_k": 3, "repetition_penalty": 1.4, "seed": 1},
     {"repetition_penalty": 1.2},
+    {"temperature": 2.0, "top_k": 5, "no_repeat_ngram": 1, "seed": 3},
+    {"no_repeat_ngram": 2},
 ]
 
 

@@ -16,7 +16,9 @@ import yaml
 from pl_compile.checks import parity
 from pl_compile.cli.main import COMMANDS
 from pl_compile.config.targets import PLAN_TARGETS
+from pl_compile.runtime import Request, Session
 from pl_compile.runtime.kernels import instruction_set
+from pl_compile.runtime.requests import with_options
 from pl_compile.testing import (
     sign_bundle,
     tiny_examples,
@@ -735,6 +737,103 @@ def test_probabilities_of_choices(plc: Any, work: Path) -> None:
     code, _, err = plc(*request, "--probabilities", "--max-tokens", "3")
     assert code == 2
     assert "--max-tokens does not go with --probabilities" in err
+
+
+# Options of requests
+
+
+def test_each_line_of_a_file_may_have_options_of_its_own(
+    plc: Any, work: Path, tmp_path: Path, read_jsonl: Any
+) -> None:
+    row = {"taskname": "ask", "question": "why?", "place": "a"}
+    own: list[dict[str, Any]] = [
+        {},
+        {"max_tokens": 3, "min_tokens": 0},
+        {"log_probs": 1, "priority": 2, "timeout": 1000},
+        {"temperature": 3, "seed": 5, "top_k": 0},
+        {"bad_words": ["a", "e"], "no_repeat_ngram": 1, "stop": ["\n"]},
+        {"timeout": 1e-9},
+    ]
+    requests = tmp_path / "r.jsonl"
+    requests.write_text("".join(json.dumps({**row, "options": each}) + "\n" for each in own))
+    common = ("--max-tokens", "9", "--min-tokens", "9", "--output", "answers.jsonl")
+
+    code, _, err = plc("generate", work / "bundle", "--input", requests, *common)
+
+    answers = read_jsonl(tmp_path / "answers.jsonl")
+    with Session.open(work / "bundle") as session:
+        request = Request("ask", {"question": "why?", "place": "a"}, max_tokens=9, min_tokens=9)
+        expected = session.generate([with_options(request, each) for each in own])
+    assert code == 0
+    assert "1 of 6 answers are not finished: timeout" in err
+    assert [answer["token_ids"] for answer in answers] == [list(r.token_ids) for r in expected]
+    assert [answer["finish_reason"] for answer in answers] == [r.finish_reason for r in expected]
+    assert len({tuple(answer["token_ids"]) for answer in answers}) == 5
+    assert ["log_probs" in answer for answer in answers] == [index == 2 for index in range(6)]
+    assert len(answers[2]["log_probs"]) == 9
+    assert answers[5]["finish_reason"] == "timeout"
+
+
+def test_wrong_options_of_lines_are_all_told_with_their_places(
+    plc: Any, work: Path, tmp_path: Path
+) -> None:
+    row = {"taskname": "tone", "sentence": "cold"}
+    own: list[dict[str, Any]] = [
+        {},
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"bad_words": ["neutral"]},
+    ]
+    requests = tmp_path / "r.jsonl"
+    requests.write_text("".join(json.dumps({**row, "options": each}) + "\n" for each in own))
+
+    code, out, err = plc("generate", work / "bundle", "--input", requests, "--output", "a.jsonl")
+
+    assert (code, out) == (1, "")
+    assert [f"r.jsonl:{line}: " in err for line in (1, 2, 3, 4)] == [False, True, True, True]
+    assert "the bad word 'neutral' in the choice 'neutral'" in err
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_an_answer_as_json_has_its_counts_and_log_probabilities(plc: Any, work: Path) -> None:
+    request = ("generate", work / "bundle", "--task", "tone", "--field", "sentence=cold", "--json")
+
+    code, out, _ = plc(*request, "--log-probs", "2")
+
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["prompt_tokens"] > answer["prefix_tokens"] >= 0
+    assert [each["token_id"] for each in answer["log_probs"]] == answer["token_ids"]
+    assert {len(each["top"]) for each in answer["log_probs"]} == {2}
+    assert "log_probs" not in json.loads(plc(*request)[1])
+    code, _, err = plc(*request[:-1], "--log-probs", "2")
+    assert code == 2
+    assert "--log-probs goes with --json or --output" in err
+
+
+def test_an_answer_that_is_not_finished_is_told(plc: Any, work: Path) -> None:
+    request = ("generate", work / "bundle", "--task", "tone", "--field", "sentence=cold")
+
+    code, out, err = plc(*request, "--timeout", "1e-9")
+
+    assert (code, out) == (0, "\n")
+    assert "the answer is not finished: 1e-09 s were over" in err
+    assert json.loads(plc(*request, "--timeout", "1e-9", "--json")[1])["finish_reason"] == "timeout"
+    assert plc(*request, "--timeout", "0")[0] == 2
+
+
+def test_bad_words_of_the_command_line_are_kept_out(plc: Any, work: Path) -> None:
+    request = ("generate", work / "bundle", "--task", "ask", "--field", "question=why?")
+    longer = ("--field", "place=a", "--min-tokens", "20")
+    plain = plc(*request, *longer)[1]
+    letters = [letter for letter in "aeiouy" if letter in plain]
+    assert letters
+
+    _, out, err = plc(*request, *longer, *(f"--bad-word={letter}" for letter in (*letters, r"\n")))
+
+    assert out.strip()
+    assert not any(letter in out for letter in letters)
+    assert r"--bad-word \n holds \n as a backslash" in err
 
 
 # Precision

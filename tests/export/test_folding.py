@@ -23,7 +23,7 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.verify import verify_bundle
 from pl_compile.errors import ArtifactError, ExportError
 from pl_compile.families.registry import FAMILIES
-from pl_compile.runtime import Request, Session
+from pl_compile.runtime import Request, Result, Session
 from pl_compile.runtime.served_task import identity_of
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
@@ -66,8 +66,19 @@ def test_folded_and_computed_openings_give_the_same_answers(
     assert _lengths(folded) == {"tone": 3, "ask": 3}
     assert _lengths(computed) == {}
     one, other = Session.open(folded), Session.open(computed)
-    assert one.generate(REQUESTS) == other.generate(REQUESTS)
-    assert [one.generate([request])[0] for request in REQUESTS] == other.generate(REQUESTS)
+    without = other.generate(REQUESTS)
+    expected = _but_for_prefixes(without)
+    assert _but_for_prefixes(one.generate(REQUESTS)) == expected
+    alone = [one.generate([request])[0] for request in REQUESTS]
+    assert _but_for_prefixes(alone) == expected
+    # The prefix of "order" was learned; the last two requests leave prompt and prefix out.
+    assert [each.prefix_tokens for each in alone] == [3, 4, 3, 3, 0, 0]
+    assert [each.prefix_tokens for each in without] == [0, 4, 0, 0, 0, 0]
+
+
+def _but_for_prefixes(results: list[Result]) -> list[Result]:
+    """Folding changes how many tokens of a prompt are computed, and nothing else of an answer."""
+    return [replace(result, prefix_tokens=0) for result in results]
 
 
 def _fold_all(bundle: Path) -> None:
@@ -237,7 +248,10 @@ def test_text_after_a_learned_prefix_is_folded_too(exported: Exported, tmp_path:
     assert one.tasks["order"].prefix_kv is not None
     assert one.tasks["order"].prefix_kv.shape[3] > 4
     requests = [Request("order", {"request": text}, max_tokens=9) for text in ("", "lights off")]
-    assert one.generate(requests) == other.generate(requests)
+    folded, computed = one.generate(requests), other.generate(requests)
+    assert _but_for_prefixes(folded) == _but_for_prefixes(computed)
+    assert {result.prefix_tokens for result in computed} == {4}
+    assert min(result.prefix_tokens for result in folded) > 4
 
 
 def test_a_head_that_is_computed_sooner_than_copied_is_not_folded(exported: Exported) -> None:

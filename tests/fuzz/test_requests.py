@@ -20,6 +20,10 @@ _OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "stop": st.lists(st.text("the \n", min_size=1, max_size=3), max_size=2).map(tuple),
     "constrain": st.booleans(),
     "use_prompt": st.booleans(),
+    "priority": st.integers(-2, 2),
+    "timeout": st.none() | st.floats(1e5, 1e300),
+    "log_probs": st.none() | st.integers(0, 20),
+    "bad_words": st.lists(st.text("the \n", min_size=1, max_size=3), max_size=2).map(tuple),
 }
 _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(0, 4) | st.sampled_from((1e-300, 1e-3, 1e30)),
@@ -27,6 +31,7 @@ _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "top_p": st.floats(0.001, 1),
     "repetition_penalty": st.floats(0.01, 10),
     "seed": st.integers(0, 2**70),
+    "no_repeat_ngram": st.integers(0, 4),
 }
 _TASKS: dict[str, tuple[str, ...]] = {
     "tone": ("sentence",),
@@ -80,6 +85,8 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(requests: list[Request
         choices = session.tasks[request.task].choices
         if choices and request.constrain:
             assert result.text in choices
+        assert not any(word in result.text for word in request.bad_words)
+        assert (result.log_probs is None) == (request.log_probs is None)
         assert all(0 <= number < session.engine.vocab for number in result.token_ids)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _32, _64, _128 = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1
@@ -110,9 +110,19 @@ class Options:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    no_repeat_ngram: int = 0
 
 
 GREEDY = Options()
+
+
+def repeated(tokens: Sequence[int], k: int) -> list[int]:
+    """The tokens that would end a sequence of `k` tokens once more."""
+    if k == 0:
+        return []
+    there = {tuple(tokens[place : place + k]) for place in range(len(tokens) - k + 1)}
+    last = tuple(tokens[len(tokens) - k + 1 :])
+    return [each[-1] for each in there if each[:-1] == last]
 
 
 def choose(
@@ -123,8 +133,9 @@ def choose(
     seen: Sequence[int] = (),
     blocked: Sequence[int] = (),
     allowed: Sequence[int] | None = None,
-) -> int:
-    """A row's next token."""
+    left_out: Callable[[int], bool] = lambda token: False,
+) -> int | None:
+    """A row's next token; None where no token may follow."""
     x = list(logits)
     r = float32(options.repetition_penalty)
     if options.repetition_penalty != 1:
@@ -134,20 +145,28 @@ def choose(
     if allowed is None:
         for token in blocked:
             x[token] = -math.inf
+    if max(x) == -math.inf:
+        return None
+
+    def first_of(tokens: Sequence[int]) -> int | None:
+        others = sorted(left, key=lambda token: (-x[token], token))
+        fitting = (each for each in [*tokens, *others] if x[each] > -math.inf)
+        return next((each for each in fitting if not left_out(each)), None)
+
     if options.temperature == 0:
-        return max(left, key=lambda token: (x[token], -token))
+        return first_of([])
     order = sorted(left, key=lambda token: (-x[token], token))
     order = order[: options.top_k] if options.top_k else order
     s = [(x[token] - x[order[0]]) / options.temperature for token in order]
     p = [math.exp(each) for each in s]
     whole = total(p)
     p = [each / whole for each in p]
-    best, chosen = -math.inf, order[0]
+    sums: dict[int, float] = {}
     c = 0.0
     for i, token in enumerate(order):
         g = generator.noise()
         c = p[0] if i == 0 else c + p[i]
         stays = c - p[i] < options.top_p and math.exp(s[i]) >= options.min_p
-        if stays and s[i] + g > best:
-            best, chosen = s[i] + g, token
-    return chosen
+        if stays:
+            sums[token] = s[i] + g
+    return first_of(sorted(sums, key=lambda token: -sums[token]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from drawing_by_the_page import GREEDY, Generator, Options, choose, float32, total
+from drawing_by_the_page import GREEDY, Generator, Options, choose, float32, repeated, total
 from files_by_the_page import identity_of_folded, read_manifest, tensors_in
 from numpy.typing import NDArray
 from rendering_by_the_page import WIDE, PageRenderer, Tree
@@ -33,6 +33,7 @@ class Asked:
     options: Options = GREEDY
     constrain: bool = True
     use_prompt: bool = True
+    bad_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class _Row:
         self.seen = [each for each in ids if each < self.vocab]
         if not asked.use_prompt:
             ids, self.prefix = list(self.seen), None
+        self.prompt_ids = ids
         self.prompt_tokens = len(ids)
         self.limit = min(asked.max_tokens, self.capacity - len(ids))
         held = self._held(ids)
@@ -258,6 +260,8 @@ class _Row:
         waits = len(self.written) < self.asked.min_tokens
         if not candidates or self.tree is not None or waits or options.repetition_penalty != 1:
             return None
+        if options.no_repeat_ngram or self.asked.bad_words:
+            return None
         if options.temperature == 0:
             return _GREEDY
         if not 1 <= options.top_k <= candidates:
@@ -269,6 +273,7 @@ class _Row:
         """One more token."""
         record = self.task.record
         ends = [each for each in (record["eos_id"], *record.get("end_ids", ())) if each is not None]
+        token: int | None
         if self.draw is not None and self.drawn is not None:
             token = self.drawn
         else:
@@ -277,9 +282,14 @@ class _Row:
                 self.asked.options,
                 self.generator,
                 seen=self.seen,
-                blocked=ends if len(self.written) < self.asked.min_tokens else (),
+                blocked=self._blocked(ends),
                 allowed=list(self.tree.children(self.node)) if self.tree else None,
+                left_out=lambda token: token not in ends and self._is_bad(token),
             )
+        if token is None:
+            self._end(False)
+            self.reason = "stop"
+            return
         self.written.append(token)
         self.seen.append(token)
         if self.tree is not None:
@@ -288,6 +298,18 @@ class _Row:
             self._end(token in ends)
         if not self.reason:
             self.feed([token])
+
+    def _blocked(self, ends: list[int]) -> list[int]:
+        size = self.asked.options.no_repeat_ngram
+        again = repeated([*self.prompt_ids, *self.written], size)
+        waits = len(self.written) < self.asked.min_tokens
+        return [*(ends if waits else ()), *(each for each in again if each < self.vocab)]
+
+    def _is_bad(self, token: int) -> bool:
+        if self.tree is not None or not self.asked.bad_words:
+            return False
+        text = self._decoded([*self.written, token])
+        return any(word in text for word in self.asked.bad_words)
 
     def _choose(self, tree: Tree, token: int) -> None:
         self.node = tree.children(self.node)[token]

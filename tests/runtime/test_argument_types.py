@@ -120,10 +120,33 @@ def test_lengths_are_whole_numbers(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "x", b"x", 1, (1,), [None], ["a", b"b"], {"a"}, {"a": 1}])
-def test_stop_texts_are_texts_in_a_row(value: Any) -> None:
-    text = refused("reading a request for task 'tone': ", request, stop=value)
+@pytest.mark.parametrize("name", ["stop", "bad_words"])
+def test_stop_texts_and_bad_words_are_texts_in_a_row(name: str, value: Any) -> None:
+    text = refused("reading a request for task 'tone': ", request, **{name: value})
 
     assert "expected a tuple of texts" in text
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, 1.0, np.float64(1)], ids=kind)
+def test_a_priority_is_a_whole_number(value: Any) -> None:
+    text = refused("reading a request for task 'tone': priority", request, priority=value)
+
+    assert text.endswith("expected a whole number.")
+    assert request(priority=np.int8(-3)).priority == -3
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS[1:], 0, -1.0, HUGE], ids=kind)
+def test_a_timeout_is_a_number_of_seconds(value: Any) -> None:
+    text = refused("reading a request for task 'tone': timeout", request, timeout=value)
+
+    assert text.endswith("expected seconds, above 0, or None.")
+
+
+@pytest.mark.parametrize("value", [*NOT_WHOLE[1:], 21], ids=kind)
+def test_log_probs_are_counted(value: Any) -> None:
+    text = refused("reading a request for task 'tone': log_probs", request, log_probs=value)
+
+    assert text.endswith("expected a whole number from 0 to 20, or None.")
 
 
 @pytest.mark.parametrize("value", [None, {}, {"temperature": 1}, 0.7, Sampling])
@@ -151,7 +174,7 @@ def test_all_that_is_wrong_with_a_request_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize("value", NOT_WHOLE, ids=kind)
-@pytest.mark.parametrize("name", ["top_k", "seed"])
+@pytest.mark.parametrize("name", ["top_k", "seed", "no_repeat_ngram"])
 def test_counts_of_sampling_are_whole_numbers(name: str, value: Any) -> None:
     text = refused(f"reading the sampling options: {name} ", Sampling, **{name: value})
 

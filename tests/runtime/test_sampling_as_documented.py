@@ -64,9 +64,13 @@ def test_a_row_that_is_drawn_by_the_page_is_the_row_of_the_runtime(trial: int) -
         blocked = (1, 3) if step < 3 else ()
         allowed = random.choice(vocab, 4, replace=False).tolist() if step % 4 == 3 else None
         limits: dict[str, Any] = {"seen": seen, "blocked": blocked, "allowed": allowed}
+        # Most of the tokens, in every other step.
+        bad = set(range(vocab)) - {int(random.integers(0, vocab)) for _ in range(vocab // 4)}
+        left_out = bad.__contains__ if step % 2 and allowed is None else lambda token: False
 
-        token = choose(logits.tolist(), by_page, ours, **limits)
-        assert token == next_token(logits, sampling, theirs, **limits)
+        token = choose(logits.tolist(), by_page, ours, **limits, left_out=left_out)
+        fits = lambda token, left_out=left_out: not left_out(token)  # noqa: E731
+        assert token == next_token(logits, sampling, theirs, **limits, fits=fits)
     assert ours.uniform() == theirs.random()  # as far along
 
 

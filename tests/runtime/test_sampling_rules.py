@@ -15,6 +15,12 @@ from pl_compile.shapes import Float32
 LOGITS = np.asarray([0.5, -1.0, 2.0, 1.5, -3.0], np.float32)
 
 
+def written(*given: Any, **options: Any) -> int:
+    token = next_token(*given, **options)
+    assert token is not None
+    return token
+
+
 def logits_of(*probabilities: float) -> Float32:
     return np.log(np.asarray(probabilities, np.float32))
 
@@ -22,12 +28,12 @@ def logits_of(*probabilities: float) -> Float32:
 def draws(logits: Float32, sampling: Sampling, count: int = 4000, **options: Any) -> Float32:
     """How often each token came, as a share of all draws."""
     generator = np.random.default_rng(sampling.seed)
-    tokens = [next_token(logits, sampling, generator, **options) for _ in range(count)]
+    tokens = [written(logits, sampling, generator, **options) for _ in range(count)]
     return (np.bincount(tokens, minlength=len(logits)) / count).astype(np.float32)
 
 
 def one(logits: Float32, sampling: Sampling | None = None, **options: Any) -> int:
-    return next_token(logits, sampling or Sampling(), np.random.default_rng(0), **options)
+    return written(logits, sampling or Sampling(), np.random.default_rng(0), **options)
 
 
 # Greedy
@@ -79,7 +85,7 @@ def test_the_same_seed_makes_the_same_draws_and_another_seed_others() -> None:
 
     def tokens(seed: int) -> list[int]:
         generator = np.random.default_rng(seed)
-        return [next_token(flat, Sampling(1.0, seed=seed), generator) for _ in range(20)]
+        return [written(flat, Sampling(1.0, seed=seed), generator) for _ in range(20)]
 
     assert tokens(3) == tokens(3)
     assert tokens(3) != tokens(4)

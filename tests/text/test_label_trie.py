@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +54,29 @@ def test_a_complete_answer_allows_nothing_more() -> None:
     choices.push(5)
 
     assert choices.allowed() == []
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=6, unique=True),
+    st.booleans(),
+)
+def test_the_certain_text_only_grows_and_is_a_label_at_the_end_alone(
+    labels: list[str], ends: bool
+) -> None:
+    tail = [EOS] if ends else []
+    trie = LabelTrie.of(labels, [[*map(ord, label), *tail] for label in labels], fixed=True)
+
+    for label in labels:
+        walk = TrieWalk(trie)
+        certain = [walk.text]
+        for token in [*map(ord, label), *tail]:
+            if not walk.allowed():
+                break  # a shorter label is complete
+            walk.push(token)
+            certain.append(walk.text)
+        assert all(later.startswith(text) for text, later in pairwise(certain))
+        assert not {*certain[:-1]} & {*labels}
+        assert certain[-1] in labels
 
 
 def test_with_eos_an_answer_may_end_where_another_goes_on() -> None:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +405,61 @@ def test_an_example_to_learn_from_has_one_answer(write: Writer) -> None:
     path = write({"taskname": "squad", "context": "c", "question": "q", "answer": ["a", "b"]})
 
     assert "field 'answer' is a list; expected text or a number" in refusal(path)
+
+
+# Options of an example's own
+
+_KNOWN = ("max_tokens", "stop", "seed")
+
+
+def read_with_options(path: Path, **templates: Any) -> list[Example]:
+    return read_examples([path], {**TEMPLATES, **templates}, answers=False, options=_KNOWN)
+
+
+def test_options_are_read_apart_from_fields(write: Writer) -> None:
+    options = {"max_tokens": 3, "stop": ["\n"]}
+    path = write({**GOOD, "options": options}, GOOD, {**GOOD, "options": {}})
+
+    examples = read_with_options(path)
+
+    assert [example.options for example in examples] == [options, {}, {}]
+    assert {tuple(example.fields.items()) for example in examples} == {
+        (("text", "who"), ("label", " cold"))
+    }
+
+
+def test_a_field_that_is_called_options_is_a_field(write: Writer) -> None:
+    template = "<|VIRTUAL_PROMPT_0|>{options} {label}"
+    spec = replace(TEMPLATES["mood"].task, taskname="pick", prompt_template=template)
+    pick = parse_template(spec)
+    path = write({"taskname": "pick", "options": "a or b"})
+
+    (example,) = read_with_options(path, pick=pick)
+
+    assert (example.fields, example.options) == ({"options": "a or b"}, {})
+
+
+def test_what_is_wrong_with_options_stands_beside_all_else(write: Writer) -> None:
+    path = write(
+        {**GOOD, "options": {"max_token": 3}},
+        {**GOOD, "options": [3]},
+        {**GOOD, "max_tokens": 3},
+        {"taskname": "mood", "options": {}},
+        {**GOOD, "taskname": "mod", "options": {}},
+    )
+
+    with pytest.raises(DataError) as error:
+        read_with_options(path)
+
+    assert [line.partition(": ")[2] for line in str(error.value).splitlines()[1:]] == [
+        "option 'max_token' does not exist. Did you mean 'max_tokens'? Known options: max_tokens, "
+        "stop, seed.",
+        "'options' is no object; expected options by name",
+        "'max_tokens' not in the template of 'mood': write \"options\": {\"max_tokens\": \u2026}",
+        "no field 'text'",
+        "task 'mod' does not exist. Did you mean 'mood'? Known tasks: mood, squad, news.",
+    ]
+
+
+def test_data_has_no_options(write: Writer) -> None:
+    assert "'options' not in the template of 'mood'" in refusal(write({**GOOD, "options": {}}))

@@ -128,6 +128,38 @@ def test_what_is_pending_is_what_would_follow_but_no_unfinished_character(
         assert not stream.pending().endswith("\ufffd")
 
 
+@pytest.mark.parametrize("name", [*_CHAINS, "gpt-2"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(drawn=_IDS)
+def test_a_peek_shows_the_text_as_if_it_ended_there_and_changes_nothing(
+    tokenizers: dict[str, Tokenizer], name: str, drawn: list[int | str]
+) -> None:
+    tokenizer = tokenizers[name]
+    named = HfTokenizer.from_str(tokenizer.text)
+    ids = _ids_of(named, drawn)
+    stream, given_out = tokenizer.stream(), ""
+
+    for place, token_id in enumerate(ids):
+        assert stream.peek(5) == stream.peek(5)
+        seen = given_out + stream.peek(token_id)
+        assert seen.rstrip("\ufffd") == named.decode(ids[: place + 1]).rstrip("\ufffd")
+        given_out += stream.push(token_id)
+    assert given_out + stream.finish() == named.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["llama 2", "gemma", "blanks at last", "gpt-2"])
+def test_the_text_of_a_token_is_what_it_adds_to_an_answer(
+    tokenizers: dict[str, Tokenizer], name: str
+) -> None:
+    tokenizer = tokenizers[name]
+    ids = tokenizer.encode("who was there", opens=True, markup=False)
+
+    texts = [tokenizer.token_text(token_id) for token_id in ids]
+
+    assert "".join(texts).lstrip() == tokenizer.decode(ids).lstrip()
+    assert tokenizer.token_text(0) != ""
+
+
 def test_broken_bytes_before_a_word_are_replaced_and_the_text_goes_on(
     tokenizers: dict[str, Tokenizer],
 ) -> None:
