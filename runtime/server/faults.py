@@ -58,7 +58,7 @@ FAULTS = {
     "draining": Fault(503, _SERVER, "the server is shutting down"),
     "queue_timeout": Fault(504, "timeout_error", "no token within `--queue-timeout`"),
     "request_timeout": Fault(
-        504, "timeout_error", "no end within `--timeout`, or the request's own `timeout`"
+        504, "timeout_error", "no token within `--timeout`, or the request's own `timeout`"
     ),
 }
 

@@ -22,7 +22,8 @@ class Limits:
         body_bytes: of a request.
         body_seconds: for the body to arrive.
         queue_seconds: from a request to its first token.
-        request_seconds: from a request to its end.
+        request_seconds: from a request to its end. Then it has the text so far.
+        late_seconds: how long after that an answer may come, until the request is cut.
         drain_seconds: for requests under way, once the server was told to stop.
     """
 
@@ -32,6 +33,7 @@ class Limits:
     body_seconds: float = 30
     queue_seconds: float = 60
     request_seconds: float = 300
+    late_seconds: float = 5
     drain_seconds: float = 30
 
 

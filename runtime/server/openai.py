@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pl_compile.config.sampling import SAMPLING_NUMBERS, Sampling
-from pl_compile.runtime.engines.engine import prefix_length
-from pl_compile.runtime.requests import LabelScore, Request, Result
+from pl_compile.config.sizes import MOST
+from pl_compile.runtime.requests import LabelScore, Request, Result, TokenLogProbs
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.server.faults import HttpError
 from pl_compile.runtime.server.limits import Limits
@@ -50,14 +50,12 @@ WITHOUT_EFFECT = (
 NOT_SERVED = {
     "functions": "A task writes text only.",
     "logit_bias": "OpenAI's is by token id; use 'text_bias', which is by the texts of a choice.",
-    "logprobs": "",
     "max_output_tokens": "Use 'max_tokens'.",
     "modalities": "A task writes text only.",
     "reasoning_effort": "",
     "suffix": "A task's template says what stands where.",
     "tool_choice": "A task writes text only.",
     "tools": "A task writes text only.",
-    "top_logprobs": "",
 }
 
 _FIELDS = named(
@@ -120,6 +118,12 @@ def _generation_keys(limits: Limits) -> dict[str, Schema]:
         "stop": or_null(
             one_of(text(), list_of(text(), most=_MOST_STOPS), about="Texts that end the answer.")
         ),
+        "bad_words": or_null(
+            list_of(text(), "Texts that the answer never contains.", most=_MOST_STOPS)
+        ),
+        "priority": or_null(
+            count("Larger ones are admitted first.", least=-(2**31), most=2**31 - 1)
+        ),
         "constrain": or_null(flag("Whether a task with labels must answer with one of them.")),
         "text_bias": or_null(
             named(
@@ -146,7 +150,9 @@ def body_schema(kind: Kind, limits: Limits) -> Schema:
         return object_of(keys, required=("model",))
     keys = _generation_keys(limits)
     if kind == "completion":
+        likeliest = count("Of each token, and of so many likeliest ones.", most=MOST["log_probs"])
         keys |= {"prompt": prompt, "best_of": or_null(only(1)), "echo": or_null(only(False))}
+        keys |= {"logprobs": or_null(likeliest)}
         return object_of(keys, required=("model",))
     keys |= {
         "messages": list_of(
@@ -155,6 +161,8 @@ def body_schema(kind: Kind, limits: Limits) -> Schema:
             most=_MOST_FIELDS,
         ),
         "max_completion_tokens": keys["max_tokens"],
+        "logprobs": or_null(flag("Of each token of the answer.")),
+        "top_logprobs": or_null(count("Of so many likeliest tokens, too.", most=MOST["log_probs"])),
         "response_format": or_null(object_of({"type": only("text")}, required=("type",))),
     }
     return object_of(keys, required=("model", "messages"))
@@ -208,7 +216,7 @@ def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask) -> Asked:
             "key 'stream_options' without 'stream': true, where it has no effect. Leave it out.",
             param="stream_options",
         )
-    plain = ("min_tokens", "constrain", "use_prompt")
+    plain = ("min_tokens", "constrain", "use_prompt", "priority", "bad_words")
     options: dict[str, Any] = {key: given[key] for key in plain if key in given}
     tokens = _tokens(given)
     if tokens is not None:
@@ -216,6 +224,7 @@ def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask) -> Asked:
     if "stop" in given:
         stop = given["stop"]
         options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    options["log_probs"] = _log_probs(kind, given)
     numbers = {row.name: given[row.name] for row in SAMPLING_NUMBERS if row.name in given}
     sampling = Sampling(**numbers, logit_bias=given.get("text_bias", {}))
     idle = sorted(sampling.changed & {"min_p", "top_k", "top_p"})
@@ -230,6 +239,23 @@ def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask) -> Asked:
     request = Request(given["model"], fields, sampling=sampling, **options)
     usage = bool(given.get("stream_options", {}).get("include_usage", False))
     return Asked(request, streaming, usage, given.get("timeout"))
+
+
+def _log_probs(kind: Kind, given: Mapping[str, Any]) -> int | None:
+    """How many of the likeliest tokens are noted; None where none is, not even the token's own."""
+    if kind != "chat":
+        likeliest: int | None = given.get("logprobs")
+        return likeliest
+    if not given.get("logprobs", False):
+        if "top_logprobs" in given:
+            raise HttpError(
+                "invalid_request",
+                "key 'top_logprobs' without 'logprobs': true, where it has no effect.",
+                param="top_logprobs",
+            )
+        return None
+    top: int = given.get("top_logprobs", 0)
+    return top
 
 
 def _tokens(given: Mapping[str, Any]) -> int | None:
@@ -303,50 +329,62 @@ class Shape:
     created: int
     task: str
 
-    def whole(self, result: Result, cached: int) -> dict[str, Any]:
+    def whole(self, result: Result) -> dict[str, Any]:
         """The answer in one piece."""
         said: dict[str, Any] = {"text": result.text}
         if self.kind == "chat":
             said = {"message": {"role": "assistant", "content": result.text, "refusal": None}}
-        choice = _choice(said, result.finish_reason)
-        return {**self._head(""), "choices": [choice], "usage": usage_of(result, cached)}
+        choice = _choice(said, result.finish_reason, self._log_probs(result))
+        return {**self._head(""), "choices": [choice], "usage": usage_of(result)}
 
-    def piece(self, text: str, *, first: bool, finish_reason: str | None = None) -> dict[str, Any]:
-        """A piece of a stream."""
+    def piece(self, text: str, *, first: bool, last: Result | None = None) -> dict[str, Any]:
+        """A piece of a stream; the last one holds the log probabilities of all tokens."""
         said: dict[str, Any] = {"text": text}
         if self.kind == "chat":
             role = {"role": "assistant"} if first else {}
             said = {"delta": {**role, "content": text} if text or first else {}}
-        return {**self._head(".chunk"), "choices": [_choice(said, finish_reason)]}
+        ended = (None, None) if last is None else (last.finish_reason, self._log_probs(last))
+        return {**self._head(".chunk"), "choices": [_choice(said, *ended)]}
 
-    def usage(self, result: Result, cached: int) -> dict[str, Any]:
+    def usage(self, result: Result) -> dict[str, Any]:
         """The piece of a stream that says how many tokens there were."""
-        return {**self._head(".chunk"), "choices": [], "usage": usage_of(result, cached)}
+        return {**self._head(".chunk"), "choices": [], "usage": usage_of(result)}
+
+    def _log_probs(self, result: Result) -> dict[str, Any] | None:
+        if result.log_probs is None:
+            return None
+        if self.kind == "chat":
+            content = [_chat_log_prob(token) for token in result.log_probs]
+            return {"content": content, "refusal": None}
+        return {
+            "tokens": [token.text for token in result.log_probs],
+            "token_logprobs": [token.log_prob for token in result.log_probs],
+            "top_logprobs": [
+                {text: log_prob for _, text, log_prob in token.top} for token in result.log_probs
+            ],
+            "text_offset": None,  # texts of tokens alone do not add up to the answer's
+        }
 
     def _head(self, suffix: str) -> dict[str, Any]:
         kind = f"chat.completion{suffix}" if self.kind == "chat" else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.task}
 
 
-def _choice(said: Mapping[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+def _choice(
+    said: Mapping[str, Any], finish_reason: str | None, log_probs: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {"index": 0, **said, "logprobs": log_probs, "finish_reason": finish_reason}
 
 
-def cached_tokens(asked: Asked, task: ServedTask, result: Result) -> int:
-    """Of the prompt's tokens, those that a learned or folded prefix held."""
-    held = prefix_length(task) if asked.request.use_prompt else 0
-    return min(held, result.prompt_tokens)
+def _chat_log_prob(token: TokenLogProbs) -> dict[str, Any]:
+    top = [{"token": text, "logprob": prob, "bytes": None} for _, text, prob in token.top]
+    return {"token": token.text, "logprob": token.log_prob, "bytes": None, "top_logprobs": top}
 
 
-def usage_of(result: Result, cached: int) -> dict[str, Any]:
-    """How many tokens were read and written.
-
-    Args:
-        result: the answer.
-        cached: of the prompt's tokens, those that a learned or folded prefix held.
-    """
+def usage_of(result: Result) -> dict[str, Any]:
+    """How many tokens were read and written."""
     written = len(result.token_ids)
-    details = {"cached_tokens": cached, "cut_tokens": result.cut_tokens}
+    details = {"cached_tokens": result.prefix_tokens, "cut_tokens": result.cut_tokens}
     return {
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": written,

@@ -26,7 +26,6 @@ from pl_compile.runtime.server.openai import (
     Shape,
     asked_of,
     body_schema,
-    cached_tokens,
     check_body,
     labels_of,
     model_of,
@@ -117,7 +116,7 @@ async def _answer(call: Call, kind: Kind) -> Response | None:
                 return None
             result = await unless_gone(call.http, _last(events))
     _note(call.noted, result, clock)
-    return JSONResponse(shape.whole(result, _cached(call, asked, result)))
+    return JSONResponse(shape.whole(result))
 
 
 async def _asked(call: Call, kind: Kind) -> tuple[Asked, Clock]:
@@ -154,9 +153,9 @@ async def _stream(
                 await sender.piece(shape.piece(event.text, first=False))
         result = event.result
         _note(call.noted, result, clock)
-        await sender.piece(shape.piece("", first=False, finish_reason=result.finish_reason))
+        await sender.piece(shape.piece("", first=False, last=result))
         if asked.include_usage:
-            await sender.piece(shape.usage(result, _cached(call, asked, result)))
+            await sender.piece(shape.usage(result))
         await sender.end(b"data: [DONE]\n\n")
     except ClientLeftError:
         raise
@@ -201,11 +200,6 @@ def _line(value: Any) -> bytes:
 
 def _note(noted: Noted, result: Result, clock: Clock) -> None:
     noted.tokens = result.prompt_tokens, len(result.token_ids)
-
-
-def _cached(call: Call, asked: Asked, result: Result) -> int:
-    task = call.service.tasks.get(asked.request.task)
-    return 0 if task is None else cached_tokens(asked, task, result)
 
 
 # Tasks that come and go.

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,14 +68,17 @@ class Clock:
 
     @property
     def deadline(self) -> float:
-        """When the next token must be there."""
-        if self.last is not None:
-            return self.ends
-        return min(self.ends, self.began + self.limits.queue_seconds)
+        """When the next token must be there. A session ends its rows earlier, at `ends`."""
+        late = self.ends + self.limits.late_seconds
+        return late if self.last is not None else min(late, self._first_by)
+
+    @property
+    def _first_by(self) -> float:
+        return self.began + self.limits.queue_seconds
 
     def refusal(self) -> HttpError:
         """What a client is told whose request took too long."""
-        if self.deadline < self.ends:
+        if self.last is None and self._first_by < self.ends:
             return HttpError(
                 "queue_timeout",
                 f"No token within {self.limits.queue_seconds:g} s. Ask again later.",
@@ -178,11 +181,14 @@ class Service:
         task = self.metrics.label(request.task)
         first = self.metrics.first_token.labels(task)
         between = self.metrics.between_tokens.labels(task)
-        events = self.session.stream(request)
+        left = max(0.001, clock.ends - time.monotonic())
+        events = self.session.stream(replace(request, timeout=left))
         result = None
         try:
             while result is None:
                 event = await self._next(request, events, clock)
+                if event.result is not None and not event.result.token_ids:
+                    raise clock.refusal()  # its time was over before its first token
                 now = time.monotonic()
                 if clock.last is None:
                     first.observe(now - clock.began)
