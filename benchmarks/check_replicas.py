@@ -23,39 +23,44 @@ import numpy as np
 from replicas import Arrival, Costs, costs_of, simulate
 
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.engines.engine import PIECE, Engine, Step
+from pl_compile.runtime.engines.onnxruntime.ragged import PIECE_TOGETHER as PIECE
+from pl_compile.runtime.stepping import Batch, Output
 
 WORDS = ("the", "parcel", "was", "lost", "in", "rain", "and", "nobody", "could", "say", "where")
 
 
 class Watch:
-    """Notes how long each step of an engine takes, and how many tokens its rows get."""
+    """Notes how long each step takes, and how many tokens its rows get."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self) -> None:
         self.steps: list[tuple[list[int], float]] = []
-        run = engine.step
+        feed = Batch.feed
 
-        def noted(step: Step) -> Any:
+        def noted(batch: Batch, ids: Any, *given: Any, **more: Any) -> dict[int, Output]:
             began = time.perf_counter()
-            found = run(step)
-            self.steps.append(((step.last_index + 1).tolist(), time.perf_counter() - began))
+            found = feed(batch, ids, *given, **more)
+            lengths = [len(each) for each in ids.values()]
+            self.steps.append((lengths, time.perf_counter() - began))
             return found
 
-        engine.step = noted  # type: ignore[method-assign]
+        Batch.feed = noted  # type: ignore[method-assign, assignment]
 
     def costs(self) -> Costs:
-        """The means of steps that decode, by rows; a line through those that take prompts."""
+        """The means of steps that decode, by rows; a line through what prompts add to them."""
         decode: dict[int, list[float]] = {}
-        prompts = []
         for tokens, seconds in self.steps:
             if max(tokens) == 1:
                 decode.setdefault(len(tokens), []).append(seconds)
-            else:
-                pieces = sum(math.ceil(count / PIECE) for count in tokens)
-                prompts.append((pieces, sum(tokens), seconds))
+        means = {rows: sum(found) / len(found) for rows, found in decode.items()}
+        only_decode = Costs(means, 0.0, 0.0)
+        prompts = []
+        for tokens, seconds in self.steps:
+            fed = [count for count in tokens if count > 1]
+            pieces = sum(math.ceil(count / PIECE) for count in fed)
+            if fed:
+                prompts.append((pieces, sum(fed), seconds - only_decode.of(tokens)))
         sizes = np.array(prompts)
         (piece, token), *_ = np.linalg.lstsq(sizes[:, :2], sizes[:, 2])
-        means = {rows: sum(found) / len(found) for rows, found in decode.items()}
         return Costs(means, max(0.0, float(piece)), max(0.0, float(token)))
 
 
@@ -124,7 +129,7 @@ def main() -> None:
         pairs = zip(requests, times, strict=True)
         arrivals = [arrival_of(session, request, at) for request, at in pairs]
         session.generate(requests[:4])  # warms up
-        watch = Watch(session.engine)
+        watch = Watch()
         first, whole = run(session, requests, times)
     if given.bench is None:
         costs = watch.costs()

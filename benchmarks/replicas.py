@@ -40,7 +40,7 @@ import numpy as np
 from pl_compile.config.read import build, node_from_plain, read_yaml
 from pl_compile.config.strict_json import parse_json, read_json_object
 from pl_compile.errors import ConfigError, DataError, PlcError, check_all, reason_of
-from pl_compile.runtime.engines.engine import PIECE
+from pl_compile.runtime.engines.onnxruntime.ragged import PIECE_TOGETHER as PIECE
 from pl_compile.runtime.scheduler import Scheduler
 
 Router = Literal["random", "least"]

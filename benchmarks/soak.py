@@ -369,7 +369,7 @@ def slots_of_session(session: Session) -> int:
     """How many slots a session holds, and streams that somebody reads."""
     flow = session._flow  # a leak is looked for inside
     assert flow is not None
-    return len(flow.batch.slots) + len(session._inboxes)
+    return len(flow.batch.entries) + len(session._inboxes)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class Output:
 
     Attributes:
         after: float32 `[outputs, vocab]`: logits after each token that was asked for; valid until
-            the row is fed again.
+            the next step of the batch.
         token: the next token, if the graph was asked to choose it; else None.
     """
 

@@ -73,7 +73,7 @@ class Feed:
 
 
 # Logits after each wanted token of a feed, float32 `[outputs, vocab]`, and the token that the graph
-# chose after the last one; None where it chose none. Both are valid until the row's next step.
+# chose after the last one; None where it chose none. Both are valid until the next step.
 Fed = tuple[Logits, int | None]
 
 

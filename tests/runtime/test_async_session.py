@@ -16,6 +16,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import AnswerError, RequestError
 from pl_compile.runtime import AsyncSession, Request, Result, Sampling, Session
+from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import random_table
 
 TEXTS = ["so cold", "a parcel, a bill", "the lazy dog is not here " * 2, "x"]
@@ -60,15 +61,16 @@ def alone(bundle: Path) -> Any:
 @contextmanager
 def step_runs(session: Session, before: Any) -> Iterator[None]:
     """Calls `before` at the start of each step of the engine."""
-    engine = session.engine
-    step = engine.step
+    assert session._flow is not None
+    rows = session._flow.batch._rows
+    step = rows.step
 
     def noted(given: Any) -> Any:
         before()
         return step(given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "step", noted)
+        patch.setattr(rows, "step", noted)
         yield
 
 
@@ -243,16 +245,17 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_session(bundle: Path, a
 def test_numbers_that_are_not_finite_are_an_error_of_their_request(bundle: Path) -> None:
     async def ask() -> None:
         session = Session.open(bundle)
-        step = session.engine.step
+        feed = Batch.feed
 
-        def broken(given: Any) -> Any:
-            logits, tokens = step(given)
-            logits[:] = float("nan")
-            return logits, tokens
+        def broken(batch: Batch, *given: Any, **more: Any) -> Any:
+            outputs = feed(batch, *given, **more)
+            for output in outputs.values():
+                output.after[:] = float("nan")
+            return outputs
 
         async with AsyncSession(session) as answers:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(session.engine, "step", broken)
+                patch.setattr(Batch, "feed", broken)
                 with pytest.raises(AnswerError, match=r"the request \(task 'tone'\): logits"):
                     await answers.generate(Request("tone", {"sentence": "x"}))
 

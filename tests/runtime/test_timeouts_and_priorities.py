@@ -86,7 +86,7 @@ def test_a_row_ends_with_its_text_so_far_when_its_time_is_over(session: Session)
     assert result.token_ids == whole.token_ids[:7]
     assert result.text == flow.pieces[row] == session.tokenizer.decode([*result.token_ids]).strip()
     assert flow.results[other] == alone
-    assert flow.flow.batch.slots == []
+    assert flow.flow.batch.entries == {}
 
 
 def test_a_row_that_waits_ends_too_though_no_slot_becomes_free(session: Session) -> None:

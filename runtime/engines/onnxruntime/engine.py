@@ -94,7 +94,7 @@ class OnnxRuntimeEngine(PaddedEngine):
     def _run(self, step: Step) -> None:
         """One run of the graph."""
         for name, array in step_inputs(self._contract, step).items():
-            self._graph.bind_input(name, array)
+            self._graph.give(name, array)
         self._bind_rows(step.first, len(step.input_ids))
         self._graph.run()
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ArtifactError, first_line_of
 from pl_compile.runtime import kernels
@@ -98,9 +100,17 @@ class OnnxGraph:
         self._watched = tuple(watched)
         self._held: dict[str, Any] = {}
 
+    def give(self, name: str, array: Any) -> None:
+        """Copies an array to an input, whose memory is bound again only where its size changes."""
+        held = self._held.get(name)
+        if held is not None and held.shape == array.shape:
+            held[...] = array
+            return
+        self._held[name] = held = np.array(array, order="C")  # the binding holds an address only
+        self.bind_input(name, held)
+
     def bind_input(self, name: str, array: Any) -> None:
-        """Binds an input to an array, which is held until the next one takes its place."""
-        self._held[name] = array  # the binding holds an address, not the array
+        """Binds an input to a contiguous array, which the caller holds."""
         self.binding.bind_input(name, *_CPU, array.dtype, array.shape, array.ctypes.data)
 
     def bind_output(self, name: str, array: Any) -> None:

@@ -98,11 +98,37 @@ class RaggedEngine:
         self.together = self.branches = own_products and self.graph.has_kernels
         self.piece = PIECE_TOGETHER if self.together else PIECE
         self.prefixes = HeldPrefixes() if self.graph.has_kernels else None
+        self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
+        self._tokens = np.zeros(max_batch, np.int64)
+        self._results = (0, 0)  # where those of the last run lie
         width = -(-contract.capacity // ENTRIES_OF_BLOCK)
         self.caches = _Blocks(contract, max_batch * width, width)
         for (past, present), array in zip(contract.cache_names, self.caches.arrays, strict=True):
             self.graph.bind_input(past, array)
             self.graph.bind_output(present, array)
+
+    def room_for_results(
+        self, first: int, count: int
+    ) -> tuple[Annotated[Float32, Shape("outputs vocab")], Annotated[Int64, Shape("outputs")]]:
+        """Binds the graph's results to memory of the engine's: for logits, and for tokens.
+
+        Args:
+            first: results of the same step that lie before them.
+            count: how many there are.
+        """
+        rows = slice(first, first + count)
+        if rows.stop > len(self._logits):
+            # What lies in the old memory is in use as long as its step is.
+            self._logits = zeros_as_touched((2 * rows.stop, self.vocab), np.float32)
+            self._tokens = np.zeros(2 * rows.stop, np.int64)
+            self._results = (0, 0)
+        logits, tokens = self._logits[rows], self._tokens[rows]
+        if self._results != (first, count):
+            self._results = (first, count)
+            self.graph.bind_output(LOGITS, logits)
+            if self.candidates:
+                self.graph.bind_output(NEXT_TOKEN, tokens)
+        return logits, tokens
 
     def rows(self) -> "RaggedRows":
         """See `Engine.rows`."""
@@ -223,13 +249,16 @@ class RaggedRows:
             return self._run(feeds) if feeds else []
         found: dict[int, Fed] = {}
         single = [feed for feed in feeds if len(feed.ids) == 1]
+        first = 0
         for group in [single, *([feed] for feed in feeds if len(feed.ids) > 1)]:
             if group:
-                found |= zip((feed.slot for feed in group), self._run(group), strict=True)
+                fed = self._run(group, first)
+                first += sum(len(logits) for logits, _ in fed)
+                found |= zip((feed.slot for feed in group), fed, strict=True)
         return [found[feed.slot] for feed in feeds]
 
-    def _run(self, feeds: Sequence[Feed]) -> list[Fed]:
-        """One run of the graph."""
+    def _run(self, feeds: Sequence[Feed], first: int = 0) -> list[Fed]:
+        """One run of the graph; its results lie after `first` others of the step."""
         rows = [self._rows[feed.slot] for feed in feeds]
         graph, contract = self._engine.graph, self._engine.contract
         counts = [1 if feed.wanted is None else len(feed.wanted) for feed in feeds]
@@ -237,12 +266,8 @@ class RaggedRows:
         inputs[BLOCK_TABLES] = np.stack([row.table for row in rows])
         inputs[PREFIXES] = np.asarray([row.prefix for row in rows], np.int64)
         for name, array in inputs.items():
-            graph.bind_input(name, array)
-        logits = np.empty((sum(counts), contract.vocab), np.float32)
-        graph.bind_output(LOGITS, logits)
-        tokens = np.empty(len(logits), np.int64)
-        if contract.candidates:
-            graph.bind_output(NEXT_TOKEN, tokens)
+            graph.give(name, array)
+        logits, tokens = self._engine.room_for_results(first, sum(counts))
         graph.run()
         found: list[Fed] = []
         end = 0

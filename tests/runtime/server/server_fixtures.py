@@ -89,14 +89,16 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Session], Held]]
     holds: list[Held] = []
 
     def make(session: Session) -> Held:
-        held, step = Held(), session.engine.step
+        assert session._flow is not None
+        rows = session._flow.batch._rows
+        held, step = Held(), rows.step
 
         def waiting(given: Any) -> Any:
             held.entered.set()
             assert held.go.wait(60)
             return step(given)
 
-        monkeypatch.setattr(session.engine, "step", waiting)
+        monkeypatch.setattr(rows, "step", waiting)
         holds.append(held)
         return held
 

@@ -19,6 +19,7 @@ from pl_compile.runtime.server.faults import FAULTS
 from pl_compile.runtime.server.limits import Limits
 from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT
 from pl_compile.runtime.server.service import Keys
+from pl_compile.runtime.stepping import Batch
 
 pytest_plugins = ["server_fixtures"]
 
@@ -808,13 +809,14 @@ def test_warming_runs_a_request(bundle: Path) -> None:
     from pl_compile.runtime.server.run import warm
 
     with Session.open(bundle) as session:
-        step, seen = session.engine.step, []
+        feed, seen = Batch.feed, []
 
-        def noted(given: Any) -> Any:
+        def noted(batch: Batch, *given: Any, **more: Any) -> Any:
             seen.append(given)
-            return step(given)
+            return feed(batch, *given, **more)
 
-        session.engine.step = noted  # type: ignore[method-assign,assignment]
-        warm(session)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Batch, "feed", noted)
+            warm(session)
 
     assert len(seen) >= 1
