@@ -10,11 +10,12 @@ print(result.text)
 from pl_compile.config.sampling import Sampling
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
-from pl_compile.runtime.requests import Event, LabelScore, Request, Result, TokenLogProbs
+from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request, Result, TokenLogProbs
 from pl_compile.runtime.session import Session
 
 __all__ = [
     "AsyncSession",
+    "BestLabel",
     "Event",
     "LabelScore",
     "Provider",

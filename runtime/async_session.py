@@ -11,11 +11,10 @@ from typing import Self
 import numpy as np
 
 from pl_compile.errors import AnswerError
-from pl_compile.runtime.requests import Event, LabelScore, Request, Result
+from pl_compile.runtime.label_rows import BestLabelRow, ScoresRow
+from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.session import Brought, Session, closed_session
-
-Scores = tuple[LabelScore, ...]
 
 
 @dataclass(eq=False)
@@ -87,17 +86,34 @@ class AsyncSession:
         """
         return self._events(request, every=True)
 
-    async def score(self, request: Request) -> Scores:
+    async def score(self, request: Request) -> tuple[LabelScore, ...]:
         """The probability of every label, in the order of the task's `choices`.
 
         Raises:
-            RequestError: as for `Session.score`.
-            AnswerError: its logits are not finite numbers.
+            Exception: as for `generate`; `RequestError` also where the task has no choices.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Scores] = loop.create_future()
-        self._ask(partial(self._score, request, future))
-        return await future
+        found = await self._labels(request, ScoresRow)
+        assert isinstance(found, tuple)
+        return found
+
+    async def classify(self, request: Request) -> BestLabel:
+        """The likeliest label, with its probability; see `Session.classify`.
+
+        Raises:
+            Exception: as for `score`.
+        """
+        found = await self._labels(request, BestLabelRow)
+        assert isinstance(found, BestLabel)
+        return found
+
+    async def _labels(
+        self, request: Request, kind: type[ScoresRow]
+    ) -> tuple[LabelScore, ...] | BestLabel:
+        async with aclosing(self._events(request, every=False, kind=kind)) as events:
+            async for event in events:
+                if event.labels is not None:
+                    return event.labels
+        raise AssertionError("a search without an end")
 
     async def close(self) -> None:
         """Ends all requests with a `RequestError`, then the thread, and closes the session.
@@ -117,16 +133,18 @@ class AsyncSession:
         """Closes it, also after an error."""
         await self.close()
 
-    async def _events(self, request: Request, *, every: bool) -> AsyncGenerator[Event, None]:
+    async def _events(
+        self, request: Request, *, every: bool, kind: type[ScoresRow] | None = None
+    ) -> AsyncGenerator[Event, None]:
         answer = _Answer(every, asyncio.get_running_loop())
-        self._ask(partial(self._begin, answer, request))
+        self._ask(partial(self._begin, answer, request, kind))
         try:
             while True:
                 found = await answer.found.get()
                 if isinstance(found, Exception):
                     raise found
                 yield found
-                if found.result is not None:
+                if found.is_last:
                     return
         finally:
             self._leave(answer)
@@ -170,11 +188,11 @@ class AsyncSession:
         with suppress(Exception):
             self.session.advance()
 
-    def _begin(self, answer: _Answer, request: Request) -> None:
+    def _begin(self, answer: _Answer, request: Request, kind: type[ScoresRow] | None) -> None:
         if answer.left:
             return
         try:
-            row = answer.row = self.session.prepare(request)
+            row = answer.row = self.session.prepare(request, kind)
             self._answers[row] = answer
             self.session.submit([row], self._take)
         except Exception as error:
@@ -192,24 +210,12 @@ class AsyncSession:
         found: list[tuple[_Answer, Event | Exception]] = []
         for row, event in brought:
             answer = self._answers[row] if row.is_live else self._answers.pop(row)
-            if event is None:
+            if event is None or not (row.is_live or event.is_last):
                 found.append((answer, _error_of(row)))
-            elif answer.every or event.result is not None:
+            elif answer.every or event.is_last:
                 found.append((answer, event))
         for answer in _tell(found):
             self._leave(answer)
-
-    def _score(self, request: Request, future: "asyncio.Future[Scores]") -> None:
-        if future.cancelled():
-            return
-        scores: Scores | None = None
-        error: Exception | None = None
-        try:
-            (scores,) = self.session.score([request])
-        except Exception as reason:
-            error = reason
-        with suppress(RuntimeError):  # the loop was closed: nobody waits
-            future.get_loop().call_soon_threadsafe(_settle, future, scores, error)
 
 
 def _tell(found: Iterable[tuple[_Answer, Event | Exception]]) -> list[_Answer]:
@@ -229,17 +235,6 @@ def _tell(found: Iterable[tuple[_Answer, Event | Exception]]) -> list[_Answer]:
 def _put(found: Iterable[tuple[_Answer, Event | Exception]]) -> None:
     for answer, what in found:
         answer.found.put_nowait(what)
-
-
-def _settle(
-    future: "asyncio.Future[Scores]", scores: Scores | None, error: Exception | None
-) -> None:
-    if future.done():  # cancelled
-        return
-    if error is not None:
-        future.set_exception(error)
-    elif scores is not None:
-        future.set_result(scores)
 
 
 def _error_of(row: Row) -> Exception:

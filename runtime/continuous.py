@@ -107,10 +107,13 @@ class Continuous:
         events = []
         for slot, output in outputs.items():
             row = turn.stepping[slot]
-            if row.has_prompt_left:
+            if row.left:
                 continue
             if output.is_finite:
                 events.append((row, row.advance(output)))
+                if row.is_live:
+                    # Tokens that come together have other bits where the engine takes no branches.
+                    self._scheduler.ask(slot, row.left if row.branches else 1)
             else:
                 row.failed = True
         broken = [slot for slot, row in turn.stepping.items() if row.failed]
@@ -131,15 +134,21 @@ class Continuous:
         return [row for row, deadline in self._deadlines.items() if deadline <= now]
 
     def _run(self, turn: Turn[Row]) -> dict[int, Output]:
-        """Admits, moves and feeds rows; gives by slot what follows."""
+        """Admits and feeds rows; gives by slot what follows."""
         for slot, row in turn.admitted.items():
             self.batch.admit(slot, row.task, row.held)
-        ids = {slot: row.next_ids(turn.tokens[slot]) for slot, row in turn.stepping.items()}
+        feeds = {slot: row.take(turn.tokens[slot]) for slot, row in turn.stepping.items()}
+        for slot, feed in feeds.items():
+            if feed.after is not None:
+                self.batch.rewind(slot, feed.after)
         chooses = self._engine.candidates, self._engine.sampling_inputs
-        # Noise is drawn for tokens that are chosen: not after a part of a prompt.
-        draws = {
-            slot: row.draw(*chooses)
-            for slot, row in turn.stepping.items()
-            if not row.has_prompt_left
-        }
-        return self.batch.feed(ids, draws)
+        # Noise is drawn for tokens that are chosen: not after a part of what is fed.
+        draws = {slot: row.draw(*chooses) for slot, row in turn.stepping.items() if not row.left}
+        return self.batch.feed(
+            {slot: feed.ids for slot, feed in feeds.items()},
+            draws,
+            wanted={slot: feed.wanted for slot, feed in feeds.items() if feed.wanted is not None},
+            parents={
+                slot: feed.parents for slot, feed in feeds.items() if feed.parents is not None
+            },
+        )

@@ -213,11 +213,31 @@ class Event:
         index: place of the request in the list that was given.
         text: the new text; may be empty.
         result: the whole answer, with the last piece; None before.
+        labels: what was found out about labels, where that was asked for.
     """
 
     index: int
     text: str
     result: Result | None = None
+    labels: "tuple[LabelScore, ...] | BestLabel | None" = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows for its request."""
+        return self.result is not None or self.labels is not None
+
+
+@dataclass(frozen=True)
+class BestLabel:
+    """The likeliest label of a closed set.
+
+    Attributes:
+        label: the answer, without blanks at its ends.
+        log_probability: natural logarithm of the probability that the base writes just this.
+    """
+
+    label: str
+    log_probability: float
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from pl_compile.config.plain_values import shown
 from pl_compile.errors import DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.blocking import BadWords, Ngrams
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.log_probs import token_log_probs
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result, TokenLogProbs
-from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token
+from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token, pass_over
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Output
 from pl_compile.runtime.token_bias import bias_by_id
@@ -29,23 +30,24 @@ class RowMaker:
     Attributes:
         tokenizer: the base's.
         tasks: by name.
-        capacity: cache entries of a row.
-        vocab: ids that the base knows.
+        engine: that the rows are for.
     """
 
     tokenizer: Tokenizer
     tasks: Mapping[str, ServedTask]
-    capacity: int
-    vocab: int
+    engine: Engine
 
-    def row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> "Row":
+    def row(
+        self, index: int, request: Request, doing: str, *, kind: "type[Row] | None" = None
+    ) -> "Row":
         """A request as a row.
 
         Args:
             index: place of the request in the list that was given.
             request: what is asked for.
             doing: what an error says was being done.
-            scored: whether the answer must be one of the task's choices, whatever the request says.
+            kind: of the row; if None, one that writes an answer. Another kind looks at the task's
+                choices, whatever the request says.
 
         Raises:
             RequestError: the request cannot be served.
@@ -53,12 +55,18 @@ class RowMaker:
         task = self._task(request, doing)
         try:
             whole = task.renderer.prompt(request.fields)
-            if task.choices and (request.constrain or scored):
+            if task.choices and (request.constrain or kind is not None):
                 rendered, trie = self._with_room_for_choices(request, task, whole)
             else:
                 rendered, trie = self._with_room(request, task, whole), None
         except DataError as error:
             raise RequestError(doing, found=str(error)) from error
+        if kind is not None and trie is None:
+            raise RequestError(
+                doing,
+                found=f"task '{request.task}' has no choices",
+                expected="a task with a closed set of answers",
+            )
         _check_choices(trie, request.bad_words, doing)
         cut_tokens = len(whole) - len(rendered)
         if not request.use_prompt:
@@ -69,22 +77,24 @@ class RowMaker:
             expected = f"at least one token{after}"
             raise RequestError(doing, found="an empty prompt", expected=expected)
         sampling = request.sampling
-        return Row(
+        return (kind or Row)(
             index=index,
             request=request,
             task=task,
-            input_ids=to_feed.input_ids(self.vocab),
+            input_ids=to_feed.input_ids(self.engine.vocab),
             held=len(rendered) - len(to_feed),
             prompt_tokens=len(rendered),
             cut_tokens=cut_tokens,
-            limit=min(request.max_tokens, self.capacity - len(rendered)),
+            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
+            room=self.engine.capacity - len(rendered),
+            branches=self.engine.branches,
             trie=trie,
             bias=bias_by_id(sampling.logit_bias, trie, self.tokenizer, doing),
             seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
             text=AnswerText(self.tokenizer, request.stop),
             tokenizer=self.tokenizer,
             ngrams=(
-                Ngrams(sampling.no_repeat_ngram, rendered.input_ids(self.vocab).tolist())
+                Ngrams(sampling.no_repeat_ngram, rendered.input_ids(self.engine.vocab).tolist())
                 if sampling.no_repeat_ngram and trie is None
                 else None
             ),
@@ -108,20 +118,20 @@ class RowMaker:
 
         A prompt that fits is not cut: its answer may end where the cache ends.
         """
-        if len(whole) < self.capacity:
+        if len(whole) < self.engine.capacity:
             return whole
         cut = task.renderer.template.task.truncate_field is not None
-        room = min(request.max_tokens, self.capacity // 4) if cut else 1
-        return task.renderer.prompt(request.fields, max_length=self.capacity - room)
+        room = min(request.max_tokens, self.engine.capacity // 4) if cut else 1
+        return task.renderer.prompt(request.fields, max_length=self.engine.capacity - room)
 
     def _with_room_for_choices(
         self, request: Request, task: ServedTask, whole: Rendered
     ) -> tuple[Rendered, LabelTrie | None]:
         """The prompt, cut if the longest choice does not fit after it, and the choices."""
         trie = task.trie_after(request.fields)
-        if trie is None or len(whole) + trie.longest <= self.capacity:
+        if trie is None or len(whole) + trie.longest <= self.engine.capacity:
             return whole, trie
-        return task.renderer.prompt_and_choices(request.fields, max_length=self.capacity)
+        return task.renderer.prompt_and_choices(request.fields, max_length=self.engine.capacity)
 
 
 def _check_choices(trie: LabelTrie | None, bad_words: Collection[str], doing: str) -> None:
@@ -134,6 +144,23 @@ def _check_choices(trie: LabelTrie | None, bad_words: Collection[str], doing: st
                     found=f"the bad word {shown(word)} in the choice {shown(label.strip())}",
                     fix="Leave it out, or ask with constrain=False.",
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class RowFeed:
+    """What a row is fed next; see `Batch.feed`.
+
+    Attributes:
+        ids: int64 `[seq]`.
+        wanted: int64 `[outputs]`, or None: only the last token's logits.
+        parents: int64 `[seq]`, or None: each token follows the one before.
+        after: entries that the row keeps of those that it holds, before this; None: all.
+    """
+
+    ids: Annotated[Int64, Shape("seq")]
+    wanted: Annotated[Int64, Shape("outputs")] | None = None
+    parents: Annotated[Int64, Shape("seq")] | None = None
+    after: int | None = None
 
 
 @dataclass(eq=False)
@@ -149,6 +176,9 @@ class Row:
         prompt_tokens: tokens of the whole prompt.
         cut_tokens: tokens cut from the truncate field.
         limit: most tokens of the answer.
+        room: entries that the cache has after the prompt.
+        branches: whether the engine takes branches; then it gives tokens that come together the
+            bits that each has alone.
         trie: the closed set of answers; None where the answer is open.
         bias: added to the logits of tokens of a closed set, by their ids.
         seen: real tokens of prompt and answer, for the repetition penalty.
@@ -170,6 +200,8 @@ class Row:
     prompt_tokens: int
     cut_tokens: int
     limit: int
+    room: int
+    branches: bool
     trie: LabelTrie | None
     bias: dict[int, float]
     seen: list[int]
@@ -187,7 +219,7 @@ class Row:
         self._generator = np.random.default_rng(self.request.sampling.seed)
         self._choices = None if self.trie is None else TrieWalk(self.trie)
         self._chosen = ""  # the part of a choice that is certain
-        self._fed = 0  # tokens of the prompt
+        self._fed = 0  # tokens of prompt and answer
         self._log_probs: list[TokenLogProbs] = []
 
     @property
@@ -196,20 +228,21 @@ class Row:
         return self.finished is None and not self.failed and self.error is None
 
     @property
-    def has_prompt_left(self) -> bool:
-        """Whether there are tokens of the prompt that were not fed."""
-        return self._fed < len(self.input_ids)
+    def left(self) -> int:
+        """How many tokens of prompt and answer were not fed."""
+        return len(self.input_ids) + len(self.token_ids) - self._fed
 
-    def next_ids(self, count: int) -> Annotated[Int64, Shape("_")]:
+    def take(self, count: int) -> RowFeed:
         """The next tokens to feed: of the prompt as long as there are some, then of the answer.
 
         Args:
-            count: how many; 1 where the prompt was fed.
+            count: how many, at most `left`; a piece of the prompt has none of the answer.
         """
-        if self.has_prompt_left:
-            self._fed += count
-            return self.input_ids[self._fed - count : self._fed]
-        return np.asarray(self.token_ids[-count:], np.int64)
+        begin = self._fed - len(self.input_ids)
+        self._fed += count
+        if begin < 0:
+            return RowFeed(self.input_ids[self._fed - count : self._fed])
+        return RowFeed(np.asarray(self.token_ids[begin : begin + count], np.int64))
 
     def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
         """What the graph needs to choose the next token; None where it is chosen here.
@@ -301,10 +334,15 @@ class Row:
     def _advance_in_choices(self, choices: TrieWalk, token_id: int) -> Event:
         """Takes a token of a choice. A choice is written to its end, whatever its tokens mean.
 
-        The text is that of the choice, not of its decoded tokens. It is handed out as far as it is
-        certain.
+        Where one token alone may follow, it is written, too: nothing is computed for it. (Where log
+        probabilities are asked for, they need its logits.) The text is that of the choice, not of
+        its decoded tokens. It is handed out as far as it is certain.
         """
         choices.push(token_id)
+        while len(allowed := choices.allowed()) == 1 and self.request.log_probs is None:
+            pass_over(self.request.sampling, self._generator)
+            self._take(allowed[0])
+            choices.push(allowed[0])
         if not choices.allowed():
             self.finished = "stop"
         piece = choices.text[len(self._chosen) :]

@@ -89,6 +89,9 @@ def next_token(
     Returns:
         None where no token may come.
     """
+    if allowed is not None and len(allowed) == 1:
+        pass_over(sampling, generator)
+        return allowed[0]
     scores = logits.astype(np.float32, copy=True)
     if bias:
         scores[list(bias)] += np.asarray(list(bias.values()), np.float32)
@@ -108,6 +111,12 @@ def next_token(
         return token_id
     left = (token_id for token_id in in_order() if scores[token_id] > -np.inf)
     return next(filter(fits, left), None)
+
+
+def pass_over(sampling: Sampling, generator: "np.random.Generator") -> None:
+    """Leaves a row's source of noise as far along as choosing the only token that may come."""
+    if sampling.temperature != 0.0:
+        _gumbel(generator, 1)
 
 
 def _choose(

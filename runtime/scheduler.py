@@ -18,7 +18,8 @@ class Turn(Generic[T]):
     Attributes:
         admitted: requests that leave the queue, by the free slots that they take.
         stepping: the requests that step, by their slots.
-        tokens: how many tokens each of them is fed, by slot: a piece of its prompt, or one.
+        tokens: how many tokens each of them is fed, by slot: a piece of its prompt, or what it
+            asked for.
     """
 
     admitted: dict[int, T]
@@ -34,12 +35,14 @@ class _Entry(Generic[T]):
         request: the caller's.
         place: in the queue: a smaller one comes first.
         unfed: tokens of its prompt that were not fed.
+        asked: tokens that it is fed at once, after its prompt.
         slot: that it holds; None while it waits.
     """
 
     request: T
     place: tuple[int, int]
     unfed: int
+    asked: int = 1
     slot: int | None = None
 
     def __lt__(self, other: "_Entry[T]") -> bool:
@@ -50,7 +53,7 @@ class Scheduler(Generic[T]):
     """Gives requests slots, and says what their rows are fed.
 
     The next request takes a free slot at once: of a higher priority first, then as they came. Its
-    prompt is fed in pieces. Each turn, rows whose prompt was fed get their next token, and prompts
+    prompt is fed in pieces. Each turn, rows whose prompt was fed get what they ask for, and prompts
     share what else a turn may hold, in the order of the queue: so neither keeps the other waiting
     for long.
 
@@ -108,6 +111,11 @@ class Scheduler(Generic[T]):
         for slot in list(slots):
             self.withdraw(self._running[slot].request)
 
+    def ask(self, slot: int, tokens: int) -> None:
+        """Says how many tokens a request whose prompt was fed is fed in its next turns."""
+        assert tokens >= 1
+        self._running[slot].asked = tokens
+
     def turn(self) -> Turn[T] | None:
         """The next turn; None when nothing waits or runs."""
         admitted = {slot: self._next(slot) for slot in self._free()[: self._queued()]}
@@ -134,7 +142,7 @@ class Scheduler(Generic[T]):
 
     def _tokens(self) -> dict[int, int]:
         """How many tokens which rows are fed, by slot."""
-        tokens = {slot: 1 for slot, entry in self._running.items() if not entry.unfed}
+        tokens = {slot: each.asked for slot, each in self._running.items() if not each.unfed}
         left = self._budget
         prompts = [slot for slot, entry in self._running.items() if entry.unfed]
         for slot in sorted(prompts, key=lambda slot: self._running[slot].place):

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -24,11 +24,11 @@ from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.fair_lock import FairLock
+from pl_compile.runtime.label_rows import BestLabelRow, ScoresRow
 from pl_compile.runtime.more_tasks import check_new, check_parity, tasks_of_another
 from pl_compile.runtime.one_reader import OneReader
-from pl_compile.runtime.requests import Event, LabelScore, Request, Result
+from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request, Result
 from pl_compile.runtime.rows import Row, RowMaker
-from pl_compile.runtime.scoring import label_scores
 from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -285,6 +285,9 @@ class Session:
             for index, request in enumerate(_listed(requests))
         ]
         rows.sort(key=lambda row: len(row.input_ids))  # neighbours in length waste little padding
+        yield from self._events_of(rows, "answering requests")
+
+    def _events_of(self, rows: Sequence[Row], doing: str) -> Generator[Event, None, None]:
         inbox: deque[Event] = deque()
         self.submit(rows, lambda brought: inbox.extend(event for _, event in brought if event))
         try:
@@ -293,7 +296,7 @@ class Session:
                 self._check_open()  # the reader may have closed it
         finally:
             self.leave(rows)
-        _check_rows("answering requests", rows)
+        _check_rows(doing, rows)
 
     def _has_more(self, rows: Sequence[Row], inbox: deque[Event]) -> bool:
         """Steps until there is an event for a stream; whether there is one."""
@@ -346,7 +349,6 @@ class Session:
         self._hand_out([(row, None) for row in self._inboxes])
         self._inboxes.clear()
 
-    @np.errstate(all="ignore")
     def score(self, requests: Iterable[Request]) -> list[tuple[LabelScore, ...]]:
         """The probability of every label of each request's task, in the order of its `choices`.
 
@@ -358,31 +360,37 @@ class Session:
                 the session was closed.
             AnswerError: as for `generate`.
         """
-        self._check_open()
-        rows = []
-        for index, request in enumerate(_listed(requests)):
-            doing = f"scoring request {index}"
-            row = self._row(index, request, doing, scored=True)
-            if row.trie is None:
-                raise RequestError(
-                    doing,
-                    found=f"task '{request.task}' has no choices",
-                    expected="a task with a closed set of answers",
-                )
-            rows.append((row, row.trie))
-        with self._lock:
-            flow = self._check_open()
-            while flow.is_busy:  # scores take all slots, so what runs is finished first
-                self._step(flow)
-            try:
-                scores = [label_scores(self.engine, flow.batch, row, trie) for row, trie in rows]
-            except BaseException:
-                self._flow = Continuous(self.engine)  # the slots of this one are in use
-                raise
-        for (row, _), labels in zip(rows, scores, strict=True):
-            row.failed = labels is None
-        _check_rows("scoring requests", [row for row, _ in rows], scores)
-        return [labels for labels in scores if labels is not None]  # none is: the type says so
+        return [found for found in self._labels(requests, ScoresRow) if isinstance(found, tuple)]
+
+    def classify(self, requests: Iterable[Request]) -> list[BestLabel]:
+        """The likeliest label of each request's task, with its probability.
+
+        It is the one that `score` gives the highest probability, found with fewer steps: labels
+        that cannot be likelier are not looked at.
+
+        Raises:
+            PlcError: as for `score`.
+        """
+        rows = self._labels(requests, BestLabelRow)
+        return [found for found in rows if isinstance(found, BestLabel)]
+
+    def _labels(
+        self, requests: Iterable[Request], kind: type[ScoresRow]
+    ) -> list[tuple[LabelScore, ...] | BestLabel]:
+        """What rows of a kind find out, in the order of the requests."""
+        rows = [
+            self._row(index, request, f"scoring request {index}", kind=kind)
+            for index, request in enumerate(_listed(requests))
+        ]
+        found: dict[int, tuple[LabelScore, ...] | BestLabel] = {}
+        try:
+            for event in OneReader(self._events_of(rows, "scoring requests")):
+                if event.labels is not None:
+                    found[event.index] = event.labels
+        except AnswerError as error:
+            error.results = tuple(found.get(index) for index in range(len(rows)))
+            raise
+        return [found[index] for index in range(len(rows))]
 
     def check(self, request: Request) -> int:
         """Checks that a request can be served; returns the tokens its truncate field would lose.
@@ -394,13 +402,17 @@ class Session:
 
     # For those who wait for rows otherwise than `stream` does: `AsyncSession`.
 
-    def prepare(self, request: Request) -> Row:
+    def prepare(self, request: Request, kind: type[ScoresRow] | None = None) -> Row:
         """A request as a row that can be submitted.
+
+        Args:
+            request: what is asked for.
+            kind: of the row, where labels are asked for; None for an answer.
 
         Raises:
             RequestError: it cannot be served, or the session was closed.
         """
-        return self._row(0, request, "serving a request")
+        return self._row(0, request, "serving a request", kind=kind)
 
     def submit(self, rows: Iterable[Row], inbox: Inbox) -> None:
         """Puts rows into the queue; each step hands `inbox` what it brought to them.
@@ -432,19 +444,20 @@ class Session:
                 if self._inboxes.pop(row, None) is not None and self._flow is not None:
                     self._flow.cancel(row)
 
-    def _row(self, index: int, request: Request, doing: str, *, scored: bool = False) -> Row:
+    def _row(
+        self, index: int, request: Request, doing: str, *, kind: type[ScoresRow] | None = None
+    ) -> Row:
         with self._lock:  # renderers and tokenizer keep what they have seen
-            engine = self.engine
-            maker = RowMaker(self.tokenizer, self.tasks, engine.capacity, engine.vocab)
-            return maker.row(index, request, doing, scored=scored)
+            maker = RowMaker(self.tokenizer, self.tasks, self.engine)
+            return maker.row(index, request, doing, kind=kind)
 
 
-def _check_rows(doing: str, rows: Iterable[Row], results: Sequence[Any] = ()) -> None:
+def _check_rows(doing: str, rows: Iterable[Row]) -> None:
     """Raises `AnswerError` that names the rows whose logits were not numbers."""
     failed = sorted((row.index, row.request.task) for row in rows if row.failed)
     if failed:
         places = {index: f"request {index} (task '{task}')" for index, task in failed}
-        raise AnswerError(doing, places, results=results)
+        raise AnswerError(doing, places)
 
 
 def closed_session() -> RequestError:

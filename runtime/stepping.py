@@ -116,12 +116,6 @@ class Batch:
                 self._held[feed.slot].entries += len(feed.ids)
         return {feed.slot: Output(*each) for feed, each in zip(feeds, found, strict=True)}
 
-    def copy(self, source: int, target: int, entries: int) -> None:
-        """Begins the row of a free slot as a copy of another row's first entries."""
-        assert target not in self._held
-        self._rows.copy(source, target, entries)
-        self._held[target] = _Held(self._held[source].prompt, entries)
-
     def rewind(self, slot: int, entries: int) -> None:
         """Makes a row forget what follows its first entries."""
         assert entries <= self._held[slot].entries

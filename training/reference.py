@@ -7,7 +7,6 @@ is compared. There no id stands for a row: it makes embeddings of a rendered pro
 comparison finds a bundle that takes an id for a row, or one row for another. It is slow on purpose.
 """
 
-import copy
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -159,11 +158,6 @@ class TorchEngine:
             logits.append(self._logits(cache, token, np.full_like(token, -1), prompt.rows))
         every = np.stack(logits)
         return every, every.argmax(axis=-1)
-
-    def copy(self, source: int, target: int, entries: int) -> None:
-        """Copies a cache; see `Rows.copy`."""
-        self._caches[target] = copy.deepcopy(self._caches[source])
-        self._crop(target, entries)
 
     def _crop(self, slot: int, entries: int) -> None:
         """Drops what follows the first entries of a slot."""

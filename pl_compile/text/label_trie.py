@@ -12,7 +12,7 @@ A label ends at its node. Stored as `labels.json` of a task in a bundle:
                field opens the text: then this is the tree for empty fields
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,11 +72,15 @@ class LabelTrie:
 
     def path(self, node: int) -> list[int]:
         """The tokens that lead to a node."""
-        path: list[int] = []
+        return [self.tokens[each] for each in self.nodes_to(node)]
+
+    def nodes_to(self, node: int) -> list[int]:
+        """The nodes from the one below the root to a node; none for the root itself."""
+        nodes: list[int] = []
         while node:
-            path.append(self.tokens[node])
+            nodes.append(node)
             node = self.parents[node]
-        return path[::-1]
+        return nodes[::-1]
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -108,26 +112,29 @@ class LabelTrie:
         """The nodes other than the root that have children."""
         return [node for node, children in enumerate(self.children) if node and children]
 
-    def groups(self, most: int) -> Iterator["Branches"]:
-        """The inner nodes in groups, each with all nodes that lead to its own.
+    def group(self, order: Iterable[int], most: int) -> "Branches":
+        """The first of some nodes, with all nodes that lead to them.
 
         Args:
-            most: nodes of a group, unless one node alone needs more.
+            order: nodes other than the root; at least one.
+            most: nodes of the group, unless the first one alone needs more.
         """
         wanted: list[int] = []
         held: set[int] = set()
-        for node in self.inner_nodes:
-            path = {node}
-            while self.parents[node]:
-                node = self.parents[node]
-                path.add(node)
-            if held and len(held | path) > most:
-                yield Branches(tuple(sorted(held)), tuple(wanted))
-                wanted, held = [], set()
-            wanted.append(max(path))
-            held |= path
-        if held:
-            yield Branches(tuple(sorted(held)), tuple(wanted))
+        for node in order:
+            path = self.nodes_to(node)
+            if held and len(held.union(path)) > most:
+                break
+            wanted.append(node)
+            held.update(path)
+        return Branches(tuple(sorted(held)), tuple(sorted(wanted)))
+
+    def below(self, node: int) -> list[int]:
+        """The nodes below a node, each after its parent."""
+        found = list(self.children[node].values())
+        for child in found:  # it grows
+            found += self.children[child].values()
+        return found
 
     def problems(self) -> list[str]:
         """Labels that are never answered, as sentences; empty for a sound set."""

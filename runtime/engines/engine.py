@@ -94,15 +94,6 @@ class Rows(Protocol):
     def step(self, feeds: Sequence[Feed]) -> list[Fed]:
         """Computes tokens of some rows, one feed for each, in the order of `feeds`."""
 
-    def copy(self, source: int, target: int, entries: int) -> None:
-        """Begins a row as a copy of another one's first entries.
-
-        Args:
-            source: slot of a row.
-            target: a slot without one.
-            entries: at most as many as the source holds, and at least its prefix.
-        """
-
     def clear(self, slots: Sequence[int]) -> None:
         """Sets entries of rows to zero whose numbers are not finite, before they are retired.
 

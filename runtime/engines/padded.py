@@ -217,11 +217,6 @@ class PaddedRows:
                 self._engine.copy(last, gap, self._entries[slot])
                 self._places[slot] = gap
 
-    def copy(self, source: int, target: int, entries: int) -> None:
-        """See `Rows.copy`."""
-        self._engine.copy(self._places[source], self._take(target), entries)
-        self._entries[target] = entries
-
     def clear(self, slots: Sequence[int]) -> None:
         """See `Rows.clear`."""
         self._engine.clear([self._places[slot] for slot in slots])

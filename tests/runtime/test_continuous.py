@@ -33,7 +33,7 @@ class Served:
 
     def row(self, request: Request) -> Row:
         engine = self.session.engine
-        maker = RowMaker(self.session.tokenizer, self.session.tasks, engine.capacity, engine.vocab)
+        maker = RowMaker(self.session.tokenizer, self.session.tasks, engine)
         return maker.row(0, request, "testing")
 
     def answer_alone(self, request: Request) -> tuple[Any, list[bytes]]:

@@ -163,7 +163,7 @@ def test_a_stop_text_that_only_the_end_shows_ends_the_answer_too(session: Sessio
     """An unfinished character is not text until no more tokens come; then it is U+FFFD."""
     request = Request("ask", {"question": "why?", "place": "x"}, max_tokens=1, stop=("\ufffd",))
     fox = session.tokenizer.encode("🦊", opens=False, markup=False)[0]
-    maker = RowMaker(session.tokenizer, session.tasks, session.engine.capacity, 397)
+    maker = RowMaker(session.tokenizer, session.tasks, session.engine)
     row = maker.row(0, request, "testing")
 
     event = row.advance(Output(np.zeros((1, 397), np.float32), fox))

@@ -38,9 +38,7 @@ class Flow:
     def __init__(self, session: Session) -> None:
         self.now = 100.0
         self.flow = Continuous(session.engine, clock=lambda: self.now)
-        self._maker = RowMaker(
-            session.tokenizer, session.tasks, session.engine.capacity, session.engine.vocab
-        )
+        self._maker = RowMaker(session.tokenizer, session.tasks, session.engine)
         self.pieces: dict[Row, str] = {}
         self.results: dict[Row, Result] = {}
 

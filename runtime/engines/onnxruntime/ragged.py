@@ -277,16 +277,6 @@ class RaggedRows:
             found.append((logits[end - count : end], chosen))
         return found
 
-    def copy(self, source: int, target: int, entries: int) -> None:
-        """See `Rows.copy`: the prefix is shared, its own entries are copied."""
-        old = self._rows[source]
-        assert target not in self._rows
-        new = _Row(old.prompt, old.prefix, old.length, np.zeros_like(old.table), old.first)
-        self._rows[target] = new
-        self._make_room(new, entries)
-        for array in self._caches.arrays:
-            array[new.blocks] = array[old.blocks[: len(new.blocks)]]
-
     def clear(self, slots: Sequence[int]) -> None:
         """See `Rows.clear`."""
         for slot in slots:
