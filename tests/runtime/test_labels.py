@@ -94,7 +94,7 @@ def test_what_cannot_be_likelier_is_not_looked_at() -> None:
     search = LabelSearch(trie, best=True)
     likely = {(): 1, (1,): 2, (1, 2): 0}
 
-    looked, path = [0], ()
+    looked = [0]
     search.look(0, 20 * np.eye(VOCAB, dtype=np.float32)[1])
     while (node := search.next_node(trie.nodes_to(looked[-1]))) is not None:
         path = tuple(trie.path(node))
