@@ -105,12 +105,11 @@ def make_app(service: Service, *, playground: bool = True) -> Starlette:
         playground: whether `/` is a page to try the tasks on. It is not part of the API, so
             `/openapi.json` does not list it.
     """
-    table = operations(service)
-    if playground:
-        table += [
-            Operation("GET", path, handler, "The playground.", gives=())
-            for path, handler in page_routes().items()
-        ]
+    pages = page_routes() if playground else {}
+    table = [
+        *operations(service),
+        *(Operation("GET", path, page, "The playground.") for path, page in pages.items()),
+    ]
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in table:
         by_path.setdefault(operation.path, {})[operation.method] = operation

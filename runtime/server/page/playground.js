@@ -12,6 +12,8 @@ const LABELS = "v1/classify";
 const OPTIONS = ["max_tokens", "temperature", "seed"];
 const SECONDS_BETWEEN_TRIES = 2; // while the server is loading
 
+const MOST_LABELS_NAMED = 6; // beside the name of a task
+
 const WITH = "With the prompt";
 const WITHOUT = "Base alone";
 
@@ -186,7 +188,9 @@ const counted = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 function fillFields() {
   const task = tasks.get($("task").value);
   const about = [counted(task.virtual_tokens, "virtual token")];
-  if (task.labels.length) about.push(`answers with one of ${counted(task.labels.length, "label")}`);
+  const { length } = task.labels;
+  if (length > MOST_LABELS_NAMED) about.push(`answers with one of ${length} labels`);
+  else if (length) about.push(`answers with one of: ${task.labels.join(", ")}`);
   $("about").textContent = about.join(" · ");
   $("fields").replaceChildren(...task.fields.map((name, index) => fieldOf(task, name, index)));
 }
@@ -215,31 +219,43 @@ async function ask() {
   running?.abort();
   const mine = new AbortController();
   running = mine;
-  clearErrors();
+  clearAnswers();
   const task = tasks.get($("task").value);
-  const columns = $("compare").checked ? [true, false] : [true];
   const form = parts();
   const numbers = options();
-
+  const uses = $("compare").checked ? [true, false] : [true];
+  const columns = uses.map((usePrompt) => columnOf(usePrompt, uses.length > 1));
   $("nothing").hidden = true;
-  $("labels").hidden = true;
+  $("columns").replaceChildren(...columns.map((column) => column.element));
+  $("columns").classList.toggle("two", uses.length > 1);
+  showCommands(task, form, numbers, uses);
   $("stop").disabled = false;
-  const answers = columns.map((usePrompt) => columnOf(usePrompt, columns.length > 1));
-  $("columns").replaceChildren(...answers.map((each) => each.element));
-  $("columns").classList.toggle("two", columns.length > 1);
-  showCommands(task, form, numbers, columns);
+  bringIntoView($("answers"));
 
-  const work = columns.map((usePrompt, index) => {
-    const body = { ...form, ...numbers, ...promptOff(usePrompt) };
-    return answer(body, answers[index], mine.signal);
-  });
-  if (task.labels.length) work.push(classify(form, columns, mine.signal));
-  await Promise.all(work);
+  // One request at a time, so that the times of each are its own.
+  for (const [index, usePrompt] of uses.entries()) {
+    if (mine.signal.aborted) break;
+    await answer({ ...form, ...numbers, ...promptOff(usePrompt) }, columns[index], mine.signal);
+  }
+  if (task.labels.length && !mine.signal.aborted) await classify(form, uses, mine.signal);
 
   if (running !== mine) return;
   running = null;
   if (document.activeElement === $("stop")) $("go").focus();
   $("stop").disabled = true;
+}
+
+function clearAnswers() {
+  clearErrors();
+  $("columns").replaceChildren();
+  $("labels").hidden = true;
+  $("as-curl").hidden = true;
+  $("nothing").hidden = false;
+}
+
+/** On a phone the answer stands under the form. */
+function bringIntoView(element) {
+  if (element.getBoundingClientRect().top > 0.7 * innerHeight) element.scrollIntoView();
 }
 
 function columnOf(usePrompt, named) {
@@ -249,8 +265,6 @@ function columnOf(usePrompt, named) {
   text.setAttribute("role", "log");
   text.setAttribute("aria-label", usePrompt ? "Answer" : "Answer of the base alone");
   text.setAttribute("aria-live", "polite");
-  // A reader waits for the whole answer, instead of reading every piece of a word.
-  text.setAttribute("aria-busy", "true");
   const error = make("p", "", { className: "error", hidden: true });
   error.setAttribute("role", "alert");
   const figures = make("p", "", { className: "figures" });
@@ -260,6 +274,8 @@ function columnOf(usePrompt, named) {
 }
 
 async function answer(body, place, signal) {
+  // A screen reader waits for the whole answer, instead of reading every piece of a word.
+  place.text.setAttribute("aria-busy", "true");
   const began = performance.now();
   const seen = { first: null, last: null, reason: null, usage: null };
   const streaming = { stream: "true", stream_options: '{"include_usage": true}' };
@@ -279,8 +295,9 @@ async function answer(body, place, signal) {
     if (!place.text.textContent) place.text.append(make("em", "An empty answer."));
   } catch (error) {
     if (!signal.aborted) {
-      if (!showError(error)) show(place.error, error.message);
       place.text.hidden = !place.text.textContent;
+      if (showError(error)) show(place.error, "No answer: the form says what is wrong.");
+      else show(place.error, error.message);
     }
   }
   place.figures.textContent = signal.aborted
@@ -309,7 +326,7 @@ function figuresOf(seen, began) {
   // The rate is that of the tokens after the first one.
   if (written > 1 && seconds > 0) said.push(`${((written - 1) / seconds).toFixed(1)} tokens/s`);
   said.push(counted(written, "token"));
-  said.push(`prompt ${read}${details.cached_tokens ? `, ${details.cached_tokens} cached` : ""}`);
+  said.push(`prompt of ${read}${details.cached_tokens ? `, ${details.cached_tokens} cached` : ""}`);
   if (details.cut_tokens) said.push(`${counted(details.cut_tokens, "token")} of the prompt cut`);
   if (ENDS[seen.reason]) said.push(ENDS[seen.reason]);
   return said.join(" · ");
@@ -317,14 +334,13 @@ function figuresOf(seen, began) {
 
 // Labels.
 
-async function classify(form, columns, signal) {
+async function classify(form, uses, signal) {
   try {
-    const given = await Promise.all(
-      columns.map(async (usePrompt) => {
-        const body = json({ ...form, ...promptOff(usePrompt) });
-        return (await (await post(LABELS, body, signal)).json()).labels;
-      }),
-    );
+    const given = [];
+    for (const usePrompt of uses) {
+      const body = json({ ...form, ...promptOff(usePrompt) });
+      given.push((await (await post(LABELS, body, signal)).json()).labels);
+    }
     if (!signal.aborted) showLabels(given);
   } catch (error) {
     if (signal.aborted || showError(error)) return;
@@ -375,10 +391,10 @@ function percent(probability) {
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-function showCommands(task, form, numbers, columns) {
-  const commands = columns.flatMap((usePrompt) => {
+function showCommands(task, form, numbers, uses) {
+  const commands = uses.flatMap((usePrompt) => {
     const off = promptOff(usePrompt);
-    const which = columns.length === 1 ? "" : usePrompt ? ", with the prompt" : ", base alone";
+    const which = uses.length === 1 ? "" : usePrompt ? ", with the prompt" : ", base alone";
     const made = [[`Answer${which}`, ANSWERS, { ...form, ...numbers, ...off }]];
     if (task.labels.length) made.push([`Labels${which}`, LABELS, { ...form, ...off }]);
     return made;
@@ -429,7 +445,11 @@ $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
-$("task").addEventListener("change", fillFields);
+$("task").addEventListener("change", () => {
+  running?.abort();
+  clearAnswers();
+  fillFields();
+});
 $("stop").addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
