@@ -446,7 +446,7 @@ def test_readers_of_screens_find_their_way(tab: Callable[..., Tab], server: Proc
     opened.wait()
 
     for landmark in ("banner", "main", "navigation"):
-        api.expect(page.get_by_role(landmark)).to_have_count(1)  # type: ignore[arg-type]
+        api.expect(page.get_by_role(landmark)).to_have_count(1)
     for name in ("Ask", "Answer"):
         api.expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
     api.expect(page.get_by_role("heading", level=1)).to_have_text("plc playground")
