@@ -13,6 +13,7 @@ const OPTIONS = ["max_tokens", "temperature", "seed"];
 const SECONDS_BETWEEN_TRIES = 2; // while the server is loading
 
 const MOST_LABELS_NAMED = 6; // beside the name of a task
+const FEWEST_FOR_A_RATE = 5; // tokens; the rate of fewer is mostly noise
 
 const WITH = "With the prompt";
 const WITHOUT = "Base alone";
@@ -324,7 +325,7 @@ function figuresOf(seen, began) {
   const seconds = (seen.last - seen.first) / 1000;
   const said = [firstToken(seen, began)];
   // The rate is that of the tokens after the first one.
-  if (written > 1 && seconds > 0) said.push(`${((written - 1) / seconds).toFixed(1)} tokens/s`);
+  if (written >= FEWEST_FOR_A_RATE && seconds > 0) said.push(`${((written - 1) / seconds).toFixed(1)} tokens/s`);
   said.push(counted(written, "token"));
   said.push(`prompt of ${read}${details.cached_tokens ? `, ${details.cached_tokens} cached` : ""}`);
   if (details.cut_tokens) said.push(`${counted(details.cut_tokens, "token")} of the prompt cut`);
