@@ -79,6 +79,12 @@ _seconds = click.FloatRange(min=0, min_open=True)
     type=click.Path(path_type=Path),
     help="Its line is the key for /admin, which is off without one; or set PLC_ADMIN_KEY.",
 )
+@click.option(
+    "--playground/--no-playground",
+    default=True,
+    show_default=True,
+    help="Whether / is a page to try the tasks on.",
+)
 @provider_options
 @json_option
 def command(
@@ -95,6 +101,7 @@ def command(
     drain_timeout: float,
     api_key_file: Path | None,
     admin_key_file: Path | None,
+    playground: bool,
     provider: str | None,
     provider_pairs: tuple[str, ...],
     provider_library: Path | None,
@@ -133,6 +140,8 @@ def command(
         else:
             tasks = ", ".join(listening.tasks[:20]) + (" …" if len(listening.tasks) > 20 else "")
             click.echo(f"listening on {listening.url} (tasks: {tasks})")
+            if playground:
+                click.echo(f"try them in a browser: {listening.url}/")
 
     cut = serve(
         open_session,
@@ -141,6 +150,7 @@ def command(
         limits=limits,
         keys=keys,
         announce=announce,
+        playground=playground,
     )
     if cut:
         raise click.ClickException(f"{cut} requests were cut short.")

@@ -16,6 +16,7 @@ from pl_compile import __version__
 from pl_compile.runtime.server import routes
 from pl_compile.runtime.server.faults import FAULTS, HttpError
 from pl_compile.runtime.server.openai import Kind, body_schema
+from pl_compile.runtime.server.playground import page_routes
 from pl_compile.runtime.server.routes import Call, ClientLeftError, Noted, note_error
 from pl_compile.runtime.server.schema import Schema
 from pl_compile.runtime.server.service import Service, log, same_key
@@ -96,10 +97,21 @@ def operations(service: Service) -> list[Operation]:
     return table
 
 
-def make_app(service: Service) -> Starlette:
-    """The ASGI application of a server."""
+def make_app(service: Service, *, playground: bool = True) -> Starlette:
+    """The ASGI application of a server.
+
+    Args:
+        service: the server's state.
+        playground: whether `/` is a page to try the tasks on. It is not part of the API, so
+            `/openapi.json` does not list it.
+    """
+    pages = page_routes() if playground else {}
+    table = [
+        *operations(service),
+        *(Operation("GET", path, page, "The playground.") for path, page in pages.items()),
+    ]
     by_path: dict[str, dict[str, Operation]] = {}
-    for operation in operations(service):
+    for operation in table:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     app = Starlette(routes=[Route(path, _Endpoint(service, by)) for path, by in by_path.items()])
     app.router.redirect_slashes = False

@@ -80,6 +80,7 @@ def serve(
     limits: Limits,
     keys: Keys,
     announce: Callable[[Listening], None],
+    playground: bool = True,
 ) -> int:
     """Serves until a signal ends it.
 
@@ -93,6 +94,7 @@ def serve(
         limits: what is let in.
         keys: that clients must send.
         announce: is told once, when requests are answered.
+        playground: whether `/` is a page to try the tasks on.
 
     Returns:
         How many requests were cut short at the end.
@@ -104,7 +106,7 @@ def serve(
     log.setLevel(logging.INFO)
     service = Service(limits, keys, bundles)
     with place.listen() as listener:
-        return asyncio.run(_Run(open_session, service, listener, announce).run())
+        return asyncio.run(_Run(open_session, service, listener, announce, playground).run())
 
 
 def warm(session: Session) -> None:
@@ -128,13 +130,14 @@ class _Run:
     service: Service
     listener: socket.socket
     announce: Callable[[Listening], None]
+    playground: bool
     error: Exception | None = None
     cut: int = 0
     kept: list["asyncio.Task[None]"] = field(default_factory=list)
 
     async def run(self) -> int:
         config = uvicorn.Config(
-            make_app(self.service),
+            make_app(self.service, playground=self.playground),
             log_config=None,
             access_log=False,
             server_header=False,

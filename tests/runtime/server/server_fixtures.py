@@ -1,4 +1,4 @@
-"""A tiny bundle, and a server on it without a network."""
+"""A tiny bundle, and servers on it: without a network, or as a process."""
 
 import asyncio
 import threading
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server_process import Process, starter
 from starlette.testclient import TestClient
 
 from pl_compile.driver.export import export_bundle
@@ -105,3 +106,17 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Session], Held]]
     yield make
     for held in holds:
         held.go.set()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts `plc serve`; with `hold`, steps wait as long as that file is there."""
+    yield from starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_for_module(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., Process]]:
+    """The same; the servers run until the end of the module."""
+    yield from starter(tmp_path_factory.mktemp("servers"))
