@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def write_bundle(folder: Path, names: Sequence[str]) -> Path:
     return folder
 
 
-def requests_of(names: Sequence[str], written: int = WRITTEN) -> list[Request]:
+def requests_of(names: Sequence[str], written: int = WRITTEN, given: int = INPUT) -> list[Request]:
     """One request of each task, all of the same length."""
-    fields = {"text": words(INPUT, seed=1)}
+    fields = {"text": words(given, seed=1)}
     return [Request(name, fields, max_tokens=written, min_tokens=written) for name in names]
 
 
@@ -96,21 +97,29 @@ def memory() -> dict[str, float]:
     return {"no file, MiB": found["RssAnon"], "files, MiB": found["RssFile"]}
 
 
-def opened(bundle: Path) -> dict[str, float]:
-    """Opens a bundle and answers a request of each task: for a process of its own."""
+def opened(bundle: Path, *, asks: bool) -> dict[str, float]:
+    """Opens a bundle, and may ask each task: for a process of its own."""
     begin = time.perf_counter()
     session = Session.open(bundle, max_batch=ROWS)
     found = {"opening, s": time.perf_counter() - begin}
     found |= {f"opened: {name}": value for name, value in memory().items()}
-    session.generate(requests_of(list(session.tasks), written=1))
+    if not asks:
+        return found
+    session.generate(requests_of(list(session.tasks), written=1, given=1))
     return {**found, **{f"answered: {name}": value for name, value in memory().items()}}
 
 
-def opened_apart(bundle: Path) -> dict[str, float]:
+def opened_apart(bundle: Path, how: str) -> dict[str, float]:
     """What `opened` gives in a process of its own."""
-    command = [sys.executable, __file__, "--open", str(bundle)]
+    command = [sys.executable, __file__, str(bundle), how]
     found: dict[str, float] = json.loads(subprocess.check_output(command))
     return found
+
+
+def wait(seconds: float) -> float:
+    """Does nothing for as long as adding took."""
+    time.sleep(seconds)
+    return seconds
 
 
 def longest_gap(session: Session, names: Sequence[str], add: Callable[[], float]) -> list[float]:
@@ -142,8 +151,10 @@ def measure(folder: Path, tasks: int, rounds: int) -> dict[str, Any]:
     more = write_bundle(folder / "more", [ADDED])
     found: dict[str, Any] = {"machine": this_machine(), "tasks": tasks}
     for name, bundle in (("all", many), ("two", few)):
-        runs = [opened_apart(bundle) for _ in range(min(5, rounds))]
-        found[name] = {key: round(statistics.median(r[key] for r in runs), 3) for key in runs[0]}
+        last = opened_apart(bundle, "--open-and-ask")
+        runs = [last, *(opened_apart(bundle, "--open") for _ in range(rounds - 1))]
+        last["opening, s"] = statistics.median(run["opening, s"] for run in runs)
+        found[name] = {key: round(value, 2) for key, value in last.items()}
 
     full, small = Session.open(many, max_batch=ROWS), Session.open(few, max_batch=ROWS)
     ways = {
@@ -174,8 +185,7 @@ def measure(folder: Path, tasks: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         adding.append(longest_gap(full, names[:ROWS], add))
         full.remove_task(ADDED)
-        seconds = adding[-1][0]
-        without.append(longest_gap(full, names[:ROWS], lambda s=seconds: time.sleep(s) or s))
+        without.append(longest_gap(full, names[:ROWS], partial(wait, adding[-1][0])))
     found["adding, ms"] = {
         "add_tasks": in_ms(a for a, _ in adding),
         "longest gap": in_ms(gap for _, gap in adding),
@@ -204,10 +214,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--open", action="store_true", help=argparse.SUPPRESS)
+    for how in ("--open", "--open-and-ask"):
+        parser.add_argument(how, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.open:
-        print(json.dumps(opened(given.folder)))
+    if given.open or given.open_and_ask:
+        print(json.dumps(opened(given.folder, asks=given.open_and_ask)))
         return
     found = measure(given.folder, given.tasks, given.rounds)
     if given.json:

@@ -3,9 +3,11 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pl_compile.artifact.mapped_file import Mapping, untouch
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
@@ -21,7 +23,11 @@ NUMBERS = np.arange(3000, dtype=np.float32).reshape(5, 600)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "file.safetensors"
-    tensors = {"numbers": NUMBERS, "others": np.arange(4), "none": np.zeros((0, 7), np.float32)}
+    tensors: dict[str, NDArray[Any]] = {
+        "numbers": NUMBERS,
+        "others": np.arange(4),
+        "none": np.zeros((0, 7), np.float32),
+    }
     path.write_bytes(tensor_bytes(tensors, {"said": "so"}, multiple=64))
     return path
 

@@ -19,6 +19,7 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.tasks import rename_task
 from pl_compile.errors import ArtifactError, FingerprintError, RequestError
 from pl_compile.runtime import Request, Session
+from pl_compile.runtime.requests import Event
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
@@ -276,7 +277,7 @@ def test_no_answer_depends_on_tasks_that_come_and_go(
     with Session.open(one, max_batch=2) as session:
         expected = session.generate(requests)
         events = session.stream(requests)
-        seen = []
+        seen: list[Event] = []
         for step, count in steps:
             seen += itertools.islice(events, count)
             if step == "add" and "ask-2" not in session.tasks:
