@@ -322,7 +322,7 @@ def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[st
         problems.append(_mismatch(node, path, "a mapping"))
         return None
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = _hints_of(kind)
+    hints = _hints_of(kind)  # type: ignore[arg-type]  # classes can be hashed
     before = len(problems)
     known = KnownKeys(fields)
     for key, value in node.data.items():

@@ -19,8 +19,8 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.tasks import rename_task
 from pl_compile.errors import ArtifactError, FingerprintError, RequestError
 from pl_compile.runtime import Request, Session
-from pl_compile.runtime.requests import Event
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.requests import Event
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
 ASK = Request("ask", {"question": "why?", "place": "a field"}, max_tokens=12, min_tokens=12)
