@@ -83,14 +83,14 @@ def check_files(
     unnoted = sorted(sizes.keys() - files.keys() - {*left_out})
     problems = [f"{name} is not in the manifest" for name in unnoted]
 
-    def problem_of(name: str) -> str:
-        problem = _problem_of_size(name, files[name], sizes.get(name))
-        if not problem and is_read(name):
-            problem = _problem_of_sum(name, files[name], folder / name)
-        return problem
-
+    by_name = {
+        name: _problem_of_size(name, record, sizes.get(name)) for name, record in files.items()
+    }
+    read = [name for name, problem in by_name.items() if not problem and is_read(name)]
     with _readers() as pool:
-        damaged = [problem for problem in pool.map(problem_of, files) if problem]
+        found = pool.map(lambda name: _problem_of_sum(name, files[name], folder / name), read)
+        by_name |= zip(read, found, strict=True)
+    damaged = [problem for problem in by_name.values() if problem]
     if problems and not damaged:
         fix = (
             "Move elsewhere what the manifest does not name: another program may have put it there."
