@@ -44,6 +44,8 @@ from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 ROWS = 16
 INPUT, WRITTEN = 30, 24
 ADDED = "added"
+# Tokens of a row before a task is added.
+FIRST = 20
 
 
 def spec_of(name: str) -> dict[str, Any]:
@@ -128,15 +130,18 @@ def longest_gap(session: Session, names: Sequence[str], add: Callable[[], float]
     span: list[float] = []
 
     def run() -> None:
-        time.sleep(0.2)  # until the prompts are computed
-        span.append(time.perf_counter())
         took.append(add())
         span.append(time.perf_counter())
 
     other = threading.Thread(target=run)
     stream = session.stream(requests_of(names, written=128))
-    other.start()
-    times = [time.perf_counter() for event in stream if event.index == 0]
+    times = []
+    for event in stream:
+        if event.index == 0:
+            times.append(time.perf_counter())
+        if len(times) == FIRST and not span:  # by now all prompts are computed
+            span.append(times[-1])
+            other.start()
     other.join()
     begin, end = span
     gaps = [b - a for a, b in pairwise(times) if b > begin and a < end]
