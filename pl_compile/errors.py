@@ -163,8 +163,14 @@ def unknown_name(name: str, known: Sequence[str], *, what: str) -> tuple[str, st
         what: the kind of thing, in the singular ("task", "field").
     """
     plural = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
-    listed = f"Known {plural}: {', '.join(known)}." if known else f"There is no {what} yet."
+    listed = f"Known {plural}: {_some(known)}." if known else f"There is no {what} yet."
     return f"{what} '{name}' does not exist", f"{did_you_mean(name, known)} {listed}".strip()
+
+
+def _some(names: Sequence[str], *, most: int = 50) -> str:
+    """Names for a message; of a thousand, nobody reads all."""
+    left = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def list_problems(problems: Sequence[str], *, most: int = 20) -> str:

@@ -20,8 +20,8 @@ def tasks_of_another(
 ) -> dict[str, ServedTask]:
     """Tasks of a bundle, to be served by the engine of another one.
 
-    Every file of the bundle is checked but those in `base/`, which are not used: they are compared
-    with the other bundle's by the sums in the manifests.
+    Of the bundle only the files of these tasks are read. Those in `base/` are compared with the
+    other bundle's by the sums in the manifests.
 
     Args:
         first: the bundle that the engine runs.
@@ -34,11 +34,10 @@ def tasks_of_another(
         ArtifactError: the bundle is damaged or marked as failed, or has no such task.
         FingerprintError: it holds another base, or one that was compiled in another way.
     """
-    other = read_bundle(folder, base=False)
+    other = read_bundle(folder, names, base=False)
     check_parity(other, allowed=allow_failed_parity)
     _check_same_base(first, other)
-    entries = {name: other.entry(name) for name in names} if names else other.entries
-    return tasks_of_bundle(replace(other, entries=entries), tokenizer)
+    return tasks_of_bundle(other, tokenizer)
 
 
 def check_parity(bundle: Bundle, *, allowed: bool) -> None:

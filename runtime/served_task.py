@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pl_compile.artifact.bundle import LABELS_NAME, Bundle, Precision, task_folder
 from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, sum_of_array
+from pl_compile.artifact.mapped_file import untouch
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, PlcError, reason_of
 from pl_compile.runtime.engines.engine import Engine, PrefixKv, PromptRows, prefix_length
@@ -82,14 +83,7 @@ class ServedTask:
 
     def folded(self, engine: Engine) -> "ServedTask":
         """The same with its opening as a prefix that an engine computes."""
-        opening = self.renderer.opening()
-        given = self.to_feed(opening)
-        if not len(given):
-            return self  # nothing stands between a learned prefix and the first field
-        batch = Batch(engine)
-        batch.admit(0, self)
-        batch.feed({0: given.input_ids(engine.vocab)})
-        return replace(self, prefix_kv=batch.cached(0, len(opening)))
+        return next(fold([self], engine, rows=1))
 
     def to_feed(self, rendered: Rendered) -> Rendered:
         """The part of a rendered prompt that a row is fed: what its prefix does not hold already.
@@ -101,6 +95,48 @@ class ServedTask:
         if not len(self.rows):
             most = max(most, int((rendered.virtual_rows >= 0).sum()))
         return rendered.after(max(0, min(prefix_length(self), most)))
+
+
+def fold(tasks: Iterable[ServedTask], engine: Engine, rows: int) -> Iterator[ServedTask]:
+    """The tasks, in order, with their openings as prefixes that an engine computes.
+
+    A task with nothing to compute is given as it is: nothing stands between its learned prefix and
+    the first field.
+
+    Args:
+        tasks: as they were learned.
+        engine: none of its rows is in use.
+        rows: most openings of a step, up to the engine's `max_batch`: 1 where a row's numbers may
+            depend on the rows beside it. More than a piece of tokens are not computed at once.
+    """
+    batch = Batch(engine)
+    waiting: list[ServedTask] = []
+    tokens = 0
+    for task in tasks:
+        count = len(task.to_feed(task.renderer.opening()))
+        if waiting and (len(waiting) == rows or tokens + count > engine.piece):
+            yield from _folded(waiting, batch, engine.vocab)
+            waiting, tokens = [], 0
+        waiting.append(task)
+        tokens += count
+    yield from _folded(waiting, batch, engine.vocab)
+
+
+def _folded(tasks: Sequence[ServedTask], batch: Batch, vocab: int) -> Iterator[ServedTask]:
+    """Tasks whose openings are computed in one step."""
+    openings = [task.renderer.opening() for task in tasks]
+    to_feed = [task.to_feed(opening) for task, opening in zip(tasks, openings, strict=True)]
+    given = {slot: each.input_ids(vocab) for slot, each in enumerate(to_feed) if len(each)}
+    for slot in given:
+        batch.admit(slot, tasks[slot])
+    if given:
+        batch.feed(given)
+    for slot, (task, opening) in enumerate(zip(tasks, openings, strict=True)):
+        if slot not in given:
+            yield task
+        else:
+            yield replace(task, prefix_kv=batch.cached(slot, len(opening)))
+    batch.retire(given)
 
 
 def identity_of(
@@ -180,5 +216,6 @@ def tasks_of_bundle(bundle: Bundle, tokenizer: Tokenizer) -> dict[str, ServedTas
                     doing, found=f"{prefix.kv.shape[3]} positions", expected=f"{opening}"
                 )
             prompt = replace(prompt, prefix_kv=prefix.kv)
+        untouch(entry.learned)
         prompts[name] = prompt
     return prompts

@@ -21,8 +21,9 @@ path may lead out of the folder, and nothing is ever unpickled.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
@@ -192,7 +193,7 @@ class Bundle:
             raise ArtifactError(f"looking into the bundle {self.folder}", found=found, fix=fix)
         return self.entries[taskname]
 
-    @property
+    @cached_property
     def base_sum(self) -> str:
         """sha256 over the names and sums of the target's files: see `sum_of_base`."""
         return sum_of_base({name: record.sha256 for name, record in self.files.items()})
@@ -355,11 +356,14 @@ def write_manifest(
     write_json(bundle / MANIFEST, content)
 
 
-def read_bundle(folder: Path, *, sums: bool = True, base: bool = True) -> Bundle:
-    """Opens a bundle and checks every file of it.
+def read_bundle(
+    folder: Path, tasks: Collection[str] = (), *, sums: bool = True, base: bool = True
+) -> Bundle:
+    """Opens a bundle and checks every file of it that is used.
 
     Args:
         folder: the bundle.
+        tasks: those that are used; all if empty. Of the others no file is read.
         sums: whether files are read to compare their sums; names and sizes are always compared.
             A caller that has just made the sums passes False.
         base: whether that holds for the files in `base/`, too. A caller that does not use them
@@ -367,18 +371,26 @@ def read_bundle(folder: Path, *, sums: bool = True, base: bool = True) -> Bundle
 
     Raises:
         ArtifactError: no manifest, a newer version, a file that is missing, altered or cut short,
-            a path that leads out of the folder, or a task that cannot be read.
+            a path that leads out of the folder, or a task that is not there or cannot be read.
     """
     doing = f"opening the bundle {folder}"
     manifest = _read_manifest(folder, doing)
+    for name in tasks:
+        if name not in manifest.tasks:
+            found, fix = unknown_name(name, manifest.tasks, what="task")
+            raise ArtifactError(f"looking into the bundle {folder}", found=found, fix=fix)
+    unused = frozenset(manifest.tasks).difference(tasks) if tasks else frozenset()
 
     def is_read(name: str) -> bool:
-        return sums and (base or not name.startswith("base/"))
+        parts = name.split("/", 2)
+        if parts[0] == "tasks" and parts[1] in unused:
+            return False
+        return sums and (base or parts[0] != "base")
 
     check_files(
         folder, manifest.files, doing, left_out=_NOT_SUMMED, is_read=is_read, fix=_COPY_OR_EXPORT
     )
-    entries = {name: _read_task(folder, name, manifest) for name in manifest.tasks}
+    entries = {name: _read_task(folder, name, manifest) for name in tasks or manifest.tasks}
     return Bundle(folder, manifest, entries, manifest.files)
 
 
@@ -494,7 +506,7 @@ def _read_learned(
             expected="one of them",
         )
     path = task_folder(folder, name) / found[0]
-    tensors = read_tensor_file(path, doing=f"reading {path}", floats=True).tensors
+    tensors = read_tensor_file(path, doing=f"reading {path}", floats=True, mapped=True).tensors
     tensor = path.stem
     if list(tensors) != [tensor]:
         raise ArtifactError(

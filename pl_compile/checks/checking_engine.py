@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME
-from pl_compile.config.build import DEFAULT_BATCH
+from pl_compile.config.build import DEFAULT_BATCH, Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
-from pl_compile.runtime.engines.opening import open_model
+from pl_compile.runtime.engines.opening import has_own_products, open_model
 from pl_compile.runtime.engines.ranks.local_group import LocalGroup
 
 
@@ -51,6 +51,7 @@ def checking_engine(
     contract: GraphContract,
     dtype: str,
     *,
+    quantization: Quantization = "none",
     flavour: str | None = None,
     provider: Provider | None = None,
 ) -> Iterator[Engine]:
@@ -61,6 +62,7 @@ def checking_engine(
         target: that they were built for.
         contract: of the whole base.
         dtype: of its caches.
+        quantization: of its weights: it decides how rows of `native-cpu` step.
         flavour: whose parser, for a TensorRT target; if None, the target's own, or the other if
             that is not installed.
         provider: of ONNX Runtime, for a bundle of one rank; the CPU's if None.
@@ -97,4 +99,11 @@ def checking_engine(
         finally:
             group.close()
     else:
-        yield open_model(row, folder / MODEL_NAME, contract, dtype, provider=provider or CPU)
+        yield open_model(
+            row,
+            folder / MODEL_NAME,
+            contract,
+            dtype,
+            provider=provider or CPU,
+            own_products=has_own_products(row, quantization),
+        )

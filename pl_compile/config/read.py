@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -310,12 +311,18 @@ def _convert(kind: Any, node: Node, path: str, problems: list[str]) -> Any:
     return _convert_scalar(kind, node, path, problems)
 
 
+@cache
+def _hints_of(kind: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields. To work them out takes longer than to read a task."""
+    return typing.get_type_hints(kind)
+
+
 def _convert_dataclass(kind: type[Any], node: Node, path: str, problems: list[str]) -> Any:
     if not isinstance(node.data, dict):
         problems.append(_mismatch(node, path, "a mapping"))
         return None
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = _hints_of(kind)  # type: ignore[arg-type]  # classes can be hashed
     before = len(problems)
     known = KnownKeys(fields)
     for key, value in node.data.items():

@@ -1,16 +1,23 @@
 """What a bundle costs and what folding saves, worked out from sizes alone.
 
-The model is simple on purpose, and the report shows its numbers. A folded opening is copied into a
-row's cache; one that is not folded is computed. For each token, copying costs bytes and computing
-costs arithmetic. Only their ratio decides, and it is far from 1: on 2 cores a token of a GPT of 135
-million weights takes some milliseconds to compute and some microseconds to copy.
+The model is simple on purpose, and the report shows its numbers. What becomes of a folded opening
+depends on the rows of the target:
+
+ragged    the kernels hold it in memory once, and every row of the task reads it there: beginning
+          with it costs a row nothing. So all openings are folded, as long as their prefixes fit
+          into a budget of memory.
+padded    it is copied into each row's cache. For each token, copying costs bytes and computing
+          costs arithmetic. Only their ratio decides, and it is far from 1: on 2 cores a token of a
+          GPT of 135 million weights takes some milliseconds to compute and some microseconds to
+          copy. The copies are beside the prefixes, whose budget is a part of the weights' memory.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pl_compile.artifact.prompt_table import TaskEntry
-from pl_compile.config.build import WEIGHT_BITS, BuildOptions, FoldMode
+from pl_compile.config.build import WEIGHT_BITS, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.errors import ExportError
@@ -24,10 +31,61 @@ _OPERATIONS_PER_SECOND = 1e11
 _BYTES_PER_SECOND = 5e9
 _SECONDS_PER_PREFIX = 2e-4
 
-# All folded prefixes together may take at most this part of the weights' memory.
-_PREFIXES_OF_WEIGHTS = 0.5
+# All folded prefixes together may take at most so many MiB where they are held, and this part of
+# the weights' memory where they are copied.
+MIB_OF_HELD = 1024
+_COPIED_OF_WEIGHTS = 0.5
 
-_GIB = 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class FoldPolicy:
+    """By what openings are folded.
+
+    Attributes:
+        mode: what was asked for.
+        most_bytes: of all folded prefixes, where `mode` is "auto".
+        of_what: what `most_bytes` is, for a message.
+        is_held: whether a prefix is in memory once, for all rows that begin with it.
+    """
+
+    mode: FoldMode
+    most_bytes: int
+    of_what: str
+    is_held: bool
+
+    @classmethod
+    def of(
+        cls, mode: FoldMode, mib: int | None, base: BaseCost, contract: GraphContract
+    ) -> "FoldPolicy":
+        """The policy of an export.
+
+        Args:
+            mode: what was asked for.
+            mib: most MiB of all folded prefixes; by default the target's.
+            base: its cost.
+            contract: of the graph.
+        """
+        is_held = contract.rows == "ragged"
+        if mib is None and not is_held:
+            most = int(_COPIED_OF_WEIGHTS * base.weight_bytes)
+            return cls(mode, most, f"{_COPIED_OF_WEIGHTS:.0%} of the weights", is_held)
+        mib = MIB_OF_HELD if mib is None else mib
+        return cls(mode, mib * _MIB, f"{mib} MiB", is_held)
+
+    def summary(self, costs: Sequence[TaskCost]) -> Choice:
+        """What was decided for all tasks, and why."""
+        folded = [cost.folded_bytes for cost in costs if cost.folded]
+        chosen = f"{len(folded)} of {len(costs)}"
+        if self.mode != "auto":
+            return Choice(self.mode, chosen)
+        memory = "in memory once for all rows" if self.is_held else "copied into each row"
+        return Choice(
+            self.mode,
+            chosen,
+            f"{sum(folded) / 1e6:.1f} MB of prefixes, {memory}; most {self.of_what} (--fold-mib)",
+        )
 
 
 def base_cost(
@@ -78,9 +136,9 @@ def task_costs(
     entries: Sequence[TaskEntry],
     prompts: Mapping[str, ServedTask],
     contract: GraphContract,
-    mode: FoldMode,
+    policy: FoldPolicy,
 ) -> list[TaskCost]:
-    """The cost of each task, and whether its opening is folded.
+    """The cost of each task, and whether its opening is folded: the first ones that fit.
 
     Raises:
         ExportError: an opening that does not fit into the cache.
@@ -88,7 +146,9 @@ def task_costs(
     per_token = base.operations_per_token / _OPERATIONS_PER_SECOND
     copied = base.kv_bytes_per_token / _BYTES_PER_SECOND
     break_even = math.ceil(_SECONDS_PER_PREFIX / max(1e-12, per_token - copied))
-    left = int(_PREFIXES_OF_WEIGHTS * base.weight_bytes)
+    if policy.is_held:
+        break_even = 1
+    left = policy.most_bytes
     costs = []
     for entry in entries:
         name = entry.task.taskname
@@ -103,7 +163,7 @@ def task_costs(
             )
         computed = len(prompt.to_feed(opening))
         size = len(opening) * base.kv_bytes_per_token
-        folded, reason = _decide(computed, size, break_even, left, mode)
+        folded, reason = _decide(computed, size, break_even, left, policy)
         left -= size if folded else 0
         costs.append(
             TaskCost(
@@ -123,20 +183,20 @@ def task_costs(
 
 
 def _decide(
-    computed: int, size: int, break_even: int, left: int, mode: FoldMode
+    computed: int, size: int, break_even: int, left: int, policy: FoldPolicy
 ) -> tuple[bool, str]:
-    if mode == "never":
+    if policy.mode == "never":
         return False, "--fold never"
     if not computed:
         return False, "nothing is computed before its first field"
     saving = f"{computed} tokens fewer in each prefill, for {size / 1e6:.1f} MB"
-    if mode == "always":
+    if policy.mode == "always":
         return True, f"--fold always: {saving}"
     if computed < break_even:
         return False, f"{computed} tokens are faster to compute than to copy as a prefix"
     if size > left:
         return False, (
-            f"{size / 1e6:.1f} MB would be more than {_PREFIXES_OF_WEIGHTS:.0%} of the weights for "
-            "all prefixes together; --fold always folds it anyway"
+            f"{size / 1e6:.1f} MB would be more than {policy.of_what} for all prefixes together; "
+            "--fold-mib raises it, --fold always folds it anyway"
         )
     return True, saving

@@ -107,7 +107,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     inputs = read_inputs(request, checkpoint, config, progress)
     checkpoint.give_away()
     forecast = forecast_of(inputs)
-    _say_notes(inputs, progress)
+    _say_notes(inputs, forecast, progress)
     check_room_for(request, inputs.recipe.options, forecast)
     weights = _load(request, inputs, checkpoint, progress)
     clock.lap("read")
@@ -165,9 +165,9 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
     )
 
 
-def _say_notes(inputs: ExportInputs, progress: Progress) -> None:
+def _say_notes(inputs: ExportInputs, forecast: Forecast, progress: Progress) -> None:
     """Reports what was chosen and why, and which parts of texts the tokenizer cannot write."""
-    for name, choice in inputs.choices.items():
+    for name, choice in forecast.choices.items():
         if choice.reason:
             progress.say(f"{name} {choice.chosen}: {choice.reason}")
     templates = [prompt.renderer.template for prompt in inputs.tasks.values()]

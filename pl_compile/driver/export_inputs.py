@@ -50,6 +50,7 @@ class ExportInputs:
         fold: whether openings become prefixes.
         fold_reason: why openings do not become prefixes if no engine here could compute them; else
             empty.
+        fold_mib: most MiB of all folded prefixes; the target's if None.
         to_calibrate: examples that show which errors of weights matter.
         to_score: examples of each task that the bundle is scored on.
     """
@@ -61,6 +62,7 @@ class ExportInputs:
     tasks: Mapping[str, ServedTask]
     fold: FoldMode
     fold_reason: str
+    fold_mib: int | None
     to_calibrate: Sequence[Example]
     to_score: Mapping[str, Sequence[Example]]
 
@@ -117,6 +119,7 @@ def read_inputs(
         tasks=tasks,
         fold=fold,
         fold_reason=fold_reason,
+        fold_mib=request.fold_mib,
         to_calibrate=to_calibrate,
         to_score=to_score,
     )

@@ -45,6 +45,11 @@ class ExportRequest:
     fold: Annotated[
         FoldMode, "Whether the openings of templates are stored as computed keys and values."
     ] = "auto"
+    fold_mib: Annotated[
+        int | None,
+        "Most MiB of folded prefixes in all. [default: 1024 where all rows share a prefix "
+        "(native-cpu); elsewhere half of the weights]",
+    ] = None
     calibrate: Annotated[
         tuple[Path, ...],
         "Examples (JSONL) that show which errors of quantised weights matter: GPTQ.",
@@ -66,6 +71,13 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         """Refuses options that contradict each other."""
+        if self.fold_mib is not None and (self.fold != "auto" or self.fold_mib < 0):
+            raise ConfigError(
+                "reading how openings are folded",
+                found=f"at most {self.fold_mib} MiB of prefixes, and fold {self.fold}",
+                expected="0 or more, and fold auto",
+                fix="Leave one of them out.",
+            )
         whys = {
             "none": "nothing is quantised",
             AUTO: "quantize auto, which leaves no error that examples could weigh",

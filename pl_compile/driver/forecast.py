@@ -10,7 +10,7 @@ from pl_compile.artifact.bundle import EXACT
 from pl_compile.config.build import BuildOptions, Choice
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.targets import TARGETS
-from pl_compile.driver.costs import base_cost, task_costs
+from pl_compile.driver.costs import FoldPolicy, base_cost, task_costs
 from pl_compile.driver.disk_and_memory import check_memory, check_room
 from pl_compile.driver.export_inputs import ExportInputs, read_inputs
 from pl_compile.driver.export_request import ExportRequest
@@ -30,7 +30,7 @@ class Forecast:
 
     Attributes:
         target: the export's.
-        choices: of "target" and "quantize": what was asked for, what is built, and why.
+        choices: of "target", "quantize" and "fold": what was asked for, what is built, and why.
         passes: names of the target's passes, in order.
         base: cost of the base.
         tasks: cost of each task, and whether it is folded.
@@ -74,10 +74,11 @@ def forecast_of(inputs: ExportInputs) -> Forecast:
     )
     has_plans = TARGETS[inputs.target].has_plan and not options.defer_build
     base = base_cost(config, contract, options, has_plans=has_plans)
-    costs = task_costs(base, recipe.entries, inputs.tasks, contract, inputs.fold)
+    policy = FoldPolicy.of(inputs.fold, inputs.fold_mib, base, contract)
+    costs = task_costs(base, recipe.entries, inputs.tasks, contract, policy)
     return Forecast(
         inputs.target,
-        inputs.choices,
+        {**inputs.choices, "fold": policy.summary(costs)},
         tuple(each.name for each in exporter.passes(PassInputs(config, contract, options)).all),
         base,
         tuple(replace(cost, reason=inputs.fold_reason or cost.reason) for cost in costs),

@@ -115,6 +115,7 @@ def verify_bundle(
         target,
         contract,
         precision.dtype,
+        quantization=precision.quantization,
         flavour=flavour,
         provider=provider,
     ) as engine:

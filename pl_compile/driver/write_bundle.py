@@ -61,7 +61,7 @@ def report_of_export(
         parity=checks.verdict,
         failures=checks.failures,
         target=inputs.target,
-        choices=inputs.choices,
+        choices=forecast.choices,
         base=inputs.table.base,
         precision=precision,
         prompts=recipe.contract.prompts,

@@ -104,7 +104,7 @@ class Report:
         parity: the outcome of the comparisons.
         failures: what was beyond its limit, as sentences.
         target: what the bundle was built for.
-        choices: of "target" and "quantize": what was asked for, what was built, and why.
+        choices: of "target", "quantize" and "fold": what was asked for, what was built, and why.
         base: which base it was compiled from.
         precision: how its numbers are stored.
         prompts: whether prompts are an input of the graph or constants of it.

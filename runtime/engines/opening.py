@@ -5,7 +5,7 @@ from typing import Any
 
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, rank_folder
 from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_of_onnx
-from pl_compile.config.build import DEFAULT_BATCH
+from pl_compile.config.build import DEFAULT_BATCH, Quantization
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.targets import TARGETS, Target
 from pl_compile.errors import ArtifactError, RequestError
@@ -82,8 +82,13 @@ def open_engine(
         max_batch=max_batch or DEFAULT_BATCH,
         threads=threads,
         provider=provider,
-        own_products=target.own_kernels and manifest.precision.quantization != "none",
+        own_products=has_own_products(target, manifest.precision.quantization),
     )
+
+
+def has_own_products(target: Target, quantization: Quantization) -> bool:
+    """Whether all products of a graph are calls of our kernels: see `RaggedEngine`."""
+    return target.own_kernels and quantization != "none"
 
 
 def open_model(

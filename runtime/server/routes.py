@@ -208,8 +208,8 @@ def _note(noted: Noted, result: Result, clock: Clock) -> None:
 async def list_tasks(call: Call) -> Response:
     """`GET /admin/tasks`."""
     served = list(call.service.tasks)
-    there = sorted({name for bundle in call.service.bundles for name in _tasks_in(bundle)})
-    return JSONResponse({"served": served, "in_bundles": there})
+    found = await asyncio.to_thread(lambda: list(map(_tasks_in, call.service.bundles)))
+    return JSONResponse({"served": served, "in_bundles": sorted(set().union(*found))})
 
 
 async def add_task(call: Call) -> Response:
@@ -218,13 +218,15 @@ async def add_task(call: Call) -> Response:
     body = parse_body(await _body(call))
     check_body(body, ADD_TASK)
     name = body["task"]
-    places = [bundle for bundle in call.service.bundles if name in _tasks_in(bundle)]
+    # Files are read in threads, so that no answer waits.
+    places = await asyncio.to_thread(
+        lambda: [bundle for bundle in call.service.bundles if name in _tasks_in(bundle)]
+    )
     if not places:
         raise HttpError("model_not_found", f"no bundle holds a task {name!r:.80}.", param="task")
     if len(places) > 1:
         raise HttpError("task_refused", f"{len(places)} bundles hold a task '{name}'.")
     try:
-        # The files are read in a thread, so that no answer waits.
         await asyncio.to_thread(session.add_tasks, places[0], [name])
     except PlcError as error:
         log.warning("task %s was not added: %s", name, error)

@@ -33,6 +33,7 @@ OPTIONS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("--calibrate", (), ()),
     ("--evaluate", (), ()),
     ("--fold", "auto", ("auto", "always", "never")),
+    ("--fold-mib", None, ()),
     ("--sampling", "host", ("host", "graph")),
     ("--candidates", None, ()),
     ("--triton", False, ()),

@@ -222,8 +222,9 @@ def test_a_prefix_that_is_cut_short_is_refused_even_with_the_right_identity(fold
 def test_a_prefix_that_is_not_finite_is_refused(folded: Path, value: float) -> None:
     path = task_folder(folded, "tone") / FOLDED_NAME
     prefix = read_folded(path)
-    prefix.kv[1, 0, 1, 2, 3] = value
-    write_folded(path, prefix)
+    kv = prefix.kv.copy()
+    kv[1, 0, 1, 2, 3] = value
+    write_folded(path, replace(prefix, kv=kv))
     sign_bundle(folded)
 
     with pytest.raises(ArtifactError, match="not finite numbers"):

@@ -1,5 +1,6 @@
 """Several bundles in one session, and tasks that come and go while it answers."""
 
+import itertools
 import shutil
 import threading
 from collections.abc import Callable
@@ -7,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pl_compile.artifact.files import sha256_of
 from pl_compile.artifact.prompt_table import read_prompt_table
+from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.driver.tasks import rename_task
 from pl_compile.errors import ArtifactError, FingerprintError, RequestError
 from pl_compile.runtime import Request, Session
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
+from pl_compile.runtime.requests import Event
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
 ASK = Request("ask", {"question": "why?", "place": "a field"}, max_tokens=12, min_tokens=12)
@@ -45,6 +50,12 @@ def exported(tiny_bases: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
         return root / name / "bundle"
 
     return export
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that the kernels of `native-cpu` take."""
+    return write_tiny_base(tmp_path_factory.mktemp("blocks") / "base", "llama", blocks=True)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +227,67 @@ def test_files_of_the_base_are_not_read_again(
 
     assert "tasks/tone-2/prompt.safetensors" in read
     assert not [name for name in read if name.startswith("base/")]
+
+
+def test_files_of_other_tasks_are_not_read(
+    first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task is added as quickly from a bundle of a thousand as from one of two."""
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append(path.relative_to(second).as_posix())
+        return sha256_of(path)
+
+    session = Session.open(first)
+    monkeypatch.setattr("pl_compile.artifact.file_sums.sha256_of", noted)
+    session.add_tasks(second, ["ask-2"])
+
+    assert "tasks/ask-2/folded_kv.safetensors" in read
+    assert not [name for name in read if name.startswith(("base/", "tasks/tone-2/"))]
+
+
+def test_a_damaged_task_does_not_keep_another_one_out(
+    first: Path, second: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(second, other)
+    path = other / "tasks/tone-2/task.json"
+    path.write_bytes(path.read_bytes().replace(b"tone", b"gone"))
+    session = Session.open(first)
+
+    assert session.add_tasks(other, ["ask-2"]) == ("ask-2",)
+    with pytest.raises(ArtifactError, match=r"tasks/tone-2/task\.json has sha256"):
+        session.add_tasks(other, ["tone-2"])
+
+    request = renamed(ASK, "ask-2")
+    assert session.generate([request]) == Session.open(second).generate([request])
+
+
+@pytest.mark.parametrize("target", ["onnx-cpu", "native-cpu"])
+@settings(max_examples=10, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.integers(0, 9))))
+def test_no_answer_depends_on_tasks_that_come_and_go(
+    target: str, steps: list[tuple[str, int]], exported: Callable[..., Path], blocks: Path
+) -> None:
+    how = {"target": target, "options": BuildOptions("none"), "base": blocks}
+    one = exported(f"one-{target}", seed=1, **how)
+    two = exported(f"two-{target}", seed=2, suffix="-2", **how)
+    requests = [ASK, TONE, ASK]
+    with Session.open(one, max_batch=2) as session:
+        expected = session.generate(requests)
+        events = session.stream(requests)
+        seen: list[Event] = []
+        for step, count in steps:
+            seen += itertools.islice(events, count)
+            if step == "add" and "ask-2" not in session.tasks:
+                session.add_tasks(two, ["ask-2"])
+            elif step == "remove" and "ask-2" in session.tasks:
+                session.remove_task("ask-2")
+        seen += events
+
+    results = {event.index: event.result for event in seen if event.result is not None}
+    assert [results[index] for index in range(3)] == expected
 
 
 def test_tasks_come_and_go_while_threads_ask(first: Path, second: Path) -> None:
