@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 
+from pl_compile.config.contract import PrefixBits
 from pl_compile.errors import RequestError
 from pl_compile.runtime import kernels
 from pl_compile.runtime.engines.engine import PrefixKv
@@ -22,17 +23,19 @@ class HeldPrefixes:
         library = kernels.loaded(path)
         self._hold, self._drop = library.plc_prefix_hold, library.plc_prefix_drop
         self._hold.restype = ctypes.c_int64
-        self._hold.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 4]
+        self._hold.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
         self._drop.argtypes = [ctypes.c_int64]
         self._drop.restype = None
         self._numbers: dict[int, int] = {}  # by the array's id
 
-    def number(self, prefix_kv: PrefixKv) -> int:
+    def number(self, prefix_kv: PrefixKv, bits: PrefixBits = 32) -> int:
         """The number of a prefix, which is held from now on.
 
         Args:
             prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]`, contiguous. Its numbers
                 must not change.
+            bits: of each number: 32 uses the array's own memory; 8 makes codes of all whole chunks
+                of 128 entries but the first. Of a prefix that is held already, it is not read.
 
         Raises:
             RequestError: there is no memory.
@@ -43,7 +46,8 @@ class HeldPrefixes:
         assert prefix_kv.flags.c_contiguous
         assert prefix_kv.dtype == np.float32
         layers, _, kv_heads, length, head_dim = prefix_kv.shape
-        found: int = self._hold(prefix_kv.ctypes.data, layers, kv_heads, length, head_dim)
+        pointer = prefix_kv.ctypes.data
+        found: int = self._hold(pointer, layers, kv_heads, length, head_dim, bits)
         if not found:
             raise RequestError("holding a prefix", found="no memory for it")
         self._numbers[id(prefix_kv)] = found

@@ -483,7 +483,7 @@ void check_blocks(const KernelSet& f, Checker& c, Random& random, const Step& be
   std::vector<float> results(chunks * partial_size(queries, s.dim) + most * partial_size(own, s.dim));
   for (size_t h = 0; h < s.kv_heads; ++h) {
     for (size_t i = 0; i < chunks; ++i)
-      f.attend_shared(each, alike.data(), alike.size(), h, i, results.data() + i * partial_size(queries, s.dim));
+      f.attend_shared(each, alike.data(), alike.size(), h, i, i + 1, results.data() + i * partial_size(queries, s.dim));
     for (size_t b = 0; b < s.batch; ++b) {
       std::vector<Part> parts;
       for (size_t i = 0; i < chunks; ++i) parts.push_back({i * partial_size(queries, s.dim), queries, b * own});
