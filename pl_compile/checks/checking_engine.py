@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import DEFAULT_BATCH
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PrefixBits
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
@@ -53,6 +53,7 @@ def checking_engine(
     *,
     flavour: str | None = None,
     provider: Provider | None = None,
+    prefix_bits: PrefixBits = 32,
 ) -> Iterator[Engine]:
     """The target's own runner, on this machine's CPU; for TensorRT, what its parser made.
 
@@ -64,6 +65,7 @@ def checking_engine(
         flavour: whose parser, for a TensorRT target; if None, the target's own, or the other if
             that is not installed.
         provider: of ONNX Runtime, for a bundle of one rank; the CPU's if None.
+        prefix_bits: see `RaggedEngine`.
 
     Raises:
         ExportError: no TensorRT is installed to ask, or it refuses the graph.
@@ -97,4 +99,11 @@ def checking_engine(
         finally:
             group.close()
     else:
-        yield open_model(row, folder / MODEL_NAME, contract, dtype, provider=provider or CPU)
+        yield open_model(
+            row,
+            folder / MODEL_NAME,
+            contract,
+            dtype,
+            provider=provider or CPU,
+            prefix_bits=prefix_bits,
+        )

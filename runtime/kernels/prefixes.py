@@ -15,9 +15,14 @@ class HeldPrefixes:
     """Numbers by which a graph names prefixes.
 
     A prefix is held as long as its array lives: whoever uses its number keeps the array, too.
+
+    Args:
+        bits: of each number: 32 uses the array's own memory; 8 makes codes of all whole chunks of
+            128 entries but the first, where heads are a multiple of 32 wide.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bits: PrefixBits = 32) -> None:
+        self._bits = bits
         path = kernels.library_path()
         assert path is not None
         library = kernels.loaded(path)
@@ -28,14 +33,12 @@ class HeldPrefixes:
         self._drop.restype = None
         self._numbers: dict[int, int] = {}  # by the array's id
 
-    def number(self, prefix_kv: PrefixKv, bits: PrefixBits = 32) -> int:
+    def number(self, prefix_kv: PrefixKv) -> int:
         """The number of a prefix, which is held from now on.
 
         Args:
             prefix_kv: float32 `[layers, 2, kv_heads, prefix, head_dim]`, contiguous. Its numbers
                 must not change.
-            bits: of each number: 32 uses the array's own memory; 8 makes codes of all whole chunks
-                of 128 entries but the first. Of a prefix that is held already, it is not read.
 
         Raises:
             RequestError: there is no memory.
@@ -46,8 +49,8 @@ class HeldPrefixes:
         assert prefix_kv.flags.c_contiguous
         assert prefix_kv.dtype == np.float32
         layers, _, kv_heads, length, head_dim = prefix_kv.shape
-        pointer = prefix_kv.ctypes.data
-        found: int = self._hold(pointer, layers, kv_heads, length, head_dim, bits)
+        sizes = layers, kv_heads, length, head_dim
+        found: int = self._hold(prefix_kv.ctypes.data, *sizes, self._bits)
         if not found:
             raise RequestError("holding a prefix", found="no memory for it")
         self._numbers[id(prefix_kv)] = found
