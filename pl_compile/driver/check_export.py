@@ -45,7 +45,11 @@ def engine_of(staging: Path, inputs: ExportInputs, precision: Precision) -> Iter
         yield None
         return
     with checking_engine(
-        staging / "base", inputs.target, inputs.recipe.contract, precision.dtype
+        staging / "base",
+        inputs.target,
+        inputs.recipe.contract,
+        precision.dtype,
+        prefix_bits=precision.prefix_bits,
     ) as engine:
         yield engine
 

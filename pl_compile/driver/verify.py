@@ -117,6 +117,7 @@ def verify_bundle(
         precision.dtype,
         flavour=flavour,
         provider=provider,
+        prefix_bits=precision.prefix_bits,
     ) as engine:
         vectors = {name: arrays for name in served if (arrays := bundle.selftest(name))}
         if vectors:

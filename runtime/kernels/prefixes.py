@@ -22,7 +22,7 @@ class HeldPrefixes:
     """
 
     def __init__(self, bits: PrefixBits = 32) -> None:
-        self._bits = bits
+        self.bits = bits
         path = kernels.library_path()
         assert path is not None
         library = kernels.loaded(path)
@@ -50,7 +50,7 @@ class HeldPrefixes:
         assert prefix_kv.dtype == np.float32
         layers, _, kv_heads, length, head_dim = prefix_kv.shape
         sizes = layers, kv_heads, length, head_dim
-        found: int = self._hold(prefix_kv.ctypes.data, *sizes, self._bits)
+        found: int = self._hold(prefix_kv.ctypes.data, *sizes, self.bits)
         if not found:
             raise RequestError("holding a prefix", found="no memory for it")
         self._numbers[id(prefix_kv)] = found
