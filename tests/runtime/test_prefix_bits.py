@@ -48,6 +48,10 @@ def test_an_export_records_the_bits_and_the_engine_gets_them(
     base = write_tiny_base(tmp_path / "base", "llama", seed=8, blocks=True)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = 900
+    # Heads of 32 instead of 16, of the same weights: narrower ones are not held as codes.
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        config[name] //= 2
+    config["head_dim"] *= 2
     (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
     table = random_table(base, tmp_path / "table.safetensors", prefix=True)
     options = BuildOptions("int8", prefix_bits=8)
@@ -70,6 +74,7 @@ def test_an_export_records_the_bits_and_the_engine_gets_them(
         return  # no kernels here
     assert engine.prefixes.bits == 8
     graph = bundle.manifest.graph
+    assert graph.head_dim == 32
     shape = (graph.layers, 2, graph.kv_heads, 300, graph.head_dim)
     random = np.random.default_rng(0)
     prompt = Ids(np.zeros((0, graph.hidden), np.float32), random.standard_normal(shape, np.float32))
@@ -83,7 +88,7 @@ def test_an_export_records_the_bits_and_the_engine_gets_them(
     for rounded, logits in zip(together, floats, strict=True):
         largest = np.abs(rounded - logits).max() / np.abs(logits).max()
         assert largest < 0.1
-        assert (largest > 0) == (graph.head_dim % 32 == 0)
+        assert largest > 0
 
 
 @pytest.mark.parametrize(("target", "ranks"), [("onnx-cpu", 1), ("native-cpu", 2)])
