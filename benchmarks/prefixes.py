@@ -73,7 +73,7 @@ def stepper(
 
     def step() -> float:
         nonlocal outputs
-        fed = {row: output.logits.argmax(keepdims=True) for row, output in outputs.items()}
+        fed = {row: output.logits.argmax(axis=0, keepdims=True) for row, output in outputs.items()}
         started = clock()
         outputs = batch.feed(fed)
         return clock() - started
