@@ -33,6 +33,7 @@ OPTIONS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("--calibrate", (), ()),
     ("--evaluate", (), ()),
     ("--fold", "auto", ("auto", "always", "never")),
+    ("--prefix-bits", 32, ("32", "8")),
     ("--sampling", "host", ("host", "graph")),
     ("--candidates", None, ()),
     ("--triton", False, ()),
