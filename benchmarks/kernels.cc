@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "prefix_codes.h"
 
 using namespace plc;
 
@@ -82,6 +83,30 @@ void attention(const KernelSet& f, size_t seq, size_t past) {
   std::printf("  attention, %3zu queries after %3zu: %5.1f\n", seq, past, 4e-9 * double(t.heads * t.dim) * seen / time);
 }
 
+// A query of each of some rows to the prefix that they share, one head of it.
+void shared_prefix(const KernelSet& f, size_t count, size_t length, bool as_codes) {
+  Attention t{};
+  t.heads = 3, t.kv_heads = 1, t.dim = 64, t.scale = 0.125f;
+  const size_t chunks = length / kChunk, coded = as_codes ? chunks - 1 : 0, queries = count * t.group();
+  const std::vector<float> qkv = random_floats(count * t.width()), turn = random_floats((length + 1) * t.dim / 2);
+  const std::vector<float> keys = random_floats(length * t.dim);
+  std::vector<uint8_t> codes(coded * CodedChunk::bytes(t.dim));
+  for (size_t i = 0; i < coded; ++i) {
+    const float* chunk = keys.data() + (i + 1) * kChunk * t.dim;
+    make_codes(chunk, chunk, t.dim, codes.data() + i * CodedChunk::bytes(t.dim));
+  }
+  std::vector<Row> rows;
+  std::vector<const Row*> alike;
+  for (size_t i = 0; i < count; ++i)
+    rows.push_back({i, 1, length, 0, nullptr, {keys.data(), keys.data(), length, codes.data(), coded}, false});
+  for (const Row& row : rows) alike.push_back(&row);
+  t.qkv = qkv.data(), t.rows = rows.data(), t.cos = t.sin = turn.data();
+  std::vector<float> results(chunks * partial_size(queries, t.dim));
+  const double time = seconds([&] { f.attend_shared(t, alike.data(), count, 0, 0, chunks, results.data()); });
+  std::printf("  attention, %3zu queries to a shared prefix of %zu%s: %5.1f (%.0f us)\n", queries, length,
+              as_codes ? " as codes" : "", 4e-9 * double(queries * length * t.dim) / time, 1e6 * time);
+}
+
 }  // namespace
 
 int main(int count, char** names) {
@@ -104,5 +129,7 @@ int main(int count, char** names) {
     attention(**set, 1, 100);
     attention(**set, 1, 900);
     attention(**set, 512, 0);
+    for (const size_t rows : {1, 4, 10})
+      for (const bool as_codes : {false, true}) shared_prefix(**set, rows, 2048, as_codes);
   }
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pl_compile.artifact.bundle import MODEL_NAME
 from pl_compile.config.build import DEFAULT_BATCH, Quantization
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PrefixBits
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ExportError, RequestError
 from pl_compile.runtime.engines.engine import Engine
@@ -54,6 +54,7 @@ def checking_engine(
     quantization: Quantization = "none",
     flavour: str | None = None,
     provider: Provider | None = None,
+    prefix_bits: PrefixBits = 32,
 ) -> Iterator[Engine]:
     """The target's own runner, on this machine's CPU; for TensorRT, what its parser made.
 
@@ -66,6 +67,7 @@ def checking_engine(
         flavour: whose parser, for a TensorRT target; if None, the target's own, or the other if
             that is not installed.
         provider: of ONNX Runtime, for a bundle of one rank; the CPU's if None.
+        prefix_bits: see `RaggedEngine`.
 
     Raises:
         ExportError: no TensorRT is installed to ask, or it refuses the graph.
@@ -106,4 +108,5 @@ def checking_engine(
             dtype,
             provider=provider or CPU,
             own_products=has_own_products(row, quantization),
+            prefix_bits=prefix_bits,
         )

@@ -63,6 +63,10 @@ LIMITS = {"none": Limit(1e-3, 1.0), "int8": Limit(0.1, 0.8), "int4": Limit(0.75,
 # prompts differs by 4 to 7 % of the largest logit, and nearly all tokens agree.
 _LOST_NOTHING = {"int8": Limit(0.1, 0.9), "int4": Limit(0.2, 0.9)}
 
+# Allowed in addition for prefixes of 8 bits, against torch and of a bundle against itself: see
+# docs/performance.md for what the default base differs by.
+_PREFIX_OF_8_BITS = Limit(0.1, 0.9)
+
 # Allowed in addition for numbers of 16 bits.
 _NARROW = {"float16": Limit(0.02, 0.9), "bfloat16": Limit(0.1, 0.8)}
 
@@ -83,7 +87,9 @@ _NARROW_SELF = {"float16": Limit(0.01, 0.95), "bfloat16": Limit(0.05, 0.9)}
 def limit_of(precision: Precision) -> Limit:
     """What still counts as the same, against the base in float32."""
     limits = _LOST_NOTHING if precision.method == NOTHING_LOST else LIMITS
-    return _wider(limits[precision.quantization], _NARROW.get(precision.dtype))
+    return _wider(
+        limits[precision.quantization], _NARROW.get(precision.dtype), _of_prefix(precision)
+    )
 
 
 def self_limit_of(
@@ -99,13 +105,21 @@ def self_limit_of(
     """
     limits = SELF_LIMITS if same_kernels else _OTHER_KERNELS
     narrow = _NARROW_SELF if same_device else _NARROW
-    return _wider(limits[precision.quantization], narrow.get(precision.dtype))
+    return _wider(
+        limits[precision.quantization], narrow.get(precision.dtype), _of_prefix(precision)
+    )
 
 
-def _wider(one: Limit, other: Limit | None) -> Limit:
-    if other is None:
-        return one
-    return Limit(max(one.difference, other.difference), min(one.tokens, other.tokens))
+def _of_prefix(precision: Precision) -> Limit | None:
+    return _PREFIX_OF_8_BITS if precision.prefix_bits == 8 else None
+
+
+def _wider(one: Limit, *others: Limit | None) -> Limit:
+    for other in others:
+        if other is not None:
+            difference = max(one.difference, other.difference)
+            one = Limit(difference, min(one.tokens, other.tokens))
+    return one
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ PromptsMode = Literal["input", "baked"]
 SamplingMode = Literal["host", "graph"]
 RowsMode = Literal["padded", "ragged"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+# Of each number of a prefix that the kernels hold.
+PrefixBits = Literal[32, 8]
 
 # Bytes of a number of each `Dtype`.
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -50,6 +50,7 @@ def engine_of(staging: Path, inputs: ExportInputs, precision: Precision) -> Iter
         inputs.recipe.contract,
         precision.dtype,
         quantization=precision.quantization,
+        prefix_bits=precision.prefix_bits,
     ) as engine:
         yield engine
 

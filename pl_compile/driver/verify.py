@@ -118,6 +118,7 @@ def verify_bundle(
         quantization=precision.quantization,
         flavour=flavour,
         provider=provider,
+        prefix_bits=precision.prefix_bits,
     ) as engine:
         vectors = {name: arrays for name in served if (arrays := bundle.selftest(name))}
         if vectors:

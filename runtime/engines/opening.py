@@ -6,7 +6,7 @@ from typing import Any
 from pl_compile.artifact.bundle import MODEL_NAME, Bundle, rank_folder
 from pl_compile.artifact.plan_record import PLAN_RECORD, read_plan_record, sum_of_onnx
 from pl_compile.config.build import DEFAULT_BATCH, Quantization
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PrefixBits
 from pl_compile.config.targets import TARGETS, Target
 from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime.engines.engine import Engine
@@ -83,6 +83,7 @@ def open_engine(
         threads=threads,
         provider=provider,
         own_products=has_own_products(target, manifest.precision.quantization),
+        prefix_bits=manifest.precision.prefix_bits,
     )
 
 
@@ -101,6 +102,7 @@ def open_model(
     threads: int | None = None,
     provider: Provider | None = None,
     own_products: bool = False,
+    prefix_bits: PrefixBits = 32,
 ) -> Engine:
     """The engine on a `model.onnx` of a target without plans, which one process runs.
 
@@ -113,6 +115,7 @@ def open_model(
         threads: of the engine; all cores if None.
         provider: of ONNX Runtime; that of the target if None.
         own_products: see `RaggedEngine`; false where it is not known.
+        prefix_bits: see `RaggedEngine`.
 
     Raises:
         ArtifactError: it does not load.
@@ -128,6 +131,7 @@ def open_model(
         provider=provider or Provider(target.provider),
         dtype=dtype,
         own_products=own_products,
+        prefix_bits=prefix_bits,
     )
 
 

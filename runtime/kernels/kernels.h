@@ -98,10 +98,43 @@ struct Span {
   size_t chunks() const { return chunks_end() - first_chunk(); }
 };
 
-// Keys and values that many rows begin with: of one layer, [kv_heads][length][dim] each.
+// Inputs that share a step where a prefix is held as codes.
+constexpr size_t kPrefixBlock = 32;
+
+// A chunk of keys and one of values, as weights: the keys have `dim` inputs and kChunk outputs, the values kChunk
+// inputs and `dim` outputs. So both have as many codes, and as many steps.
+struct CodedChunk {
+  Weight keys, values;
+
+  static size_t codes(size_t dim) { return kChunk * dim; }
+  static size_t steps(size_t dim) { return codes(dim) / kPrefixBlock; }
+  static size_t bytes(size_t dim) { return 2 * (codes(dim) + steps(dim) * sizeof(uint16_t)); }
+
+  // At `memory` lie codes and steps of the keys, then those of the values.
+  CodedChunk(const uint8_t* memory, size_t dim)
+      : keys(weight(memory, dim, kChunk, dim)), values(weight(memory + bytes(dim) / 2, kChunk, dim, dim)) {}
+
+ private:
+  static Weight weight(const uint8_t* memory, size_t inputs, size_t outputs, size_t dim) {
+    const auto* steps = reinterpret_cast<const uint16_t*>(memory + codes(dim));
+    return {memory, steps, nullptr, inputs, outputs, 8, kPrefixBlock};
+  }
+};
+
+// Keys and values that many rows begin with, of one layer. Some chunks may be held as codes: `coded` of them, from the
+// second on. (The first one has the entries that most attention goes to, and stays exact.)
 struct Prefix {
-  const float *keys, *values;
+  const float *keys, *values;      // of the other entries, in their order: [kv_heads][length - coded * kChunk][dim]
   size_t length;
+  const uint8_t* codes = nullptr;  // [kv_heads][coded][CodedChunk::bytes(dim)]
+  size_t coded = 0;
+
+  bool is_coded(size_t chunk) const { return chunk > 0 && chunk <= coded; }
+  CodedChunk chunk(size_t kv_head, size_t chunk, size_t dim) const {
+    return {codes + (kv_head * coded + chunk - 1) * CodedChunk::bytes(dim), dim};
+  }
+  // How many entries of `keys` come before one that is not coded.
+  size_t place(size_t entry) const { return entry < kChunk ? entry : entry - coded * kChunk; }
 };
 
 // New tokens of a row, which lie side by side in qkv. They follow `past` entries: those of its prefix, if it has
@@ -183,10 +216,10 @@ struct KernelSet {
   // The same in chunks, for a row of one block of queries. They are counted from entry 0. The result of each goes
   // into a part of its own: partial_size(row.count * group, dim). Then they are merged, in their order.
   void (*attend_chunk)(const Attention&, const Row&, size_t kv_head, size_t chunk, float* partial);
-  // A chunk of the prefix that several rows have, for all of them at once; they do not branch, and see all of it.
-  // Their queries follow one another in the result, in the order of the rows.
-  void (*attend_shared)(const Attention&, const Row* const* rows, size_t count, size_t kv_head, size_t chunk,
-                        float* partial);
+  // Chunks of the prefix that several rows have, for all of them at once; they do not branch, and see all of it.
+  // Their queries follow one another in the result of a chunk, in the order of the rows.
+  void (*attend_shared)(const Attention&, const Row* const* rows, size_t count, size_t kv_head, size_t first_chunk,
+                        size_t last_chunk, float* partials);
   void (*merge_chunks)(const Attention&, const Row&, size_t kv_head, float* results, const Part* parts, size_t count);
 };
 

@@ -268,7 +268,7 @@ class Attending {
     parallel(context, shared_.size() + blocks_.size() + chunks_.size(), [&](size_t i) {
       if (i < shared_.size()) {
         const Shared& s = shared_[i];
-        return f.attend_shared(t_, s.rows->data(), s.rows->size(), s.head, s.chunk, results + s.at);
+        return f.attend_shared(t_, s.rows->data(), s.rows->size(), s.head, s.first, s.last, results + s.at);
       }
       i -= shared_.size();
       if (i < blocks_.size()) return f.attend(t_, *blocks_[i].row, blocks_[i].head, blocks_[i].block);
@@ -287,6 +287,8 @@ class Attending {
   static constexpr size_t kEnoughPairs = 16;
   // Results of chunks are as large as the queries, for each chunk.
   static constexpr size_t kFewQueries = 8;
+  // Chunks of a prefix that a thread takes together: their queries are prepared once.
+  static constexpr size_t kChunksOfPart = 4;
 
   using Rows = std::vector<const Row*>;
   struct Block {
@@ -299,7 +301,7 @@ class Attending {
   };
   struct Shared {
     const Rows* rows;
-    size_t head, chunk, at;
+    size_t head, first, last, at;  // some chunks
   };
   struct Merged {
     const Row* row;
@@ -342,8 +344,11 @@ class Attending {
     for (const Row* row : group) queries += row->count * t_.group();
     const size_t chunks = common_chunks(*group.front()), begin = floats_, size = partial_size(queries, t_.dim);
     for (size_t head = 0; head < t_.kv_heads; ++head)
-      for (size_t chunk = 0; chunk < chunks; ++chunk, floats_ += size)
-        shared_.push_back({&group, head, chunk, floats_});
+      for (size_t chunk = 0; chunk < chunks; chunk += kChunksOfPart) {
+        const size_t last = std::min(chunks, chunk + kChunksOfPart);
+        shared_.push_back({&group, head, chunk, last, floats_});
+        floats_ += (last - chunk) * size;
+      }
     size_t first = 0;
     for (const Row* row : group) {
       for (size_t head = 0; head < t_.kv_heads; ++head) {

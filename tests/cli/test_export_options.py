@@ -34,6 +34,7 @@ OPTIONS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("--evaluate", (), ()),
     ("--fold", "auto", ("auto", "always", "never")),
     ("--fold-mib", None, ()),
+    ("--prefix-bits", 32, ("32", "8")),
     ("--sampling", "host", ("host", "graph")),
     ("--candidates", None, ()),
     ("--triton", False, ()),

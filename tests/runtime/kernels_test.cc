@@ -7,6 +7,7 @@
 // Prints a line for each set: its name, the number of cases, and a sum over the bits of all results. All sets
 // but the portable one must print the same sum, on every processor. Ends with 1 where a result is wrong.
 #include "kernels.h"
+#include "prefix_codes.h"
 
 #include <algorithm>
 #include <array>
@@ -483,7 +484,7 @@ void check_blocks(const KernelSet& f, Checker& c, Random& random, const Step& be
   std::vector<float> results(chunks * partial_size(queries, s.dim) + most * partial_size(own, s.dim));
   for (size_t h = 0; h < s.kv_heads; ++h) {
     for (size_t i = 0; i < chunks; ++i)
-      f.attend_shared(each, alike.data(), alike.size(), h, i, results.data() + i * partial_size(queries, s.dim));
+      f.attend_shared(each, alike.data(), alike.size(), h, i, i + 1, results.data() + i * partial_size(queries, s.dim));
     for (size_t b = 0; b < s.batch; ++b) {
       std::vector<Part> parts;
       for (size_t i = 0; i < chunks; ++i) parts.push_back({i * partial_size(queries, s.dim), queries, b * own});
@@ -566,6 +567,168 @@ void check_attention(const KernelSet& f, Checker& c) {
   }
 }
 
+// A prefix that all rows of a step have, with the most of it as codes.
+struct Coded {
+  std::vector<float> keys, values;  // what is not
+  std::vector<uint8_t> codes;
+  Prefix prefix{};
+
+  // Of the caches of the first row, [kv_heads][capacity][dim].
+  Coded(const Step& s, size_t length) {
+    const size_t chunks = length / kChunk - 1, bytes = CodedChunk::bytes(s.dim);
+    codes.resize(s.kv_heads * chunks * bytes);
+    for (size_t h = 0; h < s.kv_heads; ++h) {
+      for (size_t i = 0; i < chunks; ++i) {
+        const size_t at = s.cache(0, h, (i + 1) * kChunk);
+        make_codes(s.keys.data() + at, s.values.data() + at, s.dim, codes.data() + (h * chunks + i) * bytes);
+      }
+      for (size_t e = 0; e < length; ++e) {
+        if (e / kChunk > 0 && e / kChunk <= chunks) continue;
+        const size_t at = s.cache(0, h, e);
+        keys.insert(keys.end(), s.keys.begin() + long(at), s.keys.begin() + long(at + s.dim));
+        values.insert(values.end(), s.values.begin() + long(at), s.values.begin() + long(at + s.dim));
+      }
+    }
+    prefix = {keys.data(), values.data(), length, codes.data(), chunks};
+  }
+  static double value(const Weight& w, size_t k, size_t n) {
+    const uint8_t code = w.codes[n / kTile * w.tile_bytes() + k / 4 * 64 + n % kTile * 4 + k % 4];
+    return (code - 128) * half(w.steps[(n / kTile * w.blocks() + k / kPrefixBlock) * kTile + n % kTile]);
+  }
+  // What the codes stand for, in the caches of all rows.
+  void write_back(Step& s) const {
+    for (size_t b = 0; b < s.batch; ++b)
+      for (size_t h = 0; h < s.kv_heads; ++h)
+        for (size_t e = kChunk; e < (prefix.coded + 1) * kChunk; ++e)
+          for (size_t d = 0; d < s.dim; ++d) {
+            const CodedChunk chunk = prefix.chunk(h, e / kChunk, s.dim);
+            s.keys[s.cache(b, h, e) + d] = float(value(chunk.keys, d, e % kChunk));
+            s.values[s.cache(b, h, e) + d] = float(value(chunk.values, e % kChunk, d));
+          }
+  }
+};
+
+// One step of rows with a prefix in codes. `form`: each row by itself; or in chunks, each row by itself; or in chunks,
+// those of the prefix for all rows together.
+enum class Form { whole, chunks, shared };
+
+std::vector<float> with_codes(const KernelSet& f, Step s, const Prefix& prefix, Form form,
+                              const std::vector<int64_t>* parents = nullptr) {
+  Random places{7};
+  Paged paged(places, s, std::vector<size_t>(s.batch, prefix.length));
+  for (Row& row : paged.rows) row.prefix = prefix, row.branches = parents;
+  Attention t = paged.attention(s);
+  if (parents) t.parents = parents->data();
+  std::vector<const Row*> alike;
+  for (const Row& row : paged.rows) alike.push_back(&row);
+  const size_t own = s.seq * t.group(), queries = s.batch * own, shared = form == Form::shared ? prefix.length / kChunk : 0;
+  const size_t size = partial_size(queries, s.dim), each = partial_size(own, s.dim), chunks = s.capacity / kChunk + 2;
+  std::vector<float> results(shared * size + chunks * each);
+  for (size_t h = 0; h < s.kv_heads; ++h) {
+    for (const Row& row : paged.rows) f.write_cache(t, row, h);
+    // In two parts, as threads may take them.
+    for (size_t i = 0; i < shared; i += 2)
+      f.attend_shared(t, alike.data(), alike.size(), h, i, std::min(shared, i + 2), results.data() + i * size);
+    for (const Row& row : paged.rows) {
+      if (form == Form::whole) {
+        for (size_t i = 0; i < t.query_blocks(row); ++i) f.attend(t, row, h, i);
+        continue;
+      }
+      std::vector<Part> parts;
+      for (size_t i = 0; i < shared; ++i) parts.push_back({i * size, queries, row.first * t.group()});
+      const Span seen = t.seen(row, 0, s.seq);
+      for (size_t i = std::max(shared, seen.first_chunk()); i < seen.chunks_end(); ++i) {
+        parts.push_back({shared * size + (i - seen.first_chunk()) * each, own, 0});
+        f.attend_chunk(t, row, h, i, results.data() + parts.back().at);
+      }
+      f.merge_chunks(t, row, h, results.data(), parts.data(), parts.size());
+    }
+  }
+  return s.y;
+}
+
+void check_codes(const KernelSet& f, Checker& c) {
+  Random random{5};
+  for (int turn = 0; turn < 16; ++turn) {
+    Step s = random_step(random, turn % 2);
+    if (turn % 4 > 1) add_options(random, s);
+    s.dim = 32 * (1 + random.below(3)), s.capacity = 800;
+    s.cos.clear(), s.sin.clear(), s.q_norm.clear(), s.k_norm.clear();
+    s.qkv.resize(s.batch * s.seq * s.width());
+    for (float& v : s.qkv) v = random.real(2);
+    const size_t length = 2 * kChunk + random.below(300), size = s.kv_heads * s.capacity * s.dim;
+    s.past.clear();
+    for (size_t b = 0; b < s.batch; ++b) s.past.push_back(int64_t(length + random.below(s.capacity - length - s.seq)));
+    s.keys.resize(size);
+    for (float& v : s.keys) v = random.real(2);
+    s.values = s.keys;
+    std::reverse(s.values.begin(), s.values.end());
+    for (size_t b = 1; b < s.batch; ++b)
+      for (std::vector<float>* v : {&s.keys, &s.values}) v->insert(v->end(), v->begin(), v->begin() + long(size));
+    const std::string what = "attention of " + std::to_string(s.seq) + " queries to a prefix in codes, window " +
+                             std::to_string(s.window);
+    const Coded coded(s, length);
+
+    const std::vector<float> y = with_codes(f, s, coded.prefix, Form::whole);
+
+    Step exact = s;
+    exact.run(f, false);
+    c.compare(y, exact.expected(), 3e-2, what + ": beside floats");
+    coded.write_back(exact);
+    c.compare(y, exact.expected(), 2e-2, what);  // queries and weights are rounded to 8 bits
+    if (s.seq <= kQueries) c.expect(with_codes(f, s, coded.prefix, Form::chunks) == y, what + ", in chunks");
+    if (!s.window && s.batch * s.seq <= kQueries)
+      c.expect(with_codes(f, s, coded.prefix, Form::shared) == y, what + ", of all rows together");
+    // Each token alone, after those before it.
+    const size_t width = s.heads * s.dim, last = s.seq - 1;
+    Step one = s;
+    one.batch = 1, one.seq = 1, one.past = {s.past[0] + int64_t(last)};
+    exact.keys.resize(size), exact.values.resize(size);
+    one.keys = exact.keys, one.values = exact.values;
+    one.qkv.assign(s.qkv.begin() + long(last * s.width()), s.qkv.begin() + long((last + 1) * s.width()));
+    const std::vector<float> alone = with_codes(f, one, coded.prefix, Form::whole);
+    c.expect(std::equal(alone.begin(), alone.end(), y.begin() + long(last * width)), what + ", a token alone");
+    // Branches of one token each see what a row of one token sees.
+    Step branch = s;
+    branch.batch = 1, branch.past = {s.past[0]};
+    branch.keys.resize(size), branch.values.resize(size), branch.qkv.resize(s.seq * s.width());
+    const std::vector<int64_t> parents(s.seq, -1);
+    const std::vector<float> branches = with_codes(f, branch, coded.prefix, Form::whole, &parents);
+    c.expect(std::equal(branches.begin(), branches.begin() + long(width), y.begin()), what + ", in branches");
+    c.add(y);
+
+    s.qkv[random.below(s.seq) * s.width()] = NAN;
+    const std::vector<float> bad = with_codes(f, s, coded.prefix, Form::whole);
+    c.expect(std::isnan(*std::max_element(bad.begin(), bad.begin() + long(s.seq * width),
+                                          [](float a, float b) { return !std::isnan(a) && std::isnan(b); })),
+             what + ", of a query that is no number");
+  }
+}
+
+// Numbers that codes cannot stand for are said so; others come back within half a step, and what is 0 as 0.
+void check_making_codes(Checker& c) {
+  for (const float bad : {NAN, INFINITY, -INFINITY, 1e8f}) {
+    std::vector<float> x(kChunk * 32, 1.0f);
+    std::vector<uint8_t> codes(CodedChunk::bytes(32));
+    x[77] = bad;
+    c.expect(!make_codes(x.data(), x.data(), 32, codes.data()), "codes of what has none");
+  }
+  Random random{6};
+  for (const float size : {0.0f, 1e-7f, 1e-4f, 1.0f, 3e4f, 5e6f}) {
+    std::vector<float> x(kChunk * 64);
+    for (float& v : x) v = random.real(2) / 2 * size;
+    std::vector<uint8_t> codes(CodedChunk::bytes(64));
+    c.expect(make_codes(x.data(), x.data(), 64, codes.data()), "codes of numbers");
+    const CodedChunk chunk(codes.data(), 64);
+    bool near = true;
+    for (size_t e = 0; e < kChunk; ++e)
+      for (size_t d = 0; d < 64; ++d)
+        for (const double found : {Coded::value(chunk.keys, d, e), Coded::value(chunk.values, e, d)})
+          near &= std::abs(found - x[e * 64 + d]) <= std::max(size / 250.0, std::ldexp(1.0, -24) * 64);
+    c.expect(near, "the values of codes of numbers up to " + std::to_string(size));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -578,6 +741,8 @@ int main() {
     check_broken_steps(**set, c);
     check_lookups(**set, c);
     check_attention(**set, c);
+    check_codes(**set, c);
+    check_making_codes(c);
     std::printf("%s: %zu cases, bits %016llx\n", c.set.c_str(), c.cases, static_cast<unsigned long long>(c.bits));
     if (c.set != "portable") {
       if (!bits) bits = c.bits;

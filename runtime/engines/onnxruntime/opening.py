@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pl_compile.config.contract import GraphContract
+from pl_compile.config.contract import GraphContract, PrefixBits
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
 from pl_compile.runtime.engines.onnxruntime.ragged import RaggedEngine
@@ -21,6 +21,7 @@ def onnx_engine(
     provider: Provider = CPU,
     dtype: str = "float32",
     own_products: bool = False,
+    prefix_bits: PrefixBits = 32,
 ) -> OnnxEngine:
     """The engine for the rows of a contract.
 
@@ -33,6 +34,7 @@ def onnx_engine(
         provider: what runs it.
         dtype: of the caches: `Precision.dtype`.
         own_products: see `RaggedEngine`; false where it is not known.
+        prefix_bits: see `RaggedEngine`; padded rows have prefixes of their own, in floats.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or has no such provider; or the graph is
@@ -49,6 +51,7 @@ def onnx_engine(
             watched=watched,
             provider=provider,
             own_products=own_products,
+            prefix_bits=prefix_bits,
         )
     return OnnxRuntimeEngine(
         model,

@@ -27,6 +27,7 @@ from pl_compile.config.contract import (
     TASK_ID,
     TOKEN_ROWS,
     GraphContract,
+    PrefixBits,
 )
 from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
 from pl_compile.errors import RequestError
@@ -60,6 +61,7 @@ class RaggedEngine:
         own_products: whether all products of the graph are calls of our kernels. Then no number of
             a token depends on how many others come with it. ONNX Runtime's products have other
             bits for other numbers of tokens: there each row of several tokens has a run of its own.
+        prefix_bits: of each number of a prefix that the kernels hold: see `HeldPrefixes`.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or the graph is not that of the contract.
@@ -76,6 +78,7 @@ class RaggedEngine:
         watched: Sequence[str] = (),
         provider: Provider = CPU,
         own_products: bool = False,
+        prefix_bits: PrefixBits = 32,
     ) -> None:
         if provider.device != "cpu":
             raise RequestError(
@@ -97,7 +100,7 @@ class RaggedEngine:
         # neither branches nor prefixes that are held.
         self.together = self.branches = own_products and self.graph.has_kernels
         self.piece = PIECE_TOGETHER if self.together else PIECE
-        self.prefixes = HeldPrefixes() if self.graph.has_kernels else None
+        self.prefixes = HeldPrefixes(prefix_bits) if self.graph.has_kernels else None
         self._logits = zeros_as_touched((max_batch, contract.vocab), np.float32)
         self._tokens = np.zeros(max_batch, np.int64)
         self._results = (0, 0)  # where those of the last run lie
