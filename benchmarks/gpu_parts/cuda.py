@@ -62,7 +62,7 @@ def _caches(report: Report, cuda: Cuda, dtype: str) -> None:
         for caches in both:
             caches.place(row, prefix)
     differing = 0
-    for change in (lambda c: None, lambda c: c.keep([1, 1, 3], 6), lambda c: c.clear([0])):
+    for change in (lambda c: None, lambda c: c.copy(3, 0, 6), lambda c: c.clear([0])):
         for caches in both:
             change(caches)
         ours, theirs = (caches.read(0, 7) for caches in both)

@@ -113,11 +113,11 @@ def test_a_long_prompt_is_computed_in_pieces_between_the_tokens_of_others(
 
     found = replicas.simulate(sorted(arrivals, key=at), costs, replicas=5, slots=2, router="least")
 
-    # Pieces of 256, 256 and 88 tokens, with a token of the other row after each but the last; and
-    # up to one token's time before the first.
-    assert found.first_token_p95 == pytest.approx(3 * 0.1 + 0.6 + 2 * 0.01, abs=0.01)
-    # The other row waits for the pieces.
-    assert found.request_p95 == pytest.approx(400 * 0.01 + 3 * 0.1 + 0.6)
+    # Four pieces of 128 tokens and one of 88, each beside a token of the other row; and up to one
+    # token's time before the first.
+    assert found.first_token_p95 == pytest.approx(5 * 0.1 + 0.6 + 5 * 0.01, abs=0.011)
+    # The other row's steps take as much longer.
+    assert found.request_p95 == pytest.approx(400 * 0.01 + 5 * 0.1 + 0.6)
 
 
 def at(arrival: Any) -> float:
@@ -136,7 +136,7 @@ def test_costs_are_read_from_a_report_of_plc_bench(replicas: ModuleType) -> None
                 "prefix_tokens": 100,
                 "first_token_seconds": {"median": 0.01 * pieces + 0.002 * computed},
             }
-            for computed, pieces in ((20, 1), (200, 1), (500, 2))
+            for computed, pieces in ((20, 1), (200, 2), (500, 4))
         ],
     }
 
