@@ -102,7 +102,12 @@ def test_ranks_compute_what_one_process_does(
     whole = exported(base, tmp_path, "whole", target=target, measure_parity=False)
     requests = [REQUEST, Request("order", {"request": "lights off"}, max_tokens=6)]
     session, alone = Session.open(result.bundle), Session.open(whole.bundle)
-    assert session.generate(requests) == alone.generate(requests)
+    # Which openings are folded depends on where prefixes are held.
+    found, expected = (
+        [replace(result, prefix_tokens=0) for result in each.generate(requests)]
+        for each in (session, alone)
+    )
+    assert found == expected
     assert session.score([REQUEST])[0][0].probability == pytest.approx(
         alone.score([REQUEST])[0][0].probability, rel=1e-4
     )
