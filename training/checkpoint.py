@@ -58,7 +58,9 @@ def save_checkpoint(
     for index, moments in job.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
     for name, entry in table.entries.items():
-        tensors[f"table/{name}"] = torch.from_numpy(entry.learned)
+        tensors[f"table/{name}"] = torch.from_numpy(
+            entry.learned.copy()
+        )  # pages of a file are read-only
     metadata = {
         "format": FORMAT,
         "state": json.dumps(asdict(state)),

@@ -194,7 +194,8 @@ class TorchEngine:
         # Told of the config, it would forget what no window sees any more.
         cache = DynamicCache()
         if prefix_kv is not None:
-            own = self._base.own_heads(torch.from_numpy(prefix_kv))
+            # A copy: pages of a file are read-only, which torch's tensors are not.
+            own = self._base.own_heads(torch.from_numpy(prefix_kv.copy()))
             layers = own.to(self._model.device, self._model.dtype)
             for index, (keys, values) in enumerate(layers):
                 cache.update(keys[None], values[None], index)
