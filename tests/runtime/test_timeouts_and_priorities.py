@@ -163,8 +163,8 @@ def test_text_that_was_held_is_handed_out_and_a_stop_text_in_it_ends_the_answer(
 def _likely(token: int) -> Any:
     import numpy as np
 
-    logits = np.zeros(397, np.float32)
-    logits[token] = 1
+    logits = np.zeros((1, 397), np.float32)
+    logits[0, token] = 1
     return logits
 
 
