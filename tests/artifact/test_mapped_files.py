@@ -14,7 +14,8 @@ from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.errors import ArtifactError
 
 pytestmark = pytest.mark.skipif(
-    sys.platform not in ("linux", "darwin"), reason="files are read there, not mapped"
+    sys.platform not in ("linux", "darwin"),
+    reason="needs Linux or macOS; test_bundle_hostility.py reads files without mapping",
 )
 
 NUMBERS = np.arange(3000, dtype=np.float32).reshape(5, 600)
@@ -65,7 +66,10 @@ def test_they_outlive_their_file(path: Path) -> None:
     np.testing.assert_array_equal(numbers, NUMBERS)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="needs /proc of Linux; the other tests of this file hold what is mapped",
+)
 def test_they_keep_no_file_open_and_end_with_the_array(path: Path) -> None:
     """A process may have 1,024 open files; a bundle may hold more tasks."""
 

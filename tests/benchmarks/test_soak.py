@@ -60,7 +60,6 @@ def test_a_session_gives_each_answer_as_alone(run: Any, tmp_path: Path) -> None:
     assert float(rows[-1]["resident_mib"]) > 0
 
 
-@pytest.mark.skipif(not hasattr(Session, "add_tasks"), reason="needs Session.add_tasks")
 def test_tasks_come_and_go(run: Any) -> None:
     code, report = run("--change-every", "0.1", "--minutes", "0.05")
 
