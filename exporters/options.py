@@ -55,6 +55,14 @@ def check_options(name: str, options: BuildOptions) -> None:
             expected="32: prefixes are held once for all rows by native-cpu only, on one rank",
             fix="Leave --prefix-bits out, or use --target native-cpu without --tp-size.",
         )
+    if options.cache_bits != 32 and not (target.ragged and options.ranks == 1):
+        divided = f" and a base divided among {options.ranks} ranks" if options.ranks > 1 else ""
+        raise ExportError(
+            doing,
+            found=f"cache_bits {options.cache_bits}{divided}",
+            expected="32: only native-cpu, on one rank, has caches narrower than activations",
+            fix="Leave --cache-bits out, or use --target native-cpu without --tp-size.",
+        )
     if options.ranks > 1 and not target.ranks:
         others = [other.name for other in TARGETS.values() if other.ranks]
         raise ExportError(

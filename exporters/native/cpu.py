@@ -44,6 +44,7 @@ from pl_compile.graph.kernel_operators import (
     PACKED_ATTENTION,
     PACKED_ATTENTION_INPUTS,
     PAGED_ATTENTION,
+    PAGED_ATTENTION_16,
 )
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
@@ -58,8 +59,8 @@ from pl_compile.passes.use_packed_attention import UsePackedAttention
 _HEAD_DIM_MULTIPLE = 16
 
 # The third interface of runtime/kernels added norms of heads, windows, scales and softcaps to
-# attention, and GeGLU to products; the fourth added PagedAttention.
-_THIRD, _FOURTH = 3, 4
+# attention, and GeGLU to products; the fourth added PagedAttention, the fifth PagedAttention16.
+_THIRD, _FOURTH, _FIFTH = 3, 4, 5
 # Every interface knows these attributes of attention.
 _ATTENTION_OF_ALL = {"heads", "kv_heads"}
 
@@ -99,7 +100,7 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
     options, candidates = inputs.options, inputs.contract.candidates
     return [
         # After MergeProducts: the kernel takes queries, keys and values as one product.
-        UsePackedAttention(),
+        UsePackedAttention(options.cache_bits),
         FuseResidualNorms(),
         # After MergeProducts: `inputs.moments` knows weights by the names that it leaves.
         *quantize_passes(options, inputs.moments, native=True),
@@ -117,7 +118,10 @@ def kernels_needed(model: ir.Model) -> int:
     Kernels of a lower number would ignore inputs and attributes that they do not know.
     """
     calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
-    if any(call.op_type == PAGED_ATTENTION for call in calls):
+    called = {call.op_type for call in calls}
+    if PAGED_ATTENTION_16 in called:
+        return _FIFTH
+    if PAGED_ATTENTION in called:
         return _FOURTH
     return _THIRD if any(_is_of_third(call) for call in calls) else KERNELS_AT_FIRST
 
@@ -206,6 +210,7 @@ LIBRARY: Library = {
     **library_of(attend_to_longest),
     PACKED_ATTENTION: lambda call: attention_body(call, PACKED_ATTENTION_INPUTS, attend_to_longest),
     PAGED_ATTENTION: paged_attention_body,
+    PAGED_ATTENTION_16: paged_attention_body,
     BLOCK_PRODUCT: _product_body,
     BLOCK_LOOKUP: _lookup_body,
 }

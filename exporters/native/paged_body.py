@@ -5,6 +5,8 @@
     keys           = Gather(present_key, block_tables[token_rows]), in a row: as many for each token
     y              = Attention(q, keys, values), each token by itself, up to its own entry
 
+`plc::PagedAttention16` casts what it writes to float16, and what it reads to float32.
+
 Each token of a step is a row of its own here, which reads its keys anew. That is slow, and no
 number of it depends on what stands beside. Prefixes that kernels hold, and branches, are for the
 kernels: a runtime without them gives no prefix and no parents (`runtime/engines/ragged.py`).
@@ -16,7 +18,7 @@ import onnx_ir as ir
 from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
 from pl_compile.exporters.bodies import SPAN, Operands, mask_of, onnx_attention, split_heads
 from pl_compile.exporters.function_body import FunctionBody
-from pl_compile.graph.kernel_operators import PAGED_ATTENTION_INPUTS
+from pl_compile.graph.kernel_operators import PAGED_ATTENTION_16, PAGED_ATTENTION_INPUTS
 from pl_compile.graph.operators import AttentionSettings, cache_sizes
 
 
@@ -47,14 +49,19 @@ def paged_attention_body(call: ir.Node) -> ir.Function:
     live = op("Mul", [spans, integers(SPAN // ENTRIES_OF_BLOCK)], "live_blocks")
     tables = op("Slice", [tables, integers(0), live, integers(1)], "live_tables")
 
+    in_halves = call.op_type == PAGED_ATTENTION_16
     presents, lives = [], []
     for name, new in zip(("key", "value"), own, strict=True):
         by_token = op("Transpose", [new], f"{name}.by_token", perm=[0, 2, 1, 3])
         flat = op("Squeeze", [by_token, integers(0)], f"{name}.flat")
+        if in_halves:
+            flat = op("Cast", [flat], f"{name}.halves", to=ir.DataType.FLOAT16)
         present = op("ScatterND", [given[f"past_{name}"], where, flat], f"present_{name}")
         blocks = op("Gather", [present, tables], f"{name}.blocks", axis=0)
         in_order = op("Transpose", [blocks], f"{name}.in_order", perm=[0, 2, 1, 3, 4])
         shape = integers(0, 0, -1, head_dim)
+        if in_halves:
+            in_order = op("Cast", [in_order], f"{name}.floats", to=ir.DataType.FLOAT)
         joined = op("Reshape", [in_order, integers(0, 0, -1)], f"{name}.joined")
         lives.append(op("Reshape", [joined, shape], f"live_{name}"))
         presents.append(present)

@@ -51,7 +51,7 @@ from pl_compile.artifact.prompt_table import (
 from pl_compile.artifact.selftest import SELFTEST_NAME, check_selftest
 from pl_compile.artifact.tensors import read_tensor_file, tensor_bytes
 from pl_compile.config.build import Quantization
-from pl_compile.config.contract import Dtype, GraphContract, PrefixBits
+from pl_compile.config.contract import CacheBits, Dtype, GraphContract, PrefixBits
 from pl_compile.config.read import build, node_from_plain, plain_from_config
 from pl_compile.config.sizes import MOST
 from pl_compile.config.strict_json import read_json_object, with_null
@@ -98,12 +98,14 @@ class Precision:
     """How the numbers of a compiled base are stored.
 
     Attributes:
-        dtype: of activations and caches.
+        dtype: of activations, and of caches unless `cache_bits` says otherwise.
         quantization: of the weights: "none", "int8" or "int4".
         block: weights that share a scale, 0 for a channel; None where nothing is quantised.
         method: how the weights were rounded; None where nothing is quantised.
         prefix_bits: of each number of a task's prefix KV while it is served, once for all rows: 32,
             or 8 for the most of a long one (`kernels/prefixes.py`). In files they are float32.
+        cache_bits: of each number of a row's cache: 32, or 16 where the graph rounds what it writes
+            there to float16. Other targets than `native-cpu` have caches of `dtype`.
     """
 
     dtype: Dtype = EXACT
@@ -111,6 +113,7 @@ class Precision:
     block: int | None = None
     method: str | None = None
     prefix_bits: PrefixBits = 32
+    cache_bits: CacheBits = 32
 
     def __post_init__(self) -> None:
         """Refuses a size of blocks that does not go with the rest."""
@@ -122,6 +125,11 @@ class Precision:
             size: 0 <= (self.block or 0) <= MOST["hidden"],
         }
         check_all(ConfigError, "reading the precision", checks)
+
+    @property
+    def cache_dtype(self) -> Dtype:
+        """The type of a row's cache."""
+        return "float16" if self.cache_bits == 16 else self.dtype
 
     @property
     def stored(self) -> str:

@@ -132,7 +132,7 @@ def check_bundle(
     failures = _failures(comparisons)
     # Any machine can repeat torch's float32 numbers. Of rounded weights it can only repeat what
     # this bundle computes, after the bundle's own tokens.
-    exact = (precision.quantization, precision.dtype) == ("none", "float32")
+    exact = (precision.quantization, precision.cache_dtype) == ("none", "float32")
     kept = expected if exact else trace(engine, rows)
     vectors = {name: selftest_arrays(rows, kept, name) for name in learned}
     return Checks(

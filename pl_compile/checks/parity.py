@@ -88,7 +88,7 @@ def limit_of(precision: Precision) -> Limit:
     """What still counts as the same, against the base in float32."""
     limits = _LOST_NOTHING if precision.method == NOTHING_LOST else LIMITS
     return _wider(
-        limits[precision.quantization], _NARROW.get(precision.dtype), _of_prefix(precision)
+        limits[precision.quantization], _NARROW.get(precision.cache_dtype), _of_prefix(precision)
     )
 
 
@@ -106,7 +106,7 @@ def self_limit_of(
     limits = SELF_LIMITS if same_kernels else _OTHER_KERNELS
     narrow = _NARROW_SELF if same_device else _NARROW
     return _wider(
-        limits[precision.quantization], narrow.get(precision.dtype), _of_prefix(precision)
+        limits[precision.quantization], narrow.get(precision.cache_dtype), _of_prefix(precision)
     )
 
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @option_of(ExportRequest, "fold")
 @option_of(ExportRequest, "fold_mib", metavar="N")
 @option_of(BuildOptions, "prefix_bits")
+@option_of(BuildOptions, "cache_bits")
 @option_of(BuildOptions, "sampling")
 @option_of(BuildOptions, "candidates")
 @option_of(ExportRequest, "triton")

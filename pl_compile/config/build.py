@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pl_compile.config.contract import Dtype, PrefixBits, SamplingMode
+from pl_compile.config.contract import CacheBits, Dtype, PrefixBits, SamplingMode
 from pl_compile.config.sizes import MOST
 from pl_compile.config.targets import TARGETS
 from pl_compile.errors import ConfigError, list_problems
@@ -80,6 +80,11 @@ class BuildOptions:
         "Bits of each number of a prefix KV while it is served, for native-cpu: 8 makes steps "
         "with prefixes of 256 tokens and more faster and smaller, and rounds them.",
     ] = 32
+    cache_bits: Annotated[
+        CacheBits,
+        "Bits of each number of the cache of a row, for native-cpu: 16 halves its memory, and "
+        "rounds keys and values to float16.",
+    ] = 32
     sampling: Annotated[SamplingMode, "Who chooses the next token."] = "host"
     candidates: Annotated[
         int | None,
@@ -121,6 +126,8 @@ class BuildOptions:
             problems.append(f"table_bits {self.table_bits}, expected 0, 4 or 8")
         if self.prefix_bits not in (32, 8):
             problems.append(f"prefix_bits {self.prefix_bits}, expected 32 or 8")
+        if self.cache_bits not in (32, 16):
+            problems.append(f"cache_bits {self.cache_bits}, expected 32 or 16")
         if self.candidates is not None and self.sampling == "host":
             problems.append(
                 f"candidates {self.candidates}, and the host samples: ask for sampling graph, or "

@@ -48,6 +48,8 @@ RowsMode = Literal["padded", "ragged"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 # Of each number of a prefix that the kernels hold.
 PrefixBits = Literal[32, 8]
+# Of each number of a row's cache.
+CacheBits = Literal[32, 16]
 
 # Bytes of a number of each `Dtype`.
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

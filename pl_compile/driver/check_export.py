@@ -48,7 +48,7 @@ def engine_of(staging: Path, inputs: ExportInputs, precision: Precision) -> Iter
         staging / "base",
         inputs.target,
         inputs.recipe.contract,
-        precision.dtype,
+        precision.cache_dtype,
         quantization=precision.quantization,
         prefix_bits=precision.prefix_bits,
     ) as engine:

@@ -229,7 +229,9 @@ def _precision(
     options: BuildOptions, moments: Moments | None, errors: Sequence[WeightError]
 ) -> Precision:
     if options.quantization == "none":
-        return Precision(dtype=options.dtype, prefix_bits=options.prefix_bits)
+        return Precision(
+            dtype=options.dtype, prefix_bits=options.prefix_bits, cache_bits=options.cache_bits
+        )
     if moments is not None:
         method = f"GPTQ on {moments.tokens} tokens"
     elif all(error.largest_block_error <= LOSSLESS for error in errors):
@@ -242,6 +244,7 @@ def _precision(
         block=options.block_or_default,
         method=method,
         prefix_bits=options.prefix_bits,
+        cache_bits=options.cache_bits,
     )
 
 

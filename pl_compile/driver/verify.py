@@ -114,7 +114,7 @@ def verify_bundle(
         bundle.base_folder,
         target,
         contract,
-        precision.dtype,
+        precision.cache_dtype,
         quantization=precision.quantization,
         flavour=flavour,
         provider=provider,

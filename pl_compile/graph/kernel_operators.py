@@ -12,6 +12,7 @@ y, present_key, present_value = plc::PackedAttention(
 y, present_key, present_value = plc::PagedAttention(
     query, past_key, past_value, positions, token_rows, block_tables, prefixes, parents,
     cos?, sin?, q_norm?, k_norm?; as of Attention, and layer=)
+plc::PagedAttention16, the same with caches of float16
 
     What the kernels in `runtime/kernels/` compute: `kernels.h` has the layouts of codes, steps
     (scales) and lows (offsets), `ops.cc` the types. `query` holds queries, keys and values side
@@ -35,6 +36,7 @@ PACKED_ATTENTION_INPUTS = (
 )
 
 PAGED_ATTENTION = "PagedAttention"
+PAGED_ATTENTION_16 = "PagedAttention16"
 PAGED_ATTENTION_INPUTS = (
     *("query", "past_key", "past_value", "positions"),
     *("token_rows", "block_tables", "prefixes", "parents"),

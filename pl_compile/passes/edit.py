@@ -59,7 +59,8 @@ class Edit:
         """Removes a node; `values` take the places of its outputs, graph outputs included."""
         for old, new in zip(node.outputs, values, strict=True):
             if old.is_graph_output():
-                new.name, new.type, new.shape = old.name, old.type, old.shape
+                new.name, new.shape = old.name, old.shape
+                new.type = new.type or old.type
                 old.name = None
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)

@@ -46,7 +46,7 @@ def open_engine(
         RequestError: a provider, and a bundle that does not run on one.
     """
     manifest = bundle.manifest
-    contract, dtype = manifest.graph, manifest.precision.dtype
+    contract, dtype = manifest.graph, manifest.precision.cache_dtype
     check_target(bundle)
     check_plans(bundle)
     target = TARGETS[manifest.target]

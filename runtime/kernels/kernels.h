@@ -152,8 +152,8 @@ struct Row {
 // many values. What is null is not computed.
 struct Attention {
   const float* qkv;          // [tokens][(heads + 2 kv_heads) * dim]
-  float* keys;               // see Row
-  float* values;             // as keys
+  void* keys;                // see Row: float, or float16 where `halves`
+  void* values;              // as keys
   const Row* rows;
   const int64_t* parents;    // [tokens]: of a row that branches, the token of this step that each follows, counted
                              // from the row's first; -1: the last entry of the cache. A token sees those before it
@@ -163,6 +163,7 @@ struct Attention {
   const float* q_norm;       // [dim], or null: the weight of an RMS norm of each query, before cos and sin
   const float* k_norm;       // as q_norm, of each key
   float* y;                  // [tokens][heads * dim]
+  bool halves;               // whether entries are rounded to float16 as they are written; only in blocks
   size_t heads, kv_heads, dim, capacity;
   size_t window;             // a token sees itself and window - 1 entries before it; 0: all
   float scale;               // of the products of queries and keys
@@ -189,10 +190,10 @@ struct Attention {
     const size_t position = row.past + depth(row, first);
     return {begin(position), position + count};
   }
-  // Where an entry of a cache lies; the next ones follow it up to a multiple of kBlock.
-  float* entry(float* cache, const Row& row, size_t kv_head, size_t index) const {
-    if (!row.blocks) return cache + ((row.slot * kv_heads + kv_head) * capacity + index) * dim;
-    return cache + ((size_t(row.blocks[index / kBlock]) * kv_heads + kv_head) * kBlock + index % kBlock) * dim;
+  // How many numbers of a cache lie before an entry; the next ones follow it up to a multiple of kBlock.
+  size_t place(const Row& row, size_t kv_head, size_t index) const {
+    if (!row.blocks) return ((row.slot * kv_heads + kv_head) * capacity + index) * dim;
+    return ((size_t(row.blocks[index / kBlock]) * kv_heads + kv_head) * kBlock + index % kBlock) * dim;
   }
 };
 

@@ -7,6 +7,7 @@
 //   PagedAttention(query, past_key, past_value, positions, token_rows, block_tables, prefixes, parents,
 //                  cos?, sin?, q_norm?, k_norm?)
 //       -> y, present_key, present_value               the same attributes, and layer
+//   PagedAttention16                                   the same, with caches of float16
 //
 // gated: 0 none, 1 SwiGLU, 2 GeGLU. scale is 1 / sqrt(width of a head) by default, epsilon 1e-6; a window or a
 // softcap of 0 is none.
@@ -209,13 +210,14 @@ struct AttentionAttributes {
     return weight.as<float>();
   }
 
-  // The cache after the step: the same memory where the caller bound it so, else a copy.
-  static float* present(ort::KernelContext* context, size_t index, const Tensor& past) {
-    float* memory = static_cast<float*>(output(context, index, past.shape));
-    const auto* begin = static_cast<const float*>(past.data);
-    expect(memory == begin || memory + past.size() <= begin || begin + past.size() <= memory,
+  // The cache after the step: the same memory where the caller bound it so, else a copy. `each`: bytes of a number.
+  static void* present(ort::KernelContext* context, size_t index, const Tensor& past, size_t each = sizeof(float)) {
+    char* memory = static_cast<char*>(output(context, index, past.shape));
+    const auto* begin = static_cast<const char*>(past.data);
+    const size_t size = past.size() * each;
+    expect(memory == begin || memory + size <= begin || begin + size <= memory,
            "a cache that overlaps the one before it without being the same");
-    if (memory != past.data) std::memcpy(memory, past.data, past.size() * sizeof(float));
+    if (memory != past.data) std::memcpy(memory, past.data, size);
     return memory;
   }
 
@@ -423,13 +425,15 @@ struct PackedAttention {
   }
 };
 
+template <bool kHalves>
 struct PagedAttention {
-  static constexpr const char* kName = "PagedAttention";
+  static constexpr const char* kName = kHalves ? "PagedAttention16" : "PagedAttention";
   static constexpr const char* kProvider = nullptr;  // CPU
+  static constexpr ort::ElementType kCache = kHalves ? ort::kFloat16 : ort::kFloat;
   static constexpr ort::ElementType kInputs[] = {
-      ort::kFloat, ort::kFloat, ort::kFloat, ort::kInt64, ort::kInt64, ort::kInt64,
+      ort::kFloat, kCache,      kCache,      ort::kInt64, ort::kInt64, ort::kInt64,
       ort::kInt64, ort::kInt64, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
-  static constexpr ort::ElementType kOutputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr ort::ElementType kOutputs[] = {ort::kFloat, kCache, kCache};
   static constexpr size_t kNeeded = 8;
 
   AttentionAttributes attributes;
@@ -448,6 +452,7 @@ struct PagedAttention {
     expect(tables.shape.size() == 2 && prefixes.size() == size_t(tables.shape[0]), "a prefix is needed for each table");
 
     Attention t = attributes.attention(qkv, past_key, past_value, 0);
+    t.halves = kHalves;
     t.parents = parents.size() ? parents.as<int64_t>() : nullptr;
     std::vector<Row> rows;
     // Held until the step is done, whoever gives them up meanwhile.
@@ -473,8 +478,9 @@ struct PagedAttention {
     t.q_norm = attributes.norm(t, input(context, 10));
     t.k_norm = attributes.norm(t, input(context, 11));
     t.y = static_cast<float*>(output(context, 0, {qkv.shape[0], qkv.shape[1], int64_t(t.heads * t.dim)}));
-    t.keys = attributes.present(context, 1, past_key);
-    t.values = attributes.present(context, 2, past_value);
+    constexpr size_t each = kHalves ? sizeof(uint16_t) : sizeof(float);
+    t.keys = attributes.present(context, 1, past_key, each);
+    t.values = attributes.present(context, 2, past_value, each);
     attend_to_caches(context, t, rows);
   }
 
@@ -518,8 +524,9 @@ std::vector<const ort::CustomOp*> computing_ops() {
   static Definition<BlockProduct> product;
   static Definition<BlockLookup> lookup;
   static Definition<PackedAttention> attention;
-  static Definition<PagedAttention> paged;
-  return {&product, &lookup, &attention, &paged};
+  static Definition<PagedAttention<false>> paged;
+  static Definition<PagedAttention<true>> paged_in_halves;
+  return {&product, &lookup, &attention, &paged, &paged_in_halves};
 }
 
 std::vector<const ort::CustomOp*> sums_over_ranks() {
@@ -567,7 +574,7 @@ PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options
 
 // The number of the interface between this library, its operators and their callers. It grows with
 // every change that a library of another version would get wrong, together with `INTERFACE` in __init__.py.
-PLC_EXPORT int plc_kernels_interface() { return 4; }
+PLC_EXPORT int plc_kernels_interface() { return 5; }
 
 // The name of the instruction set in use; empty where PLC_KERNELS names one that is not there.
 PLC_EXPORT const char* plc_kernels_name() {

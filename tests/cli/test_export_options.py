@@ -35,6 +35,7 @@ OPTIONS: list[tuple[str, Any, tuple[str, ...]]] = [
     ("--fold", "auto", ("auto", "always", "never")),
     ("--fold-mib", None, ()),
     ("--prefix-bits", 32, ("32", "8")),
+    ("--cache-bits", 32, ("32", "16")),
     ("--sampling", "host", ("host", "graph")),
     ("--candidates", None, ()),
     ("--triton", False, ()),

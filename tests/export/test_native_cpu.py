@@ -32,6 +32,7 @@ OPTIONS = [
     BuildOptions("int8"),
     BuildOptions("int4"),
     BuildOptions("int4", 32, 4),
+    BuildOptions("int8", cache_bits=16),
 ]
 
 
@@ -55,7 +56,7 @@ def exported(block_bases: dict[str, Path], tmp_path: Path) -> Exported:
     return export
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["none", "int8", "int4", "int4-table"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["none", "int8", "int4", "int4-table", "cache-16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bundles_are_near_torch_and_rows_are_themselves_to_the_last_bit(
     exported: Exported, family: str, options: BuildOptions
@@ -70,12 +71,12 @@ def test_bundles_are_near_torch_and_rows_are_themselves_to_the_last_bit(
         assert [row["max_abs_difference"] for row in report["checks"][kind]] == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("prompts", ["input", "baked"])
+@pytest.mark.parametrize(("prompts", "cache_bits"), [("input", 32), ("baked", 32), ("input", 16)])
 def test_a_bundle_answers_the_same_where_the_kernels_are_missing(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch, prompts: Any
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, prompts: Any, cache_bits: Any
 ) -> None:
     """With float weights nothing is rounded, so that the bodies' answers are the kernels'."""
-    bundle = exported(prompts=prompts, options=BuildOptions("none")).bundle
+    bundle = exported(prompts=prompts, options=BuildOptions("none", cache_bits=cache_bits)).bundle
     request = {"sentence": "who was there at all?"}
     with_kernels = Session.open(bundle)
     (first,) = with_kernels.generate([Request("tone", request)])
@@ -132,7 +133,7 @@ def test_what_older_kernels_would_leave_out_is_in_the_manifest_and_nothing_else_
         assert read_bundle(bundle).manifest.kernels == content.get("kernels", 2)
         return content
 
-    assert said("llama", 1)["kernels"] == kernels.INTERFACE
+    assert said("llama", 1)["kernels"] == 4
     assert said("gemma3_text", 2)["kernels"] == 3
     assert "kernels" not in said("llama", 2)
 
@@ -152,6 +153,7 @@ def test_each_part_of_an_attention_that_older_kernels_pass_over_needs_newer_ones
 ) -> None:
     assert kernels_needed(_model_of("PackedAttention", inputs, heads=2, **attributes)) == interface
     assert kernels_needed(_model_of("PagedAttention", inputs + 4, heads=2, **attributes)) == 4
+    assert kernels_needed(_model_of("PagedAttention16", inputs + 4, heads=2, **attributes)) == 5
 
 
 @pytest.mark.parametrize(("gated", "interface"), [(0, 2), (1, 2), (2, 3)])
@@ -173,7 +175,7 @@ def test_a_bundle_for_newer_kernels_than_ours_is_refused(exported: Exported) -> 
     newer = {**json.loads(path.read_text()), "kernels": kernels.INTERFACE + 1}
     path.write_text(json.dumps(newer))
 
-    with pytest.raises(ArtifactError, match="for kernels of interface 5; expected at most 4"):
+    with pytest.raises(ArtifactError, match="for kernels of interface 6; expected at most 5"):
         Session.open(bundle)
 
 

@@ -499,6 +499,62 @@ void check_blocks(const KernelSet& f, Checker& c, Random& random, const Step& be
   c.expect(together.y == apart.y, what + ", with a prefix of all");
 }
 
+uint16_t rounded(float x) {
+  if (std::isnan(x)) return 0x7e00;
+  return uint16_t(half_of(std::fabs(x)) | (std::signbit(x) ? 0x8000 : 0));
+}
+
+// On caches of float16: what is written is rounded, and what is read is what was rounded.
+void check_halves(const KernelSet& f, Checker& c, Random& random, const Step& before, const std::string& what) {
+  std::vector<size_t> lengths;
+  for (const int64_t past : before.past) lengths.push_back(random.below(2) ? random.below(size_t(past) + 1) : 0);
+  Step s = before;
+  Paged paged(random, s, lengths);
+  std::vector<uint16_t> keys, values;
+  for (const float v : paged.keys) keys.push_back(rounded(v));
+  for (const float v : paged.values) values.push_back(rounded(v));
+  Attention t = paged.attention(s);
+  t.halves = true, t.keys = keys.data(), t.values = values.data();
+  for (const Row& row : paged.rows)
+    for (size_t h = 0; h < s.kv_heads; ++h) {
+      f.write_cache(t, row, h);
+      for (size_t i = 0; i < t.query_blocks(row); ++i) f.attend(t, row, h, i);
+    }
+  bool nearest = true;
+  for (size_t b = 0; b < s.batch; ++b)
+    for (size_t h = 0; h < s.kv_heads; ++h)
+      for (size_t entry = lengths[b]; entry < size_t(s.past[b]) + s.seq; ++entry)
+        for (size_t d = 0; d < s.dim; ++d) {
+          const size_t from = paged.block_entry(s, b, h, entry) + d, to = s.cache(b, h, entry) + d;
+          s.keys[to] = float(half(keys[from])), s.values[to] = float(half(values[from]));
+          if (entry < size_t(s.past[b])) continue;
+          const size_t head = s.heads + s.kv_heads + h;
+          nearest &= values[from] == rounded(s.head(b, entry - size_t(s.past[b]), head)[d]);
+        }
+  c.expect(nearest, what + ", the nearest float16");
+  c.compare(s.written_keys(), s.expected_keys(), 1e-3, what + ": keys of float16");
+  c.compare(s.y, s.expected(), 3e-6, what + ", of float16");
+  c.add(s.y);
+}
+
+// Numbers at the ends of what float16 has.
+void check_rounding_to_halves(const KernelSet& f, Checker& c) {
+  std::vector<float> numbers = {0.0f,     -0.0f,   0x1p-24f, 0x1p-25f, 0x1.8p-25f, 0x1.8p-24f, -0x1.4p-15f, 0x1.ffep-15f,
+                                0x1p-14f, 65504.0f, 65519.9f, 65520.0f, -65520.0f, INFINITY,   NAN,         1.0f / 3.0f};
+  Attention t{};
+  t.heads = t.kv_heads = 1, t.dim = 16, t.halves = true;
+  std::vector<float> qkv(48);
+  std::copy(numbers.begin(), numbers.end(), qkv.begin() + 32);
+  std::vector<uint16_t> keys(kBlock * 16), values = keys;
+  const int64_t block = 0;
+  t.qkv = qkv.data(), t.keys = keys.data(), t.values = values.data();
+  f.write_cache(t, Row{0, 1, 0, 0, &block, {}, false}, 0);
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const bool none = (values[i] & 0x7fff) > 0x7c00;
+    c.expect(std::isnan(numbers[i]) ? none : values[i] == rounded(numbers[i]), "a float16 for " + std::to_string(numbers[i]));
+  }
+}
+
 // Tokens of a branching row, each as the last one of its branch alone.
 void check_branches(const KernelSet& f, Checker& c, Random& random, const Step& before, const std::string& what) {
   Step s = before;
@@ -544,6 +600,7 @@ void check_step(const KernelSet& f, Checker& c, Random& random, const Step& befo
   }
   Random other{s.seq};  // of its own: cases stay what they were, and so do the bits of all
   check_blocks(f, c, other, before, what);
+  check_halves(f, c, other, before, what);
   if (s.batch == 1) check_branches(f, c, other, before, what);
   if (s.batch == 1 && s.seq > 1)
     c.expect(in_two_steps(f, before, 1 + random.below(s.seq - 1)) == s.y, what + ", in two steps");
@@ -745,6 +802,7 @@ int main() {
     check_attention(**set, c);
     check_codes(**set, c);
     check_making_codes(c);
+    check_rounding_to_halves(**set, c);
     std::printf("%s: %zu cases, bits %016llx\n", c.set.c_str(), c.cases, static_cast<unsigned long long>(c.bits));
     if (c.set != "portable") {
       if (!bits) bits = c.bits;

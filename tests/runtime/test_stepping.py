@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pl_compile.config.build import BuildOptions, Quantization
+from pl_compile.config.contract import CacheBits
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Session, kernels
@@ -46,7 +47,7 @@ class Life:
         return len(self.seen) == len(self.pieces) + self.tokens
 
 
-def exported(folder: Path, target: str, quantize: Quantization) -> Path:
+def exported(folder: Path, target: str, quantize: Quantization, cache_bits: CacheBits = 32) -> Path:
     """A bundle with virtual tokens, folded openings and a learned prefix."""
     base = write_tiny_base(folder / "base", "llama", blocks=True)
     table = random_table(base, folder / "table.safetensors", prefix=True)
@@ -55,7 +56,7 @@ def exported(folder: Path, target: str, quantize: Quantization) -> Path:
         base,
         folder / "bundle",
         target=target,
-        options=BuildOptions(quantize),
+        options=BuildOptions(quantize, cache_bits=cache_bits),
         capacity=CAPACITY,
         measure_parity=False,
     )
@@ -68,8 +69,9 @@ def exported(folder: Path, target: str, quantize: Quantization) -> Path:
         ("onnx-cpu", "none"),
         pytest.param(("native-cpu", "none"), marks=built),
         pytest.param(("native-cpu", "int8"), marks=built),
+        pytest.param(("native-cpu", "int8", 16), marks=built),
     ],
-    ids="-".join,
+    ids=lambda each: "-".join(map(str, each)),
 )
 def sessions(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest

@@ -32,7 +32,7 @@ def onnx_engine(
         threads: intra-op threads; all cores if None.
         watched: further outputs of the graph to be read after a step: float, of any shape.
         provider: what runs it.
-        dtype: of the caches: `Precision.dtype`.
+        dtype: of the caches: `Precision.cache_dtype`.
         own_products: see `RaggedEngine`; false where it is not known.
         prefix_bits: see `RaggedEngine`; padded rows have prefixes of their own, in floats.
 
@@ -52,6 +52,7 @@ def onnx_engine(
             provider=provider,
             own_products=own_products,
             prefix_bits=prefix_bits,
+            dtype=dtype,
         )
     return OnnxRuntimeEngine(
         model,

@@ -62,6 +62,7 @@ class RaggedEngine:
             a token depends on how many others come with it. ONNX Runtime's products have other
             bits for other numbers of tokens: there each row of several tokens has a run of its own.
         prefix_bits: of each number of a prefix that the kernels hold: see `HeldPrefixes`.
+        dtype: of its caches: float32 or float16.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or the graph is not that of the contract.
@@ -79,6 +80,7 @@ class RaggedEngine:
         provider: Provider = CPU,
         own_products: bool = False,
         prefix_bits: PrefixBits = 32,
+        dtype: str = "float32",
     ) -> None:
         if provider.device != "cpu":
             raise RequestError(
@@ -87,9 +89,7 @@ class RaggedEngine:
                 expected="the provider cpu",
                 fix="Export for onnx-cuda to run on a GPU.",
             )
-        self.graph = OnnxGraph(
-            model, contract, provider, "float32", threads=threads, watched=watched
-        )
+        self.graph = OnnxGraph(model, contract, provider, dtype, threads=threads, watched=watched)
         self.capacity = contract.capacity
         self.vocab = contract.vocab
         self.max_batch = max_batch
@@ -105,7 +105,7 @@ class RaggedEngine:
         self._tokens = np.zeros(max_batch, np.int64)
         self._results = (0, 0)  # where those of the last run lie
         width = -(-contract.capacity // ENTRIES_OF_BLOCK)
-        self.caches = _Blocks(contract, max_batch * width, width)
+        self.caches = _Blocks(contract, max_batch * width, width, dtype)
         for (past, present), array in zip(contract.cache_names, self.caches.arrays, strict=True):
             self.graph.bind_input(past, array)
             self.graph.bind_output(present, array)
@@ -156,10 +156,10 @@ class _Blocks:
         width: most blocks of a row.
     """
 
-    def __init__(self, contract: GraphContract, count: int, width: int) -> None:
+    def __init__(self, contract: GraphContract, count: int, width: int, dtype: str) -> None:
         shape = (count, contract.kv_heads, ENTRIES_OF_BLOCK, contract.head_dim)
-        self.arrays: list[NDArray[np.float32]] = [
-            zeros_as_touched(shape, np.float32) for _ in contract.cache_names
+        self.arrays: list[NDArray[Any]] = [
+            zeros_as_touched(shape, np.dtype(dtype)) for _ in contract.cache_names
         ]
         self.width = width
         self._count = count

@@ -1,6 +1,7 @@
-"""Prefixes held with 8 bits: what an export records, and where it is refused."""
+"""Prefixes of 8 bits and caches of 16: what an export records, and where they are refused."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pl_compile.artifact.bundle import read_bundle
+from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.checks.parity import limit_of, self_limit_of
 from pl_compile.config.build import BuildOptions
+from pl_compile.config.contract import CacheBits
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ConfigError, ExportError
@@ -91,21 +93,59 @@ def test_an_export_records_the_bits_and_the_engine_gets_them(
         assert largest > 0
 
 
+def test_an_export_records_the_bits_of_caches_and_the_engine_gets_them(
+    tmp_path: Path,
+) -> None:
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    table = random_table(base, tmp_path / "table.safetensors")
+
+    def exported(bits: CacheBits) -> Bundle:
+        request = ExportRequest(
+            table,
+            base,
+            tmp_path / str(bits),
+            target="native-cpu",
+            options=BuildOptions("none", cache_bits=bits),
+            measure_parity=False,
+        )
+        return read_bundle(export_bundle(request).bundle)
+
+    halves, floats = exported(16), exported(32)
+
+    manifest = json.loads((halves.folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["precision"]["cache_bits"] == 16
+    assert halves.manifest.precision.cache_dtype == "float16"
+    # What is rounded is not what torch computes.
+    assert limit_of(halves.manifest.precision).difference == 0.02
+    engines = [open_engine(each) for each in (halves, floats)]
+    arrays = [each.caches.arrays for each in engines if isinstance(each, RaggedEngine)]
+    assert [each[0].dtype for each in arrays] == [np.float16, np.float32]
+    ids = np.arange(20)
+    nothing = Ids(np.zeros((0, halves.manifest.graph.hidden), np.float32), None)
+    rounded, exact = (
+        after_prefixes(each, [Feed(0, ids, 0, nothing)])[0][0].copy() for each in engines
+    )
+    difference = np.abs(rounded - exact).max() / np.abs(exact).max()
+    assert 0 < difference < 1e-3
+
+
+@pytest.mark.parametrize("bits", [{"prefix_bits": 8}, {"cache_bits": 16}], ids=str)
 @pytest.mark.parametrize(("target", "ranks"), [("onnx-cpu", 1), ("native-cpu", 2)])
-def test_targets_that_do_not_hold_prefixes_refuse(
-    tiny_bases: dict[str, Path], tmp_path: Path, target: str, ranks: int
+def test_targets_without_ragged_rows_refuse(
+    tiny_bases: dict[str, Path], tmp_path: Path, target: str, ranks: int, bits: dict[str, Any]
 ) -> None:
     base = tiny_bases["llama"]
     table = random_table(base, tmp_path / "table.safetensors")
-    options = BuildOptions("none", ranks=ranks, prefix_bits=8)
+    options = BuildOptions("none", ranks=ranks, **bits)
 
-    with pytest.raises(ExportError, match="prefix_bits 8"):
+    with pytest.raises(ExportError, match=re.escape(" ".join(map(str, *bits.items())))):
         export_bundle(ExportRequest(table, base, tmp_path / "b", target=target, options=options))
 
 
-def test_other_bits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="prefix_bits 16"):
-        BuildOptions(prefix_bits=16)  # type: ignore[arg-type]
+@pytest.mark.parametrize("bits", [{"prefix_bits": 16}, {"cache_bits": 8}], ids=str)
+def test_other_bits_are_refused(bits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=" ".join(map(str, *bits.items()))):
+        BuildOptions(**bits)
 
 
 @pytest.mark.skipif(kernels.library_path() is None, reason="no kernels on this machine")
