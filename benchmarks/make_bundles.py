@@ -11,7 +11,7 @@ A prompt's numbers do not change the speed. Writes, for target `native-cpu`:
                                             40, 70 and 100 virtual tokens, and one with a prefix
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from pl_compile.config.build import BuildOptions
@@ -39,8 +39,11 @@ SERVED = [
 ]
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Writes the bundles that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
     base = cached_base_folder(DEFAULT_BASE)
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "prompts.safetensors"
@@ -67,4 +70,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -91,6 +91,9 @@ def main() -> None:
     given = parser.parse_args()
     bundle = read_bundle(given.bundle)
     graph = bundle.manifest.graph
+    needed = given.prefix + given.own + given.turns * (STEPS + 1)
+    if needed > graph.capacity:
+        parser.error(f"{given.bundle} has a capacity of {graph.capacity}; this takes {needed}")
     random = np.random.default_rng(1)
     shape = (graph.layers, 2, graph.kv_heads, given.prefix, graph.head_dim)
     prefixes = [random.standard_normal(shape, np.float32) for _ in range(given.tasks)]
