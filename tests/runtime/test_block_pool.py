@@ -11,7 +11,7 @@ ROWS, WIDTH = 3, 4
 
 
 class Pool(RuleBasedStateMachine):
-    """Rows of some texts come and go, beside a mirror that knows what each block was filled with."""
+    """Rows of some texts come and go, beside a mirror that knows what is in each block."""
 
     @initialize(keep=st.integers(0, 5))
     def begin(self, keep: int) -> None:
