@@ -233,6 +233,7 @@ class _Row:
         ids: int64 `[seq]`: what it is to be fed of its prompt; None where nothing of it is shared,
             or all was fed.
         keys: what the blocks that this fills are computed from, in their order.
+        fixed: entries that other rows may read, its prefix counted: they are not written again.
     """
 
     prompt: Prompt
@@ -243,6 +244,7 @@ class _Row:
     blocks: list[int] = field(default_factory=list)
     ids: Annotated[Int64, Shape("seq")] | None = None
     keys: list[bytes] = field(default_factory=list)
+    fixed: int = 0
 
     @property
     def room(self) -> int:
@@ -299,6 +301,7 @@ class RaggedRows:
             if block is None:
                 break
             row.add(block)
+        row.fixed = row.room
         held = max(0, row.room - row.length)
         if held > before:
             self._caches.hits += before == 0
@@ -325,6 +328,7 @@ class RaggedRows:
         """See `Rows.step`."""
         for feed in feeds:
             end = feed.past + len(feed.ids)
+            assert self._rows[feed.slot].fixed <= feed.past
             assert end <= self._engine.capacity
             self._make_room(self._rows[feed.slot], end)
         if self._engine.together:
@@ -358,6 +362,7 @@ class RaggedRows:
                 # The last block may not be full: it has no key.
                 for block, key in zip(row.blocks, row.keys, strict=False):
                     self._caches.pool.name(block, key)
+                row.fixed = (row.first + len(row.keys)) * ENTRIES_OF_BLOCK
             row.ids, row.keys = None, []
         return found
 
