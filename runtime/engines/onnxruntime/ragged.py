@@ -332,7 +332,9 @@ class RaggedRows:
             assert end <= self._engine.capacity
             self._make_room(self._rows[feed.slot], end)
         if self._engine.together:
-            return self._noted(feeds, self._run(feeds)) if feeds else []
+            outputs = self._run(feeds) if feeds else []
+            self._name_blocks(feeds)
+            return outputs
         found: dict[int, Fed] = {}
         single = [feed for feed in feeds if len(feed.ids) == 1]
         first = 0
@@ -343,13 +345,13 @@ class RaggedRows:
                 found |= zip((feed.slot for feed in group), fed, strict=True)
         return [found[feed.slot] for feed in feeds]
 
-    def _noted(self, feeds: Sequence[Feed], found: list[Fed]) -> list[Fed]:
+    def _name_blocks(self, feeds: Sequence[Feed]) -> None:
         """Names the blocks of prompts that were fed to their ends, so that later rows find them.
 
-        The blocks of an answer have no names: what follows a prompt may be rewound. Nor have those
-        of a prompt after which logits are not finite.
+        The blocks of an answer have no names: what follows a prompt may be rewound. `clear` takes
+        the names away where numbers are not finite.
         """
-        for feed, (logits, _) in zip(feeds, found, strict=True):
+        for feed in feeds:
             row = self._rows[feed.slot]
             if row.ids is None:
                 continue
@@ -358,13 +360,11 @@ class RaggedRows:
             assert np.array_equal(feed.ids, row.ids[begin:end])
             if end < len(row.ids):
                 continue
-            if np.isfinite(logits.max()):
-                # The last block may not be full: it has no key.
-                for block, key in zip(row.blocks, row.keys, strict=False):
-                    self._caches.pool.name(block, key)
-                row.fixed = (row.first + len(row.keys)) * ENTRIES_OF_BLOCK
+            # The last block may not be full: it has no key.
+            for block, key in zip(row.blocks, row.keys, strict=False):
+                self._caches.pool.name(block, key)
+            row.fixed = (row.first + len(row.keys)) * ENTRIES_OF_BLOCK
             row.ids, row.keys = None, []
-        return found
 
     def _run(self, feeds: Sequence[Feed], first: int = 0) -> list[Fed]:
         """One run of the graph; its results lie after `first` others of the step."""
