@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = random.Random(given.seed)
-    with Session.open(given.bundle, max_batch=given.slots, threads=given.threads) as session:
+    with Session.open(
+        given.bundle, max_batch=given.slots, threads=given.threads, context_mib=0
+    ) as session:
         requests = requests_of(session, given.requests, draw)
         times, now = [], 0.0
         for _ in requests:

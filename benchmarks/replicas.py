@@ -183,6 +183,7 @@ class _Replica:
 
     def begin(self, costs: Costs) -> float | None:
         """Begins a turn; gives its seconds, or None where there is nothing to do."""
+        self.scheduler.admit()
         turn = self.scheduler.turn()
         self.is_busy = turn is not None
         if turn is None:

@@ -20,7 +20,7 @@ PROGRAM = """
 import sys
 from pl_compile.runtime import Request, Session
 bundle, slots = sys.argv[1], int(sys.argv[2])
-session = Session.open(bundle, max_batch=slots, threads=1)
+session = Session.open(bundle, max_batch=slots, threads=1, context_mib=0)
 requests = []
 for index in range(slots):
     task = list(session.tasks)[index % len(session.tasks)]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.engine import Engine, Shared
 from pl_compile.runtime.requests import Event
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.scheduler import Scheduler, Turn
@@ -21,6 +21,7 @@ class Load:
         slots: of the cache.
         entries: of the cache, in all slots.
         entries_in_use: those of running rows that hold a token.
+        shared: what rows have shared of their prompts; None where the engine shares nothing.
     """
 
     running: int
@@ -28,6 +29,7 @@ class Load:
     slots: int
     entries: int
     entries_in_use: int
+    shared: Shared | None = None
 
 
 class Continuous:
@@ -66,6 +68,7 @@ class Continuous:
             slots=engine.max_batch,
             entries=engine.max_batch * engine.capacity,
             entries_in_use=sum(self.batch.entries.values()),
+            shared=self.batch.shared,
         )
 
     def submit(self, row: Row, priority: int = 0) -> None:
@@ -100,6 +103,7 @@ class Continuous:
             for row in overdue:
                 self.cancel(row)
             return [(row, row.time_out()) for row in overdue]
+        self._admit()
         turn = self._scheduler.turn()
         if turn is None:
             return []
@@ -133,10 +137,20 @@ class Continuous:
         now = self._clock()
         return [row for row, deadline in self._deadlines.items() if deadline <= now]
 
-    def _run(self, turn: Turn[Row]) -> dict[int, Output]:
-        """Admits and feeds rows; gives by slot what follows."""
-        for slot, row in turn.admitted.items():
+    def _admit(self) -> None:
+        """Rows take the free slots. Those that were fed nothing begin with what others computed.
+
+        They look for it before each step: of rows that come together and begin alike, the first one
+        computes the beginning while the others wait for their turn.
+        """
+        for slot, row in self._scheduler.admit().items():
             self.batch.admit(slot, row.task, row.held)
+        for slot, row in self._scheduler.not_begun.items():
+            row.begin_with(self.batch.share(slot, row.input_ids))
+            self._scheduler.shorten(slot, row.left)
+
+    def _run(self, turn: Turn[Row]) -> dict[int, Output]:
+        """Feeds rows; gives by slot what follows."""
         feeds = {slot: row.take(turn.tokens[slot]) for slot, row in turn.stepping.items()}
         for slot, feed in feeds.items():
             if feed.after is not None:

@@ -193,6 +193,9 @@ class Result:
         prefix_tokens: of `prompt_tokens`, those whose keys and values a learned or a folded prefix
             holds: nothing was computed for them.
         log_probs: of each of `token_ids`, where the request asks for them; else None.
+        shared_tokens: of `prompt_tokens`, those whose keys and values were there, since an earlier
+            request began alike. It depends on what else was asked, so it counts for nothing where
+            results are compared.
     """
 
     task: str
@@ -203,6 +206,7 @@ class Result:
     cut_tokens: int = 0
     prefix_tokens: int = 0
     log_probs: tuple[TokenLogProbs, ...] | None = None
+    shared_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ class Row:
         finished: why the answer ended; None while it has not.
         failed: whether its logits were not finite numbers.
         error: what ended a step that it was in; None while none did.
+        shared: tokens of `input_ids` whose entries other rows have computed.
     """
 
     index: int
@@ -213,6 +214,7 @@ class Row:
     finished: FinishReason | None = None
     failed: bool = False
     error: Exception | None = None
+    shared: int = 0
 
     def __post_init__(self) -> None:
         """Begins the answer."""
@@ -231,6 +233,10 @@ class Row:
     def left(self) -> int:
         """How many tokens of prompt and answer were not fed."""
         return len(self.input_ids) + len(self.token_ids) - self._fed
+
+    def begin_with(self, count: int) -> None:
+        """Notes that the cache holds the first tokens of `input_ids`: they are not fed."""
+        self.shared = self._fed = count
 
     def take(self, count: int) -> RowFeed:
         """The next tokens to feed: of the prompt as long as there are some, then of the answer.
@@ -361,5 +367,6 @@ class Row:
             self.cut_tokens,
             self.held,
             tuple(self._log_probs) if self.request.log_probs is not None else None,
+            self.shared,
         )
         return Event(self.index, piece, result)

@@ -13,16 +13,14 @@ T = TypeVar("T", bound=Hashable)
 
 @dataclass(frozen=True)
 class Turn(Generic[T]):
-    """What happens next, in this order.
+    """What happens next.
 
     Attributes:
-        admitted: requests that leave the queue, by the free slots that they take.
         stepping: the requests that step, by their slots.
         tokens: how many tokens each of them is fed, by slot: a piece of its prompt, or what it
             asked for.
     """
 
-    admitted: dict[int, T]
     stepping: dict[int, T]
     tokens: dict[int, int]
 
@@ -37,6 +35,7 @@ class _Entry(Generic[T]):
         unfed: tokens of its prompt that were not fed.
         asked: tokens that it is fed at once, after its prompt.
         slot: that it holds; None while it waits.
+        begun: whether it was fed anything.
     """
 
     request: T
@@ -44,6 +43,7 @@ class _Entry(Generic[T]):
     unfed: int
     asked: int = 1
     slot: int | None = None
+    begun: bool = False
 
     def __lt__(self, other: "_Entry[T]") -> bool:
         return self.place < other.place
@@ -116,14 +116,28 @@ class Scheduler(Generic[T]):
         assert tokens >= 1
         self._running[slot].asked = tokens
 
+    def admit(self) -> dict[int, T]:
+        """Gives the free slots to the first requests of the queue: these, by their slots."""
+        return {slot: self._next(slot) for slot in self._free()[: self._queued()]}
+
+    @property
+    def not_begun(self) -> dict[int, T]:
+        """The requests by their slots that were fed nothing."""
+        return {slot: each.request for slot, each in self._running.items() if not each.begun}
+
+    def shorten(self, slot: int, tokens: int) -> None:
+        """Says how many tokens of a prompt are to be fed, before any was."""
+        assert tokens >= 1
+        assert not self._running[slot].begun
+        self._running[slot].unfed = tokens
+
     def turn(self) -> Turn[T] | None:
-        """The next turn; None when nothing waits or runs."""
-        admitted = {slot: self._next(slot) for slot in self._free()[: self._queued()]}
+        """What the requests that hold a slot are fed next; None where none does."""
         if not self._running:
             return None
         tokens = self._tokens()
         stepping = {slot: self._running[slot].request for slot in tokens}
-        return Turn(admitted, stepping, tokens)
+        return Turn(stepping, tokens)
 
     def _queued(self) -> int:
         return len(self._entries) - len(self._running)
@@ -152,4 +166,5 @@ class Scheduler(Generic[T]):
             tokens[slot] = piece
             left -= piece
             self._running[slot].unfed -= piece
+            self._running[slot].begun = True
         return dict(sorted(tokens.items()))

@@ -89,6 +89,7 @@ class Session:
         threads: int | None = None,
         provider: Provider | None = None,
         allow_failed_parity: bool = False,
+        context_mib: int | None = None,
     ) -> "Session":
         """A session on a bundle, or on several of one base. Every file that is used is checked.
 
@@ -101,6 +102,10 @@ class Session:
                 cores; all cores if None.
             provider: of ONNX Runtime; that of the bundle's target if None.
             allow_failed_parity: whether to serve a bundle that its export marked as failed.
+            context_mib: most MiB that are kept of prompts, so that later ones that begin alike need
+                not compute it again; 0 keeps nothing, and no rows share anything. If None, an
+                eighth of the cache of `max_batch` rows, at least that of one, where the engine can
+                share entries (`native-cpu` with rounded weights); elsewhere nothing.
 
         Raises:
             ArtifactError: a bundle is damaged, is marked as failed, was built for another target
@@ -108,13 +113,14 @@ class Session:
             FingerprintError: the bundles hold different bases.
             RankError: a rank of a divided base cannot start.
             MissingExtraError: the package that runs the target is not installed.
-            RequestError: an argument of a wrong type or beyond its range, two tasks of one name, or
-                more rows than there is memory for.
+            RequestError: an argument of a wrong type or beyond its range, two tasks of one name,
+                more rows than there is memory for, or `context_mib` where nothing can be shared.
         """
         max_batch = _count("max_batch", max_batch, MOST["max_batch"])
         # A waiting thread keeps its core busy: with many more threads than cores, none makes
         # progress.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
+        context_mib = _count("context_mib", context_mib, MOST["context_mib"], least=0)
         checks = {
             **{
                 f"bundle {shown(each)}, expected a path": isinstance(each, str | Path)
@@ -139,9 +145,23 @@ class Session:
             )
             check_new(more, tasks, f"opening the bundle {other}")
             tasks |= more
-        engine = open_engine(checked, max_batch=max_batch, threads=threads, provider=provider)
+        engine = open_engine(
+            checked,
+            max_batch=max_batch,
+            threads=threads,
+            provider=provider,
+            context_mib=context_mib,
+        )
         session = cls(tokenizer, tasks, engine)
         session._bundle = checked
+        if context_mib and session.load.shared is None:
+            session.close()
+            raise RequestError(
+                f"opening the bundle {bundle}",
+                found=f"context_mib {context_mib}, and an engine whose requests share nothing",
+                expected="a bundle for native-cpu with weights in 8 or 4 bits, and its kernels",
+                fix="Leave it out, or give 0.",
+            )
         return session
 
     def add_tasks(
@@ -488,13 +508,13 @@ def _listed(requests: Iterable[Request]) -> list[Request]:
     return list(waiting)
 
 
-def _count(name: str, given: object, most: int) -> int | None:
+def _count(name: str, given: object, most: int, *, least: int = 1) -> int | None:
     """An argument that counts something; None means the default."""
     count = whole(given)
-    if given is not None and (count is None or not 1 <= count <= most):
+    if given is not None and (count is None or not least <= count <= most):
         raise RequestError(
             "opening a session",
             found=f"{name} {shown(given)}",
-            expected=f"a whole number, at least 1 and at most {most}",
+            expected=f"a whole number, at least {least} and at most {most}",
         )
     return count

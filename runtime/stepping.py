@@ -6,7 +6,15 @@ from typing import Annotated
 
 import numpy as np
 
-from pl_compile.runtime.engines.engine import Engine, Feed, Logits, PrefixKv, Prompt
+from pl_compile.runtime.engines.engine import (
+    Engine,
+    Feed,
+    Logits,
+    PrefixKv,
+    Prompt,
+    Shared,
+    prefix_length,
+)
 from pl_compile.runtime.sampling import Draw
 from pl_compile.shapes import Float32, Int64, Shape
 
@@ -43,6 +51,7 @@ class _Held:
     """What a slot holds."""
 
     prompt: Prompt
+    begin: int  # entries of the prefix
     entries: int
 
 
@@ -73,7 +82,30 @@ class Batch:
         """
         assert slot not in self._held
         held = self._rows.admit(slot, prompt)
-        self._held[slot] = _Held(prompt, held if entries is None else entries)
+        begin = held if entries is None else entries
+        self._held[slot] = _Held(prompt, begin, begin)
+
+    def share(self, slot: int, ids: Ids) -> int:
+        """Begins a row's prompt with entries that other rows have computed: see `Rows.share`.
+
+        Args:
+            slot: of a row that was fed nothing.
+            ids: int64 `[seq]`: all that it is to be fed of its prompt.
+
+        Returns:
+            How many of `ids` it holds already, fewer than all.
+        """
+        held = self._held[slot]
+        if held.begin != prefix_length(held.prompt):
+            return 0
+        count = self._rows.share(slot, ids)
+        held.entries = held.begin + count
+        return count
+
+    @property
+    def shared(self) -> Shared | None:
+        """What rows have shared; None where the engine shares nothing. Any thread may ask."""
+        return self._rows.shared
 
     def feed(
         self,

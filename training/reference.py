@@ -103,6 +103,12 @@ class TorchEngine:
         self._caches[slot] = self._cache(prompt.prefix_kv)
         return self._held(slot)
 
+    shared = None
+
+    def share(self, slot: int, ids: NDArray[np.int64]) -> int:
+        """See `Rows.share`: nothing."""
+        return 0
+
     def step(self, feeds: Sequence[_Feed]) -> list[tuple[NDArray[np.float32], int | None]]:
         """One step, row by row; see `Rows.step`."""
         return [(self._fed(feed), None) for feed in feeds]

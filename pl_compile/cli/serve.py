@@ -28,6 +28,13 @@ _seconds = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--threads", type=click.IntRange(1), help="Of the engine. [default: all cores]")
 @click.option(
+    "--context-mib",
+    type=click.IntRange(0, MOST["context_mib"]),
+    metavar="N",
+    help="Most MiB kept of prompts, for later ones that begin alike; 0 shares nothing. "
+    "[default: an eighth of the cache]",
+)
+@click.option(
     "--queue",
     type=click.IntRange(0),
     default=64,
@@ -93,6 +100,7 @@ def command(
     port: int,
     max_batch: int | None,
     threads: int | None,
+    context_mib: int | None,
     queue: int,
     max_tokens: int,
     max_body: int,
@@ -132,7 +140,13 @@ def command(
     )
 
     def open_session() -> Session:
-        return Session.open(*bundles, max_batch=max_batch, threads=threads, provider=chosen)
+        return Session.open(
+            *bundles,
+            max_batch=max_batch,
+            threads=threads,
+            provider=chosen,
+            context_mib=context_mib,
+        )
 
     def announce(listening: Listening) -> None:
         if as_json:

@@ -19,6 +19,7 @@ MOST = {
     "ranks": 1 << 10,
     "max_batch": 1 << 12,
     "log_probs": 20,
+    "context_mib": 1 << 20,
 }
 
 

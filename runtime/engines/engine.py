@@ -77,8 +77,37 @@ class Feed:
 Fed = tuple[Logits, int | None]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What rows have shared of the beginnings of their prompts.
+
+    Attributes:
+        entries: that are kept while no row uses them.
+        most: how many such entries may be kept; the least recently used ones leave.
+        entry_bytes: memory of one.
+        hits: rows that began with entries of other rows.
+        tokens: of their prompts that were not computed for that.
+        evicted: entries that left for others.
+    """
+
+    entries: int
+    most: int
+    entry_bytes: int
+    hits: int
+    tokens: int
+    evicted: int
+
+
 class Rows(Protocol):
-    """The rows of an engine. Whatever one of them does, the others stay as they are."""
+    """The rows of an engine. Whatever one of them does, the others stay as they are.
+
+    Attributes:
+        shared: what they have shared; None where they share nothing.
+    """
+
+    @property
+    def shared(self) -> Shared | None:
+        """What they have shared; None where they share nothing."""
 
     def admit(self, slot: int, prompt: Prompt) -> int:
         """Begins a row with the prefix of its prompt.
@@ -89,6 +118,21 @@ class Rows(Protocol):
 
         Returns:
             Valid entries of the row: the length of the prefix.
+        """
+
+    def share(self, slot: int, ids: Annotated[Int64, Shape("seq")]) -> int:
+        """Begins a prompt with entries that other rows have computed, where rows share them.
+
+        It may be called again before the row is fed: others may have computed more by then.
+
+        Args:
+            slot: of a row that was fed nothing.
+            ids: int64 `[seq]`, at least one: all that the row is to be fed of its prompt, from the
+                end of its prefix on. What it is fed later must be the rest of this.
+
+        Returns:
+            How many of `ids` the row holds, fewer than all: a step needs a token. The bits of the
+            entries are those that the row would compute.
         """
 
     def step(self, feeds: Sequence[Feed]) -> list[Fed]:

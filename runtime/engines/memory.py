@@ -38,7 +38,7 @@ def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> Annotated[NDArray[An
             "taking memory for the rows of a batch",
             found=f"{size} bytes, which the system refuses",
             expected="as many as it has left",
-            fix="Lower --batch (max_batch), or export with a smaller --capacity.",
+            fix="Lower --batch (max_batch) or --context-mib, or export with a smaller --capacity.",
         ) from error
 
 

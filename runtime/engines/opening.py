@@ -30,6 +30,7 @@ def open_engine(
     max_batch: int | None = None,
     threads: int | None = None,
     provider: Provider | None = None,
+    context_mib: int | None = None,
 ) -> Engine:
     """The engine that runs a bundle.
 
@@ -39,6 +40,7 @@ def open_engine(
             for.
         threads: threads of the engine, or of each rank; all cores if None.
         provider: of ONNX Runtime; that of the target if None.
+        context_mib: see `RaggedEngine`.
 
     Raises:
         ArtifactError: this runtime does not run the bundle's target, or the bundle does not load.
@@ -84,6 +86,7 @@ def open_engine(
         provider=provider,
         own_products=has_own_products(target, manifest.precision.quantization),
         prefix_bits=manifest.precision.prefix_bits,
+        context_mib=context_mib,
     )
 
 
@@ -103,6 +106,7 @@ def open_model(
     provider: Provider | None = None,
     own_products: bool = False,
     prefix_bits: PrefixBits = 32,
+    context_mib: int | None = None,
 ) -> Engine:
     """The engine on a `model.onnx` of a target without plans, which one process runs.
 
@@ -116,6 +120,7 @@ def open_model(
         provider: of ONNX Runtime; that of the target if None.
         own_products: see `RaggedEngine`; false where it is not known.
         prefix_bits: see `RaggedEngine`.
+        context_mib: see `RaggedEngine`.
 
     Raises:
         ArtifactError: it does not load.
@@ -132,6 +137,7 @@ def open_model(
         dtype=dtype,
         own_products=own_products,
         prefix_bits=prefix_bits,
+        context_mib=context_mib,
     )
 
 

@@ -151,6 +151,15 @@ class PaddedRows:
         self._entries[slot] = held = self._engine.admit(self._take(slot), prompt)
         return held
 
+    @property
+    def shared(self) -> None:
+        """None: each row has a place of its own for all its entries."""
+        return None
+
+    def share(self, slot: int, ids: Annotated[Int64, Shape("seq")]) -> int:
+        """See `Rows.share`: nothing."""
+        return 0
+
     def _take(self, slot: int) -> int:
         """The lowest place that is free, for a row."""
         assert slot not in self._places

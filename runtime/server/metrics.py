@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -22,7 +22,8 @@ class Metrics:
     """All metrics of a server, in a registry of their own.
 
     Args:
-        gauges: gives names, descriptions and values of what is measured when it is asked for.
+        gauges: gives names, descriptions and values of what is measured when it is asked for. What
+            only grows has a name that ends with `_total`.
     """
 
     def __init__(self, gauges: Callable[[], Iterator[tuple[str, str, float]]]) -> None:
@@ -88,4 +89,5 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for name, about, value in self._gauges():
-            yield GaugeMetricFamily(name, about, value=value)
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(name, about, value=value)

@@ -384,7 +384,8 @@ def _chat_log_prob(token: TokenLogProbs) -> dict[str, Any]:
 def usage_of(result: Result) -> dict[str, Any]:
     """How many tokens were read and written."""
     written = len(result.token_ids)
-    details = {"cached_tokens": result.prefix_tokens, "cut_tokens": result.cut_tokens}
+    held = result.prefix_tokens + result.shared_tokens
+    details = {"cached_tokens": held, "cut_tokens": result.cut_tokens}
     return {
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": written,

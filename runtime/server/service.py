@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pl_compile.errors import ConfigError, RankError, RequestError, reason_of
 from pl_compile.runtime.async_session import AsyncSession
-from pl_compile.runtime.engines.engine import prefix_length
+from pl_compile.runtime.engines.engine import Shared, prefix_length
 from pl_compile.runtime.requests import Event, Request
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.server.faults import HttpError, unknown_task
@@ -228,12 +228,28 @@ class Service:
         yield "plc_slots", "Slots of the cache.", load.slots
         yield "plc_cache_entries", "Entries of the KV cache, of all slots.", load.entries
         yield "plc_cache_entries_in_use", "Entries that hold a token.", load.entries_in_use
+        if load.shared is not None:
+            yield from _gauges_of(load.shared)
         tasks = session.tasks.values()
         prefixes = [task.prefix_kv for task in tasks if prefix_length(task)]
         yield "plc_tasks", "Tasks that are served.", len(tasks)
         yield "plc_prefixes_resident", "Prefixes that are in memory.", len(prefixes)
         size = sum(each.nbytes for each in prefixes if each is not None)
         yield "plc_prefix_bytes", "Memory that they take.", size
+
+
+def _gauges_of(shared: Shared) -> Iterator[tuple[str, str, float]]:
+    """What is measured of prompts that begin alike."""
+    yield (
+        "plc_shared_entries",
+        "Entries of prompts that are kept for later ones, and that no request uses now.",
+        shared.entries,
+    )
+    yield "plc_shared_bytes", "Memory that they take.", shared.entries * shared.entry_bytes
+    yield "plc_shared_entries_limit", "Most of them.", shared.most
+    yield "plc_shared_hits_total", "Requests that began with entries of others.", shared.hits
+    yield "plc_shared_tokens_total", "Tokens of prompts that were not computed.", shared.tokens
+    yield "plc_shared_evicted_total", "Entries that left for others.", shared.evicted
 
 
 async def in_time(work: Awaitable[T], clock: Clock) -> T:

@@ -124,7 +124,8 @@ def test_memory_that_is_not_there_is_told_with_what_needs_less(
 
     assert str(error.value) == (
         "taking memory for the rows of a batch: 12000 bytes, which the system refuses; expected as "
-        "many as it has left. Lower --batch (max_batch), or export with a smaller --capacity."
+        "many as it has left. Lower --batch (max_batch) or --context-mib, or export with a smaller "
+        "--capacity."
     )
 
 

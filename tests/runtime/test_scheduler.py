@@ -19,6 +19,7 @@ class Requests(RuleBasedStateMachine):
         self.prompt: dict[int, int] = {}  # tokens that are left, by request
         self.life: dict[int, int] = {}  # turns after the prompt
         self.order: dict[int, tuple[int, int]] = {}  # of the queue
+        self.begun: set[int] = set()  # requests that were fed
         self.count = 0
 
     @rule(tokens=st.integers(1, 11), life=st.integers(1, 6), priority=st.integers(-1, 1))
@@ -44,12 +45,13 @@ class Requests(RuleBasedStateMachine):
 
     @rule()
     def turn(self) -> None:
+        self._admit()
+        self._shorten()
         turn = self.scheduler.turn()
         if not self.prompt:
             assert turn is None
             return
         assert turn is not None
-        self._admit(turn)
         assert {slot: self.held[slot] for slot in turn.tokens} == turn.stepping
         self._feed(turn)
         over = [slot for slot, request in turn.stepping.items() if not self.life[request]]
@@ -58,15 +60,26 @@ class Requests(RuleBasedStateMachine):
             request = self.held.pop(slot)
             del self.prompt[request], self.life[request]
 
-    def _admit(self, turn: Turn[int]) -> None:
+    def _admit(self) -> None:
         """The first of the queue, as soon as a slot is free."""
         free = self.slots - len(self.held)
         first, self.queue = self.queue[:free], self.queue[free:]
-        assert sorted(turn.admitted.values()) == sorted(number for _, number in first)
-        for slot, request in turn.admitted.items():
+        admitted = self.scheduler.admit()
+        assert sorted(admitted.values()) == sorted(number for _, number in first)
+        for slot, request in admitted.items():
             assert slot not in self.held
             assert slot < self.slots
             self.held[slot] = request
+
+    def _shorten(self) -> None:
+        """Every second request that was fed nothing turns out to have less to be fed."""
+        begun = {request for request in self.held.values() if request in self.begun}
+        assert set(self.scheduler.not_begun.values()) == set(self.held.values()) - begun
+        for slot, request in self.scheduler.not_begun.items():
+            assert self.held[slot] == request
+            if request % 2 and self.prompt[request] > 1:
+                self.prompt[request] -= 1
+                self.scheduler.shorten(slot, self.prompt[request])
 
     def _feed(self, turn: Turn[int]) -> None:
         prompts = {request for request in self.held.values() if self.prompt[request]}
@@ -79,6 +92,7 @@ class Requests(RuleBasedStateMachine):
         # Those before others in the queue are fed first.
         order = sorted(prompts, key=lambda request: self.order[request])
         assert fed == set(order[: len(fed)])
+        self.begun |= stepping
         for slot, request in turn.stepping.items():
             if request in prompts:
                 assert turn.tokens[slot] == min(self.piece, self.prompt[request])
@@ -108,7 +122,9 @@ def test_every_request_steps_until_it_is_finished_whatever_the_others_do(
         scheduler.submit(request, prompt)
 
     turns = 0
-    while turn := scheduler.turn():
+    while scheduler.admit() or scheduler.running:
+        turn = scheduler.turn()
+        assert turn is not None
         turns += 1
         for slot, request in turn.stepping.items():
             if unfed[request]:
@@ -128,13 +144,14 @@ def test_who_comes_in_is_fed_beside_those_that_answer() -> None:
     for request in "abcd":
         scheduler.submit(request, 2)
 
-    turns = [scheduler.turn(), scheduler.turn()]
-    scheduler.finish([1])
-    turns += [scheduler.turn(), scheduler.turn()]
-    scheduler.finish([0])
-    turns.append(scheduler.turn())
+    turns = []
+    for over in ([], [], [1], [], [0]):
+        scheduler.finish(over)
+        admitted, turn = scheduler.admit(), scheduler.turn()
+        assert turn is not None
+        turns.append((admitted, turn.stepping, turn.tokens))
 
-    assert [turn and (turn.admitted, turn.stepping, turn.tokens) for turn in turns] == [
+    assert turns == [
         ({0: "a", 1: "b", 2: "c"}, {0: "a", 1: "b", 2: "c"}, {0: 2, 1: 2, 2: 2}),
         ({}, {0: "a", 1: "b", 2: "c"}, {0: 1, 1: 1, 2: 1}),
         ({1: "d"}, {0: "a", 1: "d", 2: "c"}, {0: 1, 1: 2, 2: 1}),
@@ -146,9 +163,11 @@ def test_who_comes_in_is_fed_beside_those_that_answer() -> None:
 def test_a_long_prompt_keeps_no_answer_waiting_for_more_than_a_piece() -> None:
     scheduler: Scheduler[str] = Scheduler(3, piece=8, budget=8)
     scheduler.submit("short", 3)
+    scheduler.admit()
     first = scheduler.turn()
     scheduler.submit("long", 20)
     scheduler.submit("urgent", 5, priority=1)
+    scheduler.admit()
 
     turns = [scheduler.turn() for _ in range(5)]
 

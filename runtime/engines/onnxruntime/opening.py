@@ -22,6 +22,7 @@ def onnx_engine(
     dtype: str = "float32",
     own_products: bool = False,
     prefix_bits: PrefixBits = 32,
+    context_mib: int | None = None,
 ) -> OnnxEngine:
     """The engine for the rows of a contract.
 
@@ -35,6 +36,7 @@ def onnx_engine(
         dtype: of the caches: `Precision.cache_dtype`.
         own_products: see `RaggedEngine`; false where it is not known.
         prefix_bits: see `RaggedEngine`; padded rows have prefixes of their own, in floats.
+        context_mib: see `RaggedEngine`; padded rows share nothing.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or has no such provider; or the graph is
@@ -53,6 +55,7 @@ def onnx_engine(
             own_products=own_products,
             prefix_bits=prefix_bits,
             dtype=dtype,
+            context_mib=context_mib,
         )
     return OnnxRuntimeEngine(
         model,

@@ -2,10 +2,11 @@
 
 A row's keys and values lie in blocks of a few entries, wherever one is free (arXiv:2309.06180): so
 the memory in use is that of the entries in use, and no row ever moves. A prefix is in memory once,
-whoever begins with it; a row's own blocks begin where its prefix ends.
+whoever begins with it; a row's own blocks begin where its prefix ends. Rows whose prompts begin
+alike after the same prefix use the same blocks for that, as far as these are full.
 """
 
-import heapq
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,16 @@ from pl_compile.config.contract import (
 )
 from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
 from pl_compile.errors import RequestError
-from pl_compile.runtime.engines.engine import Fed, Feed, PrefixKv, Prompt, prefix_length
+from pl_compile.runtime.engines.engine import (
+    Fed,
+    Feed,
+    PrefixKv,
+    Prompt,
+    Shared,
+    prefix_length,
+)
 from pl_compile.runtime.engines.memory import zeros_as_touched
+from pl_compile.runtime.engines.onnxruntime.block_pool import BlockPool
 from pl_compile.runtime.engines.onnxruntime.graph import OnnxGraph
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
 from pl_compile.runtime.engines.padded import PIECE
@@ -44,6 +53,9 @@ from pl_compile.shapes import Float32, Int64, Shape
 # Tokens of a prompt that come together with the tokens of other rows: more keep those waiting for
 # longer, and compute each no faster.
 PIECE_TOGETHER = 128
+
+# What part of the entries of all rows is kept for prompts that begin alike; one row's at least.
+_PART_KEPT = 8
 
 _NO_PARENTS = np.zeros(0, np.int64)
 
@@ -63,6 +75,10 @@ class RaggedEngine:
             bits for other numbers of tokens: there each row of several tokens has a run of its own.
         prefix_bits: of each number of a prefix that the kernels hold: see `HeldPrefixes`.
         dtype: of its caches: float32 or float16.
+        context_mib: most MiB of entries that are kept for prompts that begin alike, while no row
+            uses them. If 0, rows share nothing. If None, an eighth of the entries of `max_batch`
+            rows, at least those of one. Without `own_products` rows share nothing, since entries
+            would have other bits.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or the graph is not that of the contract.
@@ -81,6 +97,7 @@ class RaggedEngine:
         own_products: bool = False,
         prefix_bits: PrefixBits = 32,
         dtype: str = "float32",
+        context_mib: int | None = None,
     ) -> None:
         if provider.device != "cpu":
             raise RequestError(
@@ -105,7 +122,13 @@ class RaggedEngine:
         self._tokens = np.zeros(max_batch, np.int64)
         self._results = (0, 0)  # where those of the last run lie
         width = -(-contract.capacity // ENTRIES_OF_BLOCK)
-        self.caches = _Blocks(contract, max_batch * width, width, dtype)
+        rows = max_batch * width
+        keep = 0
+        if self.together and context_mib is None:
+            keep = max(width, rows // _PART_KEPT)
+        elif self.together and context_mib:
+            keep = -(-context_mib * 2**20 // (ENTRIES_OF_BLOCK * _entry_bytes(contract, dtype)))
+        self.caches = _Blocks(contract, rows, width, keep, dtype)
         for (past, present), array in zip(contract.cache_names, self.caches.arrays, strict=True):
             self.graph.bind_input(past, array)
             self.graph.bind_output(present, array)
@@ -135,7 +158,7 @@ class RaggedEngine:
 
     def rows(self) -> "RaggedRows":
         """See `Engine.rows`."""
-        self.caches.free_all()
+        self.caches.pool.clear()
         return RaggedRows(self)
 
     def close(self) -> None:
@@ -151,32 +174,51 @@ class _Blocks:
 
     Blocks that were never used take no memory. The lowest ones are used first.
 
+    Args:
+        contract: of the graph.
+        count: blocks that rows can use.
+        width: most blocks of a row.
+        keep: more blocks, for those that are kept for later rows; 0 where rows share none.
+
     Attributes:
         arrays: in the order of the contract's caches.
         width: most blocks of a row.
+        pool: which blocks are free, used or kept.
+        hits: rows that began with blocks of others.
+        tokens: that were not computed for that.
     """
 
-    def __init__(self, contract: GraphContract, count: int, width: int, dtype: str) -> None:
-        shape = (count, contract.kv_heads, ENTRIES_OF_BLOCK, contract.head_dim)
+    def __init__(
+        self, contract: GraphContract, count: int, width: int, keep: int, dtype: str
+    ) -> None:
+        shape = (count + keep, contract.kv_heads, ENTRIES_OF_BLOCK, contract.head_dim)
         self.arrays: list[NDArray[Any]] = [
             zeros_as_touched(shape, np.dtype(dtype)) for _ in contract.cache_names
         ]
         self.width = width
-        self._count = count
-        self.free_all()
+        # Each row may have as many as its longest text takes, so there is always a free one.
+        self.pool = BlockPool(count + keep, keep)
+        self.hits = self.tokens = 0
+        self._entry_bytes = _entry_bytes(contract, dtype)
 
-    def free_all(self) -> None:
-        """Makes all blocks free."""
-        self._free = list(range(self._count))  # a heap
+    @property
+    def shared(self) -> Shared | None:
+        """See `Rows.shared`."""
+        pool, entries = self.pool, ENTRIES_OF_BLOCK
+        if not pool.keep:
+            return None
+        return Shared(
+            entries=pool.kept * entries,
+            most=pool.keep * entries,
+            entry_bytes=self._entry_bytes,
+            hits=self.hits,
+            tokens=self.tokens,
+            evicted=pool.evicted * entries,
+        )
 
-    def take(self) -> int:
-        """A free block; each row may have as many as its longest text takes, so there is one."""
-        return heapq.heappop(self._free)
 
-    def give_back(self, blocks: Sequence[int]) -> None:
-        """Makes blocks free."""
-        for block in blocks:
-            heapq.heappush(self._free, block)
+def _entry_bytes(contract: GraphContract, dtype: str) -> int:
+    return 2 * contract.layers * contract.kv_heads * contract.head_dim * np.dtype(dtype).itemsize
 
 
 @dataclass
@@ -189,7 +231,11 @@ class _Row:
         length: entries of the prefix.
         table: int64 `[width]`: the blocks of its entries; 0 where it has none.
         first: the first block that is its own: those before hold entries of the prefix only.
-        blocks: its own, in their order.
+        blocks: its own, in their order; those that it shares come first.
+        ids: int64 `[seq]`: what it is to be fed of its prompt; None where nothing of it is shared,
+            or all was fed.
+        keys: what the blocks that this fills are computed from, in their order.
+        fixed: entries that other rows may read, its prefix counted: they are not written again.
     """
 
     prompt: Prompt
@@ -198,6 +244,19 @@ class _Row:
     table: Annotated[Int64, Shape("width")]
     first: int
     blocks: list[int] = field(default_factory=list)
+    ids: Annotated[Int64, Shape("seq")] | None = None
+    keys: list[bytes] = field(default_factory=list)
+    fixed: int = 0
+
+    @property
+    def room(self) -> int:
+        """Entries that it has blocks for, those of its prefix counted."""
+        return (self.first + len(self.blocks)) * ENTRIES_OF_BLOCK
+
+    def add(self, block: int) -> None:
+        """Takes a block as the next one."""
+        self.table[self.first + len(self.blocks)] = block
+        self.blocks.append(block)
 
 
 class RaggedRows:
@@ -225,6 +284,32 @@ class RaggedRows:
             self._rows[slot] = _Row(prompt, number, length, table, length // ENTRIES_OF_BLOCK)
         return length
 
+    @property
+    def shared(self) -> Shared | None:
+        """See `Rows.shared`."""
+        return self._caches.shared
+
+    def share(self, slot: int, ids: Annotated[Int64, Shape("seq")]) -> int:
+        """See `Rows.share`."""
+        row, pool = self._rows[slot], self._caches.pool
+        if not pool.keep:
+            return 0
+        if row.ids is None:
+            assert not row.blocks
+            row.ids, row.keys = ids, _keys(self._engine.contract, row, ids)
+        before = max(0, row.room - row.length)
+        while row.room + ENTRIES_OF_BLOCK < row.length + len(ids):
+            block = pool.find(row.keys[len(row.blocks)])
+            if block is None:
+                break
+            row.add(block)
+        row.fixed = row.room
+        held = max(0, row.room - row.length)
+        if held > before:
+            self._caches.hits += before == 0
+            self._caches.tokens += held - before
+        return held
+
     def _write(self, row: _Row, prefix_kv: PrefixKv) -> None:
         """Copies a prefix into a row's own blocks, where no kernels are that could hold it."""
         length = prefix_kv.shape[3]
@@ -238,18 +323,20 @@ class RaggedRows:
 
     def _make_room(self, row: _Row, entries: int) -> None:
         """Takes blocks until a row has room for so many entries, its prefix counted."""
-        for number in range(row.first + len(row.blocks), -(-entries // ENTRIES_OF_BLOCK)):
-            row.table[number] = block = self._caches.take()
-            row.blocks.append(block)
+        while row.room < entries:
+            row.add(self._caches.pool.take())
 
     def step(self, feeds: Sequence[Feed]) -> list[Fed]:
         """See `Rows.step`."""
         for feed in feeds:
             end = feed.past + len(feed.ids)
+            assert self._rows[feed.slot].fixed <= feed.past
             assert end <= self._engine.capacity
             self._make_room(self._rows[feed.slot], end)
         if self._engine.together:
-            return self._run(feeds) if feeds else []
+            outputs = self._run(feeds) if feeds else []
+            self._name_blocks(feeds)
+            return outputs
         found: dict[int, Fed] = {}
         single = [feed for feed in feeds if len(feed.ids) == 1]
         first = 0
@@ -259,6 +346,27 @@ class RaggedRows:
                 first += sum(len(logits) for logits, _ in fed)
                 found |= zip((feed.slot for feed in group), fed, strict=True)
         return [found[feed.slot] for feed in feeds]
+
+    def _name_blocks(self, feeds: Sequence[Feed]) -> None:
+        """Names the blocks of prompts that were fed to their ends, so that later rows find them.
+
+        The blocks of an answer have no names: what follows a prompt may be rewound. `clear` takes
+        the names away where numbers are not finite.
+        """
+        for feed in feeds:
+            row = self._rows[feed.slot]
+            if row.ids is None:
+                continue
+            begin = feed.past - row.length
+            end = begin + len(feed.ids)
+            assert np.array_equal(feed.ids, row.ids[begin:end])
+            if end < len(row.ids):
+                continue
+            # The last block may not be full: it has no key.
+            for block, key in zip(row.blocks, row.keys, strict=False):
+                self._caches.pool.name(block, key)
+            row.fixed = (row.first + len(row.keys)) * ENTRIES_OF_BLOCK
+            row.ids, row.keys = None, []
 
     def _run(self, feeds: Sequence[Feed], first: int = 0) -> list[Fed]:
         """One run of the graph; its results lie after `first` others of the step."""
@@ -282,14 +390,15 @@ class RaggedRows:
 
     def clear(self, slots: Sequence[int]) -> None:
         """See `Rows.clear`."""
-        for slot in slots:
-            for array in self._caches.arrays:
-                array[self._rows[slot].blocks] = 0
+        blocks = [block for slot in slots for block in self._rows[slot].blocks]
+        unshared = self._caches.pool.forget(blocks)
+        for array in self._caches.arrays:
+            array[unshared] = 0
 
     def retire(self, slots: Sequence[int]) -> None:
         """See `Rows.retire`."""
         for slot in slots:
-            self._caches.give_back(self._rows.pop(slot).blocks)
+            self._caches.pool.give_back(self._rows.pop(slot).blocks)
 
     def cached(self, slot: int, length: int) -> PrefixKv:
         """See `Rows.cached`."""
@@ -305,6 +414,25 @@ class RaggedRows:
             own = np.concatenate([array[block] for block in row.blocks], axis=1)
             part[:, begin:] = own[:, begin - start : length - start]
         return found.reshape(c.layers, 2, c.kv_heads, length, c.head_dim)
+
+
+def _keys(contract: GraphContract, row: _Row, ids: Annotated[Int64, Shape("seq")]) -> list[bytes]:
+    """What the blocks that a prompt fills are computed from: each sum is over all before it, too.
+
+    That is the prefix (a number of a prefix is never given twice), the prompt's virtual rows, and
+    its tokens. No name is in it: a task that is replaced has another prefix, or other rows.
+    """
+    virtual = ids[ids >= contract.vocab] - contract.vocab
+    begin = hashlib.sha256(f"{row.prefix}".encode())
+    if len(virtual):
+        baked = row.prompt.task_id if contract.prompts == "baked" else 0
+        begin.update(f" {baked} ".encode())
+        begin.update(row.prompt.rows[virtual].tobytes())
+    key, keys = begin.digest(), []
+    for end in range(row.room + ENTRIES_OF_BLOCK - row.length, len(ids) + 1, ENTRIES_OF_BLOCK):
+        key = hashlib.sha256(key + ids[max(0, end - ENTRIES_OF_BLOCK) : end].tobytes()).digest()
+        keys.append(key)
+    return keys
 
 
 def _inputs(contract: GraphContract, feeds: Sequence[Feed]) -> dict[str, NDArray[Any]]:

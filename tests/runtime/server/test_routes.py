@@ -6,20 +6,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pl_compile.config.build import BuildOptions
+from pl_compile.driver.export import export_bundle
+from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import RankError
-from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.runtime import Request, Sampling, Session, kernels
 from pl_compile.runtime.server import metrics
 from pl_compile.runtime.server.faults import FAULTS
 from pl_compile.runtime.server.limits import Limits
 from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT
 from pl_compile.runtime.server.service import Keys
 from pl_compile.runtime.stepping import Batch
+from pl_compile.testing import random_table, write_tiny_base
 
 pytest_plugins = ["server_fixtures"]
 
@@ -680,6 +685,32 @@ def test_what_was_answered_and_refused_is_counted(serve: Callable[..., Any]) -> 
     assert (seen["plc_tasks"], seen["plc_prefixes_resident"]) == (2, 2)
     prefixes = [task.prefix_kv.nbytes for task in served.session.tasks.values()]
     assert seen["plc_prefix_bytes"] == sum(prefixes)
+
+
+def test_what_prompts_share_is_told_and_counted(serve: Callable[..., Any], tmp_path: Path) -> None:
+    if kernels.library_path() is None:
+        pytest.skip("no compiler: test_what_was_answered_and_refused_is_counted has the others")
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    table = random_table(base, tmp_path / "table.safetensors")
+    request = ExportRequest(table, base, tmp_path / "bundle", target="native-cpu", capacity=96)
+    request = replace(request, options=BuildOptions("int8"), measure_parity=False)
+    served = serve(of=export_bundle(request).bundle)
+    asked = {"question": "the lazy dog is not here " * 5, "place": "a field"}
+
+    usages = [
+        served.post("/v1/completions", model="ask", fields=asked, max_tokens=2).json()["usage"]
+        for _ in range(2)
+    ]
+
+    first, second = (usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    seen = values_of(served)
+    assert second - first == seen["plc_shared_tokens_total"] >= 32
+    assert seen["plc_shared_hits_total"] == 1
+    assert seen["plc_shared_evicted_total"] == 0
+    assert 32 <= seen["plc_shared_entries"] <= seen["plc_shared_entries_limit"] == 96
+    graph = served.session.engine.contract
+    entry_bytes = 2 * graph.layers * graph.kv_heads * graph.head_dim * 4
+    assert seen["plc_shared_bytes"] == seen["plc_shared_entries"] * entry_bytes
 
 
 def test_task_labels_are_bounded_in_number(
