@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from pl_compile.artifact.prompt_table import TaskEntry, read_prompt_table, write_prompt_table
+from pl_compile.config.build import BuildOptions, FoldMode, Quantization
 from pl_compile.config.contract import PromptsMode
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, ExportError, RequestError
-from pl_compile.runtime import Request, Session
-from pl_compile.testing import random_table
+from pl_compile.runtime import Request, Result, Session
+from pl_compile.testing import random_table, write_tiny_base
 
 CAPACITY = 80
 
@@ -216,3 +217,38 @@ def test_a_prefix_needs_a_token_after_it(
 def _with_template(entry: TaskEntry, template: str, splits: tuple[int, ...] = ()) -> TaskEntry:
     task = replace(entry.task, prompt_template=template, virtual_token_splits=splits)
     return replace(entry, task=task)
+
+
+@pytest.mark.parametrize("length", [3, 16])
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_prompt_that_its_folded_prefix_holds_to_the_end_is_answered(
+    tmp_path: Path, quantize: Quantization, length: int
+) -> None:
+    """A task without a field: its last token is computed again, within its prefix."""
+    base = write_tiny_base(tmp_path / "base", "llama", blocks=True)
+    task = {
+        "taskname": "fixed",
+        "prompt_template": "<|VIRTUAL_PROMPT_0|>{answer}",
+        "total_virtual_tokens": length,
+        "answer_field": "answer",
+    }
+    table = random_table(base, tmp_path / "table.safetensors", tasks=[task])
+
+    def answers(fold: FoldMode) -> list[Result]:
+        request = ExportRequest(
+            table,
+            base,
+            tmp_path / fold,
+            target="native-cpu",
+            options=BuildOptions(quantize),
+            fold=fold,
+            measure_parity=False,
+        )
+        session = Session.open(export_bundle(request).bundle)
+        assert (session.generate([Request("fixed", {})])[0].prefix_tokens > 0) == (fold != "never")
+        # One after the other: the second one may share what the first one left.
+        return [session.generate([Request("fixed", {}, min_tokens=4)])[0] for _ in range(2)]
+
+    folded, computed = answers("always"), answers("never")
+
+    assert [each.token_ids for each in folded] == [each.token_ids for each in computed]

@@ -330,6 +330,8 @@ class RaggedRows:
         """See `Rows.step`."""
         for feed in feeds:
             end = feed.past + len(feed.ids)
+            if feed.past < self._rows[feed.slot].length:
+                self._copy_prefix(feed.slot, feed.past)
             assert self._rows[feed.slot].fixed <= feed.past
             assert end <= self._engine.capacity
             self._make_room(self._rows[feed.slot], end)
@@ -346,6 +348,20 @@ class RaggedRows:
                 first += sum(len(logits) for logits, _ in fed)
                 found |= zip((feed.slot for feed in group), fed, strict=True)
         return [found[feed.slot] for feed in feeds]
+
+    def _copy_prefix(self, slot: int, entries: int) -> None:
+        """Gives a row a copy of what its prefix begins with, in place of the prefix.
+
+        For a prompt that is no longer than its prefix: a step needs a token, so the last one is
+        computed again, and no token may stand within a prefix.
+        """
+        prompt = self._rows[slot].prompt
+        assert prompt.prefix_kv is not None
+        assert not self._rows[slot].blocks
+        row = _Row(prompt, 0, 0, np.zeros(self._caches.width, np.int64), 0)
+        self._rows[slot] = row
+        if entries:
+            self._write(row, prompt.prefix_kv[:, :, :, :entries])
 
     def _name_blocks(self, feeds: Sequence[Feed]) -> None:
         """Names the blocks of prompts that were fed to their ends, so that later rows find them.
