@@ -31,7 +31,7 @@ from pl_compile.runtime.server.openai import (
     model_of,
 )
 from pl_compile.runtime.server.schema import object_of, text
-from pl_compile.runtime.server.service import Clock, Service, in_time, log
+from pl_compile.runtime.server.service import Clock, Service, log
 
 T = TypeVar("T")
 
@@ -96,8 +96,7 @@ async def classify(call: Call) -> Response:
     """`POST /v1/classify`."""
     asked, clock = await _asked(call, "classify")
     with call.service.admitted():
-        scoring = in_time(call.service.session.score(asked.request), clock)
-        scores = await unless_gone(call.http, scoring)
+        scores = await unless_gone(call.http, call.service.scores(asked.request, clock))
     return JSONResponse(labels_of(asked.request.task, scores))
 
 
@@ -298,7 +297,9 @@ async def ready(call: Call) -> Response:
 
 async def metrics(call: Call) -> Response:
     """`GET /metrics`."""
-    return Response(call.service.metrics.page(), media_type=CONTENT_TYPE)
+    # In a thread: a page about many tasks takes a while, and answers wait for the loop.
+    page = await asyncio.to_thread(call.service.metrics.page)
+    return Response(page, media_type=CONTENT_TYPE)
 
 
 # What routes share.
