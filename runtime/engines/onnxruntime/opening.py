@@ -23,18 +23,11 @@ def onnx_engine(
     own_products: bool = False,
     prefix_bits: PrefixBits = 32,
 ) -> OnnxEngine:
-    """The engine for the rows of a contract.
+    """The engine for the rows of a contract. Its arguments are explained there.
 
-    Args:
-        model: the `model.onnx` of a bundle; its data file lies beside it.
-        contract: what the graph takes and gives.
-        max_batch: most rows at once. Memory is taken as they are used.
-        threads: intra-op threads; all cores if None.
-        watched: further outputs of the graph to be read after a step: float, of any shape.
-        provider: what runs it.
-        dtype: of the caches: `Precision.dtype`.
-        own_products: see `RaggedEngine`; false where it is not known.
-        prefix_bits: see `RaggedEngine`; padded rows have prefixes of their own, in floats.
+    `dtype` is for padded rows: those of ragged ones are float32. `own_products` (false where it is
+    not known) and `prefix_bits` are for ragged rows: padded ones have prefixes of their own, in
+    floats.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or has no such provider; or the graph is
