@@ -359,9 +359,7 @@ class Shape:
         return {
             "tokens": [token.text for token in result.log_probs],
             "token_logprobs": [token.log_prob for token in result.log_probs],
-            "top_logprobs": [
-                {text: log_prob for _, text, log_prob in token.top} for token in result.log_probs
-            ],
+            "top_logprobs": [_by_text(token) for token in result.log_probs],
             "text_offset": None,  # texts of tokens alone do not add up to the answer's
         }
 
@@ -374,6 +372,14 @@ def _choice(
     said: Mapping[str, Any], finish_reason: str | None, log_probs: dict[str, Any] | None
 ) -> dict[str, Any]:
     return {"index": 0, **said, "logprobs": log_probs, "finish_reason": finish_reason}
+
+
+def _by_text(token: TokenLogProbs) -> dict[str, float]:
+    """The likeliest tokens by their texts: of several with one text, the likeliest."""
+    found: dict[str, float] = {}
+    for _, name, log_prob in token.top:  # parts of characters all have the text U+FFFD
+        found.setdefault(name, log_prob)
+    return found
 
 
 def _chat_log_prob(token: TokenLogProbs) -> dict[str, Any]:

@@ -241,9 +241,9 @@ class Service:
         tasks = session.tasks.values()
         prefixes = [task.prefix_kv for task in tasks if prefix_length(task)]
         yield "plc_tasks", "Tasks that are served.", len(tasks)
-        yield "plc_prefixes_resident", "Prefixes that are in memory.", len(prefixes)
+        yield "plc_prefixes_resident", "Tasks with a prefix.", len(prefixes)
         size = sum(each.nbytes for each in prefixes if each is not None)
-        yield "plc_prefix_bytes", "Memory that they take.", size
+        yield "plc_prefix_bytes", "Of all prefixes, as float32; memory holds what was used.", size
 
 
 async def in_time(work: Awaitable[T], clock: Clock) -> T:

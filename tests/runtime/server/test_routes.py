@@ -13,11 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pl_compile.errors import RankError
-from pl_compile.runtime import Request, Sampling, Session
+from pl_compile.runtime import Request, Result, Sampling, Session, TokenLogProbs
 from pl_compile.runtime.server import metrics
 from pl_compile.runtime.server.faults import FAULTS
 from pl_compile.runtime.server.limits import Limits
-from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT
+from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT, Shape
 from pl_compile.runtime.server.service import Keys
 from pl_compile.runtime.stepping import Batch
 
@@ -609,6 +609,15 @@ def test_log_probabilities_of_tokens(shared: Any) -> None:
     assert [len(each["top_logprobs"]) for each in content] == [2] * 5
     assert last["choices"][0]["logprobs"] == given
     assert "'top_logprobs' without 'logprobs': true" in error_of(refused)["message"]
+
+
+def test_of_tokens_with_the_same_text_the_likeliest_is_listed() -> None:
+    token = TokenLogProbs(3, "a", -0.5, ((3, "a", -0.5), (7, "\ufffd", -1.5), (9, "\ufffd", -2.5)))
+    result = Result("ask", "a", (3,), "stop", 1, log_probs=(token,))
+
+    (choice,) = Shape("completion", "cmpl-1", 0, "ask").whole(result)["choices"]
+
+    assert choice["logprobs"]["top_logprobs"] == [{"a": -0.5, "\ufffd": -1.5}]
 
 
 @pytest.mark.parametrize("error", [MemoryError("secret"), RuntimeError("secret /etc/passwd")])
