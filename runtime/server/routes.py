@@ -51,14 +51,12 @@ class Noted:
         id: of the request, and of its answer.
         task: that was asked; only names that exist.
         tokens: of prompt and answer.
-        first_seconds: until the first token.
         code: of the error, if it got one.
     """
 
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     task: str = "-"
     tokens: tuple[int, int] = (0, 0)
-    first_seconds: float | None = None
     code: str = "-"
 
 
@@ -114,7 +112,7 @@ async def _answer(call: Call, kind: Kind) -> Response | None:
                 await unless_gone(call.http, _stream(call, asked, shape, events, clock))
                 return None
             result = await unless_gone(call.http, _last(events))
-    _note(call.noted, result, clock)
+    _note(call.noted, result)
     return JSONResponse(shape.whole(result))
 
 
@@ -151,7 +149,7 @@ async def _stream(
             if event.text:
                 await sender.piece(shape.piece(event.text, first=False))
         result = event.result
-        _note(call.noted, result, clock)
+        _note(call.noted, result)
         await sender.piece(shape.piece("", first=False, last=result))
         if asked.include_usage:
             await sender.piece(shape.usage(result))
@@ -197,7 +195,7 @@ def _line(value: Any) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
-def _note(noted: Noted, result: Result, clock: Clock) -> None:
+def _note(noted: Noted, result: Result) -> None:
     noted.tokens = result.prompt_tokens, len(result.token_ids)
 
 
