@@ -6,7 +6,8 @@ Along a path it only falls, so a node's is a bound for all labels below it: the 
 known as soon as it is likelier than each node that was not looked at.
 """
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -31,6 +32,11 @@ class LabelSearch:
         self._reached = np.full(len(trie.parents), np.nan)  # log-probability of the path to a node
         self._reached[0] = 0.0
         self._left = {0, *trie.inner_nodes}  # not looked at
+        # Those of known probability, the likeliest first: a heap, with some that were looked at.
+        self._open = [(-0.0, 0)]
+        self._ends = frozenset(trie.ends)
+        self._best_known = -np.inf  # of the labels
+        self._passed = 0  # so many of `inner_nodes` are not left
 
     def look(self, node: int, logits: Annotated[Float32, Shape("vocab")]) -> None:
         """Takes the logits after a node; its parent was looked at before, or it is the root."""
@@ -39,7 +45,12 @@ class LabelSearch:
         self._left.remove(node)
         total = log_total(logits)
         for token, child in self._trie.children[node].items():
-            self._reached[child] = self._reached[node] + (float(logits[token]) - total)
+            reached = float(self._reached[node]) + (float(logits[token]) - total)
+            self._reached[child] = reached
+            if child in self._left:
+                heapq.heappush(self._open, (-reached, child))
+            if child in self._ends:
+                self._best_known = max(self._best_known, reached)
 
     def group(self, most: int) -> Branches | None:
         """The nodes to look at next, together; None where all that is asked for is known.
@@ -47,9 +58,7 @@ class LabelSearch:
         Args:
             most: how many nodes, with those that lead to them; one that needs more comes alone.
         """
-        if not self._left or (self._best and self._is_found()):
-            return None
-        return self._trie.group(self._in_order(), most)
+        return None if self._is_over() else self._trie.group(self._in_order(), most)
 
     def next_node(self, path: Sequence[int]) -> int | None:
         """The node to look at next, where nodes come one by one; None as for `group`.
@@ -58,41 +67,44 @@ class LabelSearch:
             path: nodes from the root down, of which a row holds the tokens. What is near them comes
                 first: then no more is fed again than where all nodes are looked at in their order.
         """
-        least = self._best_known() if self._best else -np.inf
-        open_ = [node for node in self._frontier() if self._reached[node] >= least]
-        if not open_ or (self._best and self._is_found()):
+        if self._is_over():
             return None
-        return max(open_, key=lambda node: (self._common(path, node), self._reached[node]))
+        if self._best:
+            for node in (*reversed(path), 0):
+                children = self._trie.children[node].values()
+                open_ = [each for each in children if each in self._left and self._may_win(each)]
+                if open_:
+                    return max(open_, key=lambda each: float(self._reached[each]))
+        return next(self._in_order())
 
-    def _common(self, path: Sequence[int], node: int) -> int:
-        """How many nodes of a path lead to a node."""
-        own = self._trie.nodes_to(node)
-        return next(
-            (i for i, (a, b) in enumerate(zip(path, own, strict=False)) if a != b), len(path)
-        )
+    def _may_win(self, node: int) -> bool:
+        """Whether a label below a node may be the likeliest; false below what was not looked at."""
+        return bool(self._reached[node] >= self._best_known)
 
-    def _in_order(self) -> list[int]:
+    def _in_order(self) -> Iterator[int]:
         """The nodes that are left: each after its parent, and the most promising first."""
-        if not self._best:
-            return sorted(self._left, key=self._trie.path)  # neighbours share what leads to them
-        order: list[int] = []
-        for node in sorted(self._frontier(), key=lambda node: -self._reached[node]):
-            # All below it too: what follows a likely token is likely to be asked for next.
-            order += [node, *(each for each in self._trie.below(node) if each in self._left)]
-        return order
+        inner = self._trie.inner_nodes
+        if not self._best:  # neighbours share what leads to them
+            while self._passed < len(inner) and inner[self._passed] not in self._left:
+                self._passed += 1
+            yield from (node for node in inner[self._passed :] if node in self._left)
+            return
+        waiting = self._open.copy()
+        while waiting:
+            _, node = heapq.heappop(waiting)
+            if node in self._left:
+                # All below it too: what follows a likely token is likely to be asked for next.
+                yield node
+                yield from (each for each in self._trie.below(node) if each in self._left)
 
-    def _frontier(self) -> list[int]:
-        """The nodes that are left and whose probability is known."""
-        return [node for node in self._left if not np.isnan(self._reached[node])]
-
-    def _best_known(self) -> float:
-        known = self._reached[list(self._trie.ends)]
-        return float(np.nanmax(np.append(known, -np.inf)))
-
-    def _is_found(self) -> bool:
-        bound = max((self._reached[node] for node in self._frontier()), default=-np.inf)
+    def _is_over(self) -> bool:
+        """Whether all that is asked for is known."""
+        while self._open and self._open[0][1] not in self._left:
+            heapq.heappop(self._open)
+        if not self._best or not self._open:
+            return not self._left
         # As likely is not enough: of several, the first one is the answer.
-        return self._best_known() > bound
+        return self._best_known > -self._open[0][0]
 
     def scores(self) -> tuple[LabelScore, ...]:
         """The probability of every label, in their order; all nodes were looked at."""

@@ -1,22 +1,12 @@
 """A request from plain data, as JSON gives it: for whatever serves a session to other programs."""
 
 from collections.abc import Mapping
-from dataclasses import fields as fields_of
 from typing import Any
 
 from pl_compile.config.plain_values import shown
-from pl_compile.config.sampling import Sampling
 from pl_compile.config.strict_json import parse_json
 from pl_compile.errors import RequestError, reason_of, unknown_name
-from pl_compile.runtime.requests import Request
-
-_SAMPLING = tuple(field.name for field in fields_of(Sampling))
-_OWN = tuple(
-    field.name for field in fields_of(Request) if field.name not in ("task", "fields", "sampling")
-)
-
-OPTIONS = (*_OWN, *_SAMPLING)
-"""The names of options: those of `Request`, and beside them those of its `sampling`."""
+from pl_compile.runtime.requests import OPTIONS, Request, with_options
 
 
 def request_from_plain(task: Any, fields: Any, options: Any = None) -> Request:
@@ -40,9 +30,7 @@ def request_from_plain(task: Any, fields: Any, options: Any = None) -> Request:
         if name not in OPTIONS:
             found, fix = unknown_name(str(name), OPTIONS, what="option")
             raise RequestError(doing, found=found, fix=fix)
-    own = {name: given[name] for name in _OWN if name in given}
-    sampling = Sampling(**{name: given[name] for name in _SAMPLING if name in given})
-    return Request(task, fields, sampling=sampling, **own)
+    return with_options(Request(task, fields), given)
 
 
 def request_from_texts(task: str, fields: str, options: str = "{}") -> Request:

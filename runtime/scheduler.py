@@ -67,7 +67,7 @@ class Scheduler(Generic[T]):
     def __init__(self, slots: int, *, piece: int, budget: int) -> None:
         self._slots, self._piece, self._budget = slots, piece, budget
         self._entries: dict[T, _Entry[T]] = {}
-        self._waiting: list[_Entry[T]] = []  # a heap; those that were withdrawn stay until popped
+        self._waiting: list[_Entry[T]] = []  # a heap, with some that were withdrawn
         self._running: dict[int, _Entry[T]] = {}
         self._count = 0
 
@@ -104,6 +104,10 @@ class Scheduler(Generic[T]):
         slot = self._entries.pop(request).slot
         if slot is not None:
             del self._running[slot]
+        elif len(self._waiting) > 2 * self._queued():
+            # Where requests of a higher priority keep coming, the others are never popped.
+            self._waiting = [entry for entry in self._waiting if self._is_in(entry)]
+            heapq.heapify(self._waiting)
         return slot
 
     def finish(self, slots: Iterable[int]) -> None:
@@ -142,6 +146,10 @@ class Scheduler(Generic[T]):
     def _queued(self) -> int:
         return len(self._entries) - len(self._running)
 
+    def _is_in(self, entry: _Entry[T]) -> bool:
+        """Whether an entry was not withdrawn."""
+        return self._entries.get(entry.request) is entry
+
     def _free(self) -> list[int]:
         return [slot for slot in range(self._slots) if slot not in self._running]
 
@@ -149,7 +157,7 @@ class Scheduler(Generic[T]):
         """The first request of the queue, now in a slot."""
         while True:
             entry = heapq.heappop(self._waiting)
-            if self._entries.get(entry.request) is entry:
+            if self._is_in(entry):
                 entry.slot = slot
                 self._running[slot] = entry
                 return entry.request

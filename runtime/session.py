@@ -121,18 +121,10 @@ class Session:
         # progress.
         threads = _count("threads", threads, max(64, 4 * (os.cpu_count() or 1)))
         context_mib = _count("context_mib", context_mib, MOST["context_mib"], least=0)
-        checks = {
-            **{
-                f"bundle {shown(each)}, expected a path": isinstance(each, str | Path)
-                for each in (bundle, *others)
-            },
-            f"provider {shown(provider)}, expected a Provider": (
-                provider is None or isinstance(provider, Provider)
-            ),
-            f"allow_failed_parity {shown(allow_failed_parity)}, expected True or False": (
-                isinstance(allow_failed_parity, bool)
-            ),
-        }
+        checks = _bundle_checks((bundle, *others), allow_failed_parity)
+        checks[f"provider {shown(provider)}, expected a Provider"] = provider is None or isinstance(
+            provider, Provider
+        )
         check_all(RequestError, "opening a session", checks)
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
@@ -191,7 +183,13 @@ class Session:
         self._check_open()
         if self._bundle is None:
             raise RequestError(doing, found="a session without a bundle", expected="Session.open")
-        names = tuple(tasks)
+        checks = _bundle_checks((bundle,), allow_failed_parity)
+        names = None if isinstance(tasks, str) or not isinstance(tasks, Iterable) else tuple(tasks)
+        checks[f"tasks {shown(tasks)}, expected a list of names"] = names is not None and all(
+            isinstance(name, str) for name in names
+        )
+        check_all(RequestError, "adding tasks", checks)
+        assert names is not None
         check_new(names, self.tasks, doing)  # before anything is read
         more = tasks_of_another(
             self._bundle,
@@ -214,7 +212,7 @@ class Session:
         """
         with self._lock:
             self._check_open()
-            if name not in self.tasks:
+            if not isinstance(name, str) or name not in self.tasks:
                 found, fix = unknown_name(f"{name}", tuple(self.tasks), what="task")
                 raise RequestError("removing a task", found=found, fix=fix)
             self.tasks = {key: task for key, task in self.tasks.items() if key != name}
@@ -470,6 +468,19 @@ class Session:
         with self._lock:  # renderers and tokenizer keep what they have seen
             maker = RowMaker(self.tokenizer, self.tasks, self.engine)
             return maker.row(index, request, doing, kind=kind)
+
+
+def _bundle_checks(bundles: Iterable[object], allow_failed_parity: object) -> dict[str, bool]:
+    """Checks for `check_all` of what says which bundles are opened."""
+    return {
+        **{
+            f"bundle {shown(each)}, expected a path": isinstance(each, str | Path)
+            for each in bundles
+        },
+        f"allow_failed_parity {shown(allow_failed_parity)}, expected True or False": isinstance(
+            allow_failed_parity, bool
+        ),
+    }
 
 
 def _check_rows(doing: str, rows: Iterable[Row]) -> None:

@@ -206,7 +206,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     there = instruction_sets()
     assert set(there) <= set(KERNEL_SETS), "a set that no test runs"
     if name not in there:
-        pytest.skip(f"this processor has no {name}; test_kernels_in_cpp.py emulates it if it can")
+        pytest.skip(f"needs a processor with {name}; emulated: test_kernels_in_cpp.py")
     return name
 
 

@@ -7,10 +7,8 @@ README.md beside this file says how to ask it, and what routing by task is good 
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +19,7 @@ from ray import serve
 
 from pl_compile.config.strict_json import parse_json, with_null
 from pl_compile.errors import PlcError, RequestError
-from pl_compile.runtime import Event, Request, Session
+from pl_compile.runtime import AsyncSession, Event, Request, Session
 from pl_compile.runtime.plain_requests import request_from_plain
 
 # Most tasks that a replica is the preferred one for. Nothing is unloaded beyond it.
@@ -49,7 +47,7 @@ def _read(body: bytes) -> tuple[Request, bool]:
     return request, stream
 
 
-async def _as_lines(events: AsyncIterator[Event]) -> AsyncIterator[str]:
+async def _as_lines(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
     """Server-sent events: pieces of text, then the result, or an error."""
     try:
         async with aclosing(events):
@@ -74,13 +72,12 @@ class Tasks:
     """
 
     def __init__(self, bundle: str, max_batch: int, threads: int) -> None:
-        self._session = Session.open(bundle, max_batch=max_batch, threads=threads)
-        self._threads = ThreadPoolExecutor(max_batch)
+        self._session = AsyncSession(Session.open(bundle, max_batch=max_batch, threads=threads))
 
     @app.get("/tasks")
     async def tasks(self) -> list[str]:
         """The names of all tasks."""
-        return list(self._session.tasks)
+        return list(self._session.session.tasks)
 
     @app.post("/generate")
     async def generate(self, http: HttpRequest) -> Any:
@@ -92,47 +89,20 @@ class Tasks:
             request, stream = _read(await http.body())
             if preferred := serve.get_multiplexed_model_id():
                 await self._prefer(preferred)
-            self._session.check(request)  # before the first piece: then the status can still say it
-            events = self._events(request)
-            if stream:
-                return StreamingResponse(_as_lines(events), media_type="text/event-stream")
-            async with aclosing(events):
-                async for event in events:
-                    if event.result is not None:
-                        return with_null(asdict(event.result))
+            if not stream:
+                return with_null(asdict(await self._session.generate(request)))
+            # Before the first piece, so that the status can still say it; in a thread, since it
+            # waits for the step that runs.
+            await asyncio.to_thread(self._session.session.check, request)
+            events = _as_lines(self._session.stream(request))
+            return StreamingResponse(events, media_type="text/event-stream")
         except RequestError as error:
             raise HTTPException(400, str(error)) from error
-        raise AssertionError("a stream that ended without a result or an error")
 
     @serve.multiplexed(max_num_models_per_replica=PREFERRED_TASKS)
     async def _prefer(self, task: str) -> str:
         """Tells Ray Serve that this replica has served a task. There is nothing to load."""
         return task
-
-    async def _events(self, request: Request) -> AsyncIterator[Event]:
-        """The events of a request; its row leaves its slot when the reader stops."""
-        loop, found, left = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
-
-        def write() -> None:
-            try:
-                with closing(self._session.stream([request])) as stream:
-                    for event in stream:
-                        if left.is_set():
-                            return
-                        loop.call_soon_threadsafe(found.put_nowait, event)
-            except Exception as error:
-                loop.call_soon_threadsafe(found.put_nowait, error)
-
-        self._threads.submit(write)
-        try:
-            event = None
-            while event is None or event.result is None:
-                event = await found.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-        finally:
-            left.set()
 
 
 def build(arguments: dict[str, str]) -> Any:

@@ -393,10 +393,10 @@ def read_bundle(
     unused = frozenset(manifest.tasks).difference(tasks) if tasks else frozenset()
 
     def is_read(name: str) -> bool:
-        parts = name.split("/", 2)
-        if parts[0] == "tasks" and parts[1] in unused:
+        room, _, inside = name.partition("/")
+        if room == "tasks" and inside.partition("/")[0] in unused:
             return False
-        return sums and (base or parts[0] != "base")
+        return sums and (base or room != "base")
 
     check_files(
         folder, manifest.files, doing, left_out=_NOT_SUMMED, is_read=is_read, fix=_COPY_OR_EXPORT

@@ -1,12 +1,13 @@
 """`plc bench`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pl_compile.cli.options import Command
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
 from pl_compile.config.sizes import MOST
@@ -24,13 +25,17 @@ _OF_SERVER = {"clients", "rate", "requests", "open_ended", "api_key", "timeout"}
 _MUCH = 0.05
 
 
-def _counts(
-    context: click.Context, parameter: click.Parameter, given: str | None
-) -> tuple[int, ...]:
-    """Numbers with commas between them."""
-    kind: Any = click.IntRange(1, MOST["max_batch"])
-    numbers = given.split(",") if given else ()
-    return tuple(kind.convert(each, parameter, context) for each in numbers)
+def _counts_option(name: str, most: int, about: str) -> Callable[[Command], Command]:
+    """An option that takes numbers from 1 to `most`, with commas between them."""
+    kind: Any = click.IntRange(1, most)
+
+    def counts(
+        context: click.Context, parameter: click.Parameter, given: str | None
+    ) -> tuple[int, ...]:
+        numbers = given.split(",") if given else ()
+        return tuple(kind.convert(each, parameter, context) for each in numbers)
+
+    return click.option(name, metavar="N,N,…", callback=counts, help=about)
 
 
 @click.command("bench", epilog="Example: plc bench bundle --batch 1,4,16")
@@ -39,22 +44,20 @@ def _counts(
 @click.option(
     "--task", "tasks", multiple=True, help="Only this one; may be repeated. [default: the first 4]"
 )
-@click.option(
+@_counts_option(
     "--input-tokens",
-    metavar="N,N,…",
-    callback=_counts,
-    help="About how many tokens the fields of a prompt have. [default: 64,512; 64 of a server]",
+    MOST["capacity"],
+    "About how many tokens the fields of a prompt have. [default: 64,512; 64 of a server]",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=2),
     help="Tokens of an answer. [default: 64; 32 of a server]",
 )
-@click.option(
+@_counts_option(
     "--batch",
-    metavar="N,N,…",
-    callback=_counts,
-    help="Rows that step together. [default: 1,4,16, as far as there are slots]",
+    MOST["max_batch"],
+    "Rows that step together. [default: 1,4,16, as far as there are slots]",
 )
 @click.option(
     "--repeat",

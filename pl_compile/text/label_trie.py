@@ -12,7 +12,7 @@ A label ends at its node. Stored as `labels.json` of a task in a bundle:
                field opens the text: then this is the tree for empty fields
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,10 +107,18 @@ class LabelTrie:
         """Tokens of the longest answer."""
         return max(len(self.path(end)) for end in self.ends)
 
-    @property
-    def inner_nodes(self) -> list[int]:
-        """The nodes other than the root that have children."""
-        return [node for node, children in enumerate(self.children) if node and children]
+    @cached_property
+    def inner_nodes(self) -> tuple[int, ...]:
+        """The nodes other than the root that have children, each followed by those below it."""
+        found: list[int] = []
+        waiting = [0]
+        while waiting:
+            node = waiting.pop()
+            children = self.children[node]
+            if children and node:
+                found.append(node)
+            waiting += [children[token] for token in sorted(children, reverse=True)]
+        return tuple(found)
 
     def group(self, order: Iterable[int], most: int) -> "Branches":
         """The first of some nodes, with all nodes that lead to them.
@@ -129,12 +137,12 @@ class LabelTrie:
             held.update(path)
         return Branches(tuple(sorted(held)), tuple(sorted(wanted)))
 
-    def below(self, node: int) -> list[int]:
+    def below(self, node: int) -> Iterator[int]:
         """The nodes below a node, each after its parent."""
         found = list(self.children[node].values())
         for child in found:  # it grows
+            yield child
             found += self.children[child].values()
-        return found
 
     def problems(self) -> list[str]:
         """Labels that are never answered, as sentences; empty for a sound set."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pl_compile.errors import AnswerError, PlcError, RequestError, unknown_name
+from pl_compile.errors import AnswerError, RequestError, unknown_name
 from pl_compile.text.render import TooLongError
 
 
@@ -113,10 +113,3 @@ def unknown_task(name: str, known: tuple[str, ...]) -> HttpError:
     """The refusal of a task that does not exist."""
     found, fix = unknown_name(f"{name:.80}", known[:20], what="task")
     return HttpError("model_not_found", f"{found}. {fix}", param="model")
-
-
-def first_line(error: Exception) -> str:
-    """An error for the log, in one line."""
-    lines = str(error).splitlines() or [""]
-    name = "" if isinstance(error, PlcError) else f"{type(error).__name__}: "
-    return f"{name}{lines[0]}"

@@ -33,7 +33,9 @@ from pl_compile.runtime.server.schema import (
 
 Kind = Literal["completion", "chat", "classify"]
 
-_MOST_STOPS = 16
+# Each token of an answer is compared with all texts of `stop` and `bad_words`.
+_MOST_TEXTS = 16
+_MOST_CHARACTERS = 256
 _MOST_FIELDS = 256
 
 # Keys that OpenAI's clients send and that change nothing here: they are about accounts and storage.
@@ -110,17 +112,15 @@ def _asked_of_the_task() -> dict[str, Schema]:
 
 def _generation_keys(limits: Limits) -> dict[str, Schema]:
     tokens = count("Most tokens of the answer.", least=1, most=limits.max_tokens)
+    short = text(most=_MOST_CHARACTERS)
+    texts = list_of(short, most=_MOST_TEXTS)
     return {
         **_asked_of_the_task(),
         **_sampling_keys(),
         "max_tokens": or_null(tokens),
         "min_tokens": or_null(count("No end before this many.", most=limits.max_tokens)),
-        "stop": or_null(
-            one_of(text(), list_of(text(), most=_MOST_STOPS), about="Texts that end the answer.")
-        ),
-        "bad_words": or_null(
-            list_of(text(), "Texts that the answer never contains.", most=_MOST_STOPS)
-        ),
+        "stop": or_null(one_of(short, texts, about="Texts that end the answer.")),
+        "bad_words": or_null({**texts, "description": "Texts that the answer never contains."}),
         "priority": or_null(
             count("Larger ones are admitted first.", least=-(2**31), most=2**31 - 1)
         ),
@@ -359,9 +359,7 @@ class Shape:
         return {
             "tokens": [token.text for token in result.log_probs],
             "token_logprobs": [token.log_prob for token in result.log_probs],
-            "top_logprobs": [
-                {text: log_prob for _, text, log_prob in token.top} for token in result.log_probs
-            ],
+            "top_logprobs": [_by_text(token) for token in result.log_probs],
             "text_offset": None,  # texts of tokens alone do not add up to the answer's
         }
 
@@ -374,6 +372,14 @@ def _choice(
     said: Mapping[str, Any], finish_reason: str | None, log_probs: dict[str, Any] | None
 ) -> dict[str, Any]:
     return {"index": 0, **said, "logprobs": log_probs, "finish_reason": finish_reason}
+
+
+def _by_text(token: TokenLogProbs) -> dict[str, float]:
+    """The likeliest tokens by their texts: of several with one text, the likeliest."""
+    found: dict[str, float] = {}
+    for _, name, log_prob in token.top:  # parts of characters all have the text U+FFFD
+        found.setdefault(name, log_prob)
+    return found
 
 
 def _chat_log_prob(token: TokenLogProbs) -> dict[str, Any]:

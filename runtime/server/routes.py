@@ -31,7 +31,7 @@ from pl_compile.runtime.server.openai import (
     model_of,
 )
 from pl_compile.runtime.server.schema import object_of, text
-from pl_compile.runtime.server.service import Clock, Service, in_time, log
+from pl_compile.runtime.server.service import Clock, Service, log
 
 T = TypeVar("T")
 
@@ -51,14 +51,12 @@ class Noted:
         id: of the request, and of its answer.
         task: that was asked; only names that exist.
         tokens: of prompt and answer.
-        first_seconds: until the first token.
         code: of the error, if it got one.
     """
 
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     task: str = "-"
     tokens: tuple[int, int] = (0, 0)
-    first_seconds: float | None = None
     code: str = "-"
 
 
@@ -96,8 +94,7 @@ async def classify(call: Call) -> Response:
     """`POST /v1/classify`."""
     asked, clock = await _asked(call, "classify")
     with call.service.admitted():
-        scoring = in_time(call.service.session.score(asked.request), clock)
-        scores = await unless_gone(call.http, scoring)
+        scores = await unless_gone(call.http, call.service.scores(asked.request, clock))
     return JSONResponse(labels_of(asked.request.task, scores))
 
 
@@ -115,7 +112,7 @@ async def _answer(call: Call, kind: Kind) -> Response | None:
                 await unless_gone(call.http, _stream(call, asked, shape, events, clock))
                 return None
             result = await unless_gone(call.http, _last(events))
-    _note(call.noted, result, clock)
+    _note(call.noted, result)
     return JSONResponse(shape.whole(result))
 
 
@@ -152,7 +149,7 @@ async def _stream(
             if event.text:
                 await sender.piece(shape.piece(event.text, first=False))
         result = event.result
-        _note(call.noted, result, clock)
+        _note(call.noted, result)
         await sender.piece(shape.piece("", first=False, last=result))
         if asked.include_usage:
             await sender.piece(shape.usage(result))
@@ -198,7 +195,7 @@ def _line(value: Any) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
-def _note(noted: Noted, result: Result, clock: Clock) -> None:
+def _note(noted: Noted, result: Result) -> None:
     noted.tokens = result.prompt_tokens, len(result.token_ids)
 
 
@@ -298,7 +295,9 @@ async def ready(call: Call) -> Response:
 
 async def metrics(call: Call) -> Response:
     """`GET /metrics`."""
-    return Response(call.service.metrics.page(), media_type=CONTENT_TYPE)
+    # In a thread: a page about many tasks takes a while, and answers wait for the loop.
+    page = await asyncio.to_thread(call.service.metrics.page)
+    return Response(page, media_type=CONTENT_TYPE)
 
 
 # What routes share.

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Place:
     port: int = 8000
 
     def listen(self) -> socket.socket:
-        """A socket that listens.
+        """A socket at this place; it listens once the server runs.
 
         Raises:
             RequestError: the address cannot be taken.
@@ -60,9 +60,11 @@ class Place:
             ((family, kind, proto, _, address), *_) = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            listener = socket.socket(family, kind, proto)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            with ExitStack() as until_bound:
+                listener = until_bound.enter_context(socket.socket(family, kind, proto))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                until_bound.pop_all()
         except OSError as error:
             raise RequestError(
                 f"listening on {self.host} port {self.port}",

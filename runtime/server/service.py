@@ -15,7 +15,7 @@ from typing import TypeVar
 from pl_compile.errors import ConfigError, RankError, RequestError, reason_of
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.engines.engine import Shared, prefix_length
-from pl_compile.runtime.requests import Event, Request
+from pl_compile.runtime.requests import Event, LabelScore, Request
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.server.faults import HttpError, unknown_task
 from pl_compile.runtime.server.limits import Gate, Limits
@@ -186,9 +186,10 @@ class Service:
         result = None
         try:
             while result is None:
-                event = await self._next(request, events, clock)
-                if event.result is not None and not event.result.token_ids:
-                    raise clock.refusal()  # its time was over before its first token
+                event = await self._in_time(request, anext(events), clock)
+                ended = event.result
+                if ended is not None and ended.finish_reason == "timeout" and not ended.token_ids:
+                    raise clock.refusal()  # before its first token
                 now = time.monotonic()
                 if clock.last is None:
                     first.observe(now - clock.began)
@@ -205,11 +206,20 @@ class Service:
         finally:
             await events.aclose()
 
-    async def _next(
-        self, request: Request, events: AsyncGenerator[Event, None], clock: Clock
-    ) -> Event:
+    async def scores(self, request: Request, clock: Clock) -> tuple[LabelScore, ...]:
+        """The probability of every label, in time: there is no part of them to wait for.
+
+        Raises:
+            HttpError: it took too long.
+            Exception: as for `AsyncSession.score`.
+        """
+        clock = replace(clock, limits=replace(clock.limits, late_seconds=0))
+        return await self._in_time(request, self.session.score(request), clock)
+
+    async def _in_time(self, request: Request, work: Awaitable[T], clock: Clock) -> T:
+        """What `work` for a request gives; notes what its errors say about the server."""
         try:
-            return await in_time(anext(events), clock)
+            return await in_time(work, clock)
         except RankError:
             self.broken = True
             raise
@@ -233,9 +243,9 @@ class Service:
         tasks = session.tasks.values()
         prefixes = [task.prefix_kv for task in tasks if prefix_length(task)]
         yield "plc_tasks", "Tasks that are served.", len(tasks)
-        yield "plc_prefixes_resident", "Prefixes that are in memory.", len(prefixes)
+        yield "plc_prefixes_resident", "Tasks with a prefix.", len(prefixes)
         size = sum(each.nbytes for each in prefixes if each is not None)
-        yield "plc_prefix_bytes", "Memory that they take.", size
+        yield "plc_prefix_bytes", "Of all prefixes, as float32; memory holds what was used.", size
 
 
 def _gauges_of(shared: Shared) -> Iterator[tuple[str, str, float]]:

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,14 @@ def test_a_folder_in_place_of_a_file_is_found(bundle: Path) -> None:
     (bundle / "tasks/mood/parity.json").mkdir()
 
     assert "tasks/mood/parity.json is missing" in refusal(bundle)
+
+
+def test_a_file_in_place_of_a_folder_is_found(bundle: Path, tamper: Tamper) -> None:
+    shutil.rmtree(bundle / "tasks")
+    (bundle / "tasks").write_bytes(b"x")
+    tamper(lambda m: m["files"].update({"tasks": {"sha256": _sum(b"x"), "size_bytes": 1}}))
+
+    assert "is missing" in refusal(bundle)
 
 
 def test_a_report_may_be_altered_or_gone_since_no_runtime_reads_it(bundle: Path) -> None:

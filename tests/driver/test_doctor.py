@@ -136,7 +136,11 @@ def test_building_needs_what_writes_the_graphs(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_real_package_builds_here_without_a_gpu() -> None:
     """Where it is not installed, the stand-ins of test_building_asks_the_package_itself remain."""
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+        "test_building_asks_the_package_itself",
+    )
 
     build, run = tensorrt_findings("tensorrt-rtx", NO_GPU)
 

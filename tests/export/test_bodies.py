@@ -228,7 +228,11 @@ def test_what_tensorrt_parses_computes_what_the_call_says(
     form: AttentionForm, changes: dict[str, Any], rotary: bool, norms: bool, tmp_path: Path
 ) -> None:
     """Causal from the lower right, a window keeps its mask, and a softcap is spelled out."""
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+        "test_bodies_on_onnxruntime_compute_what_the_call_says",
+    )
     from pl_compile.exporters.tensorrt.api import parse
     from pl_compile.exporters.tensorrt.interpreter import Interpreter
 
@@ -259,7 +263,11 @@ def test_what_tensorrt_parses_computes_what_the_call_says(
 def test_softcaps_and_windows_build_as_plans(
     changes: dict[str, Any], dtype: Any, tmp_path: Path
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+        "test_bodies_on_onnxruntime_compute_what_the_call_says",
+    )
     from pl_compile.exporters.tensorrt.api import PlanOptions, build_plan, parse
 
     model = model_of(settings_of(changes, norms=True), rotary=True, norms=True)

@@ -30,7 +30,11 @@ def by_onnxruntime(path: Path) -> np.ndarray:
 
 
 def by_tensorrt(path: Path) -> np.ndarray:
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+        "the same test by ONNX Runtime",
+    )
     from pl_compile.exporters.tensorrt.api import parse
     from pl_compile.exporters.tensorrt.interpreter import Interpreter
 

@@ -122,7 +122,10 @@ def test_openings_of_one_step_have_the_bits_of_each_alone(
 def test_steps_are_shared(request_of: ExportRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     with Session.open(export_bundle(replace(request_of, fold="never")).bundle) as session:
         if not session.engine.branches:
-            pytest.skip("the kernels are not installed")
+            pytest.skip(
+                "needs the C++ kernels (g++ or Clang); without them: "
+                "test_openings_of_one_step_have_the_bits_of_each_alone"
+            )
         runs: list[int] = []
         run = OnnxGraph.run
 

@@ -155,7 +155,8 @@ def tied_base(tmp_path: Path) -> Path:
         pytest.param(
             "openvino",
             marks=pytest.mark.skipif(
-                not find_spec("openvino"), reason="needs openvino: pip install openvino"
+                not find_spec("openvino"),
+                reason="needs openvino (pip install openvino); without it: the same on onnx-cpu",
             ),
         ),
     ],

@@ -41,7 +41,11 @@ from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 from pl_compile.text.tokenizer import Tokenizer
 
-pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+pytest.importorskip(
+    "tensorrt_rtx",
+    reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+    "test_tensorrt_targets.py",
+)
 
 RTX = "tensorrt-rtx"
 REQUESTS = [

@@ -35,7 +35,11 @@ from pl_compile.passes.pipeline import run_passes
 from pl_compile.testing import write_tiny_base
 from pl_compile.weights.load import load_weights
 
-pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+pytest.importorskip(
+    "tensorrt_rtx",
+    reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+    "test_tensorrt_guards.py",
+)
 
 CAPACITY, SEQ = 40, 7
 KINDS: dict[str, Any] = {

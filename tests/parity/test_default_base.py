@@ -26,7 +26,10 @@ def test_the_default_base_agrees_with_torch(tmp_path: Path, quantize: Any, most:
     activations after it are too far apart for 8 bits."""
     base = cached_base_folder(DEFAULT_BASE)
     if not (base / "config.json").is_file():
-        pytest.skip(f"the base {DEFAULT_BASE} was not fetched: plc fetch {DEFAULT_BASE}")
+        pytest.skip(
+            f"needs the base {DEFAULT_BASE} (plc fetch {DEFAULT_BASE}); on made bases: "
+            "test_bundle_against_torch.py"
+        )
     table = random_table(base, tmp_path / "table.safetensors", prefix=quantize == "none")
 
     options = BuildOptions(quantize)

@@ -29,7 +29,7 @@ def commands_in(text: str) -> list[str]:
     text = text.replace("\\\n", "")  # a long line of a script goes on in the next
     quoted = re.findall(r"`(plc [a-z][^`…]+)`", text)
     own_line = re.findall(r"^(?:Example: |# *)?(plc [a-z][^\n]*)$", text, flags=re.MULTILINE)
-    return [re.sub(r"\s+\[.*", "", command) for command in quoted + own_line]
+    return [re.sub(r"\s+(\[|> ).*", "", command) for command in quoted + own_line]
 
 
 def documented_commands() -> list[str]:

@@ -11,7 +11,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def rooms() -> ModuleType:
-    pytest.importorskip("grimp", reason="needs grimp: pip install import-linter")
+    pytest.importorskip(
+        "grimp",
+        reason="needs grimp (pip install import-linter), which reads imports; what they may be, in "
+        "part: test_light_runtime.py",
+    )
     spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
     assert spec is not None
     assert spec.loader is not None

@@ -198,15 +198,18 @@ def constant(name: str) -> str:
     return str(value)
 
 
+SIBLING = "by its source: test_exported_are_what_the_registry_and_the_runtime_look_for"
+
+
 def compiled(source: Path, result: Path, *options: str) -> Path:
     """What g++ makes of it, without a warning; skips where a header is missing."""
     if shutil.which("g++") is None:
-        pytest.skip("needs g++")
+        pytest.skip(f"needs g++; {SIBLING}")
     includes = []
     for variable, header in HEADERS.items():
         folder = os.environ.get(variable)
         if not folder:
-            pytest.skip(f"needs the folder of {header} in {variable}")
+            pytest.skip(f"needs the folder of {header} in {variable}; {SIBLING}")
         includes += ["-isystem", folder]
     flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     command = ["g++", *flags, *includes, str(source), "-o", str(result), *options]
@@ -247,7 +250,7 @@ def test_exported_are_what_the_registry_and_the_runtime_look_for() -> None:
 def test_the_library_exports_nothing_else(tmp_path: Path) -> None:
     library = compiled(SOURCE, tmp_path / "libplc_all_reduce.so", "-shared")
     if shutil.which("nm") is None:
-        pytest.skip("needs nm")
+        pytest.skip(f"needs nm; {SIBLING}")
 
     command = ["nm", "-D", "--defined-only", str(library)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -327,6 +327,26 @@ def test_a_failed_bundle_is_allowed_by_true_alone(bundle: Path, value: Any) -> N
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((3,), "bundle 3, expected a path"),
+        (("other", "tone"), "tasks 'tone', expected a list of names"),
+        (("other", 3), "tasks 3, expected a list of names"),
+        (("other", ["tone", 3]), "expected a list of names"),
+    ],
+)
+def test_tasks_are_added_by_their_names(
+    session: Session, arguments: tuple[Any, ...], said: str
+) -> None:
+    assert said in refused("adding tasks: ", session.add_tasks, *arguments)
+
+
+@pytest.mark.parametrize("name", [3, None, ["tone"]])
+def test_a_task_is_removed_by_its_name(session: Session, name: Any) -> None:
+    assert "does not exist" in refused("removing a task: ", session.remove_task, name)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         *((value,) for value in (*NO_TEXTS, "\0", "\ud800")),

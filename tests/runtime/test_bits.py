@@ -24,6 +24,12 @@ from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.kernels.prefixes import HeldPrefixes
 from pl_compile.testing import random_table, write_tiny_base
 
+built = pytest.mark.skipif(
+    kernels.library_path() is None,
+    reason="needs the C++ kernels (g++ or Clang); without them: "
+    "test_an_export_records_the_bits_and_allows_what_they_change",
+)
+
 
 @dataclass(frozen=True)
 class Ids:
@@ -44,9 +50,9 @@ def after_prefixes(engine: Engine, feeds: Sequence[Feed]) -> list[Fed]:
     return found
 
 
-def test_an_export_records_the_bits_and_the_engine_gets_them(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    tmp_path = tmp_path_factory.mktemp("bits")
     base = write_tiny_base(tmp_path / "base", "llama", seed=8, blocks=True)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = 900
@@ -61,19 +67,25 @@ def test_an_export_records_the_bits_and_the_engine_gets_them(
         table, base, tmp_path / "bundle", target="native-cpu", options=options, measure_parity=False
     )
 
-    export_bundle(request)
+    return read_bundle(export_bundle(request).bundle)
 
-    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["precision"]["prefix_bits"] == 8
-    bundle = read_bundle(tmp_path / "bundle")
+
+def test_an_export_records_the_bits_and_allows_what_they_change(bundle: Bundle) -> None:
+    manifest = json.loads((bundle.folder / "manifest.json").read_text(encoding="utf-8"))
+
     precision = bundle.manifest.precision
-    assert precision.prefix_bits == 8
+    assert manifest["precision"]["prefix_bits"] == precision.prefix_bits == 8
     assert limit_of(precision).difference >= 0.1
     assert self_limit_of(precision).difference == 0.1
+
+
+@built
+def test_rows_after_codes_are_near_those_after_floats_and_the_same_alone_and_together(
+    bundle: Bundle,
+) -> None:
     engine = open_engine(bundle)
     assert isinstance(engine, RaggedEngine)
-    if engine.prefixes is None:
-        return  # no kernels here
+    assert engine.prefixes is not None
     assert engine.prefixes.bits == 8
     graph = bundle.manifest.graph
     assert graph.head_dim == 32
@@ -84,7 +96,7 @@ def test_an_export_records_the_bits_and_the_engine_gets_them(
     together = [logits.copy() for logits, _ in after_prefixes(engine, feeds)]
     alone = [after_prefixes(engine, [feed])[0][0].copy() for feed in feeds]
     assert all(np.array_equal(*pair) for pair in zip(together, alone, strict=True))
-    precision = replace(precision, prefix_bits=32)
+    precision = replace(bundle.manifest.precision, prefix_bits=32)
     exact = open_engine(replace(bundle, manifest=replace(bundle.manifest, precision=precision)))
     floats = [logits.copy() for logits, _ in after_prefixes(exact, feeds)]
     for rounded, logits in zip(together, floats, strict=True):
@@ -148,7 +160,7 @@ def test_other_bits_are_refused(bits: dict[str, Any]) -> None:
         BuildOptions(**bits)
 
 
-@pytest.mark.skipif(kernels.library_path() is None, reason="no kernels on this machine")
+@built
 @pytest.mark.parametrize("shape", [(2, 2, 3, 300, 64), (1, 2, 1, 255, 64), (1, 2, 1, 300, 48)])
 def test_prefixes_of_any_size_are_held(shape: tuple[int, ...]) -> None:
     held = HeldPrefixes(8)

@@ -70,7 +70,11 @@ def asked(text: str = "why?", **options: Any) -> Request:
 @settings(max_examples=200, deadline=None)
 @given(tokens=st.lists(st.integers(0, 4), max_size=20), size=st.integers(1, 5))
 def test_repeated_sequences_are_those_of_transformers(tokens: list[int], size: int) -> None:
-    torch = pytest.importorskip("torch", reason="needs torch: pip install pl-compile[train]")
+    torch = pytest.importorskip(
+        "torch",
+        reason="needs torch (the extra train); without it: "
+        "test_no_sequence_stands_twice_in_prompt_and_answer",
+    )
     from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
     ids = torch.tensor([tokens], dtype=torch.int64)
@@ -146,7 +150,10 @@ def test_what_transformers_blocks_is_blocked(
     tokenizers: dict[str, Tokenizer], kind: str, data: st.DataObject
 ) -> None:
     """The tokens of a word, with and without a blank before it."""
-    torch = pytest.importorskip("torch", reason="needs torch: pip install pl-compile[train]")
+    torch = pytest.importorskip(
+        "torch",
+        reason="needs torch (the extra train); without it: test_an_answer_never_has_a_bad_word",
+    )
     from transformers.generation.logits_process import NoBadWordsLogitsProcessor
 
     tokenizer = tokenizers[kind]

@@ -31,7 +31,9 @@ CONTRACT = GraphContract(
 )
 
 needs_page_map = pytest.mark.skipif(
-    not PAGEMAP.exists(), reason="no /proc/self/pagemap, which only Linux has: pages are not listed"
+    not PAGEMAP.exists(),
+    reason="needs /proc/self/pagemap of Linux; what the arrays hold, anywhere: "
+    "test_other_systems_get_arrays_of_numpy",
 )
 
 
@@ -110,7 +112,10 @@ def test_an_array_without_numbers_is_empty(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(array, np.zeros(shape, np.float32), strict=True)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others ask numpy")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="needs Linux; elsewhere: test_other_systems_get_arrays_of_numpy",
+)
 def test_memory_that_is_not_there_is_told_with_what_needs_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -129,7 +134,10 @@ def test_memory_that_is_not_there_is_told_with_what_needs_less(
     )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the advice is Linux's")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="needs Linux; elsewhere: test_other_systems_get_arrays_of_numpy",
+)
 def test_a_kernel_without_large_pages_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
     class WithoutAdvice(mmap.mmap):
         def madvise(self, *_: object) -> None:

@@ -30,7 +30,10 @@ from pl_compile.runtime.kernels import instruction_sets, library_path, rank_sums
 
 Arrays = dict[str, np.ndarray]
 RunOn = Callable[..., list[list[np.ndarray]]]
-built = pytest.mark.skipif(library_path() is None, reason="the kernels were not built: no compiler")
+built = pytest.mark.skipif(
+    library_path() is None,
+    reason="needs the C++ kernels (g++ or Clang); without them: test_bodies_compute_the_same",
+)
 
 INPUTS, COLUMNS, ROWS = 192, 96, 37
 VARIANTS = [
@@ -244,7 +247,7 @@ def test_all_sets_but_the_portable_one_make_the_same_bits(run_on: RunOn, tmp_pat
     """Here from operator to operator; test_kernels_in_cpp.py tries many more shapes."""
     sets = [kind for kind in instruction_sets() if kind != "portable"]
     if len(sets) < 2:
-        pytest.skip("this processor has one set only; test_kernels_in_cpp.py emulates others")
+        pytest.skip("needs a processor with two sets; emulated: test_kernels_in_cpp.py")
     folders = [tmp_path / "product", tmp_path / "attention"]
     for folder in folders:
         folder.mkdir()
@@ -410,7 +413,10 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
     """The tests above call through every slot; this one says which is wrong, given the header."""
     folder = os.environ.get("ORT_INCLUDE_DIR")
     if folder is None or shutil.which("g++") is None:
-        pytest.skip("needs g++, and ONNX Runtime's header in ORT_INCLUDE_DIR")
+        pytest.skip(
+            "needs g++, and ONNX Runtime's header in ORT_INCLUDE_DIR; without them: the tests "
+            "above, which call through every slot"
+        )
     names = {
         "kCreateStatus": "CreateStatus",
         "kCreateDomain": "CreateCustomOpDomain",
@@ -476,7 +482,11 @@ def test_a_set_that_the_processor_lacks_is_refused_with_those_that_it_has() -> N
     assert "was built with: " + ", ".join(instruction_sets()) in said
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler to make a library with")
+@pytest.mark.skipif(
+    shutil.which("g++") is None,
+    reason="needs g++ to make a library; without it: "
+    "test_a_set_that_the_processor_lacks_is_refused_with_those_that_it_has",
+)
 @pytest.mark.parametrize(
     ("source", "found"),
     [
@@ -505,7 +515,10 @@ def test_a_library_that_was_cut_short_is_said_and_not_loaded(
 ) -> None:
     whole = kernels.library_path()
     if whole is None or not sys.platform.startswith("linux"):
-        pytest.skip("the kernels were not built: no compiler")
+        pytest.skip(
+            "needs the C++ kernels, on Linux; without them: "
+            "test_onnxruntime_calls_the_kernel_where_one_is_registered_and_else_the_body"
+        )
     data = whole.read_bytes()
     library = tmp_path / "cut.so"
     library.write_bytes(data[: int(kept if kept >= 1 else kept * len(data))])

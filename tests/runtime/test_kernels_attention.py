@@ -283,7 +283,10 @@ def test_a_head_that_is_nan_stays_nan_after_its_norm(
     assert np.isfinite(np.delete(y, 1, 0)).all()
 
 
-built = pytest.mark.skipif(library_path() is None, reason="the kernels were not built: no compiler")
+built = pytest.mark.skipif(
+    library_path() is None,
+    reason="needs the C++ kernels (g++ or Clang); without them: tests/export/test_bodies.py",
+)
 
 
 def session(model: Path) -> Any:

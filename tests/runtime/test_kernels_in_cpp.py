@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "runtime" / "kernels"
 SOURCES = [HERE / "kernels_test.cc", KERNELS / "instruction_sets.cc", KERNELS / "dispatch.cc"]
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-w", f"-I{KERNELS}"]
-QEMU = "needs {}, version 7.2 or later, and a compiler that links statically"
+HERE_ALONE = "what this machine can run: test_every_set_of_this_processor_is_right"
+QEMU = "needs {}, version 7.2 or later, and a compiler that links statically; " + HERE_ALONE
 AMX = ["-DPLC_AMX_EMULATION=" + f'"{HERE / "amx_emulation.h"}"']
 ARM_COMPILER = "aarch64-linux-gnu-g++"
 
@@ -48,7 +49,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def get(compiler: str, *flags: str) -> Path:
         if shutil.which(compiler) is None:
-            pytest.skip(f"needs {compiler}")
+            pytest.skip(f"needs {compiler}; without it: tests/runtime/test_kernels.py")
         return built(compiler, folder, *flags)
 
     return get
@@ -78,6 +79,11 @@ def expect_same(bits: dict[str, str]) -> None:
     assert {kind for kind, made in bits.items() if made != BITS} <= {"portable"}
 
 
+of_x86 = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason=f"needs a compiler for x86; {HERE_ALONE}"
+)
+
+
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_every_set_of_this_processor_is_right(compiler: str, build: Build) -> None:
     bits = bits_of_sets(str(build(compiler)))
@@ -86,13 +92,13 @@ def test_every_set_of_this_processor_is_right(compiler: str, build: Build) -> No
     assert "portable" in bits
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the matrix unit is Intel's")
+@of_x86
 def test_what_drives_the_matrix_unit_is_right_without_one(build: Build) -> None:
     bits = bits_of_sets(str(build("g++", *AMX)))
 
     expect_same(bits)
     if "avx512vnni" not in bits:
-        pytest.skip("the rest of that code needs a processor with AVX-512 VNNI")
+        pytest.skip(f"needs a processor with AVX-512 VNNI; {HERE_ALONE}")
     assert "amx" in bits
 
 
@@ -115,7 +121,7 @@ def test_sets_for_arm_are_right_in_an_emulator(
     expect_same(bits)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the compiler makes other programs")
+@of_x86
 def test_a_processor_with_avx2_alone_takes_its_set_in_an_emulator(build: Build) -> None:
     qemu, program = emulator("qemu-x86_64-static"), build("g++", "-static")
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,62 @@ def test_a_search_finds_what_looking_at_every_label_finds(
         scores = search.scores()
         assert [each.log_probability for each in scores] == pytest.approx(expected, abs=1e-5)
         assert sum(each.probability for each in scores) == pytest.approx(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sequences=SEQUENCES,
+    seed=st.integers(0, 99),
+    spread=st.sampled_from([0.0, 1.0, 5.0]),
+    best=st.booleans(),
+)
+def test_a_search_node_by_node_finds_the_same(
+    sequences: list[tuple[int, ...]], seed: int, spread: float, best: bool
+) -> None:
+    trie = trie_of(sequences)
+    together, single = LabelSearch(trie, best=best), LabelSearch(trie, best=best)
+    for search in (together, single):
+        search.look(0, logits_after((), seed, spread))
+    while group := together.group(16):
+        for each in group.wanted:
+            together.look(each, logits_after(tuple(trie.path(each)), seed, spread))
+    looked = [0]
+    while (node := single.next_node(trie.nodes_to(looked[-1]))) is not None:
+        assert trie.parents[node] in looked
+        assert node not in looked
+        single.look(node, logits_after(tuple(trie.path(node)), seed, spread))
+        looked.append(node)
+
+    if best:
+        assert single.best_label() == together.best_label()
+    else:
+        assert single.scores() == together.scores()
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_to_choose_a_node_does_not_take_longer_with_more_labels(
+    best: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task may have thousands of them, and steps wait meanwhile."""
+    trie = trie_of([(*each, 0) for each in product(range(1, VOCAB), repeat=4)])
+    search, read = LabelSearch(trie, best=best), 0
+    nodes_to = LabelTrie.nodes_to
+
+    def counted(self: LabelTrie, node: int) -> list[int]:
+        nonlocal read
+        read += 1
+        return nodes_to(self, node)
+
+    monkeypatch.setattr(LabelTrie, "nodes_to", counted)
+    search.look(0, logits_after((), 0, 0.0))
+    steps = 0
+    while group := search.group(16):
+        steps += 1
+        for node in group.wanted:
+            search.look(node, logits_after((), 0, 0.0))
+
+    assert steps > 10
+    assert read <= 18 * steps
 
 
 def test_what_cannot_be_likelier_is_not_looked_at() -> None:

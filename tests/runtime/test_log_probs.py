@@ -55,7 +55,11 @@ SAMPLINGS = [
 def test_they_are_those_of_torch_for_the_logits_of_the_step(
     session: Session, sampling: Sampling, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch = pytest.importorskip("torch", reason="needs torch: pip install pl-compile[train]")
+    torch = pytest.importorskip(
+        "torch",
+        reason="needs torch (the extra train); without it: "
+        "test_those_of_a_choice_sum_up_to_its_score",
+    )
     logits, advance = [], Row.advance
 
     def noting(row: Row, output: Output) -> Any:

@@ -211,40 +211,34 @@ def test_a_damaged_task_is_refused_and_the_others_serve(
     assert session.generate([ASK, TONE]) == expected
 
 
-def test_files_of_the_base_are_not_read_again(
-    first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("tasks", "read", "not_read"),
+    [
+        ((), "tasks/tone-2/prompt.safetensors", ("base/",)),
+        (("ask-2",), "tasks/ask-2/folded_kv.safetensors", ("base/", "tasks/tone-2/")),
+    ],
+)
+def test_files_of_the_base_and_of_other_tasks_are_not_read(
+    first: Path,
+    second: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: tuple[str, ...],
+    read: str,
+    not_read: tuple[str, ...],
 ) -> None:
-    """A base may be many gigabytes; its sums are compared by what the manifests say."""
-    read: list[str] = []
+    """A base may be many gigabytes, a bundle may have a thousand tasks: manifests have the sums."""
+    seen: list[str] = []
 
     def noted(path: Path) -> str:
-        read.append(path.relative_to(second).as_posix())
+        seen.append(path.relative_to(second).as_posix())
         return sha256_of(path)
 
     session = Session.open(first)
     monkeypatch.setattr("pl_compile.artifact.file_sums.sha256_of", noted)
-    session.add_tasks(second)
+    session.add_tasks(second, tasks)
 
-    assert "tasks/tone-2/prompt.safetensors" in read
-    assert not [name for name in read if name.startswith("base/")]
-
-
-def test_files_of_other_tasks_are_not_read(
-    first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One task is added as quickly from a bundle of a thousand as from one of two."""
-    read: list[str] = []
-
-    def noted(path: Path) -> str:
-        read.append(path.relative_to(second).as_posix())
-        return sha256_of(path)
-
-    session = Session.open(first)
-    monkeypatch.setattr("pl_compile.artifact.file_sums.sha256_of", noted)
-    session.add_tasks(second, ["ask-2"])
-
-    assert "tasks/ask-2/folded_kv.safetensors" in read
-    assert not [name for name in read if name.startswith(("base/", "tasks/tone-2/"))]
+    assert read in seen
+    assert not [name for name in seen if name.startswith(not_read)]
 
 
 def test_a_damaged_task_does_not_keep_another_one_out(

@@ -8,7 +8,8 @@ import pytest
 
 from pl_compile.errors import RequestError
 from pl_compile.runtime import Request, Sampling
-from pl_compile.runtime.plain_requests import OPTIONS, request_from_plain, request_from_texts
+from pl_compile.runtime.plain_requests import request_from_plain, request_from_texts
+from pl_compile.runtime.requests import OPTIONS
 
 ASK = {"question": "who?"}
 

@@ -176,7 +176,10 @@ def test_min_p_counts_after_temperature() -> None:
 def test_the_tokens_that_may_be_drawn_are_those_of_transformers(
     seed: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    torch = pytest.importorskip("torch", reason="needs torch: pip install pl-compile[train]")
+    torch = pytest.importorskip(
+        "torch",
+        reason="needs torch (the extra train); without it: the tests of each option above",
+    )
     from transformers.generation import logits_process as theirs
 
     logits = np.random.default_rng(seed).normal(0, 3, 25).astype(np.float32)

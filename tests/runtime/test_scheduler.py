@@ -1,5 +1,7 @@
 """The scheduler by itself: every request gets a slot, in order, and keeps it to its end."""
 
+import weakref
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -137,6 +139,27 @@ def test_every_request_steps_until_it_is_finished_whatever_the_others_do(
     assert not any(left)
     # Nobody starves: each turn feeds a prompt or gives a token to each that answers.
     assert turns <= len(lives) * -(-prompt // 8) + sum(lives)
+
+
+def test_requests_that_were_withdrawn_are_not_kept() -> None:
+    """Whatever goes before them: those of a low priority might never come to the front."""
+
+    class Asked:
+        pass
+
+    scheduler: Scheduler[Asked] = Scheduler(1, piece=4, budget=4)
+    for _ in range(2):  # one runs, one waits
+        scheduler.submit(Asked(), 4, priority=1)
+        scheduler.turn()
+    left = []
+    for _ in range(50):
+        asked = Asked()
+        scheduler.submit(asked, 4)
+        scheduler.withdraw(asked)
+        left.append(weakref.ref(asked))
+        del asked
+
+    assert sum(each() is not None for each in left) <= 2
 
 
 def test_who_comes_in_is_fed_beside_those_that_answer() -> None:

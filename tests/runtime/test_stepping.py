@@ -23,7 +23,9 @@ from pl_compile.testing import random_table, write_tiny_base
 CAPACITY, MAX_BATCH, VOCAB = 40, 4, 390
 
 built = pytest.mark.skipif(
-    kernels.library_path() is None, reason="the kernels were not built: no compiler"
+    kernels.library_path() is None,
+    reason="needs the C++ kernels (g++ or Clang); without them: "
+    "test_a_row_is_itself_whenever_it_comes_and_whatever_runs_beside_it, on onnx-cpu",
 )
 
 

@@ -257,7 +257,11 @@ def test_on_the_gpu_that_is_host_memory_steps_are_those_of_the_parsed_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: Any, captures: bool
 ) -> None:
     """Prompts, steps with and without a captured graph, rows that leave: addresses and numbers."""
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx-cu13")
+    pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt_rtx (pip install tensorrt-rtx-cu13); without it: "
+        "test_caches_on_a_gpu_do_what_caches_here_do",
+    )
 
     base = write_tiny_base(tmp_path / "base", family, blocks=True)
     config = read_decoder_config(base)
@@ -377,7 +381,10 @@ def test_a_plan_runs_on_the_gpus_it_was_built_for(
 
 def test_what_is_asked_of_cuda_is_there_under_its_name() -> None:
     """Every name that is called or read, in NVIDIA's own package."""
-    api = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    api = pytest.importorskip(
+        "cuda.bindings.runtime",
+        reason="needs cuda-bindings; on a stand-in: test_caches_on_a_gpu_do_what_caches_here_do",
+    )
     names: set[str] = set()
     files = (
         "runtime/engines/tensorrt/cuda.py",
@@ -416,7 +423,10 @@ def test_an_nccl_that_does_not_work_is_told_in_a_line(monkeypatch: pytest.Monkey
 
 
 def test_what_is_asked_of_nccl_is_there_under_its_name() -> None:
-    nccl = pytest.importorskip("nccl.core", reason="needs nccl4py")
+    nccl = pytest.importorskip(
+        "nccl.core",
+        reason="needs nccl4py; on a stand-in: test_an_nccl_that_does_not_work_is_told_in_a_line",
+    )
     parameters = inspect.signature(nccl.Communicator.init).parameters
 
     assert {"nranks", "rank", "unique_id"} <= set(parameters)
@@ -427,7 +437,10 @@ def test_what_is_asked_of_nccl_is_there_under_its_name() -> None:
 
 
 def test_what_is_asked_of_tensorrt_is_there_under_its_name() -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    trt = pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt_rtx; on a stand-in: test_a_plan_runs_on_what_built_it",
+    )
     for owner, names in {
         trt.Runtime: ["deserialize_cuda_engine"],
         trt.ICudaEngine: [

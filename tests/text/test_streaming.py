@@ -87,10 +87,13 @@ _TELLING = st.sampled_from(["▁", "<0x0A>", "<0x41>", "<0xF0>", "<0x9F>", "<s>"
 _IDS = st.lists(st.integers(0, 500) | _TELLING, max_size=14)
 
 
-def _ids_of(tokenizer: HfTokenizer, drawn: Sequence[int | str]) -> list[int]:
-    """Ids as they are, and those of the tokens that the tokenizer has."""
-    ids = [key if isinstance(key, int) else tokenizer.token_to_id(key) for key in drawn]
-    return [key for key in ids if key is not None]
+def _library_and_ids(
+    tokenizer: Tokenizer, drawn: Sequence[int | str]
+) -> tuple[HfTokenizer, list[int]]:
+    """The library's tokenizer; ids as they are, and those of the tokens that it has."""
+    library = HfTokenizer.from_str(tokenizer.text)
+    ids = [key if isinstance(key, int) else library.token_to_id(key) for key in drawn]
+    return library, [key for key in ids if key is not None]
 
 
 @pytest.mark.parametrize("name", [*_CHAINS, "gpt-2"])
@@ -100,9 +103,8 @@ def test_what_is_handed_out_stays_and_in_the_end_is_all_of_decode(
     tokenizers: dict[str, Tokenizer], name: str, drawn: list[int | str]
 ) -> None:
     tokenizer = tokenizers[name]
-    named = HfTokenizer.from_str(tokenizer.text)
-    ids = _ids_of(named, drawn)
-    whole = named.decode(ids)
+    library, ids = _library_and_ids(tokenizer, drawn)
+    whole = library.decode(ids)
 
     pieces = _streamed(tokenizer, ids)
 
@@ -117,13 +119,12 @@ def test_what_is_pending_is_what_would_follow_but_no_unfinished_character(
     tokenizers: dict[str, Tokenizer], name: str, drawn: list[int | str]
 ) -> None:
     tokenizer = tokenizers[name]
-    named = HfTokenizer.from_str(tokenizer.text)
-    ids = _ids_of(named, drawn)
+    library, ids = _library_and_ids(tokenizer, drawn)
     stream, given_out = tokenizer.stream(), ""
 
     for place, token_id in enumerate(ids, start=1):
         given_out += stream.push(token_id)
-        expected = named.decode(ids[:place]).rstrip("\ufffd")
+        expected = library.decode(ids[:place]).rstrip("\ufffd")
         assert (given_out + stream.pending()).rstrip("\ufffd") == expected
         assert not stream.pending().endswith("\ufffd")
 
@@ -135,16 +136,15 @@ def test_a_peek_shows_the_text_as_if_it_ended_there_and_changes_nothing(
     tokenizers: dict[str, Tokenizer], name: str, drawn: list[int | str]
 ) -> None:
     tokenizer = tokenizers[name]
-    named = HfTokenizer.from_str(tokenizer.text)
-    ids = _ids_of(named, drawn)
+    library, ids = _library_and_ids(tokenizer, drawn)
     stream, given_out = tokenizer.stream(), ""
 
     for place, token_id in enumerate(ids):
         assert stream.peek(5) == stream.peek(5)
         seen = given_out + stream.peek(token_id)
-        assert seen.rstrip("\ufffd") == named.decode(ids[: place + 1]).rstrip("\ufffd")
+        assert seen.rstrip("\ufffd") == library.decode(ids[: place + 1]).rstrip("\ufffd")
         given_out += stream.push(token_id)
-    assert given_out + stream.finish() == named.decode(ids)
+    assert given_out + stream.finish() == library.decode(ids)
 
 
 @pytest.mark.parametrize("name", ["llama 2", "gemma", "blanks at last", "gpt-2"])
@@ -164,8 +164,7 @@ def test_broken_bytes_before_a_word_are_replaced_and_the_text_goes_on(
     tokenizers: dict[str, Tokenizer],
 ) -> None:
     tokenizer = tokenizers["llama 2"]
-    named = HfTokenizer.from_str(tokenizer.text)
-    ids = _ids_of(named, ["<0x41>", "<0xF0>", "er", "<0x0A>", "<0xF0>"])
+    _, ids = _library_and_ids(tokenizer, ["<0x41>", "<0xF0>", "er", "<0x0A>", "<0xF0>"])
 
     assert _streamed(tokenizer, ids) == ["", "", "\ufffd\ufffder", "", "", "\ufffd\ufffd"]
 

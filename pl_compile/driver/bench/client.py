@@ -33,6 +33,7 @@ class Address:
         secure: whether it speaks TLS.
         api_key: is sent with each request; empty for none.
         timeout: seconds that a server may be silent.
+        key_option: how a command is given the key, for errors.
     """
 
     host: str
@@ -41,9 +42,12 @@ class Address:
     secure: bool = False
     api_key: str = field(default="", repr=False)
     timeout: float = 60.0
+    key_option: str = "--api-key"
 
     @classmethod
-    def of(cls, url: str, *, api_key: str = "", timeout: float = 60.0) -> "Address":
+    def of(
+        cls, url: str, *, api_key: str = "", timeout: float = 60.0, key_option: str = "--api-key"
+    ) -> "Address":
         """The address that a URL names, with or without `/v1` at its end.
 
         Raises:
@@ -60,7 +64,8 @@ class Address:
             )
         secure = parts.scheme == "https"
         path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-        return cls(parts.hostname, port or (443 if secure else 80), path, secure, api_key, timeout)
+        port = port or (443 if secure else 80)
+        return cls(parts.hostname, port, path, secure, api_key, timeout, key_option)
 
     @property
     def url(self) -> str:
@@ -107,7 +112,7 @@ class Address:
                 doing, found=words or kind, fix="Is the server running, and this its address?"
             ) from error
         if response.status >= 400:
-            fix = "Give --api-key." if response.status in (401, 403) else ""
+            fix = f"Give {self.key_option}." if response.status in (401, 403) else ""
             raise RequestError(doing, found=f"HTTP {response.status}: {words_of(data)}", fix=fix)
         return data.decode("utf-8", "replace")
 

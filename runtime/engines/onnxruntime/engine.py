@@ -32,12 +32,8 @@ class OnnxRuntimeEngine(PaddedEngine):
         model: the `model.onnx` of a bundle; its data file lies beside it.
         contract: what the graph takes and gives.
         max_batch: slots of the cache. Memory is taken as rows are used.
-        threads: intra-op threads; all cores if None.
-        watched: further outputs of the graph to be read after a step: float, of any shape.
-        provider: what runs it.
+        threads, watched, provider, spin: see `OnnxGraph`. Ranks that share cores should not spin.
         dtype: of the caches: `Precision.dtype`.
-        spin: whether threads that wait for work keep their cores busy; ranks that share cores
-            should not.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or has no such provider.

@@ -24,19 +24,11 @@ def onnx_engine(
     prefix_bits: PrefixBits = 32,
     context_mib: int | None = None,
 ) -> OnnxEngine:
-    """The engine for the rows of a contract.
+    """The engine for the rows of a contract. Its arguments are explained there.
 
-    Args:
-        model: the `model.onnx` of a bundle; its data file lies beside it.
-        contract: what the graph takes and gives.
-        max_batch: most rows at once. Memory is taken as they are used.
-        threads: intra-op threads; all cores if None.
-        watched: further outputs of the graph to be read after a step: float, of any shape.
-        provider: what runs it.
-        dtype: of the caches: `Precision.cache_dtype`.
-        own_products: see `RaggedEngine`; false where it is not known.
-        prefix_bits: see `RaggedEngine`; padded rows have prefixes of their own, in floats.
-        context_mib: see `RaggedEngine`; padded rows share nothing.
+    `dtype` is of the caches: `Precision.cache_dtype`. `own_products` (false where it is not known),
+    `prefix_bits` and `context_mib` are for ragged rows: padded ones have prefixes of their own, in
+    floats, and share nothing.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the model, or has no such provider; or the graph is

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -72,15 +72,20 @@ def stand_in(models: list[dict[str, Any]], answers: Answers, port: int = 0) -> I
                 server.most_at_once = max(server.most_at_once, at_once)
                 server.bodies.append(body)
                 server.keys.append(self.headers.get("Authorization"))
-            try:
-                self._answer(body)
-            finally:
-                with lock:
-                    at_once -= 1
+            with ExitStack() as under_way:
+                under_way.callback(self._leave)
+                self._answer(body, under_way)
 
-        def _answer(self, body: dict[str, Any]) -> None:
+        def _leave(self) -> None:
+            nonlocal at_once
+            with lock:
+                at_once -= 1
+
+        def _answer(self, body: dict[str, Any], under_way: ExitStack) -> None:
             begun = False
             for event in answers(body):
+                if event == "[DONE]":
+                    under_way.close()  # before a client that has it asks again
                 if isinstance(event, dict) and "status" in event:
                     self._whole(event["status"], event["body"])
                     return

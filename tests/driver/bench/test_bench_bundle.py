@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pl_compile.config.sizes import MOST
 from pl_compile.driver.bench.bundle import (
     DEFAULT_BATCHES,
     BundleLoad,
@@ -235,6 +236,13 @@ def test_a_bundle_that_is_not_there_is_one_line(plc: Any) -> None:
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
+
+
+def test_prompts_may_be_longer_than_batches_are_wide(plc: Any) -> None:
+    code, _, err = plc("bench", "nothing", "--input-tokens", str(MOST["max_batch"] + 1))
+
+    assert code == 1
+    assert "there is no such folder" in err
 
 
 def test_requests_are_plain_ones() -> None:

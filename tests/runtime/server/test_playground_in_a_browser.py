@@ -20,12 +20,16 @@ from pl_compile.testing import TASKS, random_table
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+api = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright; without a browser: test_playground.py"
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytest_plugins = ["server_fixtures"]
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs chromium; without a browser: test_playground.py"
+    ),
     # One browser for all; and a test that runs a loop of asyncio must not run beside it.
     pytest.mark.xdist_group("browser"),
 ]
@@ -483,7 +487,7 @@ def test_the_command_gives_the_same_answer(
     tab: Callable[..., Tab], server: Process, tmp_path: Path
 ) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+        pytest.skip("needs curl; asked by the page itself: the tests above")
     fields = {"question": 'it\'s $HOME `id` "x" \\ !?\nüber 😀', "place": "'; exit 1"}
     opened = tab(server, permissions=["clipboard-read", "clipboard-write"])
     opened.choose("ask", **fields)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,65 +218,77 @@ def posted(process: Process, results: list[Any]) -> threading.Thread:
     return thread
 
 
-def test_a_signal_lets_requests_end_and_takes_no_more(
-    start: Callable[..., Process], bundle: Path, tmp_path: Path
-) -> None:
-    hold = tmp_path / "hold"
-    process = start(bundle, hold=hold)
-    hold.touch()
-    results: list[Any] = []
-    thread = posted(process, results)
-    process.wait_for("plc_requests_running", 1)
+@dataclass
+class Busy:
+    """A server whose steps wait, and a client of it."""
+
+    process: Process
+    hold: Path
+    client: threading.Thread
+    results: list[Any]
+
+
+@pytest.fixture
+def busy(start: Callable[..., Process], bundle: Path, tmp_path: Path) -> Callable[..., Busy]:
+    """Starts a server with a request under way, which ends once `hold` is gone."""
+
+    def make(*options: str) -> Busy:
+        hold = tmp_path / "hold"
+        process = start(bundle, *options, hold=hold)
+        hold.touch()
+        results: list[Any] = []
+        client = posted(process, results)
+        process.wait_for("plc_requests_running", 1)
+        return Busy(process, hold, client, results)
+
+    return make
+
+
+def test_a_signal_lets_requests_end_and_takes_no_more(busy: Callable[..., Busy]) -> None:
+    under_way = busy()
+    process = under_way.process
 
     process.signalled(signal.SIGTERM)
     while httpx.get(f"{process.url}/health/ready").json() != {"status": "draining"}:
         time.sleep(0.005)
     refused = httpx.post(f"{process.url}/v1/completions", json=BODY)
     assert httpx.get(f"{process.url}/health/live").status_code == 200
-    hold.unlink()
-    thread.join()
+    under_way.hold.unlink()
+    under_way.client.join()
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-    assert results[0].status_code == 200
-    assert results[0].json()["usage"]["completion_tokens"] == 60
+    (answer,) = under_way.results
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 60
     assert process.ended() == 0
 
 
-def test_draining_has_an_end(start: Callable[..., Process], bundle: Path, tmp_path: Path) -> None:
-    hold = tmp_path / "hold"
-    process = start(bundle, "--drain-timeout", "0.1", hold=hold)
-    hold.touch()
-    results: list[Any] = []
-    thread = posted(process, results)
-    process.wait_for("plc_requests_running", 1)
+def test_draining_has_an_end(busy: Callable[..., Busy]) -> None:
+    under_way = busy("--drain-timeout", "0.1")
+    process = under_way.process
 
     process.signalled(signal.SIGTERM)
     process.wait_for_line("are cut short")
-    thread.join()
-    hold.unlink()  # the step that runs ends
+    under_way.client.join()
+    under_way.hold.unlink()  # the step that runs ends
 
     assert process.ended() == 1
     assert "1 requests are cut short" in "".join(process.lines)
-    assert isinstance(results[0], httpx.HTTPError) or results[0].status_code >= 500
+    (answer,) = under_way.results
+    assert isinstance(answer, httpx.HTTPError) or answer.status_code >= 500
 
 
-def test_a_second_signal_ends_at_once(
-    start: Callable[..., Process], bundle: Path, tmp_path: Path
-) -> None:
-    hold = tmp_path / "hold"
-    process = start(bundle, hold=hold)
-    hold.touch()
-    results: list[Any] = []
-    thread = posted(process, results)
-    process.wait_for("plc_requests_running", 1)
+def test_a_second_signal_ends_at_once(busy: Callable[..., Busy]) -> None:
+    under_way = busy()
+    process = under_way.process
 
     process.signalled(signal.SIGTERM)
     process.wait_for_line("requests end first")
     process.signalled(signal.SIGTERM)
 
     assert process.ended() == 128 + signal.SIGTERM
-    thread.join()
-    assert isinstance(results[0], httpx.HTTPError)
+    under_way.client.join()
+    assert isinstance(under_way.results[0], httpx.HTTPError)
 
 
 def test_what_is_wrong_with_a_command_is_said(bundle: Path, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import RankError
-from pl_compile.runtime import Request, Sampling, Session, kernels
+from pl_compile.runtime import Request, Result, Sampling, Session, TokenLogProbs, kernels
 from pl_compile.runtime.server import metrics
 from pl_compile.runtime.server.faults import FAULTS
 from pl_compile.runtime.server.limits import Limits
-from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT
+from pl_compile.runtime.server.openai import NOT_SERVED, WITHOUT_EFFECT, Shape
 from pl_compile.runtime.server.service import Keys
 from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import random_table, write_tiny_base
@@ -291,6 +291,15 @@ WRONG: list[tuple[str, dict[str, Any], str, str | None, str]] = [
     ("completions", {**TONE, "prompt": ["x"]}, "invalid_request", "prompt", "is a list, expected"),
     ("completions", {**TONE, "stop": ["x"] * 17}, "invalid_request", "stop", "at most 16 items"),
     ("completions", {**TONE, "stop": ""}, "invalid_request", None, "an empty stop text"),
+    ("completions", {**TONE, "stop": "x" * 257}, "invalid_request", "stop", "256 characters"),
+    ("completions", {**TONE, "bad_words": ["x"] * 17}, "invalid_request", "bad_words", "16 items"),
+    (
+        "completions",
+        {**TONE, "bad_words": ["y", "x" * 257]},
+        "invalid_request",
+        "bad_words[1]",
+        "expected a text of at most 256 characters",
+    ),
     ("completions", {**TONE, "echo": True}, "invalid_request", "echo", "key 'echo' is true"),
     ("completions", {**TONE, "frequency_penalty": 1}, "invalid_request", "frequency_penalty", "0"),
     ("completions", {**TONE, "timeout": 0}, "invalid_request", "timeout", "a number above 0"),
@@ -537,6 +546,34 @@ def test_a_request_that_takes_too_long_is_ended(
     assert served.post(f"/v1/{route}", **TONE, timeout=60).status_code == 200
 
 
+def test_labels_are_not_waited_for_beyond_the_clients_own_time(
+    serve: Callable[..., Any], hold: Any
+) -> None:
+    """An answer may come a little later, with the text so far. Labels come as a whole or not."""
+    served = serve(limits=Limits(queue_seconds=600, late_seconds=600))
+    held = hold(served.session)
+
+    refused = served.post("/v1/classify", **TONE, timeout=0.01)
+    held.go.set()
+
+    assert error_of(refused)["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_tokens_is_not_taken_for_one_that_was_late(
+    shared: Any, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """No token may follow where all are blocked: that ends an answer, and says nothing of time."""
+    monkeypatch.setattr("pl_compile.runtime.rows.next_token", lambda *_, **__: None)
+    body = {"model": "ask", "fields": ASK, "stream": stream}
+
+    answer = shared.post("/v1/completions", **body)
+
+    assert answer.status_code == 200
+    last = pieces_of(answer.text)[-1] if stream else answer.json()
+    assert last["choices"][0]["finish_reason"] == "stop"
+
+
 def test_a_request_that_takes_too_long_has_the_text_so_far(serve: Callable[..., Any]) -> None:
     served = serve(limits=Limits(request_seconds=0.2))
     step, count = served.session.engine.step, [0]
@@ -577,6 +614,15 @@ def test_log_probabilities_of_tokens(shared: Any) -> None:
     assert [len(each["top_logprobs"]) for each in content] == [2] * 5
     assert last["choices"][0]["logprobs"] == given
     assert "'top_logprobs' without 'logprobs': true" in error_of(refused)["message"]
+
+
+def test_of_tokens_with_the_same_text_the_likeliest_is_listed() -> None:
+    token = TokenLogProbs(3, "a", -0.5, ((3, "a", -0.5), (7, "\ufffd", -1.5), (9, "\ufffd", -2.5)))
+    result = Result("ask", "a", (3,), "stop", 1, log_probs=(token,))
+
+    (choice,) = Shape("completion", "cmpl-1", 0, "ask").whole(result)["choices"]
+
+    assert choice["logprobs"]["top_logprobs"] == [{"a": -0.5, "\ufffd": -1.5}]
 
 
 @pytest.mark.parametrize("error", [MemoryError("secret"), RuntimeError("secret /etc/passwd")])
@@ -627,8 +673,9 @@ def test_numbers_that_are_not_finite_are_no_answer(
     assert served.post("/v1/completions", **TONE).status_code == 200
 
 
+@pytest.mark.parametrize("route", ["completions", "classify"])
 def test_a_rank_that_ended_makes_the_server_not_live(
-    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     served = serve()
 
@@ -636,7 +683,7 @@ def test_a_rank_that_ended_makes_the_server_not_live(
         raise RankError("answering", found="rank 1 has ended")
 
     monkeypatch.setattr(served.session.engine, "step", ended)
-    served.post("/v1/completions", **TONE)
+    served.post(f"/v1/{route}", **TONE)
 
     assert served.client.get("/health/live").status_code == 503
     assert served.client.get("/health/ready").json() == {"status": "broken"}
