@@ -543,7 +543,9 @@ def test_a_request_that_takes_too_long_is_ended(
     assert error_of(in_queue)["message"] == "No token within 0.05 s. Ask again later."
     assert error_of(own)["message"] == "No end within 0.01 s."
     assert served.service.gate.under_way == 0
-    assert served.post(f"/v1/{route}", **TONE, timeout=60).status_code == 200
+    # Not by the server: a busy machine may need longer than these limits.
+    (answer,) = served.session.generate([Request("tone", {"sentence": "x"}, max_tokens=2)])
+    assert answer.token_ids
 
 
 def test_labels_are_not_waited_for_beyond_the_clients_own_time(
