@@ -109,7 +109,7 @@ class Continuous:
             row = turn.stepping[slot]
             if row.left:
                 continue
-            if output.is_finite:
+            if row.has_numbers(output):
                 events.append((row, row.advance(output)))
                 if row.is_live:
                     # Tokens that come together have other bits where the engine takes no branches.

@@ -28,7 +28,8 @@ from pl_compile.runtime.label_rows import BestLabelRow, ScoresRow
 from pl_compile.runtime.more_tasks import check_new, check_parity, tasks_of_another
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request, Result
-from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.row_maker import RowMaker
+from pl_compile.runtime.rows import Row
 from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
 from pl_compile.text.tokenizer import Tokenizer
 
