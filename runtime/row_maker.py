@@ -15,6 +15,7 @@ from pl_compile.runtime.span_rows import SpanRow
 from pl_compile.runtime.token_bias import bias_by_id
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered
+from pl_compile.text.spans import SpanWalk
 from pl_compile.text.tokenizer import Tokenizer
 
 
@@ -26,7 +27,7 @@ class RowMaker:
         tokenizer: the base's.
         tasks: by name.
         engine: that the rows are for.
-        free: makes the rows whose answers are not copied from a field.
+        free: makes the rows whose answers are open.
     """
 
     tokenizer: Tokenizer
@@ -78,7 +79,7 @@ class RowMaker:
             expected = f"at least one token{after}"
             raise RequestError(doing, found="an empty prompt", expected=expected)
         sampling = request.sampling
-        return (kind or (self.free if spans is None else SpanRow))(
+        return (kind or self._kind(trie, spans))(
             index=index,
             request=request,
             task=task,
@@ -106,6 +107,11 @@ class RowMaker:
             ),
             spans=spans,
         )
+
+    def _kind(self, trie: LabelTrie | None, spans: SpanWalk | None) -> Callable[..., Row]:
+        if trie is not None:
+            return Row
+        return self.free if spans is None else SpanRow
 
     def _task(self, request: Request, doing: str) -> ServedTask:
         if not isinstance(request, Request):
