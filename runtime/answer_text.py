@@ -6,20 +6,28 @@ a later token may change it, or while it may be the start of a stop text or blan
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from pl_compile.text.tokenizer import Tokenizer
+from pl_compile.text.streaming import TextStream
+
+
+class HasStream(Protocol):
+    """What tokens become text by: a tokenizer, or the field that an answer is copied from."""
+
+    def stream(self) -> TextStream:
+        """A decoder for ids that arrive one by one."""
 
 
 class AnswerText:
     """Collects tokens into text.
 
     Args:
-        tokenizer: the base's.
+        source: the base's tokenizer, or what an answer is copied from.
         stops: texts that end the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._stream = tokenizer.stream()
+    def __init__(self, source: HasStream, stops: Sequence[str]) -> None:
+        self._stream = source.stream()
         self._stops = tuple(stops)
         # A stop text lies in at most so many tokens: four for a character, and some on both sides.
         self._recent = 4 * max(map(len, stops), default=0) + 8

@@ -8,6 +8,7 @@ from pl_compile.runtime.engines.engine import Engine, Shared
 from pl_compile.runtime.requests import Event
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.scheduler import Scheduler, Turn
+from pl_compile.runtime.step_costs import StepCosts
 from pl_compile.runtime.stepping import Batch, Output
 
 
@@ -41,12 +42,19 @@ class Continuous:
     Args:
         engine: runs the steps; its cache belongs to this object.
         clock: seconds that only grow, for the timeouts of requests.
+        costs: are told what each step took.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        costs: StepCosts | None = None,
+    ) -> None:
         self.batch = Batch(engine)
         self._engine = engine
         self._clock = clock
+        self._costs = costs
         self._deadlines: dict[Row, float] = {}  # of rows under way with a timeout
         # With pieces of the engine's own size, a prompt is cut where the engine would cut it.
         self._scheduler: Scheduler[Row] = Scheduler(
@@ -107,13 +115,16 @@ class Continuous:
         turn = self._scheduler.turn()
         if turn is None:
             return []
+        began = time.perf_counter()
         outputs = self._run(turn)
+        if self._costs is not None:
+            self._costs.note(sum(turn.tokens.values()), time.perf_counter() - began)
         events = []
         for slot, output in outputs.items():
             row = turn.stepping[slot]
             if row.left:
                 continue
-            if output.is_finite:
+            if row.has_numbers(output):
                 events.append((row, row.advance(output)))
                 if row.is_live:
                     # Tokens that come together have other bits where the engine takes no branches.

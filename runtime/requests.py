@@ -26,7 +26,8 @@ class Request:
         min_tokens: no token that ends an answer is written before this many.
         stop: texts that end the answer; not part of it. A choice is not ended by them.
         sampling: how each token is chosen.
-        constrain: whether a task with `choices` must answer with one of them.
+        constrain: whether a task with `choices` must answer with one of them, and one whose answers
+            are copied with a part of the field.
         use_prompt: where false, the virtual tokens or the learned prefix are left out: the base's
             own answer, for comparison.
         priority: requests of a larger one are admitted first, always; below 0 too.
@@ -182,7 +183,7 @@ class Result:
     Attributes:
         task: the request's task.
         text: the answer, without blanks at its ends, without end token and stop text. A choice is
-            the text of `choices`, however its tokens are decoded.
+            the text of `choices`, and a copied answer is the field's, however tokens are decoded.
         token_ids: the tokens written, the end token included.
         finish_reason: "stop" (an end token, a stop text, a complete choice, or no token that may
             follow), "length", or "timeout": the text is what was certain by then. That of a choice

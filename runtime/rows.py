@@ -1,149 +1,22 @@
 """A request as a row: its prompt, cut to fit, and its answer, token by token."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
 
-from pl_compile.config.plain_values import shown
-from pl_compile.errors import DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.blocking import BadWords, Ngrams
-from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.log_probs import token_log_probs
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result, TokenLogProbs
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token, pass_over
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.stepping import Output
-from pl_compile.runtime.token_bias import bias_by_id
 from pl_compile.shapes import Int64, Shape
 from pl_compile.text.label_trie import LabelTrie, TrieWalk
-from pl_compile.text.render import Rendered
+from pl_compile.text.spans import SpanWalk
 from pl_compile.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class RowMaker:
-    """Turns requests into rows.
-
-    Attributes:
-        tokenizer: the base's.
-        tasks: by name.
-        engine: that the rows are for.
-    """
-
-    tokenizer: Tokenizer
-    tasks: Mapping[str, ServedTask]
-    engine: Engine
-
-    def row(
-        self, index: int, request: Request, doing: str, *, kind: "type[Row] | None" = None
-    ) -> "Row":
-        """A request as a row.
-
-        Args:
-            index: place of the request in the list that was given.
-            request: what is asked for.
-            doing: what an error says was being done.
-            kind: of the row; if None, one that writes an answer. Another kind looks at the task's
-                choices, whatever the request says.
-
-        Raises:
-            RequestError: the request cannot be served.
-        """
-        task = self._task(request, doing)
-        try:
-            whole = task.renderer.prompt(request.fields)
-            if task.choices and (request.constrain or kind is not None):
-                rendered, trie = self._with_room_for_choices(request, task, whole)
-            else:
-                rendered, trie = self._with_room(request, task, whole), None
-        except DataError as error:
-            raise RequestError(doing, found=str(error)) from error
-        if kind is not None and trie is None:
-            raise RequestError(
-                doing,
-                found=f"task '{request.task}' has no choices",
-                expected="a task with a closed set of answers",
-            )
-        _check_choices(trie, request.bad_words, doing)
-        cut_tokens = len(whole) - len(rendered)
-        if not request.use_prompt:
-            rendered, task = rendered.without_virtual(), task.without_prefix()
-        to_feed = task.to_feed(rendered)
-        if not len(to_feed):
-            after = "" if task.prefix_kv is None else " after the prefix"
-            expected = f"at least one token{after}"
-            raise RequestError(doing, found="an empty prompt", expected=expected)
-        sampling = request.sampling
-        return (kind or Row)(
-            index=index,
-            request=request,
-            task=task,
-            input_ids=to_feed.input_ids(self.engine.vocab),
-            held=len(rendered) - len(to_feed),
-            prompt_tokens=len(rendered),
-            cut_tokens=cut_tokens,
-            limit=min(request.max_tokens, self.engine.capacity - len(rendered)),
-            room=self.engine.capacity - len(rendered),
-            branches=self.engine.branches,
-            trie=trie,
-            bias=bias_by_id(sampling.logit_bias, trie, self.tokenizer, doing),
-            seen=rendered.token_ids[rendered.virtual_rows < 0].tolist(),
-            text=AnswerText(self.tokenizer, request.stop),
-            tokenizer=self.tokenizer,
-            ngrams=(
-                Ngrams(sampling.no_repeat_ngram, rendered.input_ids(self.engine.vocab).tolist())
-                if sampling.no_repeat_ngram and trie is None
-                else None
-            ),
-            bad_words=(
-                BadWords(self.tokenizer, request.bad_words)
-                if request.bad_words and trie is None
-                else None
-            ),
-        )
-
-    def _task(self, request: Request, doing: str) -> ServedTask:
-        if not isinstance(request, Request):
-            raise RequestError(doing, found=shown(request), expected="a Request")
-        if request.task not in self.tasks:
-            found, fix = unknown_name(request.task, tuple(self.tasks), what="task")
-            raise RequestError(doing, found=found, fix=fix)
-        return self.tasks[request.task]
-
-    def _with_room(self, request: Request, task: ServedTask, whole: Rendered) -> Rendered:
-        """The prompt. If it does not fit, it is cut so far that the answer has some room, too.
-
-        A prompt that fits is not cut: its answer may end where the cache ends.
-        """
-        if len(whole) < self.engine.capacity:
-            return whole
-        cut = task.renderer.template.task.truncate_field is not None
-        room = min(request.max_tokens, self.engine.capacity // 4) if cut else 1
-        return task.renderer.prompt(request.fields, max_length=self.engine.capacity - room)
-
-    def _with_room_for_choices(
-        self, request: Request, task: ServedTask, whole: Rendered
-    ) -> tuple[Rendered, LabelTrie | None]:
-        """The prompt, cut if the longest choice does not fit after it, and the choices."""
-        trie = task.trie_after(request.fields)
-        if trie is None or len(whole) + trie.longest <= self.engine.capacity:
-            return whole, trie
-        return task.renderer.prompt_and_choices(request.fields, max_length=self.engine.capacity)
-
-
-def _check_choices(trie: LabelTrie | None, bad_words: Collection[str], doing: str) -> None:
-    """Refuses bad words of which a choice holds one: a choice is written whole."""
-    for label in trie.labels if trie else ():
-        for word in bad_words:
-            if word in label.strip():
-                raise RequestError(
-                    doing,
-                    found=f"the bad word {shown(word)} in the choice {shown(label.strip())}",
-                    fix="Leave it out, or ask with constrain=False.",
-                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +64,7 @@ class Row:
         failed: whether its logits were not finite numbers.
         error: what ended a step that it was in; None while none did.
         shared: tokens of `input_ids` whose entries other rows have computed.
+        spans: the parts of a field of which the answer is one; None where it need not be copied.
     """
 
     index: int
@@ -215,6 +89,7 @@ class Row:
     failed: bool = False
     error: Exception | None = None
     shared: int = 0
+    spans: SpanWalk | None = None
 
     def __post_init__(self) -> None:
         """Begins the answer."""
@@ -264,6 +139,10 @@ class Row:
             return None
         return draw_in_graph(self.request.sampling, self._generator, candidates, inputs)
 
+    def has_numbers(self, output: Output) -> bool:
+        """Whether the row can go on by what it is given: all that it needs is finite."""
+        return output.is_finite
+
     def advance(self, output: Output) -> Event:
         """Takes the graph's token, or chooses one from the logits.
 
@@ -272,12 +151,20 @@ class Row:
         """
         token_id = self._choose(output) if output.token is None else output.token
         if token_id is None:  # none may follow
-            self.finished = "stop"
-            return self._event(self.text.finish(), self.text.text)
-        self._take(token_id)
+            return self._stop()
         if self.request.log_probs is not None:
             noted = token_log_probs(output.logits, token_id, self.request.log_probs, self.tokenizer)
             self._log_probs.append(noted)
+        return self._write(token_id)
+
+    def _stop(self) -> Event:
+        """Ends the answer where no token may follow."""
+        self.finished = "stop"
+        return self._event(self.text.finish(), self.text.text)
+
+    def _write(self, token_id: int) -> Event:
+        """Takes the next token."""
+        self._take(token_id)
         if self._choices is not None:
             return self._advance_in_choices(self._choices, token_id)
         if token_id in self._ends:
@@ -319,9 +206,13 @@ class Row:
             bias=self.bias,
             seen=self.seen,
             blocked=blocked,
-            allowed=self._choices.allowed() if self._choices else None,
+            allowed=self._allowed(),
             fits=None if self.bad_words is None else self._fits,
         )
+
+    def _allowed(self) -> list[int] | None:
+        """The only tokens that may come next; None where any may."""
+        return self._choices.allowed() if self._choices else None
 
     def _fits(self, token_id: int) -> bool:
         """Whether the answer has no bad word with a token; one that ends it is no text."""

@@ -71,6 +71,11 @@ class ServedTask:
         """The closed set of answers; empty where it is open."""
         return self.trie.labels if self.trie else ()
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether its answers are parts of a field."""
+        return self.renderer.template.task.answer is not None
+
     def trie_after(self, fields: Mapping[str, object]) -> LabelTrie | None:
         """The tree of answers to a prompt with these fields."""
         if self.trie is None or self.trie.fixed:

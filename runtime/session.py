@@ -9,6 +9,7 @@ gives it a token (`sampling`), until its answer (`answer_text`) is finished.
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -25,11 +26,14 @@ from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.runtime.fair_lock import FairLock
 from pl_compile.runtime.label_rows import BestLabelRow, ScoresRow
+from pl_compile.runtime.lookup_rows import LookupRow
 from pl_compile.runtime.more_tasks import check_new, check_parity, tasks_of_another
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request, Result
-from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.row_maker import RowMaker
+from pl_compile.runtime.rows import Row
 from pl_compile.runtime.served_task import ServedTask, learned_tasks, tasks_of_bundle
+from pl_compile.runtime.step_costs import StepCosts
 from pl_compile.text.tokenizer import Tokenizer
 
 # What a step brought: its events by row, and None for a row that ended without one
@@ -53,15 +57,22 @@ class Session:
         tokenizer: the base's.
         tasks: by name.
         engine: runs the steps, and is closed with the session.
+        drafts: as for `open`.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, tasks: Mapping[str, ServedTask], engine: Engine
+        self,
+        tokenizer: Tokenizer,
+        tasks: Mapping[str, ServedTask],
+        engine: Engine,
+        *,
+        drafts: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self._engine: Engine | None = engine
-        self._flow: Continuous | None = Continuous(engine)
+        self._costs = StepCosts() if drafts else None
+        self._flow: Continuous | None = Continuous(engine, costs=self._costs)
         self._bundle: Bundle | None = None  # that the engine runs
         self._inboxes: dict[Row, Inbox] = {}  # of the streams that rows under way belong to
         self._lock = FairLock()
@@ -90,6 +101,7 @@ class Session:
         provider: Provider | None = None,
         allow_failed_parity: bool = False,
         context_mib: int | None = None,
+        drafts: bool = False,
     ) -> "Session":
         """A session on a bundle, or on several of one base. Every file that is used is checked.
 
@@ -106,6 +118,9 @@ class Session:
                 not compute it again; 0 keeps nothing, and no rows share anything. If None, an
                 eighth of the cache of `max_batch` rows, at least that of one, where the engine can
                 share entries (`native-cpu` with rounded weights); elsewhere nothing.
+            drafts: whether greedy answers that are open draft tokens that followed the same ones
+                before, in prompt or answer, and look at several in one step. They are the same
+                answers, in fewer steps where they repeat much. Only engines with `branches` draft.
 
         Raises:
             ArtifactError: a bundle is damaged, is marked as failed, was built for another target
@@ -125,6 +140,7 @@ class Session:
         checks[f"provider {shown(provider)}, expected a Provider"] = provider is None or isinstance(
             provider, Provider
         )
+        checks[f"drafts {shown(drafts)}, expected True or False"] = isinstance(drafts, bool)
         check_all(RequestError, "opening a session", checks)
         checked = read_bundle(Path(bundle))
         manifest = checked.manifest
@@ -144,7 +160,7 @@ class Session:
             provider=provider,
             context_mib=context_mib,
         )
-        session = cls(tokenizer, tasks, engine)
+        session = cls(tokenizer, tasks, engine, drafts=drafts)
         session._bundle = checked
         if context_mib and session.load.shared is None:
             session.close()
@@ -341,7 +357,7 @@ class Session:
         try:
             events = flow.step()
         except BaseException as error:
-            self._flow = Continuous(self.engine)
+            self._flow = Continuous(self.engine, costs=self._costs)
             self._end_all(error if isinstance(error, Exception) else _interrupted())
             raise
         brought: list[tuple[Row, Event | None]] = list(events)
@@ -466,7 +482,8 @@ class Session:
         self, index: int, request: Request, doing: str, *, kind: type[ScoresRow] | None = None
     ) -> Row:
         with self._lock:  # renderers and tokenizer keep what they have seen
-            maker = RowMaker(self.tokenizer, self.tasks, self.engine)
+            free = Row if self._costs is None else partial(LookupRow, costs=self._costs)
+            maker = RowMaker(self.tokenizer, self.tasks, self.engine, free)
             return maker.row(index, request, doing, kind=kind)
 
 

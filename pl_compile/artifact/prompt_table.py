@@ -119,6 +119,8 @@ class TaskEntry:
             del plain["end_ids"]
         if rules.rendering == 1:
             del plain["rendering"]
+        if self.task.answer is None:
+            del plain["task"]["answer"]
         return plain
 
 

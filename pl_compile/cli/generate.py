@@ -99,6 +99,12 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="For a task with choices: show the probability of each instead of an answer.",
 )
+@click.option(
+    "--drafts",
+    is_flag=True,
+    help="Greedy answers draft what followed the same tokens before: the same answers, in fewer "
+    "steps where they repeat their prompt (native-cpu with rounded weights).",
+)
 @provider_options
 @json_option
 def command(
@@ -116,6 +122,7 @@ def command(
     log_probs: int | None,
     batch: int | None,
     probabilities: bool,
+    drafts: bool,
     provider: str | None,
     provider_pairs: tuple[str, ...],
     provider_library: Path | None,
@@ -162,7 +169,7 @@ def command(
     if source is not None:
         if output is not None:
             check_output(output)
-        session = Session.open(bundle, max_batch=batch, provider=chosen)
+        session = Session.open(bundle, max_batch=batch, provider=chosen, drafts=drafts)
         _answer_file(session, source, output, options, as_json)
         return
     request = Request(str(task), _parse_fields(fields), **options)
@@ -171,7 +178,7 @@ def command(
         _score(session, request, as_json)
         _note_cut(session, request)
         return
-    session = Session.open(bundle, max_batch=1, provider=chosen)
+    session = Session.open(bundle, max_batch=1, provider=chosen, drafts=drafts)
     result = session.generate([request])[0] if as_json else _shown(session, request)
     if as_json:
         print_json({"task": result.task, "text": result.text, **record_of(result)})

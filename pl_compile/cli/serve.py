@@ -92,6 +92,12 @@ _seconds = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Whether / is a page to try the tasks on.",
 )
+@click.option(
+    "--drafts",
+    is_flag=True,
+    help="Greedy answers draft what followed the same tokens before: the same answers, in fewer "
+    "steps where they repeat their prompt (native-cpu with rounded weights).",
+)
 @provider_options
 @json_option
 def command(
@@ -110,6 +116,7 @@ def command(
     api_key_file: Path | None,
     admin_key_file: Path | None,
     playground: bool,
+    drafts: bool,
     provider: str | None,
     provider_pairs: tuple[str, ...],
     provider_library: Path | None,
@@ -146,6 +153,7 @@ def command(
             threads=threads,
             provider=chosen,
             context_mib=context_mib,
+            drafts=drafts,
         )
 
     def announce(listening: Listening) -> None:

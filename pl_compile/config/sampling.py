@@ -72,7 +72,7 @@ class Sampling:
             texts, before all else. A text is that of one token of the choices, without blanks at
             its ends; a token that has none, as EOS, goes by its name in the vocabulary.
         no_repeat_ngram: no sequence of so many tokens stands twice in prompt and answer together;
-            0 for off. A choice is not changed by it.
+            0 for off. A choice and a copied answer are not changed by it.
     """
 
     temperature: float = _number(

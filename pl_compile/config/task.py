@@ -26,8 +26,19 @@ def check_taskname(name: str, *, doing: str) -> None:
 
 
 @dataclass(frozen=True)
+class CopiedAnswer:
+    """What an answer is copied from.
+
+    Attributes:
+        span: a field that stands before the answer: each answer is a part of its text.
+    """
+
+    span: str
+
+
+@dataclass(frozen=True)
 class TaskConfig:
-    """A named prompt. The keys are those of NeMo's `task_templates`, and four more.
+    """A named prompt. The keys are those of NeMo's `task_templates`, and a few more.
 
     Attributes:
         taskname: letters, digits, "_" and "-"; also the name of the task's folder in a bundle.
@@ -42,6 +53,7 @@ class TaskConfig:
         answer_only_loss: whether the loss covers the answer only, or all real tokens.
         choices: the closed set of answers, each as in the data, leading blanks included. If empty,
             any answer is allowed.
+        answer: the field that answers are copied from; if None, they need not be copied.
         whitespace: "keep" keeps the blanks around virtual tokens as they are written. "nemo" drops
             them, as the tokenizers of NeMo's time did. "transformers" keeps them too, and adds
             blanks after BOS and other added tokens of the template where the base's tokenizer
@@ -60,6 +72,7 @@ class TaskConfig:
     choices: tuple[str, ...] = ()
     whitespace: Literal["keep", "nemo", "transformers"] = "keep"
     init_text: str | None = None
+    answer: CopiedAnswer | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without parsing the template."""
@@ -77,4 +90,10 @@ class TaskConfig:
                 f"checking the choices of task '{self.taskname}'",
                 found=f"{list(self.choices)}",
                 expected="texts that are not empty and that differ in more than white space",
+            )
+        if self.choices and self.answer is not None:
+            raise ConfigError(
+                f"checking task '{self.taskname}'",
+                found=f"choices, and an answer that is copied from '{self.answer.span}'",
+                expected="one of the two",
             )

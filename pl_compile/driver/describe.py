@@ -128,6 +128,7 @@ def _task(entry: TaskEntry) -> dict[str, Any]:
         "fields": list(template.input_fields),
         "answer_field": template.answer_field,
         "choices": list(entry.task.choices),
+        "copied_from": entry.task.answer.span if entry.task.answer else None,
         "template": entry.task.prompt_template,
         "bos_id": entry.rules.bos_id,
         "eos_id": entry.rules.eos_id,

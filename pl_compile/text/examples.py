@@ -124,6 +124,14 @@ def choice_problem(answer: object, choices: Sequence[str]) -> str:
     return f"the answer {answer!r} is not one of the choices {list(choices)}"
 
 
+def copy_problem(answer: object, value: Mapping[str, Any], template: Template) -> str:
+    """What is wrong with a right answer of a task whose answers are copied from a field."""
+    copied = template.task.answer
+    if copied is None or str(answer).strip() in str(value.get(copied.span, "")):
+        return ""
+    return f"the answer {answer!r:.80} is not a part of field '{copied.span}'"
+
+
 def cut_note(cuts: Mapping[str, int], total: int, limit: int, *, most: int = 3) -> str:
     """A line about examples whose truncate field was cut.
 
@@ -211,7 +219,8 @@ def _problem(
     parts: list[str] = []
     answer = value.get(template.answer_field or "")
     if answers and answer is not None:
-        parts += filter(None, [choice_problem(answer, template.task.choices)])
+        wrong_choice = choice_problem(answer, template.task.choices)
+        parts += filter(None, [wrong_choice, copy_problem(answer, value, template)])
     if missing:
         parts.append(f"no field {', '.join(map(repr, missing))}")
     if foreign:

@@ -97,7 +97,7 @@ class LabelTrie:
         whole = set(labels.values())
         for node in reversed(range(len(texts))):  # a parent stands before its children
             below = [texts[child] for child in self.children[node].values()]
-            texts[node] = labels[node] if node in labels else _common_start(below)
+            texts[node] = labels[node] if node in labels else common_start(below)
             while node not in labels and texts[node] in whole and texts[node]:
                 texts[node] = texts[node][:-1]
         return tuple(texts)
@@ -179,7 +179,7 @@ class Branches:
     wanted: tuple[int, ...]
 
 
-def _common_start(texts: Sequence[str]) -> str:
+def common_start(texts: Sequence[str]) -> str:
     """What all texts begin with."""
     first, last = min(texts, default=""), max(texts, default="")  # they differ the earliest
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)

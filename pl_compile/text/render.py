@@ -25,6 +25,7 @@ from pl_compile.errors import DataError, did_you_mean, list_problems
 from pl_compile.shapes import Int64, Shape
 from pl_compile.text.field_value import expected_value, is_field_value
 from pl_compile.text.label_trie import LabelTrie
+from pl_compile.text.spans import Piece, SpanWalk
 from pl_compile.text.template import Field, Template, Text, Virtual
 from pl_compile.text.tokenizer import Tokenizer
 
@@ -246,6 +247,41 @@ class Renderer:
 
         values = self._values(fields, self.template.input_fields)
         return self._fitted(make, values, max_length, length, " with the longest choice")
+
+    def prompt_and_spans(
+        self, fields: Mapping[str, object], *, max_length: int | None = None
+    ) -> tuple[Rendered, SpanWalk]:
+        """A prompt of a task whose answers are copied, and the answers that can be copied.
+
+        They are parts of the field as it stands in the prompt, which may have been cut.
+
+        Args:
+            fields: as for `prompt`.
+            max_length: as for `prompt`.
+
+        Raises:
+            DataError: as for `prompt`.
+        """
+
+        def make(values: Mapping[str, str]) -> tuple[Rendered, Mapping[str, str]]:
+            return self._rendered(values), values
+
+        copied = self.template.task.answer
+        assert copied is not None
+        given = self._values(fields, self.template.input_fields)
+        rendered, values = self._fitted(make, given, max_length, lambda made: len(made[0]))
+        place = self._place_of_answer(values)
+
+        def pieces(text: str) -> list[Piece]:
+            body, _ = place.with_text(self._laid_out(text, self._answer_index))
+            before = len(body) - len(text)
+            try:
+                found = self._tokenizer.pieces(body, opens=place.opens)
+            except DataError:  # the base has no row for a token of it: no answer
+                return []
+            return [Piece(key, begin - before, end - before) for key, begin, end in found]
+
+        return rendered, SpanWalk(values[copied.span], pieces)
 
     def example(self, fields: Mapping[str, object], *, max_length: int | None = None) -> Rendered:
         """What the model is trained on: prompt, answer and EOS.

@@ -101,6 +101,7 @@ def parse_template(task: TaskConfig) -> Template:
     ends_in_field = bool(pieces) and isinstance(pieces[-1], Field)
     answer = task.answer_field or (fields[-1] if ends_in_field else None)
     _check_fields(task, fields, answer, ends_in_field, problems)
+    _check_copied(task, fields, answer, problems)
     if problems:
         raise ConfigError(
             f"parsing the template of task '{task.taskname}'", found=list_problems(problems)
@@ -254,6 +255,25 @@ def _check_fields(
         problems.append(
             f"answer_only_loss needs the answer at the end of the template, but it ends in "
             f"{task.prompt_template[-12:]!r}; move the answer or set answer_only_loss: false"
+        )
+
+
+def _check_copied(
+    task: TaskConfig, fields: list[str], answer: str | None, problems: list[str]
+) -> None:
+    if task.answer is None:
+        return
+    name = task.answer.span
+    before = fields[: fields.index(answer)] if answer in fields else fields
+    if name not in fields:
+        found, fix = unknown_name(name, tuple(dict.fromkeys(before)), what="field")
+        problems.append(f"answer.span: {found}. {fix}")
+    elif answer is None:
+        problems.append(f"answer.span is '{name}', but no field is the answer")
+    elif name not in before:
+        problems.append(
+            f"answer.span: '{name}' does not stand before the answer, '{answer}': it cannot be "
+            "copied from there"
         )
 
 

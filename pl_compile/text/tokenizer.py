@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from pl_compile.config import lfs
 from pl_compile.config.utf8 import read_text
 from pl_compile.errors import ArtifactError, DataError, reason_of
+from pl_compile.text.spans import Piece
 from pl_compile.text.streaming import TextStream, decoders_of, open_stream
 from pl_compile.text.tokenizer_json import (
     parts_of,
@@ -155,6 +156,16 @@ class Tokenizer:
             DataError: the base has no row for a token of the text, or there is no token for it.
         """
         return self._checked(self._encoding(text, opens=opens, markup=markup).ids, text)
+
+    def pieces(self, text: str, *, opens: bool) -> list[Piece]:
+        """The tokens of a piece of data text, with the characters that each of them writes.
+
+        Raises:
+            DataError: as for `encode`.
+        """
+        encoding = self._encoding(text, opens=opens, markup=False)
+        ids = self._checked(encoding.ids, text)
+        return [Piece(key, *place) for key, place in zip(ids, encoding.offsets, strict=True)]
 
     def encode_template(self, text: str, *, opens: bool, first: bool) -> TemplateText:
         """A text of a template, tokenised as a part of the whole text of its sequence.

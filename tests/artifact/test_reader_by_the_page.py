@@ -17,7 +17,15 @@ from rendering_by_the_page import text_of
 from serving_by_the_page import Asked, PageReader
 
 from pl_compile.runtime import Request, Sampling, Session
-from pl_compile.testing import random_table
+from pl_compile.testing import TASKS, random_table
+
+COPYING = {
+    "taskname": "copy",
+    "prompt_template": "<|VIRTUAL_PROMPT_0|> {text} {question}: {answer}",
+    "total_virtual_tokens": 2,
+    "truncate_field": "text",
+    "answer": {"span": "text"},
+}
 
 _KINDS = {
     "folded": ("--fold", "always", "--task", "tone", "--task", "ask"),
@@ -33,7 +41,7 @@ def bundles(
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
     base = tiny_bases["llama"]
-    table = random_table(base, folder / "table.safetensors", prefix=True)
+    table = random_table(base, folder / "table.safetensors", prefix=True, tasks=(*TASKS, COPYING))
     export: list[str | Path] = [sys.executable, "-m", "pl_compile.cli", "export"]
     export += ["--prompts", table, "--base", base, "--target", "onnx-cpu", "--quantize", "none"]
     made = {}
@@ -55,6 +63,10 @@ _REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("order", {"request": "lights kitchen off"}, {"max_tokens": 16, "min_tokens": 8}),
     ("order", {"request": " "}, {"max_tokens": 5, "use_prompt": False}),
     ("ask", {"question": "dog", "place": "é"}, {"bad_words": ("a", " ", "e"), "max_tokens": 20}),
+    ("copy", {"text": "The lazy dog, née 1987 (J.D.).", "question": "who"}, {"max_tokens": 12}),
+    ("copy", {"text": "so 🦊日本 cold " * 9, "question": ""}, {"min_tokens": 3, "stop": ("d ",)}),
+    ("copy", {"text": "a dog was there", "question": "a"}, {"bad_words": ("as",)}),
+    ("copy", {"text": "a dog was", "question": "a"}, {"constrain": False, "max_tokens": 5}),
     ("tone", {"sentence": "so"}, {"bad_words": ("zz",), "max_tokens": 9}),
 ]
 _OPTIONS: list[dict[str, Any]] = [

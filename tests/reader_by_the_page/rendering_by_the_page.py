@@ -6,6 +6,7 @@ It is written after the page, line by line, with nothing but the library `tokeni
 import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, ROUND_UP, Context, Decimal
@@ -217,6 +218,29 @@ def _marked(spec: Spec) -> Spec:
     return spec
 
 
+_APART = [(0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF)]
+_APART += [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF)]
+_APART += [(0x20000, 0x3FFFF)]
+
+
+def words_of(text: str) -> list[tuple[int, int]]:
+    """The words of a field's value: where each begins, and where it ends."""
+    found: list[tuple[int, int, bool]] = []
+    for place, character in enumerate(text):
+        if character in WIDE:
+            continue
+        category = unicodedata.category(character)[0]
+        mark = category == "M" or character in "\u200c\u200d"
+        apart = any(first <= ord(character) <= last for first, last in _APART)
+        letter = not mark and not apart and (category in "LN" or character == "_")
+        begin, end, began_with_letter = found[-1] if found else (0, -1, False)
+        if end == place and (mark or (letter and began_with_letter)):
+            found[-1] = begin, place + 1, began_with_letter
+        else:
+            found.append((place, place + 1, letter))
+    return [(begin, end) for begin, end, _ in found]
+
+
 # Pieces
 
 
@@ -306,6 +330,20 @@ class PageRenderer:
             ends.append(node)
             longest = max(longest, len(path))
         return Tree(parents, tokens, ends, longest)
+
+    def spans(self, fields: Mapping[str, str | int | float]) -> dict[tuple[int, ...], str]:
+        """The text of each span after a prompt, by its tokens."""
+        values = {name: text_of(value) for name, value in fields.items()}
+        state = self._run(values)
+        text = values[self.task["answer"]["span"]]
+        words = words_of(text)
+        found: dict[tuple[int, ...], str] = {}
+        for index, (begin, _) in enumerate(words):
+            for _, end in words[index:]:
+                answer = State(False, [], *state.place)
+                self._append_text(answer, self._laid_out(text[begin:end], self.end), is_text=False)
+                found.setdefault(tuple(answer.ids), text[begin:end])
+        return found
 
     def is_fixed(self) -> bool:
         """Whether the tree is the same after every prompt."""

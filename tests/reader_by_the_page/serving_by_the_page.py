@@ -168,6 +168,7 @@ class _Row:
         self.vocab, self.capacity = reader.graph["vocab"], reader.graph["capacity"]
         choices = bool(task.record["task"]["choices"])
         self.tree: Tree | None = None
+        self.spans: dict[tuple[int, ...], str] | None = None
         self.prefix = task.prefix
         if given is None:
             ids = self._rendered(choices and asked.constrain)
@@ -197,6 +198,8 @@ class _Row:
         self.cut_tokens = len(renderer.prompt(asked.fields)) - len(ids)
         if held_to_choices:
             self.tree = renderer.tree(values)
+        if asked.constrain and self.task.record["task"].get("answer"):
+            self.spans = renderer.spans(values)
         return ids
 
     def _held(self, ids: list[int]) -> int:
@@ -258,7 +261,8 @@ class _Row:
         """What the graph is given where it chooses."""
         options, candidates = self.asked.options, self.reader.graph["candidates"]
         waits = len(self.written) < self.asked.min_tokens
-        if not candidates or self.tree is not None or waits or options.repetition_penalty != 1:
+        held = self.tree is not None or self.spans is not None
+        if not candidates or held or waits or options.repetition_penalty != 1:
             return None
         if options.no_repeat_ngram or self.asked.bad_words:
             return None
@@ -276,6 +280,8 @@ class _Row:
         token: int | None
         if self.draw is not None and self.drawn is not None:
             token = self.drawn
+        elif self._allowed(ends) == []:
+            token = None
         else:
             token = choose(
                 self.logits.tolist(),
@@ -283,7 +289,7 @@ class _Row:
                 self.generator,
                 seen=self.seen,
                 blocked=self._blocked(ends),
-                allowed=list(self.tree.children(self.node)) if self.tree else None,
+                allowed=self._allowed(ends),
                 left_out=lambda token: token not in ends and self._is_bad(token),
             )
         if token is None:
@@ -296,8 +302,23 @@ class _Row:
             self._choose(self.tree, token)
         else:
             self._end(token in ends)
+            if not self.reason and self._allowed(ends) == []:
+                self._end(False)
+                self.reason = "stop"
         if not self.reason:
             self.feed([token])
+
+    def _allowed(self, ends: list[int]) -> list[int] | None:
+        """The only tokens that may come; None where any may."""
+        if self.tree is not None:
+            return list(self.tree.children(self.node))
+        if self.spans is None:
+            return None
+        count, written = len(self.written), tuple(self.written)
+        follow = {ids[count] for ids in self.spans if ids[:count] == written and len(ids) > count}
+        if written in self.spans and count >= self.asked.min_tokens:
+            follow |= set(ends)
+        return [each for each in sorted(follow) if each in ends or not self._is_bad(each)]
 
     def _blocked(self, ends: list[int]) -> list[int]:
         size = self.asked.options.no_repeat_ngram

@@ -17,7 +17,8 @@ from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.continuous import Continuous
 from pl_compile.runtime.engines.engine import Feed, Rows
 from pl_compile.runtime.requests import Result
-from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.row_maker import RowMaker
+from pl_compile.runtime.rows import Row
 from pl_compile.runtime.stepping import Output
 from pl_compile.testing import random_table, write_tiny_base
 

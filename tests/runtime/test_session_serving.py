@@ -19,7 +19,7 @@ from pl_compile.errors import ArtifactError, RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.one_reader import OneReader
 from pl_compile.runtime.requests import Event
-from pl_compile.runtime.rows import RowMaker
+from pl_compile.runtime.row_maker import RowMaker
 from pl_compile.runtime.stepping import Output
 from pl_compile.testing import (
     byte_fallback_tokenizer,

@@ -20,7 +20,8 @@ from pl_compile.runtime import Request, Result, Sampling, Session, kernels
 from pl_compile.runtime.continuous import Continuous
 from pl_compile.runtime.engines.engine import Shared
 from pl_compile.runtime.engines.onnxruntime.ragged import RaggedEngine, RaggedRows
-from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.row_maker import RowMaker
+from pl_compile.runtime.rows import Row
 from pl_compile.runtime.stepping import Batch, Output
 from pl_compile.testing import random_table, write_tiny_base
 

@@ -11,7 +11,8 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Event, Request, Result, Session
 from pl_compile.runtime.continuous import Continuous
-from pl_compile.runtime.rows import Row, RowMaker
+from pl_compile.runtime.row_maker import RowMaker
+from pl_compile.runtime.rows import Row
 from pl_compile.runtime.stepping import Output
 from pl_compile.testing import random_table
 

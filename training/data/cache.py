@@ -40,10 +40,12 @@ from pl_compile.text import (
     label_trie,
     other_forms,
     render,
+    spans,
     streaming,
     template,
     tokenizer,
     tokenizer_json,
+    words,
 )
 from pl_compile.text.render import Rendered, Renderer
 from pl_compile.text.tokenizer import Tokenizer
@@ -58,7 +60,7 @@ _VERSION = 2
 _CODE = (
     *(lfs, plain_values, sizes, strict_json, task, utf8),
     *(examples, field_value, label_trie, other_forms, render),
-    *(streaming, template, tokenizer, tokenizer_json),
+    *(spans, streaming, template, tokenizer, tokenizer_json, words),
     dataset,
 )
 
