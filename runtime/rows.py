@@ -10,7 +10,7 @@ from pl_compile.config.plain_values import shown
 from pl_compile.errors import DataError, RequestError, unknown_name
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.blocking import BadWords, Ngrams
-from pl_compile.runtime.engines.engine import Engine
+from pl_compile.runtime.engines.engine import NO_TOKENS, Engine
 from pl_compile.runtime.log_probs import token_log_probs
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result, TokenLogProbs
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token, pass_over
@@ -231,6 +231,18 @@ class Row:
     def left(self) -> int:
         """How many tokens of prompt and answer were not fed."""
         return len(self.input_ids) + len(self.token_ids) - self._fed
+
+    @property
+    def looked_at(self) -> Annotated[Int64, Shape("tokens")] | None:
+        """int64 `[tokens]`: whose logits `advance` looks at, after what was taken; None for all.
+
+        After a part of a prompt it looks at none.
+        """
+        if self.left:
+            return NO_TOKENS
+        if self._choices is None or self.request.log_probs is not None:
+            return None
+        return np.asarray(self._choices.allowed(), np.int64)
 
     def take(self, count: int) -> RowFeed:
         """The next tokens to feed: of the prompt as long as there are some, then of the answer.

@@ -20,7 +20,7 @@ from pl_compile.errors import KernelsError
 
 # The interface that this package and the library agree on; `plc_kernels_interface` in ops.cc has
 # the library's.
-INTERFACE = 4
+INTERFACE = 5
 # What bundles note of the kernels' arithmetic. It grows with every change to the bits of a result.
 _ARITHMETIC = 2
 
