@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -154,7 +155,7 @@ def measure(folder: Path, tasks: int, rounds: int) -> dict[str, Any]:
     many = write_bundle(folder / f"tasks{tasks}", names)
     few = write_bundle(folder / "tasks2", names[:2])
     more = write_bundle(folder / "more", [ADDED])
-    found: dict[str, Any] = {"machine": this_machine(), "tasks": tasks}
+    found: dict[str, Any] = {"machine": asdict(this_machine()), "tasks": tasks}
     for name, bundle in (("all", many), ("two", few)):
         last = opened_apart(bundle, "--open-and-ask")
         runs = [last, *(opened_apart(bundle, "--open") for _ in range(rounds - 1))]

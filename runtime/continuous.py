@@ -176,4 +176,5 @@ class Continuous:
             parents={
                 slot: feed.parents for slot, feed in feeds.items() if feed.parents is not None
             },
+            looked_at={slot: row.looked_at for slot, row in turn.stepping.items()},
         )

@@ -7,6 +7,7 @@ to the last bit.
 """
 
 from collections.abc import Collection
+from typing import Annotated
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pl_compile.runtime.requests import Event
 from pl_compile.runtime.rows import Row, RowFeed
 from pl_compile.runtime.sampling import Draw
 from pl_compile.runtime.stepping import Output
+from pl_compile.shapes import Int64, Shape
 
 # Nodes of one step, which costs about as much as a step of so many rows. For the likeliest label
 # alone a few are enough, unless many labels are about as likely: then each step has twice as many.
@@ -47,6 +49,11 @@ class ScoresRow(Row):
     def left(self) -> int:
         """How many tokens of the prompt, or of the nodes, were not fed."""
         return super().left or len(self._next)
+
+    @property
+    def looked_at(self) -> Annotated[Int64, Shape("tokens")] | None:
+        """As of `Row`; a probability is a part of the sum over all tokens."""
+        return super().looked_at if self.left else None
 
     def take(self, count: int) -> RowFeed:
         """The next tokens to feed; see `Row.take`."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from pl_compile.runtime.answer_text import AnswerText
 from pl_compile.runtime.blocking import BadWords, Ngrams
+from pl_compile.runtime.engines.engine import NO_TOKENS
 from pl_compile.runtime.log_probs import token_log_probs
 from pl_compile.runtime.requests import Event, FinishReason, Request, Result, TokenLogProbs
 from pl_compile.runtime.sampling import Draw, draw_in_graph, next_token, pass_over
@@ -112,6 +113,18 @@ class Row:
     def begin_with(self, count: int) -> None:
         """Notes that the cache holds the first tokens of `input_ids`: they are not fed."""
         self.shared = self._fed = count
+
+    @property
+    def looked_at(self) -> Annotated[Int64, Shape("tokens")] | None:
+        """int64 `[tokens]`: whose logits `advance` looks at, after what was taken; None for all.
+
+        After a part of a prompt it looks at none.
+        """
+        if self.left:
+            return NO_TOKENS
+        if self._choices is None or self.request.log_probs is not None:
+            return None
+        return np.asarray(self._choices.allowed(), np.int64)
 
     def take(self, count: int) -> RowFeed:
         """The next tokens to feed: of the prompt as long as there are some, then of the answer.

@@ -10,7 +10,7 @@ from pl_compile.artifact.folded_prefix import PrefixIdentity, check_identity, su
 from pl_compile.artifact.mapped_file import untouch
 from pl_compile.artifact.prompt_table import TaskEntry
 from pl_compile.errors import ArtifactError, PlcError, reason_of
-from pl_compile.runtime.engines.engine import Engine, PrefixKv, PromptRows, prefix_length
+from pl_compile.runtime.engines.engine import NO_TOKENS, Engine, PrefixKv, PromptRows, prefix_length
 from pl_compile.runtime.stepping import Batch
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import Rendered, Renderer
@@ -135,7 +135,7 @@ def _folded(tasks: Sequence[ServedTask], batch: Batch, vocab: int) -> Iterator[S
     for slot in given:
         batch.admit(slot, tasks[slot])
     if given:
-        batch.feed(given)
+        batch.feed(given, looked_at=dict.fromkeys(given, NO_TOKENS))
     for slot, (task, opening) in enumerate(zip(tasks, openings, strict=True)):
         if slot not in given:
             yield task

@@ -27,7 +27,7 @@ class Output:
 
     Attributes:
         after: float32 `[outputs, vocab]`: logits after each token that was asked for; valid until
-            the next step of the batch.
+            the next step of the batch. Those that are not looked at may be minus infinity.
         token: the next token, if the graph was asked to choose it; else None.
     """
 
@@ -42,7 +42,10 @@ class Output:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all logits are numbers; if not, any token could seem the likeliest."""
+        """Whether all logits are numbers; if not, any token could seem the likeliest.
+
+        Those that were not computed do not matter.
+        """
         return bool(np.isfinite(self.after.max()))  # NaN if one of them is NaN
 
 
@@ -114,6 +117,7 @@ class Batch:
         *,
         wanted: Mapping[int, Annotated[Int64, Shape("_")]] | None = None,
         parents: Mapping[int, Annotated[Int64, Shape("_")]] | None = None,
+        looked_at: Mapping[int, Annotated[Int64, Shape("_")] | None] | None = None,
     ) -> dict[int, Output]:
         """Feeds tokens to rows, after those that they hold. Other rows stay as they are.
 
@@ -125,11 +129,13 @@ class Batch:
             wanted: by slot, as in `Feed`; left out where only the last token's logits are.
             parents: by slot, as in `Feed`; left out where each token follows the one before. Such a
                 row holds afterwards what it held before.
+            looked_at: by slot, as in `Feed`; left out where all logits may be looked at.
 
         Returns:
             By slot, what follows the tokens that were asked for.
         """
         draws, wanted, parents = draws or {}, wanted or {}, parents or {}
+        looked_at = looked_at or {}
         feeds = [
             Feed(
                 slot,
@@ -139,6 +145,7 @@ class Batch:
                 draws.get(slot),
                 wanted.get(slot),
                 parents.get(slot),
+                looked_at.get(slot),
             )
             for slot, given in ids.items()
         ]

@@ -47,6 +47,7 @@ from pl_compile.graph.kernel_operators import (
     PAGED_ATTENTION_16,
 )
 from pl_compile.graph.operators import GEGLU, PLC_DOMAIN
+from pl_compile.passes.cut_logits import CutLogits
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.graph_pass import GraphPass
 from pl_compile.passes.link_functions import Library, LinkFunctions
@@ -59,7 +60,8 @@ from pl_compile.passes.use_packed_attention import UsePackedAttention
 _HEAD_DIM_MULTIPLE = 16
 
 # The third interface of runtime/kernels added norms of heads, windows, scales and softcaps to
-# attention, and GeGLU to products; the fourth added PagedAttention, the fifth PagedAttention16.
+# attention, and GeGLU to products; the fourth added PagedAttention, the fifth PagedAttention16, and
+# tiles to products.
 _THIRD, _FOURTH, _FIFTH = 3, 4, 5
 # Every interface knows these attributes of attention.
 _ATTENTION_OF_ALL = {"heads", "kv_heads"}
@@ -106,6 +108,8 @@ def _lower(inputs: PassInputs) -> Sequence[GraphPass]:
         *quantize_passes(options, inputs.moments, native=True),
         # After rounding, before LinkFunctions: it takes the nodes that rounding leaves, and gates.
         *when(options.quantization != "none", UseOwnProducts()),
+        # After UseOwnProducts: it looks for the product that gives the logits.
+        *when(inputs.contract.logit_tiles, CutLogits()),
         *when(candidates > 0, SampleInGraph(candidates)),
         # Last: a body is made for each call of the domain plc, so all calls must be there.
         LinkFunctions(LIBRARY),
@@ -119,11 +123,15 @@ def kernels_needed(model: ir.Model) -> int:
     """
     calls = [node for node in model.graph if node.domain == PLC_DOMAIN]
     called = {call.op_type for call in calls}
-    if PAGED_ATTENTION_16 in called:
+    if PAGED_ATTENTION_16 in called or any(_chooses_tiles(call) for call in calls):
         return _FIFTH
     if PAGED_ATTENTION in called:
         return _FOURTH
     return _THIRD if any(_is_of_third(call) for call in calls) else KERNELS_AT_FIRST
+
+
+def _chooses_tiles(call: ir.Node) -> bool:
+    return call.op_type == BLOCK_PRODUCT and len(call.inputs) == len(BLOCK_PRODUCT_INPUTS)
 
 
 def _is_of_third(call: ir.Node) -> bool:
@@ -138,7 +146,7 @@ def _is_of_third(call: ir.Node) -> bool:
 
 
 def _product_body(call: ir.Node) -> ir.Function:
-    body = FunctionBody(call, BLOCK_PRODUCT_INPUTS)
+    body = FunctionBody(call, BLOCK_PRODUCT_INPUTS)  # all tiles are computed, whichever are chosen
     x = body.inputs["x"]
     weight = _weight(body, call)
     gate = GATES.get(call.attributes["gated"].as_int())
@@ -179,7 +187,7 @@ def _weight(body: FunctionBody, call: ir.Node) -> ir.Value:
     else:
         codes = op("Transpose", [codes], "inputs_first", perm=[1, 3, 0, 2])
     blocks = op("Shape", [steps], "blocks", start=1, end=2)
-    tiles = op("Shape", [steps], "tiles", start=0, end=1)
+    tiles = op("Shape", [steps], "weight.tiles", start=0, end=1)
     width = op("Mul", [tiles, body.integers(TILE)], "width")
     shape = op("Concat", [blocks, body.integers(-1), width], "blocked.shape", axis=0)
     floats = op("Cast", [codes], "floats", to=ir.DataType.FLOAT)

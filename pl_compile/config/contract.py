@@ -26,6 +26,11 @@ prefixes         int64 [rows]           the number of a prefix that the kernels 
 parents          int64 [branching]      no elements; or for each token the one of this step that it
                                         follows, counted from its row's first; -1 for none
 logit_tokens     int64 [outputs]        the tokens whose logits are computed
+logit_tiles      int64 [tiles]          if the contract has it: no elements; or in ascending order,
+                                        which logits are computed: t for the tokens from `t * TILE`
+                                        to `t * TILE + TILE - 1`. The others are minus infinity (or
+                                        minus the cap of a base that caps them). Without our kernels
+                                        all are computed
 prompt_table     float [1, prompt_rows, hidden]    the prompts of all rows, one after the other
 task_id          int64 [1, tokens]                 the task of each token
 past_key.{i}     float [blocks, kv_heads, ENTRIES_OF_BLOCK, head_dim]
@@ -67,6 +72,7 @@ BLOCK_TABLES = "block_tables"
 PREFIXES = "prefixes"
 PARENTS = "parents"
 LOGIT_TOKENS = "logit_tokens"
+LOGIT_TILES = "logit_tiles"
 PROMPT_TABLE = "prompt_table"
 TASK_ID = "task_id"
 NOISE = "noise"
@@ -109,6 +115,7 @@ class GraphContract:
         sampling_inputs: the numbers of `config.sampling` that such a graph samples by.
         ranks: how many graphs the base is divided among, each with some of the `kv_heads`.
         rows: how a step's rows lie beside each other: which of the tables holds.
+        logit_tiles: whether there is an input of that name; only where rows are ragged.
     """
 
     layers: int
@@ -123,6 +130,7 @@ class GraphContract:
     sampling_inputs: tuple[str, ...] = ()
     ranks: int = 1
     rows: RowsMode = "padded"
+    logit_tiles: bool = False
 
     def __post_init__(self) -> None:
         """Refuses sizes that no graph could have."""
@@ -133,6 +141,8 @@ class GraphContract:
         for name in self.sampling_inputs:
             known = f"sampling input '{name}', expected one of: {', '.join(IN_GRAPH)}"
             checks[known] = name in IN_GRAPH
+        tiles = f"logit_tiles, and rows that are {self.rows}, expected ragged ones"
+        checks[tiles] = not self.logit_tiles or self.rows == "ragged"
         check_all(ConfigError, "reading what the graph takes", checks)
         if self.candidates and not self.sampling_inputs:
             object.__setattr__(self, "sampling_inputs", FIRST_IN_GRAPH)
@@ -188,6 +198,8 @@ class GraphContract:
             PARENTS: Tensor(("branching",), "int64"),
             LOGIT_TOKENS: Tensor(("outputs",), "int64"),
         }
+        if self.logit_tiles:
+            found[LOGIT_TILES] = Tensor(("tiles",), "int64")
         if self.prompts == "baked":
             found[TASK_ID] = Tensor((1, "tokens"), "int64")
         else:

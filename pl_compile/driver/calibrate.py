@@ -112,7 +112,9 @@ def measure_moments(
         rows: prompts and ids, as `calibration_prompts` makes them.
         progress: receives messages.
     """
-    contract = replace(contract, prompts="input", baked_tasks=(), candidates=0, ranks=1)
+    contract = replace(
+        contract, prompts="input", baked_tasks=(), candidates=0, ranks=1, logit_tiles=False
+    )
     model = build_decoder(config, contract, weights)
     stages = exporter.passes(PassInputs(config, contract, BuildOptions("none")))
     run_passes(model, stages.prepare)

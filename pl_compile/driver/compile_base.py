@@ -142,7 +142,7 @@ def float_engine(recipe: BaseRecipe, weights: Weights, folder: Path) -> OnnxEngi
         folder: gets its files, and must outlive the engine.
     """
     exporter, config = recipe.exporter, recipe.config
-    contract = replace(recipe.contract, candidates=0, ranks=1)
+    contract = replace(recipe.contract, candidates=0, ranks=1, logit_tiles=False)
     model = build_decoder(config, contract, weights, recipe.baked)
     stages = exporter.passes(PassInputs(config, contract, recipe.options))
     run_passes(model, [*stages.prepare, *stages.floats])

@@ -17,7 +17,7 @@ from pl_compile.artifact.prompt_table import (
 )
 from pl_compile.checkpoints.checkpoint import Checkpoint
 from pl_compile.checks.checking_engine import can_check, how_to_check, why_unchecked
-from pl_compile.config.build import DEFAULT_CANDIDATES, Choice, FoldMode
+from pl_compile.config.build import DEFAULT_CANDIDATES, BuildOptions, Choice, FoldMode
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.decoder import DecoderConfig
 from pl_compile.config.sampling import IN_GRAPH
@@ -97,6 +97,7 @@ def read_inputs(
         lambda exporter: _contract(request, exporter, config, entries),
         progress=progress,
     )
+    contract = _with_logit_tiles(chosen.contract, chosen.options)
     fold, fold_reason = _fold_mode(request, chosen.exporter.target)
     tokenizer = Tokenizer.from_folder(request.base, vocab=config.vocab)
     for name, entry in table.entries.items():
@@ -112,7 +113,7 @@ def read_inputs(
     return ExportInputs(
         table=table,
         recipe=BaseRecipe(
-            chosen.exporter, config, chosen.contract, chosen.options, chosen.shards, entries
+            chosen.exporter, config, contract, chosen.options, chosen.shards, entries
         ),
         choices={"target": chosen.target, "quantize": chosen.quantize},
         tokenizer=tokenizer,
@@ -169,6 +170,12 @@ def _contract(
         if capacity - capacity % unit >= longest + 2:
             return replace(contract, capacity=capacity - capacity % unit)
     return contract
+
+
+def _with_logit_tiles(contract: GraphContract, options: BuildOptions) -> GraphContract:
+    """The contract, with that input where the kernels of ragged rows compute the LM head."""
+    in_blocks = options.quantization != "none" and options.table_bits_or_default > 0
+    return replace(contract, logit_tiles=contract.rows == "ragged" and in_blocks)
 
 
 def _fold_mode(request: ExportRequest, target: str) -> tuple[FoldMode, str]:

@@ -5,7 +5,7 @@ w = plc::DequantizeBlocks(codes, scales, lows; axis=, block_size=)
     What DequantizeLinear is to weights without offsets. `QuantizeWeights` writes it, and
     `UseOwnProducts` reads it: no finished graph holds one.
 
-y = plc::BlockProduct(x, codes, steps, lows?; bits=, block=, columns=, gated=)
+y = plc::BlockProduct(x, codes, steps, lows?, tiles?; bits=, block=, columns=, gated=)
 rows = plc::BlockLookup(codes, steps, ids, lows?; bits=, block=, columns=)
 y, present_key, present_value = plc::PackedAttention(
     query, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?; as of Attention)
@@ -16,7 +16,8 @@ plc::PagedAttention16, the same with caches of float16
 
     What the kernels in `runtime/kernels/` compute: `kernels.h` has the layouts of codes, steps
     (scales) and lows (offsets), `ops.cc` the types. `query` holds queries, keys and values side
-    by side, as in the packed form of `plc::Attention`.
+    by side, as in the packed form of `plc::Attention`. `tiles` are the tiles of y that are
+    computed, int64 in ascending order; no element: all. The body computes all.
 """
 
 from pl_compile.graph.operators import GEGLU, SWIGLU
@@ -24,7 +25,7 @@ from pl_compile.graph.operators import GEGLU, SWIGLU
 DEQUANTIZE_BLOCKS = "DequantizeBlocks"
 
 BLOCK_PRODUCT = "BlockProduct"
-BLOCK_PRODUCT_INPUTS = ("x", "codes", "steps", "lows")
+BLOCK_PRODUCT_INPUTS = ("x", "codes", "steps", "lows", "tiles")
 
 BLOCK_LOOKUP = "BlockLookup"
 BLOCK_LOOKUP_INPUTS = ("codes", "steps", "ids", "lows")

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
+import numpy as np
+
 from pl_compile.runtime.sampling import Draw
 from pl_compile.shapes import Float32, Int64, Shape
 
 PromptRows = Annotated[Float32, Shape("virtual hidden")]
 PrefixKv = Annotated[Float32, Shape("layers 2 kv_heads prefix head_dim")]
 Logits = Annotated[Float32, Shape("outputs vocab")]
+
+# `Feed.looked_at` of a row whose logits nobody looks at.
+NO_TOKENS = np.zeros(0, np.int64)
 
 
 class Prompt(Protocol):
@@ -61,6 +66,8 @@ class Feed:
         parents: int64 `[seq]`: for each token the one of `ids` that it follows, which stands before
             it; -1 for the row's last entry. None where each follows the one before. Branches are
             computed as if each were alone; none is kept after the step.
+        looked_at: int64 `[tokens]`: the tokens of the vocabulary whose logits are looked at; the
+            logits of others may be minus infinity. None for all.
     """
 
     slot: int
@@ -70,6 +77,7 @@ class Feed:
     draw: Draw | None = None
     wanted: Annotated[Int64, Shape("outputs")] | None = None
     parents: Annotated[Int64, Shape("seq")] | None = None
+    looked_at: Annotated[Int64, Shape("tokens")] | None = None
 
 
 # Logits after each wanted token of a feed, float32 `[outputs, vocab]`, and the token that the graph

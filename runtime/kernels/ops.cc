@@ -1,6 +1,6 @@
 // The operators of the `plc` domain for ONNX Runtime on CPU, and their registration.
 //
-//   BlockProduct(x, codes, steps, lows?) -> y          attributes bits, block, columns, gated
+//   BlockProduct(x, codes, steps, lows?, tiles?) -> y  attributes bits, block, columns, gated
 //   BlockLookup(codes, steps, ids, lows?) -> rows      attributes bits, block, columns
 //   PackedAttention(query, past_key, past_value, past_lengths, cos?, sin?, q_norm?, k_norm?)
 //       -> y, present_key, present_value               attributes heads, kv_heads, scale?, window?, softcap?, epsilon?
@@ -9,7 +9,8 @@
 //       -> y, present_key, present_value               the same attributes, and layer
 //   PagedAttention16                                   the same, with caches of float16
 //
-// gated: 0 none, 1 SwiGLU, 2 GeGLU. scale is 1 / sqrt(width of a head) by default, epsilon 1e-6; a window or a
+// gated: 0 none, 1 SwiGLU, 2 GeGLU. tiles: the tiles of y that are computed, in ascending order; none: all of them.
+// What is not computed is minus infinity. scale is 1 / sqrt(width of a head) by default, epsilon 1e-6; a window or a
 // softcap of 0 is none.
 //
 // A query holds the queries, keys and values of a token side by side. Layouts: kernels.h. Inputs are named as in
@@ -20,6 +21,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -69,10 +71,32 @@ struct WeightAttributes {
   }
 };
 
+// The tiles of a product's result that are computed.
+struct ChosenTiles {
+  const int64_t* numbers;  // in ascending order; null: all
+  size_t count;
+
+  ChosenTiles(const Tensor& given, size_t all) : numbers(nullptr), count(all) {
+    if (!given.given() || !given.size()) return;
+    numbers = given.as<int64_t>();
+    count = given.size();
+    expect(numbers[0] >= 0 && size_t(numbers[count - 1]) < all, "a tile that the result does not have");
+    for (size_t i = 1; i < count; ++i) expect(numbers[i - 1] < numbers[i], "tiles that are not in ascending order");
+  }
+  size_t operator[](size_t i) const { return numbers ? size_t(numbers[i]) : i; }
+  // Of first <= i < last, the first one whose tile does not follow that of the one before.
+  size_t run_end(size_t first, size_t last) const {
+    if (!numbers) return last;
+    size_t i = first + 1;
+    while (i < last && numbers[i] == numbers[i - 1] + 1) ++i;
+    return i;
+  }
+};
+
 struct BlockProduct {
   static constexpr const char* kName = "BlockProduct";
   static constexpr const char* kProvider = nullptr;  // CPU
-  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kUint8, ort::kFloat16, ort::kFloat16};
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kUint8, ort::kFloat16, ort::kFloat16, ort::kInt64};
   static constexpr ort::ElementType kOutputs[] = {ort::kFloat};
   static constexpr size_t kNeeded = 3;
 
@@ -99,7 +123,13 @@ struct BlockProduct {
     std::vector<int64_t> shape = x.shape;
     shape.back() = int64_t(attributes.outputs / p.tiles_per_result());
     p.y = static_cast<float*>(output(context, 0, shape));
+    const size_t per_result = p.tiles_per_result(), width = size_t(shape.back());
+    const ChosenTiles tiles(input(context, 4), p.weight.tiles() / per_result);
     if (!rows) return;
+    if (tiles.numbers)
+      parallel(context, rows, [&](size_t row) {
+        std::fill_n(p.y + row * width, width, -std::numeric_limits<float>::infinity());
+      });
 
     // Kept by the thread, so that few steps allocate. The reference is needed: inside the lambdas below
     // `scratch` would be that of the worker that runs them, and `a` is this thread's.
@@ -111,11 +141,13 @@ struct BlockProduct {
     parallel(context, by_row.number, [&](size_t part) {
       f.round(p, a, part * by_row.each, std::min(rows, (part + 1) * by_row.each));
     });
-    const size_t tiles = p.weight.tiles(), per_result = p.tiles_per_result();
-    const Parts by_tile(tiles / per_result, 1, kPartsOfTiles);
+    const Parts by_tile(tiles.count, 1, kPartsOfTiles);
     parallel(context, by_tile.number, [&](size_t part) {
-      const size_t first = part * by_tile.each * per_result;
-      f.multiply(p, a, first, std::min(tiles, first + by_tile.each * per_result));
+      const size_t last = std::min(tiles.count, (part + 1) * by_tile.each);
+      for (size_t i = part * by_tile.each, end; i < last; i = end) {
+        end = tiles.run_end(i, last);
+        f.multiply(p, a, tiles[i] * per_result, (tiles[end - 1] + 1) * per_result);
+      }
     });
   }
 };

@@ -126,13 +126,14 @@ def test_what_older_kernels_would_leave_out_is_in_the_manifest_and_nothing_else_
 ) -> None:
     """Releases with older kernels know no such key: they refuse it."""
 
-    def said(family: str, ranks: int) -> dict[str, Any]:
-        options = BuildOptions("none", ranks=ranks)
-        bundle = exported(family, f"{family}-{ranks}", options=options, measure_parity=False).bundle
+    def said(family: str, ranks: int, quantize: Any = "none") -> dict[str, Any]:
+        options, name = BuildOptions(quantize, ranks=ranks), f"{family}-{ranks}-{quantize}"
+        bundle = exported(family, name, options=options, measure_parity=False).bundle
         content: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
         assert read_bundle(bundle).manifest.kernels == content.get("kernels", 2)
         return content
 
+    assert said("llama", 1, "int8")["kernels"] == kernels.INTERFACE
     assert said("llama", 1)["kernels"] == 4
     assert said("gemma3_text", 2)["kernels"] == 3
     assert "kernels" not in said("llama", 2)
@@ -161,6 +162,11 @@ def test_a_gate_that_older_kernels_take_for_another_needs_newer_ones(
     gated: int, interface: int
 ) -> None:
     assert kernels_needed(_model_of("BlockProduct", 3, gated=gated)) == interface
+
+
+@pytest.mark.parametrize(("inputs", "interface"), [(4, 2), (5, 5)])
+def test_tiles_that_older_kernels_do_not_take_need_newer_ones(inputs: int, interface: int) -> None:
+    assert kernels_needed(_model_of("BlockProduct", inputs, gated=0)) == interface
 
 
 def _model_of(op_type: str, inputs: int, **attributes: Any) -> ir.Model:

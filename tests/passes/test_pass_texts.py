@@ -13,6 +13,7 @@ import pytest
 
 from pl_compile.config.contract import GraphContract
 from pl_compile.exporters.bodies import attend_to_longest, library_of
+from pl_compile.passes.cut_logits import CutLogits
 from pl_compile.passes.fuse_residual_norms import FuseResidualNorms
 from pl_compile.passes.give_added_entries import GiveAddedEntries
 from pl_compile.passes.graph_pass import GraphPass
@@ -61,6 +62,7 @@ CASES: dict[str, GraphPass] = {
     "use_grouped_attention_without_rotary": UseGroupedAttention(),
     "use_grouped_attention_with_a_window": UseGroupedAttention(),
     "fuse_residual_norms": FuseResidualNorms(),
+    "cut_logits": CutLogits(),
     "set_precision": SetPrecision("float16"),
     "sample_in_graph": SampleInGraph(20),
     "use_all_reduce_plugin": UseAllReducePlugin(),

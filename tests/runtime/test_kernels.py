@@ -93,12 +93,16 @@ def write(folder: Path, build: Callable[[GraphBuilder], None]) -> Path:
     return path
 
 
-def product_model(folder: Path, weight: Weight, *, gated: int) -> Path:
+def product_model(folder: Path, weight: Weight, *, gated: int, tiles: bool = False) -> Path:
     def build(g: GraphBuilder) -> None:
         x = g.input("x", ir.DataType.FLOAT, ["rows", INPUTS])
+        inputs = [x, *weight.initializers(g)]
+        if tiles:
+            inputs += [None] * (4 - len(inputs))
+            inputs.append(g.input("tiles", ir.DataType.INT64, ["tiles"]))
         y = g.op(
             "BlockProduct",
-            [x, *weight.initializers(g)],
+            inputs,
             "product",
             domain=PLC_DOMAIN,
             gated=int(gated),
@@ -223,6 +227,56 @@ def test_columns_need_not_fill_the_last_tile(kind: str, run_on: RunOn, tmp_path:
             np.testing.assert_allclose(y, expected, atol=1e-4)
 
 
+# Of 100 columns the last tile has 4; gated, two tiles make one of the result.
+CHOSEN = [[], [0], [6], [0, 6], [2, 3, 4], [0, 2, 3, 5], [0, 1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize(("bits", "lows", "gated"), VARIANTS)
+def test_tiles_that_are_chosen_have_the_bits_of_all_and_others_are_minus_infinity(
+    kind: str, bits: int, lows: bool, gated: bool, run_on: RunOn, tmp_path: Path
+) -> None:
+    weight = Weight(bits, 32, lows=lows, columns=192 if gated else 100)
+    model = product_model(tmp_path, weight, gated=gated, tiles=True)
+    last = 5 if gated else 6
+    given = [
+        {"x": activations()[:rows], "tiles": np.asarray([t for t in chosen if t <= last], np.int64)}
+        for rows in (37, 1, 2, 3)
+        for chosen in CHOSEN
+    ]
+
+    runs = run_on(kind, model, *given)
+
+    all_rows = runs[0][0]
+    assert np.isfinite(all_rows).all()
+    for inputs, (y,) in zip(given, runs, strict=True):
+        whole = all_rows[: len(y)]
+        computed = np.isin(np.arange(y.shape[1]) // 16, inputs["tiles"])
+        computed |= not len(inputs["tiles"])
+        assert np.array_equal(y[:, computed], whole[:, computed])
+        assert (y[:, ~computed] == -np.inf).all()
+
+
+@built
+@pytest.mark.parametrize(
+    ("tiles", "said"),
+    [
+        ([6], "a tile that the result does not have"),
+        ([-1, 2], "a tile that the result does not have"),
+        ([2, 1], "tiles that are not in ascending order"),
+        ([1, 1], "tiles that are not in ascending order"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_refused(tiles: list[int], said: str, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library_path()))
+    model = product_model(tmp_path, Weight(8, 32, lows=False), gated=False, tiles=True)
+    session = onnxruntime.InferenceSession(str(model), options)
+
+    with pytest.raises(Exception, match=said):
+        session.run(None, {"x": activations(), "tiles": np.asarray(tiles)})
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_what_is_not_finite_stays_so(
     kind: str, broken: float, run_on: RunOn, tmp_path: Path
@@ -269,6 +323,16 @@ def test_bodies_compute_the_same(bits: int, lows: bool, gated: bool, tmp_path: P
     (y,) = run_body(product_model(tmp_path, weight, gated=gated), {"x": x})
 
     expected = expected_product(x, weight, gated=gated, rounded=False)
+    assert np.abs(y - expected).max() < 3e-6 * np.abs(expected).max()
+
+
+def test_the_body_of_a_product_computes_all_tiles(tmp_path: Path) -> None:
+    weight, x = Weight(4, 32, lows=True), activations()
+    model = product_model(tmp_path, weight, gated=False, tiles=True)
+
+    (y,) = run_body(model, {"x": x, "tiles": np.asarray([3])})
+
+    expected = expected_product(x, weight, gated=False, rounded=False)
     assert np.abs(y - expected).max() < 3e-6 * np.abs(expected).max()
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pl_compile.config.contract import (
     BLOCK_TABLES,
     INPUT_IDS,
+    LOGIT_TILES,
     LOGIT_TOKENS,
     LOGITS,
     NEXT_TOKEN,
@@ -30,7 +31,7 @@ from pl_compile.config.contract import (
     GraphContract,
     PrefixBits,
 )
-from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
+from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK, TILE
 from pl_compile.errors import RequestError
 from pl_compile.runtime.engines.engine import (
     Fed,
@@ -58,6 +59,7 @@ PIECE_TOGETHER = 128
 _PART_KEPT = 8
 
 _NO_PARENTS = np.zeros(0, np.int64)
+_ALL_TILES = np.zeros(0, np.int64)
 
 
 class RaggedEngine:
@@ -473,6 +475,8 @@ def _inputs(contract: GraphContract, feeds: Sequence[Feed]) -> dict[str, NDArray
         inputs[TASK_ID] = np.repeat(np.asarray(numbers, np.int64), lengths)[None]
     else:
         inputs[PROMPT_TABLE] = _prompt_rows(contract, feeds, ids, ends - lengths)
+    if contract.logit_tiles:
+        inputs[LOGIT_TILES] = _logit_tiles(feeds)
     if contract.candidates:
         # A graph that can choose does so after every token that is asked for. Where none is wanted,
         # the choice is unused.
@@ -508,6 +512,16 @@ def _parents(feeds: Sequence[Feed]) -> Annotated[Int64, Shape("branching")]:
             for feed in feeds
         ]
     )
+
+
+def _logit_tiles(feeds: Sequence[Feed]) -> Annotated[Int64, Shape("tiles")]:
+    """The tiles of the logits that feeds look at; no elements, for all, where one looks at all."""
+    looked_at = [feed.looked_at for feed in feeds if feed.looked_at is not None]
+    if len(looked_at) < len(feeds):
+        return _ALL_TILES
+    tiles: Int64 = np.unique(np.concatenate(looked_at) // TILE)
+    # Where nothing is looked at, one tile is the least that can be asked for.
+    return tiles if len(tiles) else np.zeros(1, np.int64)
 
 
 def _prompt_rows(
