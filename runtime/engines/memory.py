@@ -42,6 +42,22 @@ def zeros_as_touched(shape: tuple[int, ...], dtype: Any) -> Annotated[NDArray[An
         ) from error
 
 
+def give_back(array: Annotated[NDArray[Any], Shape("...")], begin: int, end: int) -> None:
+    """Gives the pages of `array[begin:end]` back to the system; touched again, they are zeros.
+
+    Pages that hold other parts of the array too stay, and so does everything where the array is not
+    one of `zeros_as_touched` on Linux.
+    """
+    memory = array.base
+    if not sys.platform.startswith("linux") or not isinstance(memory, mmap.mmap):
+        return
+    page = mmap.PAGESIZE
+    first = -(-begin * array.strides[0] // page) * page
+    size = end * array.strides[0] // page * page - first
+    if size > 0:
+        memory.madvise(mmap.MADV_DONTNEED, first, size)
+
+
 def _mapped(shape: tuple[int, ...], dtype: Any, size: int) -> NDArray[Any]:
     # Private: by default Python maps memory that forked processes share. For that the system has
     # other rules of accounting and of large pages.

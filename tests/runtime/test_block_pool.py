@@ -130,6 +130,22 @@ def test_what_a_row_uses_stays_whatever_comes() -> None:
     assert known(pool, "abc") == 2
 
 
+def test_blocks_are_idle_once_they_are_more_than_those_in_use_and_only_once() -> None:
+    pool = BlockPool(400, 0)
+    rows = [[pool.take() for _ in range(40)] for _ in range(8)]
+    idle = []
+    for row in rows[1:]:
+        pool.give_back(row)
+        idle.append(pool.idle())
+
+    # 40 to 160 of 320, then 200: more than 64 above the 120 that are in use; then again.
+    assert idle == [[], [], [], [], [(40, 240)], [], []]
+    pool.give_back(rows[0])
+    assert pool.idle() == [(0, 40), (240, 320)]
+    assert pool.idle() == []
+    assert pool.take() == 0
+
+
 def test_a_pool_that_keeps_nothing_has_all_blocks_back() -> None:
     pool = BlockPool(4, keep=0)
 

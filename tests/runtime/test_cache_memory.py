@@ -11,7 +11,7 @@ from pl_compile.config.contract import GraphContract
 from pl_compile.errors import RequestError
 from pl_compile.runtime.engines import memory
 from pl_compile.runtime.engines.caches import HostCaches
-from pl_compile.runtime.engines.memory import zeros_as_touched
+from pl_compile.runtime.engines.memory import give_back, zeros_as_touched
 
 PAGEMAP = Path("/proc/self/pagemap")
 IN_MEMORY = 0b11 << 62  # in a word of the page map: present, or swapped out
@@ -94,6 +94,31 @@ def test_an_array_that_was_never_written_to_takes_no_memory() -> None:
     assert bytes_held(array) == 0
     array[7, 1, 100] = 1
     assert bytes_held(array) == mmap.PAGESIZE
+
+
+@needs_page_map
+def test_what_is_given_back_takes_no_memory_and_the_rest_stays() -> None:
+    # Two pages and a half for each of its parts.
+    array = zeros_as_touched((8, 5 * mmap.PAGESIZE // 2), np.uint8)
+    array[:] = 7
+
+    give_back(array, 1, 4)
+
+    # The parts begin at 2.5 pages and end at 10: of the page that the first one shares, all stays.
+    assert bytes_held(array) == (20 - 7) * mmap.PAGESIZE
+    assert (array[0] == 7).all()
+    assert (array[4:] == 7).all()
+    assert (array[2:4] == 0).all()
+    array[3] = 1
+    assert (array[3] == 1).all()
+
+
+def test_what_numpy_holds_is_not_given_back() -> None:
+    array = np.ones((4, 3 * mmap.PAGESIZE), np.uint8)
+
+    give_back(array, 1, 3)
+
+    assert (array == 1).all()
 
 
 def test_other_systems_get_arrays_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,9 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
+# Idle blocks that are not worth giving back.
+_FEW = 64
+
 
 class BlockPool:
     """Blocks by their numbers. Each is free, or used by rows, or kept while no row uses it.
@@ -22,6 +25,7 @@ class BlockPool:
         self.keep = keep
         self.evicted = 0
         self._count = count
+        self._touched: set[int] = set()  # blocks whose memory is taken
         self.clear()
 
     def clear(self) -> None:
@@ -41,6 +45,7 @@ class BlockPool:
         """A free block, used by one row from now on."""
         block = heapq.heappop(self._free)
         self._users[block] = 1
+        self._touched.add(block)
         return block
 
     def find(self, key: bytes) -> int | None:
@@ -93,3 +98,23 @@ class BlockPool:
             del self._named[self._keys.pop(block)]
             heapq.heappush(self._free, block)
             self.evicted += 1
+
+    def idle(self) -> list[tuple[int, int]]:
+        """Free blocks that were used, once they are more than those in use: else none.
+
+        Nobody reads them again before they are taken, so their memory can be given back.
+
+        Returns:
+            Runs of neighbours: the first one of each, and the one after its last.
+        """
+        idle = self._touched - self._users.keys() - self._kept.keys()
+        if len(idle) <= _FEW + len(self._touched) - len(idle):
+            return []
+        self._touched -= idle
+        runs: list[tuple[int, int]] = []
+        for block in sorted(idle):
+            if runs and runs[-1][1] == block:
+                runs[-1] = runs[-1][0], block + 1
+            else:
+                runs.append((block, block + 1))
+        return runs

@@ -41,7 +41,7 @@ from pl_compile.runtime.engines.engine import (
     Shared,
     prefix_length,
 )
-from pl_compile.runtime.engines.memory import zeros_as_touched
+from pl_compile.runtime.engines.memory import give_back, zeros_as_touched
 from pl_compile.runtime.engines.onnxruntime.block_pool import BlockPool
 from pl_compile.runtime.engines.onnxruntime.graph import OnnxGraph
 from pl_compile.runtime.engines.onnxruntime.providers import CPU, Provider
@@ -174,7 +174,8 @@ class RaggedEngine:
 class _Blocks:
     """Keys and values in blocks: one array `[blocks, kv_heads, ENTRIES_OF_BLOCK, head_dim]` each.
 
-    Blocks that were never used take no memory. The lowest ones are used first.
+    Blocks that were never used take no memory. The lowest ones are used first. Once more are idle
+    than in use, their memory goes back to the system.
 
     Args:
         contract: of the graph.
@@ -417,6 +418,9 @@ class RaggedRows:
         """See `Rows.retire`."""
         for slot in slots:
             self._caches.pool.give_back(self._rows.pop(slot).blocks)
+        for begin, end in self._caches.pool.idle():
+            for array in self._caches.arrays:
+                give_back(array, begin, end)
 
     def cached(self, slot: int, length: int) -> PrefixKv:
         """See `Rows.cached`."""
