@@ -357,8 +357,10 @@ class Session:
         try:
             events = flow.step()
         except BaseException as error:
-            self._flow = Continuous(self.engine, costs=self._costs)
-            self._end_all(error if isinstance(error, Exception) else _interrupted())
+            try:
+                self._flow = Continuous(self.engine, costs=self._costs)
+            finally:  # whoever waits must hear of it
+                self._end_all(error if isinstance(error, Exception) else _interrupted())
             raise
         brought: list[tuple[Row, Event | None]] = list(events)
         over = [row for row in self._inboxes if not row.is_live]

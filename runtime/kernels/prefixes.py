@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 
+from pl_compile.artifact.mapped_file import untouch
 from pl_compile.config.contract import PrefixBits
 from pl_compile.errors import RequestError
 from pl_compile.runtime import kernels
@@ -53,6 +54,8 @@ class HeldPrefixes:
         found: int = self._hold(prefix_kv.ctypes.data, *sizes, self.bits)
         if not found:
             raise RequestError("holding a prefix", found="no memory for it")
+        if self.bits == 8:
+            untouch(prefix_kv)  # what became codes is not read again
         self._numbers[id(prefix_kv)] = found
         weakref.finalize(prefix_kv, self._forget, id(prefix_kv), found)
         return found
