@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from logits_noted import logits_noted
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
@@ -19,7 +19,6 @@ from pl_compile.runtime.engines.engine import Feed, Rows
 from pl_compile.runtime.requests import Result
 from pl_compile.runtime.row_maker import RowMaker
 from pl_compile.runtime.rows import Row
-from pl_compile.runtime.stepping import Output
 from pl_compile.testing import random_table, write_tiny_base
 
 SLOTS = 3
@@ -52,23 +51,6 @@ def until_idle(flow: Continuous) -> Iterator[Any]:
     while flow.is_busy:
         for _, event in flow.step():
             yield event
-
-
-@contextmanager
-def logits_noted() -> Iterator[dict[Row, list[bytes]]]:
-    """The bits of the logits that each row looks at."""
-    seen: dict[Row, list[bytes]] = {}
-    advance = Row.advance
-
-    def noting(row: Row, output: Output) -> Any:
-        # Logits that the row does not look at may not be computed: that depends on other rows.
-        looked_at = slice(None) if row.looked_at is None else row.looked_at
-        seen.setdefault(row, []).append(output.logits[looked_at].tobytes())
-        return advance(row, output)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Row, "advance", noting)
-        yield seen
 
 
 @pytest.fixture(scope="module", params=["native-cpu int4", "native-cpu none", "onnx-cpu int8"])

@@ -1,8 +1,7 @@
 """Requests that begin alike compute the beginning once; each has the bits that it has alone."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logits_noted import logits_noted
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
@@ -22,7 +22,7 @@ from pl_compile.runtime.engines.engine import Shared
 from pl_compile.runtime.engines.onnxruntime.ragged import RaggedEngine, RaggedRows
 from pl_compile.runtime.row_maker import RowMaker
 from pl_compile.runtime.rows import Row
-from pl_compile.runtime.stepping import Batch, Output
+from pl_compile.runtime.stepping import Batch
 from pl_compile.testing import random_table, write_tiny_base
 
 CAPACITY, SLOTS, BLOCK = 900, 3, 16
@@ -75,21 +75,6 @@ def use_of(session: Session) -> Shared:
 
 def row_of(session: Session, request: Request) -> Row:
     return RowMaker(session.tokenizer, session.tasks, session.engine).row(0, request, "testing")
-
-
-@contextmanager
-def logits_noted() -> Iterator[dict[Row, list[bytes]]]:
-    """The bits of the logits of each row."""
-    seen: dict[Row, list[bytes]] = {}
-    advance = Row.advance
-
-    def noting(row: Row, output: Output) -> Any:
-        seen.setdefault(row, []).append(output.logits.tobytes())
-        return advance(row, output)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Row, "advance", noting)
-        yield seen
 
 
 class Alone:
