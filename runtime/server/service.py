@@ -238,14 +238,17 @@ class Service:
         yield "plc_slots", "Slots of the cache.", load.slots
         yield "plc_cache_entries", "Entries of the KV cache, of all slots.", load.entries
         yield "plc_cache_entries_in_use", "Entries that hold a token.", load.entries_in_use
-        if load.shared is not None:
-            yield from _gauges_of(load.shared)
+        yield from _gauges_of(load.shared or _NOTHING_SHARED)
         tasks = session.tasks.values()
         prefixes = [task.prefix_kv for task in tasks if prefix_length(task)]
         yield "plc_tasks", "Tasks that are served.", len(tasks)
         yield "plc_prefixes_resident", "Tasks with a prefix.", len(prefixes)
         size = sum(each.nbytes for each in prefixes if each is not None)
         yield "plc_prefix_bytes", "Of all prefixes, as float32; memory holds what was used.", size
+
+
+# Where an engine shares nothing: a page of numbers has the same lines everywhere.
+_NOTHING_SHARED = Shared(entries=0, most=0, entry_bytes=0, hits=0, tokens=0, evicted=0)
 
 
 def _gauges_of(shared: Shared) -> Iterator[tuple[str, str, float]]:
