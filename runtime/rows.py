@@ -98,6 +98,14 @@ class Row:
         self._choices = None if self.trie is None else TrieWalk(self.trie)
         self._chosen = ""  # the part of a choice that is certain
         self._fed = 0  # tokens of prompt and answer
+        # Whether the largest logit is the next token, if it may come.
+        sampling = self.request.sampling
+        self._is_plain = (
+            sampling.temperature == 0.0
+            and sampling.repetition_penalty == 1.0
+            and not self.bias
+            and self.bad_words is None
+        )
         self._log_probs: list[TokenLogProbs] = []
 
     @property
@@ -212,6 +220,9 @@ class Row:
         blocked = set(self._ends) if len(self.token_ids) < self.request.min_tokens else set()
         if self.ngrams is not None:
             blocked |= {key for key in self.ngrams.blocked() if key < len(output.logits)}
+        allowed = self._allowed()
+        if self._is_plain and allowed is None and output.largest not in blocked:
+            return output.largest  # as `next_token` would, without another look at all logits
         return next_token(
             output.logits,
             self.request.sampling,
@@ -219,7 +230,7 @@ class Row:
             bias=self.bias,
             seen=self.seen,
             blocked=blocked,
-            allowed=self._allowed(),
+            allowed=allowed,
             fits=None if self.bad_words is None else self._fits,
         )
 

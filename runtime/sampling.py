@@ -92,7 +92,8 @@ def next_token(
     if allowed is not None and len(allowed) == 1:
         pass_over(sampling, generator)
         return allowed[0]
-    scores = logits.astype(np.float32, copy=True)
+    is_changed = bool(bias or blocked) or sampling.repetition_penalty != 1.0
+    scores = logits.astype(np.float32, copy=is_changed)
     if bias:
         scores[list(bias)] += np.asarray(list(bias.values()), np.float32)
     if sampling.repetition_penalty != 1.0 and len(seen):
@@ -104,7 +105,7 @@ def next_token(
         return int(ids[_choose(scores[ids], sampling, generator)[0]])
     if blocked:
         scores[list(blocked)] = -np.inf
-        if scores.max() == -np.inf:
+        if scores[scores.argmax()] == -np.inf:
             return None
     token_id, in_order = _choose(scores, sampling, generator)
     if fits is None or fits(token_id):
