@@ -18,6 +18,7 @@ from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import RankError
 from pl_compile.runtime import Request, Result, Sampling, Session, TokenLogProbs, kernels
+from pl_compile.runtime.rows import Row
 from pl_compile.runtime.server import metrics
 from pl_compile.runtime.server.faults import FAULTS
 from pl_compile.runtime.server.limits import Limits
@@ -566,7 +567,7 @@ def test_an_answer_without_tokens_is_not_taken_for_one_that_was_late(
     shared: Any, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """No token may follow where all are blocked: that ends an answer, and says nothing of time."""
-    monkeypatch.setattr("pl_compile.runtime.rows.next_token", lambda *_, **__: None)
+    monkeypatch.setattr(Row, "_choose", lambda *_: None)
     body = {"model": "ask", "fields": ASK, "stream": stream}
 
     answer = shared.post("/v1/completions", **body)
