@@ -11,6 +11,12 @@ from pl_compile.passes.set_precision import SetPrecision
 
 T = TypeVar("T")
 
+# What only ragged rows have in fewer bits, and why others do not: by the field of `BuildOptions`.
+_OF_RAGGED_ROWS = {
+    "prefix_bits": "prefixes are held once for all rows by native-cpu only, on one rank",
+    "cache_bits": "only native-cpu, on one rank, has caches narrower than activations",
+}
+
 
 def when(condition: bool, *items: T) -> Sequence[T]:
     """`items` if the condition holds, else nothing: for a list of passes."""
@@ -47,22 +53,17 @@ def check_options(name: str, options: BuildOptions) -> None:
             found=f"{', '.join(options.of_plans)}, and a target that has no plan",
             fix=f"Leave them out, or use --target {' or '.join(PLAN_TARGETS)}.",
         )
-    if options.prefix_bits != 32 and not (target.ragged and options.ranks == 1):
-        divided = f" and a base divided among {options.ranks} ranks" if options.ranks > 1 else ""
-        raise ExportError(
-            doing,
-            found=f"prefix_bits {options.prefix_bits}{divided}",
-            expected="32: prefixes are held once for all rows by native-cpu only, on one rank",
-            fix="Leave --prefix-bits out, or use --target native-cpu without --tp-size.",
-        )
-    if options.cache_bits != 32 and not (target.ragged and options.ranks == 1):
-        divided = f" and a base divided among {options.ranks} ranks" if options.ranks > 1 else ""
-        raise ExportError(
-            doing,
-            found=f"cache_bits {options.cache_bits}{divided}",
-            expected="32: only native-cpu, on one rank, has caches narrower than activations",
-            fix="Leave --cache-bits out, or use --target native-cpu without --tp-size.",
-        )
+    for key, expected in _OF_RAGGED_ROWS.items():
+        bits = getattr(options, key)
+        if bits != 32 and not (target.ragged and options.ranks == 1):
+            divided = f" and a base divided among {options.ranks} ranks"
+            raise ExportError(
+                doing,
+                found=f"{key} {bits}{divided if options.ranks > 1 else ''}",
+                expected=f"32: {expected}",
+                fix=f"Leave --{key.replace('_', '-')} out, or use --target native-cpu without "
+                "--tp-size.",
+            )
     if options.ranks > 1 and not target.ranks:
         others = [other.name for other in TARGETS.values() if other.ranks]
         raise ExportError(

@@ -7,6 +7,7 @@ So the answer is the same, to the last bit, where an engine gives tokens that co
 that each has alone (`Engine.branches`): elsewhere nothing is drafted.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from pl_compile.runtime.sampling import Draw
 from pl_compile.runtime.stepping import Output
 
 
-class DraftRow(Row):
+class DraftRow(Row, ABC):
     """A row that drafts what `propose` says."""
 
     def __post_init__(self) -> None:
@@ -28,13 +29,13 @@ class DraftRow(Row):
         self._tried: list[int] = []  # fed in this step
         self._kept: int | None = None  # entries that stay before the next tokens; None for all
 
+    @abstractmethod
     def propose(self, most: int) -> list[int]:
         """The tokens that may follow the answer so far.
 
         Args:
             most: how many are of use; at least 1.
         """
-        raise NotImplementedError
 
     def note(self, drafted: int, taken: int) -> None:
         """Learns how many tokens of a draft were chosen."""

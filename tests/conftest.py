@@ -206,7 +206,9 @@ def kind(request: pytest.FixtureRequest) -> str:
     there = instruction_sets()
     assert set(there) <= set(KERNEL_SETS), "a set that no test runs"
     if name not in there:
-        pytest.skip(f"needs a processor with {name}; emulated: test_kernels_in_cpp.py")
+        pytest.skip(
+            f"needs a processor with {name}; emulated: tests/runtime/test_kernels_in_cpp.py"
+        )
     return name
 
 

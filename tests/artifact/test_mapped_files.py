@@ -15,7 +15,7 @@ from pl_compile.errors import ArtifactError
 
 pytestmark = pytest.mark.skipif(
     sys.platform not in ("linux", "darwin"),
-    reason="needs Linux or macOS; test_bundle_hostility.py reads files without mapping",
+    reason="needs Linux or macOS; without mapping: tests/artifact/test_bundle_hostility.py",
 )
 
 NUMBERS = np.arange(3000, dtype=np.float32).reshape(5, 600)
@@ -68,7 +68,7 @@ def test_they_outlive_their_file(path: Path) -> None:
 
 @pytest.mark.skipif(
     sys.platform != "linux",
-    reason="needs /proc of Linux; the other tests of this file hold what is mapped",
+    reason="needs /proc of Linux; what is mapped, anywhere: test_they_outlive_their_file",
 )
 def test_they_keep_no_file_open_and_end_with_the_array(path: Path) -> None:
     """A process may have 1,024 open files; a bundle may hold more tasks."""

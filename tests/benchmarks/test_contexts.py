@@ -58,7 +58,8 @@ def test_questions_have_one_context_of_the_length_that_was_asked_for(
 
 @pytest.mark.skipif(
     kernels.library_path() is None,
-    reason="the kernels were not built: no compiler; the test before this one runs without them",
+    reason="needs the C++ kernels (g++ or Clang); without them: "
+    "test_questions_have_one_context_of_the_length_that_was_asked_for",
 )
 def test_both_ways_of_both_sessions_are_timed(contexts: ModuleType, bundle: Path) -> None:
     with (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from logits_noted import logits_noted
+from rows_noted import answered, logits_noted
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
@@ -16,7 +16,6 @@ from pl_compile.driver.export_request import ExportRequest
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.continuous import Continuous
 from pl_compile.runtime.engines.engine import Feed, Rows
-from pl_compile.runtime.requests import Result
 from pl_compile.runtime.row_maker import RowMaker
 from pl_compile.runtime.rows import Row
 from pl_compile.testing import random_table, write_tiny_base
@@ -111,7 +110,7 @@ def request_of(drawn: tuple[str, int, int, int, bool, bool]) -> Request:
 # Before each step: requests that arrive, with a priority; which of those under way is cancelled.
 ARRIVALS = st.lists(
     st.tuples(
-        st.lists(st.tuples(REQUESTS, st.integers(0, 1)), max_size=3),
+        st.lists(st.tuples(REQUESTS.map(request_of), st.integers(0, 1)), max_size=3),
         st.none() | st.integers(0, 6),
     ),
     max_size=14,
@@ -124,31 +123,9 @@ ARRIVALS = st.lists(
 @given(arrivals=ARRIVALS)
 def test_a_row_has_the_bits_that_it_has_alone(served: Served, arrivals: list[Any]) -> None:
     flow = Continuous(served.session.engine)
-    asked: dict[Row, Request] = {}
-    results: dict[Row, Result] = {}
-
-    def step() -> None:
-        for row, event in flow.step():
-            if event.result is not None:
-                results[row] = event.result
-
     with logits_noted() as seen:
-        for new, cancelled in arrivals:
-            for drawn, priority in new:
-                request = request_of(drawn)
-                row = served.row(request)
-                asked[row] = request
-                flow.submit(row, priority)
-            under_way = [row for row in asked if row not in results]
-            if cancelled is not None and cancelled < len(under_way):
-                row = under_way[cancelled]
-                flow.cancel(row)
-                del asked[row]
-            step()
-        while flow.is_busy:
-            step()
+        asked, results = answered(flow, arrivals, served.row)
 
-    assert results.keys() == asked.keys()
     assert flow.batch.entries == {}
     for row, result in results.items():
         alone, logits = served.answer_alone(asked[row])

@@ -1,14 +1,14 @@
 """Answers that are copied from a field: parts of it, in few steps, the same as token by token."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows_noted import feeds_noted
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
@@ -93,21 +93,6 @@ def one_by_one(session: Session, request: Request) -> Result:
     result = events_of(session, [row])[row][-1].result
     assert result is not None
     return result
-
-
-@contextmanager
-def feeds_noted() -> Iterator[list[int]]:
-    """How many tokens each step fed."""
-    seen: list[int] = []
-    feed = Batch.feed
-
-    def noting(batch: Batch, ids: Any, *given: Any, **more: Any) -> dict[int, Output]:
-        seen.append(sum(map(len, ids.values())))
-        return feed(batch, ids, *given, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Batch, "feed", noting)
-        yield seen
 
 
 def spans_of(text: str) -> set[str]:

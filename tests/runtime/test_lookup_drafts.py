@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rows_noted import feeds_noted
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
@@ -15,7 +16,6 @@ from pl_compile.errors import RequestError
 from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.lookup_rows import Lookup
 from pl_compile.runtime.step_costs import StepCosts
-from pl_compile.runtime.stepping import Batch, Output
 from pl_compile.testing import random_table, write_tiny_base
 
 
@@ -76,17 +76,19 @@ def test_drafts_change_no_answer(
     assert drafting.generate(requests) == plain.generate(requests)
 
 
-def steps_of(session: Session, request: Request, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+# A penalty below 1 makes the base repeat itself.
+REPEATING = Request(
+    "ask",
+    {"question": "cold", "place": "a"},
+    max_tokens=60,
+    min_tokens=60,
+    sampling=Sampling(repetition_penalty=0.2),
+)
+
+
+def steps_of(session: Session, request: Request) -> list[int]:
     """How many tokens each step fed."""
-    seen: list[int] = []
-    feed = Batch.feed
-
-    def noting(batch: Batch, ids: Any, *given: Any, **more: Any) -> dict[int, Output]:
-        seen.append(sum(map(len, ids.values())))
-        return feed(batch, ids, *given, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Batch, "feed", noting)
+    with feeds_noted() as seen:
         session.generate([request])
     return seen
 
@@ -94,16 +96,9 @@ def steps_of(session: Session, request: Request, monkeypatch: pytest.MonkeyPatch
 def test_an_answer_that_repeats_takes_fewer_steps(
     plain: Session, drafting: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A penalty below 1 makes the base repeat itself. Without branches each token has its step."""
+    """Without branches each token has its step."""
     monkeypatch.setattr(StepCosts, "of_token", 0.05)
-    request = Request(
-        "ask",
-        {"question": "cold", "place": "a"},
-        max_tokens=60,
-        min_tokens=60,
-        sampling=Sampling(repetition_penalty=0.2),
-    )
-    slow, fast = (steps_of(each, request, monkeypatch) for each in (plain, drafting))
+    slow, fast = (steps_of(each, REPEATING) for each in (plain, drafting))
 
     if plain.engine.branches:
         assert len(fast) < len(slow) * 2 / 3
@@ -115,14 +110,8 @@ def test_where_steps_cost_much_nothing_is_drafted(
     plain: Session, drafting: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StepCosts, "of_token", 1.0)
-    request = Request(
-        "ask",
-        {"question": "cold", "place": "a"},
-        max_tokens=60,
-        sampling=Sampling(repetition_penalty=0.2),
-    )
 
-    assert steps_of(drafting, request, monkeypatch) == steps_of(plain, request, monkeypatch)
+    assert steps_of(drafting, REPEATING) == steps_of(plain, REPEATING)
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logits_noted import logits_noted
+from rows_noted import answered, logits_noted
 
 from pl_compile.config.build import BuildOptions
 from pl_compile.driver.export import export_bundle
@@ -158,29 +158,9 @@ def test_a_request_has_the_bits_that_it_has_alone_whatever_came_before(
     if isinstance(session.engine, RaggedEngine) and shares:
         session.engine.caches.pool.keep = keep  # fewer than there are: so some are evicted
     flow = Continuous(session.engine)
-    asked: dict[Row, Request] = {}
-    results: dict[Row, Result] = {}
-
-    def step() -> None:
-        for row, event in flow.step():
-            if event.result is not None:
-                results[row] = event.result
-
     with logits_noted() as seen:
-        for new, cancelled in arrivals:
-            for request, priority in new:
-                row = row_of(session, request)
-                asked[row] = request
-                flow.submit(row, priority)
-            under_way = [row for row in asked if row not in results]
-            if cancelled is not None and cancelled < len(under_way):
-                flow.cancel(under_way[cancelled])
-                del asked[under_way[cancelled]]
-            step()
-        while flow.is_busy:
-            step()
+        asked, results = answered(flow, arrivals, lambda request: row_of(session, request))
 
-    assert results.keys() == asked.keys()
     for row, result in results.items():
         expected, logits = alone.answer(asked[row])
         assert result == expected
