@@ -200,9 +200,9 @@ class SpanWalk:
         stop = words[-1].end
         more = count if index + count < len(self._words) else 0
         # A span that ends before white space other than a blank is tokenised by itself.
-        plain = {word.end for word in words if self._text[word.end : word.end + 1] in (" ", "")}
-        touching = {word.end for word in words if not self._text[word.end : word.end + 1].isspace()}
-        ends = frozenset(plain | touching | {stop})
+        after = {word.end: self._text[word.end : word.end + 1] for word in words}
+        ends = frozenset(end for end, next_ in after.items() if next_ == " " or not next_.isspace())
+        ends |= {stop}
         pieces = self._pieces(self._text[start:stop])
         main = _Path.of(start, pieces, ends, more, known[-1].end)
         reached = {main.known[each] for each in main.ends}
