@@ -7,7 +7,8 @@
 Each system is KIND:NAME=PATH. `plc` is a bundle on `plc serve`, `llama` is llama.cpp's server (in
 the folder that LLAMA_BIN names), with its prompt cache on. `openvino` is the continuous batching
 pipeline of OpenVINO GenAI with its prefix cache on, called in a process of its own that
-`--python openvino=` names: no HTTP, so it is spared what the other two pay.
+`--python openvino=` names: no HTTP, so it is spared what the other two pay. `session` is our bundle
+called the same way, by `Session`: what it gains over `plc` is what HTTP and the clients cost.
 
 Four tasks take turns. Ours have 10, 40, 70 and 100 virtual tokens (`make_bundles.py`); for others
 the same number of words stands before the text. A request adds about 60 tokens and gets 32, and
@@ -31,7 +32,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class System:
     """A system under test.
 
     Attributes:
-        kind: "plc", "llama" or "openvino".
+        kind: "plc", "session", "llama" or "openvino".
         name: of it, in the table.
         path: of its model.
         python: that runs it.
@@ -73,6 +74,11 @@ class System:
 def opening_of(task: int) -> str:
     """The words before a request's own, where a task has no virtual tokens."""
     return words(VIRTUAL[task % len(VIRTUAL)], seed=10_000 + task % len(VIRTUAL))
+
+
+def task_of(number: int) -> str:
+    """The task of a request to ours."""
+    return f"virtual{VIRTUAL[number % len(VIRTUAL)]}"
 
 
 def prompt_of(number: int) -> str:
@@ -102,11 +108,10 @@ def ask_of(system: System, address: Address) -> Ask:
     """How a server of a system is asked."""
     fixed = {"max_tokens": WRITTEN, "temperature": 0}
     if system.kind == "plc":
-        tasks = [f"virtual{count}" for count in VIRTUAL]
 
         def body(number: int) -> dict[str, Any]:
             fields = {"text": words(INPUT, seed=number)}
-            return {"model": tasks[number % len(tasks)], "fields": fields, "min_tokens": WRITTEN}
+            return {"model": task_of(number), "fields": fields, "min_tokens": WRITTEN}
     else:
 
         def body(number: int) -> dict[str, Any]:
@@ -190,9 +195,10 @@ def sample_of(answers: list[Answer], process: int, watch: Watch, busy: float) ->
     }
 
 
-def sample_of_openvino(system: System, clients: int, requests: int, log: Path) -> dict[str, Any]:
-    """OpenVINO's pipeline in a process of its own; it says when it is ready, then its answers."""
-    command = [system.python, __file__, "--openvino", system.path, str(clients), str(requests)]
+def sample_in_process(system: System, clients: int, requests: int, log: Path) -> dict[str, Any]:
+    """A pipeline in a process of its own; it says when it is ready, then its answers."""
+    kind = f"--{system.kind}"
+    command = [system.python, __file__, kind, system.path, str(clients), str(requests)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as said:
         process = subprocess.Popen(
@@ -257,11 +263,65 @@ def run_openvino(path: str, clients: int, requests: int) -> None:
                     submit()
         return done
 
+    tell(closed, clients, requests)
+
+
+def run_session(path: str, clients: int, requests: int) -> None:
+    """The same for our bundle."""
+    from pl_compile.runtime.requests import Request
+    from pl_compile.runtime.rows import Row
+    from pl_compile.runtime.session import Brought, Session
+
+    session = Session.open(path, max_batch=clients)
+
+    def closed(first: int, count: int) -> list[Answer]:
+        live: dict[Row, Answer] = {}
+        done: list[Answer] = []
+        numbers = iter(range(first, first + count))
+
+        def submit() -> None:
+            number = next(numbers, None)
+            if number is not None:
+                answer = Answer(time.perf_counter())
+                task, fields = task_of(number), {"text": words(INPUT, seed=number)}
+                request = Request(task, fields, max_tokens=WRITTEN, min_tokens=WRITTEN)
+                row = session.prepare(request)
+                live[row] = answer
+                session.submit([row], take)
+
+        def take(brought: Brought) -> None:
+            now = time.perf_counter()
+            for row, event in brought:
+                assert event is not None
+                live[row].pieces.append(now)
+                if event.result is not None:
+                    answer = live.pop(row)
+                    answer.ended, answer.tokens = now, len(event.result.token_ids)
+                    answer.prompt_tokens = event.result.prompt_tokens
+                    done.append(answer)
+
+        for _ in range(clients):
+            submit()
+        while live:
+            session.advance()
+            for _ in range(clients - len(live)):
+                submit()
+        return done
+
+    tell(closed, clients, requests)
+
+
+def tell(closed: Callable[[int, int], list[Answer]], clients: int, requests: int) -> None:
+    """Warms a pipeline, then measures it, and says so to the process that asked."""
     closed(10**6, clients)
     print("ready", flush=True)
     answers = closed(0, requests)
     print(json.dumps([asdict(answer) for answer in answers]), flush=True)
     sys.stdin.read()  # its memory is read before it ends
+
+
+# Systems that are called in a process of their own, without HTTP.
+IN_PROCESS = {"openvino": run_openvino, "session": run_session}
 
 
 def show(clients: int, medians: dict[str, dict[str, float]]) -> None:
@@ -297,9 +357,9 @@ def median_of(samples: list[dict[str, Any]]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all samples in turn and prints medians."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments[:1]) == ["--openvino"]:
+    if arguments and (kind := arguments[0].removeprefix("--")) in IN_PROCESS:
         folder, at_once, in_all = arguments[1:]
-        run_openvino(folder, int(at_once), int(in_all))
+        IN_PROCESS[kind](folder, int(at_once), int(in_all))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("systems", nargs="+", metavar="KIND:NAME=PATH")
@@ -315,8 +375,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for given in options.systems:
         kind, _, rest = given.partition(":")
         name, _, path = rest.partition("=")
-        if kind not in ("plc", "llama", "openvino") or not name or not path:
-            parser.error(f"{given}: expected KIND:NAME=PATH, with plc, llama or openvino as kind")
+        if kind not in ("plc", "llama", *IN_PROCESS) or not name or not path:
+            kinds = "plc, session, llama or openvino"
+            parser.error(f"{given}: expected KIND:NAME=PATH, with {kinds} as kind")
         absolute = str(Path(path).resolve())
         systems.append(System(kind, f"{kind} {name}", absolute, pythons.get(kind, sys.executable)))
     options.logs.mkdir(parents=True, exist_ok=True)
@@ -327,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for clients in options.clients:
             for system in systems:
                 log = options.logs / f"{system.name.replace(' ', '-')}.log"
-                run = sample_of_openvino if system.kind == "openvino" else sample_of_server
+                run = sample_in_process if system.kind in IN_PROCESS else sample_of_server
                 found = run(system, clients, clients * options.per_client, log)
                 samples[clients][system.name].append(found)
                 said = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if value)

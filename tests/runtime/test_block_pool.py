@@ -130,18 +130,27 @@ def test_what_a_row_uses_stays_whatever_comes() -> None:
     assert known(pool, "abc") == 2
 
 
-def test_blocks_are_idle_once_they_are_more_than_those_in_use_and_only_once() -> None:
+def test_blocks_that_are_free_again_are_given_back_but_for_some_of_the_lowest() -> None:
     pool = BlockPool(400, 0)
     rows = [[pool.take() for _ in range(40)] for _ in range(8)]
     idle = []
-    for row in rows[1:]:
+    for row in rows[1:4]:
         pool.give_back(row)
         idle.append(pool.idle())
 
-    # 40 to 160 of 320, then 200: more than 64 above the 120 that are in use; then again.
-    assert idle == [[], [], [], [], [(40, 240)], [], []]
-    pool.give_back(rows[0])
-    assert pool.idle() == [(0, 40), (240, 320)]
+    # 280 are in use: 16 may stay, and 8 do. Then 240, and 15 may: 7 do. Then 200, and 7 do.
+    assert idle == [[(48, 80)], [(47, 48), (80, 120)], [(120, 160)]]
+    assert pool.take() == 40
+
+
+def test_a_few_free_blocks_stay() -> None:
+    pool = BlockPool(400, 0)
+    row = [pool.take() for _ in range(9)]
+
+    pool.give_back(row[:8])
+    assert pool.idle() == []
+    pool.give_back(row[8:])
+    assert pool.idle() == [(4, 9)]
     assert pool.idle() == []
     assert pool.take() == 0
 

@@ -9,8 +9,8 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
-# Idle blocks that are not worth giving back.
-_FEW = 64
+# Idle blocks that are not given back: a few, and more where many blocks are in use.
+_FEW, _PART_SPARE = 8, 32
 
 
 class BlockPool:
@@ -100,19 +100,22 @@ class BlockPool:
             self.evicted += 1
 
     def idle(self) -> list[tuple[int, int]]:
-        """Free blocks that were used, once they are more than those in use: else none.
+        """Free blocks that were used and are not likely to be used again soon, if there are many.
 
-        Nobody reads them again before they are taken, so their memory can be given back.
+        Nobody reads them again before they are taken, so their memory can be given back. The lowest
+        ones stay: they are taken next, and memory that is taken anew costs time.
 
         Returns:
             Runs of neighbours: the first one of each, and the one after its last.
         """
         idle = self._touched - self._users.keys() - self._kept.keys()
-        if len(idle) <= _FEW + len(self._touched) - len(idle):
+        spare = _FEW + (len(self._touched) - len(idle)) // _PART_SPARE
+        if len(idle) <= spare:
             return []
-        self._touched -= idle
+        last = sorted(idle)[spare // 2 :]
+        self._touched.difference_update(last)
         runs: list[tuple[int, int]] = []
-        for block in sorted(idle):
+        for block in last:
             if runs and runs[-1][1] == block:
                 runs[-1] = runs[-1][0], block + 1
             else:
