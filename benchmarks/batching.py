@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pl_compile.config.contract import ENTRIES_OF_BLOCK
+from pl_compile.config.kernel_layout import ENTRIES_OF_BLOCK
 from pl_compile.driver.bench.machine import this_machine
 from pl_compile.driver.bench.texts import words
 from pl_compile.runtime import Request, Session

@@ -11,6 +11,9 @@ from pl_compile.runtime.scheduler import Scheduler, Turn
 from pl_compile.runtime.step_costs import StepCosts
 from pl_compile.runtime.stepping import Batch, Output
 
+# Most pieces of prompts in a step where no more rows write than prompts are under way.
+RUSH = 8
+
 
 @dataclass(frozen=True)
 class Load:
@@ -57,8 +60,10 @@ class Continuous:
         self._costs = costs
         self._deadlines: dict[Row, float] = {}  # of rows under way with a timeout
         # With pieces of the engine's own size, a prompt is cut where the engine would cut it.
+        # Where tokens of several prompts are computed in one run, many of them cost less each.
+        rush = RUSH if engine.branches else 1
         self._scheduler: Scheduler[Row] = Scheduler(
-            engine.max_batch, piece=engine.piece, budget=engine.piece
+            engine.max_batch, piece=engine.piece, budget=engine.piece, rush=rush * engine.piece
         )
 
     @property
@@ -112,7 +117,7 @@ class Continuous:
                 self.cancel(row)
             return [(row, row.time_out()) for row in overdue]
         self._admit()
-        turn = self._scheduler.turn()
+        turn = self._scheduler.turn(self.batch.alike)
         if turn is None:
             return []
         began = time.perf_counter()
@@ -152,7 +157,7 @@ class Continuous:
         """Rows take the free slots. Those that were fed nothing begin with what others computed.
 
         They look for it before each step: of rows that come together and begin alike, the first one
-        computes the beginning while the others wait for their turn.
+        computes the beginning while the others wait.
         """
         for slot, row in self._scheduler.admit().items():
             self.batch.admit(slot, row.task, row.held)

@@ -4,11 +4,18 @@ It knows no engine and no numbers: a request may be any object of the caller's.
 """
 
 import heapq
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
+
+# Whether the prompt in a slot waits for that in another.
+Alike = Callable[[int, int], bool]
+
+
+def _unlike(slot: int, other: int) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,20 @@ class Scheduler(Generic[T]):
     The next request takes a free slot at once: of a higher priority first, then as they came. Its
     prompt is fed in pieces. Each turn, rows whose prompt was fed get what they ask for, and prompts
     share what else a turn may hold, in the order of the queue: so neither keeps the other waiting
-    for long.
+    for long. Where no more rows write than prompts are under way, a turn holds more of these: more
+    rows gain by that than lose.
 
     Args:
         slots: how many there are.
         piece: most tokens of a prompt that are fed at once. Each piece of a prompt but the last has
             this many, whatever else runs.
         budget: most tokens of prompts in a turn; one piece at least.
+        rush: the same where no more rows write than prompts are under way, if it is more.
     """
 
-    def __init__(self, slots: int, *, piece: int, budget: int) -> None:
+    def __init__(self, slots: int, *, piece: int, budget: int, rush: int = 0) -> None:
         self._slots, self._piece, self._budget = slots, piece, budget
+        self._rush = max(budget, rush)
         self._entries: dict[T, _Entry[T]] = {}
         self._waiting: list[_Entry[T]] = []  # a heap, with some that were withdrawn
         self._running: dict[int, _Entry[T]] = {}
@@ -135,11 +145,16 @@ class Scheduler(Generic[T]):
         assert not self._running[slot].begun
         self._running[slot].unfed = tokens
 
-    def turn(self) -> Turn[T] | None:
-        """What the requests that hold a slot are fed next; None where none does."""
+    def turn(self, alike: Alike = _unlike) -> Turn[T] | None:
+        """What the requests that hold a slot are fed next; None where none does.
+
+        Args:
+            alike: whether the prompt in a slot, of which nothing was fed, had better wait until
+                that in another slot was fed: then less of it is to be computed.
+        """
         if not self._running:
             return None
-        tokens = self._tokens()
+        tokens = self._tokens(alike)
         stepping = {slot: self._running[slot].request for slot in tokens}
         return Turn(stepping, tokens)
 
@@ -162,15 +177,20 @@ class Scheduler(Generic[T]):
                 self._running[slot] = entry
                 return entry.request
 
-    def _tokens(self) -> dict[int, int]:
+    def _tokens(self, alike: Alike) -> dict[int, int]:
         """How many tokens which rows are fed, by slot."""
         tokens = {slot: each.asked for slot, each in self._running.items() if not each.unfed}
-        left = self._budget
         prompts = [slot for slot, entry in self._running.items() if entry.unfed]
+        left = budget = self._rush if len(tokens) <= len(prompts) else self._budget
+        under_way: list[int] = []
         for slot in sorted(prompts, key=lambda slot: self._running[slot].place):
             piece = min(self._piece, self._running[slot].unfed)
-            if piece > left and left < self._budget:
+            if piece > left and left < budget:
                 break
+            begun = self._running[slot].begun
+            if not begun and any(alike(slot, other) for other in under_way):
+                continue
+            under_way.append(slot)
             tokens[slot] = piece
             left -= piece
             self._running[slot].unfed -= piece

@@ -114,6 +114,10 @@ class Batch:
         held.entries = held.begin + count
         return count
 
+    def alike(self, slot: int, other: int) -> bool:
+        """Whether a row had better wait for the end of another's prompt: see `Rows.alike`."""
+        return self._rows.alike(slot, other)
+
     @property
     def shared(self) -> Shared | None:
         """What rows have shared; None where the engine shares nothing. Any thread may ask."""

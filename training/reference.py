@@ -109,6 +109,10 @@ class TorchEngine:
         """See `Rows.share`: nothing."""
         return 0
 
+    def alike(self, slot: int, other: int) -> bool:
+        """See `Rows.alike`: they share nothing."""
+        return False
+
     def step(self, feeds: Sequence[_Feed]) -> list[tuple[NDArray[np.float32], int | None]]:
         """One step, row by row; see `Rows.step`."""
         return [(self._fed(feed), None) for feed in feeds]

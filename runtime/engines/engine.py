@@ -143,6 +143,14 @@ class Rows(Protocol):
             entries are those that the row would compute.
         """
 
+    def alike(self, slot: int, other: int) -> bool:
+        """Whether a prompt had better wait for the end of another: it could share most of it then.
+
+        Args:
+            slot: of a row that `share` was called for, and that was fed nothing.
+            other: of another one that it was called for.
+        """
+
     def step(self, feeds: Sequence[Feed]) -> list[Fed]:
         """Computes tokens of some rows, one feed for each, in the order of `feeds`."""
 

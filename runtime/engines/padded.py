@@ -160,6 +160,10 @@ class PaddedRows:
         """See `Rows.share`: nothing."""
         return 0
 
+    def alike(self, slot: int, other: int) -> bool:
+        """See `Rows.alike`: they share nothing."""
+        return False
+
     def _take(self, slot: int) -> int:
         """The lowest place that is free, for a row."""
         assert slot not in self._places

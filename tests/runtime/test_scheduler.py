@@ -12,10 +12,18 @@ from pl_compile.runtime.scheduler import Scheduler, Turn
 class Requests(RuleBasedStateMachine):
     """Any order of arrivals, withdrawals and turns, beside a mirror that does what turns say."""
 
-    @initialize(slots=st.integers(1, 5), piece=st.integers(1, 4), more=st.integers(0, 6))
-    def begin(self, slots: int, piece: int, more: int) -> None:
+    @initialize(
+        slots=st.integers(1, 5),
+        piece=st.integers(1, 4),
+        more=st.integers(0, 6),
+        rush=st.integers(0, 20),
+    )
+    def begin(self, slots: int, piece: int, more: int, rush: int) -> None:
         self.slots, self.piece, self.budget = slots, piece, piece + more
-        self.scheduler: Scheduler[int] = Scheduler(slots, piece=piece, budget=self.budget)
+        self.rush = max(rush, self.budget)
+        self.scheduler: Scheduler[int] = Scheduler(
+            slots, piece=piece, budget=self.budget, rush=rush
+        )
         self.held: dict[int, int] = {}  # what the cache holds, by slot
         self.queue: list[tuple[int, int]] = []  # priority and number, in the order of admission
         self.prompt: dict[int, int] = {}  # tokens that are left, by request
@@ -49,7 +57,7 @@ class Requests(RuleBasedStateMachine):
     def turn(self) -> None:
         self._admit()
         self._shorten()
-        turn = self.scheduler.turn()
+        turn = self.scheduler.turn(self._alike)
         if not self.prompt:
             assert turn is None
             return
@@ -83,6 +91,12 @@ class Requests(RuleBasedStateMachine):
                 self.prompt[request] -= 1
                 self.scheduler.shorten(slot, self.prompt[request])
 
+    def _alike(self, slot: int, other: int) -> bool:
+        """Every fifth request begins like every other fifth one."""
+        assert slot != other
+        assert self.held[slot] not in self.begun
+        return self.held[slot] % 5 == self.held[other] % 5 == 0
+
     def _feed(self, turn: Turn[int]) -> None:
         prompts = {request for request in self.held.values() if self.prompt[request]}
         answers = set(self.held.values()) - prompts
@@ -90,10 +104,16 @@ class Requests(RuleBasedStateMachine):
         assert answers <= stepping  # an answer never waits
         fed = stepping & prompts
         assert bool(fed) == bool(prompts)
-        assert sum(turn.tokens.values()) - len(answers) <= self.budget
-        # Those before others in the queue are fed first.
+        most = self.rush if len(answers) <= len(prompts) else self.budget
+        assert sum(turn.tokens.values()) - len(answers) <= most
+        # Those before others in the queue are fed first, as many as there is room for. One that was
+        # not begun waits for one before it that begins alike.
         order = sorted(prompts, key=lambda request: self.order[request])
+        fives = [request for request in order if request % 5 == 0]
+        order = [each for each in order if each not in fives[1:] or each in self.begun]
         assert fed == set(order[: len(fed)])
+        sizes = [min(self.piece, self.prompt[request]) for request in order[: len(fed) + 1]]
+        assert len(fed) == len(order) or sum(sizes) > most
         self.begun |= stepping
         for slot, request in turn.stepping.items():
             if request in prompts:
@@ -180,6 +200,23 @@ def test_who_comes_in_is_fed_beside_those_that_answer() -> None:
         ({1: "d"}, {0: "a", 1: "d", 2: "c"}, {0: 1, 1: 2, 2: 1}),
         ({}, {0: "a", 1: "d", 2: "c"}, {0: 1, 1: 1, 2: 1}),
         ({}, {1: "d", 2: "c"}, {1: 1, 2: 1}),
+    ]
+
+
+def test_a_rush_of_prompts_is_fed_at_once_as_long_as_no_more_rows_write() -> None:
+    scheduler: Scheduler[int] = Scheduler(9, piece=8, budget=8, rush=24)
+    for request in range(9):
+        scheduler.submit(request, 6)
+    scheduler.admit()
+
+    turns = [scheduler.turn() for _ in range(4)]
+
+    # 4 prompts of 9, beside none that write; 4 of 5, beside 4; then one, beside 8.
+    assert [list(turn.tokens.values()) for turn in turns if turn] == [
+        [6] * 4,
+        [1] * 4 + [6] * 4,
+        [1] * 8 + [6],
+        [1] * 9,
     ]
 
 

@@ -313,6 +313,14 @@ class RaggedRows:
             self._caches.tokens += held - before
         return held
 
+    def alike(self, slot: int, other: int) -> bool:
+        """See `Rows.alike`: at least half of the blocks that both fill must be the same."""
+        row, before = self._rows[slot], self._rows[other]
+        half = max(len(row.keys), len(before.keys)) // 2
+        if not len(row.blocks) <= half < min(len(row.keys), len(before.keys)):
+            return False
+        return row.keys[half] == before.keys[half]
+
     def _write(self, row: _Row, prefix_kv: PrefixKv) -> None:
         """Copies a prefix into a row's own blocks, where no kernels are that could hold it."""
         length = prefix_kv.shape[3]
