@@ -480,7 +480,9 @@ def test_an_export_that_is_told_to_end_leaves_nothing(
 ) -> None:
     program = (
         "import os, signal, sys\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # tests may be run by nohup
+        # Tests may be run by nohup, or in the background of a script, which ignores SIGINT.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import pl_compile.driver.write_bundle as bundle\n"
         f"bundle.write_task = lambda *_: os.kill(os.getpid(), signal.{name})\n"
         "from pl_compile.cli.main import main\n"
