@@ -40,7 +40,7 @@ import numpy as np
 from pl_compile.config.read import build, node_from_plain, read_yaml
 from pl_compile.config.strict_json import parse_json, read_json_object
 from pl_compile.errors import ConfigError, DataError, PlcError, check_all, reason_of
-from pl_compile.runtime.continuous import RUSH
+from pl_compile.runtime.continuous import scheduler_of
 from pl_compile.runtime.engines.onnxruntime.ragged import PIECE_TOGETHER as PIECE
 from pl_compile.runtime.scheduler import Scheduler
 
@@ -261,8 +261,7 @@ def simulate(
         seed: of the router.
     """
     draw = random.Random(seed)
-    sizes = {"piece": PIECE, "budget": PIECE, "rush": RUSH * PIECE}
-    pool = [_Replica(Scheduler(slots, **sizes)) for _ in range(replicas)]
+    pool = [_Replica(scheduler_of(slots, PIECE, together=True)) for _ in range(replicas)]
     requests = [_Request(each, each.computed, each.answer) for each in arrivals]
     ends: list[tuple[float, int]] = []  # of the turns that run
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pl_compile.runtime.engines.engine import Engine, Shared
 from pl_compile.runtime.requests import Event
@@ -11,8 +12,23 @@ from pl_compile.runtime.scheduler import Scheduler, Turn
 from pl_compile.runtime.step_costs import StepCosts
 from pl_compile.runtime.stepping import Batch, Output
 
-# Most pieces of prompts in a step where no more rows write than prompts are under way.
-RUSH = 8
+# Most pieces of prompts in a step where fewer rows write than prompts are under way.
+_RUSH = 8
+
+
+def scheduler_of(slots: int, piece: int, *, together: bool) -> Scheduler[Any]:
+    """The scheduler of a session.
+
+    Args:
+        slots: of its engine.
+        piece: of a prompt, by the engine.
+        together: whether no number of a token depends on those that come with it. Then a prompt may
+            be cut anywhere, and tokens of several prompts cost less each in one step. Else every
+            prompt is cut as the engine says, whatever else runs.
+    """
+    if together:
+        return Scheduler(slots, piece=None, budget=piece, rush=_RUSH * piece)
+    return Scheduler(slots, piece=piece, budget=piece)
 
 
 @dataclass(frozen=True)
@@ -59,11 +75,8 @@ class Continuous:
         self._clock = clock
         self._costs = costs
         self._deadlines: dict[Row, float] = {}  # of rows under way with a timeout
-        # With pieces of the engine's own size, a prompt is cut where the engine would cut it.
-        # Where tokens of several prompts are computed in one run, many of them cost less each.
-        rush = RUSH if engine.branches else 1
-        self._scheduler: Scheduler[Row] = Scheduler(
-            engine.max_batch, piece=engine.piece, budget=engine.piece, rush=rush * engine.piece
+        self._scheduler: Scheduler[Row] = scheduler_of(
+            engine.max_batch, engine.piece, together=engine.branches
         )
 
     @property

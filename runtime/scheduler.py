@@ -62,18 +62,18 @@ class Scheduler(Generic[T]):
     The next request takes a free slot at once: of a higher priority first, then as they came. Its
     prompt is fed in pieces. Each turn, rows whose prompt was fed get what they ask for, and prompts
     share what else a turn may hold, in the order of the queue: so neither keeps the other waiting
-    for long. Where no more rows write than prompts are under way, a turn holds more of these: more
+    for long. Where fewer rows write than prompts are under way, a turn may hold more of these: more
     rows gain by that than lose.
 
     Args:
         slots: how many there are.
         piece: most tokens of a prompt that are fed at once. Each piece of a prompt but the last has
-            this many, whatever else runs.
+            this many, whatever else runs. None: a prompt may be cut anywhere.
         budget: most tokens of prompts in a turn; one piece at least.
-        rush: the same where no more rows write than prompts are under way, if it is more.
+        rush: the same where fewer rows write than prompts are under way, if it is more.
     """
 
-    def __init__(self, slots: int, *, piece: int, budget: int, rush: int = 0) -> None:
+    def __init__(self, slots: int, *, piece: int | None, budget: int, rush: int = 0) -> None:
         self._slots, self._piece, self._budget = slots, piece, budget
         self._rush = max(budget, rush)
         self._entries: dict[T, _Entry[T]] = {}
@@ -181,18 +181,18 @@ class Scheduler(Generic[T]):
         """How many tokens which rows are fed, by slot."""
         tokens = {slot: each.asked for slot, each in self._running.items() if not each.unfed}
         prompts = [slot for slot, entry in self._running.items() if entry.unfed]
-        left = budget = self._rush if len(tokens) <= len(prompts) else self._budget
+        left = self._rush if len(tokens) < len(prompts) else self._budget
         under_way: list[int] = []
         for slot in sorted(prompts, key=lambda slot: self._running[slot].place):
-            piece = min(self._piece, self._running[slot].unfed)
-            if piece > left and left < budget:
+            entry = self._running[slot]
+            piece = min(self._piece or left, entry.unfed)
+            if not 0 < piece <= left:
                 break
-            begun = self._running[slot].begun
-            if not begun and any(alike(slot, other) for other in under_way):
+            if not entry.begun and any(alike(slot, other) for other in under_way):
                 continue
             under_way.append(slot)
             tokens[slot] = piece
             left -= piece
-            self._running[slot].unfed -= piece
-            self._running[slot].begun = True
+            entry.unfed -= piece
+            entry.begun = True
         return dict(sorted(tokens.items()))

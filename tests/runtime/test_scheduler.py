@@ -17,12 +17,14 @@ class Requests(RuleBasedStateMachine):
         piece=st.integers(1, 4),
         more=st.integers(0, 6),
         rush=st.integers(0, 20),
+        anywhere=st.booleans(),
     )
-    def begin(self, slots: int, piece: int, more: int, rush: int) -> None:
-        self.slots, self.piece, self.budget = slots, piece, piece + more
+    def begin(self, slots: int, piece: int, more: int, rush: int, anywhere: bool) -> None:
+        self.slots, self.budget = slots, piece + more
+        self.piece = None if anywhere else piece
         self.rush = max(rush, self.budget)
         self.scheduler: Scheduler[int] = Scheduler(
-            slots, piece=piece, budget=self.budget, rush=rush
+            slots, piece=self.piece, budget=self.budget, rush=rush
         )
         self.held: dict[int, int] = {}  # what the cache holds, by slot
         self.queue: list[tuple[int, int]] = []  # priority and number, in the order of admission
@@ -104,20 +106,23 @@ class Requests(RuleBasedStateMachine):
         assert answers <= stepping  # an answer never waits
         fed = stepping & prompts
         assert bool(fed) == bool(prompts)
-        most = self.rush if len(answers) <= len(prompts) else self.budget
-        assert sum(turn.tokens.values()) - len(answers) <= most
+        most = self.rush if len(answers) < len(prompts) else self.budget
+        given = sum(turn.tokens.values()) - len(answers)
+        assert given <= most
         # Those before others in the queue are fed first, as many as there is room for. One that was
         # not begun waits for one before it that begins alike.
         order = sorted(prompts, key=lambda request: self.order[request])
         fives = [request for request in order if request % 5 == 0]
         order = [each for each in order if each not in fives[1:] or each in self.begun]
         assert fed == set(order[: len(fed)])
-        sizes = [min(self.piece, self.prompt[request]) for request in order[: len(fed) + 1]]
-        assert len(fed) == len(order) or sum(sizes) > most
+        if len(fed) < len(order):
+            next_one = min(self.piece or 1, self.prompt[order[len(fed)]])
+            assert given + next_one > most
         self.begun |= stepping
         for slot, request in turn.stepping.items():
             if request in prompts:
-                assert turn.tokens[slot] == min(self.piece, self.prompt[request])
+                is_cut = self.piece is None and given == most
+                assert is_cut or turn.tokens[slot] == min(self.piece or most, self.prompt[request])
                 self.prompt[request] -= turn.tokens[slot]
             else:
                 assert turn.tokens[slot] == 1
@@ -217,6 +222,21 @@ def test_a_rush_of_prompts_is_fed_at_once_as_long_as_no_more_rows_write() -> Non
         [1] * 4 + [6] * 4,
         [1] * 8 + [6],
         [1] * 9,
+    ]
+
+
+def test_prompts_that_may_be_cut_anywhere_come_one_after_the_other() -> None:
+    scheduler: Scheduler[str] = Scheduler(3, piece=None, budget=8, rush=20)
+    for request, tokens in {"long": 30, "short": 7, "third": 7}.items():
+        scheduler.submit(request, tokens)
+    scheduler.admit()
+
+    turns = [scheduler.turn() for _ in range(3)]
+
+    assert [turn.tokens for turn in turns if turn] == [
+        {0: 20},
+        {0: 10, 1: 7, 2: 3},
+        {0: 1, 1: 1, 2: 4},
     ]
 
 
