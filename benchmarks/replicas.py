@@ -311,6 +311,16 @@ def _outcome(requests: Sequence[_Request], pool: Sequence[_Replica]) -> Outcome:
     )
 
 
+def alone(arrivals: Sequence[Arrival], costs: Costs) -> tuple[float, float]:
+    """The least 95th percentiles that there can be: of first token and answer, without a queue."""
+    step = costs.of([1])
+    first = [costs.of([max(2, each.computed)]) for each in arrivals]
+    whole = [
+        before + step * (each.answer - 1) for before, each in zip(first, arrivals, strict=True)
+    ]
+    return float(np.quantile(first, 0.95)), float(np.quantile(whole, 0.95))
+
+
 def replicas_for(
     arrivals: Sequence[Arrival],
     costs: Costs,
@@ -396,7 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traffic = build(Traffic, read_yaml(given.traffic), doing=f"reading {given.traffic}")
             arrivals = list(traffic.arrivals(given.requests, given.seed))
     except (PlcError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        print(f"error: {file}{error}", file=sys.stderr)
         return 1
 
     def is_enough(outcome: Outcome) -> bool:
@@ -406,6 +417,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             and outcome.request_p95 <= given.request
         )
 
+    first, whole = alone(arrivals, costs)
+    if first > given.first_token or whole > given.request:
+        print(
+            "error: simulating replicas: where no request waits, 95 % of the first tokens take "
+            f"{first:.3g} s and 95 % of the answers {whole:.3g} s; expected {given.first_token:g} "
+            f"and {given.request:g} s. No number of replicas is enough.",
+            file=sys.stderr,
+        )
+        return 1
     outcomes = replicas_for(
         arrivals,
         costs,

@@ -16,6 +16,9 @@ from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request, R
 from pl_compile.runtime.rows import Row
 from pl_compile.runtime.session import Brought, Session, closed_session
 
+# How often it is looked whether the thread has ended.
+_LOOKS_SECONDS = 0.01
+
 
 @dataclass(eq=False)
 class _Answer:
@@ -123,7 +126,9 @@ class AsyncSession:
         with self._wake:
             self._is_closed = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        # No other thread waits for this one: where memory has run out, none can be started.
+        while self._thread.is_alive():
+            await asyncio.sleep(_LOOKS_SECONDS)
 
     async def __aenter__(self) -> Self:
         """The session itself."""

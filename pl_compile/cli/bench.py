@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pl_compile.cli.finite import FiniteRange
 from pl_compile.cli.options import Command
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import TerminalProgress, json_option, print_json, print_table
@@ -42,7 +43,10 @@ def _counts_option(name: str, most: int, about: str) -> Callable[[Command], Comm
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--server", metavar="URL", help="Measure a server instead, at http://HOST:PORT.")
 @click.option(
-    "--task", "tasks", multiple=True, help="Only this one; may be repeated. [default: the first 4]"
+    "--task",
+    "tasks",
+    multiple=True,
+    help="Only this one; may be repeated. [default: the first 4; all of a server]",
 )
 @_counts_option(
     "--input-tokens",
@@ -76,7 +80,7 @@ def _counts_option(name: str, most: int, about: str) -> Callable[[Command], Comm
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0.001),
     help="Ask a server so often a second, whatever comes back, instead of with --clients.",
 )
 @click.option(
@@ -92,7 +96,7 @@ def _counts_option(name: str, most: int, about: str) -> Callable[[Command], Comm
 @click.option("--api-key", envvar="PLC_API_KEY", default="", help="Of a server. [PLC_API_KEY]")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds that a server may be silent.",

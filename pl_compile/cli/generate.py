@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pl_compile.cli.finite import FiniteRange
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import (
     InputPath,
@@ -81,7 +82,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Seconds after which an answer ends as it is, waiting included.",
 )
 @click.option(

@@ -1,14 +1,16 @@
 """`plc serve`."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 
+from pl_compile.cli.finite import FiniteRange
 from pl_compile.cli.provider import chosen_provider, provider_options
 from pl_compile.cli.terminal import json_option, need_extra, print_json
 from pl_compile.config.sizes import MOST
 
-_seconds = click.FloatRange(min=0, min_open=True)
+_seconds = FiniteRange(min=0, min_open=True)
 
 
 @click.command("serve", epilog="Example: plc serve bundle --port 8000")
@@ -124,12 +126,13 @@ def command(
 ) -> None:
     """Answer requests over HTTP, by OpenAI's routes: a task is a model.
 
-    Several bundles must have the same base. Their tasks are served together.
+    Several bundles must have the same base. Their tasks are served together; one that is damaged
+    is logged, and the others serve.
     """
     need_extra("serve", "starlette", "uvicorn", "prometheus_client")
     from pl_compile.runtime import Session
     from pl_compile.runtime.server.limits import Limits
-    from pl_compile.runtime.server.run import Listening, Place, serve
+    from pl_compile.runtime.server.run import Listening, Place, open_intact, serve
     from pl_compile.runtime.server.service import Keys, read_key
 
     chosen = chosen_provider(provider, provider_pairs, provider_library)
@@ -147,13 +150,16 @@ def command(
     )
 
     def open_session() -> Session:
-        return Session.open(
-            *bundles,
-            max_batch=max_batch,
-            threads=threads,
-            provider=chosen,
-            context_mib=context_mib,
-            drafts=drafts,
+        return open_intact(
+            bundles,
+            partial(
+                Session.open,
+                max_batch=max_batch,
+                threads=threads,
+                provider=chosen,
+                context_mib=context_mib,
+                drafts=drafts,
+            ),
         )
 
     def announce(listening: Listening) -> None:

@@ -3,7 +3,7 @@
 A task is added from the bundles that the server was started with. Nothing is sent but its name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -43,8 +43,7 @@ def add_served(address: Address, tasks: Sequence[str]) -> None:
     Raises:
         RequestError: the server does not answer, or refuses a task. Those before it were added.
     """
-    for task in tasks:
-        address.text("POST", "/admin/tasks", {"task": task})
+    _each("added", tasks, lambda task: address.text("POST", "/admin/tasks", {"task": task}))
 
 
 def remove_served(address: Address, tasks: Sequence[str]) -> None:
@@ -57,5 +56,21 @@ def remove_served(address: Address, tasks: Sequence[str]) -> None:
     Raises:
         RequestError: the server does not answer, or has no such task. Those before it were removed.
     """
-    for task in tasks:
-        address.text("DELETE", f"/admin/tasks/{quote(task, safe='')}")
+    _each(
+        "removed",
+        tasks,
+        lambda task: address.text("DELETE", f"/admin/tasks/{quote(task, safe='')}"),
+    )
+
+
+def _each(done: str, tasks: Sequence[str], ask: Callable[[str], object]) -> None:
+    """Asks for each task; an error says what was done before, and what may be the reason."""
+    for number, task in enumerate(tasks):
+        try:
+            ask(task)
+        except RequestError as error:
+            fix = error.fix
+            if "There is no such route" in error.found:
+                fix = "Start plc serve with --admin-key-file or PLC_ADMIN_KEY: without, it is off."
+            before = f" ({done} before: {', '.join(tasks[:number])})" if number else ""
+            raise RequestError(error.doing, found=f"{error.found}{before}", fix=fix) from error

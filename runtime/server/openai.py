@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pl_compile.config.sampling import SAMPLING_NUMBERS, Sampling
 from pl_compile.config.sizes import MOST
-from pl_compile.runtime.requests import LabelScore, Request, Result, TokenLogProbs
+from pl_compile.runtime.requests import BestLabel, LabelScore, Request, Result, TokenLogProbs
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.server.faults import HttpError
 from pl_compile.runtime.server.limits import Limits
@@ -146,7 +146,8 @@ def body_schema(kind: Kind, limits: Limits) -> Schema:
     """What the body of a route may hold."""
     prompt = or_null(text("The value of the task's only input field."))
     if kind == "classify":
-        keys = {**_asked_of_the_task(), "prompt": prompt}
+        best = flag("Only the likeliest label, which takes fewer steps where there are many.")
+        keys = {**_asked_of_the_task(), "prompt": prompt, "best": or_null(best)}
         return object_of(keys, required=("model",))
     keys = _generation_keys(limits)
     if kind == "completion":
@@ -177,12 +178,14 @@ class Asked:
         stream: whether the answer is sent in pieces.
         include_usage: whether another piece says how many tokens there were.
         timeout: the client's, in seconds.
+        best: whether only the likeliest label is asked for.
     """
 
     request: Request
     stream: bool
     include_usage: bool
     timeout: float | None
+    best: bool = False
 
 
 def check_body(body: Any, schema: Schema) -> None:
@@ -201,7 +204,7 @@ def check_body(body: Any, schema: Schema) -> None:
     raise HttpError("invalid_request", f"reading the body: {listed}.", param=found[0][0] or None)
 
 
-def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask) -> Asked:
+def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask, limits: Limits) -> Asked:
     """The request of a body that was checked.
 
     Raises:
@@ -218,9 +221,7 @@ def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask) -> Asked:
         )
     plain = ("min_tokens", "constrain", "use_prompt", "priority", "bad_words")
     options: dict[str, Any] = {key: given[key] for key in plain if key in given}
-    tokens = _tokens(given)
-    if tokens is not None:
-        options["max_tokens"] = tokens
+    options["max_tokens"] = _tokens(given) or min(Request.max_tokens, limits.max_tokens)
     if "stop" in given:
         stop = given["stop"]
         options["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -238,7 +239,8 @@ def asked_of(kind: Kind, body: Mapping[str, Any], task: ServedTask) -> Asked:
     fields = _fields(kind, given, task)
     request = Request(given["model"], fields, sampling=sampling, **options)
     usage = bool(given.get("stream_options", {}).get("include_usage", False))
-    return Asked(request, streaming, usage, given.get("timeout"))
+    best = bool(given.get("best", False))
+    return Asked(request, streaming, usage, given.get("timeout"), best)
 
 
 def _log_probs(kind: Kind, given: Mapping[str, Any]) -> int | None:
@@ -405,6 +407,11 @@ def labels_of(task: str, scores: tuple[LabelScore, ...]) -> dict[str, Any]:
     best = max(scores, key=lambda score: score.probability)
     labels = [vars(score) for score in scores]
     return {"object": "classification", "model": task, "label": best.label, "labels": labels}
+
+
+def likeliest_of(task: str, best: BestLabel) -> dict[str, Any]:
+    """The answer of `/v1/classify` where only the likeliest label was asked for."""
+    return {"object": "classification", "model": task, **vars(best)}
 
 
 def model_of(name: str, task: ServedTask, created: int) -> dict[str, Any]:

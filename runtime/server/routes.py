@@ -28,6 +28,7 @@ from pl_compile.runtime.server.openai import (
     body_schema,
     check_body,
     labels_of,
+    likeliest_of,
     model_of,
 )
 from pl_compile.runtime.server.schema import object_of, text
@@ -94,6 +95,9 @@ async def classify(call: Call) -> Response:
     """`POST /v1/classify`."""
     asked, clock = await _asked(call, "classify")
     with call.service.admitted():
+        if asked.best:
+            best = await unless_gone(call.http, call.service.likeliest(asked.request, clock))
+            return JSONResponse(likeliest_of(asked.request.task, best))
         scores = await unless_gone(call.http, call.service.scores(asked.request, clock))
     return JSONResponse(labels_of(asked.request.task, scores))
 
@@ -124,7 +128,7 @@ async def _asked(call: Call, kind: Kind) -> tuple[Asked, Clock]:
     check_body(body, body_schema(kind, service.limits))
     task = service.task(body["model"])
     call.noted.task = body["model"]
-    asked = asked_of(kind, body, task)
+    asked = asked_of(kind, body, task, service.limits)
     return asked, Clock(service.limits, asked.timeout, began)
 
 

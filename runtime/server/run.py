@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from pl_compile.errors import RequestError, reason_of
+from pl_compile.errors import ArtifactError, FingerprintError, RequestError, reason_of
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.server.app import make_app
@@ -111,6 +111,36 @@ def serve(
         return asyncio.run(_Run(open_session, service, listener, announce, playground).run())
 
 
+def open_intact(bundles: Sequence[Path], open_one: Callable[[Path], Session]) -> Session:
+    """A session on those of several bundles that are intact; what the others have is logged.
+
+    Args:
+        bundles: at least one.
+        open_one: opens a session on the first that is intact.
+
+    Raises:
+        ArtifactError: none is intact; then what is wrong with the first one.
+        PlcError: bundles that do not go together.
+    """
+    session: Session | None = None
+    damaged: list[ArtifactError] = []
+    for bundle in bundles:
+        try:
+            if session is None:
+                session = open_one(bundle)
+            else:
+                session.add_tasks(bundle)
+        except FingerprintError:  # no damage: the bundle is of another base
+            raise
+        except ArtifactError as error:
+            damaged.append(error)
+    if session is None:
+        raise damaged[0]
+    for each in damaged:
+        log.error("a bundle is not served: %s", each)
+    return session
+
+
 def warm(session: Session) -> None:
     """Runs a request, so that the first client does not wait for what is made at first use."""
     name, task = next(iter(session.tasks.items()))
@@ -189,4 +219,5 @@ class _Run:
         self.cut = await self.service.gate.until_idle(self.service.limits.drain_seconds)
         if self.cut:
             log.warning("%d requests are cut short", self.cut)
+            await self.service.cut_short()
         self.server.should_exit = True

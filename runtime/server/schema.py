@@ -102,8 +102,15 @@ def problems_of(value: Any, schema: Schema, name: str = "") -> Iterator[tuple[st
     """
     if "anyOf" in schema:
         tried = [list(problems_of(value, each, name)) for each in schema["anyOf"]]
-        if all(tried):
-            yield name, _found(name, value, expected(schema))
+        if not all(tried):
+            return
+        # What is wrong within a value says more than that it fits none.
+        meant = [
+            found
+            for each, found in zip(schema["anyOf"], tried, strict=True)
+            if any(_is(value, kind) for kind in _kinds_of(each))
+        ]
+        yield from meant[0] if meant else [(name, _found(name, value, expected(schema)))]
         return
     if "enum" in schema:
         if not any(type(value) is type(each) and value == each for each in schema["enum"]):

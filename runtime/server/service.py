@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pl_compile.errors import ConfigError, RankError, RequestError, reason_of
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.engines.engine import Shared, prefix_length
-from pl_compile.runtime.requests import Event, LabelScore, Request
+from pl_compile.runtime.requests import BestLabel, Event, LabelScore, Request
 from pl_compile.runtime.served_task import ServedTask
 from pl_compile.runtime.server.faults import HttpError, unknown_task
 from pl_compile.runtime.server.limits import Gate, Limits
@@ -24,6 +24,9 @@ from pl_compile.runtime.server.metrics import Metrics
 T = TypeVar("T")
 
 log = logging.getLogger("plc.server")
+
+# Seconds that clients have to take the error that ends a request when the server ends.
+_TO_TAKE_ERRORS = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Service:
         self.gate = Gate(0)
         self.started = int(time.time())
         self.draining = False
+        self.cut = False  # the time to drain is over
+        self._waiting: set[asyncio.Task[Any]] = set()  # for a session's answers
         self.broken = False  # a rank has ended: no request can be answered any more
         self._session: AsyncSession | None = None
 
@@ -108,6 +113,16 @@ class Service:
         """Begins to answer, with a session that was warmed."""
         self.gate = Gate(session.session.engine.max_batch + self.limits.queue)
         self._session = session
+
+    async def cut_short(self) -> None:
+        """Ends all requests with an error, and waits until their clients had time to take it.
+
+        It waits for no step: the one that runs may take long.
+        """
+        self.cut = True
+        for task in self._waiting:
+            task.cancel()
+        await self.gate.until_idle(_TO_TAKE_ERRORS)
 
     async def close(self) -> None:
         """Closes the session, if there is one."""
@@ -207,25 +222,51 @@ class Service:
             await events.aclose()
 
     async def scores(self, request: Request, clock: Clock) -> tuple[LabelScore, ...]:
-        """The probability of every label, in time: there is no part of them to wait for.
+        """The probability of every label, in time and counted: no part of them comes earlier.
 
         Raises:
             HttpError: it took too long.
             Exception: as for `AsyncSession.score`.
         """
+        return await self._labels(request, self.session.score(request), clock)
+
+    async def likeliest(self, request: Request, clock: Clock) -> BestLabel:
+        """The likeliest label, as `scores`.
+
+        Raises:
+            Exception: as for `scores`.
+        """
+        return await self._labels(request, self.session.classify(request), clock)
+
+    async def _labels(self, request: Request, work: Awaitable[T], clock: Clock) -> T:
         clock = replace(clock, limits=replace(clock.limits, late_seconds=0))
-        return await self._in_time(request, self.session.score(request), clock)
+        found = await self._in_time(request, work, clock)
+        task, seconds = self.metrics.label(request.task), time.monotonic() - clock.began
+        self.metrics.request.labels(task).observe(seconds)
+        self.metrics.finished.labels(task, "labels").inc()
+        self.gate.note(seconds)
+        return found
 
     async def _in_time(self, request: Request, work: Awaitable[T], clock: Clock) -> T:
         """What `work` for a request gives; notes what its errors say about the server."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
         try:
             return await in_time(work, clock)
+        except asyncio.CancelledError:
+            if not self.cut:
+                raise
+            task.uncancel()
+            raise HttpError("draining", "The server shut down before the end.") from None
         except RankError:
             self.broken = True
             raise
         except RequestError:
             self.task(request.task)  # it may have been removed since it was looked for
             raise
+        finally:
+            self._waiting.discard(task)
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
         if self._session is None:

@@ -824,6 +824,9 @@ def test_an_answer_that_is_not_finished_is_told(plc: Any, work: Path) -> None:
     assert "the answer is not finished: 1e-09 s were over" in err
     assert json.loads(plc(*request, "--timeout", "1e-9", "--json")[1])["finish_reason"] == "timeout"
     assert plc(*request, "--timeout", "0")[0] == 2
+    for number in ("inf", "nan"):
+        code, _, err = plc(*request, "--timeout", number)
+        assert (code, f"{number} is not a finite number" in err) == (2, True)
 
 
 def test_bad_words_of_the_command_line_are_kept_out(plc: Any, work: Path) -> None:

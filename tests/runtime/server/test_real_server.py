@@ -1,7 +1,9 @@
 """`plc serve` as a process: the official client, leaving clients, signals, hostile bodies."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -275,7 +277,44 @@ def test_draining_has_an_end(busy: Callable[..., Busy]) -> None:
     assert process.ended() == 1
     assert "1 requests are cut short" in "".join(process.lines)
     (answer,) = under_way.results
-    assert isinstance(answer, httpx.HTTPError) or answer.status_code >= 500
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+
+
+def test_a_stream_that_is_cut_short_says_so(
+    start: Callable[..., Process], bundle: Path, tmp_path: Path
+) -> None:
+    hold = tmp_path / "hold"
+    process = start(bundle, "--drain-timeout", "0.1", hold=hold)
+    hold.write_text("3")
+    with httpx.stream(
+        "POST", f"{process.url}/v1/completions", json={**BODY, "stream": True}, timeout=60
+    ) as stream:
+        lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line)
+        assert "choices" in json.loads(next(lines))
+        process.signalled(signal.SIGTERM)
+        *_, last = lines
+    hold.unlink()
+
+    assert json.loads(last)["error"]["code"] == "draining"
+    assert process.ended() == 1
+    assert "Traceback" not in "".join(process.lines)
+
+
+def test_a_bundle_that_is_damaged_leaves_the_others_served(
+    start: Callable[..., Process], bundle: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundle, damaged)
+    model = damaged / "base" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1])
+
+    process = start(damaged, bundle)
+    answer = httpx.post(f"{process.url}/v1/completions", json=BODY)
+    process.signalled(signal.SIGTERM)
+
+    assert answer.status_code == 200
+    assert process.ended() == 0
+    assert f"a bundle is not served: opening the bundle {damaged}" in "".join(process.lines)
 
 
 def test_a_second_signal_ends_at_once(busy: Callable[..., Busy]) -> None:

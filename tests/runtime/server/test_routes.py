@@ -364,8 +364,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str | None, str]] = [
         "chat/completions",
         {"model": "tone", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "invalid_request",
-        "messages[0].content",
-        "expected a text or a list",
+        "messages[0].content[0].text",
+        "key 'messages[0].content[0].text' is missing; key 'messages[0].content[0].type' is",
     ),
     (
         "chat/completions",
@@ -735,6 +735,53 @@ def test_what_was_answered_and_refused_is_counted(serve: Callable[..., Any]) -> 
     assert (seen["plc_tasks"], seen["plc_prefixes_resident"]) == (2, 2)
     prefixes = [task.prefix_kv.nbytes for task in served.session.tasks.values()]
     assert seen["plc_prefix_bytes"] == sum(prefixes)
+
+
+def test_labels_are_counted_as_answers(serve: Callable[..., Any]) -> None:
+    served = serve()
+    served.post("/v1/classify", **TONE)
+    served.post("/v1/classify", **TONE, best=True)
+
+    seen = values_of(served)
+
+    assert seen["plc_requests_total labels tone"] == 2
+    assert seen["plc_request_latency_seconds_count tone"] == 2
+
+
+def test_the_likeliest_label_alone_is_that_of_all(shared: Any) -> None:
+    every = shared.post("/v1/classify", **TONE).json()
+    best = shared.post("/v1/classify", **TONE, best=True).json()
+
+    likeliest = max(every["labels"], key=lambda label: label["log_probability"])
+    assert best == {
+        "object": "classification",
+        "model": "tone",
+        "label": likeliest["label"],
+        "log_probability": pytest.approx(likeliest["log_probability"], abs=1e-6),
+    }
+
+
+def test_the_limit_of_tokens_holds_where_none_are_asked_for(serve: Callable[..., Any]) -> None:
+    served = serve(limits=Limits(max_tokens=3))
+
+    answer = served.post("/v1/completions", model="ask", fields=ASK).json()
+
+    assert answer["usage"]["completion_tokens"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stop": ["x"] * 17}, "key 'stop' is 17 items, expected a list of at most 16 items"),
+        ({"stop": ["x", 1]}, "key 'stop[1]' is 1, expected a text"),
+    ],
+)
+def test_what_is_wrong_within_one_of_several_forms_is_named(
+    shared: Any, given: dict[str, Any], said: str
+) -> None:
+    error = error_of(shared.post("/v1/completions", model="ask", fields=ASK, **given))
+
+    assert said in error["message"]
 
 
 def test_what_prompts_share_is_told_and_counted(serve: Callable[..., Any], tmp_path: Path) -> None:

@@ -49,6 +49,23 @@ def test_what_a_server_refuses_is_said(plc: Any, url: str, monkeypatch: pytest.M
     assert closed[2].endswith("send 'Authorization: Bearer KEY'. Give --admin-key.\n")
 
 
+def test_what_was_done_before_an_error_is_said(plc: Any, url: str) -> None:
+    code, _, err = plc("tasks", "rm", "ask", "tone", "tune", "--server", url)
+
+    assert code == 1
+    assert "task 'tune' does not exist" in err
+    assert "(removed before: ask, tone)" in err
+
+
+def test_a_server_without_the_routes_for_tasks_says_how_to_get_them(
+    plc: Any, start: Callable[..., Process], bundle: Path
+) -> None:
+    code, _, err = plc("tasks", "rm", "tone", "--server", start(bundle).url)
+
+    assert code == 1
+    assert "Start plc serve with --admin-key-file or PLC_ADMIN_KEY" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
