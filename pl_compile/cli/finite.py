@@ -1,5 +1,6 @@
 """Numbers of the command line that must be finite."""
 
+import math
 from typing import Any
 
 import click
@@ -17,6 +18,6 @@ class FiniteRange(click.FloatRange):
             click.BadParameter: it is none, beyond the range, or not finite.
         """
         number = float(super().convert(value, param, ctx))
-        if number - number != 0:  # NaN, where the number is infinite or NaN
+        if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
