@@ -32,7 +32,7 @@ class CodePoints:
     @classmethod
     def between(cls, first: int, last: int) -> "CodePoints":
         """All from `first` to `last`, both included."""
-        return cls((first, last + 1))
+        return cls((first, last + 1) if last + 1 < END else (first,))
 
     @classmethod
     def of(cls, character: str) -> "CodePoints":

@@ -167,11 +167,9 @@ def _normal_forms(forms: NormalForms) -> bytes:
         pool += parts
     marks = sorted((ord(mark), number) for mark, number in forms.marks.items())
     pairs = sorted((*map(ord, pair), ord(whole)) for pair, whole in forms.compositions.items())
-    counts = _numbers([len(rows), len(pool), len(marks), len(pairs)])
-    return b"".join(
-        [counts, _numbers(chain(*rows)), pool.encode("utf-32-le")]
-        + [_numbers(chain(*marks)), _numbers(chain(*pairs))]
-    )
+    counts = [len(rows), len(pool), len(marks), len(pairs)]
+    lists = (counts, chain(*rows), map(ord, pool), chain(*marks), chain(*pairs))
+    return b"".join(map(_numbers, lists))
 
 
 def _numbers(numbers: Iterable[int]) -> bytes:

@@ -3,6 +3,7 @@
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 NONE = 0xFFFFFFFF
@@ -51,7 +52,7 @@ class Reader:
         self.meta = dict(zip(META, struct.unpack("<8I", self.sections["META"]), strict=True))
         offsets = numbers("I", self.sections["VOFF"])
         blob = self.sections["VBLB"]
-        self.bytes = [blob[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+        self.bytes = [blob[a:b] for a, b in pairwise(offsets)]
         self.kinds = self.sections["VTYP"]
         self.byte_ids = numbers("i", self.sections["BYTE"])
         self.blocks = numbers("H", self.sections["CLS1"])
@@ -115,7 +116,7 @@ class Reader:
 
     def class_of(self, character: str) -> int:
         block = self.blocks[ord(character) >> 7]
-        return self.sections["CLS2"][block * 128 + ord(character) % 128]
+        return int(self.sections["CLS2"][block * 128 + ord(character) % 128])
 
     def _added_at(self, text: str) -> tuple[int, int, str] | None:
         return next((token for token in self.added if text.startswith(token[2])), None)
@@ -162,7 +163,7 @@ class Reader:
             return self._merged(
                 [self.byte_ids[byte] for byte in content if self.byte_ids[byte] >= 0]
             )
-        ids = []
+        ids: list[int] = []
         for character in piece:
             key = self._whole(character.encode())
             fallback = [self.byte_ids[byte] for byte in character.encode()]
@@ -171,7 +172,7 @@ class Reader:
 
     def _merged(self, ids: list[int]) -> list[int]:
         while True:
-            found = [self._merge(*pair) for pair in zip(ids, ids[1:], strict=False)]
+            found = [self._merge(*pair) for pair in pairwise(ids)]
             ranked = [(rank, place, key) for place, (rank, key) in enumerate(found) if key != NONE]
             if not ranked:
                 return ids
