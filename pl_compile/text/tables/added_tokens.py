@@ -58,6 +58,8 @@ def _check_overlaps(some: Collection[str], others: Collection[str]) -> None:
 
 def _overlaps(some: Collection[str], others: Collection[str]) -> Iterator[tuple[str, str]]:
     """Pairs of texts, one of each kind, that can stand in a text so that they share characters."""
+    if not some or not others:
+        return
     for mine, theirs in ((some, others), (others, some)):
         starts = {text[:end]: text for text in theirs for end in range(1, len(text) + 1)}
         for text in mine:

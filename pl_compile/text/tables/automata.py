@@ -17,8 +17,8 @@ from pl_compile.text.tables.patterns import Either, InOrder, Node, NotAhead, One
 MATCHED = 0x8000  # of an entry: what was read before this code point is a match
 DEAD, START = 0, 1
 
-# Several times what any known tokenizer needs: most have below 50 states.
-_MOST_STEPS = 20_000
+# Many times what known tokenizers need: none has 200 steps or 100 states.
+_MOST_STEPS = 5_000
 _MOST_STATES = 4_000
 
 Table = tuple[tuple[int, ...], ...]

@@ -4,7 +4,7 @@ The library reads it first: it knows the defaults of all settings and refuses wh
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def read_tokenizer(tokenizer_json: str) -> TokenizerParts:
     check_byte_tokens(vocabulary, added, byte_level=made.byte_level)
     return TokenizerParts(
         vocabulary=vocabulary,
-        merges=[_pair(merge) for merge in spec["merges"]],
+        merges=list(_merges(spec["merges"])),
         added=added,
         steps=tuple(made.steps),
         splits=tuple(made.splits),
@@ -141,9 +141,12 @@ def _check_ids(vocabulary: Mapping[str, int], added: Sequence[AddedToken]) -> No
         raise TablesError("a vocabulary without tokens")
 
 
-def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return first, second
+def _merges(merges: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, str]]:
+    for merge in merges:
+        if isinstance(merge, str) and merge.startswith("#version"):
+            continue  # a line of the older form of the file, which the library leaves out
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        yield first, second
 
 
 def _unknown(model: Any, vocabulary: Mapping[str, int], *, byte_level: bool) -> int | None:

@@ -104,6 +104,15 @@ def test_of_a_merge_that_is_listed_twice_the_last_rank_counts() -> None:
     assert reader.meta["merges"] == 2
 
 
+def test_merges_in_the_older_form_are_read_as_the_library_reads_them() -> None:
+    text = byte_level_tokenizer("GPT-2")
+    merges = ["#version: 0.2", *map(" ".join, json.loads(text)["model"]["merges"])]
+    older = with_parts(text, model={"merges": merges})
+
+    check_ids(older, hard_texts(seed=2, count=20))
+    assert tables_of(older) == tables_of(text)
+
+
 def _without_byte(text: str, character: str, unknown: str | None) -> str:
     spec = json.loads(text)["model"]
     kept = {token: key for token, key in spec["vocab"].items() if character not in token}
