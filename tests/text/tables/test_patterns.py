@@ -172,6 +172,43 @@ def test_a_range_of_classes_is_refused_before_the_library_is_asked(source: str) 
         parse(source)
 
 
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("a)", "a '\\)' that closes nothing"),
+        ("(a", "a group without its '\\)'"),
+        ("(?i:a", "without its '\\)'"),
+        ("[a", "or without its '\\]'"),
+        ("[a-", "or without its '\\]'"),
+        ("[]a]", "a set without characters"),
+        ("[b-a]", "the range 'b-a'"),
+        ("a{1", "without its '}'"),
+        ("a{2,1}", r"the quantifier \{2,1\}"),
+        ("\\p{L", "without its '}'"),
+        ("\\u12", "the escape"),
+        ("a\\", "the escape"),
+        ("+a", "the operator '\\+'"),
+        ("(" * 100_000, "nested too deep"),
+    ],
+)
+def test_what_is_not_whole_is_refused_before_the_library_is_asked(source: str, found: str) -> None:
+    with pytest.raises(TablesError, match=found):
+        parse(source)
+
+
+def test_no_text_breaks_the_parser() -> None:
+    source = random.Random(5)
+    signs = [*"ab^$.|?*+()[]{}\\-,12sSpPuix:!&'", "(?i:", "(?!", "(?:", "\\p{L}", "\\s", "é"]
+    parsed = 0
+    for _ in range(20_000):
+        try:
+            parse("".join(source.choices(signs, k=source.randrange(1, 9))))
+            parsed += 1
+        except TablesError:
+            pass
+    assert parsed > 1000
+
+
 def test_what_matches_nothing_is_refused() -> None:
     with pytest.raises(TablesError, match="matches nothing"):
         _reader(r"a(?!\S)(?!\s)b")

@@ -59,6 +59,7 @@ def test_settings_of_a_bpe_that_change_its_tokens_are_refused(
         ({"type": "Punctuation", "behavior": "Isolated"}, "the pre-tokenizer Punctuation"),
         (sequence({"type": "BertPreTokenizer"}), "the pre-tokenizer BertPreTokenizer"),
         (split("a", behavior="Removed"), "the pre-tokenizer Split with behavior Removed"),
+        (split("", kind="String"), "the pre-tokenizer Split by ''"),
         (split("a", invert=True), "the pre-tokenizer Split with invert"),
         (
             split(" ", kind="String", behavior="MergedWithPrevious"),
@@ -242,6 +243,28 @@ def test_a_token_that_looks_like_a_byte_is_refused(content: str) -> None:
     text = byte_fallback_tokenizer("prepend", [{"content": content}])
 
     assert _refusal(text).startswith(f"the token {content}, which is decoded as a byte")
+
+
+def test_a_vocabulary_with_two_tokens_of_one_id_or_too_large_an_id_is_refused() -> None:
+    text = byte_level_tokenizer("GPT-2")
+    vocab = json.loads(text)["model"]["vocab"]
+
+    twice = with_parts(text, model={"vocab": vocab | {"qqq": vocab["q"]}})
+    large = with_parts(text, model={"vocab": vocab | {"qqq": 1 << 24}})
+    assert _refusal(twice) == "a vocabulary with two tokens of one id"
+    assert _refusal(large) == "a vocabulary with too large an id"
+    empty: dict[str, Any] = {"vocab": {}, "merges": []}
+    assert _refusal(with_parts(text, model=empty, added_tokens=[])) == "a vocabulary without tokens"
+
+
+def test_more_classes_than_a_byte_can_say_are_refused() -> None:
+    letters = [chr(code) for code in range(0x4E00, 0x4E00 + 260)]
+    text = with_parts(
+        byte_level_tokenizer("GPT-2"),
+        pre_tokenizer=sequence(split("|".join(letters)), byte_level()),
+    )
+
+    assert _refusal(text) == "splits that divide code points into 261 classes"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"model": {}}'])
