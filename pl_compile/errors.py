@@ -13,6 +13,7 @@
     ├── RankError               the processes that share a base cannot start, or one of them ended
     ├── KernelsError            the C++ kernels are of another version, or lack what is asked for
     ├── ExportError             a target cannot be built
+    │   └── TablesError         the tokenizer cannot be written as tables
     ├── MissingExtraError       a package of an optional extra is not installed
     └── ParityError             built, but its numbers differ from the reference: exit code 3
 
@@ -127,6 +128,23 @@ class KernelsError(PlcError):
 
 class ExportError(PlcError):
     """A target cannot be built."""
+
+
+class TablesError(ExportError):
+    """A base's tokenizer cannot be written as tables: a part of it is not supported.
+
+    Args:
+        found: the part, by the name that `tokenizer.json` gives it.
+        expected: what is supported in its place; may be empty.
+    """
+
+    def __init__(self, found: str, *, expected: str = "") -> None:
+        super().__init__(
+            "writing the tokenizer as tables",
+            found=found,
+            expected=expected,
+            fix="What needs no tables serves this base all the same: the Python runtime.",
+        )
 
 
 class MissingExtraError(PlcError):
