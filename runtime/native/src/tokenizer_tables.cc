@@ -139,6 +139,8 @@ class Reader {
   Status steps();
   Status normal_form();
   Status capacity(size_t entries) const;
+  Status whole_is_complete() const;
+  bool is_byte(uint32_t id) const;
   template <typename IsFilled, typename Hash>
   Status probes(size_t capacity, IsFilled is_filled, Hash hash) const;
   Status split(Cursor& rest, uint32_t number);
@@ -324,8 +326,8 @@ Status Reader::merges() {
       if (!is_token(table[4 * place + column]))
         return wrong_entry(place, "has the id " + text_of(table[4 * place + column]), ids());
   }
-  if (filled > count_merges_)
-    return wrong(text_of(filled) + " merges", "at most the " + text_of(count_merges_) + " of META");
+  if (filled != count_merges_)
+    return wrong(text_of(filled) + " merges", "the " + text_of(count_merges_) + " of META");
   tables_.merges = table;
   return probes(
       entries, [&table](size_t place) { return table[4 * place] != kNone; },
@@ -446,9 +448,30 @@ Status Reader::whole() {
     seen[id] = true;
   }
   tables_.whole = table;
-  return probes(
+  const Status probed = probes(
       table.size(), [&table](size_t place) { return table[place] != kNone; },
       [this](size_t place) { return hash_of_bytes(tables_.bytes_of(tables_.whole[place])); });
+  return probed.ok() ? whole_is_complete() : probed;
+}
+
+// Whether the table has the tokens of single characters, or of single bytes. Without one, a text
+// would silently get other tokens.
+Status Reader::whole_is_complete() const {
+  for (uint32_t id = 0; id < tables_.vocabulary; ++id) {
+    const std::string_view bytes = tables_.bytes_of(id);
+    if (tables_.kind_of(id) != TokenKind::kOrdinary || bytes.empty()) continue;
+    if (tables_.byte_level ? !is_byte(id) : utf8_step(bytes).bytes != bytes.size()) continue;
+    if (tables_.token_of(bytes) == kNone)
+      return wrong("the token " + text_of(id) + " is missing", "all of single characters");
+  }
+  return {};
+}
+
+bool Reader::is_byte(uint32_t id) const {
+  const std::string_view bytes = tables_.bytes_of(id);
+  if (bytes.size() != 1) return false;
+  const int32_t found = tables_.byte_ids[static_cast<unsigned char>(bytes[0])];
+  return found >= 0 && static_cast<uint32_t>(found) == id;
 }
 
 Status Reader::steps() {
@@ -457,6 +480,9 @@ Status Reader::steps() {
   Cursor rest(found.value());
   while (rest.left() != 0)
     if (const Status done = step(rest); !done.ok()) return done;
+  const auto is_nfc = [](const NormalStep& each) { return each.kind == NormalStep::Kind::kNfc; };
+  if ((flags_ & kNfc) != 0 && std::none_of(tables_.steps.begin(), tables_.steps.end(), is_nfc))
+    return wrong("no step is NFC", "one, by the flags of META");
   return {};
 }
 
