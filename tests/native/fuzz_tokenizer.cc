@@ -1,12 +1,13 @@
-// A target for libFuzzer. PLC_TABLES names a good file. An input's first byte says what the rest is:
+// A target for libFuzzer. PLC_TABLES names a good file. An input's first byte says what the rest
+// is:
 //
 //     0 modulo 4  changes of the good file: 4 bytes a place (modulo its size), 1 byte what to put
 //     1 modulo 4  a whole file
 //     others      a text for the good file; by 4, 8: which added tokens are parsed
 //
-// Whatever the input: nothing crashes or hangs, and text that is decoded is UTF-8. With the good file
-// also: streams and `decode` agree, what an encoder remembers changes no ids, and byte-level tokens
-// without normalizing write the text that they were made of.
+// Whatever the input: nothing crashes or hangs, and text that is decoded is UTF-8. With the good
+// file also: streams and `decode` agree, what an encoder remembers changes no ids, and byte-level
+// tokens without normalizing write the text that they were made of.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -57,8 +58,9 @@ void use(std::string_view file) {
   const auto opened = Tokenizer::from_memory(file, "changed");
   if (!opened.ok()) return;
   Encoder encoder(opened.value());
-  const std::string text = "e\u0301\u0327 \uac00\u11a8 the<think>s>x\u00e9 it's 123\U0001F600\n x\xff" +
-                           std::string(100, 'a');
+  const std::string text =
+      "e\u0301\u0327 \uac00\u11a8 the<think>s>x\u00e9 it's 123\U0001F600\n x\xff" +
+      std::string(100, 'a');
   const std::vector<int32_t> ids = encoded(encoder, text, AddedTokens::kAll);
   expect(plc::is_utf8(plc::decode(opened.value(), ids, false)), "decoded text is UTF-8");
 }

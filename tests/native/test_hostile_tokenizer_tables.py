@@ -176,8 +176,8 @@ def test_an_error_says_what_was_found_and_what_was_expected(folder: Path) -> Non
 
 def test_an_id_that_is_none_is_refused_where_it_stands(folder: Path) -> None:
     file, path = bytearray(good("qwen")), folder / "spoiled.tables"
-    bytes_ = next(section for section in sections(file) if section.tag == "BYTE")
-    size = struct.unpack_from("<I", file, sections(file)[0].offset)[0]
+    bytes_ = next(section for section in needed("qwen") if section.tag == "BYTE")
+    size = struct.unpack_from("<I", file, sections(good("qwen"))[0].offset)[0]
     struct.pack_into("<i", file, bytes_.offset + 4 * 65, size)
     path.write_bytes(file)
 

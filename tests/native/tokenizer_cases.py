@@ -22,12 +22,34 @@ _LLAMA_3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _WORDS = (
-    "the of and to in is you that it he was for on are as with his they at be this have from one "
-    "had by word but not what all were we when your can said there use each which she do how"
-).split()
-_BLANKS = (" ", "  ", "\t", "\n", "\r\n", "\r", *"\u00a0\u3000\u2028\u0085\u200b\u180e\u1680\x1c\ufeff")
+    *("the", "of", "and", "to", "in", "is", "you", "that", "it", "he", "was", "for", "on", "are"),
+    *("as", "with", "his", "they", "at", "be", "this", "have", "from", "one", "had", "by", "word"),
+    *("but", "not", "what", "all", "were", "we", "when", "your", "can", "said", "there", "which"),
+)
+_BLANKS = (
+    " ",
+    "  ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\r",
+    *"\u00a0\u3000\u2028\u0085\u200b\u180e\u1680\x1c\ufeff",
+)
 _DIGITS = (*"0123456789", *"٣४Ⅷ½²㊿𝟘〇五")
-_CONTRACTIONS = ("'s", "'S", "'re", "'RE", "'ll", "'d", "’s", "'ſ", "''", "don't", "I'm", "we'LL")
+_CONTRACTIONS = (
+    "'s",
+    "'S",
+    "'re",
+    "'RE",
+    "'ll",
+    "'d",
+    "\u2019s",
+    "'\u017f",
+    "''",
+    "don't",
+    "I'm",
+    "we'LL",
+)
 _EMOJI = ("😀", "👨‍👩‍👧‍👦", "🏳️‍🌈", "❤️", "👍🏽", "🇩🇪", "🫠", "☺")
 _SCRIPTS = (
     *("中文字符", "日本語テキスト", "한국어", "العربية", "हिन्दी", "ไทย", "Ελληνικά", "русский"),
@@ -73,7 +95,7 @@ _BYTE_LEVEL: dict[str, dict[str, Any]] = {
     "qwen": {"pre_tokenizer": _QWEN, "normalizer": {"type": "NFC"}},
     "three splits": {
         "pre_tokenizer": _sequence(
-            _split(r"\p{N}{1,3}"), _split("[一-龥぀-ゟ゠-ヿ]+"), _byte_level()
+            _split(r"\p{N}{1,3}"), _split("[一-龥\u3040-\u309f\u30a0-\u30ff]+"), _byte_level()
         )
     },
 }
@@ -104,7 +126,7 @@ def tokenizer_json(kind: str) -> str:
 
 @cache
 def _trained(*, byte_level: bool) -> str:
-    texts = [" ".join((*_WORDS, *_SCRIPTS, *_CONTRACTIONS))] * 3 + ["= = == ====   \n\n\n "] * 3
+    lines = [" ".join((*_WORDS, *_SCRIPTS, *_CONTRACTIONS))] * 3 + ["= = == ====   \n\n\n "] * 3
     alphabet = pre.ByteLevel.alphabet() if byte_level else []
     bytes_ = [] if byte_level else [f"<0x{byte:02X}>" for byte in range(256)]
     special = [AddedToken(name, normalized=False) for name in ["<unk>", *bytes_]]
@@ -113,7 +135,7 @@ def _trained(*, byte_level: bool) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     spec = json.loads(tokenizer.to_str())
     spec["model"] |= {"byte_fallback": not byte_level, "fuse_unk": not byte_level}
     spec["decoder"] = {**_byte_level(), "add_prefix_space": True}
@@ -151,7 +173,8 @@ def _text(generator: random.Random) -> str:
     ]
     chosen = generator.choice(pools)
     if generator.random() < 0.15:
-        return generator.choice((*_WORDS, *_BLANKS, "=", "中", "😀", "0", "ab")) * (4 * length)
+        repeated: str = generator.choice((*_WORDS, *_BLANKS, "=", "中", "😀", "0", "ab"))
+        return repeated * (4 * length)
     return "".join(generator.choice(chosen) for _ in range(length))
 
 
@@ -166,7 +189,13 @@ def _character(generator: random.Random) -> str:
 def wrong_bytes(seed: int, count: int) -> list[bytes]:
     """Random bytes, most of which are not UTF-8."""
     generator = random.Random(seed)
-    parts = [b"\xed\xa0\x80", b"\xc0\xaf", b"\xe0\x80\x80", b"\xf5\x80\x80\x80", b"\xf4\x90\x80\x80"]
+    parts = [
+        b"\xed\xa0\x80",
+        b"\xc0\xaf",
+        b"\xe0\x80\x80",
+        b"\xf5\x80\x80\x80",
+        b"\xf4\x90\x80\x80",
+    ]
     parts += [b"\xff", b"ok ", b"\xe4\xb8", b"\xf0\x9f\x98", b"\x80", "é😀中".encode(), b"\xf0\x80"]
     found = []
     for _ in range(count):
@@ -181,8 +210,7 @@ def id_lists(kind: str, seed: int, count: int) -> list[list[int]]:
     library = HfTokenizer.from_str(tokenizer_json(kind))
     size = library.get_vocab_size()
     names = ["<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0x41>", "<0x20>", "▁", "▁▁", "Ġ", "ð", "Ł"]
-    telling = [key for name in names if (key := library.token_to_id(name)) is not None]
-    telling += [library.token_to_id(name) for name in ADDED]
+    telling = [key for n in (*names, *ADDED) if (key := library.token_to_id(n)) is not None]
 
     def some() -> int:
         return generator.choice(telling) if generator.random() < 0.6 else generator.randrange(size)

@@ -10,8 +10,9 @@
 //     stream SKIP IDS         for each id what is pushed, what is pending, the same of the last two
 //                             tokens, and a peek at the id; then what finishing gives
 //     bytes ID                bytes
-//     patch PLACE BYTES       loads the file with other bytes there, and uses it: "refused" and why,
-//     cut SIZE                or "loaded" and the ids of a text. `cut`: with its first bytes alone
+//     patch PLACE BYTES       loads the file with other bytes there, and uses it: "refused" and
+//                             why, or "loaded" and the ids of a text
+//     cut SIZE                the same with the file's first bytes alone
 //     count TEXT              how many ids
 //
 // With `threads`, two threads with one tokenizer answer all lines, and must agree.

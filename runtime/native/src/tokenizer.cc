@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "utf8.h"
+#include "words.h"
 
 namespace plc {
 namespace {
@@ -99,8 +100,8 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
   }
   if (text.size() > most)
     return Error{ErrorCode::kArgument,
-                 "tokenising a text: it has " + std::to_string(text.size()) +
-                     " bytes; expected at most " + std::to_string(most) + ". Divide it."};
+                 joined({"tokenising a text: it has ", text.size(), " bytes; expected at most ",
+                         most, ". Divide it."})};
   size_t start = 0;
   for (size_t at = 0; options.added != AddedTokens::kAsCharacters && at < text.size();) {
     const AddedToken* const token = tokenizer_->added_at_start_of(text.substr(at));

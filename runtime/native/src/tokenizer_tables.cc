@@ -26,6 +26,7 @@
 #include <utility>
 
 #include "utf8.h"
+#include "words.h"
 
 namespace plc {
 namespace {
@@ -50,8 +51,6 @@ constexpr size_t kLongestAdded = 4096, kMostSteps = 32, kMostGrowth = 4096;
 constexpr size_t kLongestRun = 1024;
 
 constexpr uint32_t kCodePoints = 0x110000, kBlock = 128;
-
-std::string text_of(uint64_t number) { return std::to_string(number); }
 
 // Reads a section from its start to its end.
 class Cursor {
@@ -95,27 +94,31 @@ class Reader {
   }
 
  private:
-  Error wrong(const std::string& found, const std::string& expected,
-              const std::string& fix = "Export the bundle again.") const {
-    const std::string where = tag_.empty() ? "header: " : "section " + tag_ + ": ";
-    return {ErrorCode::kFormat,
-            "reading " + name_ + ": " + where + found + "; expected " + expected + ". " + fix};
+  Error wrong(Words found, Words expected,
+              std::string_view fix = "Export the bundle again.") const {
+    return wrong_in(tag_.empty() ? "header: " : "section " + tag_ + ": ", found, expected, fix);
+  }
+
+  Error wrong_entry(uint64_t place, Words found, Words expected) const {
+    return wrong_in(joined({"section ", tag_, ": entry ", place, " "}), found, expected,
+                    "Export the bundle again.");
+  }
+
+  Error wrong_in(std::string_view where, Words found, Words expected, std::string_view fix) const {
+    std::string message = joined({"reading ", name_, ": ", where});
+    append(found, message);
+    append({"; expected "}, message);
+    append(expected, message);
+    append({". ", fix}, message);
+    return {ErrorCode::kFormat, std::move(message)};
   }
 
   Error wrong_size(uint64_t found, uint64_t expected) const {
-    return wrong(text_of(found) + " bytes", text_of(expected));
-  }
-
-  Error wrong_entry(uint64_t place, const std::string& found, const std::string& expected) const {
-    return wrong("entry " + text_of(place) + " " + found, expected);
+    return wrong({found, " bytes"}, {expected});
   }
 
   bool is_token(uint32_t id) const {
     return id < tables_.vocabulary && tables_.kind_of(id) != TokenKind::kUnused;
-  }
-
-  std::string ids() const {
-    return "ids of tokens, below " + text_of(tables_.vocabulary);
   }
 
   // The bytes of a section. Errors from here on name it.
@@ -123,7 +126,7 @@ class Reader {
     tag_ = tag;
     for (const auto& [name, bytes] : sections_)
       if (name == tag) return bytes;
-    return wrong("it is missing", "it in the header");
+    return wrong({"it is missing"}, {"it in the header"});
   }
 
   Status header();
@@ -159,28 +162,27 @@ class Reader {
 
 Status Reader::header() {
   if (file_.size() < kHeader || file_.substr(0, kMagic.size()) != kMagic)
-    return wrong(text_of(file_.size()) + " bytes that do not begin with " + std::string(kMagic),
-                 "a file tokenizer.tables of a bundle");
+    return wrong({file_.size(), " bytes that do not begin with ", kMagic},
+                 {"a file tokenizer.tables of a bundle"});
   const Numbers<uint32_t> head(file_.substr(kMagic.size(), 8));
   const uint32_t version = head[0], count = head[1];
   if (version != kVersion)
-    return wrong("version " + text_of(version), "version " + text_of(kVersion),
+    return wrong({"version ", version}, {"version ", kVersion},
                  "Use a library as new as the bundle, or export the bundle again.");
   if (count > kMostSections || file_.size() - kHeader < count * kEntry)
-    return wrong(text_of(count) + " sections in " + text_of(file_.size()) + " bytes",
-                 "at most " + text_of(kMostSections) + ", and 24 bytes for each");
+    return wrong({count, " sections in ", file_.size(), " bytes"},
+                 {"at most ", kMostSections, ", and 24 bytes for each"});
   for (uint32_t k = 0; k < count; ++k) {
     const std::string_view entry = file_.substr(kHeader + k * kEntry, kEntry);
     const std::string_view tag = entry.substr(0, 4);
     const Numbers<uint64_t> place(entry.substr(8));
     const uint64_t offset = place[0], size = place[1];
     if (offset % kAlignment != 0 || offset > file_.size() || size > file_.size() - offset)
-      return wrong("section number " + text_of(k) + " is " + text_of(size) + " bytes at " +
-                       text_of(offset),
-                   "a multiple of 16, inside the file of " + text_of(file_.size()) + " bytes");
+      return wrong({"section number ", k, " is ", size, " bytes at ", offset},
+                   {"a multiple of 16, inside the file of ", file_.size(), " bytes"});
     for (const auto& other : sections_)
       if (other.first == tag)
-        return wrong("section number " + text_of(k) + " has the tag of one before", "each once");
+        return wrong({"section number ", k, " has the tag of one before"}, {"each once"});
     sections_.emplace_back(
         tag, file_.substr(static_cast<size_t>(offset), static_cast<size_t>(size)));
   }
@@ -202,19 +204,20 @@ Status Reader::meta() {
   tables_.unknown = numbers[7];
 
   if (tables_.vocabulary == 0 || tables_.vocabulary > kMostTokens)
-    return wrong(text_of(tables_.vocabulary) + " tokens", "1 to " + text_of(kMostTokens));
+    return wrong({tables_.vocabulary, " tokens"}, {"1 to ", kMostTokens});
   if ((flags_ & ~uint32_t{kAllFlags}) != 0)
-    return wrong("flags " + text_of(flags_), "those of version 1, at most 31");
+    return wrong({"flags ", flags_}, {"those of version 1, at most 31"});
   if (((flags_ & kByteLevel) != 0) == ((flags_ & kByteFallback) != 0))
-    return wrong("flags " + text_of(flags_), "either 1 (byte-level) or 8 (byte_fallback)");
+    return wrong({"flags ", flags_}, {"either 1 (byte-level) or 8 (byte_fallback)"});
   if (tables_.classes == 0 || tables_.classes > kMostClasses)
-    return wrong(text_of(tables_.classes) + " classes", "1 to " + text_of(kMostClasses));
+    return wrong({tables_.classes, " classes"}, {"1 to ", kMostClasses});
   if (count_splits_ > kMostSplits)
-    return wrong(text_of(count_splits_) + " splits", "at most " + text_of(kMostSplits));
+    return wrong({count_splits_, " splits"}, {"at most ", kMostSplits});
   if (count_added_ > tables_.vocabulary)
-    return wrong(text_of(count_added_) + " added tokens", "at most the vocabulary's size");
+    return wrong({count_added_, " added tokens"}, {"at most the vocabulary's size"});
   if (tables_.unknown != kNone && tables_.unknown >= tables_.vocabulary)
-    return wrong("the unknown token " + text_of(tables_.unknown), ids());
+    return wrong({"the unknown token ", tables_.unknown},
+                 {"ids of tokens, below ", tables_.vocabulary});
   tables_.byte_level = (flags_ & kByteLevel) != 0;
   tables_.add_prefix_space = (flags_ & kAddPrefixSpace) != 0;
   tables_.ignore_merges = (flags_ & kIgnoreMerges) != 0;
@@ -233,11 +236,11 @@ Status Reader::tokens() {
   tables_.token_starts = Numbers<uint32_t>(offsets.value());
   for (uint32_t id = 0; id < tables_.vocabulary; ++id)
     if (tables_.token_starts[id] > tables_.token_starts[id + 1])
-      return wrong_entry(id, "is above the next one", "places in their order");
+      return wrong_entry(id, {"is above the next one"}, {"places in their order"});
   const uint32_t last = tables_.token_starts[tables_.vocabulary];
   if (last > tables_.token_bytes.size())
-    return wrong_entry(tables_.vocabulary, "is " + text_of(last),
-                       "at most the " + text_of(tables_.token_bytes.size()) + " bytes of VBLB");
+    return wrong_entry(tables_.vocabulary, {"is ", last},
+                       {"at most the ", tables_.token_bytes.size(), " bytes of VBLB"});
   return {};
 }
 
@@ -251,17 +254,18 @@ Status Reader::kinds() {
     const uint8_t kind = tables_.token_kinds[id];
     const std::string_view bytes = tables_.bytes_of(id);
     if (kind > static_cast<uint8_t>(TokenKind::kUnused))
-      return wrong_entry(id, "is " + text_of(kind), "a kind of tokens, at most 4");
+      return wrong_entry(id, {"is ", kind}, {"a kind of tokens, at most 4"});
     if (kind == static_cast<uint8_t>(TokenKind::kByte)) {
       if (tables_.byte_level || bytes.size() != 1)
-        return wrong_entry(id, "is a byte, but has " + text_of(bytes.size()) + " bytes",
-                           "tokens of one byte, where tokens are not bytes by themselves");
+        return wrong_entry(id, {"is a byte, but has ", bytes.size(), " bytes"},
+                           {"tokens of one byte, where tokens are not bytes by themselves"});
     } else if (!tables_.byte_level && !is_utf8(bytes)) {
-      return wrong_entry(id, "has bytes that are not UTF-8", "text");
+      return wrong_entry(id, {"has bytes that are not UTF-8"}, {"text"});
     }
   }
   if (tables_.unknown != kNone && !is_token(tables_.unknown))
-    return wrong_entry(tables_.unknown, "is unused, but META names it as unknown", ids());
+    return wrong_entry(tables_.unknown, {"is unused, but META names it as unknown"},
+                       {"ids of tokens, below ", tables_.vocabulary});
   return {};
 }
 
@@ -274,8 +278,8 @@ Status Reader::bytes() {
     const int32_t id = tables_.byte_ids[byte];
     if (id == -1 && tables_.byte_level) continue;
     if (id < 0 || !is_token(static_cast<uint32_t>(id)))
-      return wrong_entry(byte, "is " + std::to_string(id),
-                         tables_.byte_level ? ids() + ", or -1" : ids() + ", for every byte");
+      return wrong_entry(byte, {"is ", id}, {"ids of tokens, below ", tables_.vocabulary,
+                                             tables_.byte_level ? ", or -1" : ", for every byte"});
   }
   return {};
 }
@@ -283,7 +287,7 @@ Status Reader::bytes() {
 // How many entries a hash table may have.
 Status Reader::capacity(size_t entries) const {
   if (entries >= 2 && (entries & (entries - 1)) == 0) return {};
-  return wrong(text_of(entries) + " entries", "a power of two");
+  return wrong({entries, " entries"}, {"a power of two"});
 }
 
 // Whether a hash table's entries are found from where their hashes point to. `is_filled` and `hash`
@@ -292,7 +296,7 @@ template <typename IsFilled, typename Hash>
 Status Reader::probes(size_t capacity, IsFilled is_filled, Hash hash) const {
   size_t hole = 0;
   while (hole < capacity && is_filled(hole)) ++hole;
-  if (hole == capacity) return wrong("all entries are full", "empty ones among them");
+  if (hole == capacity) return wrong({"all entries are full"}, {"empty ones among them"});
   size_t run = 0;  // filled entries before this one
   for (size_t k = 1; k < capacity; ++k) {
     const size_t place = (hole + k) & (capacity - 1);
@@ -301,10 +305,11 @@ Status Reader::probes(size_t capacity, IsFilled is_filled, Hash hash) const {
       continue;
     }
     const size_t distance = (place - static_cast<size_t>(hash(place))) & (capacity - 1);
-    if (distance > run) return wrong_entry(place, "is not where its hash points to", "it there");
+    if (distance > run)
+      return wrong_entry(place, {"is not where its hash points to"}, {"it there"});
     if (++run > kLongestRun)
-      return wrong_entry(place, "ends a run of " + text_of(run) + " that are full",
-                         "a table that is at most half full");
+      return wrong_entry(place, {"ends a run of ", run, " that are full"},
+                         {"a table that is at most half full"});
   }
   return {};
 }
@@ -314,20 +319,21 @@ Status Reader::merges() {
   if (!found.ok()) return found.error();
   const size_t entries = found.value().size() / 16;
   if (found.value().size() % 16 != 0)
-    return wrong(text_of(found.value().size()) + " bytes", "a multiple of 16");
+    return wrong({found.value().size(), " bytes"}, {"a multiple of 16"});
   if (const Status power = capacity(entries); !power.ok()) return power;
   const Numbers<uint32_t> table(found.value());
   size_t filled = 0;
   for (size_t place = 0; place < entries; ++place) {
     if (table[4 * place] == kNone) continue;
     ++filled;
-    if (table[4 * place + 2] == kNone) return wrong_entry(place, "has no rank", "one");
+    if (table[4 * place + 2] == kNone) return wrong_entry(place, {"has no rank"}, {"one"});
     for (const size_t column : {size_t{0}, size_t{1}, size_t{3}})
       if (!is_token(table[4 * place + column]))
-        return wrong_entry(place, "has the id " + text_of(table[4 * place + column]), ids());
+        return wrong_entry(place, {"has the id ", table[4 * place + column]},
+                           {"ids of tokens, below ", tables_.vocabulary});
   }
   if (filled != count_merges_)
-    return wrong(text_of(filled) + " merges", "the " + text_of(count_merges_) + " of META");
+    return wrong({filled, " merges"}, {"the ", count_merges_, " of META"});
   tables_.merges = table;
   return probes(
       entries, [&table](size_t place) { return table[4 * place] != kNone; },
@@ -340,11 +346,10 @@ Status Reader::classes() {
   tables_.block_classes = Numbers<uint8_t>(blocks.value());
   const size_t count = blocks.value().size() / kBlock;
   if (count == 0 || blocks.value().size() % kBlock != 0)
-    return wrong(text_of(blocks.value().size()) + " bytes", "a multiple of 128, and not 0");
+    return wrong({blocks.value().size(), " bytes"}, {"a multiple of 128, and not 0"});
   for (size_t k = 0; k < blocks.value().size(); ++k)
     if (tables_.block_classes[k] >= tables_.classes)
-      return wrong_entry(k, "is " + text_of(tables_.block_classes[k]),
-                         "classes below " + text_of(tables_.classes));
+      return wrong_entry(k, {"is ", tables_.block_classes[k]}, {"classes below ", tables_.classes});
   const auto found = section("CLS1");
   if (!found.ok()) return found.error();
   if (found.value().size() != kCodePoints / kBlock * 2)
@@ -352,8 +357,8 @@ Status Reader::classes() {
   tables_.class_blocks = Numbers<uint16_t>(found.value());
   for (size_t k = 0; k < kCodePoints / kBlock; ++k)
     if (tables_.class_blocks[k] >= count)
-      return wrong_entry(k, "is " + text_of(tables_.class_blocks[k]),
-                         "one of the " + text_of(count) + " blocks of CLS2");
+      return wrong_entry(k, {"is ", tables_.class_blocks[k]},
+                         {"one of the ", count, " blocks of CLS2"});
   return {};
 }
 
@@ -364,33 +369,33 @@ Status Reader::splits() {
   for (uint32_t k = 0; k < count_splits_; ++k)
     if (const Status done = split(rest, k); !done.ok()) return done;
   if (rest.left() != 0)
-    return wrong(text_of(rest.left()) + " bytes after the last split", "none");
+    return wrong({rest.left(), " bytes after the last split"}, {"none"});
   return {};
 }
 
 Status Reader::split(Cursor& rest, uint32_t number) {
   const auto head = rest.take(8);
-  if (!head) return wrong("it ends before split " + text_of(number), "as many as META says");
+  if (!head) return wrong({"it ends before split ", number}, {"as many as META says"});
   const Numbers<uint32_t> sizes(*head);
   Automaton automaton{sizes[0], sizes[1], {}};
   if (automaton.states < 2 || automaton.states > Automaton::kState + 1u)
-    return wrong_entry(number, "has " + text_of(automaton.states) + " states", "2 to 32768");
+    return wrong_entry(number, {"has ", automaton.states, " states"}, {"2 to 32768"});
   if (automaton.width != tables_.classes + 1)
-    return wrong_entry(number, "is " + text_of(automaton.width) + " wide",
-                       text_of(tables_.classes + 1) + " for the classes of META");
+    return wrong_entry(number, {"is ", automaton.width, " wide"},
+                       {tables_.classes + 1, " for the classes of META"});
   const size_t cells = size_t{automaton.states} * automaton.width;
   const auto table = rest.take_padded(2 * cells);
-  if (!table) return wrong_entry(number, "is cut off", text_of(2 * cells) + " bytes");
+  if (!table) return wrong_entry(number, {"is cut off"}, {2 * cells, " bytes"});
   automaton.cells = Numbers<uint16_t>(*table);
   for (size_t k = 0; k < cells; ++k) {
     const uint16_t cell = automaton.cells[k];
     if ((cell & Automaton::kState) >= automaton.states)
-      return wrong_entry(number, "goes to state " + text_of(cell & Automaton::kState),
-                         "states below " + text_of(automaton.states));
+      return wrong_entry(number, {"goes to state ", cell & Automaton::kState},
+                         {"states below ", automaton.states});
     if (k < automaton.width && cell != 0)
-      return wrong_entry(number, "leaves the dead state", "state 0 to be all zero");
+      return wrong_entry(number, {"leaves the dead state"}, {"state 0 to be all zero"});
     if (k / automaton.width == Automaton::kStart && (cell & Automaton::kMatch) != 0)
-      return wrong_entry(number, "matches before it has read", "state 1 to match nothing yet");
+      return wrong_entry(number, {"matches before it has read"}, {"state 1 to match nothing yet"});
   }
   tables_.splits.push_back(automaton);
   return {};
@@ -403,29 +408,30 @@ Status Reader::added() {
   for (uint32_t k = 0; k < count_added_; ++k)
     if (const Status done = added_token(rest, k); !done.ok()) return done;
   if (rest.left() != 0)
-    return wrong(text_of(rest.left()) + " bytes after the last token", "none");
+    return wrong({rest.left(), " bytes after the last token"}, {"none"});
   auto& tokens = tables_.added;
   std::sort(tokens.begin(), tokens.end(),
             [](const AddedToken& a, const AddedToken& b) { return a.text < b.text; });
   const auto same = [](const AddedToken& a, const AddedToken& b) { return a.text == b.text; };
   const auto twice = std::adjacent_find(tokens.begin(), tokens.end(), same);
   if (twice != tokens.end())
-    return wrong("the text of " + text_of(twice->id) + " is there twice", "each text once");
+    return wrong({"the text of ", twice->id, " is there twice"}, {"each text once"});
   return {};
 }
 
 Status Reader::added_token(Cursor& rest, uint32_t number) {
   const auto head = rest.take(12);
-  if (!head) return wrong("it ends before token " + text_of(number), "as many as META says");
+  if (!head) return wrong({"it ends before token ", number}, {"as many as META says"});
   const Numbers<uint32_t> numbers(*head);
   const uint32_t id = numbers[0], special = numbers[1], size = numbers[2];
   const auto text = rest.take_padded(size);
-  if (!text) return wrong_entry(number, "is cut off", text_of(size) + " bytes of text");
-  if (!is_token(id)) return wrong_entry(number, "has the id " + text_of(id), ids());
-  if (special > 1) return wrong_entry(number, "has the flag " + text_of(special), "0 or 1");
+  if (!text) return wrong_entry(number, {"is cut off"}, {size, " bytes of text"});
+  if (!is_token(id))
+    return wrong_entry(number, {"has the id ", id}, {"ids of tokens, below ", tables_.vocabulary});
+  if (special > 1) return wrong_entry(number, {"has the flag ", special}, {"0 or 1"});
   if (text->empty() || text->size() > kLongestAdded || !is_utf8(*text))
-    return wrong_entry(number, "has a text of " + text_of(size) + " bytes",
-                       "UTF-8, 1 to " + text_of(kLongestAdded) + " bytes");
+    return wrong_entry(number, {"has a text of ", size, " bytes"},
+                       {"UTF-8, 1 to ", kLongestAdded, " bytes"});
   tables_.added.push_back({*text, id, special == 1});
   return {};
 }
@@ -436,15 +442,16 @@ Status Reader::whole() {
   const bool needed = !tables_.byte_level || tables_.ignore_merges;
   if (found.value().empty() && !needed) return {};
   if (found.value().size() % 4 != 0)
-    return wrong(text_of(found.value().size()) + " bytes", "a multiple of 4");
+    return wrong({found.value().size(), " bytes"}, {"a multiple of 4"});
   const Numbers<uint32_t> table(found.value());
   if (const Status power = capacity(table.size()); !power.ok()) return power;
   std::vector<bool> seen(tables_.vocabulary);
   for (size_t place = 0; place < table.size(); ++place) {
     const uint32_t id = table[place];
     if (id == kNone) continue;
-    if (!is_token(id)) return wrong_entry(place, "is " + text_of(id), ids());
-    if (seen[id]) return wrong_entry(place, "is " + text_of(id) + " again", "each id once");
+    if (!is_token(id))
+      return wrong_entry(place, {"is ", id}, {"ids of tokens, below ", tables_.vocabulary});
+    if (seen[id]) return wrong_entry(place, {"is ", id, " again"}, {"each id once"});
     seen[id] = true;
   }
   tables_.whole = table;
@@ -462,7 +469,7 @@ Status Reader::whole_is_complete() const {
     if (tables_.kind_of(id) != TokenKind::kOrdinary || bytes.empty()) continue;
     if (tables_.byte_level ? !is_byte(id) : utf8_step(bytes).bytes != bytes.size()) continue;
     if (tables_.token_of(bytes) == kNone)
-      return wrong("the token " + text_of(id) + " is missing", "all of single characters");
+      return wrong({"the token ", id, " is missing"}, {"all of single characters"});
   }
   return {};
 }
@@ -482,44 +489,44 @@ Status Reader::steps() {
     if (const Status done = step(rest); !done.ok()) return done;
   const auto is_nfc = [](const NormalStep& each) { return each.kind == NormalStep::Kind::kNfc; };
   if ((flags_ & kNfc) != 0 && std::none_of(tables_.steps.begin(), tables_.steps.end(), is_nfc))
-    return wrong("no step is NFC", "one, by the flags of META");
+    return wrong({"no step is NFC"}, {"one, by the flags of META"});
   return {};
 }
 
 Status Reader::step(Cursor& rest) {
   const size_t number = tables_.steps.size();
-  if (number == kMostSteps) return wrong("more steps", "at most " + text_of(kMostSteps));
+  if (number == kMostSteps) return wrong({"more steps"}, {"at most ", kMostSteps});
   const auto head = rest.take(12);
-  if (!head) return wrong_entry(number, "is cut off", "12 bytes, and two texts");
+  if (!head) return wrong_entry(number, {"is cut off"}, {"12 bytes, and two texts"});
   const Numbers<uint32_t> numbers(*head);
   const auto kind = static_cast<NormalStep::Kind>(numbers[0]);
   const auto what = rest.take(numbers[1]);
   const auto with = rest.take(numbers[2]);
-  if (!what || !with) return wrong_entry(number, "is cut off", "12 bytes, and two texts");
+  if (!what || !with) return wrong_entry(number, {"is cut off"}, {"12 bytes, and two texts"});
   // Valid UTF-8 in valid UTF-8 stands between whole characters, so the text stays valid.
-  if (!is_utf8(*what) || !is_utf8(*with)) return wrong_entry(number, "is not UTF-8", "text");
+  if (!is_utf8(*what) || !is_utf8(*with)) return wrong_entry(number, {"is not UTF-8"}, {"text"});
   switch (kind) {
     case NormalStep::Kind::kPrepend:
       tables_.prepended += what->size();
       break;
     case NormalStep::Kind::kReplace: {
-      if (what->empty()) return wrong_entry(number, "replaces nothing", "a text to replace");
+      if (what->empty()) return wrong_entry(number, {"replaces nothing"}, {"a text to replace"});
       const size_t grows = (with->size() + what->size() - 1) / what->size();
       tables_.growth *= std::max(size_t{1}, grows);
       tables_.prepended *= std::max(size_t{1}, grows);
       break;
     }
     case NormalStep::Kind::kNfc:
-      if ((flags_ & kNfc) == 0) return wrong_entry(number, "is NFC", "META to have its flag");
+      if ((flags_ & kNfc) == 0) return wrong_entry(number, {"is NFC"}, {"META to have its flag"});
       tables_.growth *= 2 * kLongestDecomposition;
       tables_.prepended *= 2 * kLongestDecomposition;
       break;
     default:
-      return wrong_entry(number, "is of kind " + text_of(numbers[0]), "1, 2 or 3");
+      return wrong_entry(number, {"is of kind ", numbers[0]}, {"1, 2 or 3"});
   }
   if (tables_.growth > kMostGrowth || tables_.prepended > kMostGrowth)
-    return wrong_entry(number, "lets a text grow without bounds",
-                       "at most to " + text_of(kMostGrowth) + " times its size");
+    return wrong_entry(number, {"lets a text grow without bounds"},
+                       {"at most to ", kMostGrowth, " times its size"});
   tables_.steps.push_back({kind, *what, *with});
   return {};
 }
@@ -536,19 +543,19 @@ Status Reader::normal_form() {
   const auto marks = rest.take(uint64_t{8} * counts[2]);
   const auto pairs = rest.take(uint64_t{12} * counts[3]);
   if (!rows || !pool || !marks || !pairs || rest.left() != 0)
-    return wrong(text_of(found.value().size()) + " bytes", "the sizes at its start to add up");
+    return wrong({found.value().size(), " bytes"}, {"the sizes at its start to add up"});
   tables_.normal_form = {Numbers<uint32_t>(*rows), Numbers<uint32_t>(*pool),
                          Numbers<uint32_t>(*marks), Numbers<uint32_t>(*pairs)};
   const NormalFormTables& form = tables_.normal_form;
   for (size_t row = 0; row < form.decomposed.size() / 2; ++row) {
     const uint32_t place = form.decomposed[2 * row + 1], count = place & 255;
     if (count == 0 || count > kLongestDecomposition || (place >> 8) + count > form.pool.size())
-      return wrong_entry(row, "of the decompositions is outside the pool",
-                         "1 to 4 code points inside it");
+      return wrong_entry(row, {"of the decompositions is outside the pool"},
+                         {"1 to 4 code points inside it"});
   }
   for (size_t row = 0; row < form.marks.size() / 2; ++row)
     if (form.marks[2 * row + 1] > 255)
-      return wrong_entry(row, "of the marks has a class above 255", "a combining class");
+      return wrong_entry(row, {"of the marks has a class above 255"}, {"a combining class"});
   for (const Status& checked : {rising(form.decomposed, 2, 1), rising(form.marks, 2, 1),
                                 rising(form.pairs, 3, 2), scalars(form.pool, 1, 0),
                                 scalars(form.pairs, 3, 2)})
@@ -559,7 +566,7 @@ Status Reader::normal_form() {
 // Whether a column's numbers are code points.
 Status Reader::scalars(const Numbers<uint32_t>& table, size_t width, size_t column) const {
   for (size_t k = column; k < table.size(); k += width)
-    if (!is_scalar(table[k])) return wrong_entry(k / width, "is no character", "code points");
+    if (!is_scalar(table[k])) return wrong_entry(k / width, {"is no character"}, {"code points"});
   return {};
 }
 
@@ -569,7 +576,7 @@ Status Reader::rising(const Numbers<uint32_t>& table, size_t width, size_t keys)
     size_t key = 0;
     while (key < keys && table[(row - 1) * width + key] == table[row * width + key]) ++key;
     if (key == keys || table[(row - 1) * width + key] > table[row * width + key])
-      return wrong_entry(row, "is not above the one before", "sorted rows");
+      return wrong_entry(row, {"is not above the one before"}, {"sorted rows"});
   }
   return {};
 }
