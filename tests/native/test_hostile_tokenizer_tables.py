@@ -156,6 +156,37 @@ def test_changed_bytes_do_no_harm_on_arm_in_an_emulator(folder: Path) -> None:
     expect_harmless(found, lines)
 
 
+# What stands there (a section, a place in it), another number, and what is said of it.
+_POINTING_OUTSIDE = [
+    ("META", 4, 64, "flags 64; expected those of version 1"),
+    ("META", 12, 17, "17 splits; expected at most 16"),
+    ("VOFF", 0, 2**31, "entry 0 is above the next one"),
+    ("VTYP", 0, 9, "entry 0 is 9; expected a kind of tokens"),
+    ("CLS1", 0, 2**16 - 1, "entry 0 is 65535; expected one of the"),
+    ("CLS2", 0, 255, "entry 0 is 255; expected classes below"),
+    ("DFAS", 0, 40000, "entry 0 has 40000 states; expected 2 to 32768"),
+    ("DFAS", 8, 1, "entry 0 leaves the dead state"),
+    ("ADDT", 0, 10**6, "entry 0 has the id 1000000; expected ids of tokens"),
+    ("ADDT", 8, 10**6, "entry 0 is cut off; expected 1000000 bytes"),
+    ("NORM", 0, 9, "entry 0 is of kind 9; expected 1, 2 or 3"),
+    ("NFCT", 20, 2**32 - 1, "entry 0 of the decompositions is outside the pool"),
+    ("NFCT", 16, 2**21, "entry 1 is not above the one before; expected sorted rows"),
+]
+
+
+@pytest.mark.parametrize(("tag", "place", "number", "said"), _POINTING_OUTSIDE)
+@pytest.mark.parametrize("kind", ["qwen"], indirect=True)
+def test_a_number_that_points_outside_is_refused(
+    tag: str, place: int, number: int, said: str, ask: Ask
+) -> None:
+    (section,) = (section for section in needed("qwen") if section.tag == tag)
+    data = struct.pack("<I", number).rstrip(b"\0") if tag in ("VTYP", "CLS1", "CLS2") else None
+
+    (found,) = ask([patch(section.offset + place, data or struct.pack("<I", number))])
+
+    assert found.startswith(f"refused reading changed: section {tag}: {said}")
+
+
 def refusal(folder: Path, path: Path) -> str:
     program = built(folder, "tokenizer_program.cc", "g++", *SANITIZED)
     done = subprocess.run([program, path], input="", capture_output=True, text=True, check=False)

@@ -110,7 +110,7 @@ std::string used(const std::string& file) {
   if (!opened.ok()) return "refused " + opened.error().message;
   Encoder encoder(opened.value());
   const std::string text =
-      "e\u0301\u0327 \uac00\u11a8 Hello <|im_end|><|start|> wor'ld 123\U0001F600 \n\n x\xff" +
+      "\u00c0\u00c1e\u0301\u0327 \uac00\u11a8 Hello <|im_end|><|start|> wor'ld 123\U0001F600 \n\n x\xff" +
       std::string(200, 'a') + std::string(100, ' ');
   Ids ids;
   for (const AddedTokens added :

@@ -105,11 +105,10 @@ void NormalForm::order() {
 // The canonical composition algorithm (Unicode 3.11), in place: what is kept moves to the front.
 void NormalForm::compose() {
   size_t kept = 0, starter = kNowhere;
-  uint32_t last_class = 0;  // of the last that was kept behind the starter
+  uint32_t last_class = 0;  // of the last that was kept: that of the starter is 0
   for (const Character each : characters_) {
-    const bool is_next = kept == starter + 1;
-    const bool is_unblocked = last_class != 0 && last_class < each.combining_class;
-    if (starter != kNowhere && (is_next || is_unblocked)) {
+    const bool is_unblocked = kept == starter + 1 || last_class < each.combining_class;
+    if (starter != kNowhere && is_unblocked) {
       const uint32_t one = composed(characters_[starter].point, each.point);
       if (one != 0) {
         characters_[starter].point = one;
