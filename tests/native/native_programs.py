@@ -1,0 +1,85 @@
+"""Compiles the programs of this folder with the sources of `runtime/native`, each once."""
+
+import functools
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "runtime" / "native" / "src"
+FLAGS = [
+    "-std=c++17",
+    "-Wall",
+    "-Wextra",
+    "-Wpedantic",
+    "-Wconversion",
+    "-Wshadow",
+    "-Werror",
+    f"-I{SOURCES}",
+    "-pthread",
+]
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+WITHOUT_COMPILER = "needs {}; without it: tests/text/test_tokenizer_rules.py checks Python's"
+
+
+def built(folder: Path, source: str, compiler: str = "g++", *flags: str) -> Path:
+    """A program of this folder; skips by name where the compiler or a sanitizer is missing.
+
+    Args:
+        folder: where the program is put.
+        source: the name of its main file.
+        compiler: a command.
+        flags: further ones.
+    """
+    if shutil.which(compiler) is None:
+        pytest.skip(WITHOUT_COMPILER.format(compiler))
+    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
+    if sanitizers and not _links(compiler, *sanitizers):
+        pytest.skip(WITHOUT_COMPILER.format(f"{compiler} with {sanitizers[0]}"))
+    return _compiled(folder, source, compiler, *flags)
+
+
+def emulated(folder: Path, source: str, *flags: str) -> list[str]:
+    """The command that runs a program for 64-bit ARM; skips by name where a part is missing."""
+    if shutil.which(ARM_EMULATOR) is None:
+        pytest.skip(WITHOUT_COMPILER.format(ARM_EMULATOR))
+    return [ARM_EMULATOR, str(built(folder, source, ARM_COMPILER, "-O2", "-static", *flags))]
+
+
+@functools.cache
+def _compiled(folder: Path, source: str, compiler: str, *flags: str) -> Path:
+    name = "_".join([Path(source).stem, compiler, *flags])
+    program = folder / re.sub(r"[^\w]", "_", name)
+    files = map(str, [HERE / source, *sorted(SOURCES.glob("*.cc"))])
+    command = [compiler, *FLAGS, *flags, *files, "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    return program
+
+
+@functools.cache
+def _links(compiler: str, *flags: str) -> bool:
+    """Whether a program can be linked with these flags; libFuzzer has a `main` of its own."""
+    empty = 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }'
+    main = "" if "fuzzer" in " ".join(flags) else "int main() {}"
+    command = [compiler, *flags, "-x", "c++", "-", "-o", "/dev/null"]
+    done = subprocess.run(command, input=empty + main, capture_output=True, text=True, check=False)
+    return not done.returncode
+
+
+def answers(command: Sequence[str | Path], lines: Iterable[str]) -> list[str]:
+    """What a program says to each line; fails where it ends with an error."""
+    sent = list(lines)
+    text = "".join(line + "\n" for line in sent)
+    done = subprocess.run(
+        list(map(str, command)), input=text, capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr[-4000:]
+    found = done.stdout.splitlines()
+    assert len(found) == len(sent)
+    return found
