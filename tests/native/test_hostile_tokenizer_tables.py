@@ -24,11 +24,7 @@ from tokenizer_tables_files import (
     shortened,
 )
 
-tables = pytest.importorskip(
-    "pl_compile.text.tables",
-    reason="needs pl_compile.text.tables, which makes the tables; without them: "
-    "tests/fuzz/test_tokenizers.py checks files of tokenizers in Python",
-)
+from pl_compile.text.tables import tables_of as written_tables
 
 # In one process of the test run, which compiles each program once.
 pytestmark = [pytest.mark.xdist_group("native_tokenizer"), pytest.mark.timeout(1200)]
@@ -40,8 +36,7 @@ Ask = Callable[[Sequence[str]], list[str]]
 
 @functools.cache
 def good(kind: str) -> bytes:
-    made: bytes = tables.tables_of(tokenizer_json(kind))
-    return made
+    return written_tables(tokenizer_json(kind))
 
 
 def needed(kind: str) -> list[Section]:

@@ -10,14 +10,9 @@ from tokenizer_cases import KINDS, id_lists, texts, tokenizer_json, wrong_bytes
 from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.text.streaming import open_stream
+from pl_compile.text.tables import tables_of as written_tables
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
-
-tables = pytest.importorskip(
-    "pl_compile.text.tables",
-    reason="needs pl_compile.text.tables, which makes the tables; without them: "
-    "tests/text/test_tokenizer_rules.py checks the same rules in Python",
-)
 
 # In one process of the test run, which compiles each program once.
 pytestmark = [pytest.mark.xdist_group("native_tokenizer"), pytest.mark.timeout(1200)]
@@ -27,8 +22,7 @@ Ask = Callable[[str, Sequence[str]], list[str]]
 
 @cache
 def tables_of(kind: str) -> bytes:
-    made: bytes = tables.tables_of(tokenizer_json(kind))
-    return made
+    return written_tables(tokenizer_json(kind))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +202,7 @@ def test_the_default_base_has_the_ids_of_the_python_runtime(folder: Path) -> Non
         )
     spec = file.read_text(encoding="utf-8")
     path = folder / "default.tables"
-    path.write_bytes(tables.tables_of(spec))
+    path.write_bytes(written_tables(spec))
     tokenizer, given = Tokenizer(spec), texts(13, 3000)
     program = built(folder, "tokenizer_program.cc", "g++", "-O2")
 
