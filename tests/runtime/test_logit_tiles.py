@@ -65,10 +65,13 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @dataclass
 class Watched:
-    """The tiles that each run is given, and by step the bits of what a row chooses from."""
+    """The tiles that each run is given, and by row the bits of what it chooses from.
+
+    Steps of different rows are in no order: a later call shares prompts of an earlier one.
+    """
 
     tiles: list[list[int]] = field(default_factory=list)
-    seen: list[tuple[int, bytes]] = field(default_factory=list)
+    seen: dict[int, list[bytes]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def watched(*, cut: bool = True) -> Iterator[Watched]:
         logits = output.logits
         if row.trie is not None and row.request.log_probs is None:
             logits = logits[row._choices.allowed()]  # type: ignore[union-attr]
-        found.seen.append((row.index, logits.tobytes()))
+        found.seen.setdefault(row.index, []).append(logits.tobytes())
         return advance(row, output)
 
     with pytest.MonkeyPatch.context() as patch:
