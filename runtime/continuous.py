@@ -55,8 +55,9 @@ class Load:
 class Continuous:
     """Rows under way on an engine, and those that wait for a slot.
 
-    A row's answer does not depend on what else runs, nor on when it came: each piece of a prompt is
-    the same, and rows step together to the last bit as alone (`stepping.Batch`).
+    A row's answer does not depend on what else runs, nor on when it came: prompts are cut alike
+    where that changes bits (`scheduler_of`), and rows step together to the last bit as alone
+    (`stepping.Batch`).
 
     Args:
         engine: runs the steps; its cache belongs to this object.

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import uvicorn
 
-from pl_compile.errors import ArtifactError, FingerprintError, RequestError, reason_of
+from pl_compile.errors import (
+    ArtifactError,
+    FingerprintError,
+    PlcError,
+    RequestError,
+    reason_of,
+)
 from pl_compile.runtime.async_session import AsyncSession
 from pl_compile.runtime.requests import Request
 from pl_compile.runtime.server.app import make_app
@@ -130,10 +136,14 @@ def open_intact(bundles: Sequence[Path], open_one: Callable[[Path], Session]) ->
                 session = open_one(bundle)
             else:
                 session.add_tasks(bundle)
-        except FingerprintError:  # no damage: the bundle is of another base
+        except PlcError as error:
+            # Another base is no damage, but a mistake of who starts the server.
+            if isinstance(error, ArtifactError) and not isinstance(error, FingerprintError):
+                damaged.append(error)
+                continue
+            if session is not None:
+                session.close()
             raise
-        except ArtifactError as error:
-            damaged.append(error)
     if session is None:
         raise damaged[0]
     for each in damaged:

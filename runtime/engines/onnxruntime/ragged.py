@@ -52,7 +52,7 @@ from pl_compile.runtime.sampling import GREEDY
 from pl_compile.shapes import Float32, Int64, Shape
 
 # Tokens of a prompt that come together with the tokens of other rows: more keep those waiting for
-# longer, and compute each no faster.
+# longer, and compute each little faster (1,024 at once a fifth, which is for when few rows wait).
 PIECE_TOGETHER = 128
 
 # What part of the entries of all rows is kept for prompts that begin alike; one row's at least.
