@@ -1,10 +1,12 @@
 """Compiles the programs of this folder with the sources of `runtime/native`, each once."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,13 +55,35 @@ def emulated(folder: Path, source: str, *flags: str) -> list[str]:
 
 @functools.cache
 def _compiled(folder: Path, source: str, compiler: str, *flags: str) -> Path:
-    name = "_".join([Path(source).stem, compiler, *flags])
-    program = folder / re.sub(r"[^\w]", "_", name)
-    files = map(str, [HERE / source, *sorted(SOURCES.glob("*.cc"))])
-    command = [compiler, *FLAGS, *flags, *files, "-o", str(program)]
+    program = folder / _as_name(Path(source).stem, compiler, *flags)
+    files = [str(HERE / source), *_objects(folder.parent, compiler, *flags)]
+    _run([compiler, *FLAGS, *flags, *files, "-o", str(program)])
+    return program
+
+
+@functools.cache
+def _objects(folder: Path, compiler: str, *flags: str) -> list[str]:
+    """The library's sources, compiled once for all programs of these flags."""
+    target = folder / _as_name("objects", compiler, *flags)
+    target.mkdir(exist_ok=True)
+    sources = sorted(SOURCES.glob("*.cc"))
+    objects = [str(target / f"{source.stem}.o") for source in sources]
+    commands = [
+        [compiler, *FLAGS, *flags, "-c", str(source), "-o", made]
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as jobs:
+        list(jobs.map(_run, commands))
+    return objects
+
+
+def _as_name(*parts: str) -> str:
+    return re.sub(r"[^\w]", "_", "_".join(parts))
+
+
+def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
-    return program
 
 
 @functools.cache

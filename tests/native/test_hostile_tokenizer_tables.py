@@ -27,7 +27,7 @@ from tokenizer_tables_files import (
 from pl_compile.text.tables import tables_of as written_tables
 
 # In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native_tokenizer"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
 
 # Together they have all sections and all steps: a table of whole words, NFC, bytes.
 KINDS = ["llama 3", "qwen", "llama 2"]

@@ -15,7 +15,7 @@ from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
 # In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native_tokenizer"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
 
 Ask = Callable[[str, Sequence[str]], list[str]]
 
