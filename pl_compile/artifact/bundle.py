@@ -2,6 +2,7 @@
 
     manifest.json               base, target, graph, and every other file's sum and size
     tokenizer.json              the base's, byte for byte
+    tokenizer.tables            the same for a runtime in C++ (docs/tokenizer-tables.md)
     base/                       the target's files; in base/rank0/, base/rank1/, … where the base is
                                 divided among ranks
     tasks/<taskname>/task.json  TaskConfig, BOS and EOS, method
@@ -67,6 +68,7 @@ from pl_compile.text.label_trie import LabelTrie
 FORMAT = "plc.bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
+TABLES_NAME = "tokenizer.tables"
 TASK_NAME = "task.json"
 LABELS_NAME = "labels.json"
 REPORT = "report.json"
@@ -151,6 +153,7 @@ class Manifest:
         precision: how the base's numbers are stored.
         kernels: the first interface of this project's kernels that computes the graph right; where
             they are missing, its calls' bodies do.
+        no_tokenizer_tables: why there is no `TABLES_NAME`, where the export could not write it.
     """
 
     base: BaseIdentity
@@ -161,6 +164,7 @@ class Manifest:
     parity: Verdict
     precision: Precision = Precision()
     kernels: int = KERNELS_AT_FIRST
+    no_tokenizer_tables: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses tasks and a number of `kernels` that no bundle could have."""
@@ -364,6 +368,8 @@ def write_manifest(
     if manifest.kernels == KERNELS_AT_FIRST:
         # Releases with older kernels know no such key, and so refuse what they would get wrong.
         del content["kernels"]
+    if manifest.no_tokenizer_tables is None:
+        del content["no_tokenizer_tables"]
     write_json(bundle / MANIFEST, content)
 
 
@@ -451,6 +457,13 @@ def _read_manifest(folder: Path, doing: str) -> "_StoredManifest":
     if "tokenizer.json" not in manifest.files:
         raise ArtifactError(
             doing, found="tokenizer.json is not in the manifest", fix=_COPY_OR_EXPORT
+        )
+    if manifest.no_tokenizer_tables is not None and TABLES_NAME in manifest.files:
+        raise ArtifactError(
+            doing,
+            found=f"damaged {MANIFEST}: {TABLES_NAME}, and no_tokenizer_tables "
+            f"'{manifest.no_tokenizer_tables}'",
+            expected="one of them",
         )
     _check_graphs(manifest, doing)
     return manifest

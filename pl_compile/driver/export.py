@@ -37,6 +37,7 @@ from pl_compile.driver.write_bundle import (
     report_of_export,
     write_checks,
     write_tasks,
+    write_tokenizer,
 )
 from pl_compile.driver.write_triton import BUNDLE, files_of_triton_model, write_triton_model
 from pl_compile.passes.quantize_weights import WeightError
@@ -124,6 +125,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
         clock.lap("graph")
         lint = lint_export(request, inputs, weights, progress)
         precision = _precision(inputs.recipe.options, moments, compiled.weight_errors)
+        no_tables = write_tokenizer(staging, inputs.tokenizer, progress)
         write_tasks(staging, inputs)
         files = records_of(staging)
         with engine_of(staging, inputs, precision) as engine:
@@ -147,7 +149,7 @@ def export_bundle(request: ExportRequest, *, progress: Progress = SILENT) -> Exp
             ),
         )
         progress.say("summing up")
-        manifest = manifest_of(inputs, compiled, checks, precision)
+        manifest = manifest_of(inputs, compiled, checks, precision, no_tables)
         write_manifest(staging, manifest, files)
         read_back(staging, inputs)
     return ExportResult(

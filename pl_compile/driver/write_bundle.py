@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pl_compile import __version__
 from pl_compile.artifact.bundle import (
+    TABLES_NAME,
     Manifest,
     Precision,
     read_bundle,
@@ -22,16 +23,36 @@ from pl_compile.checks.lint import TaskLint
 from pl_compile.driver.compile_base import CompiledBase
 from pl_compile.driver.export_inputs import ExportInputs
 from pl_compile.driver.forecast import Forecast
+from pl_compile.errors import TablesError, reason_of
+from pl_compile.progress import Progress
 from pl_compile.report.model import Effect, Report
 from pl_compile.runtime.served_task import tasks_of_bundle
+from pl_compile.text.tables import tables_of
+from pl_compile.text.tokenizer import Tokenizer
 
 
 def write_tasks(staging: Path, inputs: ExportInputs) -> None:
-    """Writes the tokenizer and each task, with its labels where it has some."""
-    (staging / "tokenizer.json").write_text(inputs.tokenizer.text, encoding="utf-8")
+    """Writes each task, with its labels where it has some."""
     for name, entry in inputs.table.entries.items():
         write_task(staging, entry)
         write_labels(staging, name, inputs.tasks[name].trie)
+
+
+def write_tokenizer(staging: Path, tokenizer: Tokenizer, progress: Progress) -> str | None:
+    """Writes the tokenizer, and its tables for a runtime in C++.
+
+    Returns:
+        Why there are no tables; None where there are.
+    """
+    (staging / "tokenizer.json").write_text(tokenizer.text, encoding="utf-8")
+    try:
+        tables = tables_of(tokenizer.text)
+    except TablesError as error:
+        reason = reason_of(error)
+        progress.say(f"no {TABLES_NAME}, which the C and C++ runtime reads: {reason}")
+        return reason
+    (staging / TABLES_NAME).write_bytes(tables)
+    return None
 
 
 def write_checks(staging: Path, checks: Checks) -> None:
@@ -80,7 +101,11 @@ def report_of_export(
 
 
 def manifest_of(
-    inputs: ExportInputs, compiled: CompiledBase, checks: Checks, precision: Precision
+    inputs: ExportInputs,
+    compiled: CompiledBase,
+    checks: Checks,
+    precision: Precision,
+    no_tables: str | None,
 ) -> Manifest:
     """The content of `manifest.json` except for the sums."""
     exporter = inputs.recipe.exporter
@@ -93,6 +118,7 @@ def manifest_of(
         parity=checks.verdict,
         precision=precision,
         kernels=compiled.kernels,
+        no_tokenizer_tables=no_tables,
     )
 
 
