@@ -13,7 +13,12 @@ enum class ErrorCode {
   kArgument = 1,  // the caller asked for what cannot be
   kFile = 2,      // a file cannot be read
   kFormat = 3,    // a file was read, and is not what it should be
-};
+  kRuntime = 4,   // ONNX Runtime is missing, too old, or failed
+  kRequest = 5,   // a request cannot be served as it is
+  kAnswer = 6,    // the base's numbers for a request are not finite
+  kMemory = 8,    // no memory is left
+  kCancelled = 9  // the request was cancelled
+};  // The numbers are those of plc_status.
 
 // `message` says what was being done, what was found, what was expected and what to do next.
 struct Error {

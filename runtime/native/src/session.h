@@ -1,0 +1,136 @@
+// Requests for any mix of tasks in, answers out: what plc_runtime.h offers, in C++.
+//
+// Threads share a session. A lock is held while a step runs; threads get it in the order in which
+// they ask. Events are put into the inbox that a request was submitted with, and are taken from it
+// with the lock held, so no callback of a caller ever runs inside.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "result.h"
+#include "sampling.h"
+
+namespace plc {
+
+enum class Kind { kAnswer, kBestLabel, kAllLabels };
+
+// docs/serving.md has the ranges; `Session::submit` checks them.
+struct Request {
+  std::string task;
+  std::vector<std::pair<std::string, std::string>> fields;  // UTF-8
+  Kind kind = Kind::kAnswer;
+  int64_t max_tokens = 64;
+  int64_t min_tokens = 0;
+  Sampling sampling;
+  std::vector<std::string> stop;
+  std::vector<std::string> bad_words;
+  std::vector<std::pair<std::string, float>> bias;  // by the texts of tokens
+  bool constrain = true;
+  bool use_prompt = true;
+  int64_t priority = 0;
+  double timeout = 0.0;    // seconds; 0 for no limit
+  int64_t log_probs = -1;  // -1: none is noted
+};
+
+enum class FinishReason { kStop, kLength, kTimeout };
+
+struct LogProb {
+  int32_t token_id;
+  double log_prob;
+};
+
+struct Answer {
+  std::string text;
+  std::vector<int32_t> token_ids;
+  FinishReason finish_reason = FinishReason::kStop;
+  size_t prompt_tokens = 0;
+  size_t cut_tokens = 0;
+  size_t prefix_tokens = 0;
+  size_t shared_tokens = 0;
+  // Of each token: itself, then the likeliest ones. Empty where they were not asked for.
+  std::vector<std::vector<LogProb>> log_probs;
+};
+
+struct LabelScore {
+  std::string text;
+  double probability;  // NaN for the likeliest label alone
+  double log_probability;
+};
+
+struct Event {
+  uint64_t number = 0;  // of the request
+  std::string text;     // that became certain
+  bool is_last = false;
+  std::optional<Error> error;    // why there is no answer
+  std::optional<Answer> answer;  // of a request of kind kAnswer
+  std::vector<LabelScore> labels;
+};
+
+using Inbox = std::deque<Event>;
+
+struct SessionOptions {
+  std::string onnxruntime;  // path; empty: environment, then the system's search
+  int threads = 0;          // all cores
+  size_t max_batch = 16;
+  int64_t context_mib = -1;
+  bool allow_failed_parity = false;
+  bool drafts = false;
+  bool sums_of_base = true;  // whether the files in base/ are read to compare their sums
+  std::string provider;      // empty: that of the bundle's target
+  std::string provider_library;
+  std::vector<std::pair<std::string, std::string>> provider_options;
+};
+
+struct TaskInfo {
+  std::string name;
+  std::vector<std::string> fields;
+  std::vector<std::string> choices;
+};
+
+class Session {
+ public:
+  static Result<std::unique_ptr<Session>> open(const std::string& bundle, const SessionOptions& options);
+
+  // Calls that wait in other threads end with an error before this returns.
+  virtual ~Session() = default;
+
+  // All tasks of another bundle of the same base, or none.
+  virtual Status add(const std::string& bundle) = 0;
+  virtual Status remove(const std::string& task) = 0;
+  virtual std::vector<TaskInfo> tasks() const = 0;
+
+  // The inbox must live until the request's last event was taken, or `leave` was called for it.
+  virtual Result<uint64_t> submit(const Request& request, Inbox* inbox) = 0;
+
+  // One step of all requests under way, if there are any; whether some are left. Where the step
+  // fails, each of them ends with an event that says so, and the session begins anew.
+  virtual Result<bool> step() = 0;
+
+  // The next event of an inbox; none where it is empty.
+  virtual std::optional<Event> take(Inbox* inbox) = 0;
+
+  // Runs steps, or waits for those of other threads, until the inbox has an event or none of
+  // `number` can come; then it takes it.
+  virtual std::optional<Event> wait(Inbox* inbox, uint64_t number) = 0;
+
+  // Ends a request; its last event is put into its inbox.
+  virtual void cancel(uint64_t number) = 0;
+
+  // Ends a request without an event: nobody waits for it any more.
+  virtual void leave(uint64_t number) = 0;
+
+  // Rows that were compared; an error where logits differ by more than they may.
+  virtual Result<size_t> self_test(const std::string& task) = 0;
+
+  virtual Status encode(std::string_view text, std::vector<int32_t>& ids) const = 0;
+  virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
+};
+
+}  // namespace plc
