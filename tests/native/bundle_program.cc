@@ -6,7 +6,7 @@
 // "refused" and why, as JSON text. Bytes are hexadecimal, "-" for none; numbers stand between
 // commas.
 //
-//     json BYTES                 a file of JSON: its value, with doubles as the bits of each
+//     json PATH                  a file of JSON: its value, with doubles as the bits of each
 //     text BYTES                 a text as "JSON text for sums"
 //     sum BYTES PIECE            its sha256, added in pieces of this size
 //     tensors BYTES              a safetensors file
@@ -199,16 +199,23 @@ std::string answer(const std::string& line) {
   std::string mode, first, second, third, fourth;
   in >> mode >> first >> second >> third >> fourth;
   if (mode == "json") {
-    const auto value = plc::parse_json_file(from_hex(first), "reading it");
+    const auto file = plc::MappedFile::open(first);
+    if (!file.ok()) return refused(file.error());
+    const auto value = plc::parse_json_file(file.value().bytes(), "reading it");
     return value.ok() ? "ok " + shown(value.value()) : refused(value.error());
   }
   if (mode == "text") return "ok " + quoted(from_hex(first));
   if (mode == "sum") {
-    plc::Sha256 sum;
+    plc::Sha256 sum, other(true);
     const std::string bytes = from_hex(first);
     const size_t piece = std::stoul(second);
-    for (size_t at = 0; at < bytes.size(); at += piece) sum.add(bytes.substr(at, piece));
-    return "ok " + quoted(sum.digits());
+    for (size_t at = 0; at < bytes.size(); at += piece) {
+      sum.add(bytes.substr(at, piece));
+      other.add(bytes.substr(at, piece));
+    }
+    const std::string digits = sum.digits();
+    if (digits != other.digits()) std::abort();  // an instruction's sum is not the other one
+    return "ok " + quoted(digits);
   }
   if (mode == "tensors") {
     const std::string bytes = from_hex(first);

@@ -1,4 +1,4 @@
-"""The native runtime reads the files of a bundle as Python does, and refuses what Python refuses."""
+"""The native runtime reads the files of a bundle as Python does, and refuses what it refuses."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_programs import SANITIZED, answers, built
+from native_programs import SANITIZED, built
 from safetensors.numpy import save
 
 from pl_compile.artifact.bundle import (
@@ -34,19 +34,18 @@ from pl_compile.artifact.folded_prefix import (
     write_folded,
 )
 from pl_compile.artifact.prompt_table import BaseIdentity, TaskEntry, entry_from_record
-from pl_compile.artifact.tensors import tensor_bytes
 from pl_compile.config.contract import GraphContract
 from pl_compile.config.strict_json import read_json_object
 from pl_compile.config.task import TaskConfig
 from pl_compile.driver.export import export_bundle
 from pl_compile.driver.export_request import ExportRequest
 from pl_compile.errors import ArtifactError, ConfigError, PlcError
-from pl_compile.runtime import Session
-from pl_compile.runtime.served_task import POSITIONS
+from pl_compile.runtime.served_task import POSITIONS, tasks_of_bundle
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.render import SequenceRules
 from pl_compile.text.template import Field, Text, Virtual, parse_template
+from pl_compile.text.tokenizer import Tokenizer
 
 # In one process of the test run, which compiles each program once.
 pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
@@ -76,7 +75,8 @@ class Program:
 
     def ask(self, line: str) -> tuple[bool, Any]:
         """Whether what the line names is read; and what it is, or why not."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -131,7 +131,21 @@ _NUMBERS = [
     *("1e-99999999999999999999", "2.2250738585072011e-308", "123456789.123456789e-20"),
     *("0." + "0" * 400 + "1e401", "0." + "0" * 400 + "1", "1" + "0" * 400 + "e-400"),
     *("1.7976931348623157e308", "1.7976931348623159e308", "4.9406564584124654e-324"),
-    *("01", "1.", ".5", "1e", "1e+", "-", "+1", "0x1", "NaN", "Infinity", "-Infinity", "1_0", "--1"),
+    *(
+        "01",
+        "1.",
+        ".5",
+        "1e",
+        "1e+",
+        "-",
+        "+1",
+        "0x1",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1_0",
+        "--1",
+    ),
 ]
 
 
@@ -164,8 +178,10 @@ def _spoiled(generator: random.Random, data: bytes) -> bytes:
     if how == 0:
         return data[:place]
     if how == 1:
-        return data[:place] + generator.choice(b'"{}[],:\\0-.e \x00\x1f\xff\xc3').to_bytes(1, "little") + (
-            data[place + 1 :]
+        return (
+            data[:place]
+            + generator.choice(b'"{}[],:\\0-.e \x00\x1f\xff\xc3').to_bytes(1, "little")
+            + (data[place + 1 :])
         )
     if how == 2:
         return data[:place] + data[place + 1 :]
@@ -178,10 +194,20 @@ def json_texts() -> list[bytes]:
     found = [text.encode() for text in _NUMBERS]
     found += [f"[{text}, {text}]".encode() for text in _NUMBERS]
     found += [b"", b" ", b"\xef\xbb\xbf{}", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"{} {}", b'"\\ud800"']
-    found += [b'"\\udfff\\ud800"', b'"\\ud83d\\ude00"', b'"\\ud83d\\ud83d\\ude00"', b'"\\uD83D\\uDE00"']
+    found += [
+        b'"\\udfff\\ud800"',
+        b'"\\ud83d\\ude00"',
+        b'"\\ud83d\\ud83d\\ude00"',
+        b'"\\uD83D\\uDE00"',
+    ]
     found += [b'{"a": 1, "\\u0061": 2}', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b"[1,]", b"{,}"]
-    found += [b"[" * 200 + b"]" * 200, b'{"":' * 100 + b"1" + b"}" * 100, b"\xff\xfe{\0}\0", b"\x00"]
-    for _ in range(1500):
+    found += [
+        b"[" * 200 + b"]" * 200,
+        b'{"":' * 100 + b"1" + b"}" * 100,
+        b"\xff\xfe{\0}\0",
+        b"\x00",
+    ]
+    for _ in range(700):
         text = _json_text(generator, 4).encode()
         found += [text, _spoiled(generator, text)]
     return found
@@ -196,25 +222,34 @@ def test_json_is_read_and_refused_as_in_python(program: Program, tmp_path: Path)
             expected: Any = (True, shown(content))
         except ArtifactError:
             expected = (False, None)
-        found, value = program.ask(f"json {in_hex(path.read_bytes())}")
+        found, value = program.ask(f"json {path}")
         assert (found, value if found else None) == expected, (text, value)
         assert found or value.startswith("reading it: "), value
         kinds[found] += 1
-    assert min(kinds[True], kinds[False]) > 400, kinds
+    assert min(kinds[True], kinds[False]) > 200, kinds
 
 
-def test_json_that_is_hostile_is_refused_in_little_time(program: Program) -> None:
-    many = b"{" + b",".join(b'"%07d":0' % number for number in range(200_000))
-    assert program.ask(f"json {in_hex(many + b'}')}")[0]
-    found, why = program.ask(f"json {in_hex(many + b',' + many[1:10] + b':1}')}")
-    assert not found and "the key '0000000' twice" in why
-    found, why = program.ask(f"json {in_hex(b'[' * 100_000)}")
-    assert not found and "nested too deep at line 1, column " in why
-    found, why = program.ask(f"json {in_hex(b'[1' + b' ' * (16 << 20) + b']')}")
-    assert not found and "16 MiB" in why
-    text = "[1,\n é, 2]"
-    found, why = program.ask(f"json {in_hex(text)}")
-    assert not found and "no value at line 2, column 2; expected JSON." in why
+def test_json_that_is_hostile_is_refused_in_little_time(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "it.json"
+
+    def ask(data: bytes) -> tuple[bool, Any]:
+        path.write_bytes(data)
+        return program.ask(f"json {path}")
+
+    many = b"{" + b",".join(b'"%07d":0' % number for number in range(100_000))
+    assert ask(many + b"}")[0]
+    found, why = ask(many + b"," + many[1:10] + b":1}")
+    assert not found
+    assert "the key '0000000' twice" in why
+    found, why = ask(b"[" * 100_000)
+    assert not found
+    assert "nested too deep at line 1, column " in why
+    found, why = ask(b"[1" + b" " * (16 << 20) + b"]")
+    assert not found
+    assert "16 MiB" in why
+    found, why = ask("[1,\n é, 2]".encode())
+    assert not found
+    assert "no value at line 2, column 2; expected JSON." in why
 
 
 def test_texts_and_sums_are_written_as_in_python(program: Program) -> None:
@@ -228,17 +263,6 @@ def test_texts_and_sums_are_written_as_in_python(program: Program) -> None:
     ids, rows = [3, 0, 0, 17], [-1, 0, 1, -1]
     layout = hashlib.sha256(json.dumps([ids, rows]).encode()).hexdigest()
     assert program.ask("layout 3,0,0,17 -1,0,1,-1") == (True, layout)
-
-
-def test_sums_without_instructions_for_them_are_the_same(folder: Path) -> None:
-    # On x86 this is the other implementation.
-    flags = ("-O1", "-D__get_cpuid_count(...)=0") if os.uname().machine == "x86_64" else ("-O1",)
-    program = built(folder, "bundle_program.cc", "g++", *flags)
-    datas = [random.Random(3).randbytes(size) for size in (0, 1, 55, 56, 63, 64, 65, 1000)]
-
-    found = answers([program], [f"sum {in_hex(data)} 64" for data in datas])
-
-    assert found == [f'ok "{hashlib.sha256(data).hexdigest()}"' for data in datas]
 
 
 # Tensors
@@ -258,10 +282,10 @@ def test_tensors_are_those_that_the_library_reads(program: Program) -> None:
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
         "a": np.asarray([[1], [2**40]]),
         "none": np.zeros((0, 4), np.float32),
-        "one": np.float32(3).reshape(()),
+        "one": np.full((), 3, np.float32),
         "é": np.asarray([True, False]),
     }
-    found, tensors = program.ask(f"tensors {in_hex(tensor_bytes(arrays, {'x': 'é'}))}")
+    found, tensors = program.ask(f"tensors {in_hex(save(arrays, {'x': 'é'}))}")
 
     assert found
     kinds = {"float32": "F32", "int64": "I64", "bool": "BOOL"}
@@ -303,7 +327,9 @@ def test_a_damaged_file_of_tensors_is_refused(file: bytes, said: str, program: P
     found, why = program.ask(f"tensors {in_hex(file)}")
 
     assert not found
-    assert why.startswith("reading it") and said in why and "; expected " in why
+    assert why.startswith("reading it")
+    assert said in why
+    assert "; expected " in why
 
 
 # Templates and records
@@ -323,7 +349,7 @@ def record(**changes: Any) -> dict[str, Any]:
 
 def entry_of(plain: Any, learned: np.ndarray | None = None) -> TaskEntry:
     total = plain["task"].get("total_virtual_tokens")
-    count = total if isinstance(total, int) and 0 < total < 10**4 else 1
+    count = total if type(total) is int and 0 < total <= 10**6 else 1
     rows = np.zeros((count, HIDDEN), np.float32) if learned is None else learned
     return entry_from_record(plain, rows, "mood", base=BASE, doing="reading")
 
@@ -363,13 +389,61 @@ _PARTS = [
     *("<|VIRTUAL_PROMPT_0|>", "<|VIRTUAL_PROMPT_1|>", "<|VIRTUAL_PROMPT_00|>", "<|VIRTUAL_PROMPT_"),
     *("<|VIRTUAL_PROMPT_|>", f"<|VIRTUAL_PROMPT_{'9' * 5000}|>", "<|VIRTUAL_PROMPT_٣|>", "{a}"),
     *("{b}", "{label}", "{{", "}}", "{", "}", "{}", "{ }", "{\x1f}", "{\u3000\n}", "{taskname}"),
-    *(" ", "  ", "\n", "text", "é😀", "{a b}", "{{a}}", "{{{a}}}", "{a\n}", "{é}", "\x00", "{\x00}"),
+    *(
+        " ",
+        "  ",
+        "\n",
+        "text",
+        "é😀",
+        "{a b}",
+        "{{a}}",
+        "{{{a}}}",
+        "{a\n}",
+        "{é}",
+        "\x00",
+        "{\x00}",
+    ),
 ]
 _FORMATS = [
     *("x!r", "x!s:", "x!a:>3", "x!q", "x!r\n", "x!r:a\nb", "!r", ":>3", "x:", "x:>10", "x:é>10"),
-    *("x:\n>1", "x:a:b", "x:10", "x:.2f", "x:.f", "x:+#010,.3e", "x:٣", "x:=", "x:<<5", "x:é", "x:d"),
-    *("x:,", "x:_", "x:1_000", "x: 3%", "x:3 %", "x:b3", "a:b!r", "a!r:b", "x:>>", "x:^^^", "x:==1d"),
-    *("x:\U0001e950", "x:\U0001d7ff.3", "x!", "x!r!r", "x:-", "x:- 3", "x:#", "x:0", "x\ny:3", "x:3\n"),
+    *(
+        "x:\n>1",
+        "x:a:b",
+        "x:10",
+        "x:.2f",
+        "x:.f",
+        "x:+#010,.3e",
+        "x:٣",
+        "x:=",
+        "x:<<5",
+        "x:é",
+        "x:d",
+    ),
+    *(
+        "x:,",
+        "x:_",
+        "x:1_000",
+        "x: 3%",
+        "x:3 %",
+        "x:b3",
+        "a:b!r",
+        "a!r:b",
+        "x:>>",
+        "x:^^^",
+        "x:==1d",
+    ),
+    *(
+        "x:\U0001e950",
+        "x:\U0001d7ff.3",
+        "x!",
+        "x!r!r",
+        "x:-",
+        "x:- 3",
+        "x:#",
+        "x:0",
+        "x\ny:3",
+        "x:3\n",
+    ),
 ]
 
 
@@ -377,11 +451,13 @@ def test_formats_are_told_from_names_as_in_python(program: Program) -> None:
     generator, kinds = random.Random(4), Counter[bool]()
     parts = [*"x!:rsa<>=^+- #0123,_.fé٣%\n"]
     fields = _FORMATS + ["x" + "".join(generator.choices(parts, k=6)) for _ in range(600)]
-    fields += [f"x:{c}" for c in "0٠߀०๐０𑁦𝟎𞥐²½Ⅷ一"]
+    # Digits 0 of several scripts, and numbers that are no digits.
+    points = (0x660, 0x7C0, 0x966, 0xE50, 0xFF10, 0x11066, 0x1D7CE, 0x1E950, 0xB2, 0x2167, 0x4E00)
+    fields += [f"x:{chr(point)}" for point in points]
     for field in fields:
         plain = record(prompt_template=f"<|VIRTUAL_PROMPT_0|>{{{field}}} {{label}}")
         kinds[expect_as_python(program, plain)] += 1
-    assert min(kinds[True], kinds[False]) > 50, kinds
+    assert min(kinds[True], kinds[False]) > 40, kinds
 
 
 def test_templates_are_parsed_as_in_python(program: Program) -> None:
@@ -392,7 +468,7 @@ def test_templates_are_parsed_as_in_python(program: Program) -> None:
             parts = ["<|VIRTUAL_PROMPT_0|>", *[p for p in parts if "VIRTUAL" not in p], "{label}"]
         changes: dict[str, Any] = {"prompt_template": "".join(parts)}
         options: dict[str, list[Any]] = {
-            "total_virtual_tokens": [3, 5, 0, 10**6, 10**6 + 1],
+            "total_virtual_tokens": [3, 5, 0, 10**6 + 1],
             "virtual_token_splits": [[], [3], [1, 2], [2, 3], [0, 3], [-1, 4], [2**62, 2**62]],
             "truncate_field": [None, "a", "label", "b", ""],
             "answer_field": [None, "label", "a", "x", ""],
@@ -406,7 +482,25 @@ def test_templates_are_parsed_as_in_python(program: Program) -> None:
     assert min(kinds[True], kinds[False]) > 300, kinds
 
 
-_WRONG: list[Any] = [None, True, 0, -1, 1, 2, 3, 11, 2**63, 1.5, "", "x", [], {}, [1], ["x"], {"x": 1}]
+_WRONG: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1,
+    2,
+    3,
+    11,
+    2**63,
+    1.5,
+    "",
+    "x",
+    [],
+    {},
+    [1],
+    ["x"],
+    {"x": 1},
+]
 
 
 def test_records_are_read_and_refused_as_in_python(program: Program) -> None:
@@ -416,10 +510,15 @@ def test_records_are_read_and_refused_as_in_python(program: Program) -> None:
         for value in _WRONG
     ]
     changes += [{"choices": list(pair)} for pair in ("ab", "aa", ["a", " a"], ["a", "a\x1f\u3000"])]
-    changes += [{"choices": [text]} for text in ("\u2003", "\x85", "\u200b", " a ", "\u180e", "\x1c")]
+    changes += [
+        {"choices": [text]} for text in ("\u2003", "\x85", "\u200b", " a ", "\u180e", "\x1c")
+    ]
     changes += [{"choices": ["a"], "answer": {"span": "text"}}, {"answer": {"span": "text"}}]
-    changes += [{"taskname": name} for name in ("mood", "_mood", "__mood", "-mood", "mo.od", "m" * 65)]
+    changes += [
+        {"taskname": name} for name in ("mood", "_mood", "__mood", "-mood", "mo.od", "m" * 65)
+    ]
     changes += [{"end_ids": [2, 3]}, {"end_ids": [2, 2]}, {"end_ids": [1]}, {"end_ids": [10, 11]}]
+    changes += [{"total_virtual_tokens": total} for total in (10**6, 10**6 + 1)]
     changes += [{"eos_id": None, "end_ids": [1]}, {"whitespace": "nemo"}, {"unknown": 1}]
     kinds = Counter(expect_as_python(program, record(**each)) for each in changes)
     for missing in ("task", "bos_id", "eos_id", "method", "end_ids"):
@@ -456,11 +555,15 @@ def test_labels_are_read_and_refused_as_in_python(program: Program) -> None:
             key = generator.choice([*plain])
             if key in ("parents", "tokens", "ends") and plain[key]:
                 place = generator.randrange(len(plain[key]))
-                plain[key][place] = generator.choice([-1, 0, 1, 2, 3, 4, 5, 10, 11, 2**31, 2**40, 1.0])
+                plain[key][place] = generator.choice(
+                    [-1, 0, 1, 2, 3, 4, 5, 10, 11, 2**31, 2**40, 1.0]
+                )
             elif generator.random() < 0.3:
                 plain[key] = generator.choice([[], True, False, ["good"], None])
         try:
-            trie = LabelTrie(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+            trie = LabelTrie(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+            )
             sizes = [*trie.parents, *trie.tokens, *trie.ends]
             typed = all(type(size) is int for size in sizes) and type(trie.fixed) is bool
             trie.check()
@@ -574,16 +677,20 @@ def test_a_folded_prefix_of_another_origin_is_refused(bundle: Path, program: Pro
     assert program.ask(f"prompt {bundle} steep - 0") == (True, [0, 4, 1])
 
     found, why = program.ask(f"prompt {bundle} mood {'0' * 64} 5")
-    assert not found and f"computed from layout {LAYOUT}, not {'0' * 64}. Export" in why
+    assert not found
+    assert f"computed from layout {LAYOUT}, not {'0' * 64}. Export" in why
     found, why = program.ask(f"prompt {bundle} mood {LAYOUT} 6")
-    assert not found and why.endswith("in " + f"{bundle}: 5 positions; expected 6. Export the bundle again.")
+    assert not found
+    assert why.endswith("in " + f"{bundle}: 5 positions; expected 6. Export the bundle again.")
 
     (bundle / "base/model.onnx").write_bytes(b"another graph")
     sign_bundle(bundle)
     found, why = program.ask(f"prompt {bundle} mood {LAYOUT} 5")
-    assert not found and "computed from graph " in why
+    assert not found
+    assert "computed from graph " in why
     found, why = program.ask(f"prompt {bundle} moods {LAYOUT} 5")
-    assert not found and "task 'moods' does not exist. Known tasks: mood, steep." in why
+    assert not found
+    assert "task 'moods' does not exist. Known tasks: mood, steep." in why
 
 
 def files_of(bundle: Path) -> list[str]:
@@ -602,8 +709,11 @@ def test_a_file_that_was_cut_or_changed_is_named(bundle: Path, program: Program)
         for changed in [*cuts, *flips]:
             path.write_bytes(changed)
             found, why = program.ask(f"open {bundle} -")
+            if name == "manifest.json":  # it has no sum, and may say something else
+                expect_same(bundle, program, Counter())
+                continue
             assert found == (name == "report.json"), (name, why)
-            assert found or name in why or name == "manifest.json", why
+            assert found or name in why, why
         path.unlink()
         found, why = program.ask(f"open {bundle} -")
         assert found or name in why
@@ -615,7 +725,9 @@ def test_a_sum_of_the_weights_may_be_left_out(bundle: Path, program: Program) ->
     (bundle / "base/model.onnx.data").write_bytes(b"\1" * 100)
     assert program.ask(f"open {bundle} weights")[0]
     found, why = program.ask(f"open {bundle} -")
-    assert not found and "base/model.onnx.data has sha256" in why and why.endswith("again.")
+    assert not found
+    assert "base/model.onnx.data has sha256" in why
+    assert why.endswith("again.")
 
     (bundle / "base/model.onnx.data").write_bytes(b"\1" * 99)
     assert "has 99 bytes, expected 100" in program.ask(f"open {bundle} weights")[1]
@@ -683,7 +795,8 @@ def _altered(content: Any, generator: random.Random) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "tasks/mood/task.json", "tasks/steep/task.json", "tasks/mood/labels.json"]
+    "name",
+    ["manifest.json", "tasks/mood/task.json", "tasks/steep/task.json", "tasks/mood/labels.json"],
 )
 def test_an_altered_bundle_is_read_or_refused_as_in_python(
     name: str, bundle: Path, program: Program
@@ -697,10 +810,11 @@ def test_an_altered_bundle_is_read_or_refused_as_in_python(
         path.write_text(json.dumps(content), encoding="utf-8")
         if name != "manifest.json":
             sign_bundle(bundle)
-        elif content.get("target") != "native-cpu" or content["graph"].get("ranks", 1) != 1:
+        elif content.get("target") != "native-cpu" or '"ranks": 1,' not in path.read_text():
             continue  # Python runs others, too
         expect_same(bundle, program, kinds)
-    assert kinds[True] > 0 and kinds[False] > 40, kinds
+    assert kinds[True] > 0, kinds
+    assert kinds[False] > 40, kinds
 
 
 def test_what_another_runtime_serves_is_refused(bundle: Path, program: Program) -> None:
@@ -711,7 +825,8 @@ def test_what_another_runtime_serves_is_refused(bundle: Path, program: Program) 
         content["target"], content["graph"]["ranks"] = target, ranks
         path.write_text(json.dumps(content), encoding="utf-8")
         found, why = program.ask(f"open {bundle} -")
-        assert not found and "expected one of onnx-cpu, native-cpu and onnx-cuda, with one rank" in why
+        assert not found
+        assert "expected one of onnx-cpu, native-cpu and onnx-cuda, with one rank" in why
     path.write_text(text.replace('"passed"', '"failed"'), encoding="utf-8")
     assert "parity failed" in program.ask(f"open {bundle} -")[1]
     assert program.ask(f"open {bundle} failed")[0]
@@ -745,41 +860,54 @@ _ODD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", _ODD)
-def test_what_is_no_file_of_the_bundle_is_refused(kind: str, bundle: Path, program: Program) -> None:
+def test_what_is_no_file_of_the_bundle_is_refused(
+    kind: str, bundle: Path, program: Program
+) -> None:
     change, said = _ODD[kind]
     change(bundle)
     expect_same(bundle, program, Counter())
     found, why = program.ask(f"open {bundle} -")
-    assert found == (said == "") and (found or said in why)
+    assert found == (said == "")
+    assert found or said in why
 
 
-def _exported(folder: Path, base: Path, target: str, **changes: Any) -> Path:
-    table = random_table(base, folder / "table.safetensors", prefix=True)
-    request = ExportRequest(table, base, folder / "bundle", target=target, capacity=60, **changes)
-    return export_bundle(replace(request, measure_parity=False)).bundle
+@pytest.fixture(scope="module")
+def exported_from(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base and a table."""
+    folder = tmp_path_factory.mktemp("exported")
+    base = write_tiny_base(folder / "base", "llama", blocks=True)
+    return base, random_table(base, folder / "table.safetensors", prefix=True)
 
 
 @pytest.mark.parametrize("target", ["onnx-cpu", "native-cpu"])
 def test_exported_bundles_are_read(
-    target: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, program: Program
+    target: str, exported_from: tuple[Path, Path], tmp_path: Path, program: Program
 ) -> None:
-    base = write_tiny_base(tmp_path / "base", "llama")
-    folder = _exported(tmp_path, base, target)
+    base, table = exported_from
+    request = ExportRequest(
+        *(table, base, tmp_path / "bundle"),
+        target=target,
+        capacity=60,
+        fold="always",
+        measure_parity=False,
+    )
+    folder = export_bundle(request).bundle
     opened = read_bundle(folder)
 
     assert program.ask(f"open {folder} -") == (True, as_python(opened))
 
-    session = Session.open(folder)
-    folded = [name for name in opened.entries if opened.folded(name) is not None]
+    served = tasks_of_bundle(opened, Tokenizer.from_folder(folder))
+    folded = [name for name in served if opened.folded(name) is not None]
     assert folded
     for name in folded:
-        opening = session.renderer(name).opening()
+        opening = served[name].renderer.opening()
         ids, rows = (
             ",".join(map(str, each.tolist())) for each in (opening.token_ids, opening.virtual_rows)
         )
         layout = program.ask(f"layout {ids} {rows}")[1]
         found, value = program.ask(f"prompt {folder} {name} {layout} {len(opening)}")
-        assert found and value[1] == len(opening), value
+        assert found, value
+        assert value[1] == len(opening)
 
 
 def test_a_fuzzer_finds_nothing_in_a_few_seconds(sound: Path, folder: Path, tmp_path: Path) -> None:
@@ -810,5 +938,3 @@ def test_a_fuzzer_finds_nothing_in_a_few_seconds(sound: Path, folder: Path, tmp_
 
     assert not done.returncode, done.stderr[-4000:]
     assert "Done " in done.stderr
-
-

@@ -15,18 +15,8 @@ namespace plc {
 namespace {
 
 constexpr std::string_view kWeights = "base/model.onnx.data";
-constexpr std::string_view kCopyOrExport = "Copy the bundle again, or export it again.";
 // Virtual and real tokens alike take positions 0, 1, 2 … from the row's start.
 constexpr std::string_view kPositions = "from 0, virtual tokens included";
-
-Error refused(std::string_view doing, Words found, Words expected, std::string_view fix) {
-  std::string message = joined({doing, ": "});
-  append(found, message);
-  append({"; expected "}, message);
-  append(expected, message);
-  append({". ", fix}, message);
-  return {ErrorCode::kFormat, std::move(message)};
-}
 
 std::string_view name_of(Dtype dtype) {
   return dtype == Dtype::kFloat16 ? "float16" : dtype == Dtype::kBfloat16 ? "bfloat16" : "float32";
@@ -47,17 +37,17 @@ Status check_manifest(const Manifest& manifest, const std::string& doing) {
                          "onnx-cuda, with one rank: this library runs no others. Export the bundle "
                          "for one of them, or serve it with the Python runtime."})};
   if (manifest.file("tokenizer.json") == nullptr)
-    return refused(doing, {"tokenizer.json is not in the manifest"}, {"it"}, kCopyOrExport);
+    return wrong_file(doing, {"tokenizer.json is not in the manifest"}, {"it"});
   if (manifest.file("base/model.onnx") == nullptr)
-    return refused(doing, {"damaged manifest.json: 'base/model.onnx' is missing"}, {"it"},
+    return wrong_file(doing, {"damaged manifest.json: 'base/model.onnx' is missing"}, {"it"},
                    kCopyOrExport);
   constexpr std::string_view base = "base/", model = "/model.onnx";
   for (const FileRecord& file : manifest.files) {
     const std::string_view path = file.path;
     if (path != "base/model.onnx" && path.substr(0, base.size()) == base &&
         path.size() >= model.size() && path.substr(path.size() - model.size()) == model)
-      return refused(doing, {"damaged manifest.json: '", shortened(path, 200), "' is one too many"},
-                     {"base/model.onnx alone"}, kCopyOrExport);
+      return wrong_file(doing, {"damaged manifest.json: '", shortened(path, 200), "' is one too many"},
+                     {"base/model.onnx alone"});
   }
   return {};
 }
@@ -82,7 +72,7 @@ class TaskReader {
 
  private:
   Error wrong(Words found, Words expected) const {
-    return refused(doing_, found, expected, kCopyOrExport);
+    return wrong_file(doing_, found, expected);
   }
 
   bool has(std::string_view file) const {
@@ -138,7 +128,7 @@ class TaskReader {
     made_.learned = Floats(*tensor);
     made_.files.push_back(std::move(file.value()));
     if (!made_.learned.are_finite())
-      return refused(doing_, {"numbers in ", name, ".safetensors that are not finite"},
+      return wrong_file(doing_, {"numbers in ", name, ".safetensors that are not finite"},
                      {"finite ones"}, "The run that made them diverged: lower its learning rate.");
     return made_.has_prefix ? check_prefix() : Status();
   }
@@ -151,7 +141,7 @@ class TaskReader {
     const Segment& first = made_.parsed.segments[0];  // a template has a marker at least
     if (first.kind == Segment::Kind::kVirtual && first.count == made_.record.total_virtual_tokens)
       return {};
-    return refused(doing_, {"a prefix, and a template with virtual tokens after its start"},
+    return wrong_file(doing_, {"a prefix, and a template with virtual tokens after its start"},
                    {"one marker, at the very start: a prefix stands before everything"},
                    "Move the marker to the start and train the task again.");
   }
@@ -173,7 +163,7 @@ class TaskReader {
     const std::string doing = "reading " + path;
     if (!has("labels.json")) {
       if (made_.record.choices.empty()) return {};
-      return refused(doing, {"no such file"}, {"the choices of the task as a tree"},
+      return wrong_file(doing, {"no such file"}, {"the choices of the task as a tree"},
                      "Export the bundle again.");
     }
     const auto file = MappedFile::open(path);
@@ -254,7 +244,7 @@ Result<std::shared_ptr<const Bundle>> Bundle::open(const std::string& folder,
   const Manifest& manifest = made->manifest_;
   if (const Status done = check_manifest(manifest, doing); !done.ok()) return done.error();
   if (manifest.parity == Parity::kFailed && !options.allow_failed_parity)
-    return refused(doing, {"its numbers differ from the reference (parity failed)"},
+    return wrong_file(doing, {"its numbers differ from the reference (parity failed)"},
                    {"a bundle that passed, or was not measured"},
                    "See plc verify and the bundle's report.json; export it again.");
   const bool all = options.sums == BundleOptions::Sums::kAll;
@@ -306,7 +296,7 @@ Result<EnginePrompt> Bundle::prompt(const BundleTask& task, const std::string& l
                  joined({doing, ": keys and values computed from ", problems.listed(),
                          ". Export the bundle again: they would give wrong answers."})};
   if (task.folded->length != opening)
-    return refused(doing, {task.folded->length, " positions"}, {opening},
+    return wrong_file(doing, {task.folded->length, " positions"}, {opening},
                    "Export the bundle again.");
   prompt.prefix = task.folded->numbers.data();
   prompt.prefix_length = task.folded->length;

@@ -14,7 +14,8 @@
 namespace plc {
 namespace {
 
-constexpr std::string_view kCopyOrExport = "Copy the bundle again, or export it again.";
+
+constexpr std::string_view kExpected = "the files of manifest.json, as they are there";
 
 struct Found {
   std::string path;  // in the folder
@@ -88,17 +89,12 @@ const Found* find(const std::vector<Found>& files, const std::string& path) {
   return place != files.end() && place->path == path ? &*place : nullptr;
 }
 
-Error refused(const std::string& doing, const Problems& problems, std::string_view fix) {
-  return {ErrorCode::kFormat,
-          joined({doing, ": ", problems.listed(), "; expected the files of manifest.json. ", fix})};
-}
-
 }  // namespace
 
 Status check_files(const std::string& folder, const std::vector<FileRecord>& files,
                    std::string_view without_sum, const std::string& doing) {
   const Listing listing(folder);
-  if (!listing.odd.none()) return refused(doing, listing.odd, kCopyOrExport);
+  if (!listing.odd.none()) return wrong_file(doing, {listing.odd.listed()}, {kExpected});
   Problems problems;
   for (const Found& found : listing.files) {
     const bool is_noted = std::binary_search(
@@ -133,10 +129,10 @@ Status check_files(const std::string& folder, const std::vector<FileRecord>& fil
     }
   }
   if (problems.none()) return {};
-  return refused(doing, problems,
-                 is_damaged ? kCopyOrExport
-                            : "Move elsewhere what the manifest does not name: another program may "
-                              "have put it there.");
+  return wrong_file(doing, {problems.listed()}, {kExpected},
+                    is_damaged ? kCopyOrExport
+                               : "Move elsewhere what the manifest does not name: another program "
+                                 "may have put it there.");
 }
 
 }  // namespace plc

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "problems.h"
 #include "utf8.h"
 
 namespace plc {
@@ -21,13 +22,6 @@ int hex_digit(char byte) {
   if (is_digit(byte)) return byte - '0';
   if (byte >= 'a' && byte <= 'f') return byte - 'a' + 10;
   return byte >= 'A' && byte <= 'F' ? byte - 'A' + 10 : -1;
-}
-
-Error wrong_json(const std::string& doing, Words found, std::string_view expected) {
-  std::string message = joined({doing, ": "});
-  append(found, message);
-  append({"; expected ", expected, ". Copy it again, or export the bundle again."}, message);
-  return {ErrorCode::kFormat, std::move(message)};
 }
 
 class Parser {
@@ -66,7 +60,7 @@ class Parser {
       }
     size_t column = 1;  // in characters: bytes that go on with one are not counted
     for (const char* each = start; each < at; ++each) column += (*each & 0xC0) != 0x80;
-    return wrong_json(doing_, {found, " at line ", line, ", column ", column}, "JSON");
+    return wrong_file(doing_, {found, " at line ", line, ", column ", column}, {"JSON"});
   }
 
   void blanks() {
@@ -310,18 +304,17 @@ Result<Json> parse_json(std::string_view text, const std::string& doing) {
   const size_t valid = utf8_valid_prefix(text);
   if (valid < text.size()) {
     const auto line = std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(valid), '\n');
-    return wrong_json(doing, {"a byte at line ", line + 1, " that is not UTF-8"}, "JSON in UTF-8");
+    return wrong_file(doing, {"a byte at line ", line + 1, " that is not UTF-8"}, {"JSON in UTF-8"});
   }
   return Parser(text, doing).parse();
 }
 
 Result<Json> parse_json_file(std::string_view bytes, const std::string& doing) {
   if (bytes.size() > kMostJsonBytes)
-    return wrong_json(doing, {bytes.size(), " bytes"}, "at most 16 MiB, as each such file has");
+    return wrong_file(doing, {bytes.size(), " bytes"}, {"at most 16 MiB, as each such file has"});
   if (bytes.substr(0, 23) == "version https://git-lfs")
-    return Error{ErrorCode::kFormat,
-                 joined({doing, ": a pointer of Git LFS, not the file; expected JSON. Run `git lfs "
-                                "pull` in the clone, or download the file itself."})};
+    return wrong_file(doing, {"a pointer of Git LFS, not the file"}, {"JSON"},
+                      "Run `git lfs pull` in the clone, or download the file itself.");
   if (bytes.substr(0, kByteOrderMark.size()) == kByteOrderMark)
     bytes.remove_prefix(kByteOrderMark.size());
   return parse_json(bytes, doing);
@@ -368,12 +361,7 @@ const Json* JsonRecord::asked(std::string_view key) {
 
 void JsonRecord::problem(Words found, Words expected) {
   if (!ok()) return;
-  std::string text = joined({doing_, ": damaged ", name_, ": "});
-  append(found, text);
-  append({"; expected "}, text);
-  append(expected, text);
-  append({". Copy the bundle again, or export it again."}, text);
-  error_ = Error{ErrorCode::kFormat, std::move(text)};
+  error_ = wrong_file(joined({doing_, ": damaged ", name_}), found, expected);
 }
 
 void JsonRecord::problem(const Error& error) {

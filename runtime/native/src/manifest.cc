@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "json.h"
+#include "problems.h"
 #include "sha256.h"
 #include "utf8.h"
 
@@ -13,16 +14,6 @@ namespace {
 constexpr int64_t kMostHidden = 1 << 20, kMostVocab = 1 << 24, kMostLayers = 1 << 14;
 constexpr int64_t kMostHeads = 1 << 16, kMostCapacity = 1 << 26, kMostRanks = 1 << 10;
 constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
-constexpr std::string_view kCopyOrExport = "Copy the bundle again, or export it again.";
-
-Error refused(const std::string& doing, Words found, Words expected, std::string_view fix) {
-  std::string message = joined({doing, ": "});
-  append(found, message);
-  append({"; expected "}, message);
-  append(expected, message);
-  append({". ", fix}, message);
-  return {ErrorCode::kFormat, std::move(message)};
-}
 
 class Reader {
  public:
@@ -35,7 +26,7 @@ class Reader {
       return wrong({"manifest.json of another format"}, {"plc.bundle"});
     if (record_.has("version"))
       if (const int64_t version = record_.whole("version", 0, kMost); version != 1 && record_.ok())
-        return refused(doing_, {"version ", version}, {"1"},
+        return wrong_file(doing_, {"version ", version}, {"1"},
                        "Use a library as new as the bundle, or export the bundle again.");
     if (!record_.has("format") || !record_.has("version"))
       return wrong({"manifest.json without a format and a version"}, {"plc.bundle, version 1"});
@@ -56,7 +47,7 @@ class Reader {
 
  private:
   Error wrong(Words found, Words expected) const {
-    return refused(doing_, found, expected, kCopyOrExport);
+    return wrong_file(doing_, found, expected);
   }
 
   // Reads an object of the manifest by a function.
@@ -197,7 +188,7 @@ class Reader {
       rest.remove_prefix(end + 1);
     }
     if (inside) return {};
-    return refused(doing_, {"the path '", shortened(path, 200), "' leaves the folder"},
+    return wrong_file(doing_, {"the path '", shortened(path, 200), "' leaves the folder"},
                    {"paths inside the bundle"}, "Do not use this bundle; export it again.");
   }
 

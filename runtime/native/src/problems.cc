@@ -7,6 +7,15 @@ constexpr size_t kMostShown = 20;
 
 }  // namespace
 
+Error wrong_file(std::string_view doing, Words found, Words expected, std::string_view fix) {
+  std::string message = joined({doing, ": "});
+  append(found, message);
+  append({"; expected "}, message);
+  append(expected, message);
+  append({". ", fix}, message);
+  return {ErrorCode::kFormat, std::move(message)};
+}
+
 void Problems::add(Words words) {
   if (++count_ <= kMostShown) first_.push_back(joined(words));
 }

@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "problems.h"
 #include "utf8.h"
 
 namespace plc {
@@ -27,15 +28,6 @@ int64_t bytes_of(std::string_view dtype) {
   for (const Kind& kind : kKinds)
     if (kind.name == dtype) return kind.bytes;
   return 0;
-}
-
-Error damaged(const std::string& doing, Words found, Words expected) {
-  std::string message = joined({doing, ": "});
-  append(found, message);
-  append({"; expected "}, message);
-  append(expected, message);
-  append({". Copy the file again, or export the bundle again."}, message);
-  return {ErrorCode::kFormat, std::move(message)};
 }
 
 // A list of whole numbers, none below 0.
@@ -100,20 +92,20 @@ const std::string* TensorFile::metadata(std::string_view name) const {
 
 Status TensorFile::read(std::string_view bytes, const std::string& doing) {
   if (bytes.size() < kLength)
-    return damaged(doing, {"cut short: ", bytes.size(), " bytes"}, {"a safetensors file"});
+    return wrong_file(doing, {"cut short: ", bytes.size(), " bytes"}, {"a safetensors file"});
   const uint64_t length = Numbers<uint64_t>(bytes.substr(0, kLength))[0];
   if (length > kMostJsonBytes)
-    return damaged(doing, {"a header of ", length, " bytes"}, {"at most ", kMostJsonBytes});
+    return wrong_file(doing, {"a header of ", length, " bytes"}, {"at most ", kMostJsonBytes});
   bytes.remove_prefix(kLength);
   if (length > bytes.size())
-    return damaged(doing, {"cut short: a header of ", length, " bytes, ", bytes.size(), " left"},
+    return wrong_file(doing, {"cut short: a header of ", length, " bytes, ", bytes.size(), " left"},
                    {"a safetensors file"});
   const auto parsed = parse_json(bytes.substr(0, length), doing + ", header");
   if (!parsed.ok()) return parsed.error();
   const std::string_view data = bytes.substr(length);
   const Json::Object* const header = parsed.value().object();
   if (header == nullptr || bytes[0] != '{')
-    return damaged(doing, {"a header that is ", parsed.value().kind()}, {"an object, at its start"});
+    return wrong_file(doing, {"a header that is ", parsed.value().kind()}, {"an object, at its start"});
   for (const auto& [name, entry] : *header) {
     if (name != "__metadata__") {
       const Status done = read_tensor(name, entry, data, doing);
@@ -121,10 +113,10 @@ Status TensorFile::read(std::string_view bytes, const std::string& doing) {
       continue;
     }
     if (entry.object() == nullptr)
-      return damaged(doing, {"__metadata__ that is ", entry.kind()}, {"an object of texts"});
+      return wrong_file(doing, {"__metadata__ that is ", entry.kind()}, {"an object of texts"});
     for (const auto& [key, text] : *entry.object()) {
       if (text.text() == nullptr)
-        return damaged(doing, {"__metadata__ with '", shortened(key, 100), "' ", text.kind()},
+        return wrong_file(doing, {"__metadata__ with '", shortened(key, 100), "' ", text.kind()},
                        {"an object of texts"});
       metadata_.emplace_back(key, *text.text());
     }
@@ -136,13 +128,13 @@ Status TensorFile::read(std::string_view bytes, const std::string& doing) {
   const char* end = data.data();
   for (const Tensor& tensor : tensors_) {
     if (tensor.bytes.data() != end)
-      return damaged(doing, {"bytes of ", tensor.described(), " elsewhere"},
+      return wrong_file(doing, {"bytes of ", tensor.described(), " elsewhere"},
                      {"those of all tensors one after another"});
     end += tensor.bytes.size();
   }
   const auto used = static_cast<size_t>(end - data.data());
   if (used != data.size())
-    return damaged(doing, {data.size(), " bytes of tensors"}, {used, " by its header"});
+    return wrong_file(doing, {data.size(), " bytes of tensors"}, {used, " by its header"});
   return {};
 }
 
@@ -150,7 +142,7 @@ Status TensorFile::read_tensor(const std::string& name, const Json& entry, std::
                                const std::string& doing) {
   const auto wrong = [&](Words found, Words expected) {
     const std::string where = joined({doing, ", tensor '", shortened(name, 100), "'"});
-    return damaged(where, found, expected);
+    return wrong_file(where, found, expected);
   };
   Tensor tensor;
   tensor.name = name;

@@ -116,11 +116,12 @@ bool has_sha() {
 }
 #endif
 
-void add_blocks(uint32_t* state, const unsigned char* bytes, size_t blocks) {
+void add_blocks(uint32_t* state, const unsigned char* bytes, size_t blocks, bool portably) {
 #if defined(__x86_64__)
   static const bool with_sha = has_sha();
-  if (with_sha) return add_blocks_with_sha(state, bytes, blocks);
+  if (with_sha && !portably) return add_blocks_with_sha(state, bytes, blocks);
 #endif
+  static_cast<void>(portably);
   add_blocks_portably(state, bytes, blocks);
 }
 
@@ -136,11 +137,11 @@ void Sha256::add(std::string_view bytes) {
     const size_t taken = std::min(left, kBlock - held);
     std::memcpy(waiting_.data() + held, from, taken);
     if (held + taken < kBlock) return;
-    add_blocks(state_.data(), waiting_.data(), 1);
+    add_blocks(state_.data(), waiting_.data(), 1, portably_);
     from += taken;
     left -= taken;
   }
-  add_blocks(state_.data(), from, left / kBlock);
+  add_blocks(state_.data(), from, left / kBlock, portably_);
   if (left % kBlock > 0) std::memcpy(waiting_.data(), from + left / kBlock * kBlock, left % kBlock);
 }
 

@@ -12,6 +12,9 @@ namespace plc {
 
 class Sha256 {
  public:
+  // `portably`: without the processor's own instructions for sums; they are only faster.
+  explicit Sha256(bool portably = false) : portably_(portably) {}
+
   void add(std::string_view bytes);
   // The sum of all that was added. Nothing can be added after it.
   std::string digits();
@@ -21,6 +24,7 @@ class Sha256 {
                                  0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19};
   std::array<unsigned char, 64> waiting_{};  // bytes of a block that is not full
   uint64_t size_ = 0;                        // bytes that were added
+  bool portably_;
 };
 
 std::string sha256_of(std::string_view bytes);

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "json.h"
-#include "numbers.h"
+#include "problems.h"
 #include "utf8.h"
 #include "white_space.h"
 
@@ -15,15 +15,6 @@ namespace {
 constexpr int64_t kMostVirtualTokens = 1000000;
 constexpr int64_t kRendering = 2;        // the newest version of the rules for fields
 constexpr size_t kMostResults = 1 << 10;  // rows times steps of a self-test
-
-Error wrong(const std::string& doing, Words found, Words expected) {
-  std::string message = joined({doing, ": "});
-  append(found, message);
-  append({"; expected "}, message);
-  append(expected, message);
-  append({". Export the bundle again."}, message);
-  return {ErrorCode::kFormat, std::move(message)};
-}
 
 // Two underscores at the start are refused: safetensors keeps "__metadata__" for itself.
 bool is_taskname(std::string_view name) {
@@ -55,13 +46,13 @@ class RecordReader {
     if (record_.has("rendering")) record_.whole("rendering", 1, kRendering);
     if (const Status done = record_.finish(); !done.ok()) return done.error();
     if (made_.taskname != taskname)
-      return wrong(doing_, {"the record of task '", made_.taskname, "'"},
+      return wrong_file(doing_, {"the record of task '", made_.taskname, "'"},
                    {"that of '", shortened(taskname, 100), "'"});
     std::vector<int32_t> ends = made_.rules.end_ids;
     if (made_.rules.eos_id) ends.push_back(*made_.rules.eos_id);
     std::sort(ends.begin(), ends.end());
     if (std::adjacent_find(ends.begin(), ends.end()) != ends.end())
-      return wrong(doing_, {"an id twice in eos_id and end_ids"}, {"each id once"});
+      return wrong_file(doing_, {"an id twice in eos_id and end_ids"}, {"each id once"});
     return std::move(made_);
   }
 
@@ -188,9 +179,9 @@ Result<LabelTree> read_labels(std::string_view bytes, const std::vector<std::str
   tree.ends = narrow(record.wholes("ends", 1, most));
   tree.fixed = record.truth("fixed");
   if (const Status done = record.finish(); !done.ok()) return done.error();
-  if (!is_tree(tree)) return wrong(doing, {"damaged (not a tree of labels)"}, {"one"});
+  if (!is_tree(tree)) return wrong_file(doing, {"damaged (not a tree of labels)"}, {"one"});
   if (tree.labels != choices)
-    return wrong(doing, {tree.labels.size(), " labels that are not the choices of the task"},
+    return wrong_file(doing, {tree.labels.size(), " labels that are not the choices of the task"},
                  {"its ", choices.size(), " choices, in their order"});
   return tree;
 }
@@ -202,16 +193,16 @@ Result<FoldedPrefix> read_folded(const TensorFile& file, const GraphContract& gr
   const int64_t length = has_axes ? tensor->shape[3] : 0;
   if (length < 1 || length >= graph.capacity ||
       !tensor->is("F32", {graph.layers, 2, graph.kv_heads, length, graph.head_dim}))
-    return wrong(doing, {file.described()},
+    return wrong_file(doing, {file.described()},
                  {"'folded_kv' alone, F32 [", graph.layers, ", 2, ", graph.kv_heads, ", opening, ",
                   graph.head_dim, "], and an opening of 1 to ", graph.capacity - 1});
   FoldedPrefix made;
   made.numbers = Floats(*tensor);
   made.length = static_cast<size_t>(length);
   if (!made.numbers.are_finite())
-    return wrong(doing, {"keys or values that are not finite numbers"}, {"finite ones"});
+    return wrong_file(doing, {"keys or values that are not finite numbers"}, {"finite ones"});
   const std::string* const text = file.metadata("identity");
-  if (text == nullptr) return wrong(doing, {"no metadata 'identity'"}, {"it"});
+  if (text == nullptr) return wrong_file(doing, {"no metadata 'identity'"}, {"it"});
   const auto content = parse_json(*text, doing + ", identity");
   if (!content.ok()) return content.error();
   JsonRecord record(content.value(), doing, "identity");
@@ -235,7 +226,7 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
   const Tensor* const logit_ids = file.find("logit_ids");
   const Tensor* const logits = file.find("logits");
   const auto refused = [&]() {
-    return wrong(doing, {file.described()},
+    return wrong_file(doing, {file.described()},
                  {"I64 input_ids [rows, seq], lengths [rows], tokens [steps, rows], logit_ids "
                   "[ids], and F32 logits [steps, rows, ids], no size 0, and at most ", kMostResults,
                   " rows times steps"});
@@ -266,7 +257,7 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
   made.logits.assign(floats.data(), floats.data() + floats.size());
   const int64_t room = graph.capacity - static_cast<int64_t>(prefix) - (steps - 1);
   if (room < 1)
-    return wrong(doing, {steps, " steps"},
+    return wrong_file(doing, {steps, " steps"},
                  {"at most ", graph.capacity - static_cast<int64_t>(prefix),
                   ", which the cache holds"});
   struct Range {
@@ -282,9 +273,9 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
         Range{"logit_ids", made.logit_ids, 0, vocab - 1}})
     for (const int64_t number : range.numbers)
       if (number < range.least || number > range.most)
-        return wrong(doing, {range.name, " of ", number}, {range.least, " to ", range.most});
+        return wrong_file(doing, {range.name, " of ", number}, {range.least, " to ", range.most});
   if (!floats.are_finite())
-    return wrong(doing, {"logits that are not finite numbers"}, {"finite ones"});
+    return wrong_file(doing, {"logits that are not finite numbers"}, {"finite ones"});
   return made;
 }
 
