@@ -29,7 +29,13 @@ bool is_read(const Read& read) {
 void read_tensors(std::string_view bytes) {
   const auto file = plc::TensorFile::from_memory(bytes, "it");
   if (!is_read(file)) return;
-  const plc::GraphContract graph{2, 3, 4, 6, 11, 17};
+  plc::GraphContract graph;
+  graph.layers = 2;
+  graph.kv_heads = 3;
+  graph.head_dim = 4;
+  graph.hidden = 6;
+  graph.vocab = 11;
+  graph.capacity = 17;
   for (const plc::Tensor& tensor : file.value().tensors())
     if (tensor.dtype == "F32") plc::Floats(tensor).are_finite();
   is_read(plc::read_folded(file.value(), graph, "reading it"));

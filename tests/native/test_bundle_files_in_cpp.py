@@ -561,9 +561,10 @@ def test_labels_are_read_and_refused_as_in_python(program: Program) -> None:
             elif generator.random() < 0.3:
                 plain[key] = generator.choice([[], True, False, ["good"], None])
         try:
-            trie = LabelTrie(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-            )
+            given: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
+            }
+            trie = LabelTrie(**given)
             sizes = [*trie.parents, *trie.tokens, *trie.ends]
             typed = all(type(size) is int for size in sizes) and type(trie.fixed) is bool
             trie.check()
