@@ -85,4 +85,10 @@ void append_code_point(uint32_t point, std::string& out) {
   out += byte_of(0x80 | (point & 63));
 }
 
+std::string_view shortened(std::string_view text, size_t most) {
+  if (text.size() <= most) return text;
+  while (most > 0 && (text[most] & 0xC0) == 0x80) --most;
+  return text.substr(0, most);
+}
+
 }  // namespace plc

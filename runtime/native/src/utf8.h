@@ -48,4 +48,7 @@ inline bool is_scalar(uint32_t point) {
 
 void append_code_point(uint32_t point, std::string& out);
 
+// The first characters of valid UTF-8, of at most so many bytes: messages quote files.
+std::string_view shortened(std::string_view text, size_t most);
+
 }  // namespace plc
