@@ -76,7 +76,7 @@ class Script:
         self.named = self.shared = 0
         self.contexts = [self.numbers.integers(0, self.engine.vocab, 130) for _ in range(2)]
         self.say("open", f"{self.engine.piece},{self.one('branches')},{self.one('together')}")
-        for length in (0, 0, 5, 16, 37):
+        for length in (0, 0, 0, 5, 16, 37):
             self.new_prompt(length)
 
     def one(self, name: str) -> int:
@@ -127,10 +127,8 @@ class Script:
             self.live[slot] = Row(prompt, self.some_ids(1), length - 1, length - 1)
             return
         context = self.random.choice(self.contexts).copy()
-        if self.random.random() < 0.3:
-            context[self.random.randrange(4)] = self.engine.vocab + self.numbers.integers(
-                len(prompt.rows)
-            )
+        if self.random.random() < 0.5:  # the same place, so that other rows of others stand there
+            context[2] = self.engine.vocab
         ids = np.append(
             context[: self.random.randint(0, 130)], self.some_ids(self.random.randint(1, 9))
         )

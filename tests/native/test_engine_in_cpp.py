@@ -502,7 +502,9 @@ def test_numbers_of_16_bits_are_rounded_as_in_numpy(folder: Path) -> None:
     random = np.random.default_rng(3)
     bits = random.integers(0, 2**32, 20000, dtype=np.uint32).view(np.float32)
     small = (random.standard_normal(20000) * 2.0 ** random.integers(-30, 16, 20000)).astype("<f4")
-    numbers = np.concatenate([np.float32([*edges, np.inf, -np.inf]), bits[~np.isnan(bits)], small])
+    numbers = np.concatenate(
+        [np.asarray([*edges, np.inf, -np.inf], np.float32), bits[~np.isnan(bits)], small]
+    )
     lines = [f"{kind} {numbers.tobytes().hex()}" for kind in ("half", "bfloat")]
 
     half, bfloat = answers([built(folder, "engine_program.cc", "g++", "-O2")], lines)
