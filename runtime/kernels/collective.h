@@ -9,7 +9,7 @@
 
 #include "custom_op.h"
 
-namespace plc {
+namespace plc::kernels {
 
 // What an operator of `ranks` processes asks of its graph.
 inline void check_sum(const ort::KernelInfo* info, size_t ranks) {
@@ -23,4 +23,4 @@ inline void check_sum(const ort::KernelInfo* info, size_t ranks) {
 std::vector<const ort::CustomOp*> group_ops();
 std::vector<const ort::CustomOp*> nccl_ops();
 
-}  // namespace plc
+}  // namespace plc::kernels

@@ -15,7 +15,7 @@
 
 #define PLC_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace plc {
+namespace plc::kernels {
 
 // The table that ONNX Runtime gave.
 inline ort::Api api = nullptr;
@@ -202,4 +202,4 @@ struct Definition : ort::CustomOp {
   }
 };
 
-}  // namespace plc
+}  // namespace plc::kernels

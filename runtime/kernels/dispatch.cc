@@ -16,7 +16,7 @@
 #include <sys/sysctl.h>
 #endif
 
-namespace plc {
+namespace plc::kernels {
 
 extern const KernelSet of_portable;
 
@@ -141,4 +141,4 @@ const KernelSet* chosen_set() {
   return chosen;
 }
 
-}  // namespace plc
+}  // namespace plc::kernels

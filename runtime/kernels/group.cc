@@ -14,7 +14,7 @@
 #include <unistd.h>
 #endif
 
-namespace plc {
+namespace plc::kernels {
 namespace {
 
 // Floats of a rank that are summed at once; longer tensors take several turns.
@@ -129,14 +129,14 @@ std::vector<const ort::CustomOp*> group_ops() {
   return {&on_cpu};
 }
 
-}  // namespace plc
+}  // namespace plc::kernels
 
 // Bytes of the shared memory for this many ranks.
 PLC_EXPORT size_t plc_group_bytes(size_t ranks) {
-  return sizeof(plc::Meeting) + 2 * ranks * plc::kPiece * sizeof(float);
+  return sizeof(plc::kernels::Meeting) + 2 * ranks * plc::kernels::kPiece * sizeof(float);
 }
 
 // Makes this process a rank on CPU; null, or a message.
 PLC_EXPORT const char* plc_join_group(const char* path, size_t rank, size_t ranks) {
-  return plc::group.join(path, rank, ranks);
+  return plc::kernels::group.join(path, rank, ranks);
 }

@@ -25,7 +25,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace plc {
+namespace plc::kernels {
 
 // Outputs of a tile: the lanes of vectors.inc, and TILE in pl_compile/graph/kernel_operators.py.
 constexpr size_t kTile = 16;
@@ -230,4 +230,4 @@ const KernelSet* const* available_sets();
 // The best of them, or the one that the variable PLC_KERNELS names; null where it names another.
 const KernelSet* chosen_set();
 
-}  // namespace plc
+}  // namespace plc::kernels

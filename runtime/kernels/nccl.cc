@@ -3,7 +3,7 @@
 
 #include "collective.h"
 
-namespace plc {
+namespace plc::kernels {
 namespace {
 
 // NCCL, and the communicator that the process was given. Found by name: building asks for no CUDA.
@@ -65,7 +65,7 @@ std::vector<const ort::CustomOp*> nccl_ops() {
   return {&on_cuda, &on_cuda_half};
 }
 
-}  // namespace plc
+}  // namespace plc::kernels
 
 // Gives this process an ncclComm_t; null, or a message.
-PLC_EXPORT const char* plc_use_communicator(void* communicator) { return plc::nccl.use(communicator); }
+PLC_EXPORT const char* plc_use_communicator(void* communicator) { return plc::kernels::nccl.use(communicator); }

@@ -31,7 +31,7 @@
 #include "kernels.h"
 #include "prefixes.h"
 
-namespace plc {
+namespace plc::kernels {
 namespace {
 
 // Cuts `count` items into parts of at least `least`, `most` of them at most. ONNX Runtime hands parts to its
@@ -568,13 +568,13 @@ std::vector<const ort::CustomOp*> sums_over_ranks() {
 }
 
 }  // namespace
-}  // namespace plc
+}  // namespace plc::kernels
 
 // The names of all that this processor has, best first, with a space between them.
 PLC_EXPORT const char* plc_kernels_available() {
   static const std::string names = [] {
     std::string all;
-    for (const plc::KernelSet* const* set = plc::available_sets(); *set; ++set)
+    for (const plc::kernels::KernelSet* const* set = plc::kernels::available_sets(); *set; ++set)
       all += (all.empty() ? "" : " ") + std::string((*set)->name);
     return all;
   }();
@@ -584,6 +584,7 @@ PLC_EXPORT const char* plc_kernels_available() {
 PLC_EXPORT plc::ort::Status* RegisterCustomOps(plc::ort::SessionOptions* options,
                                                const plc::ort::ApiBase* base) {
   using namespace plc;
+  using namespace plc::kernels;
   static const ort::Api interface = base->get_api(ort::kApiVersion);
   // Without its table no error can be returned: the function that makes one is in it. It is missing where
   // ONNX Runtime is older than the oldest that this project installs with.
@@ -610,6 +611,6 @@ PLC_EXPORT int plc_kernels_interface() { return 5; }
 
 // The name of the instruction set in use; empty where PLC_KERNELS names one that is not there.
 PLC_EXPORT const char* plc_kernels_name() {
-  const plc::KernelSet* chosen = plc::chosen_set();
+  const plc::kernels::KernelSet* chosen = plc::kernels::chosen_set();
   return chosen ? chosen->name : "";
 }

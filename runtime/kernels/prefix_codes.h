@@ -8,7 +8,7 @@
 
 #include "kernels.h"
 
-namespace plc {
+namespace plc::kernels {
 
 // The float16 that is nearest to a float of 0 or more; where two are, the even one. Infinity from 65,520 on.
 inline uint16_t half_of(float x) {
@@ -71,4 +71,4 @@ inline bool make_codes(const float* keys, const float* values, size_t dim, uint8
          part(values, dim, 1, kChunk, dim, memory + CodedChunk::bytes(dim) / 2);
 }
 
-}  // namespace plc
+}  // namespace plc::kernels

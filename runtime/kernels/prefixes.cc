@@ -8,7 +8,7 @@
 #include "custom_op.h"
 #include "prefix_codes.h"
 
-namespace plc {
+namespace plc::kernels {
 namespace {
 
 struct All {
@@ -69,7 +69,7 @@ std::shared_ptr<const HeldPrefix> held_prefix(int64_t id) {
   return found == all().by_id.end() ? nullptr : found->second;
 }
 
-}  // namespace plc
+}  // namespace plc::kernels
 
 // Holds a prefix: float [layers][2][kv_heads][length][dim]. `bits`: 32, or 8 for codes where they can be. It must stay
 // where it is until it is dropped and no step runs that reads it. Returns its number, above 0 and never given twice; 0
@@ -77,18 +77,18 @@ std::shared_ptr<const HeldPrefix> held_prefix(int64_t id) {
 PLC_EXPORT int64_t plc_prefix_hold(const float* numbers, size_t layers, size_t kv_heads, size_t length, size_t dim,
                                    size_t bits) {
   try {
-    auto held = std::make_shared<const plc::HeldPrefix>(
-        bits == 8 ? plc::with_codes(numbers, layers, kv_heads, length, dim)
-                  : plc::HeldPrefix{numbers, layers, kv_heads, length, dim});
-    const std::lock_guard<std::mutex> lock(plc::all().mutex);
-    plc::all().by_id.emplace(plc::all().last + 1, std::move(held));
-    return ++plc::all().last;
+    auto held = std::make_shared<const plc::kernels::HeldPrefix>(
+        bits == 8 ? plc::kernels::with_codes(numbers, layers, kv_heads, length, dim)
+                  : plc::kernels::HeldPrefix{numbers, layers, kv_heads, length, dim});
+    const std::lock_guard<std::mutex> lock(plc::kernels::all().mutex);
+    plc::kernels::all().by_id.emplace(plc::kernels::all().last + 1, std::move(held));
+    return ++plc::kernels::all().last;
   } catch (...) {
     return 0;
   }
 }
 
 PLC_EXPORT void plc_prefix_drop(int64_t id) {
-  const std::lock_guard<std::mutex> lock(plc::all().mutex);
-  plc::all().by_id.erase(id);
+  const std::lock_guard<std::mutex> lock(plc::kernels::all().mutex);
+  plc::kernels::all().by_id.erase(id);
 }

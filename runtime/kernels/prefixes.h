@@ -7,7 +7,7 @@
 
 #include "kernels.h"
 
-namespace plc {
+namespace plc::kernels {
 
 // Memory that begins at a line of the processor's caches, as codes are read.
 struct AlignedBytes {
@@ -38,4 +38,4 @@ struct HeldPrefix {
 // Null where the number stands for none.
 std::shared_ptr<const HeldPrefix> held_prefix(int64_t id);
 
-}  // namespace plc
+}  // namespace plc::kernels

@@ -29,7 +29,9 @@ ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 WITHOUT_COMPILER = "needs {}; without it: tests/text/test_tokenizer_rules.py checks Python's"
 
 
-def built(folder: Path, source: str, compiler: str = "g++", *flags: str) -> Path:
+def built(
+    folder: Path, source: str, compiler: str = "g++", *flags: str, kernels: Path | None = None
+) -> Path:
     """A program of this folder; skips by name where the compiler or a sanitizer is missing.
 
     Args:
@@ -37,13 +39,14 @@ def built(folder: Path, source: str, compiler: str = "g++", *flags: str) -> Path
         source: the name of its main file.
         compiler: a command.
         flags: further ones.
+        kernels: the library of the kernels; without it the program has none.
     """
     if shutil.which(compiler) is None:
         pytest.skip(WITHOUT_COMPILER.format(compiler))
     sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
     if sanitizers and not _links(compiler, *sanitizers):
         pytest.skip(WITHOUT_COMPILER.format(f"{compiler} with {sanitizers[0]}"))
-    return _compiled(folder, source, compiler, *flags)
+    return _compiled(folder, source, compiler, *flags, kernels=kernels)
 
 
 def emulated(folder: Path, source: str, *flags: str) -> list[str]:
@@ -54,27 +57,38 @@ def emulated(folder: Path, source: str, *flags: str) -> list[str]:
 
 
 @functools.cache
-def _compiled(folder: Path, source: str, compiler: str, *flags: str) -> Path:
+def _compiled(
+    folder: Path, source: str, compiler: str, *flags: str, kernels: Path | None = None
+) -> Path:
     program = folder / _as_name(Path(source).stem, compiler, *flags)
-    files = [str(HERE / source), *_objects(folder.parent, compiler, *flags)]
-    _run([compiler, *FLAGS, *flags, *files, "-o", str(program)])
+    objects = _objects(folder.parent, kernels is not None, compiler, *flags)
+    files = [str(HERE / source), *objects]
+    libraries = ["-ldl"] if kernels is None else [str(kernels), "-ldl"]
+    _run([compiler, *FLAGS, *flags, *files, *libraries, "-o", str(program)])
     return program
 
 
-@functools.cache
-def _objects(folder: Path, compiler: str, *flags: str) -> list[str]:
+def _objects(folder: Path, with_kernels: bool, compiler: str, *flags: str) -> list[str]:
     """The library's sources, compiled once for all programs of these flags."""
-    target = folder / _as_name("objects", compiler, *flags)
-    target.mkdir(exist_ok=True)
     sources = sorted(SOURCES.glob("*.cc"))
-    objects = [str(target / f"{source.stem}.o") for source in sources]
-    commands = [
-        [compiler, *FLAGS, *flags, "-c", str(source), "-o", made]
-        for source, made in zip(sources, objects, strict=True)
-    ]
     with ThreadPoolExecutor(os.cpu_count()) as jobs:
-        list(jobs.map(_run, commands))
-    return objects
+        return list(
+            jobs.map(
+                lambda source: _object(folder, source, with_kernels, compiler, *flags), sources
+            )
+        )
+
+
+@functools.cache
+def _object(folder: Path, source: Path, with_kernels: bool, compiler: str, *flags: str) -> str:
+    if with_kernels and "linked_kernels.h" not in source.read_text(encoding="utf-8"):
+        return _object(folder, source, False, compiler, *flags)  # it is the same without
+    macro = [] if with_kernels else ["-DPLC_WITHOUT_KERNELS"]
+    target = folder / _as_name("objects", compiler, *flags, *macro)
+    target.mkdir(exist_ok=True)
+    made = str(target / f"{source.stem}.o")
+    _run([compiler, *FLAGS, *flags, *macro, "-c", str(source), "-o", made])
+    return made
 
 
 def _as_name(*parts: str) -> str:

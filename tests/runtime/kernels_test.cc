@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-using namespace plc;
+using namespace plc::kernels;
 
 namespace {
 

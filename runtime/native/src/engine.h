@@ -13,14 +13,16 @@
 
 namespace plc {
 
-// A task as an engine needs it. Engines keep pointers to it while a row uses it; the numbers lie in
-// mapped files or in memory that lives as long.
+// A task as an engine needs it. Engines copy it for each row; the numbers stay where they are.
 struct EnginePrompt {
   const float* rows = nullptr;  // [virtual, hidden]
   size_t virtual_rows = 0;      // 0 where prefix tuning learned the task
   const float* prefix = nullptr;  // [layers, 2, kv_heads, prefix_length, head_dim]; null for none
   size_t prefix_length = 0;
   int64_t task_id = 0;  // its number in a graph with baked prompts
+  // Of the numbers: while it lives they neither move nor change. Null where they live as long as the
+  // engine, and no other task's ever lie in their place.
+  std::shared_ptr<const void> owner{};
 };
 
 // How a graph that samples chooses a row's next token (docs/artifact-format.md, "In the graph").
