@@ -394,8 +394,8 @@ def span_cases(kind: str, tasks: int) -> tuple[list[str], list[str]]:
             seed = source.randrange(2**32)
             lines.append(f"spans {'-' if most is None else most} {seed} {fields_line(fields)}")
             expected.append(
-                expected_of(lambda r=renderer, f=fields, m=most, s=seed: _spans(r, f, m, s))
-            )  # type: ignore[misc]
+                expected_of(lambda r=renderer, f=fields, m=most, s=seed: _spans(r, f, m, s))  # type: ignore[misc]
+            )
     return lines, expected
 
 
@@ -604,7 +604,8 @@ def test_what_is_no_tree_is_refused_as_in_python(parts: tuple[str, ...], ask: As
     (found,) = ask("gpt-2", [f"parts {' '.join(parts)} 1"])
 
     labels, *others = ([] if part == "-" else part.split(",") for part in parts)
-    trie = LabelTrie(tuple(labels), *(tuple(map(int, each)) for each in others), fixed=True)  # type: ignore[arg-type]
+    parents, tokens, ends = (tuple(map(int, each)) for each in others)
+    trie = LabelTrie(tuple(labels), parents, tokens, ends, fixed=True)
     with pytest.raises(ValueError, match="not a tree"):
         trie.check()
     assert message(found) == "error not a tree of labels"

@@ -403,10 +403,8 @@ Status Renderer::cut(std::string& text, size_t tokens) {
   std::vector<Place> places;
   const EncodeOptions options{AddedTokens::kAsCharacters, false};
   if (Status done = encoder_->encode(text, options, ids, &places); !done.ok()) return done;
-  if (tokens >= places.size())
-    text.clear();
-  else
-    text.resize(places[places.size() - tokens].begin);
+  // The first token may begin later than the text, where a normalizer replaces what it begins with.
+  if (!places.empty()) text.resize(places[places.size() - std::min(tokens, places.size())].begin);
   return {};
 }
 
