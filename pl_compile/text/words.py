@@ -42,17 +42,22 @@ def words_of(text: str) -> list[Word]:
             joins = False
             continue
         touches = bool(words) and words[-1].end == place
-        is_mark = character in _JOINERS or unicodedata.category(character)[0] == "M"
-        is_letter = not is_mark and _is_letter(character)
-        if touches and (is_mark or (joins and is_letter)):
+        marks = is_mark(character)
+        letter = not marks and is_letter(character)
+        if touches and (marks or (joins and letter)):
             words[-1] = Word(words[-1].begin, place + 1)
         else:
             words.append(Word(place, place + 1))
-            joins = is_letter
+            joins = letter
     return words
 
 
-def _is_letter(character: str) -> bool:
+def is_mark(character: str) -> bool:
+    """Whether a character belongs to what stands before it."""
+    return character in _JOINERS or unicodedata.category(character)[0] == "M"
+
+
+def is_letter(character: str) -> bool:
     """Whether a character makes one word with others of its kind."""
     if not (character.isalnum() or character == "_"):
         return False

@@ -110,6 +110,12 @@ def check_decoder(decoder: Component | None, *, byte_level: bool) -> int:
     return int(parts[3]["start"]) if stripped else 0
 
 
+def trims_of(post_processor: Component | None) -> tuple[bool, ...]:
+    """The passes that take blanks off the places of tokens; True for one with add_prefix_space."""
+    parts = _flat(post_processor, "processors")
+    return tuple(bool(part["add_prefix_space"]) for part in parts if part.get("trim_offsets"))
+
+
 def _check_decoders(holds: bool, names: Sequence[str], expected: str) -> None:
     if not holds:
         found = f"the decoder {', '.join(names)}" if names else "no decoder"

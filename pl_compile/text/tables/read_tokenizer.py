@@ -17,6 +17,7 @@ from pl_compile.text.tables.components import (
     check_decoder,
     pre_tokenizer_of,
     steps_of,
+    trims_of,
 )
 from pl_compile.text.tables.patterns import Node
 from pl_compile.text.tables.vocabulary import byte_ids, check_byte_tokens
@@ -42,6 +43,9 @@ class TokenizerParts:
         ignore_merges: whether a piece that is a token as a whole is not divided.
         unknown: the id that stands for a byte without a token; None where such a byte is left out.
         strips: blanks that decoding takes off the start of a text.
+        front: the ids that are put before a whole text (often BOS).
+        trims: the passes that take blanks off the place in the text of each token. True for one
+            that keeps a blank at the start of the text.
     """
 
     vocabulary: Mapping[str, int]
@@ -54,12 +58,14 @@ class TokenizerParts:
     ignore_merges: bool
     unknown: int | None
     strips: int
+    front: tuple[int, ...]
+    trims: tuple[bool, ...]
 
 
 def read_tokenizer(tokenizer_json: str) -> TokenizerParts:
     """Reads the text of a `tokenizer.json`.
 
-    Truncation, padding and the post-processor (BOS) are not a part of the tables.
+    Truncation and padding are not a part of the tables.
 
     Raises:
         TablesError: the library cannot read it, or a part of it is not supported.
@@ -88,6 +94,8 @@ def read_tokenizer(tokenizer_json: str) -> TokenizerParts:
         ignore_merges=model.ignore_merges,
         unknown=_unknown(model, vocabulary, byte_level=made.byte_level),
         strips=check_decoder(_state(tokenizer.decoder), byte_level=made.byte_level),
+        front=_front(tokenizer),
+        trims=trims_of(_state(tokenizer.post_processor)),
     )
 
 
@@ -105,6 +113,15 @@ def _loaded(tokenizer_json: str) -> Any:
 def _state(component: Any) -> Component | None:
     """A component of the library with all its settings."""
     return None if component is None else json.loads(component.__getstate__())
+
+
+def _front(tokenizer: Any) -> tuple[int, ...]:
+    """The ids before those of a text, as `text.tokenizer.Tokenizer.in_front`."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    ours = whole.sequence_ids
+    return tuple(whole.ids[: ours.index(0)]) if 0 in ours else ()
 
 
 def _check_model(model: Any) -> None:

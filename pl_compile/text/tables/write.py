@@ -67,6 +67,8 @@ def _sections(
         id_table(whole_tokens(parts.vocabulary, byte_level=parts.byte_level) if wanted else {}),
     )
     yield b"NORM", b"".join(map(_step, parts.steps))
+    lists = ((len(parts.trims), len(parts.front)), parts.trims, parts.front)
+    yield b"POST", b"".join(map(_numbers, lists))
     if Nfc() in parts.steps:
         yield b"NFCT", _normal_forms(normal_forms())
 

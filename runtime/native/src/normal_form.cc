@@ -45,7 +45,7 @@ uint32_t composed_syllable(uint32_t first, uint32_t second) {
 
 }  // namespace
 
-void NormalForm::append(std::string_view text, std::string& out) {
+void NormalForm::append(std::string_view text, std::string& out, std::vector<int32_t>* changes) {
   // U+0300 and what comes after it begins with 0xCC or more. All before that is as it should be.
   const auto is_low = [](char byte) { return static_cast<unsigned char>(byte) < 0xCC; };
   if (std::all_of(text.begin(), text.end(), is_low)) {
@@ -55,7 +55,10 @@ void NormalForm::append(std::string_view text, std::string& out) {
   decompose(text);
   order();
   compose();
-  for (const Character& each : characters_) append_code_point(each.point, out);
+  for (const Character& each : characters_) {
+    append_code_point(each.point, out);
+    if (changes != nullptr) changes->push_back(each.change);
+  }
 }
 
 void NormalForm::decompose(std::string_view text) {
@@ -72,21 +75,21 @@ void NormalForm::decompose(std::string_view text) {
 void NormalForm::decompose_listed(uint32_t point) {
   const size_t row = point < kFirstDecomposed ? kNowhere : row_of(tables_.decomposed, point);
   if (row == kNowhere) {
-    characters_.push_back({point, class_of(point)});
+    characters_.push_back({point, class_of(point), 0});
     return;
   }
   const uint32_t place = tables_.decomposed[2 * row + 1];
   for (uint32_t k = 0; k < (place & 255); ++k) {
     const uint32_t part = tables_.pool[(place >> 8) + k];
-    characters_.push_back({part, class_of(part)});
+    characters_.push_back({part, class_of(part), k == 0 ? 0 : 1});
   }
 }
 
 void NormalForm::decompose_syllable(uint32_t point) {
   const uint32_t index = point - kSBase, final_consonant = index % kTCount;
-  characters_.push_back({kLBase + index / (kVCount * kTCount), 0});
-  characters_.push_back({kVBase + index / kTCount % kVCount, 0});
-  if (final_consonant != 0) characters_.push_back({kTBase + final_consonant, 0});
+  characters_.push_back({kLBase + index / (kVCount * kTCount), 0, 0});
+  characters_.push_back({kVBase + index / kTCount % kVCount, 0, 1});
+  if (final_consonant != 0) characters_.push_back({kTBase + final_consonant, 0, 1});
 }
 
 // The canonical ordering algorithm (Unicode 3.11): marks between two starters by their classes.
@@ -112,6 +115,7 @@ void NormalForm::compose() {
       const uint32_t one = composed(characters_[starter].point, each.point);
       if (one != 0) {
         characters_[starter].point = one;
+        characters_[starter].change += each.change - 1;
         continue;
       }
     }

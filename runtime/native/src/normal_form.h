@@ -26,12 +26,15 @@ class NormalForm {
  public:
   explicit NormalForm(const NormalFormTables& tables) : tables_(tables) {}
 
-  // Appends the text's NFC. `text` is valid UTF-8 and not a part of `out`.
-  void append(std::string_view text, std::string& out);
+  // Appends the text's NFC. `text` is valid UTF-8 and not a part of `out`. For each character of it
+  // that is written, `changes` gets how many come of the same one as the character before: 1; or 0
+  // less those that it took in besides the one it stands for. Empty: as many as were read.
+  void append(std::string_view text, std::string& out, std::vector<int32_t>* changes = nullptr);
 
  private:
   struct Character {
     uint32_t point, combining_class;
+    int32_t change;
   };
 
   void decompose(std::string_view text);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "unicode.h"
 #include "utf8.h"
 #include "words.h"
 
@@ -43,6 +44,41 @@ void append_with_replacements(std::string_view text, std::string_view what, std:
   }
 }
 
+// The blanks that a token's name begins with: those that a trim takes off its place.
+size_t blanks_at_start(std::string_view name) {
+  size_t count = 0;
+  for (const char* at = name.data(); at < name.data() + name.size(); ++count)
+    if (const uint32_t point = next_code_point(at); point != 0x120 && !is_white_space(point)) break;
+  return count;
+}
+
+size_t blanks_at_end(std::string_view name) {
+  size_t count = 0;
+  for (const char* at = name.data(); at < name.data() + name.size();) {
+    const uint32_t point = next_code_point(at);
+    count = point == 0x120 || is_white_space(point) ? count + 1 : 0;
+  }
+  return count;
+}
+
+// What stands for the name of a token in the two functions above. In a byte-level vocabulary "Ġ"
+// is the one blank; it was written as the byte 0x20.
+std::string blanks_of(const TokenizerTables& tables, int32_t id) {
+  const auto key = static_cast<uint32_t>(id);
+  const TokenKind kind = tables.kind_of(key);
+  if (kind == TokenKind::kByte) return {};
+  if (kind == TokenKind::kSpecial || kind == TokenKind::kAdded)
+    for (const AddedToken& token : tables.added)
+      if (token.id == key) return std::string(token.text);
+  std::string name(tables.bytes_of(key));
+  if (tables.byte_level)
+    for (char& byte : name)
+      if (byte != ' ') byte = 'a';
+  return name;
+}
+
+bool starts_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; }
+
 }  // namespace
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::open(const std::string& path) {
@@ -65,6 +101,8 @@ Tokenizer::Tokenizer(MappedFile file, TokenizerTables tables)
     : file_(std::move(file)), tables_(std::move(tables)) {
   for (const AddedToken& token : tables_.added)
     begins_added_[static_cast<unsigned char>(token.text[0])] = true;
+  for (size_t byte = 0; byte < 256; ++byte)
+    if (tables_.byte_ids[byte] < 0) has_places_ = false;
 }
 
 // Byte by byte, the range of tokens that begin like the text; they are sorted, the shorter first.
@@ -91,7 +129,12 @@ Encoder::Encoder(std::shared_ptr<const Tokenizer> tokenizer)
       normal_form_(tables_.normal_form) {}
 
 Status Encoder::encode(std::string_view text, const EncodeOptions& options,
-                       std::vector<int32_t>& ids) {
+                       std::vector<int32_t>& ids, std::vector<Place>* places) {
+  if (places != nullptr && !tokenizer_->has_places())
+    return Error{ErrorCode::kArgument,
+                 "finding the places of tokens in a text: the base's tokenizer leaves out bytes that "
+                 "it has no token for; expected a token for each byte, or one for unknown ones. "
+                 "Serve this task with the Python runtime."};
   const size_t most = (kMostBytes - tables_.prepended) / tables_.growth;
   if (text.size() <= most && !is_utf8(text)) {
     valid_.clear();
@@ -102,6 +145,9 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
     return Error{ErrorCode::kArgument,
                  joined({"tokenising a text: it has ", text.size(), " bytes; expected at most ",
                          most, ". Divide it."})};
+  places_ = places;
+  text_ = text;
+  const size_t first_id = ids.size(), first_place = places == nullptr ? 0 : places->size();
   size_t start = 0;
   for (size_t at = 0; options.added != AddedTokens::kAsCharacters && at < text.size();) {
     const AddedToken* const token = tokenizer_->added_at_start_of(text.substr(at));
@@ -110,17 +156,57 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
     if (token != nullptr && (options.added == AddedTokens::kAll || !token->special)) {
       section(text.substr(start, at - start), options.opens, ids);
       ids.push_back(static_cast<int32_t>(token->id));
+      if (places != nullptr)
+        places->push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(end)});
       start = end;
     }
     at = end;
   }
   section(text.substr(start), options.opens, ids);
+  if (places != nullptr)
+    for (const bool keeps_blank : tables_.trims) trim(text, keeps_blank, ids, first_id, first_place);
   return {};
+}
+
+// Takes the blanks of tokens off their places.
+void Encoder::trim(std::string_view text, bool keeps_blank, const std::vector<int32_t>& ids,
+                   size_t first_id, size_t first_place) {
+  for (size_t k = first_id; k < ids.size(); ++k) {
+    const std::string name = blanks_of(tables_, ids[k]);
+    Place& place = (*places_)[first_place + k - first_id];
+    const bool is_first = k == first_id || place.begin == 0;
+    size_t left = blanks_at_start(name);
+    if (keeps_blank && is_first && left == 1) left = 0;
+    for (; left > 0 && place.begin < place.end; --left)
+      do ++place.begin;
+      while (place.begin < place.end && !starts_character(text[place.begin]));
+    size_t right = blanks_at_end(name);
+    uint32_t end = place.end;
+    for (; right > 0 && end > 0; --right)
+      do --end;
+      while (end > 0 && !starts_character(text[end]));
+    if (right == 0) place.end = std::max(end, place.begin);
+  }
 }
 
 // A text between added tokens.
 void Encoder::section(std::string_view text, bool opens, std::vector<int32_t>& ids) {
-  if (!text.empty()) split(0, normalized(text, opens), ids);
+  if (text.empty()) return;
+  if (places_ != nullptr) place_characters(text);
+  const std::string_view whole = normalized(text, opens);
+  section_ = whole.data();
+  split(0, whole, ids);
+}
+
+void Encoder::place_characters(std::string_view text) {
+  sources_.clear();
+  const char* at = text.data();
+  while (at < text.data() + text.size()) {
+    const auto begin = static_cast<uint32_t>(at - text_.data());
+    next_code_point(at);
+    const auto end = static_cast<uint32_t>(at - text_.data());
+    sources_.insert(sources_.end(), end - begin, Place{begin, end});
+  }
 }
 
 std::string_view Encoder::normalized(std::string_view text, bool opens) {
@@ -145,18 +231,68 @@ void Encoder::apply(const NormalStep& step, std::string_view text) {
   normalized_.clear();
   switch (step.kind) {
     case NormalStep::Kind::kPrepend:
-      if (!text.empty()) normalized_.append(step.what).append(text);
+      if (text.empty()) return;
+      normalized_.append(step.what).append(text);
+      if (places_ != nullptr) sources_.insert(sources_.begin(), step.what.size(), Place(sources_[0]));
       return;
     case NormalStep::Kind::kReplace:
+      if (places_ != nullptr) replace_places(step, text);
       return append_with_replacements(text, step.what, step.with, normalized_);
     case NormalStep::Kind::kNfc:
-      return normal_form_.append(text, normalized_);
+      changes_.clear();
+      normal_form_.append(text, normalized_, places_ == nullptr ? nullptr : &changes_);
+      if (!changes_.empty()) normalize_places(text);
+  }
+}
+
+// What was written has the place of the last character that was replaced.
+void Encoder::replace_places(const NormalStep& step, std::string_view text) {
+  std::swap(sources_, sources_before_step_);
+  sources_.clear();
+  const auto before = sources_before_step_.begin();
+  for (size_t at = 0;;) {
+    const size_t found = std::min(text.find(step.what, at), text.size());
+    sources_.insert(sources_.end(), before + static_cast<std::ptrdiff_t>(at),
+                    before + static_cast<std::ptrdiff_t>(found));
+    if (found == text.size()) return;
+    at = found + step.what.size();
+    sources_.insert(sources_.end(), step.with.size(), sources_before_step_[at - 1]);
+  }
+}
+
+// The places of what NFC wrote, by its changes.
+void Encoder::normalize_places(std::string_view text) {
+  std::swap(sources_, sources_before_step_);
+  sources_.clear();
+  std::vector<Place> characters;
+  for (size_t k = 0; k < text.size(); ++k)
+    if (starts_character(text[k])) characters.push_back(sources_before_step_[k]);
+  size_t at = 0;
+  const char* written = normalized_.data();
+  for (const int32_t change : changes_) {
+    const char* const start = written;
+    next_code_point(written);
+    const size_t from = change > 0 ? std::max<size_t>(at, 1) - 1 : at;
+    sources_.insert(sources_.end(), static_cast<size_t>(written - start),
+                    characters[std::min(from, characters.size() - 1)]);
+    if (change <= 0) at += static_cast<size_t>(1 - change);
+  }
+}
+
+void Encoder::encode_piece(std::string_view text, std::vector<int32_t>& ids) {
+  if (places_ == nullptr) return words_.encode(text, ids);
+  sizes_.clear();
+  words_.encode(text, ids, &sizes_);
+  size_t at = static_cast<size_t>(text.data() - section_);
+  for (const uint32_t size : sizes_) {
+    places_->push_back({sources_[at].begin, sources_[at + size - 1].end});
+    at += size;
   }
 }
 
 // Matches of a stage's pattern, and what lies between them, go on to the next stage.
 void Encoder::split(size_t stage, std::string_view text, std::vector<int32_t>& ids) {
-  if (stage == tables_.splits.size()) return words_.encode(text, ids);
+  if (stage == tables_.splits.size()) return encode_piece(text, ids);
   const Automaton& automaton = tables_.splits[stage];
   const char* const end = text.data() + text.size();
   const char *at = text.data(), *rest = at;

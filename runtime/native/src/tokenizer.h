@@ -55,6 +55,10 @@ class Tokenizer {
 
   const TokenizerTables& tables() const { return tables_; }
 
+  // Whether it can tell which part of a text a token writes. It cannot where the vocabulary lacks
+  // bytes and leaves them out.
+  bool has_places() const { return has_places_; }
+
   // The longest added token that the text begins with; null if none.
   const AddedToken* added_at_start_of(std::string_view text) const;
 
@@ -64,6 +68,7 @@ class Tokenizer {
   const MappedFile file_;  // empty where the memory is the caller's
   const TokenizerTables tables_;
   std::array<bool, 256> begins_added_{};  // whether an added token begins with this byte
+  bool has_places_ = true;
 };
 
 // Which added tokens in a text become tokens. The others are characters.
@@ -80,6 +85,12 @@ struct EncodeOptions {
   bool opens = true;
 };
 
+// What a token writes of a text: the bytes from `begin` to before `end`, as `tokenizers` tells it
+// (docs/tokenizer-tables.md, "Places of tokens"). Tokens of one character have equal places.
+struct Place {
+  uint32_t begin, end;
+};
+
 // For one thread at a time. Its memory grows with the longest text.
 class Encoder {
  public:
@@ -89,14 +100,24 @@ class Encoder {
 
   // Appends the ids of a text; no BOS or EOS. Bytes that are not UTF-8 are read as U+FFFD, one for
   // each maximal subpart. `text` is no part of `ids`. An error (and no ids) where the text is too
-  // long: above 2 GiB, less where normalizing makes it longer.
-  Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>& ids);
+  // long: above 2 GiB, less where normalizing makes it longer. `places` gets one for each id, in the
+  // text as it was read; an error where the tokenizer has none.
+  Status encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>& ids,
+                std::vector<Place>* places = nullptr);
+
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
   void section(std::string_view text, bool opens, std::vector<int32_t>& ids);
   std::string_view normalized(std::string_view text, bool opens);
   void apply(const NormalStep& step, std::string_view text);
   void split(size_t stage, std::string_view text, std::vector<int32_t>& ids);
+  void encode_piece(std::string_view text, std::vector<int32_t>& ids);
+  void place_characters(std::string_view text);
+  void replace_places(const NormalStep& step, std::string_view text);
+  void normalize_places(std::string_view text);
+  void trim(std::string_view text, bool keeps_blank, const std::vector<int32_t>& ids,
+            size_t first_id, size_t first_place);
 
   // This order: what follows refers to the tables of the first.
   const std::shared_ptr<const Tokenizer> tokenizer_;
@@ -104,6 +125,13 @@ class Encoder {
   WordEncoder words_;
   NormalForm normal_form_;
   std::string valid_, normalized_, before_step_;
+  // Only where places are wanted: the place of each byte of the section that is being encoded.
+  std::vector<Place>* places_ = nullptr;
+  std::string_view text_{};
+  std::vector<Place> sources_{}, sources_before_step_{};
+  std::vector<int32_t> changes_{};
+  std::vector<uint32_t> sizes_{};
+  const char* section_ = nullptr;
 };
 
 }  // namespace plc

@@ -14,6 +14,7 @@
 //     ADDT  for each added token, the longest first: u32 id, u32 special, u32 bytes, bytes, padded
 //     WHOL  nothing, or u32[capacity], a hash table of ids by their bytes
 //     NORM  steps: u32 kind, u32 bytes, u32 bytes, both texts
+//     POST  u32 trims, u32 tokens in front, u32[trims], u32[tokens in front]
 //     NFCT  with NFC: u32 rows, pool, marks, pairs, and these (NormalFormTables)
 //
 // Whoever made the file, each number is checked before it is used as a place. Beyond the format,
@@ -46,6 +47,7 @@ enum Flags : uint32_t {
 
 // Above what real tokenizers have, by a factor of ten or more.
 constexpr uint32_t kMostTokens = 1 << 24, kMostClasses = 256, kMostSplits = 16, kMostSections = 64;
+constexpr uint32_t kMostTrims = 16;
 constexpr size_t kLongestAdded = 4096, kMostSteps = 32, kMostGrowth = 4096;
 // Neighbours in a hash table that is at most half full stay far below.
 constexpr size_t kLongestRun = 1024;
@@ -86,7 +88,8 @@ class Reader {
     using Part = Status (Reader::*)();
     for (const Part part : {&Reader::header, &Reader::meta, &Reader::tokens, &Reader::kinds,
                             &Reader::bytes, &Reader::merges, &Reader::classes, &Reader::splits,
-                            &Reader::added, &Reader::whole, &Reader::steps, &Reader::normal_form}) {
+                            &Reader::added, &Reader::whole, &Reader::steps,
+                            &Reader::post_processor, &Reader::normal_form}) {
       const Status done = (this->*part)();
       if (!done.ok()) return done.error();
     }
@@ -140,6 +143,7 @@ class Reader {
   Status added();
   Status whole();
   Status steps();
+  Status post_processor();
   Status normal_form();
   Status capacity(size_t entries) const;
   Status whole_is_complete() const;
@@ -528,6 +532,28 @@ Status Reader::step(Cursor& rest) {
     return wrong_entry(number, {"lets a text grow without bounds"},
                        {"at most to ", kMostGrowth, " times its size"});
   tables_.steps.push_back({kind, *what, *with});
+  return {};
+}
+
+Status Reader::post_processor() {
+  const auto found = section("POST");
+  if (!found.ok()) return found.error();
+  const Numbers<uint32_t> numbers(found.value());
+  if (found.value().size() < 8) return wrong_size(found.value().size(), 8);
+  const uint32_t trims = numbers[0], front = numbers[1];
+  const uint64_t expected = 4 * (uint64_t{2} + trims + front);
+  if (found.value().size() != expected) return wrong_size(found.value().size(), expected);
+  if (trims > kMostTrims) return wrong({trims, " trims"}, {"at most ", kMostTrims});
+  for (size_t k = 2; k < numbers.size(); ++k) {
+    if (k < 2 + size_t{trims}) {
+      if (numbers[k] > 1) return wrong_entry(k, {"is ", numbers[k]}, {"0 or 1"});
+      tables_.trims.push_back(numbers[k] == 1);
+    } else {
+      if (!is_token(numbers[k]))
+        return wrong_entry(k, {"has the id ", numbers[k]}, {"ids of tokens, below ", tables_.vocabulary});
+      tables_.front.push_back(static_cast<int32_t>(numbers[k]));
+    }
+  }
   return {};
 }
 

@@ -68,6 +68,8 @@ struct TokenizerTables {
   std::vector<AddedToken> added;  // sorted by text
   std::vector<NormalStep> steps;
   NormalFormTables normal_form;
+  std::vector<int32_t> front;  // the ids that the tokenizer puts before a whole text
+  std::vector<bool> trims;     // of the places of tokens: whether each keeps a blank at the start
   size_t growth = 1;     // normalized text has at most so many times as many bytes,
   size_t prepended = 0;  // and so many more
 

@@ -19,9 +19,11 @@ constexpr size_t kFew = 64;
 WordEncoder::WordEncoder(const TokenizerTables& tables)
     : tables_(tables), remembered_(kRemembered) {}
 
-void WordEncoder::encode(std::string_view word, std::vector<int32_t>& ids) {
+void WordEncoder::encode(std::string_view word, std::vector<int32_t>& ids,
+                         std::vector<uint32_t>* sizes) {
   if (word.empty()) return;
-  if (word.size() > Remembered::kMostBytes) return encode_anew(word, ids);
+  if (word.size() > Remembered::kMostBytes || sizes != nullptr)
+    return encode_anew(word, ids, sizes);
 
   Remembered key{};
   std::memcpy(key.bytes, word.data(), word.size());
@@ -35,7 +37,7 @@ void WordEncoder::encode(std::string_view word, std::vector<int32_t>& ids) {
     return;
   }
   const size_t before = ids.size();
-  encode_anew(word, ids);
+  encode_anew(word, ids, nullptr);
   const size_t count = ids.size() - before;
   if (count > Remembered::kMostIds) return;
   key.count = static_cast<uint8_t>(count);
@@ -43,11 +45,13 @@ void WordEncoder::encode(std::string_view word, std::vector<int32_t>& ids) {
   place = key;
 }
 
-void WordEncoder::encode_anew(std::string_view word, std::vector<int32_t>& ids) {
+void WordEncoder::encode_anew(std::string_view word, std::vector<int32_t>& ids,
+                              std::vector<uint32_t>* sizes) {
   if (tables_.ignore_merges) {
     const uint32_t id = tables_.token_of(word);
     if (id != kNone) {
       ids.push_back(static_cast<int32_t>(id));
+      if (sizes != nullptr) sizes->push_back(static_cast<uint32_t>(word.size()));
       return;
     }
   }
@@ -61,16 +65,19 @@ void WordEncoder::encode_anew(std::string_view word, std::vector<int32_t>& ids) 
     merge_few();
   else
     merge_many();
-  for (const Symbol& symbol : symbols_) ids.push_back(static_cast<int32_t>(symbol.id));
+  for (const Symbol& symbol : symbols_) {
+    ids.push_back(static_cast<int32_t>(symbol.id));
+    if (sizes != nullptr) sizes->push_back(symbol.size);
+  }
 }
 
 void WordEncoder::start_with_bytes(std::string_view word) {
   for (const char byte : word) {
     const int32_t id = tables_.byte_ids[static_cast<unsigned char>(byte)];
     if (id >= 0)
-      start_with(static_cast<uint32_t>(id));
+      start_with(static_cast<uint32_t>(id), 1);
     else if (tables_.unknown != kNone)
-      start_with(tables_.unknown);
+      start_with(tables_.unknown, 1);
   }
 }
 
@@ -83,7 +90,7 @@ void WordEncoder::start_with_characters(std::string_view word) {
     const std::string_view character(start, static_cast<size_t>(at - start));
     const uint32_t id = tables_.token_of(character);
     if (id != kNone)
-      start_with(id);
+      start_with(id, character.size());
     else
       start_with_bytes(character);
   }
@@ -103,6 +110,7 @@ void WordEncoder::merge_few() {
     const auto best = std::min_element(symbols_.begin(), symbols_.end(), is_before);
     if (best->merge.rank == kNone) return;
     best->id = best->merge.id;
+    best->size += best[1].size;
     symbols_.erase(best + 1);
     const auto place = static_cast<size_t>(best - symbols_.begin());
     const bool is_last = place + 1 == symbols_.size();
@@ -140,8 +148,9 @@ void WordEncoder::merge_many() {
 
 void WordEncoder::merge_at(uint32_t place) {
   const uint32_t taken = next_[place], after = next_[taken], before = previous_[place];
-  symbols_[place] = {symbols_[place].merge.id, {kNone, kNone}};
-  symbols_[taken] = {kNone, {kNone, kNone}};
+  const uint32_t size = symbols_[place].size + symbols_[taken].size;
+  symbols_[place] = {symbols_[place].merge.id, size, {kNone, kNone}};
+  symbols_[taken] = {kNone, 0, {kNone, kNone}};
   next_[place] = after;
   if (after != kNone) {
     previous_[after] = place;

@@ -16,7 +16,9 @@ class WordEncoder {
   explicit WordEncoder(const TokenizerTables& tables);
 
   // Appends the ids of a word: a piece between splits, in valid UTF-8, of less than 2^31 bytes.
-  void encode(std::string_view word, std::vector<int32_t>& ids);
+  // To `sizes`, for each id how many bytes of the word it stands for; that takes longer.
+  void encode(std::string_view word, std::vector<int32_t>& ids,
+              std::vector<uint32_t>* sizes = nullptr);
 
  private:
   // A short word that was encoded before. One of 0 bytes: none.
@@ -29,14 +31,17 @@ class WordEncoder {
 
   // A token of the word, and how it merges with the next one.
   struct Symbol {
-    uint32_t id;
+    uint32_t id, size;  // size: bytes of the word
     Merge merge;
   };
 
-  void encode_anew(std::string_view word, std::vector<int32_t>& ids);
+  void encode_anew(std::string_view word, std::vector<int32_t>& ids,
+                   std::vector<uint32_t>* sizes);
   void start_with_bytes(std::string_view word);
   void start_with_characters(std::string_view word);
-  void start_with(uint32_t id) { symbols_.push_back({id, {kNone, kNone}}); }
+  void start_with(uint32_t id, size_t size) {
+    symbols_.push_back({id, static_cast<uint32_t>(size), {kNone, kNone}});
+  }
   Merge merge_with_next(size_t place, size_t next) const;
   void merge_few();
   void merge_many();
