@@ -1,6 +1,6 @@
-"""Random requests as lines for `session_program.cc`, and what a session in Python answers to them."""
+"""Random requests as lines for `session_program.cc`, and what Python's session answers to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -10,10 +10,11 @@ from pl_compile.runtime import Request, Sampling, Session
 from pl_compile.runtime.label_rows import BestLabelRow, ScoresRow
 from pl_compile.runtime.requests import BestLabel, Result
 
-WORDS = (
+TEXT = (
     "the quick fox jumps over a lazy dog and then it sleeps; was 42 cold Weiß née 🦊 sentiment "
     "positive <|end|> 3.5% naïve of to in"
-).split()
+)
+WORDS = TEXT.split()
 KINDS = {"answer": 0, "best": 1, "all": 2}
 
 
@@ -86,7 +87,7 @@ def _followed(session: Session, request: Request) -> tuple[Result, str]:
     return result, pieces
 
 
-def random_asked(random: Random, tasks: dict[str, Sequence[str]], *, closed: set[str]) -> Asked:
+def random_asked(random: Random, tasks: Mapping[str, Sequence[str]], *, closed: set[str]) -> Asked:
     """A request of any kind.
 
     Args:
@@ -111,7 +112,9 @@ def random_asked(random: Random, tasks: dict[str, Sequence[str]], *, closed: set
         if random.random() < chance:
             (sampling if name in Sampling.__dataclass_fields__ else options)[name] = value
     if task in closed and random.random() < 0.3:
-        sampling["logit_bias"] = {random.choice(["positive", "neg", "zzz", "<|end|>"]): 2.5}
+        sampling["logit_bias"] = {
+            random.choice(["itive", "gative", "es", "y", "n", "positive", "zzz"]): 2.5
+        }
     asked.options, asked.sampling = options, sampling
     return asked
 
@@ -119,8 +122,16 @@ def random_asked(random: Random, tasks: dict[str, Sequence[str]], *, closed: set
 def _choices(random: Random, most: int) -> Iterator[tuple[str, float, Any]]:
     """Options with how often they are given."""
     yield "min_tokens", 0.2, random.randint(0, most)
-    yield "stop", 0.25, tuple(random.sample(["a", "e ", "the", "\n", "é", "ck"], random.randint(1, 2)))
-    yield "bad_words", 0.25, tuple(random.sample(["a", "q", "th", "ox", "é", "ti"], random.randint(1, 2)))
+    yield (
+        "stop",
+        0.25,
+        tuple(random.sample(["a", "e ", "the", "\n", "é", "ck"], random.randint(1, 2))),
+    )
+    yield (
+        "bad_words",
+        0.25,
+        tuple(random.sample(["a", "q", "th", "ox", "é", "ti"], random.randint(1, 2))),
+    )
     yield "constrain", 0.15, False
     yield "use_prompt", 0.15, False
     yield "priority", 0.3, random.randint(-3, 3)

@@ -143,45 +143,15 @@ class OpenSession final : public Session {
   }
 
   Status add(const std::string& folder) override {
-    const std::string doing = "adding tasks of the bundle " + folder;
     const Call call(*this);
-    // Nothing of the session is touched meanwhile, so no request waits.
-    BundleOptions options;
-    options.allow_failed_parity = allow_failed_parity_;
-    options.sums = BundleOptions::Sums::kAllButWeights;
-    const auto bundle = Bundle::open(folder, options);
-    if (!bundle.ok()) return bundle.error();
-    if (Status done = check_same_base(*bundle_, *bundle.value()); !done.ok()) return done;
-    auto more = serve_tasks(bundle.value(), std::make_shared<Encoder>(tokenizer_));
-    if (!more.ok()) return more.error();
-
-    const std::lock_guard<FairLock> held(lock_);
-    if (is_closed_) return closed_session();
-    std::string twice;
-    for (const auto& task : more.value())
-      if (find(task->name()) != nullptr) append({twice.empty() ? "'" : ", '", task->name(), "'"}, twice);
-    if (!twice.empty())
-      return Error{ErrorCode::kArgument,
-                   joined({doing, ": ", twice, ": a task of this name is served already; expected tasks of "
-                           "other names. Remove the one that is served first, or rename one and export it "
-                           "again."})};
-    Tasks all = tasks_;
-    all.insert(all.end(), more.value().begin(), more.value().end());
-    tasks_.swap(all);
-    return {};
+    return guarded<Status>([&] { return add_tasks(folder); });
   }
 
   Status remove(const std::string& name) override {
     const Call call(*this);
     const std::lock_guard<FairLock> held(lock_);
-    if (is_closed_) return closed_session();
-    const auto is_it = [&name](const std::shared_ptr<ServedTask>& task) { return task->name() == name; };
-    const auto found = std::find_if(tasks_.begin(), tasks_.end(), is_it);
-    if (found == tasks_.end()) return unknown_task("removing a task", name, tasks_, ErrorCode::kArgument);
-    tasks_.erase(found);
-    return {};
+    return guarded<Status>([&] { return remove_task(name); });
   }
-
   std::vector<TaskInfo> tasks() const override {
     const Call call(*this);
     const std::lock_guard<FairLock> held(lock_);
@@ -193,11 +163,11 @@ class OpenSession final : public Session {
 
   Result<uint64_t> submit(const Request& request, Inbox* inbox) override {
     const Call call(*this);
-    if (Status done = request.check(); !done.ok()) return done.error();
     const std::lock_guard<FairLock> held(lock_);
     if (is_closed_) return closed_session();
     const uint64_t number = last_number_ + 1;
     try {
+      if (Status done = request.check(); !done.ok()) return done.error();
       if (is_spoiled_) begin_anew();
       const auto task = find(request.task);
       if (task == nullptr)
@@ -266,10 +236,13 @@ class OpenSession final : public Session {
     while (true) {
       const std::lock_guard<FairLock> held(lock_);
       if (is_closed_) return closed_session();
-      const auto task = find(name);
-      if (task == nullptr) return unknown_task("testing a task", name, tasks_, ErrorCode::kArgument);
       const auto slot = flow_.free_slot();
-      if (slot) return run_self_test(*task, *engine_, *slot, on_cpu_);
+      if (slot && !is_spoiled_)
+        return guarded<Result<size_t>>([&]() -> Result<size_t> {
+          const auto task = find(name);
+          if (task == nullptr) return unknown_task("testing a task", name, tasks_, ErrorCode::kArgument);
+          return run_self_test(*task, *engine_, *slot, on_cpu_);
+        });
       static_cast<void>(run_step());  // until a row ends
     }
   }
@@ -277,7 +250,7 @@ class OpenSession final : public Session {
   Status encode(std::string_view text, std::vector<int32_t>& ids) const override {
     const Call call(*this);
     const std::lock_guard<FairLock> held(lock_);
-    return encoder_->encode(text, {}, ids);
+    return guarded<Status>([&] { return encoder_->encode(text, {}, ids); });
   }
 
   std::string decode(const std::vector<int32_t>& ids) const override {
@@ -285,6 +258,52 @@ class OpenSession final : public Session {
   }
 
  private:
+  // What a function gives; an error where memory runs out.
+  template <typename Given, typename Function>
+  static Given guarded(Function function) {
+    try {
+      return function();
+    } catch (const std::exception&) {
+      return no_memory();
+    }
+  }
+
+  Status add_tasks(const std::string& folder) {
+    // Nothing of the session is touched meanwhile, so no request waits.
+    BundleOptions options;
+    options.allow_failed_parity = allow_failed_parity_;
+    options.sums = BundleOptions::Sums::kAllButWeights;
+    const auto bundle = Bundle::open(folder, options);
+    if (!bundle.ok()) return bundle.error();
+    if (Status done = check_same_base(*bundle_, *bundle.value()); !done.ok()) return done;
+    auto more = serve_tasks(bundle.value(), std::make_shared<Encoder>(tokenizer_));
+    if (!more.ok()) return more.error();
+
+    const std::lock_guard<FairLock> held(lock_);
+    if (is_closed_) return closed_session();
+    std::string twice;
+    for (const auto& task : more.value())
+      if (find(task->name()) != nullptr) append({twice.empty() ? "'" : ", '", task->name(), "'"}, twice);
+    if (!twice.empty())
+      return Error{ErrorCode::kArgument,
+                   joined({"adding tasks of the bundle ", folder, ": ", twice, ": a task of this name is served already; expected tasks of "
+                           "other names. Remove the one that is served first, or rename one and export it "
+                           "again."})};
+    Tasks all = tasks_;
+    all.insert(all.end(), more.value().begin(), more.value().end());
+    tasks_.swap(all);
+    return {};
+  }
+
+  Status remove_task(const std::string& name) {
+    if (is_closed_) return closed_session();
+    const auto is_it = [&name](const std::shared_ptr<ServedTask>& task) { return task->name() == name; };
+    const auto found = std::find_if(tasks_.begin(), tasks_.end(), is_it);
+    if (found == tasks_.end()) return unknown_task("removing a task", name, tasks_, ErrorCode::kArgument);
+    tasks_.erase(found);
+    return {};
+  }
+
   // A request under way, or one that has ended and could not be told so.
   struct Entry {
     Inbox* inbox;
@@ -417,9 +436,7 @@ class OpenSession final : public Session {
   const std::shared_ptr<const Error> no_memory_, closed_error_;
 };
 
-}  // namespace
-
-Result<std::unique_ptr<Session>> Session::open(const std::string& folder, const SessionOptions& options) {
+Result<std::unique_ptr<Session>> open_session(const std::string& folder, const SessionOptions& options) {
   if (Status done = check_options(options); !done.ok()) return done.error();
   BundleOptions of_bundle;
   of_bundle.allow_failed_parity = options.allow_failed_parity;
@@ -459,6 +476,16 @@ Result<std::unique_ptr<Session>> Session::open(const std::string& folder, const 
   return std::unique_ptr<Session>(
       std::make_unique<OpenSession>(bundle.value(), tokenizer.value(), std::move(encoder),
                                     std::move(tasks.value()), std::move(engine.value()), options, on_cpu));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Session>> Session::open(const std::string& folder, const SessionOptions& options) {
+  try {
+    return open_session(folder, options);
+  } catch (const std::exception&) {
+    return no_memory();
+  }
 }
 
 }  // namespace plc

@@ -50,6 +50,9 @@ class Session {
   virtual Status remove(const std::string& task) = 0;
   virtual std::vector<TaskInfo> tasks() const = 0;
 
+  // Where memory runs out, calls give an error; only `tasks` and `decode`, which cannot, throw
+  // std::bad_alloc.
+
   // The inbox must live until the request's last event was taken, or `leave` was called for it.
   virtual Result<uint64_t> submit(const Request& request, Inbox* inbox) = 0;
 
