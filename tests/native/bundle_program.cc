@@ -124,10 +124,10 @@ std::string shown(const plc::TaskRecord& record, const plc::Template& parsed) {
          texts_of(parsed.input_fields) + "]";
 }
 
-std::string shown(const plc::LabelTree& tree) {
-  return "[" + texts_of(tree.labels) + ", " + numbers_of(tree.parents) + ", " +
-         numbers_of(tree.tokens) + ", " + numbers_of(tree.ends) + ", " +
-         (tree.fixed ? "true" : "false") + "]";
+std::string shown(const plc::LabelTrie& tree) {
+  return "[" + texts_of(tree.labels()) + ", " + numbers_of(tree.parents()) + ", " +
+         numbers_of(tree.tokens()) + ", " + numbers_of(tree.ends()) + ", " +
+         (tree.fixed() ? "true" : "false") + "]";
 }
 
 std::string sum_of(const plc::Floats& floats) {

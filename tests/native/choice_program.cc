@@ -173,8 +173,10 @@ std::string labelled(std::istringstream& in) {
   in >> best >> most >> parents >> tokens >> ends >> vocab >> hex;
   const Ids parent_ids = to_ids(parents), token_ids = to_ids(tokens), end_ids = to_ids(ends);
   const std::vector<float> logits = to_numbers<float>(hex);
-  const plc::LabelTree tree({parent_ids, token_ids, end_ids});
-  plc::LabelSearch search(tree, best);
+  std::vector<std::string> labels;
+  for (size_t k = 0; k < end_ids.size(); ++k) labels.push_back(std::to_string(k));
+  const auto tree = plc::LabelTrie::of_parts(labels, parent_ids, token_ids, end_ids, true);
+  plc::LabelSearch search(tree.value(), best);
   const auto look = [&](int32_t node) {
     search.look(node, logits.data() + static_cast<size_t>(node) * vocab, vocab);
   };
@@ -201,7 +203,7 @@ std::string labelled(std::istringstream& in) {
   answer += " " + std::to_string(likeliest->label) + " " + from_number(likeliest->log_prob);
   if (best) return answer;
   std::vector<double> shares, logs;
-  for (const plc::LabelScore& score : search.scores()) {
+  for (const plc::LabelShare& score : search.scores()) {
     shares.push_back(score.probability);
     logs.push_back(score.log_prob);
   }

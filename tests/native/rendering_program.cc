@@ -103,18 +103,27 @@ std::string of(const plc::Rendered& made) {
   return list(made.token_ids) + " " + list(made.virtual_rows);
 }
 
+struct InnerNodes final : plc::NodeOrder {
+  explicit InnerNodes(const plc::LabelTrie& given) : trie(given) {}
+  int32_t next() override {
+    return at < trie.inner_nodes().size() ? trie.inner_nodes()[at++] : -1;
+  }
+  const plc::LabelTrie& trie;
+  size_t at = 0;
+};
+
 std::string of(const plc::LabelTrie& trie) {
-  std::string texts, groups, below;
+  std::string texts, groups;
   for (size_t node = 0; node < trie.nodes(); ++node)
     texts += (node == 0 ? "" : ",") + from_text(trie.text(static_cast<int32_t>(node)));
   if (!trie.inner_nodes().empty()) {
-    const plc::Branches group = trie.group(trie.inner_nodes(), 3);
+    InnerNodes order(trie);
+    const plc::Branches group = trie.group(order, 3);
     groups = list(group.nodes) + ";" + list(group.wanted);
-    below = list(trie.below(trie.inner_nodes()[0]));
   }
   return list(trie.parents()) + " " + list(trie.tokens()) + " " + list(trie.ends()) + " " +
          std::to_string(trie.fixed()) + " " + std::to_string(trie.longest()) + " " +
-         list(trie.inner_nodes()) + " " + texts + " " + groups + " " + below;
+         list(trie.inner_nodes()) + " " + texts + " " + groups;
 }
 
 // What a walk allows and says, from the first token to the end.

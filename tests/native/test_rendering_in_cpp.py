@@ -221,17 +221,16 @@ def rendered_line(made: Rendered) -> str:
 
 
 def trie_line(trie: LabelTrie) -> str:
-    groups = below = ""
+    groups = ""
     if trie.inner_nodes:
         group = trie.group(trie.inner_nodes, 3)
         groups = f"{listed(group.nodes)};{listed(group.wanted)}"
-        below = listed(list(trie.below(trie.inner_nodes[0])))
     parts = (trie.parents, trie.tokens, trie.ends)
     return " ".join(
         [
             *map(listed, parts),
             *(str(int(trie.fixed)), str(trie.longest), listed(trie.inner_nodes)),
-            *(listed(list(map(said, trie.texts))), groups, below),
+            *(listed(list(map(said, trie.texts))), groups),
         ]
     )
 

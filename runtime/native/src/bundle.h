@@ -25,7 +25,7 @@ struct BundleTask {
   Floats learned;      // rows [virtual, hidden]; or, of prefix tuning, a prefix like a folded one
   bool has_prefix = false;
   std::optional<FoldedPrefix> folded;
-  std::optional<LabelTree> labels;  // where it has choices
+  std::optional<LabelTrie> labels;  // where it has choices
 
   // Rows, or the learned prefix. `Bundle::prompt` gives the folded prefix instead.
   EnginePrompt learned_prompt() const;

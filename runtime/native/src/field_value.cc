@@ -33,6 +33,8 @@ Result<std::string> FieldValue::text() const {
 }
 
 std::string written(double number) {
+  if (std::isnan(number)) return "nan";
+  if (std::isinf(number)) return number < 0 ? "-inf" : "inf";
   // The fewest digits, as d.ddde+xx: the exponent then decides the form.
   char digits[40];
   const auto done = std::to_chars(digits, digits + sizeof digits, number, std::chars_format::scientific);

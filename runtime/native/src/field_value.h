@@ -38,8 +38,8 @@ struct FieldGiven {
 
 using Fields = std::vector<FieldGiven>;
 
-// The fewest digits that are read back as the same number, as Python's `repr` writes them. Of a
-// finite number.
+// The fewest digits that are read back as the same number, as Python's `repr` writes them; `inf`,
+// `-inf` or `nan`.
 std::string written(double number);
 
 }  // namespace plc

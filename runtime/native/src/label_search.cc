@@ -16,7 +16,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 }  // namespace
 
 // The nodes that are left: each after its parent, and the most promising first.
-class LabelSearch::Order final : public LabelOrder {
+class LabelSearch::Order final : public NodeOrder {
  public:
   explicit Order(LabelSearch& search) : search_(search), at_(search.passed_) {
     if (search_.best_) waiting_ = search_.open_;
@@ -53,7 +53,10 @@ class LabelSearch::Order final : public LabelOrder {
   }
 
   void add_children(int32_t node) {
-    below_.insert(below_.end(), search_.tree_.begin(node), search_.tree_.end(node));
+    const LabelTrie::Nodes children = search_.tree_.children(node);
+    const auto before = static_cast<std::ptrdiff_t>(below_.size());
+    below_.insert(below_.end(), children.begin(), children.end());
+    std::sort(below_.begin() + before, below_.end());
   }
 
   LabelSearch& search_;
@@ -63,19 +66,17 @@ class LabelSearch::Order final : public LabelOrder {
   size_t below_at_ = 0;
 };
 
-LabelSearch::LabelSearch(const LabelTree& tree, bool best)
+LabelSearch::LabelSearch(const LabelTrie& tree, bool best)
     : tree_(tree),
       best_(best),
       reached_(tree.nodes(), std::numeric_limits<double>::quiet_NaN()),
       left_(tree.nodes(), 0),
       left_count_(tree.inner_nodes().size() + 1),
-      is_end_(tree.nodes(), 0),
       open_{{-0.0, 0}},
       best_known_(-kInfinity) {
   reached_[0] = 0.0;
   left_[0] = 1;
   for (const int32_t node : tree_.inner_nodes()) left_[static_cast<size_t>(node)] = 1;
-  for (const int32_t node : tree_.ends()) is_end_[static_cast<size_t>(node)] = 1;
 }
 
 void LabelSearch::look(int32_t node, const float* logits, size_t vocab) {
@@ -83,18 +84,19 @@ void LabelSearch::look(int32_t node, const float* logits, size_t vocab) {
   left_[static_cast<size_t>(node)] = 0;
   --left_count_;
   const double total = log_total(logits, vocab);
-  for (const int32_t* child = tree_.begin(node); child != tree_.end(node); ++child) {
-    const double reached = reached_[static_cast<size_t>(node)] + (logits[tree_.token(*child)] - total);
-    reached_[static_cast<size_t>(*child)] = reached;
-    if (is_left(*child)) {
-      open_.push_back({-reached, *child});
+  for (const int32_t child : tree_.children(node)) {
+    const int32_t token = tree_.tokens()[static_cast<size_t>(child)];
+    const double reached = reached_[static_cast<size_t>(node)] + (logits[token] - total);
+    reached_[static_cast<size_t>(child)] = reached;
+    if (is_left(child)) {
+      open_.push_back({-reached, child});
       std::push_heap(open_.begin(), open_.end(), std::greater<>());
     }
-    if (is_end_[static_cast<size_t>(*child)] != 0) best_known_ = std::max(best_known_, reached);
+    if (tree_.label_at(child) >= 0) best_known_ = std::max(best_known_, reached);
   }
 }
 
-std::optional<LabelBranches> LabelSearch::group(size_t most) {
+std::optional<Branches> LabelSearch::group(size_t most) {
   if (is_over()) return std::nullopt;
   Order order(*this);
   return tree_.group(order, most);
@@ -106,11 +108,12 @@ std::optional<int32_t> LabelSearch::next_node(const std::vector<int32_t>& path) 
     for (size_t up = 0; up <= path.size(); ++up) {
       const int32_t node = up == path.size() ? 0 : path[path.size() - 1 - up];
       int32_t found = -1;
-      for (const int32_t* child = tree_.begin(node); child != tree_.end(node); ++child) {
+      for (const int32_t child : tree_.children(node)) {
         // A label below a node may be the likeliest; not below what was not looked at.
-        const double reached = reached_[static_cast<size_t>(*child)];
-        const bool may_win = is_left(*child) && reached >= best_known_;
-        if (may_win && (found < 0 || reached > reached_[static_cast<size_t>(found)])) found = *child;
+        const double reached = reached_[static_cast<size_t>(child)];
+        if (!is_left(child) || !(reached >= best_known_)) continue;
+        const double most = found < 0 ? -kInfinity : reached_[static_cast<size_t>(found)];
+        if (found < 0 || reached > most || (reached == most && child < found)) found = child;
       }
       if (found >= 0) return found;
     }
@@ -131,9 +134,9 @@ bool LabelSearch::is_over() {
   return best_known_ > -open_.front().first;
 }
 
-std::vector<LabelScore> LabelSearch::scores() const {
+std::vector<LabelShare> LabelSearch::scores() const {
   const std::vector<int32_t>& ends = tree_.ends();
-  std::vector<LabelScore> found(ends.size());
+  std::vector<LabelShare> found(ends.size());
   std::vector<double> shares(ends.size());
   double most = -kInfinity;
   for (size_t label = 0; label < ends.size(); ++label) {

@@ -13,11 +13,11 @@
 #include <utility>
 #include <vector>
 
-#include "label_tree_view.h"
+#include "label_trie.h"
 
 namespace plc {
 
-struct LabelScore {
+struct LabelShare {
   double probability;  // among the labels
   double log_prob;     // of the label, as the base gives it
 };
@@ -30,7 +30,7 @@ struct BestLabel {
 class LabelSearch {
  public:
   // `best`: whether only the likeliest label is looked for. The tree outlives the search.
-  LabelSearch(const LabelTree& tree, bool best);
+  LabelSearch(const LabelTrie& tree, bool best);
 
   // Takes the logits after a node; its parent was looked at before, or it is the root, which comes
   // first. All tokens of the tree have a logit.
@@ -38,7 +38,7 @@ class LabelSearch {
 
   // The nodes to look at next, together; none where all that is asked for is known. `most`: nodes,
   // with those that lead to them; one that needs more comes alone.
-  std::optional<LabelBranches> group(size_t most);
+  std::optional<Branches> group(size_t most);
 
   // The node to look at next, where nodes come one by one; none as for `group`. `path`: nodes from
   // the root down, of which a row holds the tokens. What is near them comes first: then no more is
@@ -46,7 +46,7 @@ class LabelSearch {
   std::optional<int32_t> next_node(const std::vector<int32_t>& path);
 
   // The probability of every label, in their order; all nodes were looked at.
-  std::vector<LabelScore> scores() const;
+  std::vector<LabelShare> scores() const;
 
   // The likeliest label: the first of several that are as likely. None where no label is known.
   std::optional<BestLabel> best_label() const;
@@ -60,12 +60,11 @@ class LabelSearch {
   bool is_left(int32_t node) const { return left_[static_cast<size_t>(node)] != 0; }
   bool is_over();
 
-  const LabelTree& tree_;
+  const LabelTrie& tree_;
   const bool best_;
   std::vector<double> reached_;  // log-probability of the path to a node; not a number: unknown
   std::vector<char> left_;       // whether a node is to be looked at
   size_t left_count_;
-  std::vector<char> is_end_;
   std::vector<Known> open_;  // a heap of nodes of known probability, with some that were looked at
   double best_known_;        // of the labels
   size_t passed_ = 0;        // so many of the inner nodes are not left

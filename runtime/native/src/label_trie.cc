@@ -103,7 +103,7 @@ void LabelTrie::link() {
 }
 
 std::string_view LabelTrie::bare(size_t label) const {
-  return without_space_at_end(without_space_at_start(labels_[label]));
+  return without_space(labels_[label]);
 }
 
 std::string_view LabelTrie::text(int32_t node) const {
@@ -174,10 +174,10 @@ std::vector<int32_t> LabelTrie::path(int32_t node) const {
   return found;
 }
 
-Branches LabelTrie::group(const std::vector<int32_t>& order, size_t most) const {
+Branches LabelTrie::group(NodeOrder& order, size_t most) const {
   Branches made;
   std::vector<int32_t> larger;
-  for (const int32_t node : order) {
+  for (int32_t node = order.next(); node >= 0; node = order.next()) {
     const std::vector<int32_t> path = nodes_to(node);  // ascending
     larger.clear();
     std::set_union(made.nodes.begin(), made.nodes.end(), path.begin(), path.end(),
@@ -188,19 +188,6 @@ Branches LabelTrie::group(const std::vector<int32_t>& order, size_t most) const 
   }
   std::sort(made.wanted.begin(), made.wanted.end());
   return made;
-}
-
-std::vector<int32_t> LabelTrie::below(int32_t node) const {
-  std::vector<int32_t> found;
-  const auto add = [this, &found](int32_t parent) {
-    const Nodes all = children(parent);
-    const size_t before = found.size();
-    found.insert(found.end(), all.begin(), all.end());
-    std::sort(found.begin() + static_cast<std::ptrdiff_t>(before), found.end());
-  };
-  add(node);
-  for (size_t k = 0; k < found.size(); ++k) add(found[k]);
-  return found;
 }
 
 std::vector<int32_t> TrieWalk::allowed() const {

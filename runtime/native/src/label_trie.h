@@ -20,6 +20,15 @@ struct Branches {
   std::vector<int32_t> wanted;  // those that the group is made for; the others lead to them
 };
 
+// Gives nodes in some order, one at a time; -1 after the last one.
+class NodeOrder {
+ public:
+  virtual int32_t next() = 0;
+
+ protected:
+  ~NodeOrder() = default;
+};
+
 class LabelTrie {
  public:
   // A range of nodes.
@@ -79,10 +88,7 @@ class LabelTrie {
 
   // The first nodes of `order` (at least one, and not the root), with all that lead to them: at
   // most `most`, unless the first one alone needs more.
-  Branches group(const std::vector<int32_t>& order, size_t most) const;
-
-  // The nodes below a node, each after its parent.
-  std::vector<int32_t> below(int32_t node) const;
+  Branches group(NodeOrder& order, size_t most) const;
 
   friend bool operator==(const LabelTrie& a, const LabelTrie& b) {
     return a.labels_ == b.labels_ && a.parents_ == b.parents_ && a.tokens_ == b.tokens_ &&

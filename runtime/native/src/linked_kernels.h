@@ -23,4 +23,7 @@ constexpr bool kHasKernels = false;
 constexpr bool kHasKernels = true;
 #endif
 
+// Graphs that need a later interface of the kernels are not run: they would be computed wrong.
+constexpr int kKernelsInterface = 5;
+
 }  // namespace plc

@@ -4,8 +4,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "number_text.h"
+#include "field_value.h"
 #include "text_stream.h"
+#include "unicode.h"
 #include "utf8.h"
 #include "words.h"
 
@@ -72,16 +73,10 @@ uint32_t sign_of_byte(unsigned byte) {
   return sign;
 }
 
-bool is_wide_space(uint32_t point) {
-  return (point >= 9 && point <= 13) || (point >= 0x1C && point <= 0x20) || point == 0x85 || point == 0xA0 ||
-         point == 0x1680 || (point >= 0x2000 && point <= 0x200A) || point == 0x2028 || point == 0x2029 ||
-         point == 0x202F || point == 0x205F || point == 0x3000;
-}
-
 // A token's text without outer white space; for one that has none, such as EOS, its name.
 std::string text_for_bias(const std::shared_ptr<const Tokenizer>& tokenizer, int32_t token) {
   const std::string text = decode(tokenizer, {token}, true);
-  const std::string_view plain = without_wide_space(text);
+  const std::string_view plain = without_space(text);
   return plain.empty() ? token_name(*tokenizer, token) : std::string(plain);
 }
 
@@ -131,23 +126,6 @@ std::string token_name(const Tokenizer& tokenizer, int32_t token) {
   return name;
 }
 
-std::string_view without_wide_space(std::string_view text) {
-  const char *start = text.data(), *end = start + text.size();
-  while (start != end) {
-    const char* next = start;
-    if (!is_wide_space(next_code_point(next))) break;
-    start = next;
-  }
-  while (start != end) {
-    const char* last = end - 1;
-    while (last != start && (static_cast<unsigned char>(*last) & 0xC0) == 0x80) --last;
-    const char* next = last;
-    if (!is_wide_space(next_code_point(next))) break;
-    end = last;
-  }
-  return text.substr(static_cast<size_t>(start - text.data()), static_cast<size_t>(end - start));
-}
-
 Result<std::vector<TokenBias>> bias_by_token(const std::vector<std::pair<std::string, double>>& bias,
                                              const std::vector<int32_t>* tokens,
                                              const std::shared_ptr<const Tokenizer>& tokenizer,
@@ -156,7 +134,7 @@ Result<std::vector<TokenBias>> bias_by_token(const std::vector<std::pair<std::st
   if (bias.empty()) return found;
   if (tokens == nullptr)
     return Error{ErrorCode::kArgument,
-                 joined({doing, ": logit_bias {'", bias[0].first, "': ", number_text(bias[0].second),
+                 joined({doing, ": logit_bias {'", bias[0].first, "': ", written(bias[0].second),
                          "}, and an open answer; expected a task with choices, and an answer constrained to "
                          "them."})};
   std::vector<int32_t> ids = *tokens;

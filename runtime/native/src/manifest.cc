@@ -39,6 +39,8 @@ class Reader {
     constexpr Parity verdicts[] = {Parity::kPassed, Parity::kFailed, Parity::kNotMeasured};
     made_.parity = verdicts[record_.choice("parity", {"passed", "failed", "not measured"})];
     if (record_.has("kernels")) made_.kernels = record_.whole("kernels", made_.kernels, kMost);
+    if (record_.has("no_tokenizer_tables"))
+      made_.no_tokenizer_tables = record_.text("no_tokenizer_tables");
     read_files();
     if (const Status done = record_.finish(); !done.ok()) return done.error();
     if (const Status done = check(); !done.ok()) return done.error();
@@ -174,6 +176,10 @@ class Reader {
     if (graph.ranks > graph.kv_heads)
       return wrong({"damaged manifest.json: ranks ", graph.ranks},
                    {"at most the ", graph.kv_heads, " key and value heads that they divide"});
+    if (record_.has("no_tokenizer_tables") && made_.file("tokenizer.tables") != nullptr)
+      return wrong({"damaged manifest.json: tokenizer.tables, and no_tokenizer_tables '",
+                    shortened(made_.no_tokenizer_tables, 200), "'"},
+                   {"one of them"});
     for (const FileRecord& file : made_.files)
       if (const Status done = check_path(file.path); !done.ok()) return done;
     return {};

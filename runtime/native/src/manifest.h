@@ -37,6 +37,7 @@ struct Manifest {
   Parity parity = Parity::kNotMeasured;
   int64_t kernels = 2;  // the first interface of our kernels that computes the graph right
   std::vector<FileRecord> files;  // sorted by path
+  std::string no_tokenizer_tables;  // why the export could not write them; empty where it did
 
   const FileRecord* file(std::string_view path) const;
   std::string version_of(std::string_view package) const;  // empty where it is not in `toolchain`

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "number_text.h"
+#include "field_value.h"
 #include "words.h"
 
 namespace plc {
@@ -175,17 +175,17 @@ Status Sampling::check() const {
   const auto expect = [&](bool holds, const char* name, const std::string& number, const char* expected) {
     if (!holds) problems.push_back(joined({name, " ", number, ", expected ", expected}));
   };
-  expect(temperature >= 0 && temperature <= most, "temperature", number_text(temperature),
+  expect(temperature >= 0 && temperature <= most, "temperature", written(temperature),
          "a finite number, 0 or more");
   expect(top_k >= 0, "top_k", std::to_string(top_k), "a whole number, 0 or more");
-  expect(top_p > 0 && top_p <= 1, "top_p", number_text(top_p), "a number above 0, at most 1");
+  expect(top_p > 0 && top_p <= 1, "top_p", written(top_p), "a number above 0, at most 1");
   expect(repetition_penalty >= 0.001 && repetition_penalty <= 1000, "repetition_penalty",
-         number_text(repetition_penalty), "a number from 0.001 to 1000");
-  expect(min_p >= 0 && min_p <= 1, "min_p", number_text(min_p), "a number from 0 to 1");
+         written(repetition_penalty), "a number from 0.001 to 1000");
+  expect(min_p >= 0 && min_p <= 1, "min_p", written(min_p), "a number from 0 to 1");
   expect(no_repeat_ngram >= 0, "no_repeat_ngram", std::to_string(no_repeat_ngram),
          "a whole number, 0 or more");
   for (const auto& [text, number] : logit_bias)
-    expect(number >= -100 && number <= 100, "logit_bias", joined({"'", text, "': ", number_text(number)}),
+    expect(number >= -100 && number <= 100, "logit_bias", joined({"'", text, "': ", written(number)}),
            "numbers from -100 to 100 by the texts of tokens");
   if (problems.empty()) return {};
   std::string message = "reading the sampling options: ";

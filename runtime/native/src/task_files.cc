@@ -6,8 +6,8 @@
 
 #include "json.h"
 #include "problems.h"
+#include "unicode.h"
 #include "utf8.h"
-#include "white_space.h"
 
 namespace plc {
 namespace {
@@ -100,7 +100,7 @@ class RecordReader {
 
   void check_choices(JsonRecord& task) const {
     std::vector<std::string_view> stripped;
-    for (const std::string& choice : made_.choices) stripped.push_back(without_wide_space(choice));
+    for (const std::string& choice : made_.choices) stripped.push_back(without_space(choice));
     std::sort(stripped.begin(), stripped.end());
     if (std::adjacent_find(stripped.begin(), stripped.end()) != stripped.end() ||
         (!stripped.empty() && stripped[0].empty()))
@@ -115,30 +115,6 @@ class RecordReader {
   const std::string& doing_;
   TaskRecord made_{};
 };
-
-bool is_tree(const LabelTree& tree) {
-  const size_t nodes = tree.parents.size();
-  if (nodes == 0 || nodes != tree.tokens.size() || tree.ends.size() != tree.labels.size())
-    return false;
-  if (tree.parents[0] != -1 || tree.tokens[0] != -1) return false;
-  std::vector<bool> leads_on(nodes), ends(nodes);
-  std::vector<uint64_t> edges;
-  for (size_t node = 1; node < nodes; ++node) {
-    const int32_t parent = tree.parents[node], token = tree.tokens[node];
-    if (parent < 0 || static_cast<size_t>(parent) >= node || token < 0) return false;
-    leads_on[static_cast<size_t>(parent)] = true;
-    edges.push_back(static_cast<uint64_t>(parent) << 32 | static_cast<uint32_t>(token));
-  }
-  std::sort(edges.begin(), edges.end());
-  if (std::adjacent_find(edges.begin(), edges.end()) != edges.end()) return false;
-  for (const int32_t end : tree.ends) {
-    if (end <= 0 || static_cast<size_t>(end) >= nodes) return false;
-    ends[static_cast<size_t>(end)] = true;
-  }
-  for (size_t node = 0; node < nodes; ++node)
-    if (!leads_on[node] && !ends[node]) return false;  // each leaf ends a label
-  return true;
-}
 
 std::vector<int32_t> narrow(const std::vector<int64_t>& numbers) {
   std::vector<int32_t> made(numbers.size());
@@ -161,27 +137,24 @@ Result<TaskRecord> read_task_record(std::string_view bytes, const std::string& t
   return RecordReader(content.value(), vocab, doing).read(taskname);
 }
 
-bool LabelTree::operator==(const LabelTree& other) const {
-  return labels == other.labels && parents == other.parents && tokens == other.tokens &&
-         ends == other.ends && fixed == other.fixed;
-}
-
-Result<LabelTree> read_labels(std::string_view bytes, const std::vector<std::string>& choices,
+Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::string>& choices,
                               int64_t vocab, const std::string& doing) {
   const auto content = parse_json_file(bytes, doing);
   if (!content.ok()) return content.error();
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   JsonRecord record(content.value(), doing, "labels.json");
-  LabelTree tree;
-  tree.labels = record.texts("labels");
-  tree.parents = narrow(record.wholes("parents", -1, most));
-  tree.tokens = narrow(record.wholes("tokens", -1, vocab - 1));
-  tree.ends = narrow(record.wholes("ends", 1, most));
-  tree.fixed = record.truth("fixed");
+  std::vector<std::string> labels = record.texts("labels");
+  std::vector<int32_t> parents = narrow(record.wholes("parents", -1, most));
+  std::vector<int32_t> tokens = narrow(record.wholes("tokens", -1, vocab - 1));
+  std::vector<int32_t> ends = narrow(record.wholes("ends", 1, most));
+  const bool fixed = record.truth("fixed");
   if (const Status done = record.finish(); !done.ok()) return done.error();
-  if (!is_tree(tree)) return wrong_file(doing, {"damaged (not a tree of labels)"}, {"one"});
-  if (tree.labels != choices)
-    return wrong_file(doing, {tree.labels.size(), " labels that are not the choices of the task"},
+  auto tree = LabelTrie::of_parts(std::move(labels), std::move(parents), std::move(tokens),
+                                  std::move(ends), fixed);
+  if (!tree.ok()) return wrong_file(doing, {"damaged (", tree.error().message, ")"}, {"one"});
+  const size_t found = tree.value().labels().size();
+  if (tree.value().labels() != choices)
+    return wrong_file(doing, {found, " labels that are not the choices of the task"},
                  {"its ", choices.size(), " choices, in their order"});
   return tree;
 }

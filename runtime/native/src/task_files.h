@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "contract.h"
+#include "label_trie.h"
 #include "result.h"
 #include "safetensors.h"
 #include "task_record.h"
@@ -17,20 +18,8 @@ namespace plc {
 Result<TaskRecord> read_task_record(std::string_view bytes, const std::string& taskname,
                                     int64_t vocab, const std::string& doing);
 
-// The choices of a task as a tree of tokens. Node 0 is the root, where nothing is written yet. A
-// parent stands before its children.
-struct LabelTree {
-  std::vector<std::string> labels;  // as they stand in the data
-  std::vector<int32_t> parents;     // for each node; -1 of the root
-  std::vector<int32_t> tokens;      // for each node the token that leads to it; -1 of the root
-  std::vector<int32_t> ends;        // for each label its node
-  bool fixed = true;                // whether it is the same after every prompt
-
-  bool operator==(const LabelTree& other) const;
-};
-
 // Reads labels.json of a task with these choices.
-Result<LabelTree> read_labels(std::string_view bytes, const std::vector<std::string>& choices,
+Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::string>& choices,
                               int64_t vocab, const std::string& doing);
 
 // What keys and values of a folded prefix were computed from, each part as text.

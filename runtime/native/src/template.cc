@@ -4,8 +4,8 @@
 #include <string_view>
 
 #include "problems.h"
+#include "unicode.h"
 #include "utf8.h"
-#include "white_space.h"
 #include "words.h"
 
 namespace plc {
@@ -211,7 +211,7 @@ class Parser {
 
   void add_field(std::string_view field, size_t character) {
     end_text();
-    if (without_wide_space(field).empty()) {
+    if (without_space(field).empty()) {
       problem({"an empty field at character ", character, ": name it"});
       return;
     }

@@ -22,8 +22,11 @@ inline bool is_white_space(uint32_t point) {
   return is_wide_white_space(point) && (point < 0x1C || point > 0x1F);
 }
 
-// Valid UTF-8 without wide white space at its start, or at its end.
+// Valid UTF-8 without wide white space at its start, at its end, or at both.
 std::string_view without_space_at_start(std::string_view text);
 std::string_view without_space_at_end(std::string_view text);
+inline std::string_view without_space(std::string_view text) {
+  return without_space_at_end(without_space_at_start(text));
+}
 
 }  // namespace plc
