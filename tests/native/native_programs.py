@@ -70,7 +70,8 @@ def _compiled(
 
 def _objects(folder: Path, with_kernels: bool, compiler: str, *flags: str) -> list[str]:
     """The library's sources, compiled once for all programs of these flags."""
-    sources = sorted(SOURCES.glob("*.cc"))
+    # The interface in C is for callers outside: test_c_interface.py.
+    sources = sorted(set(SOURCES.glob("*.cc")) - {SOURCES / "c_api.cc"})
     with ThreadPoolExecutor(os.cpu_count()) as jobs:
         return list(
             jobs.map(
@@ -98,6 +99,38 @@ def _as_name(*parts: str) -> str:
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
+
+
+def without_base(folder: Path, main: Path, compiler: str = "g++", *flags: str) -> Path:
+    """A program on the interface in C, whose sessions have no base: `fake_session.cc`.
+
+    Args:
+        folder: where the program is put.
+        main: its main file, in C or C++.
+        compiler: a command, for C++.
+        flags: further ones.
+    """
+    if shutil.which(compiler) is None:
+        pytest.skip(WITHOUT_COMPILER.format(compiler))
+    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
+    if sanitizers and not _links(compiler, *sanitizers):
+        pytest.skip(WITHOUT_COMPILER.format(f"{compiler} with {sanitizers[0]}"))
+    objects = folder / _as_name("without_base", compiler, *flags)
+    objects.mkdir(exist_ok=True)
+    program = objects / main.stem
+    include = f"-I{SOURCES.parent / 'include'}"
+    names = ("c_api", "utf8", "words", "random", "sampling")
+    sources = [*(SOURCES / f"{name}.cc" for name in names), HERE / "fake_session.cc"]
+    made = []
+    for source in [main, *sources]:
+        made.append(str(objects / f"{source.stem}.o"))
+        if source is not main and Path(made[-1]).exists():
+            continue
+        of_c = ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]
+        command = of_c if source.suffix == ".c" else [compiler, *FLAGS]
+        _run([*command, *flags, include, "-c", str(source), "-o", made[-1]])
+    _run([compiler, *FLAGS, *flags, *made, "-o", str(program)])
+    return program
 
 
 @functools.cache
