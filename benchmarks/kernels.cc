@@ -17,7 +17,7 @@
 #include "kernels.h"
 #include "prefix_codes.h"
 
-using namespace plc;
+using namespace plc::kernels;
 
 namespace {
 

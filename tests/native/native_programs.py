@@ -61,17 +61,32 @@ def _compiled(
     folder: Path, source: str, compiler: str, *flags: str, kernels: Path | None = None
 ) -> Path:
     program = folder / _as_name(Path(source).stem, compiler, *flags)
-    objects = _objects(folder.parent, kernels is not None, compiler, *flags)
+    needed = _needed(HERE / source)
+    objects = _objects(folder.parent, needed, kernels is not None, compiler, *flags)
     files = [str(HERE / source), *objects]
     libraries = ["-ldl"] if kernels is None else [str(kernels), "-ldl"]
     _run([compiler, *FLAGS, *flags, *files, *libraries, "-o", str(program)])
     return program
 
 
-def _objects(folder: Path, with_kernels: bool, compiler: str, *flags: str) -> list[str]:
-    """The library's sources, compiled once for all programs of these flags."""
-    # The interface in C is for callers outside: test_c_interface.py.
-    sources = sorted(set(SOURCES.glob("*.cc")) - {SOURCES / "c_api.cc"})
+def _needed(source: Path) -> list[Path]:
+    """The library's sources that a file needs: those of all headers that it leads to."""
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        text = waiting.pop().read_text(encoding="utf-8")
+        for name in re.findall(r'^#include "(\w+)\.h"$', text, re.MULTILINE):
+            both = {SOURCES / f"{name}.h", SOURCES / f"{name}.cc"}
+            new = {file for file in both if file.exists()} - found
+            found |= new
+            waiting += new
+    return sorted(file for file in found if file.suffix == ".cc")
+
+
+def _objects(
+    folder: Path, sources: Sequence[Path], with_kernels: bool, compiler: str, *flags: str
+) -> list[str]:
+    """Sources of the library, each compiled once for all programs of these flags."""
     with ThreadPoolExecutor(os.cpu_count()) as jobs:
         return list(
             jobs.map(
