@@ -80,6 +80,37 @@ def test_the_example_in_the_header_compiles(tmp_path: Path) -> None:
         assert not done.returncode, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("language", "compiler", "standard"), [("c", "gcc", "c99"), ("cpp", "g++", "c++17")]
+)
+def test_the_examples_in_the_docs_compile(
+    language: str, compiler: str, standard: str, tmp_path: Path
+) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(WITHOUT_COMPILER.format(compiler))
+    page = (HERE.parents[1] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        source = tmp_path / f"block.{language}"
+        source.write_text(block, encoding="utf-8")
+        command = [compiler, f"-std={standard}", *STRICT, str(source)]
+
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+        assert not done.returncode, done.stderr
+
+
+def test_the_page_on_embedding_names_every_status() -> None:
+    page = (HERE.parents[1] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    header = (INCLUDE / "plc_runtime.h").read_text(encoding="utf-8")
+
+    statuses = re.findall(r"^  (PLC_(?:ERROR_\w+|CANCELLED)) = ", header, re.MULTILINE)
+
+    assert len(statuses) == 9
+    assert [name for name in statuses if f"`{name}`" not in page] == []
+
+
 def test_what_is_exported_is_what_the_header_declares() -> None:
     patterns = re.findall(r"^    (plc_\w+\*?);", EXPORTED.read_text(encoding="utf-8"), re.MULTILINE)
     declared = functions()

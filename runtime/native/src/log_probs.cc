@@ -79,6 +79,7 @@ std::string text_for_bias(const std::shared_ptr<const Tokenizer>& tokenizer, int
   const std::string_view plain = without_wide_space(text);
   return plain.empty() ? token_name(*tokenizer, token) : std::string(plain);
 }
+
 }  // namespace
 
 double log_total(const float* logits, size_t vocab) {
