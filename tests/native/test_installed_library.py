@@ -46,7 +46,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the library was built."""
     need("cmake", "g++")
     folder = tmp_path_factory.mktemp("native_library") / "build"
-    settings = ["-DPLC_KERNELS=OFF", "-DCMAKE_CXX_FLAGS_RELEASE=-O0", "-DCMAKE_CXX_COMPILER=g++"]
+    settings = [
+        "-DPLC_KERNELS=OFF",
+        "-DPLC_WARNINGS_ARE_ERRORS=ON",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
+        "-DCMAKE_CXX_COMPILER=g++",
+    ]
     if not (SOURCES / "session.cc").exists():
         settings.append(f"-DCMAKE_PROJECT_plc_runtime_INCLUDE={_with_fake_session(folder)}")
     run(["cmake", "-S", NATIVE, "-B", folder, "--preset", "release", *settings])
@@ -160,9 +165,11 @@ def test_a_later_version_is_not_found(prefix: Path, tmp_path: Path) -> None:
         "find_package(plc_runtime 9.0 REQUIRED)\n",
         encoding="utf-8",
     )
-    command = ["cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    command = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "b")]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, f"-DCMAKE_PREFIX_PATH={prefix}"], capture_output=True, text=True, check=False
+    )
 
     assert done.returncode
     assert "plc_runtime" in done.stderr

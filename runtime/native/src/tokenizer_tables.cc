@@ -219,7 +219,7 @@ Status Reader::meta() {
     return wrong({count_splits_, " splits"}, {"at most ", kMostSplits});
   if (count_added_ > tables_.vocabulary)
     return wrong({count_added_, " added tokens"}, {"at most the vocabulary's size"});
-  if (tables_.unknown != kNone && tables_.unknown >= tables_.vocabulary)
+  if (tables_.unknown != kNoToken && tables_.unknown >= tables_.vocabulary)
     return wrong({"the unknown token ", tables_.unknown},
                  {"ids of tokens, below ", tables_.vocabulary});
   tables_.byte_level = (flags_ & kByteLevel) != 0;
@@ -267,7 +267,7 @@ Status Reader::kinds() {
       return wrong_entry(id, {"has bytes that are not UTF-8"}, {"text"});
     }
   }
-  if (tables_.unknown != kNone && !is_token(tables_.unknown))
+  if (tables_.unknown != kNoToken && !is_token(tables_.unknown))
     return wrong_entry(tables_.unknown, {"is unused, but META names it as unknown"},
                        {"ids of tokens, below ", tables_.vocabulary});
   return {};
@@ -328,9 +328,9 @@ Status Reader::merges() {
   const Numbers<uint32_t> table(found.value());
   size_t filled = 0;
   for (size_t place = 0; place < entries; ++place) {
-    if (table[4 * place] == kNone) continue;
+    if (table[4 * place] == kNoToken) continue;
     ++filled;
-    if (table[4 * place + 2] == kNone) return wrong_entry(place, {"has no rank"}, {"one"});
+    if (table[4 * place + 2] == kNoToken) return wrong_entry(place, {"has no rank"}, {"one"});
     for (const size_t column : {size_t{0}, size_t{1}, size_t{3}})
       if (!is_token(table[4 * place + column]))
         return wrong_entry(place, {"has the id ", table[4 * place + column]},
@@ -340,7 +340,7 @@ Status Reader::merges() {
     return wrong({filled, " merges"}, {"the ", count_merges_, " of META"});
   tables_.merges = table;
   return probes(
-      entries, [&table](size_t place) { return table[4 * place] != kNone; },
+      entries, [&table](size_t place) { return table[4 * place] != kNoToken; },
       [&table](size_t place) { return hash_of_pair(table[4 * place], table[4 * place + 1]); });
 }
 
@@ -452,7 +452,7 @@ Status Reader::whole() {
   std::vector<bool> seen(tables_.vocabulary);
   for (size_t place = 0; place < table.size(); ++place) {
     const uint32_t id = table[place];
-    if (id == kNone) continue;
+    if (id == kNoToken) continue;
     if (!is_token(id))
       return wrong_entry(place, {"is ", id}, {"ids of tokens, below ", tables_.vocabulary});
     if (seen[id]) return wrong_entry(place, {"is ", id, " again"}, {"each id once"});
@@ -460,7 +460,7 @@ Status Reader::whole() {
   }
   tables_.whole = table;
   const Status probed = probes(
-      table.size(), [&table](size_t place) { return table[place] != kNone; },
+      table.size(), [&table](size_t place) { return table[place] != kNoToken; },
       [this](size_t place) { return hash_of_bytes(tables_.bytes_of(tables_.whole[place])); });
   return probed.ok() ? whole_is_complete() : probed;
 }
@@ -472,7 +472,7 @@ Status Reader::whole_is_complete() const {
     const std::string_view bytes = tables_.bytes_of(id);
     if (tables_.kind_of(id) != TokenKind::kOrdinary || bytes.empty()) continue;
     if (tables_.byte_level ? !is_byte(id) : utf8_step(bytes).bytes != bytes.size()) continue;
-    if (tables_.token_of(bytes) == kNone)
+    if (tables_.token_of(bytes) == kNoToken)
       return wrong({"the token ", id, " is missing"}, {"all of single characters"});
   }
   return {};
@@ -627,7 +627,7 @@ Merge TokenizerTables::merge_of(uint32_t left, uint32_t right) const {
   for (size_t place = static_cast<size_t>(hash_of_pair(left, right)) & mask;;
        place = (place + 1) & mask) {
     const uint32_t found = merges[4 * place];
-    if (found == kNone) return {kNone, kNone};
+    if (found == kNoToken) return {kNoToken, kNoToken};
     if (found == left && merges[4 * place + 1] == right)
       return {merges[4 * place + 2], merges[4 * place + 3]};
   }
@@ -638,7 +638,7 @@ uint32_t TokenizerTables::token_of(std::string_view bytes) const {
   for (size_t place = static_cast<size_t>(hash_of_bytes(bytes)) & mask;;
        place = (place + 1) & mask) {
     const uint32_t id = whole[place];
-    if (id == kNone || bytes_of(id) == bytes) return id;
+    if (id == kNoToken || bytes_of(id) == bytes) return id;
   }
 }
 

@@ -13,7 +13,7 @@
 namespace plc {
 
 // In hash tables and for ids: none.
-constexpr uint32_t kNone = 0xFFFFFFFF;
+constexpr uint32_t kNoToken = 0xFFFFFFFF;
 
 enum class TokenKind : uint8_t { kOrdinary, kSpecial, kAdded, kByte, kUnused };
 
@@ -40,7 +40,7 @@ struct NormalStep {
 };
 
 struct Merge {
-  uint32_t rank, id;  // rank: kNone where two tokens do not merge
+  uint32_t rank, id;  // rank: kNoToken where two tokens do not merge
 };
 
 uint64_t hash_of_pair(uint32_t left, uint32_t right);
@@ -53,7 +53,7 @@ struct TokenizerTables {
   bool byte_level = false, add_prefix_space = false, ignore_merges = false;
   uint32_t classes = 0;          // of code points; this number is the class of the text's end
   uint32_t stripped_blanks = 0;  // leading ones, which decoding leaves out
-  uint32_t unknown = kNone;      // the token for what has none
+  uint32_t unknown = kNoToken;      // the token for what has none
 
   Numbers<uint32_t> token_starts;  // [vocabulary + 1]
   std::string_view token_bytes;
@@ -86,7 +86,7 @@ struct TokenizerTables {
   // What two tokens become.
   Merge merge_of(uint32_t left, uint32_t right) const;
 
-  // The token with these bytes; kNone if `whole` has none.
+  // The token with these bytes; kNoToken if `whole` has none.
   uint32_t token_of(std::string_view bytes) const;
 };
 

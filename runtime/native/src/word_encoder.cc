@@ -49,7 +49,7 @@ void WordEncoder::encode_anew(std::string_view word, std::vector<int32_t>& ids,
                               std::vector<uint32_t>* sizes) {
   if (tables_.ignore_merges) {
     const uint32_t id = tables_.token_of(word);
-    if (id != kNone) {
+    if (id != kNoToken) {
       ids.push_back(static_cast<int32_t>(id));
       if (sizes != nullptr) sizes->push_back(static_cast<uint32_t>(word.size()));
       return;
@@ -76,7 +76,7 @@ void WordEncoder::start_with_bytes(std::string_view word) {
     const int32_t id = tables_.byte_ids[static_cast<unsigned char>(byte)];
     if (id >= 0)
       start_with(static_cast<uint32_t>(id), 1);
-    else if (tables_.unknown != kNone)
+    else if (tables_.unknown != kNoToken)
       start_with(tables_.unknown, 1);
   }
 }
@@ -89,7 +89,7 @@ void WordEncoder::start_with_characters(std::string_view word) {
     next_code_point(at);
     const std::string_view character(start, static_cast<size_t>(at - start));
     const uint32_t id = tables_.token_of(character);
-    if (id != kNone)
+    if (id != kNoToken)
       start_with(id, character.size());
     else
       start_with_bytes(character);
@@ -108,19 +108,19 @@ void WordEncoder::merge_few() {
   while (symbols_.size() > 1) {
     // The last symbol merges with nothing.
     const auto best = std::min_element(symbols_.begin(), symbols_.end(), is_before);
-    if (best->merge.rank == kNone) return;
+    if (best->merge.rank == kNoToken) return;
     best->id = best->merge.id;
     best->size += best[1].size;
     symbols_.erase(best + 1);
     const auto place = static_cast<size_t>(best - symbols_.begin());
     const bool is_last = place + 1 == symbols_.size();
-    best->merge = is_last ? Merge{kNone, kNone} : merge_with_next(place, place + 1);
+    best->merge = is_last ? Merge{kNoToken, kNoToken} : merge_with_next(place, place + 1);
     if (place > 0) symbols_[place - 1].merge = merge_with_next(place - 1, place);
   }
 }
 
 // The same with a linked list and a heap: n log n. Symbols that were merged into the one before
-// them stay where they are, with the id kNone. What waits of a pair that is no more is told by its
+// them stay where they are, with the id kNoToken. What waits of a pair that is no more is told by its
 // rank.
 void WordEncoder::merge_many() {
   const auto count = static_cast<uint32_t>(symbols_.size());
@@ -128,9 +128,9 @@ void WordEncoder::merge_many() {
   previous_.resize(count);
   waiting_.clear();
   for (uint32_t k = 0; k < count; ++k) {
-    next_[k] = k + 1 < count ? k + 1 : kNone;
-    previous_[k] = k > 0 ? k - 1 : kNone;
-    if (symbols_[k].merge.rank != kNone)
+    next_[k] = k + 1 < count ? k + 1 : kNoToken;
+    previous_[k] = k > 0 ? k - 1 : kNoToken;
+    if (symbols_[k].merge.rank != kNoToken)
       waiting_.push_back(uint64_t{symbols_[k].merge.rank} << 32 | k);
   }
   std::make_heap(waiting_.begin(), waiting_.end(), std::greater<>());
@@ -140,24 +140,24 @@ void WordEncoder::merge_many() {
     waiting_.pop_back();
     const auto place = static_cast<uint32_t>(first);
     const auto rank = static_cast<uint32_t>(first >> 32);
-    if (symbols_[place].id != kNone && symbols_[place].merge.rank == rank) merge_at(place);
+    if (symbols_[place].id != kNoToken && symbols_[place].merge.rank == rank) merge_at(place);
   }
-  const auto is_merged = [](const Symbol& symbol) { return symbol.id == kNone; };
+  const auto is_merged = [](const Symbol& symbol) { return symbol.id == kNoToken; };
   symbols_.erase(std::remove_if(symbols_.begin(), symbols_.end(), is_merged), symbols_.end());
 }
 
 void WordEncoder::merge_at(uint32_t place) {
   const uint32_t taken = next_[place], after = next_[taken], before = previous_[place];
   const uint32_t size = symbols_[place].size + symbols_[taken].size;
-  symbols_[place] = {symbols_[place].merge.id, size, {kNone, kNone}};
-  symbols_[taken] = {kNone, 0, {kNone, kNone}};
+  symbols_[place] = {symbols_[place].merge.id, size, {kNoToken, kNoToken}};
+  symbols_[taken] = {kNoToken, 0, {kNoToken, kNoToken}};
   next_[place] = after;
-  if (after != kNone) {
+  if (after != kNoToken) {
     previous_[after] = place;
     symbols_[place].merge = merge_with_next(place, after);
     push(place);
   }
-  if (before != kNone) {
+  if (before != kNoToken) {
     symbols_[before].merge = merge_with_next(before, place);
     push(before);
   }
@@ -165,7 +165,7 @@ void WordEncoder::merge_at(uint32_t place) {
 
 void WordEncoder::push(size_t place) {
   const uint32_t rank = symbols_[place].merge.rank;
-  if (rank == kNone) return;
+  if (rank == kNoToken) return;
   waiting_.push_back(uint64_t{rank} << 32 | place);
   std::push_heap(waiting_.begin(), waiting_.end(), std::greater<>());
 }

@@ -40,7 +40,7 @@ class WordEncoder {
   void start_with_bytes(std::string_view word);
   void start_with_characters(std::string_view word);
   void start_with(uint32_t id, size_t size) {
-    symbols_.push_back({id, static_cast<uint32_t>(size), {kNone, kNone}});
+    symbols_.push_back({id, static_cast<uint32_t>(size), {kNoToken, kNoToken}});
   }
   Merge merge_with_next(size_t place, size_t next) const;
   void merge_few();
