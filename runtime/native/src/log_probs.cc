@@ -7,7 +7,6 @@
 #include "number_text.h"
 #include "text_stream.h"
 #include "utf8.h"
-#include "white_space.h"
 #include "words.h"
 
 namespace plc {
@@ -73,6 +72,12 @@ uint32_t sign_of_byte(unsigned byte) {
   return sign;
 }
 
+bool is_wide_space(uint32_t point) {
+  return (point >= 9 && point <= 13) || (point >= 0x1C && point <= 0x20) || point == 0x85 || point == 0xA0 ||
+         point == 0x1680 || (point >= 0x2000 && point <= 0x200A) || point == 0x2028 || point == 0x2029 ||
+         point == 0x202F || point == 0x205F || point == 0x3000;
+}
+
 // A token's text without outer white space; for one that has none, such as EOS, its name.
 std::string text_for_bias(const std::shared_ptr<const Tokenizer>& tokenizer, int32_t token) {
   const std::string text = decode(tokenizer, {token}, true);
@@ -124,6 +129,23 @@ std::string token_name(const Tokenizer& tokenizer, int32_t token) {
   if (!tables.byte_level) return std::string(bytes);
   for (const char byte : bytes) append_code_point(sign_of_byte(static_cast<unsigned char>(byte)), name);
   return name;
+}
+
+std::string_view without_wide_space(std::string_view text) {
+  const char *start = text.data(), *end = start + text.size();
+  while (start != end) {
+    const char* next = start;
+    if (!is_wide_space(next_code_point(next))) break;
+    start = next;
+  }
+  while (start != end) {
+    const char* last = end - 1;
+    while (last != start && (static_cast<unsigned char>(*last) & 0xC0) == 0x80) --last;
+    const char* next = last;
+    if (!is_wide_space(next_code_point(next))) break;
+    end = last;
+  }
+  return text.substr(static_cast<size_t>(start - text.data()), static_cast<size_t>(end - start));
 }
 
 Result<std::vector<TokenBias>> bias_by_token(const std::vector<std::pair<std::string, double>>& bias,

@@ -41,6 +41,9 @@ std::string token_text(const std::shared_ptr<const Tokenizer>& tokenizer, int32_
 // How the vocabulary writes an id; "None" where it has none.
 std::string token_name(const Tokenizer& tokenizer, int32_t token);
 
+// The text without wide white space at its ends (docs/artifact-format.md, "Conventions").
+std::string_view without_wide_space(std::string_view text);
+
 // A bias by texts of tokens as one by ids. `tokens`: those of the tree of choices, in any order,
 // each as often as it likes; null where the answer is open. An error where it is, or where no token
 // of the tree has such a text. `doing` begins its message.
