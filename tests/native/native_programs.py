@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,15 +69,20 @@ def _compiled(
     return program
 
 
-def _needed(source: Path) -> list[Path]:
-    """The library's sources that a file needs: those of all headers that it leads to."""
+def _needed(source: Path, replaced: Collection[Path] = ()) -> list[Path]:
+    """The library's sources that a file needs: those of all headers that it leads to.
+
+    Args:
+        source: the file.
+        replaced: sources that others stand for.
+    """
     found: set[Path] = set()
     waiting = [source]
     while waiting:
         text = waiting.pop().read_text(encoding="utf-8")
         for name in re.findall(r'^#include "(\w+)\.h"$', text, re.MULTILINE):
             both = {SOURCES / f"{name}.h", SOURCES / f"{name}.cc"}
-            new = {file for file in both if file.exists()} - found
+            new = {file for file in both if file.exists()} - found - set(replaced)
             found |= new
             waiting += new
     return sorted(file for file in found if file.suffix == ".cc")
@@ -114,6 +119,38 @@ def _as_name(*parts: str) -> str:
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
+
+
+def without_base(folder: Path, main: Path, compiler: str = "g++", *flags: str) -> Path:
+    """A program on the interface in C, whose sessions have no base: `fake_session.cc`.
+
+    Args:
+        folder: where the program is put.
+        main: its main file, in C or C++.
+        compiler: a command, for C++.
+        flags: further ones.
+    """
+    if shutil.which(compiler) is None:
+        pytest.skip(WITHOUT_COMPILER.format(compiler))
+    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
+    if sanitizers and not _links(compiler, *sanitizers):
+        pytest.skip(WITHOUT_COMPILER.format(f"{compiler} with {sanitizers[0]}"))
+    objects = folder / _as_name("without_base", compiler, *flags)
+    objects.mkdir(exist_ok=True)
+    program = objects / main.stem
+    include = f"-I{SOURCES.parent / 'include'}"
+    border, real = SOURCES / "c_api.cc", SOURCES / "session.cc"
+    sources = [border, HERE / "fake_session.cc", *_needed(border, [real])]
+    made = []
+    for source in [main, *sources]:
+        made.append(str(objects / f"{source.stem}.o"))
+        if source is not main and Path(made[-1]).exists():
+            continue
+        of_c = ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]
+        command = of_c if source.suffix == ".c" else [compiler, *FLAGS]
+        _run([*command, *flags, include, "-c", str(source), "-o", made[-1]])
+    _run([compiler, *FLAGS, *flags, *made, "-ldl", "-o", str(program)])
+    return program
 
 
 @functools.cache

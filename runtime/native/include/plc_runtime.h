@@ -32,7 +32,8 @@
  * engine and step together, whichever thread runs the step; a request's answer is the same to the
  * last bit whatever runs beside it. The library starts no thread of its own; ONNX Runtime does
  * (`threads`). From inside a callback only `plc_event_...`, `plc_cancel`, `plc_last_error` and
- * `plc_abi_version` may be called.
+ * `plc_abi_version` may be called, whatever the engine; other calls do nothing there, and give
+ * PLC_ERROR_ARGUMENT, 0 or null.
  *
  * Memory. What a caller gives is copied before the call returns. What a caller is given lives as
  * long as the text beside it says, and is never freed by the caller unless a function says so.
@@ -41,8 +42,12 @@
  * Nothing is printed, nothing aborts, no exception leaves the library. Calls with a null pointer
  * where none is allowed give PLC_ERROR_ARGUMENT.
  *
- * Text is UTF-8. Bytes that are not UTF-8 are refused in names and options; in fields they are
- * refused too.
+ * Text is UTF-8. Bytes that are not UTF-8 are refused: in a request with PLC_ERROR_REQUEST, elsewhere
+ * with PLC_ERROR_ARGUMENT.
+ *
+ * Structs that begin with `struct_size` may grow at their ends with later numbers of the interface.
+ * What a caller's smaller one lacks has its default. A larger one is served where all bytes that this
+ * library does not know are 0, and is refused where not.
  *
  * Not promised: that messages keep their words; that two engines of one process share memory; that
  * a bundle may be changed while it is open (its files are mapped: replace the folder instead).
@@ -102,13 +107,15 @@ typedef enum plc_sums {
   PLC_SUMS_WITHOUT_BASE = 1 /* not those in base/: the largest ones */
 } plc_sums;
 
-/* Begin with PLC_OPTIONS_INIT. Null and 0 mean the default. */
+/* Begin with PLC_OPTIONS_INIT, which has the defaults. Null means the default, too, and so does 0
+ * except in `context_mib`. */
 typedef struct plc_options {
   size_t struct_size;          /* sizeof(plc_options) */
   const char* onnxruntime;     /* libonnxruntime.so…; else $PLC_ONNXRUNTIME, $ORT_LIB_PATH, then the system's */
   int32_t threads;             /* of ONNX Runtime; all cores if 0 */
   int32_t max_batch;           /* most requests that step together; 16 if 0 */
-  int32_t context_mib;         /* kept of prompts for later ones that begin alike; -1: an eighth of the caches */
+  int32_t context_mib;         /* kept of prompts for later ones that begin alike; -1: an eighth of the
+                                  caches; 0: nothing is kept */
   int32_t allow_failed_parity; /* not 0: also a bundle that its export marked as failed */
   int32_t drafts;              /* not 0: greedy answers draft what followed the same tokens before */
   plc_sums sums;
@@ -130,11 +137,13 @@ PLC_API plc_status plc_engine_add(plc_engine* engine, const char* bundle);
 PLC_API plc_status plc_engine_remove(plc_engine* engine, const char* task);
 
 /* Ends all requests and frees everything; null is allowed. No other call with this engine may run or
- * come later, except those that are waiting in `plc_generate`: they end with PLC_ERROR_ARGUMENT. */
+ * come later, except those that are in `plc_generate`: they end with PLC_ERROR_ARGUMENT, and their
+ * callbacks are given nothing more. It waits for callbacks that are running. Events that were polled
+ * stay. Whoever exits without closing loses nothing but the answers. */
 PLC_API void plc_engine_close(plc_engine* engine);
 
-/* How many tasks there are, and their names in order. A name lives until tasks are added or removed;
- * null where there is none at this place. */
+/* How many tasks there are, and their names; null where there is none at this place. A name lives as
+ * long as the task is served. */
 PLC_API size_t plc_task_count(const plc_engine* engine);
 PLC_API const char* plc_task_name(const plc_engine* engine, size_t place);
 
@@ -152,8 +161,8 @@ PLC_API plc_status plc_self_test(plc_engine* engine, const char* task, size_t* r
 /* A value of a field. */
 typedef struct plc_field {
   const char* name;
-  const char* text;
-  size_t length; /* of the text in bytes, or PLC_LENGTH_OF_TEXT */
+  const char* text; /* may be null where its length is 0 */
+  size_t length;    /* of the text in bytes, or PLC_LENGTH_OF_TEXT */
 } plc_field;
 
 typedef enum plc_kind {
@@ -192,21 +201,24 @@ typedef struct plc_request {
   int32_t free_answer;    /* not 0: an answer outside of the task's choices, or not copied, is allowed */
   int32_t without_prompt; /* not 0: the base's own answer, without virtual tokens */
   int32_t priority;       /* larger ones are admitted first */
+  int32_t log_probs;      /* likeliest tokens noted at each token, up to 20; -1: nothing is noted */
   double timeout;         /* seconds, waiting included; 0: no limit */
-  int32_t log_probs;      /* likeliest tokens noted at each token, up to 20; -1: none is noted */
 } plc_request;
 #define PLC_REQUEST_INIT                                                                              \
   {sizeof(plc_request), NULL, NULL, 0, PLC_ANSWER, 64, 0, 0.0, 0, 1.0, 0.0, 1.0, 0, 0, NULL, 0, NULL, 0, \
-   NULL, 0, 0, 0, 0, 0.0, -1}
+   NULL, 0, 0, 0, 0, -1, 0.0}
 
 /* ---- One call ------------------------------------------------------------------------------------ */
 
-/* Is given each piece of an answer as it is written. Another value than 0 ends the request. The event
- * lives until the callback returns. */
+/* Is given each piece of an answer as it is written. Another value than 0 ends the request: then
+ * nothing more is given, and `plc_generate` returns PLC_CANCELLED. The event lives until the callback
+ * returns. */
 typedef int (*plc_callback)(void* user, const plc_event* event);
 
 /* Answers a request: runs steps, together with the requests of other threads, until it is finished.
- * `callback` may not be null; the last event that it is given has the result. */
+ * `callback` may not be null; it is called in this thread, and no lock is held meanwhile. The last
+ * event that it is given has the result, or says why there is none, which is returned too. A request
+ * that is refused has no event. */
 PLC_API plc_status plc_generate(plc_engine* engine, const plc_request* request, plc_callback callback,
                                 void* user);
 
@@ -215,14 +227,17 @@ PLC_API plc_status plc_generate(plc_engine* engine, const plc_request* request, 
 /* Puts a request into the queue. Its number is above 0, and no other of this engine has it. */
 PLC_API plc_status plc_submit(plc_engine* engine, const plc_request* request, uint64_t* number);
 
-/* Runs one step of all requests under way, submitted or not. `*more` (may be null) is 0 once none is
- * left and no event waits. */
+/* Runs one step of all requests under way, submitted or not. `*more` (`more` may be null) is 0 once
+ * none is left and no event waits. Where the step fails it is written as well; each request under way
+ * has ended with an event that says why. */
 PLC_API plc_status plc_step(plc_engine* engine, int* more);
 
 /* The next event of a submitted request; `*event` is null where none waits. It lives until it is
- * freed. */
+ * freed, longer than the engine if need be. */
 PLC_API plc_status plc_poll(plc_engine* engine, plc_event** event);
-PLC_API void plc_event_free(plc_event* event); /* null is allowed */
+
+/* Null is allowed. An event that a callback was given is left alone. */
+PLC_API void plc_event_free(plc_event* event);
 
 /* Ends a request, from any thread and from callbacks. Its last event says PLC_CANCELLED. A request
  * that is finished, or was never there, is not an error. */
@@ -230,18 +245,20 @@ PLC_API plc_status plc_cancel(plc_engine* engine, uint64_t number);
 
 /* ---- Events -------------------------------------------------------------------------------------- */
 
-/* Texts and names live as long as the event. */
+/* Texts and whatever else is pointed to live as long as the event. Of a null event there is nothing: 0,
+ * null, an empty text, PLC_ERROR_ARGUMENT. */
 
+/* The number of its request. */
 PLC_API uint64_t plc_event_number(const plc_event* event);
 
-/* The text that became certain with this event: whole characters, no 0 byte at its end is promised to
- * be its only one. May be empty. */
+/* The text that became certain with this event: whole characters, perhaps none. A 0 byte ends it; there
+ * may be others in it, so `length` counts. It may be null. */
 PLC_API const char* plc_event_text(const plc_event* event, size_t* length);
 
 /* Whether this is the request's last event. Only then the functions below say something. */
 PLC_API int plc_event_is_last(const plc_event* event);
 
-/* PLC_OK, or why there is no answer; and the sentence of it. */
+/* PLC_OK, or why there is no answer; and the sentence of it, else an empty text. */
 PLC_API plc_status plc_event_status(const plc_event* event);
 PLC_API const char* plc_event_error(const plc_event* event);
 
@@ -284,11 +301,12 @@ PLC_API const plc_log_prob* plc_event_log_prob(const plc_event* event, size_t to
 /* ---- Tokens -------------------------------------------------------------------------------------- */
 
 /* The ids of a text as data: special tokens in it are characters. Writes at most `room` ids, and how
- * many there are to `*count`; PLC_ERROR_ROOM where that is more. `ids` may be null where `room` is 0. */
+ * many there are to `*count`; PLC_ERROR_ROOM where that is more. `ids` may be null where `room` is 0,
+ * and `text` where `length` is 0. */
 PLC_API plc_status plc_encode(const plc_engine* engine, const char* text, size_t length, int32_t* ids,
                               size_t room, size_t* count);
 
-/* The text of ids, likewise; without a 0 byte at its end. */
+/* The text of ids, likewise; without a 0 byte at its end. `ids` may be null where `id_count` is 0. */
 PLC_API plc_status plc_decode(const plc_engine* engine, const int32_t* ids, size_t id_count, char* text,
                               size_t room, size_t* count);
 

@@ -138,7 +138,7 @@ class Parser {
         blanks();
         if (!take(':')) return wrong("no colon after a key", at_);
         blanks();
-        members.emplace_back(std::move(key), Json());
+        members.emplace_back().first = std::move(key);
         if (!read_value(members.back().second, depth + 1)) return false;
         blanks();
       } while (take(','));

@@ -18,7 +18,7 @@ constexpr const char* kInstall =
 
 // `found` may be long: each library that was tried, and why it did not open.
 Error refused(Words found) {
-  return {ErrorCode::kFile, joined({kDoing, joined(found), "; expected version 1.",
+  return {ErrorCode::kRuntime, joined({kDoing, joined(found), "; expected version 1.",
                                     ort::kSessionApiVersion, " or a later one.", kInstall})};
 }
 
@@ -106,7 +106,7 @@ Result<const OnnxRuntime*> OnnxRuntime::open(const std::string& path) {
   std::string said;
   if (found.failed(found.call(ort::kCreateEnv, kErrorsOnly, "plc", &found.env_), said) ||
       found.failed(found.call(ort::kDisableTelemetry, found.env_), said))
-    return Error{ErrorCode::kFile, joined({kDoing, found.path_, " does not start: ", said, ".", kInstall})};
+    return Error{ErrorCode::kRuntime, joined({kDoing, found.path_, " does not start: ", said, ".", kInstall})};
   opened = new OnnxRuntime(found);  // never freed: see `env`
   return opened;
 }
