@@ -19,7 +19,7 @@
 //                             are cancelled, while the tasks of a bundle come and go: how many
 //                             answers are the same
 //     starve COUNT            of the allocations that steps make, that many later one fails
-//     close                   ends the session while another thread waits for a request: its error
+//     close                   closes the session while another thread waits for a request: its error
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -60,6 +60,9 @@ __attribute__((noinline)) void* operator new(size_t size) {
     throw std::bad_alloc();
   if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
   throw std::bad_alloc();
+}
+__attribute__((noinline)) void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  return std::malloc(size == 0 ? 1 : size);
 }
 __attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
 __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
@@ -326,9 +329,10 @@ class Program {
       found = last.error ? "error " + std::to_string(static_cast<int>(last.error->code)) : "answer";
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(3));
-    session_.reset();
+    session_->close();
     waits.join();
-    return found;
+    const auto refused_now = session_->submit(one.request, &one.inbox);
+    return found + (refused_now.ok() ? " and goes on" : " and is closed");
   }
 
   std::unique_ptr<plc::Session> session_;

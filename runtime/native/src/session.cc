@@ -133,13 +133,14 @@ class OpenSession final : public Session {
         closed_error_(std::make_shared<Error>(closed_session())) {}
 
   ~OpenSession() override {
-    {
-      const std::lock_guard<FairLock> held(lock_);
-      is_closed_ = true;
-      end_all(closed_error_);
-    }
+    end();
     // Calls that are waiting take their last event, and leave.
     while (calls_.load() > 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+
+  void close() override {
+    const Call call(*this);
+    end();
   }
 
   Status add(const std::string& folder) override {
@@ -152,6 +153,7 @@ class OpenSession final : public Session {
     const std::lock_guard<FairLock> held(lock_);
     return guarded<Status>([&] { return remove_task(name); });
   }
+
   std::vector<TaskInfo> tasks() const override {
     const Call call(*this);
     const std::lock_guard<FairLock> held(lock_);
@@ -321,6 +323,12 @@ class OpenSession final : public Session {
     for (const auto& task : tasks_)
       if (task->name() == name) return task;
     return nullptr;
+  }
+
+  void end() {
+    const std::lock_guard<FairLock> held(lock_);
+    is_closed_ = true;
+    end_all(closed_error_);
   }
 
   void begin_anew() {

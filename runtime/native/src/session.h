@@ -42,8 +42,12 @@ class Session {
  public:
   static Result<std::unique_ptr<Session>> open(const std::string& bundle, const SessionOptions& options);
 
-  // Calls that wait in other threads end with an error before this returns.
+  // Calls that are inside have left before this returns. A thread that calls `wait` several times may
+  // be between two of them: call `close` first, and wait for such threads.
   virtual ~Session() = default;
+
+  // Ends all requests with an error. After that, calls that begin something give one, too.
+  virtual void close() = 0;
 
   // All tasks of another bundle of the same base, or none.
   virtual Status add(const std::string& bundle) = 0;
