@@ -29,8 +29,15 @@ class FakeSession : public plc::Session {
   FakeSession() { ++sessions; }
 
   ~FakeSession() override {
-    for (auto& [number, row] : rows_) row.inbox->push_back(ended(number, ErrorCode::kCancelled, "closed"));
+    close();
     --sessions;
+  }
+
+  void close() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& [number, row] : rows_) row.inbox->push_back(ended(number, ErrorCode::kCancelled, "closed"));
+    rows_.clear();
+    is_closed_ = true;
   }
 
   plc::Status add(const std::string& bundle) override {
@@ -61,6 +68,7 @@ class FakeSession : public plc::Session {
     if (request.task == "exception") throw std::runtime_error("thrown on purpose");
     if (request.task == "number") throw 7;
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (is_closed_) return Error{ErrorCode::kArgument, "answering: the session was closed"};
     if (is_seen) seen().request = request;
     for (const plc::TaskInfo& task : tasks_) {
       if (task.name != request.task) continue;
@@ -208,6 +216,7 @@ class FakeSession : public plc::Session {
                                     {"mood", {"text", "title"}, {"good", "bad"}},
                                     {"overflow", {}, {}}};
   std::map<uint64_t, Row> rows_;
+  bool is_closed_ = false;
   uint64_t last_number_ = 0;
 };
 

@@ -369,8 +369,7 @@ struct plc_engine {
 
   mutable std::mutex mutex{};  // of what follows; a session's lock may be taken with it held, never before it
   std::vector<std::unique_ptr<plc::TaskInfo>> tasks{};
-  std::vector<uint64_t> generated{};  // requests of plc_generate that are under way
-  size_t calls = 0;                   // of plc_generate
+  size_t calls = 0;  // of plc_generate that are under way
   bool is_closing = false;
   std::condition_variable ended{};  // a call, while the engine is closing
 
@@ -388,8 +387,6 @@ class Generation {
  public:
   explicit Generation(plc_engine& engine) : engine_(engine) {
     const std::lock_guard<std::mutex> lock(engine_.mutex);
-    // Room first: then a request that was submitted cannot fail to be noted.
-    engine_.generated.reserve(engine_.calls + 1);
     ++engine_.calls;
   }
   Generation(const Generation&) = delete;
@@ -398,8 +395,6 @@ class Generation {
   ~Generation() {
     if (number_ != 0 && !is_finished_) leave();
     const std::lock_guard<std::mutex> lock(engine_.mutex);
-    std::vector<uint64_t>& numbers = engine_.generated;
-    numbers.erase(std::remove(numbers.begin(), numbers.end(), number_), numbers.end());
     --engine_.calls;
     if (engine_.is_closing) engine_.ended.notify_all();  // with the lock: then the engine may go
   }
@@ -409,10 +404,6 @@ class Generation {
     const plc::Result<uint64_t> submitted = engine_.session->submit(request, &inbox_);
     if (!submitted.ok()) return failed(submitted.error());
     number_ = submitted.value();
-    {
-      const std::lock_guard<std::mutex> lock(engine_.mutex);
-      engine_.generated.push_back(number_);
-    }
     while (!is_finished_) {
       if (is_closing()) return failed(closed());
       std::optional<plc::Event> taken = engine_.session->wait(&inbox_, number_);
@@ -517,7 +508,7 @@ void plc_engine_close(plc_engine* engine) {
   guarded(__func__, [&] {
     std::unique_lock<std::mutex> lock(engine->mutex);
     engine->is_closing = true;
-    for (const uint64_t number : engine->generated) engine->session->cancel(number);
+    engine->session->close();
     engine->ended.wait(lock, [&] { return engine->calls == 0; });
     lock.unlock();
     delete engine;
