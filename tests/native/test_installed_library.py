@@ -41,7 +41,7 @@ def run(command: Sequence[str | Path], **more: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the library was built."""
     need("cmake", "g++")
@@ -70,7 +70,7 @@ def _with_fake_session(folder: Path) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prefix(build: Path) -> Path:
     """Where it is installed: not where it was installed to, since packages are moved."""
     first = build.parent / "first"
