@@ -23,6 +23,7 @@
 #include <string>
 
 #include "bundle.h"
+#include "hex.h"
 #include "json.h"
 #include "sha256.h"
 #include "template.h"
@@ -31,13 +32,6 @@
 namespace {
 
 using plc::Json;
-
-std::string from_hex(const std::string& text) {
-  std::string bytes;
-  for (size_t k = 0; k + 1 < text.size(); k += 2)
-    bytes += static_cast<char>(std::stoi(text.substr(k, 2), nullptr, 16));
-  return bytes;
-}
 
 std::vector<int64_t> to_numbers(const std::string& text) {
   std::vector<int64_t> numbers;

@@ -39,6 +39,7 @@
 
 #include "answer_text.h"
 #include "blocking.h"
+#include "hex.h"
 #include "label_search.h"
 #include "log_probs.h"
 #include "lookup.h"
@@ -56,24 +57,6 @@ using Shared = std::shared_ptr<const plc::Tokenizer>;
 [[noreturn]] void refuse(const std::string& message, int code) {
   std::fprintf(stderr, "%s\n", message.c_str());
   std::exit(code);
-}
-
-std::string from_hex(const std::string& text) {
-  const auto half = [](char digit) { return digit <= '9' ? digit - '0' : digit - 'a' + 10; };
-  std::string bytes;
-  for (size_t k = 0; k + 1 < text.size(); k += 2)
-    bytes += static_cast<char>(static_cast<unsigned char>(half(text[k]) * 16 + half(text[k + 1])));
-  return bytes;
-}
-
-std::string to_hex(const std::string& bytes) {
-  std::string text;
-  for (const char byte : bytes) {
-    const unsigned bits = static_cast<unsigned char>(byte);
-    text += "0123456789abcdef"[bits >> 4];
-    text += "0123456789abcdef"[bits & 15];
-  }
-  return text;
 }
 
 template <typename Number>

@@ -26,7 +26,10 @@ FLAGS = [
 ]
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
-WITHOUT_COMPILER = "needs {}; without it: tests/text/test_tokenizer_rules.py checks Python's"
+WITHOUT_COMPILER = (
+    "needs {}; without it: tests/conformance, and the tests of the same parts in Python in "
+    "tests/text, tests/artifact and tests/runtime"
+)
 
 
 def built(

@@ -39,6 +39,7 @@
 #include <thread>
 #include <vector>
 
+#include "hex.h"
 #include "session.h"
 
 namespace {
@@ -72,21 +73,9 @@ namespace {
 using plc::Error;
 using plc::Request;
 
-std::string from_hex(const std::string& hex) {
-  std::string text;
-  for (size_t at = 0; at + 1 < hex.size(); at += 2)
-    text += static_cast<char>(std::stoi(hex.substr(at, 2), nullptr, 16));
-  return text;
-}
-
-std::string to_hex(const std::string& text) {
-  std::string hex = text.empty() ? "-" : "";
-  char two[3];
-  for (const char byte : text) {
-    std::snprintf(two, sizeof two, "%02x", static_cast<unsigned>(static_cast<unsigned char>(byte)));
-    hex += two;
-  }
-  return hex;
+// An empty text would be no word of a line.
+std::string hex_word(const std::string& text) {
+  return text.empty() ? "-" : to_hex(text);
 }
 
 std::string shown(double number) {
@@ -96,7 +85,7 @@ std::string shown(double number) {
 }
 
 std::string refused(const Error& error) {
-  return "refused " + std::to_string(static_cast<int>(error.code)) + " " + to_hex(error.message);
+  return "refused " + std::to_string(static_cast<int>(error.code)) + " " + hex_word(error.message);
 }
 
 std::pair<std::string, std::string> parted(const std::string& text, char at) {
@@ -139,17 +128,17 @@ void read_option(const std::string& key, const std::string& value, Request& requ
 std::string shown(const plc::Event& event, const std::string& pieces) {
   if (event.error)
     return "error " + std::to_string(static_cast<int>(event.error->code)) + " " +
-           to_hex(event.error->message);
+           hex_word(event.error->message);
   std::string text;
   if (!event.answer) {
     text = "labels";
     for (const plc::LabelScore& label : event.labels)
-      text += " " + to_hex(label.text) + ":" + shown(label.probability) + ":" +
+      text += " " + hex_word(label.text) + ":" + shown(label.probability) + ":" +
               shown(label.log_probability);
     return text;
   }
   const plc::Answer& answer = *event.answer;
-  text = "answer " + to_hex(answer.text) + " " + to_hex(pieces) + " ";
+  text = "answer " + hex_word(answer.text) + " " + hex_word(pieces) + " ";
   for (size_t k = 0; k < answer.token_ids.size(); ++k)
     text += (k == 0 ? "" : ",") + std::to_string(answer.token_ids[k]);
   if (answer.token_ids.empty()) text += "-";
@@ -233,7 +222,7 @@ class Program {
       std::vector<int32_t> ids;
       std::istringstream numbers(word);
       for (std::string each; std::getline(numbers, each, ',');) ids.push_back(std::stoi(each));
-      return to_hex(session_->decode(ids));
+      return hex_word(session_->decode(ids));
     }
     if (command == "threads") {
       std::string folder;

@@ -93,7 +93,10 @@ def onnxruntime_library() -> Path:
     assert found.origin is not None
     libraries = sorted(Path(found.origin).parent.glob("capi/libonnxruntime.so*"))
     if not libraries:
-        pytest.skip("needs an onnxruntime package with libonnxruntime.so; 1.23 and later have it")
+        pytest.skip(
+            "needs an onnxruntime package with libonnxruntime.so; without it: "
+            "tests/native/test_c_interface.py on a session without a base"
+        )
     return libraries[0]
 
 

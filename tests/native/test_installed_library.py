@@ -52,22 +52,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
         "-DCMAKE_CXX_COMPILER=g++",
     ]
-    if not (SOURCES / "session.cc").exists():
-        settings.append(f"-DCMAKE_PROJECT_plc_runtime_INCLUDE={_with_fake_session(folder)}")
     run(["cmake", "-S", NATIVE, "-B", folder, "--preset", "release", *settings])
     run(["cmake", "--build", folder, "-j", "2"])
     return folder
-
-
-def _with_fake_session(folder: Path) -> Path:
-    """What CMake includes to build sessions without a base in."""
-    folder.mkdir()
-    file = folder / "fake_session.cmake"
-    file.write_text(
-        f"cmake_language(DEFER CALL target_sources plc_runtime PRIVATE {HERE}/fake_session.cc)\n",
-        encoding="utf-8",
-    )
-    return file
 
 
 @pytest.fixture(scope="session")

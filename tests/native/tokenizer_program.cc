@@ -25,6 +25,7 @@
 #include <thread>
 #include <vector>
 
+#include "hex.h"
 #include "text_stream.h"
 #include "tokenizer.h"
 #include "utf8.h"
@@ -42,23 +43,6 @@ using Shared = std::shared_ptr<const Tokenizer>;
 [[noreturn]] void refuse(const std::string& message, int code) {
   std::fprintf(stderr, "%s\n", message.c_str());
   std::exit(code);
-}
-
-std::string from_hex(const std::string& text) {
-  std::string bytes;
-  for (size_t k = 0; k + 1 < text.size(); k += 2)
-    bytes += static_cast<char>(std::stoi(text.substr(k, 2), nullptr, 16));
-  return bytes;
-}
-
-std::string to_hex(const std::string& bytes) {
-  std::string text;
-  for (const char byte : bytes) {
-    const unsigned bits = static_cast<unsigned char>(byte);
-    text += "0123456789abcdef"[bits >> 4];
-    text += "0123456789abcdef"[bits & 15];
-  }
-  return text;
 }
 
 Ids to_ids(const std::string& text) {

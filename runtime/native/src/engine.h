@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "contract.h"
 #include "result.h"
 
 namespace plc {
@@ -62,10 +63,10 @@ class Engine {
  public:
   virtual ~Engine() = default;
 
-  size_t capacity = 0;    // most entries of a row
-  size_t vocab = 0;
-  size_t max_batch = 0;   // slots
-  size_t candidates = 0;  // likeliest tokens that the graph chooses from; 0 if it cannot choose
+  size_t capacity;    // most entries of a row
+  size_t vocab;
+  size_t max_batch;   // slots
+  size_t candidates;  // likeliest tokens that the graph chooses from; 0 if it cannot choose
   std::vector<std::string> sampling_inputs;
   size_t piece = 0;       // tokens of a prompt that are best computed together
   bool branches = false;  // whether a feed may have `parents`
@@ -84,6 +85,14 @@ class Engine {
   // Sets entries of rows to zero whose numbers are not finite, before they are retired.
   virtual void clear(const std::vector<size_t>& slots) = 0;
   virtual void retire(const std::vector<size_t>& slots) = 0;
+
+ protected:
+  Engine(const GraphContract& contract, size_t slots)
+      : capacity(static_cast<size_t>(contract.capacity)),
+        vocab(static_cast<size_t>(contract.vocab)),
+        max_batch(slots),
+        candidates(static_cast<size_t>(contract.candidates)),
+        sampling_inputs(contract.sampling_inputs) {}
 };
 
 }  // namespace plc

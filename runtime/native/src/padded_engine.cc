@@ -28,16 +28,12 @@ Result<std::unique_ptr<Engine>> PaddedEngine::open(const std::string& model, con
 
 PaddedEngine::PaddedEngine(const GraphContract& contract, const Precision& precision,
                            const EngineOptions& options)
-    : contract_(contract),
+    : Engine(contract, options.max_batch),
+      contract_(contract),
       dtype_(cache_dtype(precision)),
       head_bytes_(static_cast<size_t>(contract.capacity) * static_cast<size_t>(contract.head_dim) *
                   bytes_of(dtype_)),
       rows_(options.max_batch) {
-  capacity = static_cast<size_t>(contract.capacity);
-  vocab = static_cast<size_t>(contract.vocab);
-  max_batch = options.max_batch;
-  candidates = static_cast<size_t>(contract.candidates);
-  sampling_inputs = contract.sampling_inputs;
   piece = kPiece;
 }
 

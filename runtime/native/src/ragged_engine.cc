@@ -57,17 +57,13 @@ Result<std::unique_ptr<Engine>> RaggedEngine::open(const std::string& model, con
 
 RaggedEngine::RaggedEngine(const GraphContract& contract, const Precision& precision, bool own_products,
                            const EngineOptions& options)
-    : contract_(contract),
+    : Engine(contract, options.max_batch),
+      contract_(contract),
       dtype_(cache_dtype(precision)),
       width_(divided_up(static_cast<size_t>(contract.capacity), kBlock)),
       block_bytes_(static_cast<size_t>(contract.kv_heads) * kBlock * static_cast<size_t>(contract.head_dim) *
                    bytes_of(dtype_)),
       rows_(options.max_batch) {
-  capacity = static_cast<size_t>(contract.capacity);
-  vocab = static_cast<size_t>(contract.vocab);
-  max_batch = options.max_batch;
-  candidates = static_cast<size_t>(contract.candidates);
-  sampling_inputs = contract.sampling_inputs;
   // Without the kernels ONNX Runtime runs the calls' bodies, which know neither branches nor prefixes
   // that are held.
   together = branches = own_products && kHasKernels;

@@ -288,9 +288,9 @@ class OpenSession final : public Session {
       if (find(task->name()) != nullptr) append({twice.empty() ? "'" : ", '", task->name(), "'"}, twice);
     if (!twice.empty())
       return Error{ErrorCode::kArgument,
-                   joined({"adding tasks of the bundle ", folder, ": ", twice, ": a task of this name is served already; expected tasks of "
-                           "other names. Remove the one that is served first, or rename one and export it "
-                           "again."})};
+                   joined({"adding tasks of the bundle ", folder, ": ", twice,
+                           ": a task of this name is served already; expected tasks of other names. Remove the "
+                           "one that is served first, or rename one and export it again."})};
     Tasks all = tasks_;
     all.insert(all.end(), more.value().begin(), more.value().end());
     tasks_.swap(all);
