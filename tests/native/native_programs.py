@@ -156,6 +156,29 @@ def without_base(folder: Path, main: Path, compiler: str = "g++", *flags: str) -
     return program
 
 
+def fuzz(program: Path, seeds: Path, **variables: str) -> None:
+    """Runs a target of libFuzzer for some seconds; fails where it finds an input to report.
+
+    Args:
+        program: built with `-fsanitize=fuzzer,address`.
+        seeds: a folder of first inputs. Others are added to it.
+        variables: for its environment.
+    """
+    # libFuzzer's own limit of memory looks at the most that a process ever had, which for a child
+    # begins with what its parent had (getrusage). That of ASan looks at what it has.
+    limits = {"ASAN_OPTIONS": "hard_rss_limit_mb=2048"}
+    done = subprocess.run(
+        [program, "-seed=1", "-max_total_time=4", "-timeout=20", "-rss_limit_mb=0", seeds],
+        env={**os.environ, **limits, **variables},
+        cwd=seeds.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr[-4000:]
+    assert "Done " in done.stderr
+
+
 @functools.cache
 def _links(compiler: str, *flags: str) -> bool:
     """Whether a program can be linked with these flags; libFuzzer has a `main` of its own."""
