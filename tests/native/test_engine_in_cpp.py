@@ -525,7 +525,7 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
     if include is None or shutil.which("g++") is None:
         pytest.skip(
             "needs g++, and ONNX Runtime's header in ORT_INCLUDE_DIR; without them: the tests "
-            "above, which call through every slot but those of CUDA and of a plug-in's devices"
+            "above and in test_fake_device.py, which call through every slot but those of CUDA"
         )
     names = {
         "kErrorMessage": "GetErrorMessage",
@@ -548,6 +548,7 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
         "kSizes": "GetDimensions",
         "kSizeNames": "GetSymbolicDimensions",
         "kCreateCpuMemory": "CreateCpuMemoryInfo",
+        "kTake": "AllocatorAlloc",
         "kFree": "AllocatorFree",
         "kDefaultAllocator": "GetAllocatorWithDefaultOptions",
         "kFreeStatus": "ReleaseStatus",
@@ -570,6 +571,11 @@ def test_slots_have_the_numbers_of_the_header(tmp_path: Path) -> None:
         "kDevices": "GetEpDevices",
         "kAppendDevices": "SessionOptionsAppendExecutionProvider_V2",
         "kDeviceProvider": "EpDevice_EpName",
+        "kMemoryType": "MemoryInfoGetDeviceType",
+        "kMemoryVendor": "MemoryInfoGetVendorId",
+        "kDeviceMemory": "EpDevice_MemoryInfo",
+        "kSharedAllocator": "GetSharedAllocator",
+        "kCopy": "CopyTensors",
     }
     checks = "".join(
         f"static_assert(offsetof(OrtApi, {theirs}) == plc::ort::{ours}.number * sizeof(void*));\n"

@@ -123,7 +123,7 @@ class OnnxRuntimeEngine(PaddedEngine):
         shape = (count, c.kv_heads, c.capacity, c.head_dim)
         for index, (past, present) in enumerate(c.cache_names):
             where = (*self._place, self._element, shape, self._caches.address(index, start))
-            self._graph.binding.bind_input(past, *where)
+            self._graph.bind_memory(past, where)
             self._graph.binding.bind_output(present, *where)
         rows = slice(start, start + count)
         self._graph.bind_output(LOGITS, self._logits[rows])

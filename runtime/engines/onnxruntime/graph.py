@@ -10,7 +10,12 @@ import numpy as np
 from pl_compile.config.contract import GraphContract
 from pl_compile.errors import ArtifactError, first_line_of
 from pl_compile.runtime import kernels
-from pl_compile.runtime.engines.onnxruntime.providers import Provider, check_used, choose
+from pl_compile.runtime.engines.onnxruntime.providers import (
+    CPU,
+    Provider,
+    check_used,
+    choose,
+)
 from pl_compile.shapes import Float32, Shape
 
 # ONNX Runtime's Linux builds report usage by default since 1.29. The choice is latched when the
@@ -99,6 +104,8 @@ class OnnxGraph:
         self._model = model
         self._watched = tuple(watched)
         self._held: dict[str, Any] = {}
+        self._on_cpu = provider.full_name == CPU.full_name
+        self._inputs: dict[str, tuple[Any, ...]] = {}  # that are bound again for each run
 
     def give(self, name: str, array: Any) -> None:
         """Copies an array to an input, whose memory is bound again only where its size changes."""
@@ -110,8 +117,21 @@ class OnnxGraph:
         self.bind_input(name, held)
 
     def bind_input(self, name: str, array: Any) -> None:
-        """Binds an input to a contiguous array, which the caller holds."""
-        self.binding.bind_input(name, *_CPU, array.dtype, array.shape, array.ctypes.data)
+        """Binds an input to a contiguous array, which the caller holds and may write to."""
+        self.bind_memory(name, (*_CPU, array.dtype, array.shape, array.ctypes.data))
+
+    def bind_memory(self, name: str, where: tuple[Any, ...]) -> None:
+        """Binds an input to memory, which the caller holds and may write to.
+
+        Args:
+            name: of the input.
+            where: device, its number, type, shape and address, as `IOBinding.bind_input` has them.
+        """
+        self.binding.bind_input(name, *where)
+        # Where the node that reads it computes elsewhere, it is copied there when it is bound, not
+        # when the graph runs: without another binding that node would go on with old numbers.
+        if not self._on_cpu:
+            self._inputs[name] = where
 
     def bind_output(self, name: str, array: Any) -> None:
         """Binds an output to an array, which the caller holds."""
@@ -125,6 +145,8 @@ class OnnxGraph:
         """
         for name in self._watched:
             self.binding.bind_output(name)  # bound anew: its shape follows the step's
+        for name, where in self._inputs.items():
+            self.binding.bind_input(name, *where)
         try:
             self._session.run_with_iobinding(self.binding)
         except Exception as error:  # the library's errors have no common base class

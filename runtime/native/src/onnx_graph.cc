@@ -139,13 +139,19 @@ std::string in_lower_case(std::string name) {
   return name;
 }
 
-bool is_one_of(const Provider& provider, const char* name, const char* full_name) {
-  const std::string given = in_lower_case(provider.name);
-  return given == name || given == full_name;
-}
+constexpr const char kCpu[] = "CPUExecutionProvider", kCuda[] = "CUDAExecutionProvider",
+                     kTensorRt[] = "TensorrtExecutionProvider",
+                     kTensorRtRtx[] = "NvTensorRTRTXExecutionProvider";
 
-bool is_cpu(const Provider& provider) { return is_one_of(provider, "cpu", "cpuexecutionprovider"); }
-bool is_cuda(const Provider& provider) { return is_one_of(provider, "cuda", "cudaexecutionprovider"); }
+// ONNX Runtime's name for a provider; one that is not known is the name itself.
+std::string full_name_of(const Provider& provider) {
+  constexpr const char* kNames[][2] = {
+      {"cpu", kCpu}, {"cuda", kCuda}, {"tensorrt", kTensorRt}, {"nv-tensorrt-rtx", kTensorRtRtx}};
+  const std::string given = in_lower_case(provider.name);
+  for (const auto& [name, full_name] : kNames)
+    if (given == name || given == in_lower_case(full_name)) return full_name;
+  return provider.name;
+}
 
 // Names and values, as ONNX Runtime takes them.
 struct Pairs {
@@ -182,13 +188,14 @@ bool append_cuda(const OnnxRuntime& runtime, const Provider& provider, ort::Sess
   return fine;
 }
 
-bool append_plug_in(const OnnxRuntime& runtime, const Provider& provider, ort::SessionOptions* options,
-                    std::string& said) {
-  const char* name = provider.name.c_str();
+// The device that a plug-in's provider computes on; its library is registered before.
+bool find_device(const OnnxRuntime& runtime, const Provider& provider, const std::string& library,
+                 const ort::ProviderDevice*& found, std::string& said) {
+  const std::string name = full_name_of(provider);
   // One that is registered already is what was asked for.
-  if (runtime.failed(runtime.call(ort::kRegisterPlugIn, runtime.env(), name, provider.library.c_str()), said) &&
+  if (runtime.failed(runtime.call(ort::kRegisterPlugIn, runtime.env(), name.c_str(), library.c_str()), said) &&
       said.find("already") == std::string::npos) {
-    said = joined({provider.library, " does not load: ", said});
+    said = joined({library, " does not load: ", said});
     return false;
   }
   const ort::ProviderDevice* const* devices = nullptr;
@@ -196,7 +203,7 @@ bool append_plug_in(const OnnxRuntime& runtime, const Provider& provider, ort::S
   if (runtime.failed(runtime.call(ort::kDevices, runtime.env(), &devices, &count), said)) return false;
   std::vector<const ort::ProviderDevice*> its_own;
   for (size_t k = 0; k < count; ++k)
-    if (provider.name == runtime.call(ort::kDeviceProvider, devices[k])) its_own.push_back(devices[k]);
+    if (name == runtime.call(ort::kDeviceProvider, devices[k])) its_own.push_back(devices[k]);
   const std::string number = value_of(provider, "device_id", "0");
   size_t chosen = 0;
   for (const char digit : number) {
@@ -212,22 +219,39 @@ bool append_plug_in(const OnnxRuntime& runtime, const Provider& provider, ort::S
     said = joined({"its library offers ", its_own.size(), " devices here, and device ", chosen, " is asked for"});
     return false;
   }
+  found = its_own[chosen];
+  return true;
+}
+
+bool append_plug_in(const OnnxRuntime& runtime, const Provider& provider, ort::SessionOptions* options,
+                    const ort::ProviderDevice*& device, std::string& said) {
+  if (!find_device(runtime, provider, provider.library, device, said)) return false;
   Pairs pairs;
   for (const auto& [key, value] : provider.options) pairs.add(key.c_str(), value.c_str());
-  return !runtime.failed(runtime.call(ort::kAppendDevices, options, runtime.env(), &its_own[chosen], size_t{1},
+  return !runtime.failed(runtime.call(ort::kAppendDevices, options, runtime.env(), &device, size_t{1},
                                       pairs.names.data(), pairs.values.data(), pairs.names.size()),
                          said);
 }
 
-Status choose_provider(const OnnxRuntime& runtime, const Provider& provider, ort::SessionOptions* options) {
+// ONNX Runtime's own provider for CUDA is in a library beside it. Registered as a plug-in, too, it says where
+// its device's memory is.
+bool find_cuda(const OnnxRuntime& runtime, const Provider& provider, const ort::ProviderDevice*& device,
+               std::string& said) {
+  return find_device(runtime, provider, runtime.folder() + "libonnxruntime_providers_cuda.so", device, said);
+}
+
+// Chooses what computes; `device` stays null where that is the CPU.
+Status choose_provider(const OnnxRuntime& runtime, const Provider& provider, ort::SessionOptions* options,
+                       const ort::ProviderDevice*& device) {
   std::string said;
+  const std::string name = full_name_of(provider);
   if (!provider.library.empty()) {
-    if (append_plug_in(runtime, provider, options, said)) return {};
-  } else if (is_cpu(provider)) {
+    if (append_plug_in(runtime, provider, options, device, said)) return {};
+  } else if (name == kCpu) {
     if (provider.options.empty()) return {};
     said = "options, and this provider takes none";
-  } else if (is_cuda(provider)) {
-    if (append_cuda(runtime, provider, options, said)) return {};
+  } else if (name == kCuda) {
+    if (append_cuda(runtime, provider, options, said) && find_cuda(runtime, provider, device, said)) return {};
   } else {
     said = "no such provider";
   }
@@ -260,8 +284,8 @@ std::string cache_name(size_t cache, bool is_input) {
 }
 
 bool is_on_gpu(const Provider& provider) {
-  return is_cuda(provider) || is_one_of(provider, "tensorrt", "tensorrtexecutionprovider") ||
-         is_one_of(provider, "nv-tensorrt-rtx", "nvtensorrtrtxexecutionprovider");
+  const std::string name = full_name_of(provider);
+  return name == kCuda || name == kTensorRt || name == kTensorRtRtx;
 }
 
 OnnxGraph::OnnxGraph(const OnnxRuntime& runtime, std::string model, Dtype dtype)
@@ -309,13 +333,19 @@ Status OnnxGraph::load(const EngineOptions& options) {
     return failure("loading ", said);
   // For every graph: its operators say what it needs. Where it has none of ours, this changes nothing.
   if (auto done = add_kernels(runtime_, session.held); !done.ok()) return done;
-  if (auto done = choose_provider(runtime_, options.provider, session.held); !done.ok()) return done;
+  const ort::ProviderDevice* device = nullptr;
+  if (auto done = choose_provider(runtime_, options.provider, session.held, device); !done.ok()) return done;
+  on_cpu_ = device == nullptr;
   constexpr int kDeviceAllocator = 0, kDefaultMemory = 0;
   if (runtime_.failed(
           runtime_.call(ort::kCreateSession, runtime_.env(), model_.c_str(), session.held, &session_), said) ||
       runtime_.failed(runtime_.call(ort::kCreateBinding, session_, &binding_), said) ||
       runtime_.failed(runtime_.call(ort::kCreateCpuMemory, kDeviceAllocator, kDefaultMemory, &place_), said))
     return failure("loading ", said);
+  if (on_cpu_) return {};
+  auto found = Device::of(runtime_, device);
+  if (!found.ok()) return found.error();
+  device_ = std::move(found.value());
   return {};
 }
 
@@ -351,20 +381,34 @@ Status OnnxGraph::check(const GraphContract& contract) {
                        ". The manifest was altered: export the bundle again."})};
 }
 
-Status OnnxGraph::bind(bool is_input, const char* name, int type, const std::vector<int64_t>& shape,
-                       void* memory, size_t size) {
+Status OnnxGraph::bind(const Bound& bound) {
   std::string said;
   ort::Value* value = nullptr;
-  bool fine = !runtime_.failed(runtime_.call(ort::kCreateTensor, place_, memory, size, shape.data(),
-                                             shape.size(), type, &value),
+  bool fine = !runtime_.failed(runtime_.call(ort::kCreateTensor, bound.where, bound.memory, bound.size,
+                                             bound.shape.data(), bound.shape.size(), bound.type, &value),
                                said);
   if (fine) {
-    fine = !runtime_.failed(
-        runtime_.call(is_input ? ort::kBindInput : ort::kBindOutput, binding_, name, value), said);
+    fine = !runtime_.failed(runtime_.call(bound.is_input ? ort::kBindInput : ort::kBindOutput, binding_,
+                                          bound.name.c_str(), value),
+                            said);
     runtime_.call(ort::kFreeValue, value);  // the binding keeps what it needs
   }
   if (fine) return {};
-  return failure("running ", joined({"'", name, "': ", said}));
+  return failure("running ", joined({"'", bound.name, "': ", said}));
+}
+
+Status OnnxGraph::keep_bound(Bound bound) {
+  if (auto done = bind(bound); !done.ok()) return done;
+  // Where the node that reads it computes elsewhere, it is copied there when it is bound, not when the
+  // graph runs: without another binding that node would go on with old numbers.
+  if (on_cpu_ || !bound.is_input) return {};
+  for (Bound& each : inputs_) {
+    if (each.name != bound.name) continue;
+    each = std::move(bound);
+    return {};
+  }
+  inputs_.push_back(std::move(bound));
+  return {};
 }
 
 Status OnnxGraph::give(const char* name, int type, const std::vector<int64_t>& shape, const void* numbers,
@@ -380,7 +424,7 @@ Status OnnxGraph::give(const char* name, int type, const std::vector<int64_t>& s
   // One without elements needs an address, too.
   std::unique_ptr<char[]> memory(new char[size > 0 ? size : 1]);
   if (size > 0) std::memcpy(memory.get(), numbers, size);
-  if (auto done = bind(true, name, type, shape, memory.get(), size); !done.ok()) return done;
+  if (auto done = keep_bound({true, name, place_, type, shape, memory.get(), size}); !done.ok()) return done;
   held->memory = std::move(memory);
   held->shape = shape;
   return {};
@@ -404,25 +448,30 @@ Status OnnxGraph::give(const char* name, const std::vector<int64_t>& shape, cons
   return give(name, ort::kTypeFloat, shape, numbers, elements_of(shape) * sizeof(float));
 }
 
-Status OnnxGraph::bind_cache(size_t cache, const std::vector<int64_t>& shape, void* memory) {
+Status OnnxGraph::bind_cache(size_t cache, const std::vector<int64_t>& shape, void* memory,
+                             const Device* device) {
   const size_t size = elements_of(shape) * bytes_of(dtype_);
   for (const bool is_input : {true, false}) {
-    const std::string name = cache_name(cache, is_input);
-    if (auto done = bind(is_input, name.c_str(), element_of(dtype_), shape, memory, size); !done.ok())
+    const ort::MemoryInfo* where = device == nullptr ? place_ : device->place();
+    if (auto done = keep_bound({is_input, cache_name(cache, is_input), where, element_of(dtype_), shape, memory, size});
+        !done.ok())
       return done;
   }
   return {};
 }
 
 Status OnnxGraph::bind_logits(const std::vector<int64_t>& shape, float* memory) {
-  return bind(false, "logits", ort::kTypeFloat, shape, memory, elements_of(shape) * sizeof(float));
+  return keep_bound({false, "logits", place_, ort::kTypeFloat, shape, memory, elements_of(shape) * sizeof(float)});
 }
 
 Status OnnxGraph::bind_tokens(int64_t count, int64_t* memory) {
-  return bind(false, "next_token", ort::kTypeInt64, {count}, memory, static_cast<size_t>(count) * sizeof(int64_t));
+  const size_t size = static_cast<size_t>(count) * sizeof(int64_t);
+  return keep_bound({false, "next_token", place_, ort::kTypeInt64, {count}, memory, size});
 }
 
 Status OnnxGraph::run() {
+  for (const Bound& bound : inputs_)
+    if (auto done = bind(bound); !done.ok()) return done;
   std::string said;
   if (runtime_.failed(runtime_.call(ort::kRunBound, session_, nullptr, binding_), said))
     return failure("running ", said);

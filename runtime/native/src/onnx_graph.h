@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "contract.h"
+#include "device.h"
 #include "onnxruntime.h"
 #include "open_engine.h"
 
@@ -34,8 +35,11 @@ class OnnxGraph {
   Status give(const char* name, const std::vector<int64_t>& numbers) {
     return give(name, {static_cast<int64_t>(numbers.size())}, numbers.data());
   }
-  // Binds a cache, whose input and output are the same memory. The caller holds it.
-  Status bind_cache(size_t cache, const std::vector<int64_t>& shape, void* memory);
+  // Where a provider's tensors lie; null where that is the process's own memory.
+  Device* device() const { return device_.get(); }
+  // Binds a cache, whose input and output are the same memory: of the device, or of the process where
+  // `device` is null. The caller holds it.
+  Status bind_cache(size_t cache, const std::vector<int64_t>& shape, void* memory, const Device* device);
   // Binds outputs to memory that the caller holds.
   Status bind_logits(const std::vector<int64_t>& shape, float* memory);
   Status bind_tokens(int64_t count, int64_t* memory);
@@ -47,14 +51,24 @@ class OnnxGraph {
     std::vector<int64_t> shape;
     std::unique_ptr<char[]> memory;
   };
+  // An input or output, and its memory.
+  struct Bound {
+    bool is_input;
+    std::string name;
+    const ort::MemoryInfo* where;
+    int type;
+    std::vector<int64_t> shape;
+    void* memory;
+    size_t size;
+  };
 
   OnnxGraph(const OnnxRuntime& runtime, std::string model, Dtype dtype);
   Status load(const EngineOptions& options);
   Status check(const GraphContract& contract);
   Status give(const char* name, int type, const std::vector<int64_t>& shape, const void* numbers,
               size_t size);
-  Status bind(bool is_input, const char* name, int type, const std::vector<int64_t>& shape, void* memory,
-              size_t size);
+  Status bind(const Bound& bound);
+  Status keep_bound(Bound bound);
   Error failure(const char* doing, const std::string& said) const;
 
   const OnnxRuntime& runtime_;
@@ -63,7 +77,10 @@ class OnnxGraph {
   ort::MemoryInfo* place_ = nullptr;  // the process's own memory
   ort::Session* session_ = nullptr;
   ort::IoBinding* binding_ = nullptr;
+  std::unique_ptr<Device> device_{};
+  bool on_cpu_ = true;  // whether the provider is ONNX Runtime's for the CPU
   std::vector<Given> given_{};
+  std::vector<Bound> inputs_{};  // that are bound again for each run
 };
 
 }  // namespace plc

@@ -54,6 +54,14 @@ bool OnnxRuntime::failed(ort::Status* status, std::string& said) const {
   return true;
 }
 
+std::string OnnxRuntime::folder() const {
+  Dl_info found{};
+  const auto* inside = reinterpret_cast<const void*>(base_->get_api);
+  if (::dladdr(inside, &found) == 0 || found.dli_fname == nullptr) return {};
+  const std::string path = found.dli_fname;
+  return path.substr(0, path.rfind('/') + 1);
+}
+
 Result<const OnnxRuntime*> OnnxRuntime::open(const std::string& path) {
   static std::mutex mutex;
   static const OnnxRuntime* opened = nullptr;

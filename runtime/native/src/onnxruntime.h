@@ -25,6 +25,8 @@ class OnnxRuntime {
   bool failed(ort::Status* status, std::string& said) const;
 
   const ort::ApiBase* base() const { return base_; }
+  // Where the library lies, with a '/' at its end; empty where the system does not say.
+  std::string folder() const;
   // One for the whole process. It is never torn down: threads may use it until the process ends.
   ort::Env* env() const { return env_; }
 

@@ -17,7 +17,7 @@ struct TypeInfo;
 struct CudaOptions;
 struct ProviderDevice;
 
-// The version that is asked for. Opset 24 needs its release, 1.23, and plug-in providers need 22.
+// The version that is asked for: opset 24 needs its release, 1.23, and so do copies to a device.
 constexpr uint32_t kSessionApiVersion = 23;
 
 // A function of the table: its number, and its type.
@@ -48,6 +48,7 @@ inline constexpr Fallible<const ShapeInfo*, size_t*> kAxes{61};
 inline constexpr Fallible<const ShapeInfo*, int64_t*, size_t> kSizes{62};
 inline constexpr Fallible<const ShapeInfo*, const char**, size_t> kSizeNames{63};
 inline constexpr Fallible<int, int, MemoryInfo**> kCreateCpuMemory{69};
+inline constexpr Fallible<Allocator*, size_t, void**> kTake{75};
 inline constexpr Fallible<Allocator*, void*> kFree{76};
 inline constexpr Fallible<Allocator**> kDefaultAllocator{78};
 inline constexpr Entry<void(Status*)> kFreeStatus{93};
@@ -65,12 +66,17 @@ inline constexpr Fallible<SessionOptions*, const CudaOptions*> kAppendCuda{204};
 inline constexpr Fallible<CudaOptions**> kCreateCuda{205};
 inline constexpr Fallible<CudaOptions*, const char* const*, const char* const*, size_t> kUpdateCuda{206};
 inline constexpr Entry<void(CudaOptions*)> kFreeCuda{208};
+inline constexpr Entry<void(const MemoryInfo*, int*)> kMemoryType{225};
 inline constexpr Fallible<Env*, const char*, const char*> kRegisterPlugIn{301};
 inline constexpr Fallible<const Env*, const ProviderDevice* const**, size_t*> kDevices{303};
 inline constexpr Fallible<SessionOptions*, Env*, const ProviderDevice* const*, size_t, const char* const*,
                           const char* const*, size_t>
     kAppendDevices{304};
 inline constexpr Entry<const char*(const ProviderDevice*)> kDeviceProvider{312};
+inline constexpr Entry<uint32_t(const MemoryInfo*)> kMemoryVendor{322};
+inline constexpr Entry<const MemoryInfo*(const ProviderDevice*, int)> kDeviceMemory{374};
+inline constexpr Fallible<Env*, const MemoryInfo*, Allocator**> kSharedAllocator{376};
+inline constexpr Fallible<const Env*, const Value* const*, Value* const*, void*, size_t> kCopy{386};
 
 // ONNX's numbers for types of elements.
 constexpr int kTypeFloat = 1, kTypeInt64 = 7, kTypeFloat16 = 10, kTypeBfloat16 = 16;

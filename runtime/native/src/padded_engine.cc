@@ -1,7 +1,6 @@
 #include "padded_engine.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cache_numbers.h"
 #include "words.h"
@@ -31,18 +30,14 @@ PaddedEngine::PaddedEngine(const GraphContract& contract, const Precision& preci
     : Engine(contract, options.max_batch),
       contract_(contract),
       dtype_(cache_dtype(precision)),
-      head_bytes_(static_cast<size_t>(contract.capacity) * static_cast<size_t>(contract.head_dim) *
-                  bytes_of(dtype_)),
       rows_(options.max_batch) {
   piece = kPiece;
 }
 
 Status PaddedEngine::take_memory() {
-  for (size_t cache = 0; cache < cache_count(contract_); ++cache) {
-    auto memory = TouchedMemory::zeros({max_batch, static_cast<size_t>(contract_.kv_heads), head_bytes_});
-    if (!memory.ok()) return memory.error();
-    caches_.push_back(std::move(memory.value()));
-  }
+  auto caches = Caches::open(contract_, dtype_, max_batch, graph_->device());
+  if (!caches.ok()) return caches.error();
+  caches_ = std::move(caches.value());
   auto logits = TouchedMemory::zeros({max_batch, vocab, sizeof(float)});
   if (!logits.ok()) return logits.error();
   logits_ = std::move(logits.value());
@@ -50,10 +45,6 @@ Status PaddedEngine::take_memory() {
   if (!tokens.ok()) return tokens.error();
   tokens_ = std::move(tokens.value());
   return {};
-}
-
-char* PaddedEngine::cached(size_t cache, size_t place) const {
-  return caches_[cache].data() + place * static_cast<size_t>(contract_.kv_heads) * head_bytes_;
 }
 
 const float* PaddedEngine::logits_at(size_t place) const {
@@ -73,11 +64,8 @@ Result<size_t> PaddedEngine::admit(size_t slot, const EnginePrompt& prompt) {
     if (row) used[row->place] = true;
   const auto place = static_cast<size_t>(std::find(used.begin(), used.end(), false) - used.begin());
   const size_t length = prompt.prefix == nullptr ? 0 : prompt.prefix_length;
-  const auto heads = static_cast<size_t>(contract_.kv_heads), dim = static_cast<size_t>(contract_.head_dim);
-  for (size_t cache = 0; length > 0 && cache < caches_.size(); ++cache)
-    for (size_t head = 0; head < heads; ++head)
-      write_numbers(prompt.prefix + (cache * heads + head) * length * dim, length * dim, dtype_,
-                    cached(cache, place) + head * head_bytes_);
+  if (length > 0)
+    if (auto done = caches_->write(place, prompt.prefix, length); !done.ok()) return done.error();
   rows_[slot] = Row{{prompt, length}, place};
   return length;
 }
@@ -96,7 +84,8 @@ Status PaddedEngine::step(const std::vector<Feed>& feeds, std::vector<Fed>& resu
     seen[feed.slot] = true;
     if (auto done = check_feed(*this, feed, rows_[feed.slot]->state); !done.ok()) return done;
   }
-  close_gaps();
+  if (!cleared_.ok()) return cleared_;
+  if (auto done = close_gaps(); !done.ok()) return done;
   std::vector<Part> plain;
   for (const Feed& feed : feeds) {
     Row& row = *rows_[feed.slot];
@@ -215,8 +204,9 @@ Status PaddedEngine::bind_rows(size_t first, size_t count) {
   bound_count_ = 0;
   const int64_t rows = signed_of(count);
   const std::vector<int64_t> shape{rows, contract_.kv_heads, contract_.capacity, contract_.head_dim};
-  for (size_t cache = 0; cache < caches_.size(); ++cache)
-    if (auto done = graph_->bind_cache(cache, shape, cached(cache, first)); !done.ok()) return done;
+  for (size_t cache = 0; cache < cache_count(contract_); ++cache)
+    if (auto done = graph_->bind_cache(cache, shape, caches_->address(cache, first), graph_->device()); !done.ok())
+      return done;
   auto* logits = reinterpret_cast<float*>(logits_.data()) + first * vocab;
   if (auto done = graph_->bind_logits({rows, contract_.vocab}, logits); !done.ok()) return done;
   if (candidates > 0) {
@@ -229,7 +219,7 @@ Status PaddedEngine::bind_rows(size_t first, size_t count) {
 }
 
 // Moves the last rows into places that are free before them.
-void PaddedEngine::close_gaps() {
+Status PaddedEngine::close_gaps() {
   std::vector<Row*> by_place(max_batch);
   size_t rows = 0;
   for (auto& row : rows_) {
@@ -242,21 +232,17 @@ void PaddedEngine::close_gaps() {
     if (by_place[gap] != nullptr) continue;
     while (by_place[--last] == nullptr) {}
     Row& row = *by_place[last];
-    const size_t bytes = row.state.entries * static_cast<size_t>(contract_.head_dim) * bytes_of(dtype_);
-    for (size_t cache = 0; cache < caches_.size(); ++cache)
-      for (size_t head = 0; head < static_cast<size_t>(contract_.kv_heads); ++head)
-        std::memcpy(cached(cache, gap) + head * head_bytes_, cached(cache, last) + head * head_bytes_, bytes);
+    if (auto done = caches_->copy(last, gap, row.state.entries); !done.ok()) return done;
     row.place = gap;
     std::swap(by_place[gap], by_place[last]);
   }
+  return {};
 }
 
 void PaddedEngine::clear(const std::vector<size_t>& slots) {
-  const size_t bytes = static_cast<size_t>(contract_.kv_heads) * head_bytes_;
   for (const size_t slot : slots) {
     if (slot >= max_batch || !rows_[slot]) continue;
-    for (size_t cache = 0; cache < caches_.size(); ++cache)
-      std::memset(cached(cache, rows_[slot]->place), 0, bytes);
+    if (auto done = caches_->clear(rows_[slot]->place); !done.ok()) cleared_ = done;
   }
 }
 

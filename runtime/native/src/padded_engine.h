@@ -3,9 +3,8 @@
 // Input and output of each cache are the same memory, so a step writes only its own tokens. Rows that
 // step together must be neighbours: the last rows move into gaps before a step. Rows of several tokens
 // run one at a time, since ONNX Runtime's attention takes several tokens after a filled cache for one
-// row only. (runtime/engines/padded.py and runtime/engines/onnxruntime/engine.py are the same in
-// Python. There caches lie in a GPU's memory where the provider is for one; here they lie in the
-// process's own memory, and ONNX Runtime copies them for each step.)
+// row only. Caches lie in the memory of the provider's device. (runtime/engines/padded.py and
+// runtime/engines/onnxruntime/engine.py are the same in Python.)
 #pragma once
 
 #include <memory>
@@ -13,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "caches.h"
 #include "onnx_graph.h"
 #include "step_inputs.h"
 #include "touched_memory.h"
@@ -47,8 +47,7 @@ class PaddedEngine final : public Engine {
   PaddedEngine(const GraphContract& contract, const Precision& precision, const EngineOptions& options);
   Status take_memory();
 
-  char* cached(size_t cache, size_t place) const;
-  void close_gaps();
+  Status close_gaps();
   Status run_together(const std::vector<Part>& parts);
   Status run_alone(const Part& part);
   Status run_one_by_one(const Part& whole, Fed& fed);
@@ -61,8 +60,8 @@ class PaddedEngine final : public Engine {
   GraphContract contract_;
   Dtype dtype_;
   std::unique_ptr<OnnxGraph> graph_{};
-  size_t head_bytes_;  // of a place in one cache
-  std::vector<TouchedMemory> caches_{};
+  std::unique_ptr<Caches> caches_{};
+  Status cleared_{};  // what a call said that cannot fail itself; the next step does
   std::vector<std::optional<Row>> rows_;  // by slot
   TouchedMemory logits_{}, tokens_{};     // by place
   size_t bound_first_ = 0, bound_count_ = 0;

@@ -83,7 +83,7 @@ Status RaggedEngine::take_memory(size_t rows, std::optional<size_t> context_mib)
     if (!memory.ok()) return memory.error();
     caches_.push_back(std::move(memory.value()));
     const std::vector<int64_t> shape{signed_of(blocks), contract_.kv_heads, signed_of(kBlock), contract_.head_dim};
-    if (auto done = graph_->bind_cache(cache, shape, caches_.back().data()); !done.ok()) return done;
+    if (auto done = graph_->bind_cache(cache, shape, caches_.back().data(), nullptr); !done.ok()) return done;
   }
   // Each row may have as many blocks as its longest text takes, so there is always a free one.
   pool_ = BlockPool(blocks, keep);
