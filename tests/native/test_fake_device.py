@@ -1,7 +1,7 @@
 """Engines on a device whose memory the process cannot touch: a plug-in provider of our own.
 
-No GPU is needed: `fake_device.cc`. What its provider computes is next to nothing, so this shows where
-numbers lie and when they get there, not that a GPU computes them right.
+No GPU is needed: `fake_device.cc`. What its provider computes is next to nothing, so this shows
+where numbers lie and when they get there, not that a GPU computes them right.
 """
 
 import os
@@ -17,6 +17,7 @@ from native_programs import SANITIZED, SOURCES, WITHOUT_COMPILER, answers, built
 from test_engine_in_cpp import SLOTS, bundle_of, folder, options_of
 
 from pl_compile.artifact.bundle import Bundle
+from pl_compile.runtime.engines.engine import Engine
 from pl_compile.runtime.engines.onnxruntime.engine import OnnxRuntimeEngine
 from pl_compile.runtime.engines.onnxruntime.providers import Provider
 from pl_compile.runtime.engines.opening import open_engine
@@ -79,8 +80,10 @@ def through_the_device(bundle: Bundle, place: Path) -> Path:
     return place / "model.onnx"
 
 
-def script_of(bundle: Bundle, engine: OnnxRuntimeEngine | None = None) -> Script:
-    engine = engine or open_engine(bundle, max_batch=SLOTS, threads=2)
+def script_of(bundle: Bundle, engine: Engine | None = None) -> Script:
+    """What happens to rows, and what an engine answers; the one that the bundle is for if None."""
+    if engine is None:
+        engine = open_engine(bundle, max_batch=SLOTS, threads=2)
     tasks = max(1, len(bundle.manifest.graph.baked_tasks))
     script = Script(engine, bundle.manifest.graph, seed=9, tasks=tasks)
     script.run(STEPS)
@@ -165,10 +168,9 @@ def test_the_engine_in_python_gives_a_device_the_numbers_of_each_step(
     engine = OnnxRuntimeEngine(model, graph, max_batch=SLOTS, threads=2, provider=provider)
 
     there = script_of(bundle, engine)
-    del engine
 
     assert log("nodes") >= [3]
     here = script_of(bundle)
     assert there.lines == here.lines
     assert there.expected == here.expected
-    there.engine = there.rows = None  # type: ignore[assignment]  # its session ends before the plug-in
+    del engine, there  # its session ends before the plug-in
