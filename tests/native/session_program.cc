@@ -168,6 +168,7 @@ std::string answered(plc::Session& session, Asked& asked) {
   while (auto event = session.wait(&asked.inbox, asked.number)) {
     asked.pieces += event->text;
     if (event->is_last) return shown(*event, asked.pieces);
+    if (asked.request.kind != plc::Kind::kAnswer) return "an event that says nothing";
   }
   return "none";
 }

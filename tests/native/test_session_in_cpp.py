@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_programs import SANITIZED, answers, built
+from native_programs import SANITIZED, answers, built, fuzz
 from safetensors.numpy import load_file, save_file
 from session_scripts import Asked, check, random_asked, read, said
 from test_engine_in_cpp import onnxruntime_library
@@ -447,3 +447,18 @@ def test_threads_share_a_session(
     found = answers(program(folder, bundle, "max_batch=4", flags=flags), lines)
     _, same, _, other = found[-2].split()
     assert (int(same) > 40, other) == (True, "0")
+
+
+def test_a_fuzzer_of_requests_finds_nothing_in_a_few_seconds(
+    export: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    bundle = export("onnx")
+    flags = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
+    program = built(folder, "fuzz_requests.cc", "clang++", *flags)
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    random = Random(1)
+    for number in range(20):
+        (seeds / str(number)).write_bytes(random.randbytes(300) + bytes([97 + number]) * 100)
+
+    fuzz(program, seeds, PLC_BUNDLE=str(bundle))

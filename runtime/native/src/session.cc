@@ -176,7 +176,7 @@ class OpenSession final : public Session {
         return unknown_task("serving a request", request.task, tasks_, ErrorCode::kRequest);
       auto row = make_row(request, task, tokenizer_, *engine_, drafts_ ? &costs_ : nullptr);
       if (!row.ok()) return row.error();
-      entries_.emplace(number, Entry{inbox, nullptr});
+      entries_.emplace(number, Entry{inbox, nullptr, request.kind == Kind::kAnswer});
       flow_.submit(number, std::move(row.value()));
     } catch (const std::exception&) {
       entries_.erase(number);
@@ -310,6 +310,7 @@ class OpenSession final : public Session {
   struct Entry {
     Inbox* inbox;
     std::shared_ptr<const Error> ended;  // why; null while it is under way
+    bool writes;                         // text, token by token: labels are found all at once
   };
 
   // Counts the calls that are inside: the session is not destroyed before they have left.
@@ -368,7 +369,7 @@ class OpenSession final : public Session {
       const auto found = entries_.find(event.number);
       if (found == entries_.end()) continue;
       const bool is_last = event.is_last;
-      found->second.inbox->push_back(std::move(event));
+      if (is_last || found->second.writes) found->second.inbox->push_back(std::move(event));
       if (is_last) entries_.erase(found);
     }
   }
