@@ -1,8 +1,8 @@
 """The interface in C is, bit by bit, the one that programs were compiled with.
 
-`plc_runtime-N.abi` describes functions and structs of the header with PLC_ABI_VERSION N, as libabigail
-writes them. After a change that a program could notice: raise that number, and run this file to write
-the description of the new one. Descriptions of numbers that were released stay as they are.
+`plc_runtime-N.abi` describes functions and structs of the header with PLC_ABI_VERSION N, as
+libabigail writes them. After a change that a program could notice: raise that number, and run this
+file to write the description of the new one. Those of numbers that were released stay as they are.
 """
 
 import re
