@@ -16,6 +16,9 @@ import pytest
 from shape_checker import check_imports
 
 check_imports()  # before any other import of the package
+# Threads of torch that wait for each other spin otherwise, and where processes are more than cores
+# they spin while the one that they wait for has no core: a tiny run took ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.cli.main import main

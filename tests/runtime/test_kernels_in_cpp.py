@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("kernels_in_cpp"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "runtime" / "kernels"
