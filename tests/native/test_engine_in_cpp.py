@@ -111,6 +111,7 @@ def options_of(bundle: Bundle, **changes: Any) -> list[str]:
         "model": bundle.base_folder / "model.onnx",
         "onnxruntime": onnxruntime_library(),
         "threads": 2,
+        "spin": 0,
         "max_batch": SLOTS,
         "quantization": precision.quantization,
         "prefix_bits": precision.prefix_bits,
