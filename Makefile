@@ -24,8 +24,10 @@ types: $(INSTALLED)
 contract: $(INSTALLED)
 	$(BIN)/lint-imports
 
+# A file's tests run in one process, which makes once what they share. tests/conftest.py says which
+# files begin.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # PEERS="genai:int4=FOLDER --python genai=VENV/bin/python" puts others beside: benchmarks/inference.py.
 bench: $(INSTALLED)

@@ -16,6 +16,12 @@ import pytest
 from shape_checker import check_imports
 
 check_imports()  # before any other import of the package
+# Threads that wait for each other keep their cores busy otherwise: where tests run beside each
+# other, the one that is waited for has no core then, and tiny runs take ten times as long. Nothing
+# is computed otherwise. Those of torch are told before it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import onnxruntime
 
 from pl_compile.artifact.prompt_table import read_prompt_table
 from pl_compile.cli.main import main
@@ -23,12 +29,54 @@ from pl_compile.families.registry import FAMILIES
 from pl_compile.runtime.kernels import instruction_sets, library_path
 from pl_compile.testing import Told, random_table, write_tiny_base
 
+
+class _WaitingQuietly(onnxruntime.SessionOptions):  # type: ignore[misc]
+    """Options of ONNX Runtime, whose threads wait as those of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+
+onnxruntime.SessionOptions = _WaitingQuietly
+
 KERNEL_PROBE = Path(__file__).parent / "runtime" / "kernel_probe.py"
 KERNEL_SETS = (
     ("i8mm", "dotprod", "neon", "portable")
     if platform.machine() in ("aarch64", "arm64")
     else ("amx", "avx512vnni", "avxvnni", "avx512", "avx2", "avx2_without_f16c", "portable")
 )
+
+# What takes longest begins, so that the processes of a test run end together.
+SLOWEST = (
+    "native/test_session_in_cpp.py",
+    "native/test_engine_in_cpp.py",
+    "native/test_tokenizer_in_cpp.py",
+    "native/test_bundle_files_in_cpp.py",
+    "native/test_rendering_in_cpp.py",
+    "native/test_fake_device.py",
+    "native/test_choice_in_cpp.py",
+    "native/test_hostile_tokenizer_tables.py",
+    "native/test_installed_library.py",
+    "native/test_cpp_conforms.py",
+    "native/test_c_interface.py",
+    "runtime/test_kernels_in_cpp.py",
+    "training/test_parallel_runs.py",
+    "training/test_kill_and_resume.py",
+    "families/test_families_to_come.py",
+    "parity/test_random_bases.py",
+    "examples/test_tutorial.py",
+    "promises/test_python_in_the_pages.py",
+    "promises/test_base_install.py",
+    "runtime/test_kernels.py",
+    "driver/test_choices.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(SLOWEST)}
+    assert all(path.is_file() for path in places), "a slow file that is not there"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

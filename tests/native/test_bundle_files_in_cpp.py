@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_programs import SANITIZED, built, fuzz
+from native_programs import FUZZER, SANITIZED, built, fuzz
 from safetensors.numpy import save
 
 from pl_compile.artifact.bundle import (
@@ -47,8 +47,7 @@ from pl_compile.text.render import SequenceRules
 from pl_compile.text.template import Field, Text, Virtual, parse_template
 from pl_compile.text.tokenizer import Tokenizer
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 HIDDEN, VOCAB, CAPACITY = 6, 11, 17
 BASE = BaseIdentity("tiny", "5eed" * 16, HIDDEN, VOCAB)
@@ -97,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def program(folder: Path) -> Iterator[Program]:
     """With sanitizers: it ends at the first wrong step, which is a failure."""
-    made = Program(built(folder, "bundle_program.cc", "g++", *SANITIZED))
+    made = Program(built(folder, "bundle_program.cc", *SANITIZED))
     yield made
     made.close()
 
@@ -912,8 +911,7 @@ def test_exported_bundles_are_read(
 
 
 def test_a_fuzzer_finds_nothing_in_a_few_seconds(sound: Path, folder: Path, tmp_path: Path) -> None:
-    flags = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
-    program = built(folder, "fuzz_bundle.cc", "clang++", *flags)
+    program = built(folder, "fuzz_bundle.cc", *FUZZER)
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     task = sound / "tasks/mood"

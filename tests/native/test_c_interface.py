@@ -6,10 +6,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_programs import HERE, SANITIZED, SOURCES, WITHOUT_COMPILER, without_base
+from native_programs import (
+    HERE,
+    PLAIN,
+    SANITIZED,
+    SOURCES,
+    THREADS,
+    WITHOUT_COMPILER,
+    without_base,
+)
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 INCLUDE = SOURCES.parent / "include"
 EXPORTED = SOURCES.parent / "cmake" / "plc_runtime.map"
@@ -122,14 +129,9 @@ def test_what_is_exported_is_what_the_header_declares() -> None:
         assert any(re.fullmatch(pattern.replace("*", ".*"), name) for name in declared), pattern
 
 
-# Without optimisation: the program is compiled for longer than it runs.
-@pytest.mark.parametrize(
-    "flags",
-    [("-O0",), ("-O0", *SANITIZED[1:]), ("-O0", "-g", "-fsanitize=thread")],
-    ids=["plain", "asan", "tsan"],
-)
-def test_every_sentence_of_the_header(flags: tuple[str, ...], folder: Path) -> None:
-    program = without_base(folder, HERE / "c_interface_test.cc", "g++", *flags)
+@pytest.mark.parametrize("build", [PLAIN, SANITIZED, THREADS], ids=["plain", "asan", "tsan"])
+def test_every_sentence_of_the_header(build: tuple[str, ...], folder: Path) -> None:
+    program = without_base(folder, HERE / "c_interface_test.cc", *build)
 
     done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
 
@@ -144,7 +146,7 @@ def test_every_function_of_the_header_is_tested() -> None:
 
 
 def test_the_example_in_c_writes_its_answer(folder: Path) -> None:
-    program = without_base(folder, EXAMPLES / "answer.c", "g++", "-O0")
+    program = without_base(folder, EXAMPLES / "answer.c", *PLAIN)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -160,7 +162,7 @@ def test_the_example_in_c_writes_its_answer(folder: Path) -> None:
 
 
 def test_the_example_in_cpp_answers_all_lines(folder: Path) -> None:
-    program = without_base(folder, EXAMPLES / "lines.cc", "g++", "-O0")
+    program = without_base(folder, EXAMPLES / "lines.cc", *PLAIN)
     lines = ["one", "zwölf", "", "a long line, for which others do not wait"]
 
     done = subprocess.run(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_programs import SANITIZED, answers, built
+from native_programs import PLAIN, SANITIZED, answers, built
 from tokenizer_cases import id_lists, tokenizer_json
 
 from pl_compile.config.sampling import IN_GRAPH, Sampling
@@ -28,8 +28,7 @@ from pl_compile.text.label_trie import LabelTrie
 from pl_compile.text.tables import tables_of
 from pl_compile.text.tokenizer import Tokenizer
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 Ask = Callable[..., list[str]]
 TEXTS = ["gpt-2", "llama 2", "gemma"]
@@ -47,7 +46,7 @@ def ask(folder: Path) -> Ask:
 
     def get(lines: Sequence[str], kind: str | None = None) -> list[str]:
         LINES.setdefault(kind, []).extend(lines)
-        return answered(folder, lines, kind, "g++", "-O2")
+        return answered(folder, lines, kind, *PLAIN)
 
     return get
 
@@ -815,23 +814,18 @@ def test_requests_whose_time_is_over_are_named_as_they_came(ask: Ask) -> None:
 # Builds
 
 
-def test_a_build_that_looks_for_mistakes_finds_none(folder: Path) -> None:
-    """Over all that was asked before, to which it gives the same answers."""
+def test_another_compiler_makes_the_same_choices_and_sanitizers_find_nothing(folder: Path) -> None:
+    """Over all that was asked before."""
     if not LINES:
         pytest.skip("needs the other tests of this file, which ask the lines that it asks again")
     for kind, lines in LINES.items():
-        found = answered(folder, lines, kind, "g++", *SANITIZED)
-        assert found == answered(folder, lines, kind, "g++", "-O2")
-
-
-def test_another_compiler_chooses_the_same_tokens(folder: Path) -> None:
-    lines = [line for line in LINES.get(None, []) if not line.startswith("costs")]
-    if not lines:
-        pytest.skip("needs the other tests of this file, which ask the lines that it asks again")
-
-    found = answered(folder, lines, None, "clang++", "-O2")
-
-    assert found == answered(folder, lines, None, "g++", "-O2")
+        found = answered(folder, lines, kind, *SANITIZED)
+        expected = answered(folder, lines, kind, *PLAIN)
+        # Compilers may round costs differently: see the test of those against Python.
+        differ = [
+            line for line, *two in zip(lines, found, expected, strict=True) if len({*two}) > 1
+        ]
+        assert [line for line in differ if not line.startswith("costs")] == []
 
 
 def test_the_largest_of_many_logits_is_found_in_time(ask: Ask) -> None:

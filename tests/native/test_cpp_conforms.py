@@ -5,12 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_programs import HERE, SANITIZED, built
+from native_programs import HERE, PLAIN, SANITIZED, built
 
 from pl_compile.text.tables import tables_of
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 VECTORS = HERE.parent / "conformance" / "vectors"
 FILES = sorted(path for path in VECTORS.glob("*.json") if not path.stem.startswith("tokenizer_"))
@@ -26,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flags", [("-O2",), SANITIZED], ids=["plain", "sanitized"])
-def test_the_native_runtime_conforms(flags: tuple[str, ...], folder: Path) -> None:
-    program = built(folder, "conformance_program.cc", "g++", *flags)
+@pytest.mark.parametrize("build", [PLAIN, SANITIZED], ids=["plain", "sanitized"])
+def test_the_native_runtime_conforms(build: tuple[str, ...], folder: Path) -> None:
+    program = built(folder, "conformance_program.cc", *build)
 
     done = subprocess.run([program, folder, *FILES], capture_output=True, text=True, check=False)
 
@@ -40,7 +39,7 @@ def test_the_native_runtime_conforms(flags: tuple[str, ...], folder: Path) -> No
 
 
 def test_a_wrong_answer_is_seen(folder: Path) -> None:
-    program = built(folder, "conformance_program.cc", "g++", "-O2")
+    program = built(folder, "conformance_program.cc", *PLAIN)
     wrong = json.loads((VECTORS / "draws.json").read_text(encoding="utf-8"))
     wrong["cases"][3]["expected"]["tokens"][5] = 24
     path = folder / "wrong.json"

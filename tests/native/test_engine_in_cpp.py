@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_scripts import Script
-from native_programs import SANITIZED, SOURCES, answers, built
+from native_programs import PLAIN, SANITIZED, SOURCES, answers, built
 
 from pl_compile.artifact.bundle import Bundle, read_bundle
 from pl_compile.config.build import BuildOptions
@@ -24,8 +24,7 @@ from pl_compile.runtime.engines.onnxruntime.block_pool import BlockPool
 from pl_compile.runtime.engines.opening import open_engine
 from pl_compile.testing import random_table, write_tiny_base
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 CAPACITY, SLOTS, STEPS = 200, 4, 200
 
@@ -102,7 +101,7 @@ def onnxruntime_library() -> Path:
 
 def sanitized(folder: Path) -> Path:
     library = kernels.library_path()
-    return built(folder, "engine_program.cc", "g++", *SANITIZED, kernels=library)
+    return built(folder, "engine_program.cc", *SANITIZED, kernels=library)
 
 
 def options_of(bundle: Bundle, **changes: Any) -> list[str]:
@@ -112,6 +111,7 @@ def options_of(bundle: Bundle, **changes: Any) -> list[str]:
         "model": bundle.base_folder / "model.onnx",
         "onnxruntime": onnxruntime_library(),
         "threads": 2,
+        "spin": 0,
         "max_batch": SLOTS,
         "quantization": precision.quantization,
         "prefix_bits": precision.prefix_bits,
@@ -191,7 +191,7 @@ def test_without_kernels_all_bits_are_those_of_python_without_them(
 
     script.run(30)
 
-    program = built(folder, "engine_program.cc", "g++", "-O2")
+    program = built(folder, "engine_program.cc", *PLAIN)
     expect_same([program, *options_of(bundle)], script)
 
 
@@ -238,7 +238,7 @@ def whole(bundle_of: Callable[[str], Bundle]) -> Bundle:
 
 
 def opened(folder: Path, options: list[str], **environment: str) -> str:
-    program = built(folder, "engine_program.cc", "g++", "-O2")
+    program = built(folder, "engine_program.cc", *PLAIN)
     done = subprocess.run(
         [str(program), *options],
         input="open\n",
@@ -480,7 +480,7 @@ def test_the_pool_of_blocks_does_what_python_s_does(folder: Path) -> None:
                 say("idle", _list([end for run in pool.idle() for end in run]))
             say("counts", _list([pool.kept, pool.evicted]))
 
-    found_lines = answers([built(folder, "engine_program.cc", "g++", "-O2")], lines)
+    found_lines = answers([built(folder, "engine_program.cc", *PLAIN)], lines)
 
     assert found_lines == expected
 
@@ -495,7 +495,7 @@ def test_sums_are_those_of_siphash(folder: Path) -> None:
     word = int.from_bytes(bytes(range(8)), "little")
     lines = [f"hash {key[0]} {key[1]} -", f"hash {key[0]} {key[1]} {word}"]
 
-    found = answers([built(folder, "engine_program.cc", "g++", "-O2")], lines)
+    found = answers([built(folder, "engine_program.cc", *PLAIN)], lines)
 
     assert found == ["a3817f04ba25a8e66df67214c7550293", "3b62a9ba6258f5610f83e264f31497b4"]
 
@@ -510,7 +510,7 @@ def test_numbers_of_16_bits_are_rounded_as_in_numpy(folder: Path) -> None:
     )
     lines = [f"{kind} {numbers.tobytes().hex()}" for kind in ("half", "bfloat")]
 
-    half, bfloat = answers([built(folder, "engine_program.cc", "g++", "-O2")], lines)
+    half, bfloat = answers([built(folder, "engine_program.cc", *PLAIN)], lines)
 
     with np.errstate(over="ignore"):
         assert half == numbers.astype(np.float16).tobytes().hex()

@@ -24,8 +24,7 @@ from pl_compile.runtime.engines.opening import open_engine
 
 __all__ = ["bundle_of", "folder"]  # fixtures
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 NAME, STEPS = "FakeDevice", 60
 
@@ -108,7 +107,7 @@ def test_caches_in_a_devices_memory_give_the_same_bits(
     bundle = bundle_of(kind)
     script = script_of(bundle)
     model = through_the_device(bundle, tmp_path / "base")
-    program = built(folder, "engine_program.cc", "g++", *SANITIZED)
+    program = built(folder, "engine_program.cc", *SANITIZED)
     chosen = {"model": model, "provider": NAME, "library": library, "provider_option": "number:7"}
 
     found = answers([program, *options_of(bundle, **chosen)], script.lines)
@@ -137,7 +136,7 @@ def test_caches_stay_where_addresses_of_a_device_are_not_known(
     bundle = bundle_of("padded")
     script = script_of(bundle)
     model = through_the_device(bundle, tmp_path / "base")
-    program = built(folder, "engine_program.cc", "g++", *SANITIZED)
+    program = built(folder, "engine_program.cc", *SANITIZED)
 
     found = answers(
         [program, *options_of(bundle, model=model, provider=NAME, library=library)], script.lines

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from native_programs import SANITIZED, answers, built, emulated, fuzz
+from native_programs import FUZZER, SANITIZED, answers, built, emulated, fuzz
 from tokenizer_cases import tokenizer_json
 from tokenizer_tables_files import (
     Section,
@@ -26,8 +26,7 @@ from tokenizer_tables_files import (
 
 from pl_compile.text.tables import tables_of as written_tables
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 # Together they have all sections and all steps: a table of whole words, NFC, bytes.
 KINDS = ["llama 3", "qwen", "llama 2"]
@@ -64,7 +63,7 @@ def ask(folder: Path, kind: str) -> Ask:
     """The program with sanitizers: it ends at the first wrong step, which is a failure."""
 
     def get(lines: Sequence[str]) -> list[str]:
-        program = built(folder, "tokenizer_program.cc", "g++", *SANITIZED)
+        program = built(folder, "tokenizer_program.cc", *SANITIZED)
         return answers([program, written(folder, kind)], lines)
 
     return get
@@ -139,14 +138,12 @@ def test_changed_bytes_do_no_harm(kind: str, ask: Ask) -> None:
 
 
 def test_changed_bytes_do_no_harm_on_arm_in_an_emulator(folder: Path) -> None:
-    file, flags = good("qwen"), ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+    file = good("qwen")
     every = [line for section in needed("qwen") for line in flipped(file, section, 6, 6)]
     every += [line for section in needed("qwen") for line in shortened(section)]
     lines = random.Random(6).sample(every, 120)
 
-    found = answers(
-        [*emulated(folder, "tokenizer_program.cc", *flags), written(folder, "qwen")], lines
-    )
+    found = answers([*emulated(folder, "tokenizer_program.cc"), written(folder, "qwen")], lines)
 
     expect_harmless(found, lines)
 
@@ -183,7 +180,7 @@ def test_a_number_that_points_outside_is_refused(
 
 
 def refusal(folder: Path, path: Path) -> str:
-    program = built(folder, "tokenizer_program.cc", "g++", *SANITIZED)
+    program = built(folder, "tokenizer_program.cc", *SANITIZED)
     done = subprocess.run([program, path], input="", capture_output=True, text=True, check=False)
     assert done.returncode == 1
     return done.stderr.strip()
@@ -228,8 +225,7 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "qwen"])
 def test_a_fuzzer_finds_nothing_in_a_few_seconds(kind: str, folder: Path, tmp_path: Path) -> None:
-    flags = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
-    program = built(folder, "fuzz_tokenizer.cc", "clang++", *flags)
+    program = built(folder, "fuzz_tokenizer.cc", *FUZZER)
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     first = ["\x02the é😀 123's\n  x", "\x0a<think>s>x a b", "\x00\x10\0\0\0\1", "\x01PLCTOKEN"]

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from native_programs import HERE, SOURCES
 
-# In one process of the test run: the library is built once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 NATIVE = SOURCES.parent
 EXAMPLES = HERE.parents[1] / "examples" / "embedding"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_programs import SANITIZED, SOURCES, answers, built
+from native_programs import PLAIN, SANITIZED, SOURCES, answers, built
 from tokenizer_cases import ADDED, texts, tokenizer_json
 from tokenizer_cases import KINDS as TOKENIZERS
 
@@ -25,8 +25,7 @@ from pl_compile.text.template import Field, Template, Virtual, parse_template
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.text.words import words_of
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 Ask = Callable[[str, Sequence[str]], list[str]]
 Fields = Mapping[str, str | int | float]
@@ -161,7 +160,7 @@ def ask(folder: Path) -> Ask:
     """Answers of the program to lines, with the tables of a kind."""
 
     def get(kind: str, lines: Sequence[str]) -> list[str]:
-        program = built(folder, "rendering_program.cc", "g++", "-O2")
+        program = built(folder, "rendering_program.cc", *PLAIN)
         return answers([program, written(folder, kind)], lines)
 
     return get
@@ -625,7 +624,7 @@ def test_a_tree_of_a_file_is_read(ask: Ask) -> None:
 
 
 def test_sanitizers_find_nothing_in_all_of_it(folder: Path) -> None:
-    program = built(folder, "rendering_program.cc", "g++", *SANITIZED)
+    program = built(folder, "rendering_program.cc", *SANITIZED)
     for kind in ("trims, NFC", "llama 2, a front", "prepended NFC", "a blank in front"):
         lines, expected = prompt_cases(kind, 2)
         spans, walks = span_cases(kind, 3)

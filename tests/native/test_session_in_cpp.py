@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_programs import SANITIZED, answers, built, fuzz
+from native_programs import FUZZER, PLAIN, SANITIZED, THREADS, answers, built, fuzz
 from safetensors.numpy import load_file, save_file
 from session_scripts import Asked, check, random_asked, read, said
 from test_engine_in_cpp import onnxruntime_library
@@ -21,8 +21,7 @@ from pl_compile.errors import PlcError
 from pl_compile.runtime import Session, kernels
 from pl_compile.testing import random_table, sign_bundle, write_tiny_base
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 CAPACITY = 160
 TASKS: tuple[dict[str, Any], ...] = (
@@ -131,11 +130,9 @@ def export(folder: Path) -> Callable[..., Path]:
     return bundle
 
 
-def program(
-    folder: Path, bundle: Path, *options: str, flags: tuple[str, ...] = ("-O1",)
-) -> list[str]:
+def program(folder: Path, bundle: Path, *options: str, build: tuple[str, ...] = PLAIN) -> list[str]:
     library = kernels.library_path()
-    made = built(folder, "session_program.cc", "g++", *flags, kernels=library)
+    made = built(folder, "session_program.cc", *build, kernels=library)
     return [str(made), str(bundle), str(onnxruntime_library()), *options]
 
 
@@ -433,18 +430,14 @@ def test_a_session_is_closed_while_a_thread_waits(
     assert found[1] in ("error 1 and is closed", "answer and is closed")
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [("-O1",), ("-O1", "-g", "-fsanitize=thread"), SANITIZED],
-    ids=["plain", "threads", "memory"],
-)
+@pytest.mark.parametrize("build", [PLAIN, THREADS, SANITIZED], ids=["plain", "threads", "memory"])
 def test_threads_share_a_session(
-    folder: Path, export: Callable[..., Path], flags: tuple[str, ...]
+    folder: Path, export: Callable[..., Path], build: tuple[str, ...]
 ) -> None:
     bundle, more = export("onnx"), export("onnx", "more")
     lines = [one.line() for one in asked_of(3, 40)]
     lines = [*lines, *(f"result {place}" for place in range(40)), f"threads 2 {more}", "close"]
-    found = answers(program(folder, bundle, "max_batch=4", flags=flags), lines)
+    found = answers(program(folder, bundle, "max_batch=4", build=build), lines)
     _, same, _, other = found[-2].split()
     assert (int(same) > 40, other) == (True, "0")
 
@@ -453,8 +446,7 @@ def test_a_fuzzer_of_requests_finds_nothing_in_a_few_seconds(
     export: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:
     bundle = export("onnx")
-    flags = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
-    program = built(folder, "fuzz_requests.cc", "clang++", *flags)
+    program = built(folder, "fuzz_requests.cc", *FUZZER)
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     random = Random(1)

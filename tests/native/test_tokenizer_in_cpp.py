@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from native_programs import answers, built, emulated
+from native_programs import PLAIN, SANITIZED, THREADS, answers, built, emulated
 from tokenizer_cases import KINDS, id_lists, texts, tokenizer_json, wrong_bytes
 from tokenizers import Tokenizer as HfTokenizer
 
@@ -14,8 +14,7 @@ from pl_compile.text.tables import tables_of as written_tables
 from pl_compile.text.tokenizer import Tokenizer
 from pl_compile.weights.bases import DEFAULT_BASE, cached_base_folder
 
-# In one process of the test run, which compiles each program once.
-pytestmark = [pytest.mark.xdist_group("native"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # most of it goes into compiling
 
 Ask = Callable[[str, Sequence[str]], list[str]]
 
@@ -35,7 +34,7 @@ def ask(folder: Path) -> Ask:
     """Answers of the program to lines, with the tables of a kind."""
 
     def get(kind: str, lines: Sequence[str]) -> list[str]:
-        program = built(folder, "tokenizer_program.cc", "g++", "-O2")
+        program = built(folder, "tokenizer_program.cc", *PLAIN)
         return answers([program, written(folder, kind)], lines)
 
     return get
@@ -176,7 +175,7 @@ def test_other_compilers_and_processors_make_the_same_ids(
     lines = [encode_line(text, added="all") for text in texts(12, 300)]
     here = ask(kind, lines)
 
-    clang = built(folder, "tokenizer_program.cc", "clang++", "-O2")
+    clang = built(folder, "tokenizer_program.cc", *SANITIZED)
 
     assert answers([clang, written(folder, kind)], lines) == here
 
@@ -204,7 +203,7 @@ def test_the_default_base_has_the_ids_of_the_python_runtime(folder: Path) -> Non
     path = folder / "default.tables"
     path.write_bytes(written_tables(spec))
     tokenizer, given = Tokenizer(spec), texts(13, 3000)
-    program = built(folder, "tokenizer_program.cc", "g++", "-O2")
+    program = built(folder, "tokenizer_program.cc", *PLAIN)
 
     found = answers([program, path], [encode_line(text, added="all") for text in given])
 
@@ -213,7 +212,7 @@ def test_the_default_base_has_the_ids_of_the_python_runtime(folder: Path) -> Non
 
 
 def test_threads_share_a_tokenizer_without_races(folder: Path) -> None:
-    program = built(folder, "tokenizer_program.cc", "g++", "-O1", "-g", "-fsanitize=thread")
+    program = built(folder, "tokenizer_program.cc", *THREADS)
     lines = [encode_line(text, added="all") for text in texts(14, 300)]
     lines += [f"stream 1 {from_ids(ids)}" for ids in id_lists("qwen", 15, 100)]
 

@@ -17,6 +17,7 @@ from pl_compile.runtime.kernels import instruction_set, library_path
 model, inputs, outputs = sys.argv[1:]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 2
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see conftest.py
 options.register_custom_ops_library(str(library_path()))
 session = onnxruntime.InferenceSession(model, options)
 runs: dict[str, dict[str, np.ndarray]] = {}

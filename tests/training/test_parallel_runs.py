@@ -27,8 +27,7 @@ from pl_compile.testing import PREFIX_TASK, TASKS, tiny_examples, tiny_train_con
 from pl_compile.training.checkpoint import save_checkpoint
 from pl_compile.training.read_config import read_train_config
 
-# One after the other: each takes all cores that there are.
-pytestmark = [pytest.mark.xdist_group("several processes"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)  # each takes all cores that there are
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 

@@ -30,8 +30,6 @@ pytestmark = [
     pytest.mark.skipif(
         CHROMIUM is None, reason="needs chromium; without a browser: test_playground.py"
     ),
-    # One browser for all; and a test that runs a loop of asyncio must not run beside it.
-    pytest.mark.xdist_group("browser"),
 ]
 
 SENTENCE = "so cold"
