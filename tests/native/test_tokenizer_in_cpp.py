@@ -140,7 +140,7 @@ def streamed_by_python(kind: str, skip: bool, ids: Sequence[int]) -> str:
     return ",".join(part.encode().hex() for part in [*parts, stream.finish()])
 
 
-@pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "gemma"])
+@pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "gemma", "metaspace, first"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_streams_hand_out_the_same_pieces_as_pythons(kind: str, skip: bool, ask: Ask) -> None:
     given = [[*ids, 10**6] for ids in id_lists(kind, 11, 400)]
