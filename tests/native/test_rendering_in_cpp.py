@@ -100,6 +100,8 @@ def tokenizer_text(kind: str) -> str:
         "llama 2, a front": lambda: _with_front("llama 2", _byte_level(blank=False)),
         "a blank in front, a front": lambda: _with_front("a blank in front"),
         "gemma, a front": lambda: _with_front("gemma"),
+        "metaspace, first, a front": lambda: _with_front("metaspace, first"),
+        "metaspace, always, a front": lambda: _with_front("metaspace, always, split"),
         "prepended NFC": lambda: _changed(
             "llama 2",
             normalizer={
@@ -121,6 +123,7 @@ KINDS = (
     *TOKENIZERS,
     *("trims", "trims, a blank in front", "trims, NFC", "llama 2, a front"),
     *("a blank in front, a front", "gemma, a front", "prepended NFC"),
+    *("metaspace, first, a front", "metaspace, always, a front"),
 )
 
 

@@ -1,12 +1,13 @@
 """The tokenizer of the native runtime makes the ids and the texts that Python's makes."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 from native_programs import PLAIN, SANITIZED, THREADS, answers, built, emulated
 from tokenizer_cases import KINDS, id_lists, texts, tokenizer_json, wrong_bytes
+from tokenizer_parity import compared, given_texts
 from tokenizers import Tokenizer as HfTokenizer
 
 from pl_compile.text.streaming import open_stream
@@ -139,7 +140,7 @@ def streamed_by_python(kind: str, skip: bool, ids: Sequence[int]) -> str:
     return ",".join(part.encode().hex() for part in [*parts, stream.finish()])
 
 
-@pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "gemma"])
+@pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "gemma", "metaspace, first"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_streams_hand_out_the_same_pieces_as_pythons(kind: str, skip: bool, ask: Ask) -> None:
     given = [[*ids, 10**6] for ids in id_lists(kind, 11, 400)]
@@ -219,3 +220,33 @@ def test_threads_share_a_tokenizer_without_races(folder: Path) -> None:
     found = answers([program, written(folder, "qwen"), "threads"], lines)
 
     assert len(set(found)) > 100
+
+
+@cache
+def of_all_sorts() -> list[str]:
+    return given_texts(600)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_sorts_of_texts_become_the_ids_and_the_texts_of_the_library(
+    kind: str, folder: Path
+) -> None:
+    """`tokenizer_parity.py` in small, under sanitizers."""
+    program = built(folder, "tokenizer_program.cc", "g++", *SANITIZED)
+
+    found = compared(
+        tokenizer_json(kind), partial(answers, [program, written(folder, kind)]), of_all_sorts()
+    )
+
+    assert (found.texts, found.differ) == (600, [])
+    assert found.characters > 50_000
+
+
+def test_all_sorts_of_texts_are_many_and_a_difference_is_found(folder: Path) -> None:
+    given = of_all_sorts()
+
+    def spoiled(lines: Sequence[str]) -> list[str]:
+        return ["1" if line.endswith(given[-1].encode().hex()) else "" for line in lines]
+
+    assert len(set(given)) > 550
+    assert set(compared(tokenizer_json("gpt-2"), spoiled, given).differ) == {*given} - {""}

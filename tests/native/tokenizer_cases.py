@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -93,6 +93,7 @@ _BYTE_LEVEL: dict[str, dict[str, Any]] = {
         "ignore_merges": True,
     },
     "qwen": {"pre_tokenizer": _QWEN, "normalizer": {"type": "NFC"}},
+    "neox": {"pre_tokenizer": _byte_level(), "normalizer": {"type": "NFC"}, "blanks": True},
     "three splits": {
         "pre_tokenizer": _sequence(
             _split(r"\p{N}{1,3}"), _split("[一-龥\u3040-\u309f\u30a0-\u30ff]+"), _byte_level()
@@ -110,6 +111,14 @@ _BYTE_FALLBACK: dict[str, dict[str, Any]] = {
         "decoder": {"type": "Sequence", "decoders": _STRIPPED},
     },
     "gemma": {"normalizer": _BLANK, "decoder": {"type": "Sequence", "decoders": _JOINED}},
+    **{
+        f"metaspace, {scheme}{', split' if splits else ''}": {
+            "pre_tokenizer": _json_of(pre.Metaspace(prepend_scheme=scheme, split=splits)),
+            "decoder": {"type": "Sequence", "decoders": _STRIPPED},
+        }
+        for scheme in ("first", "always")
+        for splits in (False, True)
+    },
 }
 KINDS = [*_BYTE_LEVEL, *_BYTE_FALLBACK]
 
@@ -120,8 +129,9 @@ def tokenizer_json(kind: str) -> str:
     spec = json.loads(_trained(byte_level=kind in _BYTE_LEVEL))
     change = dict({**_BYTE_LEVEL, **_BYTE_FALLBACK}[kind])
     spec["model"]["ignore_merges"] = change.pop("ignore_merges", False)
+    normalized = ("  ", "    ", "\n\n\n") if change.pop("blanks", False) else ()
     spec |= {"pre_tokenizer": None, "normalizer": None} | change
-    return json.dumps(_with_added(spec))
+    return json.dumps(_with_added(spec, normalized))
 
 
 @cache
@@ -142,13 +152,24 @@ def _trained(*, byte_level: bool) -> str:
     return json.dumps(spec)
 
 
-def _with_added(spec: dict[str, Any]) -> dict[str, Any]:
-    """The same with the added tokens of `ADDED`; those that are words keep their ids."""
+def _with_added(spec: dict[str, Any], normalized: Sequence[str]) -> dict[str, Any]:
+    """The same with the added tokens of `ADDED`; those that are words keep their ids.
+
+    Others are `normalized`: they are looked for after the normalizer.
+    """
     vocab = spec["model"]["vocab"]
-    new = [text for text in ADDED if text not in vocab]
+    every = [*ADDED, *normalized]
+    new = [text for text in every if text not in vocab]
     ids = {**vocab, **{text: len(vocab) + place for place, text in enumerate(new)}}
     added = [
-        {**_PLAIN, "id": ids[text], "content": text, "special": text in _SPECIAL} for text in ADDED
+        {
+            **_PLAIN,
+            "id": ids[text],
+            "content": text,
+            "special": text in _SPECIAL,
+            "normalized": text in normalized,
+        }
+        for text in every
     ]
     return {**spec, "added_tokens": sorted(added, key=lambda token: int(token["id"]))}
 

@@ -2,11 +2,11 @@
 
 The library looks for them twice: for those that are not `normalized` in the text, then for the
 others in each section between them, after the normalizer. At each place the longest one is taken.
-One search for both is the same where there is no normalizer and no token of one kind can overlap
-with one of the other.
+One search for both is the same where the normalizer leaves the tokens of the second kind where they
+are (or there is none), and no token of one kind can overlap with one of the other.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pl_compile.errors import TablesError
@@ -20,18 +20,20 @@ class AddedToken(NamedTuple):
     special: bool
 
 
-def added_tokens_of(tokens: Mapping[int, Any], *, normalizes: bool) -> tuple[AddedToken, ...]:
+def added_tokens_of(
+    tokens: Mapping[int, Any], stays: Callable[[str], bool]
+) -> tuple[AddedToken, ...]:
     """The added tokens, the longest one first.
 
     Args:
         tokens: those of the library, by their ids.
-        normalizes: whether the tokenizer has a normalizer.
+        stays: whether the normalizer leaves a text where it is, and what is beside it unchanged.
 
     Raises:
         TablesError: the library finds one of them elsewhere than where its text stands.
     """
     for token in tokens.values():
-        _check_settings(token, normalizes=normalizes)
+        _check_settings(token, stays)
     _check_overlaps(
         {token.content for token in tokens.values() if token.normalized},
         {token.content for token in tokens.values() if not token.normalized},
@@ -40,9 +42,9 @@ def added_tokens_of(tokens: Mapping[int, Any], *, normalizes: bool) -> tuple[Add
     return tuple(sorted(found, key=lambda token: (-len(token.text.encode()), token.id)))
 
 
-def _check_settings(token: Any, *, normalizes: bool) -> None:
+def _check_settings(token: Any, stays: Callable[[str], bool]) -> None:
     settings = [name for name in ("single_word", "lstrip", "rstrip") if getattr(token, name)]
-    if normalizes and token.normalized:
+    if token.normalized and not stays(token.content):
         settings.append("normalized beside a normalizer")
     if settings:
         raise TablesError(f"the added token {token.content!r} with {' and '.join(settings)}")

@@ -144,6 +144,20 @@ def table_of(node: Node, classes: Classes) -> Table:
     return table
 
 
+def matches_everywhere(table: Table) -> bool:
+    """Whether a match begins at each place of each text, so that nothing lies between matches."""
+    seen = [START]  # states that are reached without a match
+    for state in seen:  # it grows
+        *entries, at_end = table[state]
+        if state != START and not at_end & MATCHED:
+            return False
+        after = {entry for entry in entries if not entry & MATCHED}
+        if DEAD in after:
+            return False
+        seen += sorted(after.difference(seen))
+    return True
+
+
 def _determined(node: Node, classes: Classes) -> Table:
     program = _Program(classes)
     start = program.build(node, _MATCH)

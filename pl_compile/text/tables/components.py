@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pl_compile.errors import TablesError
-from pl_compile.text.tables.code_points import CodePoints, numeric
-from pl_compile.text.tables.patterns import InOrder, Node, OneOf, Repeat, literal, parse
+from pl_compile.text.tables.automata import matches_everywhere, table_of
+from pl_compile.text.tables.code_points import CodePoints, divide, numeric
+from pl_compile.text.tables.patterns import InOrder, Node, OneOf, Repeat, literal, parse, sets_of
 
 Component = Mapping[str, Any]
 
@@ -26,6 +27,19 @@ class Prepend:
 
 
 @dataclass(frozen=True)
+class Open:
+    """Puts a text before each text that neither is empty nor begins with it.
+
+    Attributes:
+        text: what is put.
+        once: whether only the text that begins the whole one gets it, not one after an added token.
+    """
+
+    text: str
+    once: bool
+
+
+@dataclass(frozen=True)
 class Replace:
     """Replaces each place where a text stands, from left to right."""
 
@@ -38,7 +52,7 @@ class Nfc:
     """Normalises to NFC."""
 
 
-Step = Prepend | Replace | Nfc
+Step = Prepend | Open | Replace | Nfc
 
 
 @dataclass
@@ -167,36 +181,53 @@ def _add_digits(part: Component, made: PreTokenizer) -> None:
 
 
 def _add_split(part: Component, made: PreTokenizer) -> None:
-    pattern, behavior = part["pattern"], part["behavior"]
-    if part["invert"]:
-        raise TablesError("the pre-tokenizer Split with invert")
+    pattern, behavior, inverts = part["pattern"], part["behavior"], part["invert"]
     if "String" in pattern and not pattern["String"]:
         raise TablesError("the pre-tokenizer Split by ''")
-    if "String" in pattern and never_holds(made.steps, pattern["String"]):
+    if "String" in pattern and not inverts and never_holds(made.steps, pattern["String"]):
         return  # what is not there does not split, whatever the behavior
-    if behavior != "Isolated":
-        raise TablesError(f"the pre-tokenizer Split with behavior {behavior}", expected="Isolated")
     node = literal(pattern["String"]) if "String" in pattern else parse(pattern["Regex"])
+    # Pieces that are "Isolated" are the same whether they match or lie between matches. "Removed"
+    # with `invert` removes what lies between, which may be nothing at all.
+    if behavior != "Isolated" and not (behavior == "Removed" and inverts and _leaves_none(node)):
+        name = f"the pre-tokenizer Split with behavior {behavior}"
+        raise TablesError(
+            f"{name} and invert" if inverts else name,
+            expected="Isolated; or Removed and invert, where everything matches",
+        )
     made.splits.append(node)
 
 
-def _add_metaspace(part: Component, made: PreTokenizer) -> None:
-    """Metaspace as a Replace, and a split before each of its signs.
+def _leaves_none(node: Node) -> bool:
+    """Whether nothing lies between the matches of a split."""
+    return matches_everywhere(table_of(node, divide(sets_of(node))))
 
-    With `prepend_scheme` "always" or "first" it puts its sign only before what does not begin with
-    one, which Prepend cannot say.
-    """
+
+def _add_metaspace(part: Component, made: PreTokenizer) -> None:
+    """Metaspace as a Replace, an Open, and a split before each of its signs."""
     scheme, sign = part["prepend_scheme"], part["replacement"]
-    if scheme != "never":
-        raise TablesError(
-            f"the pre-tokenizer Metaspace with prepend_scheme '{scheme}'", expected="'never'"
-        )
     if made.splits:
         raise TablesError("the pre-tokenizer Metaspace after a split")
+    if scheme == "first" and any(map(_may_move_start, made.steps)):
+        raise TablesError(
+            "the pre-tokenizer Metaspace with prepend_scheme 'first' after a Replace of several "
+            "characters, or by nothing"
+        )
     made.steps.append(Replace(" ", sign))
+    if scheme != "never":
+        made.steps.append(Open(sign, once=scheme == "first"))
     if part["split"]:
         codes = CodePoints.of(sign)
         made.splits.append(InOrder((OneOf(codes), Repeat(OneOf(~codes), 0, None))))
+
+
+def _may_move_start(step: Step) -> bool:
+    """Whether the first character may have another place in the text than its start.
+
+    To the library a text is the first one where that place is 0. What a Replace writes has the
+    place of the last character that it took away.
+    """
+    return isinstance(step, Replace) and (len(step.old) > 1 or not step.new)
 
 
 _PRE_TOKENIZERS = {
@@ -222,7 +253,7 @@ def _is_removed(steps: Sequence[Step], character: str) -> bool:
         match step:
             case Nfc():
                 removed = False  # it writes characters of its own
-            case Prepend(prefix):
+            case Prepend(prefix) | Open(prefix):
                 removed = removed and character not in prefix
             case Replace(old, new):
                 removed = (removed or old == character) and character not in new

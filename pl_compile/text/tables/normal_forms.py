@@ -9,11 +9,12 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from pl_compile.errors import TablesError
 from pl_compile.text.tables.code_points import SURROGATES
 
-_HANGUL = range(0xAC00, 0xD7A4)
+_HANGUL, _HANGUL_PARTS = range(0xAC00, 0xD7A4), range(0x1100, 0x1200)
 # What is below has no decomposition and is no mark: the controls and signs of Latin-1. Nor has what
 # is above: planes that are empty, for tags or for private use.
 _FIRST, _END = 0xC0, 0x40000
@@ -53,6 +54,21 @@ def normal_forms() -> NormalForms:
     forms = NormalForms(decompositions, marks, _compositions(decompositions))
     _check(forms)
     return forms
+
+
+def stays(text: str) -> bool:
+    """Whether a text is in a NFC just where it was before, and parts what stands on its two sides.
+
+    No character of it is made of others, or becomes a part of another one. Most letters are not so:
+    "K" is also what the sign of kelvins becomes.
+    """
+    forms = normal_forms()
+    moved = {*forms.decompositions, *forms.marks, *chain(*forms.decompositions.values())}
+    moved |= {part for pair in forms.compositions for part in pair}
+    return not any(
+        character in moved or ord(character) in _HANGUL or ord(character) in _HANGUL_PARTS
+        for character in text
+    )
 
 
 def _decompositions() -> dict[str, str]:

@@ -7,6 +7,7 @@ use. Anything else is refused by name.
     \p{L} \P{L} \s \S     a class, also \d \D \w \W       (ab) (?:ab)      a group
     \r \n \t \f \u1234    a character, also \. and such   (?i:'s|'t)       texts without case
     [a-z\s] [^a-z]        any one of, none of             (?!a)            no such character next
+    [a[b-d]]              a set in a set                  $                the end of a line next
     a? a* a+ a{1,3}       as often as can be
 """
 
@@ -155,7 +156,9 @@ class _Parser:
             return OneOf(self._set())
         if self._took("\\"):
             return OneOf(self._escaped())
-        if self._next() in "^$.?*+{":
+        if self._took("$"):
+            return NotAhead(~CodePoints.of("\n"))
+        if self._next() in "^.?*+{":
             raise self._refused(f"the operator '{self._next()}'")
         return OneOf(self._character())
 
@@ -237,11 +240,15 @@ class _Parser:
 
     def _member(self) -> CodePoints:
         """A character, a class or a range of a set."""
-        if self._next() == "" or self._next() == "[" or self._source.startswith("&&", self._place):
-            raise self._refused("a set with '[' or '&&' in it, or without its ']'")
-        first = self._member_alone()
+        next_two = self._source[self._place : self._place + 2]
+        if next_two in ("", "[:", "&&"):
+            raise self._refused("a set with '[:' or '&&' in it, or without its ']'")
+        is_set = self._took("[")
+        first = self._set() if is_set else self._member_alone()
         if self._next() != "-" or self._source.startswith("-]", self._place):
             return first
+        if is_set:
+            raise self._refused("a '-' behind a set in a set")
         self._took("-")
         if self._next() in ("[", ""):
             raise self._refused("a set with '[' in it, or without its ']'")

@@ -12,6 +12,7 @@ from pl_compile.errors import TablesError, first_line_of
 from pl_compile.text.tables.added_tokens import AddedToken, added_tokens_of
 from pl_compile.text.tables.components import (
     Component,
+    Nfc,
     PreTokenizer,
     Step,
     check_decoder,
@@ -19,6 +20,7 @@ from pl_compile.text.tables.components import (
     steps_of,
     trims_of,
 )
+from pl_compile.text.tables.normal_forms import stays
 from pl_compile.text.tables.patterns import Node
 from pl_compile.text.tables.vocabulary import byte_ids, check_byte_tokens
 from pl_compile.text.tokenizer import is_of_tokenizers
@@ -78,7 +80,7 @@ def read_tokenizer(tokenizer_json: str) -> TokenizerParts:
     _check_splits(made)
     _check_bytes(model, byte_level=made.byte_level)
     tokens = tokenizer.get_added_tokens_decoder()
-    added = added_tokens_of(tokens, normalizes=bool(normalizer))
+    added = added_tokens_of(tokens, lambda text: _stays(text, normalizer))
     spec = json.loads(tokenizer_json)["model"]
     vocabulary = spec["vocab"]
     _check_ids(vocabulary, added)
@@ -131,6 +133,11 @@ def _check_model(model: Any) -> None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if getattr(model, name):
             raise TablesError(f"a BPE with {name}")
+
+
+def _stays(text: str, normalizer: Sequence[Step]) -> bool:
+    """Whether a normalizer leaves a text where it is, and what is beside it unchanged."""
+    return all(isinstance(step, Nfc) for step in normalizer) and (not normalizer or stays(text))
 
 
 def _check_splits(made: PreTokenizer) -> None:

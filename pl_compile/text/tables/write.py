@@ -9,7 +9,7 @@ import numpy as np
 from pl_compile.errors import TablesError
 from pl_compile.text.tables.automata import Table, table_of
 from pl_compile.text.tables.code_points import END, Classes, divide
-from pl_compile.text.tables.components import Nfc, Prepend, Replace, Step
+from pl_compile.text.tables.components import Nfc, Open, Prepend, Replace, Step
 from pl_compile.text.tables.hash_tables import EMPTY, id_table, merge_table
 from pl_compile.text.tables.normal_forms import NormalForms, normal_forms
 from pl_compile.text.tables.patterns import sets_of
@@ -24,7 +24,7 @@ _MOST_CLASSES = 255
 
 _ORDINARY, _SPECIAL, _NOT_SPECIAL, _BYTE, _UNUSED = range(5)
 _BYTE_LEVEL, _PREFIX_SPACE, _IGNORE_MERGES, _BYTE_FALLBACK, _NFC = (1 << bit for bit in range(5))
-_PREPEND, _REPLACE, _NFC_STEP = 1, 2, 3
+_PREPEND, _REPLACE, _NFC_STEP, _OPEN, _OPEN_ONCE = range(1, 6)
 
 
 def tables_of(tokenizer_json: str) -> bytes:
@@ -154,6 +154,8 @@ def _step(step: Step) -> bytes:
     match step:
         case Prepend(text):
             kind, first, second = _PREPEND, text.encode(), b""
+        case Open(text, once):
+            kind, first, second = _OPEN_ONCE if once else _OPEN, text.encode(), b""
         case Replace(old, new):
             kind, first, second = _REPLACE, old.encode(), new.encode()
         case Nfc():

@@ -117,7 +117,9 @@ Renderer::Renderer(const TaskRecord& task, const Template& parsed, Encoder& enco
   const TokenizerTables& tables = encoder.tokenizer().tables();
   opens_sections_ = tables.add_prefix_space;
   for (const NormalStep& step : tables.steps)
-    if (step.kind == NormalStep::Kind::kPrepend && !step.what.empty()) opens_sections_ = true;
+    if (step.kind == NormalStep::Kind::kOpen ||
+        (step.kind == NormalStep::Kind::kPrepend && !step.what.empty()))
+      opens_sections_ = true;
   const std::vector<std::string>& names = parsed.input_fields;
   for (const Segment& segment : parsed.segments) {
     const auto found = std::find(names.begin(), names.end(), segment.text);
@@ -274,7 +276,7 @@ size_t Renderer::first_added(const std::vector<int32_t>& ids) const {
   return static_cast<size_t>(found - ids.begin());
 }
 
-// docs/artifact-format.md, "Joined". No added token is `normalized` beside a normalizer, and none
+// docs/artifact-format.md, "Joined". No added token is `normalized` beside a Prepend, and none
 // has `rstrip`: tables are refused them.
 Result<Renderer::Part> Renderer::encode_as_one(std::string_view text, bool opens, bool first) {
   Part made;

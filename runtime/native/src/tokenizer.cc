@@ -148,13 +148,17 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
   places_ = places;
   text_ = text;
   const size_t first_id = ids.size(), first_place = places == nullptr ? 0 : places->size();
+  const auto behind = [&options](size_t start) {
+    if (!options.opens) return Behind::kText;
+    return start == 0 ? Behind::kNothing : Behind::kToken;
+  };
   size_t start = 0;
   for (size_t at = 0; options.added != AddedTokens::kAsCharacters && at < text.size();) {
     const AddedToken* const token = tokenizer_->added_at_start_of(text.substr(at));
     const size_t end = at + (token == nullptr ? 1 : token->text.size());
     // A special token that stays characters still hides those inside it, as in `tokenizers`.
     if (token != nullptr && (options.added == AddedTokens::kAll || !token->special)) {
-      section(text.substr(start, at - start), options.opens, ids);
+      section(text.substr(start, at - start), behind(start), ids);
       ids.push_back(static_cast<int32_t>(token->id));
       if (places != nullptr)
         places->push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(end)});
@@ -162,7 +166,7 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
     }
     at = end;
   }
-  section(text.substr(start), options.opens, ids);
+  section(text.substr(start), behind(start), ids);
   if (places != nullptr)
     for (const bool keeps_blank : tables_.trims) trim(text, keeps_blank, ids, first_id, first_place);
   return {};
@@ -190,10 +194,10 @@ void Encoder::trim(std::string_view text, bool keeps_blank, const std::vector<in
 }
 
 // A text between added tokens.
-void Encoder::section(std::string_view text, bool opens, std::vector<int32_t>& ids) {
+void Encoder::section(std::string_view text, Behind behind, std::vector<int32_t>& ids) {
   if (text.empty()) return;
   if (places_ != nullptr) place_characters(text);
-  const std::string_view whole = normalized(text, opens);
+  const std::string_view whole = normalized(text, behind);
   section_ = whole.data();
   split(0, whole, ids);
 }
@@ -209,17 +213,32 @@ void Encoder::place_characters(std::string_view text) {
   }
 }
 
-std::string_view Encoder::normalized(std::string_view text, bool opens) {
-  for (const NormalStep& step : tables_.steps) {
-    if (step.kind == NormalStep::Kind::kPrepend && !opens) continue;
-    apply(step, text);
-    text = normalized_;
-  }
-  if (tables_.add_prefix_space && opens && !text.empty() && text[0] != ' ') {
-    apply({NormalStep::Kind::kPrepend, " ", {}}, text);
+std::string_view Encoder::normalized(std::string_view text, Behind behind) {
+  for (const NormalStep& step : tables_.steps)
+    if (is_taken(step, text, behind)) {
+      apply(step, text);
+      text = normalized_;
+    }
+  if (const NormalStep blank{NormalStep::Kind::kOpen, " ", {}};
+      tables_.add_prefix_space && is_taken(blank, text, behind)) {
+    apply(blank, text);
     text = normalized_;
   }
   return text;
+}
+
+// Whether a step changes a text that stands there.
+bool Encoder::is_taken(const NormalStep& step, std::string_view text, Behind behind) {
+  switch (step.kind) {
+    case NormalStep::Kind::kPrepend:
+      return behind != Behind::kText;
+    case NormalStep::Kind::kOpen:
+      return behind != Behind::kText && text.substr(0, step.what.size()) != step.what;
+    case NormalStep::Kind::kOpenOnce:
+      return behind == Behind::kNothing && text.substr(0, step.what.size()) != step.what;
+    default:
+      return true;
+  }
 }
 
 // Leaves the result in `normalized_`, which may be where the text is.
@@ -231,6 +250,8 @@ void Encoder::apply(const NormalStep& step, std::string_view text) {
   normalized_.clear();
   switch (step.kind) {
     case NormalStep::Kind::kPrepend:
+    case NormalStep::Kind::kOpen:
+    case NormalStep::Kind::kOpenOnce:
       if (text.empty()) return;
       normalized_.append(step.what).append(text);
       if (places_ != nullptr) sources_.insert(sources_.begin(), step.what.size(), Place(sources_[0]));

@@ -108,8 +108,12 @@ class Encoder {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
-  void section(std::string_view text, bool opens, std::vector<int32_t>& ids);
-  std::string_view normalized(std::string_view text, bool opens);
+  // What a section stands behind: text of its sequence, an added token, or nothing.
+  enum class Behind { kText, kToken, kNothing };
+
+  void section(std::string_view text, Behind behind, std::vector<int32_t>& ids);
+  std::string_view normalized(std::string_view text, Behind behind);
+  static bool is_taken(const NormalStep& step, std::string_view text, Behind behind);
   void apply(const NormalStep& step, std::string_view text);
   void split(size_t stage, std::string_view text, std::vector<int32_t>& ids);
   void encode_piece(std::string_view text, std::vector<int32_t>& ids);

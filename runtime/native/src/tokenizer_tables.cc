@@ -510,6 +510,8 @@ Status Reader::step(Cursor& rest) {
   // Valid UTF-8 in valid UTF-8 stands between whole characters, so the text stays valid.
   if (!is_utf8(*what) || !is_utf8(*with)) return wrong_entry(number, {"is not UTF-8"}, {"text"});
   switch (kind) {
+    case NormalStep::Kind::kOpen:
+    case NormalStep::Kind::kOpenOnce:
     case NormalStep::Kind::kPrepend:
       tables_.prepended += what->size();
       break;
@@ -526,7 +528,7 @@ Status Reader::step(Cursor& rest) {
       tables_.prepended *= 2 * kLongestDecomposition;
       break;
     default:
-      return wrong_entry(number, {"is of kind ", numbers[0]}, {"1, 2 or 3"});
+      return wrong_entry(number, {"is of kind ", numbers[0]}, {"1 to 5"});
   }
   if (tables_.growth > kMostGrowth || tables_.prepended > kMostGrowth)
     return wrong_entry(number, {"lets a text grow without bounds"},

@@ -34,7 +34,8 @@ struct AddedToken {
 };
 
 struct NormalStep {
-  enum class Kind : uint32_t { kPrepend = 1, kReplace = 2, kNfc = 3 };
+  // kOpen prepends to what does not begin with the text; kOpenOnce only at the whole text's start.
+  enum class Kind : uint32_t { kPrepend = 1, kReplace = 2, kNfc = 3, kOpen = 4, kOpenOnce = 5 };
   Kind kind;
   std::string_view what, with;  // `with`: of a replacement
 };

@@ -25,6 +25,14 @@ DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+# The class of letters, which is long, is cut off.
+DEEPSEEK_CODER = (
+    "[\r\n]",
+    "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u0370-\u0373\u0386\u0400-\u0481\uff21-\uff3a]+",
+    "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+)
 
 
 def split(
@@ -66,7 +74,15 @@ PRE_TOKENIZERS = {
     "Tekken": sequence(split(TEKKEN), byte_level()),
     "a blank in front": byte_level(use_regex=True, add_prefix_space=True),
     "a text": sequence(split("the", kind="String"), byte_level()),
+    "BLOOM": sequence(
+        split(" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"), byte_level()
+    ),
+    "DeepSeek Coder": sequence(*map(split, DEEPSEEK_CODER), digits(one_by_one=True), byte_level()),
+    "Phi 4": sequence(split(LLAMA_3, behavior="Removed", invert=True), byte_level()),
+    "GPT-NeoX": byte_level(use_regex=True),
     "no split": byte_level(),
 }
 IGNORES_MERGES = ("Llama 3", "Tekken")
-NORMALIZERS = {"Qwen 2.5": {"type": "NFC"}}
+NORMALIZERS = {"Qwen 2.5": {"type": "NFC"}, "GPT-NeoX": {"type": "NFC"}}
+# Added tokens that are "normalized": runs of blanks.
+NORMALIZED = {"GPT-NeoX": ["  ", "    ", "     "]}

@@ -71,16 +71,16 @@ class Reader:
 
     def encode(self, text: str, *, markup: bool = True) -> list[int]:
         """`markup`: whether added tokens are found."""
-        ids = []
-        plain = ""
+        ids: list[int] = []
+        plain, is_first = "", True
         while text:
             token = self._added_at(text) if markup else None
             if token is None:
                 plain, text = plain + text[0], text[1:]
                 continue
-            ids += [*self._section(plain), token[0]]
-            plain, text = "", text[len(token[2]) :]
-        return ids + self._section(plain)
+            ids += [*self._section(plain, is_first), token[0]]
+            plain, text, is_first = "", text[len(token[2]) :], False
+        return ids + self._section(plain, is_first)
 
     def decode(self, ids: list[int]) -> str:
         """Special tokens too."""
@@ -104,9 +104,12 @@ class Reader:
             pieces = [part for piece in pieces for part in self._split(piece, table)]
         return pieces
 
-    def normalized(self, text: str) -> str:
+    def normalized(self, text: str, *, is_first: bool = True) -> str:
+        """`is_first`: whether the text is the first section."""
         for kind, first, second in self.steps:
-            if kind == 1:
+            if kind in (4, 5) and (text.startswith(first) or (kind == 5 and not is_first)):
+                continue
+            if kind in (1, 4, 5):
                 text = first + text if text else text
             elif kind == 2:
                 text = text.replace(first, second)
@@ -121,8 +124,8 @@ class Reader:
     def _added_at(self, text: str) -> tuple[int, int, str] | None:
         return next((token for token in self.added if text.startswith(token[2])), None)
 
-    def _section(self, text: str) -> list[int]:
-        text = self.normalized(text)
+    def _section(self, text: str, is_first: bool) -> list[int]:
+        text = self.normalized(text, is_first=is_first)
         if self.has(PREFIX_SPACE) and text and text[0] != " ":
             text = " " + text
         return [key for piece in self.pieces(text) if piece for key in self._piece(piece)]

@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 import pytest
-from known_tokenizers import PRE_TOKENIZERS, split
+from known_tokenizers import PRE_TOKENIZERS, byte_level, sequence, split
 from reader import BYTE, NONE, NOT_SPECIAL, SPECIAL, Reader
 from tiny_tokenizers import byte_level_tokenizer, hard_texts, with_added, with_parts
 from tokenizers import AddedToken
@@ -66,6 +66,37 @@ def test_every_block_of_unicode_is_split_as_the_library_splits_it(name: str) -> 
         assert reader.encode(each) == library.encode(each, add_special_tokens=False).ids
     wanted = [[part for part, _ in library.pre_tokenizer.pre_tokenize_str(each)] for each in texts]
     assert [len(reader.pieces(each)) for each in texts] == [len(parts) for parts in wanted]
+
+
+def test_added_tokens_that_nfc_leaves_where_they_are_are_found() -> None:
+    normalized = [
+        AddedToken(text, normalized=True) for text in ("  ", "    ", "[1]", "_|_", "\n\n")
+    ]
+    text = with_added(byte_level_tokenizer("Qwen 2.5"), *normalized)
+    parts = (
+        "  ",
+        "   ",
+        "[1]",
+        "\n\n",
+        "\u0301",
+        "\u0338",
+        "e",
+        "K",
+        "\u0344",
+        "\u0f73",
+        "가",
+        "\u11a8",
+    )
+
+    check_ids(text, hard_texts(21, 400, parts * 4))
+
+
+@pytest.mark.parametrize("invert", [True, False])
+def test_a_split_that_isolates_is_the_same_inverted(invert: bool) -> None:
+    by = sequence(split(r"\p{L}+|\d", invert=invert), byte_level())
+    text = with_parts(byte_level_tokenizer("no split"), pre_tokenizer=by)
+
+    assert check_ids(text, hard_texts(22, 120)).pieces("ab, 12c") == ["ab", ", ", "1", "2", "c"]
 
 
 def test_nfc_is_that_of_the_library_before_all_else() -> None:
@@ -174,13 +205,44 @@ def test_a_tokenizer_with_byte_fallback_gives_the_ids_of_the_library() -> None:
 
 
 @pytest.mark.parametrize("splits", [True, False])
-def test_a_metaspace_that_prepends_nothing_is_a_replacement_and_a_split(splits: bool) -> None:
-    metaspace = _METASPACE | {"split": splits}
-    text = with_parts(byte_fallback_tokenizer("first"), normalizer=None, pre_tokenizer=metaspace)
+@pytest.mark.parametrize("scheme", ["never", "first", "always"])
+def test_a_metaspace_is_steps_and_a_split(scheme: str, splits: bool) -> None:
+    metaspace = _METASPACE | {"split": splits, "prepend_scheme": scheme}
+    added = [{"content": text, "special": text == "[INST]"} for text in ("[INST]", "▁▁", "a b")]
+    text = with_parts(
+        byte_fallback_tokenizer("first", added), normalizer=None, pre_tokenizer=metaspace
+    )
+    texts = ["", " ", "▁", "a", "[INST]a", " [INST]a", "[INST][INST]", "a[INST] a[INST]▁a", "\n▁"]
 
-    reader = check_ids(text, hard_texts(5, 200, ("▁", "▁▁", "  ", " a")))
+    reader = check_ids(text, [*texts, *hard_texts(5, 240, ("▁", "▁▁", "[INST]", " a", "b"))])
 
     assert reader.pieces("a▁▁b▁") == (["a", "▁", "▁b", "▁"] if splits else ["a▁▁b▁"])
+    in_front = {"never": ["", ""], "first": ["▁", ""], "always": ["▁", "▁"]}[scheme]
+    places = (True, False)
+    assert [reader.normalized("a", is_first=place) for place in places] == [
+        f"{s}a" for s in in_front
+    ]
+    assert [reader.normalized(" a", is_first=place) for place in places] == ["▁a", "▁a"]
+
+
+def test_a_metaspace_puts_nothing_before_a_text_that_the_normalizer_emptied() -> None:
+    removed = {"type": "Replace", "pattern": {"String": "x"}, "content": ""}
+    added = [{"content": "[INST]"}]
+    text = with_parts(byte_fallback_tokenizer("always", added), normalizer=removed)
+
+    reader = check_ids(text, ["x", "xx[INST]x", "xa[INST]xa", "x a"])
+
+    assert reader.encode("x") == []
+
+
+def test_a_metaspace_follows_a_normalizer_that_leaves_the_start_where_it_is() -> None:
+    steps = [_REPLACE | {"pattern": {"String": "x"}, "content": "yy"}, {"type": "NFC"}]
+    steps.append({"type": "Prepend", "prepend": "z"})
+    normalizer = {"type": "Sequence", "normalizers": steps}
+    added = [{"content": "[INST]"}]
+    text = with_parts(byte_fallback_tokenizer("first", added), normalizer=normalizer)
+
+    check_ids(text, ["x", "xx[INST]x", " xa", *hard_texts(6, 200, ("x", " ", "[INST]"))])
 
 
 def test_the_split_of_gemma_that_finds_nothing_is_left_out() -> None:

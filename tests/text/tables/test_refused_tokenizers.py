@@ -60,7 +60,18 @@ def test_settings_of_a_bpe_that_change_its_tokens_are_refused(
         (sequence({"type": "BertPreTokenizer"}), "the pre-tokenizer BertPreTokenizer"),
         (split("a", behavior="Removed"), "the pre-tokenizer Split with behavior Removed"),
         (split("", kind="String"), "the pre-tokenizer Split by ''"),
-        (split("a", invert=True), "the pre-tokenizer Split with invert"),
+        (
+            split("a", behavior="Removed", invert=True),
+            "the pre-tokenizer Split with behavior Removed and invert",
+        ),
+        (
+            split(r"\s+(?!\S)|\S+", behavior="Removed", invert=True),
+            "the pre-tokenizer Split with behavior Removed and invert",
+        ),
+        (
+            split("a", kind="String", behavior="MergedWithNext", invert=True),
+            "the pre-tokenizer Split with behavior MergedWithNext and invert",
+        ),
         (
             split(" ", kind="String", behavior="MergedWithPrevious"),
             "the pre-tokenizer Split with behavior MergedWithPrevious",
@@ -74,8 +85,6 @@ def test_settings_of_a_bpe_that_change_its_tokens_are_refused(
             sequence(digits(one_by_one=True), byte_level(add_prefix_space=True)),
             "the pre-tokenizer ByteLevel with add_prefix_space after a split",
         ),
-        (_metaspace("always"), "the pre-tokenizer Metaspace with prepend_scheme 'always'"),
-        (_metaspace("first"), "the pre-tokenizer Metaspace with prepend_scheme 'first'"),
         (
             sequence(digits(one_by_one=True), _metaspace("never")),
             "the pre-tokenizer Metaspace after a split",
@@ -111,6 +120,19 @@ def test_a_normalizer_that_no_table_can_say_is_refused(normalizer: Any, found: s
     assert _refusal(with_parts(byte_level_tokenizer("GPT-2"), normalizer=normalizer)) == found
 
 
+@pytest.mark.parametrize(("old", "new"), [("x", ""), ("ab", "c")])
+def test_a_metaspace_for_the_first_text_is_refused_where_its_start_may_move(
+    old: str, new: str
+) -> None:
+    step = _BLANKS | {"pattern": {"String": old}, "content": new}
+    text = with_parts(byte_fallback_tokenizer("first"), normalizer=step)
+
+    assert _refusal(text).startswith(
+        "the pre-tokenizer Metaspace with prepend_scheme 'first' after"
+    )
+    tables_of(with_parts(byte_fallback_tokenizer("always"), normalizer=step))
+
+
 @pytest.mark.parametrize(
     "steps",
     [
@@ -141,10 +163,19 @@ def test_an_added_token_that_looks_beside_itself_is_refused(setting: str) -> Non
     assert found == f"the added token '<mask>' with {setting}"
 
 
-def test_an_added_token_that_is_looked_for_after_a_normalizer_is_refused() -> None:
-    text = with_added(byte_level_tokenizer("Qwen 2.5"), AddedToken("<mask>", normalized=True))
+# The signs of kelvins and of ohms, "≮" and the syllable "가" are made of the first ones, or become
+# them; a mark at the start would be moved or become a part of what stands before.
+@pytest.mark.parametrize("content", ["<mask>", "K", "1Ω2", "1<", "ᄀ1", "\u0301", "é", ";", "가"])
+def test_an_added_token_that_nfc_may_change_is_refused(content: str) -> None:
+    text = with_added(byte_level_tokenizer("Qwen 2.5"), AddedToken(content, normalized=True))
 
-    assert _refusal(text) == "the added token '<mask>' with normalized beside a normalizer"
+    assert _refusal(text) == f"the added token {content!r} with normalized beside a normalizer"
+
+
+def test_an_added_token_that_is_looked_for_after_other_steps_is_refused() -> None:
+    text = byte_fallback_tokenizer("prepend", [{"content": "  ", "normalized": True}])
+
+    assert _refusal(text) == "the added token '  ' with normalized beside a normalizer"
 
 
 @pytest.mark.parametrize("other", ["abc", "bc", "b", "cd", "xab", "xabcd"])

@@ -5,7 +5,7 @@ import random
 from functools import cache
 from typing import Any
 
-from known_tokenizers import IGNORES_MERGES, NORMALIZERS, PRE_TOKENIZERS
+from known_tokenizers import IGNORES_MERGES, NORMALIZED, NORMALIZERS, PRE_TOKENIZERS
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 
@@ -84,8 +84,9 @@ def hard_texts(seed: int, count: int, parts: tuple[str, ...] = ()) -> list[str]:
 @cache
 def byte_level_tokenizer(name: str) -> str:
     """The text of a `tokenizer.json` with a known pre-tokenizer, by its name."""
+    blanks = [AddedToken(text, normalized=True) for text in NORMALIZED.get(name, [])]
     return with_parts(
-        _trained(name),
+        with_added(_trained(name), *blanks),
         pre_tokenizer=PRE_TOKENIZERS[name],
         normalizer=NORMALIZERS.get(name),
         model={"ignore_merges": name in IGNORES_MERGES},
