@@ -8,12 +8,22 @@ from pl_compile.cli.terminal import json_option, print_json, print_table
 
 
 @click.command("doctor", epilog="Example: plc doctor")
+@click.option(
+    "--cmake-dir",
+    is_flag=True,
+    help="Print only the folder where CMake finds libplc_runtime, for C and C++ programs: "
+    'cmake -DCMAKE_PREFIX_PATH="$(plc doctor --cmake-dir)".',
+)
 @json_option
-def command(as_json: bool) -> None:
+def command(as_json: bool, cmake_dir: bool) -> None:
     """Say what works on this machine, what does not, and why."""
-    from pl_compile.driver.doctor import examine
+    from pl_compile.driver import doctor
 
-    findings = examine()
+    if cmake_dir:
+        folder = str(doctor.cmake_dir())
+        print_json({"cmake_dir": folder}) if as_json else click.echo(folder)
+        return
+    findings = doctor.examine()
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
         return

@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from pl_compile import __version__
@@ -27,6 +28,9 @@ _EXTRAS = {
     "gpu": (("onnxruntime-gpu", "cuda-bindings"), "target onnx-cuda, and --provider cuda"),
 }
 _RUNTIME = ("numpy", "onnxruntime", "tokenizers", "safetensors", "click", "pyyaml", "rich")
+
+# Where setup.py puts what it builds for programs in C and C++.
+_CMAKE_FOLDER = Path(__file__).parents[1] / "runtime" / "native" / "lib" / "cmake" / "plc_runtime"
 
 _DEVICE = "/dev/nvidia0"
 _CUDA = PROVIDERS["cuda"]
@@ -85,7 +89,25 @@ def examine() -> list[Finding]:
     findings.append(_gpu(gpus))
     for target in TARGETS.values():
         findings += _findings_of(target, gpus)
-    return [*findings, ranks_on_cpu(), ranks_on_gpus(gpus), _default_base()]
+    ranks = [ranks_on_cpu(), ranks_on_gpus(gpus)]
+    return [*findings, *ranks, _library(), _default_base()]
+
+
+def cmake_dir() -> Path:
+    """The folder of this package in which CMake finds `libplc_runtime`.
+
+    Raises:
+        PlcError: the package was installed without the library.
+    """
+    if (_CMAKE_FOLDER / "plc_runtime-config.cmake").is_file():
+        return _CMAKE_FOLDER
+    raise PlcError(
+        "looking for libplc_runtime, which serves bundles in C and C++ programs",
+        found="this installation has none: on Linux it is built where a compiler is, but not for "
+        "an editable installation",
+        fix="Install g++ 11 or Clang 12, or a later one, then pl-compile again, not editable; or "
+        "build the library in a clone with CMake: docs/embedding.md.",
+    )
 
 
 def _version(package: str) -> str | None:
@@ -302,6 +324,15 @@ def ranks_on_gpus(gpus: Gpus) -> Finding:
         return Finding(name, False, f"{gpus.count} GPU, and each rank needs one of its own")
     found = _version("nccl4py") or "of unknown version"
     return Finding(name, True, f"nccl4py {found}, {gpus.count} GPUs; never run by this project")
+
+
+def _library() -> Finding:
+    """Whether programs in C and C++ can be built with this package."""
+    name = "library for C and C++"
+    try:
+        return Finding(name, True, str(cmake_dir()))
+    except PlcError as error:
+        return Finding(name, False, f"{error.found}. {error.fix}")
 
 
 def _default_base() -> Finding:

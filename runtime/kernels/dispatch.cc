@@ -1,5 +1,5 @@
 // Which instruction sets this processor has, and which one runs.
-#include "arm_sets.h"
+#include "chosen_sets.h"
 #include "kernels.h"
 
 #include <cstdlib>
@@ -33,24 +33,24 @@ bool has(unsigned sub, unsigned eax, unsigned ecx, unsigned edx) {
   return (a & eax) == eax && (c & ecx) == ecx && (d & edx) == edx;
 }
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-bool has_f16c() {
+[[maybe_unused]] bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return has_avx2() && __get_cpuid(1, &a, &b, &c, &d) && c & 1u << 29;
 }
 
-bool has_avxvnni() { return has_f16c() && has(1, 1u << 4, 0, 0); }
+[[maybe_unused]] bool has_avxvnni() { return has_f16c() && has(1, 1u << 4, 0, 0); }
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return has_f16c() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool has_avx512vnni() { return has_avx512() && has(0, 0, 1u << 11, 0); }
+[[maybe_unused]] bool has_avx512vnni() { return has_avx512() && has(0, 0, 1u << 11, 0); }
 
 // Linux lends the tile registers to a process that asks for them.
-bool has_amx() {
+[[maybe_unused]] bool has_amx() {
 #if defined(PLC_AMX_EMULATION)
   return has_avx512vnni();
 #elif defined(__linux__)
@@ -101,20 +101,31 @@ struct FoundSets {
     const auto add = [&](const KernelSet& set, bool there) {
       if (there) found.push_back(&set);
     };
-#if defined(__x86_64__)
+#if defined(PLC_HAS_AMX)
     add(of_amx, has_amx());
+#endif
+#if defined(PLC_HAS_AVX512VNNI)
     add(of_avx512vnni, has_avx512vnni());
+#endif
+#if defined(PLC_HAS_AVXVNNI)
     add(of_avxvnni, has_avxvnni());
+#endif
+#if defined(PLC_HAS_AVX512)
     add(of_avx512, has_avx512());
+#endif
+#if defined(PLC_HAS_AVX2)
     add(of_avx2, has_f16c());
+#endif
+#if defined(PLC_HAS_AVX2_WITHOUT_F16C)
     add(of_avx2_without_f16c, has_avx2());
-#elif defined(__aarch64__)
+#endif
 #if defined(PLC_HAS_I8MM)
     add(of_i8mm, has_i8mm() && has_dotprod());
 #endif
 #if defined(PLC_HAS_DOTPROD)
     add(of_dotprod, has_dotprod());
 #endif
+#if defined(PLC_HAS_NEON)
     add(of_neon, true);
 #endif
     add(of_portable, true);

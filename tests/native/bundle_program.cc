@@ -12,7 +12,6 @@
 //     tensors BYTES              a safetensors file
 //     task VOCAB NAME BYTES      task.json: the record and the template
 //     labels VOCAB CHOICES BYTES labels.json; CHOICES is a list in JSON
-//     layout IDS ROWS            the sum of an opening
 //     open PATH FLAGS            a bundle; FLAGS: "failed" allows it, "weights" leaves them out
 //     prompt PATH TASK LAYOUT N  what an engine is given: how many rows, the length of the prefix
 #include <cstdio>
@@ -32,13 +31,6 @@
 namespace {
 
 using plc::Json;
-
-std::vector<int64_t> to_numbers(const std::string& text) {
-  std::vector<int64_t> numbers;
-  std::istringstream in(text);
-  for (std::string each; std::getline(in, each, ',');) numbers.push_back(std::stoll(each));
-  return numbers;
-}
 
 std::string quoted(const std::string& text) {
   std::string made;
@@ -218,7 +210,6 @@ std::string answer(const std::string& line) {
   }
   if (mode == "task") return task_answer(std::stoll(first), from_hex(second), from_hex(third));
   if (mode == "labels") return labels_answer(std::stoll(first), from_hex(second), from_hex(third));
-  if (mode == "layout") return "ok " + quoted(plc::sum_of_layout(to_numbers(first), to_numbers(second)));
   if (mode == "open" || mode == "prompt") {
     plc::BundleOptions options;
     options.allow_failed_parity = second == "failed";

@@ -18,7 +18,7 @@
 //     graph SAMPLING CANDIDATES INPUTS                       what a graph is given, or "none"
 //     answer STOPS IDS        pieces, what finishing gives, and whether it stopped
 //     bad WORDS IDS           for each id 1 if it may come; those that may are pushed
-//     token ID                its text, and its name
+//     token ID                its name
 //     log_probs ID COUNT LOGITS
 //     bias TEXTS NUMBERS TOKENS     ids and numbers, or why not. TOKENS: `open` for none
 //     ngrams SIZE PROMPT IDS VOCAB  what is blocked at first, and after each id
@@ -423,18 +423,19 @@ struct Worker {
     }
     if (mode == "token") {
       const int32_t id = std::stoi(first);
-      return to_hex(plc::token_text(tokenizer, id)) + "," + to_hex(plc::token_name(*tokenizer, id));
+      return to_hex(plc::token_name(*tokenizer, id));
     }
     if (mode == "log_probs") {
       const std::vector<float> logits = to_numbers<float>(third);
-      const plc::TokenLogProbs found =
-          plc::token_log_probs(logits.data(), logits.size(), std::stoi(first), std::stoul(second), tokenizer);
+      std::vector<int32_t> tokens{std::stoi(first)};
+      const size_t count = std::stoul(second);
+      if (count > 0)
+        for (const int32_t each : plc::likeliest(logits.data(), logits.size(), count)) tokens.push_back(each);
+      const double total = plc::log_total(logits.data(), logits.size());
       std::string answer;
-      std::vector<plc::TokenLogProb> all{found.written};
-      all.insert(all.end(), found.top.begin(), found.top.end());
-      for (const auto& each : all)
-        answer += std::to_string(each.token) + ":" + to_hex(each.text) + ":" +
-                  from_number(each.log_prob) + ",";
+      for (const int32_t each : tokens)
+        answer += std::to_string(each) + ":" +
+                  from_number(logits[static_cast<size_t>(each)] - total) + ",";
       return answer;
     }
     if (mode == "bias") return biased(first, second, third);

@@ -232,7 +232,7 @@ def test_all_sorts_of_texts_become_the_ids_and_the_texts_of_the_library(
     kind: str, folder: Path
 ) -> None:
     """`tokenizer_parity.py` in small, under sanitizers."""
-    program = built(folder, "tokenizer_program.cc", "g++", *SANITIZED)
+    program = built(folder, "tokenizer_program.cc", *SANITIZED)
 
     found = compared(
         tokenizer_json(kind), partial(answers, [program, written(folder, kind)]), of_all_sorts()

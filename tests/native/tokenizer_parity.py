@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from native_programs import SANITIZED, answers, built
+from native_programs import PLAIN, SANITIZED, answers, built
 from tokenizer_cases import KINDS, texts, tokenizer_json
 from tokenizers import Tokenizer as HfTokenizer
 
@@ -211,8 +211,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "programs"
         folder.mkdir()
-        flags = SANITIZED if options.sanitized else ("-O2",)
-        program = built(folder, "tokenizer_program.cc", "g++", *flags)
+        program = built(
+            folder, "tokenizer_program.cc", *(SANITIZED if options.sanitized else PLAIN)
+        )
         for kind in options.kind or kinds:
             path = folder / "tokenizer.tables"
             path.write_bytes(tables_of(kinds[kind]))

@@ -186,12 +186,6 @@ void append_shape(std::initializer_list<int64_t> sizes, std::string& out) {
   for (const int64_t size : sizes) append({out.back() == '[' ? "" : ", ", size}, out);
 }
 
-void append_numbers(const std::vector<int64_t>& numbers, std::string& out) {
-  out += '[';
-  for (const int64_t number : numbers) append_shape({number}, out);
-  out += ']';
-}
-
 // The sum of the type, the shape and the bytes of what a task learned.
 std::string sum_of_learned(const BundleTask& task, const GraphContract& graph) {
   const auto virtual_tokens = static_cast<int64_t>(task.record.total_virtual_tokens);
@@ -313,14 +307,6 @@ Result<std::optional<SelfTest>> Bundle::selftest(const BundleTask& task) const {
                             learned.prefix_length, "reading " + path_of(inside));
   if (!read.ok()) return read.error();
   return std::optional<SelfTest>(std::move(read.value()));
-}
-
-std::string sum_of_layout(const std::vector<int64_t>& ids, const std::vector<int64_t>& rows) {
-  std::string text = "[";
-  append_numbers(ids, text);
-  text += ", ";
-  append_numbers(rows, text);
-  return sha256_of(text + "]");
 }
 
 }  // namespace plc

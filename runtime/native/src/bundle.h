@@ -64,7 +64,7 @@ class Bundle {
 
   // What an engine is given for a task: with the folded prefix where there is one. Its identity is
   // compared: it is an error if it was computed from something else. `layout` is the sum of the
-  // task's opening (`sum_of_layout`), and `opening` its length.
+  // task's opening (of `layout_of`, renderer.h), and `opening` its length.
   Result<EnginePrompt> prompt(const BundleTask& task, const std::string& layout,
                               size_t opening) const;
 
@@ -79,8 +79,5 @@ class Bundle {
   std::string base_sum_;
   std::vector<BundleTask> tasks_;
 };
-
-// The sum of an opening's tokens: ids, 0 where virtual; and rows of the prompt, -1 where real.
-std::string sum_of_layout(const std::vector<int64_t>& ids, const std::vector<int64_t>& rows);
 
 }  // namespace plc

@@ -87,26 +87,6 @@ double log_total(const float* logits, size_t vocab) {
   return most + std::log(sum_of_exponentials(logits, vocab, most));
 }
 
-TokenLogProbs token_log_probs(const float* logits, size_t vocab, int32_t token, size_t count,
-                              const std::shared_ptr<const Tokenizer>& tokenizer) {
-  const double total = log_total(logits, vocab);
-  const auto noted = [&](int32_t each) {
-    return TokenLogProb{each, token_text(tokenizer, each), logits[each] - total};
-  };
-  TokenLogProbs found{noted(token), {}};
-  if (count == 0) return found;
-  for (const int32_t each : likeliest(logits, vocab, count)) found.top.push_back(noted(each));
-  return found;
-}
-
-std::string token_text(const std::shared_ptr<const Tokenizer>& tokenizer, int32_t token) {
-  const std::string once = decode(tokenizer, {token}, true);
-  if (once.empty() && tokenizer->is_special(token)) return token_name(*tokenizer, token);
-  // Many decoders take a blank off the start of a text: the second of two tokens keeps it.
-  const std::string twice = decode(tokenizer, {token, token}, true);
-  return twice.compare(0, once.size(), once) == 0 ? twice.substr(once.size()) : once;
-}
-
 std::string token_name(const Tokenizer& tokenizer, int32_t token) {
   if (!tokenizer.has(token)) return "None";
   const TokenizerTables& tables = tokenizer.tables();

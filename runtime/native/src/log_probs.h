@@ -1,4 +1,4 @@
-// Log probabilities of tokens, by the base's own logits, and how single tokens are shown.
+// Log probabilities of tokens, by the base's own logits, and biases by the texts of tokens.
 #pragma once
 
 #include <cstddef>
@@ -13,30 +13,9 @@
 
 namespace plc {
 
-struct TokenLogProb {
-  int32_t token;
-  std::string text;  // of the token, as `token_text` gives it
-  double log_prob;
-};
-
-// What a token of an answer is given with: itself, and the likeliest ones.
-struct TokenLogProbs {
-  TokenLogProb written;
-  std::vector<TokenLogProb> top;
-};
-
 // The logarithm of the sum of e to each logit: a logit less this is a log probability. The largest
 // logit is a finite number.
 double log_total(const float* logits, size_t vocab);
-
-// `logits`: of the step that the token was chosen after. `count`: how many of the likeliest tokens
-// are noted.
-TokenLogProbs token_log_probs(const float* logits, size_t vocab, int32_t token, size_t count,
-                              const std::shared_ptr<const Tokenizer>& tokenizer);
-
-// The text of a token inside an answer, blanks included; the name of a special one. What is only a
-// part of a character is U+FFFD.
-std::string token_text(const std::shared_ptr<const Tokenizer>& tokenizer, int32_t token);
 
 // How the vocabulary writes an id; "None" where it has none.
 std::string token_name(const Tokenizer& tokenizer, int32_t token);
