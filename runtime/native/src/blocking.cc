@@ -31,10 +31,8 @@ void Ngrams::push(int64_t token) {
   }
   tokens_.push_back(token);
   if (before_ == 0) return;
-  if (tokens_.size() > before_)
-    hash_ -= hash_of(tokens_[tokens_.size() - 1 - before_]) * oldest_;
-  else if (tokens_.size() > 1)
-    oldest_ *= kFactor;
+  if (tokens_.size() > before_) hash_ -= hash_of(tokens_[tokens_.size() - 1 - before_]) * oldest_;
+  else if (tokens_.size() > 1) oldest_ *= kFactor;
   hash_ = hash_ * kFactor + hash_of(token);
 }
 

@@ -61,7 +61,7 @@ class BadWords {
  private:
   std::vector<std::string> words_;
   TextStream stream_;
-  size_t longest_ = 1;       // bytes of a word
+  size_t longest_ = 1;     // bytes of a word
   std::string certain_{};  // the end of the text that no later token changes
 };
 

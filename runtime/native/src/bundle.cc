@@ -29,25 +29,23 @@ std::string_view name_of(Quantization kind) {
 // What this library runs, and what other parts of it need of the files.
 Status check_manifest(const Manifest& manifest, const std::string& doing) {
   const std::string& target = manifest.target;
-  if ((target != "onnx-cpu" && target != "native-cpu" && target != "onnx-cuda") ||
-      manifest.graph.ranks != 1)
+  if ((target != "onnx-cpu" && target != "native-cpu" && target != "onnx-cuda") || manifest.graph.ranks != 1)
     return Error{ErrorCode::kArgument,
-                 joined({doing, ": target ", shortened(target, 100), ", ranks ",
-                         manifest.graph.ranks, "; expected one of onnx-cpu, native-cpu and "
+                 joined({doing, ": target ", shortened(target, 100), ", ranks ", manifest.graph.ranks,
+                         "; expected one of onnx-cpu, native-cpu and "
                          "onnx-cuda, with one rank: this library runs no others. Export the bundle "
                          "for one of them, or serve it with the Python runtime."})};
   if (manifest.file("tokenizer.json") == nullptr)
     return wrong_file(doing, {"tokenizer.json is not in the manifest"}, {"it"});
   if (manifest.file("base/model.onnx") == nullptr)
-    return wrong_file(doing, {"damaged manifest.json: 'base/model.onnx' is missing"}, {"it"},
-                   kCopyOrExport);
+    return wrong_file(doing, {"damaged manifest.json: 'base/model.onnx' is missing"}, {"it"}, kCopyOrExport);
   constexpr std::string_view base = "base/", model = "/model.onnx";
   for (const FileRecord& file : manifest.files) {
     const std::string_view path = file.path;
-    if (path != "base/model.onnx" && path.substr(0, base.size()) == base &&
-        path.size() >= model.size() && path.substr(path.size() - model.size()) == model)
+    if (path != "base/model.onnx" && path.substr(0, base.size()) == base && path.size() >= model.size() &&
+        path.substr(path.size() - model.size()) == model)
       return wrong_file(doing, {"damaged manifest.json: '", shortened(path, 200), "' is one too many"},
-                     {"base/model.onnx alone"});
+                        {"base/model.onnx alone"});
   }
   return {};
 }
@@ -71,13 +69,9 @@ class TaskReader {
   }
 
  private:
-  Error wrong(Words found, Words expected) const {
-    return wrong_file(doing_, found, expected);
-  }
+  Error wrong(Words found, Words expected) const { return wrong_file(doing_, found, expected); }
 
-  bool has(std::string_view file) const {
-    return manifest_.file(joined({inside_, file})) != nullptr;
-  }
+  bool has(std::string_view file) const { return manifest_.file(joined({inside_, file})) != nullptr; }
   std::string path_of(std::string_view file) const { return joined({folder_, "/", inside_, file}); }
 
   Status read_record() {
@@ -85,18 +79,15 @@ class TaskReader {
     const std::string path = path_of("task.json");
     const auto file = MappedFile::open(path);
     if (!file.ok()) return file.error();
-    auto record =
-        read_task_record(file.value().bytes(), name_, manifest_.base.vocab, "reading " + path);
+    auto record = read_task_record(file.value().bytes(), name_, manifest_.base.vocab, "reading " + path);
     if (!record.ok()) return record.error();
     made_.record = std::move(record.value());
     auto parsed = parse_template(made_.record);
-    if (!parsed.ok())
-      return Error{ErrorCode::kFormat, joined({doing_, ": ", parsed.error().message})};
+    if (!parsed.ok()) return Error{ErrorCode::kFormat, joined({doing_, ": ", parsed.error().message})};
     made_.parsed = std::move(parsed.value());
     const auto virtual_tokens = static_cast<int64_t>(made_.record.total_virtual_tokens);
     if (virtual_tokens + 2 > manifest_.graph.capacity)
-      return wrong({virtual_tokens, " virtual tokens, and a capacity of ",
-                    manifest_.graph.capacity},
+      return wrong({virtual_tokens, " virtual tokens, and a capacity of ", manifest_.graph.capacity},
                    {"room for a token and an answer after them"});
     return {};
   }
@@ -120,16 +111,15 @@ class TaskReader {
       return wrong({file.value().described(), " in prompt.safetensors"},
                    {"'prompt' alone, F32 [", virtual_tokens, ", ", graph.hidden, "]"});
     if (made_.has_prefix &&
-        !(is_alone && tensor->is("F32", {graph.layers, 2, graph.kv_heads, virtual_tokens,
-                                         graph.head_dim})))
+        !(is_alone && tensor->is("F32", {graph.layers, 2, graph.kv_heads, virtual_tokens, graph.head_dim})))
       return wrong({file.value().described(), " in prefix_kv.safetensors"},
-                   {"'prefix_kv' alone, F32 [", graph.layers, ", 2, ", graph.kv_heads, ", ",
-                    virtual_tokens, ", ", graph.head_dim, "]"});
+                   {"'prefix_kv' alone, F32 [", graph.layers, ", 2, ", graph.kv_heads, ", ", virtual_tokens,
+                    ", ", graph.head_dim, "]"});
     made_.learned = Floats(*tensor);
     made_.files.push_back(std::move(file.value()));
     if (!made_.learned.are_finite())
-      return wrong_file(doing_, {"numbers in ", name, ".safetensors that are not finite"},
-                     {"finite ones"}, "The run that made them diverged: lower its learning rate.");
+      return wrong_file(doing_, {"numbers in ", name, ".safetensors that are not finite"}, {"finite ones"},
+                        "The run that made them diverged: lower its learning rate.");
     return made_.has_prefix ? check_prefix() : Status();
   }
 
@@ -139,11 +129,10 @@ class TaskReader {
       return wrong({"a prefix, and bos_id ", *made_.record.rules.bos_id},
                    {"no BOS: a prefix stands before everything"});
     const Segment& first = made_.parsed.segments[0];  // a template has a marker at least
-    if (first.kind == Segment::Kind::kVirtual && first.count == made_.record.total_virtual_tokens)
-      return {};
+    if (first.kind == Segment::Kind::kVirtual && first.count == made_.record.total_virtual_tokens) return {};
     return wrong_file(doing_, {"a prefix, and a template with virtual tokens after its start"},
-                   {"one marker, at the very start: a prefix stands before everything"},
-                   "Move the marker to the start and train the task again.");
+                      {"one marker, at the very start: a prefix stands before everything"},
+                      "Move the marker to the start and train the task again.");
   }
 
   Status read_folded_prefix() {
@@ -164,7 +153,7 @@ class TaskReader {
     if (!has("labels.json")) {
       if (made_.record.choices.empty()) return {};
       return wrong_file(doing, {"no such file"}, {"the choices of the task as a tree"},
-                     "Export the bundle again.");
+                        "Export the bundle again.");
     }
     const auto file = MappedFile::open(path);
     if (!file.ok()) return file.error();
@@ -216,8 +205,7 @@ EnginePrompt BundleTask::learned_prompt() const {
   return prompt;
 }
 
-Result<std::shared_ptr<const Bundle>> Bundle::open(const std::string& folder,
-                                                   const BundleOptions& options) {
+Result<std::shared_ptr<const Bundle>> Bundle::open(const std::string& folder, const BundleOptions& options) {
   const std::string doing = "opening the bundle " + folder;
   const std::shared_ptr<Bundle> made(new Bundle());
   made->folder_ = folder;
@@ -239,8 +227,8 @@ Result<std::shared_ptr<const Bundle>> Bundle::open(const std::string& folder,
   if (const Status done = check_manifest(manifest, doing); !done.ok()) return done.error();
   if (manifest.parity == Parity::kFailed && !options.allow_failed_parity)
     return wrong_file(doing, {"its numbers differ from the reference (parity failed)"},
-                   {"a bundle that passed, or was not measured"},
-                   "See plc verify and the bundle's report.json; export it again.");
+                      {"a bundle that passed, or was not measured"},
+                      "See plc verify and the bundle's report.json; export it again.");
   const bool all = options.sums == BundleOptions::Sums::kAll;
   const Status checked = check_files(folder, manifest.files, all ? "" : kWeights, doing);
   if (!checked.ok()) return checked.error();
@@ -266,13 +254,12 @@ Result<const BundleTask*> Bundle::task(std::string_view name) const {
 
 std::string Bundle::path_of(std::string_view path) const { return joined({folder_, "/", path}); }
 
-Result<EnginePrompt> Bundle::prompt(const BundleTask& task, const std::string& layout,
-                                    size_t opening) const {
+Result<EnginePrompt> Bundle::prompt(const BundleTask& task, const std::string& layout, size_t opening) const {
   EnginePrompt prompt = task.learned_prompt();
   if (!task.folded) return prompt;
   const PrefixIdentity& found = task.folded->identity;
-  const std::string doing = joined({"reading the folded prefix of task '", task.record.taskname,
-                                    "' in ", folder_});
+  const std::string doing =
+      joined({"reading the folded prefix of task '", task.record.taskname, "' in ", folder_});
   Problems problems;
   const auto compare = [&problems](std::string_view part, const std::string& text,
                                    std::string_view expected) {
@@ -286,12 +273,10 @@ Result<EnginePrompt> Bundle::prompt(const BundleTask& task, const std::string& l
   compare("dtype", found.dtype, name_of(manifest_.precision.dtype));
   compare("quantization", found.quantization, name_of(manifest_.precision.quantization));
   if (!problems.none())
-    return Error{ErrorCode::kFormat,
-                 joined({doing, ": keys and values computed from ", problems.listed(),
-                         ". Export the bundle again: they would give wrong answers."})};
+    return Error{ErrorCode::kFormat, joined({doing, ": keys and values computed from ", problems.listed(),
+                                             ". Export the bundle again: they would give wrong answers."})};
   if (task.folded->length != opening)
-    return wrong_file(doing, {task.folded->length, " positions"}, {opening},
-                   "Export the bundle again.");
+    return wrong_file(doing, {task.folded->length, " positions"}, {opening}, "Export the bundle again.");
   prompt.prefix = task.folded->numbers.data();
   prompt.prefix_length = task.folded->length;
   return prompt;
@@ -303,8 +288,8 @@ Result<std::optional<SelfTest>> Bundle::selftest(const BundleTask& task) const {
   const auto file = TensorFile::open(path_of(inside));
   if (!file.ok()) return file.error();
   const EnginePrompt learned = task.learned_prompt();
-  auto read = read_selftest(file.value(), manifest_.graph, learned.virtual_rows,
-                            learned.prefix_length, "reading " + path_of(inside));
+  auto read = read_selftest(file.value(), manifest_.graph, learned.virtual_rows, learned.prefix_length,
+                            "reading " + path_of(inside));
   if (!read.ok()) return read.error();
   return std::optional<SelfTest>(std::move(read.value()));
 }

@@ -65,8 +65,7 @@ class Bundle {
   // What an engine is given for a task: with the folded prefix where there is one. Its identity is
   // compared: it is an error if it was computed from something else. `layout` is the sum of the
   // task's opening (of `layout_of`, renderer.h), and `opening` its length.
-  Result<EnginePrompt> prompt(const BundleTask& task, const std::string& layout,
-                              size_t opening) const;
+  Result<EnginePrompt> prompt(const BundleTask& task, const std::string& layout, size_t opening) const;
 
   // Nothing where the export made none.
   Result<std::optional<SelfTest>> selftest(const BundleTask& task) const;

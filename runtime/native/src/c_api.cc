@@ -82,9 +82,7 @@ plc_status failed_with_exception() noexcept {
   }
 }
 
-plc_status status_of(const plc::Status& status) {
-  return status.ok() ? PLC_OK : failed(status.error());
-}
+plc_status status_of(const plc::Status& status) { return status.ok() ? PLC_OK : failed(status.error()); }
 
 // A call that is not allowed. `function` begins the message.
 plc::Error misuse(const char* function, plc::Words found) {
@@ -137,8 +135,8 @@ class Given {
       if (length != 0) problem({name, " is null"});
       return {};
     }
-    return checked(name, length == PLC_LENGTH_OF_TEXT ? std::string_view(given)
-                                                      : std::string_view(given, length));
+    return checked(name,
+                   length == PLC_LENGTH_OF_TEXT ? std::string_view(given) : std::string_view(given, length));
   }
 
   std::vector<std::string> texts(const char* name, const char* const* given, size_t count) {
@@ -308,15 +306,13 @@ struct plc_event {
     first_log_probs.push_back(log_probs.size());
   }
 
-  plc_status status() const {
-    return event.error ? static_cast<plc_status>(event.error->code) : PLC_OK;
-  }
+  plc_status status() const { return event.error ? static_cast<plc_status>(event.error->code) : PLC_OK; }
 
   plc::Event event{};
   bool is_polled = false;
   plc_result result{};
   std::vector<plc_label> labels{};
-  std::vector<plc_log_prob> log_probs{};   // of all tokens
+  std::vector<plc_log_prob> log_probs{};  // of all tokens
   std::vector<size_t> first_log_probs{};  // where each token's begin, and the end
 };
 
@@ -364,7 +360,7 @@ struct plc_engine {
   }
 
   std::mutex poll_mutex{};
-  plc::Inbox inbox{};                   // of submitted requests
+  plc::Inbox inbox{};                 // of submitted requests
   std::optional<plc::Event> ahead{};  // taken from it, before the others
 
   mutable std::mutex mutex{};  // of what follows; a session's lock may be taken with it held, never before it
@@ -409,8 +405,7 @@ class Generation {
       std::optional<plc::Event> taken = engine_.session->wait(&inbox_, number_);
       is_finished_ = !taken || taken->is_last;
       if (is_closing()) return failed(closed());
-      if (!taken)
-        return failed({ErrorCode::kCancelled, "plc_generate: the request ended without an answer"});
+      if (!taken) return failed({ErrorCode::kCancelled, "plc_generate: the request ended without an answer"});
       plc_event event;
       event.fill(std::move(*taken));
       if (call(callback, user, event) != 0)

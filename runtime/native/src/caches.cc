@@ -38,7 +38,8 @@ class HostCaches final : public Caches {
   }
 
   Status clear(size_t place) override {
-    for (size_t cache = 0; cache < arrays_.size(); ++cache) std::memset(address(cache, place), 0, place_bytes());
+    for (size_t cache = 0; cache < arrays_.size(); ++cache)
+      std::memset(address(cache, place), 0, place_bytes());
     return {};
   }
 
@@ -75,7 +76,8 @@ class DeviceCaches final : public Caches {
     std::vector<Device::Piece> pieces;
     for (size_t cache = 0; cache < arrays_.size(); ++cache)
       for (size_t head = 0; head < heads_; ++head)
-        pieces.push_back({numbers.data() + pieces.size() * bytes, address(cache, place) + head * head_bytes_, bytes});
+        pieces.push_back(
+            {numbers.data() + pieces.size() * bytes, address(cache, place) + head * head_bytes_, bytes});
     return device_.copy(Device::From::kHost, pieces);
   }
 
@@ -101,8 +103,10 @@ class DeviceCaches final : public Caches {
 };
 
 template <typename Kind>
-Result<std::unique_ptr<Caches>> taken(std::unique_ptr<Kind> caches, const GraphContract& contract, size_t places) {
-  if (auto done = caches->take(2 * static_cast<size_t>(contract.layers), places); !done.ok()) return done.error();
+Result<std::unique_ptr<Caches>> taken(std::unique_ptr<Kind> caches, const GraphContract& contract,
+                                      size_t places) {
+  if (auto done = caches->take(2 * static_cast<size_t>(contract.layers), places); !done.ok())
+    return done.error();
   return std::unique_ptr<Caches>(std::move(caches));
 }
 

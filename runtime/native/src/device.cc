@@ -45,7 +45,8 @@ Result<std::unique_ptr<Device>> Device::of(const OnnxRuntime& runtime, const ort
 Result<char*> Device::take(size_t bytes) {
   std::string said;
   void* memory = nullptr;
-  if (runtime_.failed(runtime_.call(ort::kTake, allocator_, bytes, &memory), said)) return failure("taking", said);
+  if (runtime_.failed(runtime_.call(ort::kTake, allocator_, bytes, &memory), said))
+    return failure("taking", said);
   if (memory == nullptr) return failure("taking", joined({bytes, " bytes are not free"}));
   return static_cast<char*>(memory);
 }
@@ -65,25 +66,28 @@ Status Device::copy(From from, const std::vector<Piece>& pieces) {
     }
   } host{runtime_};
   constexpr int kDeviceAllocator = 0;
-  if (runtime_.failed(runtime_.call(ort::kCreateCpuMemory, kDeviceAllocator, kDefaultMemory, &host.place), said))
+  if (runtime_.failed(runtime_.call(ort::kCreateCpuMemory, kDeviceAllocator, kDefaultMemory, &host.place),
+                      said))
     return failure("copying to", said);
   Values sources{runtime_}, targets{runtime_};
   const auto add = [&](Values& values, const ort::MemoryInfo* place, void* memory, size_t bytes) {
     const auto size = static_cast<int64_t>(bytes);
     ort::Value* value = nullptr;
     if (runtime_.failed(
-            runtime_.call(ort::kCreateTensor, place, memory, bytes, &size, size_t{1}, kTypeByte, &value), said))
+            runtime_.call(ort::kCreateTensor, place, memory, bytes, &size, size_t{1}, kTypeByte, &value),
+            said))
       return false;
     values.held.push_back(value);
     return true;
   };
   for (const Piece& piece : pieces)
-    if (!add(sources, from == From::kHost ? host.place : place_, const_cast<void*>(piece.from), piece.bytes) ||
+    if (!add(sources, from == From::kHost ? host.place : place_, const_cast<void*>(piece.from),
+             piece.bytes) ||
         !add(targets, place_, piece.to, piece.bytes))
       return failure("copying to", said);
   if (pieces.empty()) return {};
-  if (runtime_.failed(runtime_.call(ort::kCopy, runtime_.env(), sources.held.data(), targets.held.data(), nullptr,
-                                    pieces.size()),
+  if (runtime_.failed(runtime_.call(ort::kCopy, runtime_.env(), sources.held.data(), targets.held.data(),
+                                    nullptr, pieces.size()),
                       said))
     return failure("copying to", said);
   return {};

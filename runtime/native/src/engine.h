@@ -16,8 +16,8 @@ namespace plc {
 
 // A task as an engine needs it. Engines copy it for each row; the numbers stay where they are.
 struct EnginePrompt {
-  const float* rows = nullptr;  // [virtual, hidden]
-  size_t virtual_rows = 0;      // 0 where prefix tuning learned the task
+  const float* rows = nullptr;    // [virtual, hidden]
+  size_t virtual_rows = 0;        // 0 where prefix tuning learned the task
   const float* prefix = nullptr;  // [layers, 2, kv_heads, prefix_length, head_dim]; null for none
   size_t prefix_length = 0;
   int64_t task_id = 0;  // its number in a graph with baked prompts
@@ -63,7 +63,7 @@ class Engine {
  public:
   virtual ~Engine() = default;
 
-  size_t capacity;    // most entries of a row
+  size_t capacity;  // most entries of a row
   size_t vocab;
   size_t max_batch;   // slots
   size_t candidates;  // likeliest tokens that the graph chooses from; 0 if it cannot choose

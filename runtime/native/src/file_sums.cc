@@ -14,7 +14,6 @@
 namespace plc {
 namespace {
 
-
 constexpr std::string_view kExpected = "the files of manifest.json, as they are there";
 
 struct Found {
@@ -100,8 +99,7 @@ Status check_files(const std::string& folder, const std::vector<FileRecord>& fil
     const bool is_noted = std::binary_search(
         files.begin(), files.end(), FileRecord{found.path, {}, 0},
         [](const FileRecord& one, const FileRecord& other) { return one.path < other.path; });
-    if (!is_noted && !is_unnoted(found.path))
-      problems.add({shown(found.path), " is not in the manifest"});
+    if (!is_noted && !is_unnoted(found.path)) problems.add({shown(found.path), " is not in the manifest"});
   }
   bool is_damaged = false;
   const auto damaged = [&](Words words) {
@@ -124,8 +122,7 @@ Status check_files(const std::string& folder, const std::vector<FileRecord>& fil
     if (!sum.ok()) {
       damaged({sum.error().message});
     } else if (sum.value() != file->sha256) {
-      damaged({shown(file->path), " has sha256 ", sum.value(), ", expected ",
-                   shortened(file->sha256, 64)});
+      damaged({shown(file->path), " has sha256 ", sum.value(), ", expected ", shortened(file->sha256, 64)});
     }
   }
   if (problems.none()) return {};

@@ -164,8 +164,7 @@ class Parser {
     const char* const start = at_++;
     for (;;) {
       const char* const run = at_;
-      while (at_ < end_ && *at_ != '"' && *at_ != '\\' && static_cast<unsigned char>(*at_) >= 0x20)
-        ++at_;
+      while (at_ < end_ && *at_ != '"' && *at_ != '\\' && static_cast<unsigned char>(*at_) >= 0x20) ++at_;
       text.append(run, at_);
       if (at_ == end_) return wrong("a text without an end", start);
       if (take('"')) return true;
@@ -315,8 +314,7 @@ Result<Json> parse_json_file(std::string_view bytes, const std::string& doing) {
   if (bytes.substr(0, 23) == "version https://git-lfs")
     return wrong_file(doing, {"a pointer of Git LFS, not the file"}, {"JSON"},
                       "Run `git lfs pull` in the clone, or download the file itself.");
-  if (bytes.substr(0, kByteOrderMark.size()) == kByteOrderMark)
-    bytes.remove_prefix(kByteOrderMark.size());
+  if (bytes.substr(0, kByteOrderMark.size()) == kByteOrderMark) bytes.remove_prefix(kByteOrderMark.size());
   return parse_json(bytes, doing);
 }
 

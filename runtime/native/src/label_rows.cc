@@ -23,10 +23,7 @@ int64_t place_of(int32_t node, const std::vector<int32_t>& nodes) {
 }  // namespace
 
 LabelRow::LabelRow(RowParts parts, bool best)
-    : Row(std::move(parts)),
-      best_(best),
-      search_(*parts_.trie, best),
-      most_(best ? kFirstForBest : kMost) {}
+    : Row(std::move(parts)), best_(best), search_(*parts_.trie, best), most_(best ? kFirstForBest : kMost) {}
 
 size_t LabelRow::left() const {
   const size_t of_prompt = Row::left();
@@ -38,8 +35,7 @@ RowFeed LabelRow::take(size_t count) {
   const std::vector<int32_t> nodes = std::move(next_);
   next_.clear();
   RowFeed feed;
-  for (const int32_t node : nodes)
-    feed.ids.push_back(parts_.trie->tokens()[static_cast<size_t>(node)]);
+  for (const int32_t node : nodes) feed.ids.push_back(parts_.trie->tokens()[static_cast<size_t>(node)]);
   if (!parts_.branches) {
     feed.after = parts_.prompt_tokens + path_.size() - 1;
     return feed;
@@ -53,13 +49,10 @@ RowFeed LabelRow::take(size_t count) {
 // A probability is a part of the sum over all tokens.
 void LabelRow::look(Feed& feed) const { feed.all_logits = left() == 0; }
 
-std::optional<GraphDraw> LabelRow::draw(size_t, const std::vector<std::string>&) {
-  return std::nullopt;
-}
+std::optional<GraphDraw> LabelRow::draw(size_t, const std::vector<std::string>&) { return std::nullopt; }
 
 Event LabelRow::advance(Output& output) {
-  for (size_t k = 0; k < wanted_.size(); ++k)
-    search_.look(wanted_[k], output.after(k), output.vocab());
+  for (size_t k = 0; k < wanted_.size(); ++k) search_.look(wanted_[k], output.after(k), output.vocab());
   if (parts_.branches) {
     auto group = search_.group(std::min(most_, parts_.room));
     most_ = std::min(2 * most_, kMost);
@@ -81,10 +74,10 @@ Event LabelRow::advance(Output& output) {
 
 // A part of the probabilities is no answer.
 Event LabelRow::time_out() {
-  error = Error{ErrorCode::kRequest,
-                joined({"scoring a request for task '", parts_.task->name(), "': its time is over: timeout ",
-                        written(parts_.request.timeout), " seconds. Raise the timeout, or ask again when "
-                        "less is asked for."})};
+  error = Error{ErrorCode::kRequest, joined({"scoring a request for task '", parts_.task->name(),
+                                             "': its time is over: timeout ", written(parts_.request.timeout),
+                                             " seconds. Raise the timeout, or ask again when "
+                                             "less is asked for."})};
   Event event;
   event.is_last = true;
   event.error = error;
@@ -108,8 +101,7 @@ std::vector<LabelScore> LabelRow::found() const {
   std::vector<LabelScore> scores;
   if (best_) {
     const auto best = search_.best_label();
-    if (best)
-      scores.push_back({text(best->label), std::numeric_limits<double>::quiet_NaN(), best->log_prob});
+    if (best) scores.push_back({text(best->label), std::numeric_limits<double>::quiet_NaN(), best->log_prob});
     return scores;
   }
   const std::vector<LabelShare> shares = search_.scores();

@@ -17,8 +17,8 @@ bool is_inside_character(char byte) { return (static_cast<unsigned char>(byte) &
 
 }  // namespace
 
-LabelTrie LabelTrie::of(std::vector<std::string> labels,
-                        const std::vector<std::vector<int32_t>>& sequences, bool fixed) {
+LabelTrie LabelTrie::of(std::vector<std::string> labels, const std::vector<std::vector<int32_t>>& sequences,
+                        bool fixed) {
   LabelTrie trie;
   trie.labels_ = std::move(labels);
   trie.fixed_ = fixed;
@@ -43,8 +43,7 @@ LabelTrie LabelTrie::of(std::vector<std::string> labels,
 }
 
 Result<LabelTrie> LabelTrie::of_parts(std::vector<std::string> labels, std::vector<int32_t> parents,
-                                      std::vector<int32_t> tokens, std::vector<int32_t> ends,
-                                      bool fixed) {
+                                      std::vector<int32_t> tokens, std::vector<int32_t> ends, bool fixed) {
   LabelTrie trie;
   trie.labels_ = std::move(labels);
   trie.parents_ = std::move(parents);
@@ -58,15 +57,15 @@ Result<LabelTrie> LabelTrie::of_parts(std::vector<std::string> labels, std::vect
 
 bool LabelTrie::is_sound() const {
   const size_t count = parents_.size();
-  if (count == 0 || count > INT32_MAX || count != tokens_.size() || parents_[0] != -1 ||
-      tokens_[0] != -1 || ends_.size() != labels_.size())
+  if (count == 0 || count > INT32_MAX || count != tokens_.size() || parents_[0] != -1 || tokens_[0] != -1 ||
+      ends_.size() != labels_.size())
     return false;
   std::vector<bool> goes_on(count);  // whether a child or an end is there
   std::unordered_set<uint64_t> seen;
   for (size_t node = 1; node < count; ++node) {
     if (parents_[node] < 0 || at(parents_[node]) >= node || tokens_[node] < 0) return false;
-    const uint64_t key = uint64_t{static_cast<uint32_t>(parents_[node])} << 32 |
-                         static_cast<uint32_t>(tokens_[node]);
+    const uint64_t key =
+        uint64_t{static_cast<uint32_t>(parents_[node])} << 32 | static_cast<uint32_t>(tokens_[node]);
     if (!seen.insert(key).second) return false;
     goes_on[at(parents_[node])] = true;
   }
@@ -102,9 +101,7 @@ void LabelTrie::link() {
   find_inner_nodes();
 }
 
-std::string_view LabelTrie::bare(size_t label) const {
-  return without_space(labels_[label]);
-}
+std::string_view LabelTrie::bare(size_t label) const { return without_space(labels_[label]); }
 
 std::string_view LabelTrie::text(int32_t node) const {
   const Start start = texts_[at(node)];
@@ -156,8 +153,8 @@ void LabelTrie::find_inner_nodes() {
 
 int32_t LabelTrie::child(int32_t node, int32_t token) const {
   const Nodes all = children(node);
-  const auto* const found = std::lower_bound(
-      all.begin(), all.end(), token, [this](int32_t a, int32_t id) { return tokens_[at(a)] < id; });
+  const auto* const found = std::lower_bound(all.begin(), all.end(), token,
+                                             [this](int32_t a, int32_t id) { return tokens_[at(a)] < id; });
   return found != all.end() && tokens_[at(*found)] == token ? *found : -1;
 }
 

@@ -42,13 +42,12 @@ class LabelTrie {
   };
 
   // The tree of labels whose token ids are known, EOS included where the task has one.
-  static LabelTrie of(std::vector<std::string> labels,
-                      const std::vector<std::vector<int32_t>>& sequences, bool fixed);
+  static LabelTrie of(std::vector<std::string> labels, const std::vector<std::vector<int32_t>>& sequences,
+                      bool fixed);
 
   // What a file labels.json says. An error unless it is a tree whose labels all end in it.
   static Result<LabelTrie> of_parts(std::vector<std::string> labels, std::vector<int32_t> parents,
-                                    std::vector<int32_t> tokens, std::vector<int32_t> ends,
-                                    bool fixed);
+                                    std::vector<int32_t> tokens, std::vector<int32_t> ends, bool fixed);
 
   const std::vector<std::string>& labels() const { return labels_; }
   const std::vector<int32_t>& parents() const { return parents_; }

@@ -27,7 +27,7 @@ class Reader {
     if (record_.has("version"))
       if (const int64_t version = record_.whole("version", 0, kMost); version != 1 && record_.ok())
         return wrong_file(doing_, {"version ", version}, {"1"},
-                       "Use a library as new as the bundle, or export the bundle again.");
+                          "Use a library as new as the bundle, or export the bundle again.");
     if (!record_.has("format") || !record_.has("version"))
       return wrong({"manifest.json without a format and a version"}, {"plc.bundle, version 1"});
     read_base();
@@ -39,8 +39,7 @@ class Reader {
     constexpr Parity verdicts[] = {Parity::kPassed, Parity::kFailed, Parity::kNotMeasured};
     made_.parity = verdicts[record_.choice("parity", {"passed", "failed", "not measured"})];
     if (record_.has("kernels")) made_.kernels = record_.whole("kernels", made_.kernels, kMost);
-    if (record_.has("no_tokenizer_tables"))
-      made_.no_tokenizer_tables = record_.text("no_tokenizer_tables");
+    if (record_.has("no_tokenizer_tables")) made_.no_tokenizer_tables = record_.text("no_tokenizer_tables");
     read_files();
     if (const Status done = record_.finish(); !done.ok()) return done.error();
     if (const Status done = check(); !done.ok()) return done.error();
@@ -48,9 +47,7 @@ class Reader {
   }
 
  private:
-  Error wrong(Words found, Words expected) const {
-    return wrong_file(doing_, found, expected);
-  }
+  Error wrong(Words found, Words expected) const { return wrong_file(doing_, found, expected); }
 
   // Reads an object of the manifest by a function.
   template <typename Read>
@@ -104,8 +101,7 @@ class Reader {
     read_object("precision", [this](JsonRecord& record) {
       Precision& precision = made_.precision;
       constexpr Dtype dtypes[] = {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBfloat16};
-      constexpr Quantization kinds[] = {Quantization::kNone, Quantization::kInt8,
-                                        Quantization::kInt4};
+      constexpr Quantization kinds[] = {Quantization::kNone, Quantization::kInt8, Quantization::kInt4};
       if (record.has("dtype"))
         precision.dtype = dtypes[record.choice("dtype", {"float32", "float16", "bfloat16"})];
       if (record.has("quantization"))
@@ -126,8 +122,7 @@ class Reader {
   static int bits(JsonRecord& record, std::string_view key, int64_t fewer) {
     if (!record.has(key)) return 32;
     const int64_t found = record.whole(key, 0, kMost);
-    if (found != 32 && found != fewer)
-      record.problem({"'", key, "' is ", found}, {"32 or ", fewer});
+    if (found != 32 && found != fewer) record.problem({"'", key, "' is ", found}, {"32 or ", fewer});
     return static_cast<int>(found);
   }
 
@@ -170,8 +165,7 @@ class Reader {
       return wrong({"damaged manifest.json: other baked_tasks"},
                    {baked ? "the tasks, in their order" : "none"});
     if (graph.hidden != made_.base.hidden || graph.vocab != made_.base.vocab)
-      return wrong({"damaged manifest.json: a graph of hidden ", graph.hidden, ", vocab ",
-                    graph.vocab},
+      return wrong({"damaged manifest.json: a graph of hidden ", graph.hidden, ", vocab ", graph.vocab},
                    {"hidden ", made_.base.hidden, ", vocab ", made_.base.vocab, ", as its base"});
     if (graph.ranks > graph.kv_heads)
       return wrong({"damaged manifest.json: ranks ", graph.ranks},
@@ -195,7 +189,7 @@ class Reader {
     }
     if (inside) return {};
     return wrong_file(doing_, {"the path '", shortened(path, 200), "' leaves the folder"},
-                   {"paths inside the bundle"}, "Do not use this bundle; export it again.");
+                      {"paths inside the bundle"}, "Do not use this bundle; export it again.");
   }
 
   const std::string& doing_;
@@ -206,9 +200,9 @@ class Reader {
 }  // namespace
 
 const FileRecord* Manifest::file(std::string_view path) const {
-  const auto place = std::lower_bound(
-      files.begin(), files.end(), path,
-      [](const FileRecord& file, std::string_view wanted) { return file.path < wanted; });
+  const auto place =
+      std::lower_bound(files.begin(), files.end(), path,
+                       [](const FileRecord& file, std::string_view wanted) { return file.path < wanted; });
   return place != files.end() && place->path == path ? &*place : nullptr;
 }
 
@@ -230,8 +224,7 @@ std::string sum_of_base(const std::vector<FileRecord>& files) {
     if (file.path.compare(0, 5, "base/") != 0) continue;
     // A plan computes what its ONNX file says, and equal builds differ in bytes.
     const std::string name = file.path.substr(file.path.rfind('/') + 1);
-    if (name == "model.plan" || name == "plan.json" || name == "profile.json" ||
-        name == "model_ctx.onnx")
+    if (name == "model.plan" || name == "plan.json" || name == "profile.json" || name == "model_ctx.onnx")
       continue;
     append({text.size() > 1 ? ", [" : "["}, text);
     append_json_text(file.path, text);

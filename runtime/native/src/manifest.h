@@ -35,8 +35,8 @@ struct Manifest {
   std::vector<std::string> tasks;
   std::vector<std::pair<std::string, std::string>> toolchain;  // package, version
   Parity parity = Parity::kNotMeasured;
-  int64_t kernels = 2;  // the first interface of our kernels that computes the graph right
-  std::vector<FileRecord> files;  // sorted by path
+  int64_t kernels = 2;              // the first interface of our kernels that computes the graph right
+  std::vector<FileRecord> files;    // sorted by path
   std::string no_tokenizer_tables;  // why the export could not write them; empty where it did
 
   const FileRecord* file(std::string_view path) const;

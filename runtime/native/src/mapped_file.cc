@@ -17,9 +17,7 @@ Error unreadable(const std::string& path, const std::string& found) {
 }
 
 // What the operating system says; unlike strerror, this may be asked by several threads.
-Error refused(const std::string& path) {
-  return unreadable(path, std::generic_category().message(errno));
-}
+Error refused(const std::string& path) { return unreadable(path, std::generic_category().message(errno)); }
 
 // A descriptor that is closed at the end of its block.
 struct Descriptor {

@@ -16,19 +16,15 @@ constexpr uint32_t kFirstDecomposed = 0xC0, kFirstMark = 0x300;
 
 constexpr size_t kNowhere = static_cast<size_t>(-1);
 
-bool is_among(uint32_t point, uint32_t base, uint32_t count) {
-  return point >= base && point - base < count;
-}
+bool is_among(uint32_t point, uint32_t base, uint32_t count) { return point >= base && point - base < count; }
 
 // The row whose first number is `wanted`, of a sorted table; `kNowhere` if there is none.
 size_t row_of(const Numbers<uint32_t>& table, uint32_t wanted) {
   size_t low = 0, high = table.size() / 2;
   while (low < high) {
     const size_t middle = low + (high - low) / 2;
-    if (table[2 * middle] < wanted)
-      low = middle + 1;
-    else
-      high = middle;
+    if (table[2 * middle] < wanted) low = middle + 1;
+    else high = middle;
   }
   return low < table.size() / 2 && table[2 * low] == wanted ? low : kNowhere;
 }
@@ -65,10 +61,8 @@ void NormalForm::decompose(std::string_view text) {
   characters_.clear();
   for (const char* at = text.data(); at < text.data() + text.size();) {
     const uint32_t point = next_code_point(at);
-    if (is_among(point, kSBase, kSCount))
-      decompose_syllable(point);
-    else
-      decompose_listed(point);
+    if (is_among(point, kSBase, kSCount)) decompose_syllable(point);
+    else decompose_listed(point);
   }
 }
 
@@ -139,10 +133,8 @@ uint32_t NormalForm::composed(uint32_t first, uint32_t second) const {
   while (low < high) {
     const size_t middle = low + (high - low) / 2;
     const uint32_t a = pairs[3 * middle], b = pairs[3 * middle + 1];
-    if (a < first || (a == first && b < second))
-      low = middle + 1;
-    else
-      high = middle;
+    if (a < first || (a == first && b < second)) low = middle + 1;
+    else high = middle;
   }
   if (low == pairs.size() / 3) return 0;
   return pairs[3 * low] == first && pairs[3 * low + 1] == second ? pairs[3 * low + 2] : 0;

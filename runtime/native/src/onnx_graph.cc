@@ -18,8 +18,8 @@ int element_of(Dtype dtype) {
 }
 
 std::string name_of_element(int type) {
-  constexpr const char* kNames[] = {"undefined", "float", "uint8",   "int8",   "uint16",  "int16",
-                                    "int32",     "int64", "string",  "bool",   "float16", "double",
+  constexpr const char* kNames[] = {"undefined", "float",  "uint8",     "int8",       "uint16",  "int16",
+                                    "int32",     "int64",  "string",    "bool",       "float16", "double",
                                     "uint32",    "uint64", "complex64", "complex128", "bfloat16"};
   if (type >= 0 && static_cast<size_t>(type) < std::size(kNames)) return kNames[type];
   return joined({"type ", type});
@@ -86,9 +86,9 @@ Tensors expected_of(const GraphContract& c, Dtype dtype) {
   }
   for (size_t cache = 0; cache < cache_count(c); ++cache) {
     for (const bool is_input : {true, false}) {
-      const std::vector<Size> shape =
-          ragged ? std::vector<Size>{"blocks", c.kv_heads, int64_t{16}, c.head_dim}
-                 : std::vector<Size>{"batch", c.kv_heads, c.capacity, c.head_dim};
+      const std::vector<Size> shape = ragged
+                                          ? std::vector<Size>{"blocks", c.kv_heads, int64_t{16}, c.head_dim}
+                                          : std::vector<Size>{"batch", c.kv_heads, c.capacity, c.head_dim};
       add(cache_name(cache, is_input).c_str(), element_of(dtype), shape);
     }
   }
@@ -193,7 +193,8 @@ bool find_device(const OnnxRuntime& runtime, const Provider& provider, const std
                  const ort::ProviderDevice*& found, std::string& said) {
   const std::string name = full_name_of(provider);
   // One that is registered already is what was asked for.
-  if (runtime.failed(runtime.call(ort::kRegisterPlugIn, runtime.env(), name.c_str(), library.c_str()), said) &&
+  if (runtime.failed(runtime.call(ort::kRegisterPlugIn, runtime.env(), name.c_str(), library.c_str()),
+                     said) &&
       said.find("already") == std::string::npos) {
     said = joined({library, " does not load: ", said});
     return false;
@@ -216,7 +217,8 @@ bool find_device(const OnnxRuntime& runtime, const Provider& provider, const std
   // Python counts a plug-in's devices for those of GPUs only; others have one that is taken.
   if (!is_on_gpu(provider)) chosen = 0;
   if (chosen >= its_own.size()) {
-    said = joined({"its library offers ", its_own.size(), " devices here, and device ", chosen, " is asked for"});
+    said = joined(
+        {"its library offers ", its_own.size(), " devices here, and device ", chosen, " is asked for"});
     return false;
   }
   found = its_own[chosen];
@@ -251,7 +253,8 @@ Status choose_provider(const OnnxRuntime& runtime, const Provider& provider, ort
     if (provider.options.empty()) return {};
     said = "options, and this provider takes none";
   } else if (name == kCuda) {
-    if (append_cuda(runtime, provider, options, said) && find_cuda(runtime, provider, device, said)) return {};
+    if (append_cuda(runtime, provider, options, said) && find_cuda(runtime, provider, device, said))
+      return {};
   } else {
     said = "no such provider";
   }
@@ -266,10 +269,8 @@ Status add_kernels(const OnnxRuntime& runtime, ort::SessionOptions* options) {
   static_cast<void>(runtime), static_cast<void>(options);
 #else
   std::string said;
-  if (*plc_kernels_name() == '\0')
-    said = joined({"PLC_KERNELS names none of ", plc_kernels_available()});
-  else if (!runtime.failed(RegisterCustomOps(options, runtime.base()), said))
-    return {};
+  if (*plc_kernels_name() == '\0') said = joined({"PLC_KERNELS names none of ", plc_kernels_available()});
+  else if (!runtime.failed(RegisterCustomOps(options, runtime.base()), said)) return {};
   return Error{ErrorCode::kArgument,
                joined({"choosing kernels for this processor: ", said,
                        "; expected a set that this processor has. Unset PLC_KERNELS to get the first."})};
@@ -322,14 +323,15 @@ Status OnnxGraph::load(const EngineOptions& options) {
   } session{runtime_};
   constexpr int kErrorsOnly = 3;
   if (options.threads > 4096)
-    return Error{ErrorCode::kArgument, joined({"loading ", model_, ": ", options.threads,
-                                               " threads; expected at most 4096"})};
+    return Error{ErrorCode::kArgument,
+                 joined({"loading ", model_, ": ", options.threads, " threads; expected at most 4096"})};
   if (runtime_.failed(runtime_.call(ort::kCreateOptions, &session.held), said) ||
       runtime_.failed(runtime_.call(ort::kSetLogSeverity, session.held, kErrorsOnly), said) ||
-      runtime_.failed(runtime_.call(ort::kSetThreads, session.held, static_cast<int>(options.threads)), said) ||
-      (!options.spin && runtime_.failed(runtime_.call(ort::kAddEntry, session.held,
-                                                      "session.intra_op.allow_spinning", "0"),
-                                        said)))
+      runtime_.failed(runtime_.call(ort::kSetThreads, session.held, static_cast<int>(options.threads)),
+                      said) ||
+      (!options.spin &&
+       runtime_.failed(runtime_.call(ort::kAddEntry, session.held, "session.intra_op.allow_spinning", "0"),
+                       said)))
     return failure("loading ", said);
   // For every graph: its operators say what it needs. Where it has none of ours, this changes nothing.
   if (auto done = add_kernels(runtime_, session.held); !done.ok()) return done;
@@ -338,7 +340,8 @@ Status OnnxGraph::load(const EngineOptions& options) {
   on_cpu_ = device == nullptr;
   constexpr int kDeviceAllocator = 0, kDefaultMemory = 0;
   if (runtime_.failed(
-          runtime_.call(ort::kCreateSession, runtime_.env(), model_.c_str(), session.held, &session_), said) ||
+          runtime_.call(ort::kCreateSession, runtime_.env(), model_.c_str(), session.held, &session_),
+          said) ||
       runtime_.failed(runtime_.call(ort::kCreateBinding, session_, &binding_), said) ||
       runtime_.failed(runtime_.call(ort::kCreateCpuMemory, kDeviceAllocator, kDefaultMemory, &place_), said))
     return failure("loading ", said);
@@ -453,7 +456,8 @@ Status OnnxGraph::bind_cache(size_t cache, const std::vector<int64_t>& shape, vo
   const size_t size = elements_of(shape) * bytes_of(dtype_);
   for (const bool is_input : {true, false}) {
     const ort::MemoryInfo* where = device == nullptr ? place_ : device->place();
-    if (auto done = keep_bound({is_input, cache_name(cache, is_input), where, element_of(dtype_), shape, memory, size});
+    if (auto done = keep_bound(
+            {is_input, cache_name(cache, is_input), where, element_of(dtype_), shape, memory, size});
         !done.ok())
       return done;
   }
@@ -461,7 +465,8 @@ Status OnnxGraph::bind_cache(size_t cache, const std::vector<int64_t>& shape, vo
 }
 
 Status OnnxGraph::bind_logits(const std::vector<int64_t>& shape, float* memory) {
-  return keep_bound({false, "logits", place_, ort::kTypeFloat, shape, memory, elements_of(shape) * sizeof(float)});
+  return keep_bound(
+      {false, "logits", place_, ort::kTypeFloat, shape, memory, elements_of(shape) * sizeof(float)});
 }
 
 Status OnnxGraph::bind_tokens(int64_t count, int64_t* memory) {

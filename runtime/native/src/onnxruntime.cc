@@ -19,7 +19,7 @@ constexpr const char* kInstall =
 // `found` may be long: each library that was tried, and why it did not open.
 Error refused(Words found) {
   return {ErrorCode::kRuntime, joined({kDoing, joined(found), "; expected version 1.",
-                                    ort::kSessionApiVersion, " or a later one.", kInstall})};
+                                       ort::kSessionApiVersion, " or a later one.", kInstall})};
 }
 
 std::vector<std::string> places(const std::string& path) {
@@ -104,8 +104,7 @@ Result<const OnnxRuntime*> OnnxRuntime::open(const std::string& path) {
   const char* version = found.base_ == nullptr ? nullptr : found.base_->version();
   if (version == nullptr) return close_with({found.path_, " does not say its version"});
   // Its version is read first: it would print a complaint if more than that were asked for.
-  if (minor_of(version) < ort::kSessionApiVersion)
-    return close_with({found.path_, " is version ", version});
+  if (minor_of(version) < ort::kSessionApiVersion) return close_with({found.path_, " is version ", version});
   found.api_ = found.base_->get_api(ort::kSessionApiVersion);
   if (found.api_ == nullptr)
     return close_with({found.path_, ", version ", version, ", lacks interface ", ort::kSessionApiVersion});
@@ -114,7 +113,8 @@ Result<const OnnxRuntime*> OnnxRuntime::open(const std::string& path) {
   std::string said;
   if (found.failed(found.call(ort::kCreateEnv, kErrorsOnly, "plc", &found.env_), said) ||
       found.failed(found.call(ort::kDisableTelemetry, found.env_), said))
-    return Error{ErrorCode::kRuntime, joined({kDoing, found.path_, " does not start: ", said, ".", kInstall})};
+    return Error{ErrorCode::kRuntime,
+                 joined({kDoing, found.path_, " does not start: ", said, ".", kInstall})};
   opened = new OnnxRuntime(found);  // never freed: see `env`
   return opened;
 }

@@ -205,7 +205,8 @@ Status PaddedEngine::bind_rows(size_t first, size_t count) {
   const int64_t rows = signed_of(count);
   const std::vector<int64_t> shape{rows, contract_.kv_heads, contract_.capacity, contract_.head_dim};
   for (size_t cache = 0; cache < cache_count(contract_); ++cache)
-    if (auto done = graph_->bind_cache(cache, shape, caches_->address(cache, first), graph_->device()); !done.ok())
+    if (auto done = graph_->bind_cache(cache, shape, caches_->address(cache, first), graph_->device());
+        !done.ok())
       return done;
   auto* logits = reinterpret_cast<float*>(logits_.data()) + first * vocab;
   if (auto done = graph_->bind_logits({rows, contract_.vocab}, logits); !done.ok()) return done;

@@ -61,7 +61,7 @@ class PaddedEngine final : public Engine {
   Dtype dtype_;
   std::unique_ptr<OnnxGraph> graph_{};
   std::unique_ptr<Caches> caches_{};
-  Status cleared_{};  // what a call said that cannot fail itself; the next step does
+  Status cleared_{};                      // what a call said that cannot fail itself; the next step does
   std::vector<std::optional<Row>> rows_;  // by slot
   TouchedMemory logits_{}, tokens_{};     // by place
   size_t bound_first_ = 0, bound_count_ = 0;

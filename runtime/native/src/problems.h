@@ -14,8 +14,7 @@ namespace plc {
 constexpr std::string_view kCopyOrExport = "Copy the bundle again, or export it again.";
 
 // An error about what a file holds. `fix` says what to do next, as a sentence.
-Error wrong_file(std::string_view doing, Words found, Words expected,
-                 std::string_view fix = kCopyOrExport);
+Error wrong_file(std::string_view doing, Words found, Words expected, std::string_view fix = kCopyOrExport);
 
 // Several things that are wrong, for one error. A hostile file may have millions: few are kept.
 class Problems {

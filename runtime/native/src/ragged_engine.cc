@@ -51,7 +51,8 @@ Result<std::unique_ptr<Engine>> RaggedEngine::open(const std::string& model, con
   if (!graph.ok()) return graph.error();
   std::unique_ptr<RaggedEngine> engine(new RaggedEngine(contract, precision, own_products, options));
   engine->graph_ = std::move(graph.value());
-  if (auto done = engine->take_memory(options.max_batch, options.context_mib); !done.ok()) return done.error();
+  if (auto done = engine->take_memory(options.max_batch, options.context_mib); !done.ok())
+    return done.error();
   return std::unique_ptr<Engine>(std::move(engine));
 }
 
@@ -82,7 +83,8 @@ Status RaggedEngine::take_memory(size_t rows, std::optional<size_t> context_mib)
     auto memory = TouchedMemory::zeros({blocks, block_bytes_});
     if (!memory.ok()) return memory.error();
     caches_.push_back(std::move(memory.value()));
-    const std::vector<int64_t> shape{signed_of(blocks), contract_.kv_heads, signed_of(kBlock), contract_.head_dim};
+    const std::vector<int64_t> shape{signed_of(blocks), contract_.kv_heads, signed_of(kBlock),
+                                     contract_.head_dim};
     if (auto done = graph_->bind_cache(cache, shape, caches_.back().data(), nullptr); !done.ok()) return done;
   }
   // Each row may have as many blocks as its longest text takes, so there is always a free one.
@@ -169,7 +171,8 @@ std::vector<BlockKey> RaggedEngine::keys_of(const Row& row, const std::vector<in
   for (size_t end = row.room() + kBlock - row.length; end <= ids.size(); end += kBlock) {
     KeyedHash next(secret_);
     next.add(key);
-    for (size_t at = end > kBlock ? end - kBlock : 0; at < end; ++at) next.add(static_cast<uint64_t>(ids[at]));
+    for (size_t at = end > kBlock ? end - kBlock : 0; at < end; ++at)
+      next.add(static_cast<uint64_t>(ids[at]));
     key = next.sum();
     keys.push_back(key);
   }
@@ -186,7 +189,8 @@ void RaggedEngine::write_prefix(Row& row, size_t entries) {
     for (size_t head = 0; head < heads; ++head) {
       const float* from = prompt.prefix + (cache * heads + head) * prompt.prefix_length * dim;
       for (size_t entry = 0; entry < entries; entry += kBlock) {
-        char* to = caches_[cache].data() + row.blocks[entry / kBlock] * block_bytes_ + head * kBlock * entry_bytes;
+        char* to =
+            caches_[cache].data() + row.blocks[entry / kBlock] * block_bytes_ + head * kBlock * entry_bytes;
         write_numbers(from + entry * dim, std::min(kBlock, entries - entry) * dim, dtype_, to);
       }
     }
@@ -207,7 +211,8 @@ Status RaggedEngine::check(const std::vector<Feed>& feeds) const {
     if (auto done = check_feed(*this, feed, row.state); !done.ok()) return done;
     const bool within_prefix = feed.past < row.length;
     if (within_prefix ? !row.blocks.empty() : feed.past < row.fixed)
-      return wrong_feed(feed.slot, {feed.past, " entries before its tokens, and others read those that follow"});
+      return wrong_feed(feed.slot,
+                        {feed.past, " entries before its tokens, and others read those that follow"});
     if (within_prefix || row.ids.empty()) continue;
     const size_t begin = feed.past - row.length;
     if (begin > row.ids.size() || feed.ids.size() > row.ids.size() - begin ||
@@ -336,7 +341,8 @@ Status RaggedEngine::give_inputs(const std::vector<Feed>& feeds, const Run& some
     tasks.insert(tasks.end(), count, row.state.prompt.task_id);
     for (size_t k = 0; k < count; ++k) {
       const int64_t parent = feed.parents.empty() ? signed_of(k) - 1 : feed.parents[k];
-      positions.push_back(parent < 0 ? signed_of(feed.past) : positions[begin + static_cast<size_t>(parent)] + 1);
+      positions.push_back(parent < 0 ? signed_of(feed.past)
+                                     : positions[begin + static_cast<size_t>(parent)] + 1);
       if (branching) parents.push_back(parent);
     }
     if (feed.wanted.empty()) logit_tokens.push_back(signed_of(begin + count) - 1);
@@ -368,7 +374,8 @@ Status RaggedEngine::give_inputs(const std::vector<Feed>& feeds, const Run& some
 }
 
 // Gives the prompts of the feeds that read theirs, one after the other; `ids` become their rows.
-Status RaggedEngine::give_prompts(const std::vector<Feed>& feeds, const Run& some, std::vector<int64_t>& ids) {
+Status RaggedEngine::give_prompts(const std::vector<Feed>& feeds, const Run& some,
+                                  std::vector<int64_t>& ids) {
   const auto hidden = static_cast<size_t>(contract_.hidden);
   // At least one row: a Gather from an empty table is an error, even where no id reads it.
   std::vector<float> table(hidden, 0.0f);
@@ -407,7 +414,8 @@ Status RaggedEngine::give_tiles(const std::vector<Feed>& feeds, const Run& some)
 void RaggedEngine::clear(const std::vector<size_t>& slots) {
   std::vector<size_t> blocks;
   for (const size_t slot : slots)
-    if (slot < max_batch && rows_[slot]) blocks.insert(blocks.end(), rows_[slot]->blocks.begin(), rows_[slot]->blocks.end());
+    if (slot < max_batch && rows_[slot])
+      blocks.insert(blocks.end(), rows_[slot]->blocks.begin(), rows_[slot]->blocks.end());
   for (const size_t block : pool_.forget(blocks))
     for (TouchedMemory& cache : caches_) std::memset(cache.data() + block * block_bytes_, 0, block_bytes_);
 }

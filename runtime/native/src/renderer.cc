@@ -161,8 +161,9 @@ Status Renderer::check_rows() {
 Status Renderer::check_row(int32_t id, std::string_view doing) const {
   if (id >= 0 && static_cast<size_t>(id) < vocab_) return {};
   const std::string_view bytes = encoder_->tokenizer().bytes(id);
-  const std::string name = !bytes.empty() && is_utf8(bytes) ? joined({"the token ", shown(bytes), " with id "})
-                                                            : std::string("the id ");
+  const std::string name = !bytes.empty() && is_utf8(bytes)
+                               ? joined({"the token ", shown(bytes), " with id "})
+                               : std::string("the id ");
   return refused({doing, ": ", name, id, ", which the base has no row for; expected ids below ", vocab_,
                   ". Leave it out, or give the base a row for it (resize_token_embeddings in "
                   "transformers) and save it again."});
@@ -187,8 +188,7 @@ std::string Renderer::with_text(std::string_view text, State& state) {
 }
 
 bool Renderer::is_virtual(size_t index) const {
-  return index < template_->segments.size() &&
-         template_->segments[index].kind == Segment::Kind::kVirtual;
+  return index < template_->segments.size() && template_->segments[index].kind == Segment::Kind::kVirtual;
 }
 
 // The text of a segment with the white space that the task keeps.
@@ -347,20 +347,17 @@ Result<Renderer::Values> Renderer::values_of(const Fields& fields) const {
     }
     const auto place = static_cast<size_t>(found - wanted.begin());
     auto text = field.value.text();
-    if (given[place])
-      problems.push_back(joined({"field '", field.name, "' is given twice"}));
-    else if (!text.ok())
-      problems.push_back(joined({"field '", field.name, "' is ", text.error().message}));
-    else
-      values[place] = std::move(text.value());
+    if (given[place]) problems.push_back(joined({"field '", field.name, "' is given twice"}));
+    else if (!text.ok()) problems.push_back(joined({"field '", field.name, "' is ", text.error().message}));
+    else values[place] = std::move(text.value());
     given[place] = true;
   }
   for (size_t place = 0; place < wanted.size(); ++place)
     if (!given[place]) problems.push_back(joined({"field '", wanted[place], "' is missing"}));
   problems.insert(problems.end(), unknown.begin(), unknown.end());
   if (problems.empty()) return values;
-  return refused({"rendering task '", task_->taskname, "': ", listed(problems, "; "), ". Its fields: ",
-                  wanted.empty() ? std::string("none") : listed(wanted, ", "), "."});
+  return refused({"rendering task '", task_->taskname, "': ", listed(problems, "; "),
+                  ". Its fields: ", wanted.empty() ? std::string("none") : listed(wanted, ", "), "."});
 }
 
 Result<Renderer::Sequence> Renderer::rendered(const Values& values) {
@@ -373,12 +370,10 @@ Result<Renderer::Sequence> Renderer::rendered(const Values& values) {
 // Calls `make` with the values, and cuts the truncate field until what it made fits. `make` gives
 // its length in tokens; `counted` says what that counts besides the prompt.
 template <typename Make>
-Status Renderer::fitted(Values& values, std::optional<size_t> most, std::string_view counted,
-                        Make make) {
+Status Renderer::fitted(Values& values, std::optional<size_t> most, std::string_view counted, Make make) {
   const std::vector<std::string>& names = template_->input_fields;
-  const auto found = task_->truncate_field
-                         ? std::find(names.begin(), names.end(), *task_->truncate_field)
-                         : names.end();
+  const auto found =
+      task_->truncate_field ? std::find(names.begin(), names.end(), *task_->truncate_field) : names.end();
   // Each cut takes one token more than needed, since the text that is left may be tokenised a little
   // differently. In the rare case that it still does not fit, it is cut again.
   for (;;) {
@@ -391,11 +386,11 @@ Status Renderer::fitted(Values& values, std::optional<size_t> most, std::string_
     if (before != 0)
       if (Status done = cut(*text, length.value() - *most + 1); !done.ok()) return done;
     if (before == 0 || text->size() == before)
-      return refused({"rendering task '", task_->taskname, "': ", length.value(), " tokens", counted,
-                      can_cut ? joined({", its field '", *found, "' used up"})
-                              : std::string(", no truncate_field"),
-                      "; expected at most ", *most,
-                      ". Shorten the example, or name a longer truncate_field in the task."});
+      return refused(
+          {"rendering task '", task_->taskname, "': ", length.value(), " tokens", counted,
+           can_cut ? joined({", its field '", *found, "' used up"}) : std::string(", no truncate_field"),
+           "; expected at most ", *most,
+           ". Shorten the example, or name a longer truncate_field in the task."});
   }
 }
 
@@ -428,25 +423,23 @@ Result<PromptAndChoices> Renderer::prompt_and_choices(const Fields& fields, size
   auto values = values_of(fields);
   if (!values.ok()) return values.error();
   PromptAndChoices made;
-  const Status done =
-      fitted(values.value(), max_length, " with the longest choice", [&]() -> Result<size_t> {
-        auto sequence = rendered(values.value());
-        if (!sequence.ok()) return sequence.error();
-        // A cut field may end in other blanks, and then the choices have other tokens.
-        auto choices = trie_at(for_answer(sequence.value().state));
-        if (!choices.ok()) return choices.error();
-        made = {std::move(sequence.value().made), std::move(choices.value())};
-        return made.prompt.size() + made.choices->longest();
-      });
+  const Status done = fitted(values.value(), max_length, " with the longest choice", [&]() -> Result<size_t> {
+    auto sequence = rendered(values.value());
+    if (!sequence.ok()) return sequence.error();
+    // A cut field may end in other blanks, and then the choices have other tokens.
+    auto choices = trie_at(for_answer(sequence.value().state));
+    if (!choices.ok()) return choices.error();
+    made = {std::move(sequence.value().made), std::move(choices.value())};
+    return made.prompt.size() + made.choices->longest();
+  });
   if (!done.ok()) return done.error();
   return made;
 }
 
-Result<PromptAndSpans> Renderer::prompt_and_spans(const Fields& fields,
-                                                  std::optional<size_t> max_length) {
+Result<PromptAndSpans> Renderer::prompt_and_spans(const Fields& fields, std::optional<size_t> max_length) {
   const std::vector<std::string>& names = template_->input_fields;
-  const auto copied = task_->copied_from ? std::find(names.begin(), names.end(), *task_->copied_from)
-                                         : names.end();
+  const auto copied =
+      task_->copied_from ? std::find(names.begin(), names.end(), *task_->copied_from) : names.end();
   if (copied == names.end())
     return refused({"rendering task '", task_->taskname,
                     "': its answers are not copied from a field; expected a task with 'answer: span'."});
@@ -467,8 +460,7 @@ Result<PromptAndSpans> Renderer::prompt_and_spans(const Fields& fields,
   if (!done.ok()) return done.error();
   auto pieces = std::make_unique<AnswerPieces>(*encoder_, vocab_, for_answer(made.state));
   std::string& text = values.value()[static_cast<size_t>(copied - names.begin())];
-  return PromptAndSpans{std::move(made.made),
-                        std::make_unique<SpanWalk>(std::move(text), std::move(pieces))};
+  return PromptAndSpans{std::move(made.made), std::make_unique<SpanWalk>(std::move(text), std::move(pieces))};
 }
 
 Result<Rendered> Renderer::opening() {
@@ -512,8 +504,7 @@ Result<std::vector<std::vector<int32_t>>> Renderer::choices_at(const State& stat
   for (const std::string& choice : task_->choices) {
     Sequence sequence;
     sequence.state = state;
-    if (const Status done = add_text(laid_out(choice, template_->answer_index), false, sequence);
-        !done.ok())
+    if (const Status done = add_text(laid_out(choice, template_->answer_index), false, sequence); !done.ok())
       return done.error();
     std::vector<int32_t>& ids = sequence.made.token_ids;
     if (task_->rules.eos_id) ids.push_back(*task_->rules.eos_id);
@@ -521,7 +512,8 @@ Result<std::vector<std::vector<int32_t>>> Renderer::choices_at(const State& stat
     if (!ids.empty()) key.assign(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof ids[0]);
     const auto [other, is_new] = seen.emplace(std::move(key), found.size());
     if (!is_new && task_->choices[other->second] != choice)
-      return refused({"tokenising its choices: ", shown(task_->choices[other->second]), " and ", shown(choice),
+      return refused({"tokenising its choices: ", shown(task_->choices[other->second]), " and ",
+                      shown(choice),
                       " are the same tokens; expected choices that have different tokens in the "
                       "base's tokenizer. The tokenizer may ignore capitals, or lack a character: "
                       "change a choice."});
@@ -541,8 +533,7 @@ bool Renderer::is_fixed() {
       for (const std::string_view value : kKindsOfValues) {
         State state = before;
         // An error: such a prompt is refused, and nothing follows it.
-        if (after(index, value, state).ok() &&
-            std::find(later.begin(), later.end(), state) == later.end())
+        if (after(index, value, state).ok() && std::find(later.begin(), later.end(), state) == later.end())
           later.push_back(state);
         if (!is_field) break;
       }

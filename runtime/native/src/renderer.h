@@ -56,8 +56,7 @@ class Renderer {
   // `vocab` is the base's number of rows. What is referred to must outlive the renderer and the
   // spans that it makes; the encoder may serve many. An error where the base has no row for a token
   // that the task always has, or where two choices are the same tokens.
-  static Result<Renderer> of(const TaskRecord& task, const Template& parsed, Encoder& encoder,
-                             size_t vocab);
+  static Result<Renderer> of(const TaskRecord& task, const Template& parsed, Encoder& encoder, size_t vocab);
 
   // What the model is given to continue: all that stands before the answer. `max_length` is the
   // longest allowed, in tokens; the truncate field is cut to fit.
@@ -69,8 +68,7 @@ class Renderer {
 
   // A prompt of a task whose answers are copied, and the answers that can be: parts of the field as
   // it stands in the prompt, which may have been cut.
-  Result<PromptAndSpans> prompt_and_spans(const Fields& fields,
-                                          std::optional<size_t> max_length = {});
+  Result<PromptAndSpans> prompt_and_spans(const Fields& fields, std::optional<size_t> max_length = {});
 
   // What every prompt of the task begins with: all that stands before the first field.
   Result<Rendered> opening();
@@ -138,8 +136,8 @@ class Renderer {
   const Template* template_;
   Encoder* encoder_;
   size_t vocab_;
-  bool opens_sections_ = false;      // whether the tokenizer puts a blank before each section
-  std::vector<size_t> field_of_{};   // of each segment: its place among the input fields
+  bool opens_sections_ = false;     // whether the tokenizer puts a blank before each section
+  std::vector<size_t> field_of_{};  // of each segment: its place among the input fields
   std::optional<bool> fixed_{};
   std::vector<std::pair<State, std::shared_ptr<const LabelTrie>>> tries_{};
 };

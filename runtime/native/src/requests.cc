@@ -24,17 +24,18 @@ Status Request::check() const {
                   ", expected whole numbers, 0 <= min_tokens <= max_tokens, and max_tokens at least 1"});
   for (const std::string& text : stop)
     if (text.empty() || !is_utf8(text))
-      problems.add({"a stop text that is ", text.empty() ? "empty" : "not UTF-8",
-                    ", expected text as UTF-8"});
+      problems.add(
+          {"a stop text that is ", text.empty() ? "empty" : "not UTF-8", ", expected text as UTF-8"});
   for (const std::string& word : bad_words)
     if (word.empty() || !is_utf8(word) || word.find(kReplacement) != std::string::npos)
-      problems.add({"bad_words: one that is empty, is not UTF-8 or has U+FFFD, which stands for broken "
-                    "characters; expected none of this"});
+      problems.add(
+          {"bad_words: one that is empty, is not UTF-8 or has U+FFFD, which stands for broken "
+           "characters; expected none of this"});
   if (!(timeout >= 0) || !std::isfinite(timeout))
     problems.add({"timeout ", written(timeout), ", expected seconds, above 0, or 0 for no limit"});
   if (log_probs < -1 || log_probs > kMostLogProbs)
-    problems.add({"log_probs ", log_probs, ", expected a whole number from 0 to ", kMostLogProbs,
-                  ", or -1 for none"});
+    problems.add(
+        {"log_probs ", log_probs, ", expected a whole number from 0 to ", kMostLogProbs, ", or -1 for none"});
   for (size_t k = 0; k < bias.size() + sampling.logit_bias.size(); ++k) {
     const auto text_at = [this](size_t place) -> const std::string& {
       return place < bias.size() ? bias[place].first : sampling.logit_bias[place - bias.size()].first;

@@ -18,7 +18,7 @@ enum class ErrorCode {
   kAnswer = 6,    // the base's numbers for a request are not finite
   kMemory = 8,    // no memory is left
   kCancelled = 9  // the request was cancelled
-};  // The numbers are those of plc_status.
+};                // The numbers are those of plc_status.
 
 // `message` says what was being done, what was found, what was expected and what to do next.
 struct Error {

@@ -29,10 +29,8 @@ class RowMaker {
     Status done;
     if (task_.choices != nullptr && (request_.constrain || request_.kind != Kind::kAnswer))
       done = with_room_for_choices(length);
-    else if (task_.record.copied_from && request_.constrain)
-      done = with_spans(length);
-    else
-      done = with_room(length);
+    else if (task_.record.copied_from && request_.constrain) done = with_spans(length);
+    else done = with_room(length);
     if (!done.ok()) return done;
     cut_tokens_ = length - rendered_.size();
     return {};
@@ -149,8 +147,8 @@ class RowMaker {
 }  // namespace
 
 Result<std::unique_ptr<Row>> make_row(const Request& request, const std::shared_ptr<ServedTask>& task,
-                                      const std::shared_ptr<const Tokenizer>& tokenizer,
-                                      const Engine& engine, const StepCosts* costs) {
+                                      const std::shared_ptr<const Tokenizer>& tokenizer, const Engine& engine,
+                                      const StepCosts* costs) {
   const auto refused = [](const Error& error) {
     return Error{ErrorCode::kRequest, joined({kDoing, ": ", error.message})};
   };
@@ -167,14 +165,10 @@ Result<std::unique_ptr<Row>> make_row(const Request& request, const std::shared_
   RowParts& parts = made.value();
   const bool is_open = parts.trie == nullptr && parts.spans == nullptr;
   std::unique_ptr<Row> row;
-  if (asks_for_labels)
-    row = std::make_unique<LabelRow>(std::move(parts), request.kind == Kind::kBestLabel);
-  else if (parts.spans != nullptr)
-    row = std::make_unique<SpanRow>(std::move(parts));
-  else if (is_open && costs != nullptr)
-    row = std::make_unique<LookupRow>(std::move(parts), *costs);
-  else
-    row = std::make_unique<Row>(std::move(parts));
+  if (asks_for_labels) row = std::make_unique<LabelRow>(std::move(parts), request.kind == Kind::kBestLabel);
+  else if (parts.spans != nullptr) row = std::make_unique<SpanRow>(std::move(parts));
+  else if (is_open && costs != nullptr) row = std::make_unique<LookupRow>(std::move(parts), *costs);
+  else row = std::make_unique<Row>(std::move(parts));
   return row;
 }
 

@@ -16,7 +16,7 @@ namespace plc {
 // A request, which `Request::check` has let pass, as a row of its task. `costs`: of steps, where open
 // answers draft; they outlive the row. Null: nothing is looked up.
 Result<std::unique_ptr<Row>> make_row(const Request& request, const std::shared_ptr<ServedTask>& task,
-                                      const std::shared_ptr<const Tokenizer>& tokenizer,
-                                      const Engine& engine, const StepCosts* costs);
+                                      const std::shared_ptr<const Tokenizer>& tokenizer, const Engine& engine,
+                                      const StepCosts* costs);
 
 }  // namespace plc

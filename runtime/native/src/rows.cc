@@ -45,8 +45,8 @@ Row::Row(RowParts parts)
       text_(text_of(parts_), parts_.request.stop) {
   if (parts_.trie != nullptr) choices_.emplace(parts_.trie);
   const Sampling& sampling = parts_.request.sampling;
-  is_plain_ = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0 &&
-              parts_.bias.empty() && !parts_.bad_words;
+  is_plain_ = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0 && parts_.bias.empty() &&
+              !parts_.bad_words;
 }
 
 void Row::look(Feed& feed) const {
@@ -90,8 +90,7 @@ Event Row::choose(Output& output) {
     };
     note(*token);
     if (count > 0)
-      for (const int32_t each :
-           likeliest(output.logits(), output.vocab(), static_cast<uint64_t>(count)))
+      for (const int32_t each : likeliest(output.logits(), output.vocab(), static_cast<uint64_t>(count)))
         note(each);
     log_probs_.push_back(std::move(noted));
   }
@@ -116,9 +115,7 @@ std::optional<int32_t> Row::next(Output& output) {
   limits.blocked = &blocked;
   limits.allowed = only ? &*only : nullptr;
   if (parts_.bad_words) {
-    limits.fits = [](const void* row, int32_t token) {
-      return static_cast<const Row*>(row)->fits(token);
-    };
+    limits.fits = [](const void* row, int32_t token) { return static_cast<const Row*>(row)->fits(token); };
     limits.context = this;
   }
   return next_token(output.logits(), output.vocab(), parts_.request.sampling, random_, limits);

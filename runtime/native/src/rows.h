@@ -61,20 +61,20 @@ struct RowFeed {
 struct RowParts {
   Request request;
   std::shared_ptr<ServedTask> task;
-  EnginePrompt prompt;                 // that of the task, or without its prefix
-  std::vector<int64_t> input_ids;      // the part of the prompt that is fed
-  size_t held = 0;                     // cache entries before them, from the task's prefix
+  EnginePrompt prompt;             // that of the task, or without its prefix
+  std::vector<int64_t> input_ids;  // the part of the prompt that is fed
+  size_t held = 0;                 // cache entries before them, from the task's prefix
   size_t prompt_tokens = 0, cut_tokens = 0;
-  size_t limit = 0;                    // most tokens of the answer
-  size_t room = 0;                     // entries that the cache has after the prompt
-  bool branches = false;               // as in `Engine`
+  size_t limit = 0;                       // most tokens of the answer
+  size_t room = 0;                        // entries that the cache has after the prompt
+  bool branches = false;                  // as in `Engine`
   std::shared_ptr<const LabelTrie> trie;  // the closed set of answers; null where it is open
   std::vector<TokenBias> bias;
-  std::vector<int32_t> seen;           // real tokens of the prompt
+  std::vector<int32_t> seen;  // real tokens of the prompt
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::optional<Ngrams> ngrams;        // sequences that must not be repeated
+  std::optional<Ngrams> ngrams;  // sequences that must not be repeated
   std::optional<BadWords> bad_words;
-  std::unique_ptr<SpanWalk> spans;     // the parts of a field of which the answer is one
+  std::unique_ptr<SpanWalk> spans;  // the parts of a field of which the answer is one
 };
 
 // Writes an answer that is open, or one of a closed set.

@@ -20,9 +20,9 @@ struct Kind {
   std::string_view name;
   int64_t bytes;
 };
-constexpr Kind kKinds[] = {{"F32", 4},  {"I64", 8}, {"F16", 2},     {"BF16", 2},   {"F64", 8},
-                           {"I32", 4},  {"I16", 2}, {"I8", 1},      {"U64", 8},    {"U32", 4},
-                           {"U16", 2},  {"U8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"BOOL", 1}};
+constexpr Kind kKinds[] = {{"F32", 4}, {"I64", 8}, {"F16", 2},     {"BF16", 2},    {"F64", 8},
+                           {"I32", 4}, {"I16", 2}, {"I8", 1},      {"U64", 8},     {"U32", 4},
+                           {"U16", 2}, {"U8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"BOOL", 1}};
 
 int64_t bytes_of(std::string_view dtype) {
   for (const Kind& kind : kKinds)
@@ -99,7 +99,7 @@ Status TensorFile::read(std::string_view bytes, const std::string& doing) {
   bytes.remove_prefix(kLength);
   if (length > bytes.size())
     return wrong_file(doing, {"cut short: a header of ", length, " bytes, ", bytes.size(), " left"},
-                   {"a safetensors file"});
+                      {"a safetensors file"});
   const auto parsed = parse_json(bytes.substr(0, length), doing + ", header");
   if (!parsed.ok()) return parsed.error();
   const std::string_view data = bytes.substr(length);
@@ -117,7 +117,7 @@ Status TensorFile::read(std::string_view bytes, const std::string& doing) {
     for (const auto& [key, text] : *entry.object()) {
       if (text.text() == nullptr)
         return wrong_file(doing, {"__metadata__ with '", shortened(key, 100), "' ", text.kind()},
-                       {"an object of texts"});
+                          {"an object of texts"});
       metadata_.emplace_back(key, *text.text());
     }
   }
@@ -129,7 +129,7 @@ Status TensorFile::read(std::string_view bytes, const std::string& doing) {
   for (const Tensor& tensor : tensors_) {
     if (tensor.bytes.data() != end)
       return wrong_file(doing, {"bytes of ", tensor.described(), " elsewhere"},
-                     {"those of all tensors one after another"});
+                        {"those of all tensors one after another"});
     end += tensor.bytes.size();
   }
   const auto used = static_cast<size_t>(end - data.data());
@@ -165,8 +165,7 @@ Status TensorFile::read_tensor(const std::string& name, const Json& entry, std::
   const int64_t begin = places[0], end = places[1];
   if (end < begin || static_cast<uint64_t>(end) > data.size())
     return wrong({"bytes ", begin, " to ", end}, {"places among the file's ", data.size()});
-  if (end - begin != size)
-    return wrong({end - begin, " bytes"}, {size, ", by its dtype and its shape"});
+  if (end - begin != size) return wrong({end - begin, " bytes"}, {size, ", by its dtype and its shape"});
   tensor.bytes = data.substr(static_cast<size_t>(begin), static_cast<size_t>(size));
   tensors_.push_back(std::move(tensor));
   return {};

@@ -109,7 +109,7 @@ std::vector<uint64_t> few_keys(const float* scores, size_t count, size_t wanted)
 
 struct Choice {
   size_t token;
-  Ranked order{};              // empty where no noise was drawn
+  Ranked order{};               // empty where no noise was drawn
   std::vector<double> drawn{};  // logs and noise, in this order
 };
 

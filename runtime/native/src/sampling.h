@@ -43,10 +43,10 @@ struct TokenBias {
 // What may come next, and what is changed before the choice. Null where there is nothing; all
 // tokens are ids of the vocabulary.
 struct TokenLimits {
-  const std::vector<TokenBias>* bias = nullptr;    // no token twice
-  const std::vector<int32_t>* seen = nullptr;      // real tokens so far, for the penalty
-  const std::vector<int32_t>* blocked = nullptr;   // they may not come
-  const std::vector<int32_t>* allowed = nullptr;   // the only ones, no token twice; overrides the others
+  const std::vector<TokenBias>* bias = nullptr;   // no token twice
+  const std::vector<int32_t>* seen = nullptr;     // real tokens so far, for the penalty
+  const std::vector<int32_t>* blocked = nullptr;  // they may not come
+  const std::vector<int32_t>* allowed = nullptr;  // the only ones, no token twice; overrides the others
   bool (*fits)(const void* context, int32_t token) = nullptr;  // whether a token may come
   const void* context = nullptr;                               // what `fits` is given
 };

@@ -72,10 +72,8 @@ std::vector<FedTokens> Scheduler::turn(Alike alike, void* context) {
   std::vector<FedTokens> fed;
   std::vector<Entry*> prompts;
   for (Entry& entry : running_) {
-    if (entry.unfed == 0)
-      fed.push_back({entry.slot, entry.request, entry.asked});
-    else
-      prompts.push_back(&entry);
+    if (entry.unfed == 0) fed.push_back({entry.slot, entry.request, entry.asked});
+    else prompts.push_back(&entry);
   }
   std::sort(prompts.begin(), prompts.end(),
             [](const Entry* left, const Entry* right) { return left->comes_before(*right); });

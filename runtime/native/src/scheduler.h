@@ -80,10 +80,10 @@ class Scheduler {
   struct Entry {
     uint64_t request;
     int64_t priority;
-    uint64_t count;     // requests that came before
-    size_t unfed;       // tokens of its prompt that were not fed
-    size_t asked = 1;   // tokens that it is fed at once, after its prompt
-    size_t slot = 0;    // while it runs
+    uint64_t count;      // requests that came before
+    size_t unfed;        // tokens of its prompt that were not fed
+    size_t asked = 1;    // tokens that it is fed at once, after its prompt
+    size_t slot = 0;     // while it runs
     bool begun = false;  // whether it was fed anything
 
     bool comes_before(const Entry& other) const {

@@ -58,8 +58,8 @@ struct Comparison {
       const float found = logits[static_cast<size_t>(test.logit_ids[k])];
       are_finite = are_finite && std::isfinite(found);
       const auto apart = static_cast<double>(std::fabs(found - expected));
-      difference = std::isfinite(found) ? std::max(difference, apart)
-                                        : std::numeric_limits<double>::infinity();
+      difference =
+          std::isfinite(found) ? std::max(difference, apart) : std::numeric_limits<double>::infinity();
       largest = std::max(largest, static_cast<double>(std::fabs(expected)));
     }
     const auto token = static_cast<int64_t>(argmax(logits, vocab));
@@ -114,9 +114,8 @@ std::string thousandths(double number) {
 
 Result<size_t> run_self_test(const ServedTask& task, Engine& engine, size_t slot, bool on_cpu) {
   const std::vector<BundleTask>& tasks = task.bundle->tasks();
-  const auto mine = std::find_if(tasks.begin(), tasks.end(), [&task](const BundleTask& each) {
-    return &each.record == &task.record;
-  });
+  const auto mine = std::find_if(tasks.begin(), tasks.end(),
+                                 [&task](const BundleTask& each) { return &each.record == &task.record; });
   const auto read = task.bundle->selftest(*mine);
   if (!read.ok()) return read.error();
   if (!read.value()) return size_t{0};
@@ -144,7 +143,8 @@ Result<size_t> run_self_test(const ServedTask& task, Engine& engine, size_t slot
                joined({"comparing task '", task.name(), "' with its self-test: logits differ by ",
                        thousandths(part), " of the largest, and ", found.equal, " of ", found.count,
                        " tokens are equal; expected at most ", thousandths(limit.difference), ", and ",
-                       thousandths(100 * limit.tokens), " % of the tokens. Copy the bundle again, or export "
+                       thousandths(100 * limit.tokens),
+                       " % of the tokens. Copy the bundle again, or export "
                        "it on this machine."})};
 }
 

@@ -8,8 +8,7 @@
 namespace plc {
 namespace {
 
-Result<std::shared_ptr<ServedTask>> serve(const std::shared_ptr<const Bundle>& bundle,
-                                          const BundleTask& task,
+Result<std::shared_ptr<ServedTask>> serve(const std::shared_ptr<const Bundle>& bundle, const BundleTask& task,
                                           const std::shared_ptr<Encoder>& encoder) {
   const TaskRecord& record = task.record;
   const auto vocab = static_cast<size_t>(bundle->manifest().graph.vocab);
@@ -65,8 +64,8 @@ size_t held_by_prefix(const Rendered& rendered, const EnginePrompt& prompt) {
   return std::min(prompt.prefix == nullptr ? 0 : prompt.prefix_length, most);
 }
 
-Result<std::vector<std::shared_ptr<ServedTask>>> serve_tasks(
-    const std::shared_ptr<const Bundle>& bundle, const std::shared_ptr<Encoder>& encoder) {
+Result<std::vector<std::shared_ptr<ServedTask>>> serve_tasks(const std::shared_ptr<const Bundle>& bundle,
+                                                             const std::shared_ptr<Encoder>& encoder) {
   std::vector<std::shared_ptr<ServedTask>> tasks;
   for (const BundleTask& task : bundle->tasks()) {
     auto served = serve(bundle, task, encoder);

@@ -24,7 +24,7 @@ struct ServedTask {
   const TaskRecord& record;
   const Template& parsed;
   Renderer renderer;
-  EnginePrompt prompt;  // its owner is the bundle
+  EnginePrompt prompt;                       // its owner is the bundle
   std::shared_ptr<const LabelTrie> choices;  // null where answers are open
   std::vector<int32_t> ends;                 // the tokens that end an answer
 
@@ -42,7 +42,7 @@ size_t held_by_prefix(const Rendered& rendered, const EnginePrompt& prompt);
 // All tasks of a bundle, each with its folded prefix where it has one. An error where a task cannot
 // be rendered, where a prefix was computed from something that this bundle does not hold, or where
 // labels are not those of the task. `encoder`: of the bundle's tokenizer.
-Result<std::vector<std::shared_ptr<ServedTask>>> serve_tasks(
-    const std::shared_ptr<const Bundle>& bundle, const std::shared_ptr<Encoder>& encoder);
+Result<std::vector<std::shared_ptr<ServedTask>>> serve_tasks(const std::shared_ptr<const Bundle>& bundle,
+                                                             const std::shared_ptr<Encoder>& encoder);
 
 }  // namespace plc

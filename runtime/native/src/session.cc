@@ -45,8 +45,8 @@ Status check_options(const SessionOptions& options) {
   constexpr size_t kMostBatch = 1 << 12;
   constexpr int64_t kMostContext = 1 << 20;
   const auto wrong = [](Words found, Words expected) {
-    return Error{ErrorCode::kArgument, joined({"opening a session: ", joined(found), "; expected ",
-                                               joined(expected), "."})};
+    return Error{ErrorCode::kArgument,
+                 joined({"opening a session: ", joined(found), "; expected ", joined(expected), "."})};
   };
   if (options.max_batch < 1 || options.max_batch > kMostBatch)
     return wrong({"max_batch ", options.max_batch}, {"a whole number, at least 1 and at most ", kMostBatch});
@@ -63,13 +63,13 @@ Result<std::shared_ptr<const Tokenizer>> open_tokenizer(const Bundle& bundle) {
   if (bundle.has_tokenizer_tables()) return Tokenizer::open(bundle.path_of("tokenizer.tables"));
   const std::string& reason = bundle.manifest().no_tokenizer_tables;
   const std::string found =
-      reason.empty() ? "it has no tokenizer.tables"
-                     : joined({"its tokenizer could not be written as tables (", shortened(reason, 500), ")"});
-  return Error{ErrorCode::kArgument,
-               joined({"opening the bundle ", bundle.folder(), ": ", found,
-                       "; expected tables, which this library makes tokens by. ",
-                       reason.empty() ? "Export the bundle again, or serve" : "Serve",
-                       " it with the Python runtime."})};
+      reason.empty()
+          ? "it has no tokenizer.tables"
+          : joined({"its tokenizer could not be written as tables (", shortened(reason, 500), ")"});
+  return Error{ErrorCode::kArgument, joined({"opening the bundle ", bundle.folder(), ": ", found,
+                                             "; expected tables, which this library makes tokens by. ",
+                                             reason.empty() ? "Export the bundle again, or serve" : "Serve",
+                                             " it with the Python runtime."})};
 }
 
 // An error unless the engine of `first` computes what `other` was made for.
@@ -84,11 +84,10 @@ Status check_same_base(const Bundle& first, const Bundle& other) {
   } parts[] = {
       {"the base's fingerprint", ours.base.fingerprint == its.base.fingerprint},
       {"the target", ours.target == its.target},
-      {"the precision", precision.dtype == its_precision.dtype &&
-                            precision.quantization == its_precision.quantization &&
-                            precision.prefix_bits == its_precision.prefix_bits &&
-                            precision.cache_bits == its_precision.cache_bits &&
-                            precision.method == its_precision.method},
+      {"the precision",
+       precision.dtype == its_precision.dtype && precision.quantization == its_precision.quantization &&
+           precision.prefix_bits == its_precision.prefix_bits &&
+           precision.cache_bits == its_precision.cache_bits && precision.method == its_precision.method},
       {"the capacity", graph.capacity == its_graph.capacity},
       {"prompts (an input, or baked)", graph.prompts == its_graph.prompts},
       {"tokenizer.json", ours.file("tokenizer.json")->sha256 == its.file("tokenizer.json")->sha256},
@@ -96,22 +95,22 @@ Status check_same_base(const Bundle& first, const Bundle& other) {
       {"the graph", graph.layers == its_graph.layers && graph.kv_heads == its_graph.kv_heads &&
                         graph.head_dim == its_graph.head_dim && graph.hidden == its_graph.hidden &&
                         graph.vocab == its_graph.vocab && graph.candidates == its_graph.candidates &&
-                        graph.sampling_inputs == its_graph.sampling_inputs &&
-                        graph.rows == its_graph.rows && graph.logit_tiles == its_graph.logit_tiles},
+                        graph.sampling_inputs == its_graph.sampling_inputs && graph.rows == its_graph.rows &&
+                        graph.logit_tiles == its_graph.logit_tiles},
   };
   const auto refused = [&](std::string_view found, std::string_view fix) {
-    return Error{ErrorCode::kFormat,
-                 joined({"serving the tasks of ", other.folder(), " with the base of ", first.folder(), ": ",
-                         found, ". ", fix})};
+    return Error{ErrorCode::kFormat, joined({"serving the tasks of ", other.folder(), " with the base of ",
+                                             first.folder(), ": ", found, ". ", fix})};
   };
   for (const auto& part : parts)
     if (!part.same)
       return refused(joined({part.name, ": another one; expected the same"}),
                      "Export both from the same base, with the same options.");
   if (its_graph.prompts == PromptsMode::kBaked)
-    return refused("a graph that holds the prompts of its own tasks (baked); expected prompts that are an "
-                   "input of the graph",
-                   "Export both with: --prompts-mode input");
+    return refused(
+        "a graph that holds the prompts of its own tasks (baked); expected prompts that are an "
+        "input of the graph",
+        "Export both with: --prompts-mode input");
   return {};
 }
 
@@ -219,10 +218,8 @@ class OpenSession final : public Session {
     flow_.cancel(number);
     std::shared_ptr<const Error> why = no_memory_;
     try {
-      why = std::make_shared<Error>(
-          Error{ErrorCode::kCancelled, "answering a request: it was cancelled."});
-    } catch (const std::exception&) {
-    }
+      why = std::make_shared<Error>(Error{ErrorCode::kCancelled, "answering a request: it was cancelled."});
+    } catch (const std::exception&) {}
     found->second.ended = std::move(why);
     hand_out_ends();
   }
@@ -287,10 +284,11 @@ class OpenSession final : public Session {
     for (const auto& task : more.value())
       if (find(task->name()) != nullptr) append({twice.empty() ? "'" : ", '", task->name(), "'"}, twice);
     if (!twice.empty())
-      return Error{ErrorCode::kArgument,
-                   joined({"adding tasks of the bundle ", folder, ": ", twice,
-                           ": a task of this name is served already; expected tasks of other names. Remove the "
-                           "one that is served first, or rename one and export it again."})};
+      return Error{
+          ErrorCode::kArgument,
+          joined({"adding tasks of the bundle ", folder, ": ", twice,
+                  ": a task of this name is served already; expected tasks of other names. Remove the "
+                  "one that is served first, or rename one and export it again."})};
     Tasks all = tasks_;
     all.insert(all.end(), more.value().begin(), more.value().end());
     tasks_.swap(all);
@@ -400,8 +398,7 @@ class OpenSession final : public Session {
           ++at;
         }
       }
-    } catch (const std::exception&) {
-    }
+    } catch (const std::exception&) {}
   }
 
   std::optional<Event> next(Inbox* inbox) {
@@ -474,17 +471,18 @@ Result<std::unique_ptr<Session>> open_session(const std::string& folder, const S
   of_engine.provider.options = options.provider_options;
   of_engine.provider.library = options.provider_library;
   of_engine.onnxruntime = options.onnxruntime;
-  auto engine = open_engine(bundle.value()->path_of("base/model.onnx"), manifest.graph, manifest.precision,
-                            of_engine);
+  auto engine =
+      open_engine(bundle.value()->path_of("base/model.onnx"), manifest.graph, manifest.precision, of_engine);
   if (!engine.ok()) return engine.error();
   if (options.context_mib > 0 && !engine.value()->together)
-    return Error{ErrorCode::kArgument,
-                 joined({"opening the bundle ", folder, ": context_mib ", options.context_mib,
-                         ", and an engine whose requests share nothing; expected a bundle for native-cpu with "
-                         "weights in 8 or 4 bits, and its kernels. Leave it out, or give 0."})};
-  return std::unique_ptr<Session>(
-      std::make_unique<OpenSession>(bundle.value(), tokenizer.value(), std::move(encoder),
-                                    std::move(tasks.value()), std::move(engine.value()), options, on_cpu));
+    return Error{
+        ErrorCode::kArgument,
+        joined({"opening the bundle ", folder, ": context_mib ", options.context_mib,
+                ", and an engine whose requests share nothing; expected a bundle for native-cpu with "
+                "weights in 8 or 4 bits, and its kernels. Leave it out, or give 0."})};
+  return std::unique_ptr<Session>(std::make_unique<OpenSession>(bundle.value(), tokenizer.value(),
+                                                                std::move(encoder), std::move(tasks.value()),
+                                                                std::move(engine.value()), options, on_cpu));
 }
 
 }  // namespace

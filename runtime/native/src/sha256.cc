@@ -48,8 +48,8 @@ void add_blocks_portably(uint32_t* state, const unsigned char* bytes, size_t blo
     uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
     uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
     for (int t = 0; t < 64; ++t) {
-      const uint32_t first = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) +
-                             ((e & f) ^ (~e & g)) + kRounds[t] + w[t];
+      const uint32_t first =
+          h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + kRounds[t] + w[t];
       const uint32_t second =
           (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
       h = g;
@@ -69,20 +69,17 @@ void add_blocks_portably(uint32_t* state, const unsigned char* bytes, size_t blo
 #if defined(__x86_64__)
 // With the processor's own instructions for sha256. They keep the state as {a, b, e, f} and
 // {c, d, g, h}, the first one highest, and do two rounds each.
-__attribute__((target("sha,sse4.1"))) void add_blocks_with_sha(uint32_t* state,
-                                                               const unsigned char* bytes,
+__attribute__((target("sha,sse4.1"))) void add_blocks_with_sha(uint32_t* state, const unsigned char* bytes,
                                                                size_t blocks) {
   const __m128i reversed = _mm_set_epi64x(0x0C0D0E0F08090A0B, 0x0405060700010203);
-  const auto load = [](const void* from) {
-    return _mm_loadu_si128(static_cast<const __m128i*>(from));
-  };
+  const auto load = [](const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); };
   const __m128i badc = _mm_shuffle_epi32(load(state), 0xB1);
   const __m128i efgh = _mm_shuffle_epi32(load(state + 4), 0x1B);
   __m128i abef = _mm_alignr_epi8(badc, efgh, 8);
   __m128i cdgh = _mm_blend_epi16(efgh, badc, 0xF0);
   for (; blocks > 0; --blocks, bytes += kBlock) {
     const __m128i abef_before = abef, cdgh_before = cdgh;
-    __m128i w[4];  // the words of four rounds each, the last sixteen words in turn
+    __m128i w[4];      // the words of four rounds each, the last sixteen words in turn
 #pragma GCC unroll 16  // so that the words stay in registers
     for (int four = 0; four < 16; ++four) {
       __m128i& now = w[four & 3];
@@ -166,9 +163,8 @@ std::string sha256_of(std::string_view bytes) {
 
 Result<std::string> sha256_of_file(const std::string& path) {
   const auto refused = [&path]() {
-    return Error{ErrorCode::kFile,
-                 "reading " + path + ": " + std::generic_category().message(errno) +
-                     "; expected a file that this process may read"};
+    return Error{ErrorCode::kFile, "reading " + path + ": " + std::generic_category().message(errno) +
+                                       "; expected a file that this process may read"};
   };
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
   if (file < 0) return refused();

@@ -175,9 +175,9 @@ void SpanWalk::look_ahead(size_t count) {
 
 // The paths from a place on, over so many words; the one of all of them is the first.
 void SpanWalk::add_paths(size_t start, size_t count, std::vector<Path>& found) {
-  const auto first = std::lower_bound(
-      words_.begin(), words_.end(), start,
-      [](const WordOfText& word, size_t place) { return word.begin < place; });
+  const auto first =
+      std::lower_bound(words_.begin(), words_.end(), start,
+                       [](const WordOfText& word, size_t place) { return word.begin < place; });
   const auto index = static_cast<size_t>(first - words_.begin());
   const size_t known = std::min(count, words_.size() - index);
   size_t reach = index + known;
@@ -189,8 +189,7 @@ void SpanWalk::add_paths(size_t start, size_t count, std::vector<Path>& found) {
     // A span that ends before white space other than a blank is tokenised by itself.
     const size_t end = words_[k].end;
     const char* next = text_.data() + end;
-    if (end == stop || text_[end] == ' ' || !is_wide_white_space(next_code_point(next)))
-      ends.push_back(end);
+    if (end == stop || text_[end] == ' ' || !is_wide_white_space(next_code_point(next))) ends.push_back(end);
   }
   const size_t more = known < words_.size() - index ? count : 0;
   Path main = path_of(start, stop, ends, more, words_[index + known - 1].end);
@@ -199,12 +198,11 @@ void SpanWalk::add_paths(size_t start, size_t count, std::vector<Path>& found) {
   std::sort(reached.begin(), reached.end());
   found.push_back(std::move(main));
   for (size_t k = index; k < index + known; ++k)
-    if (!holds(reached, words_[k].end))
-      found.push_back(path_of(start, words_[k].end, {words_[k].end}, 0, 0));
+    if (!holds(reached, words_[k].end)) found.push_back(path_of(start, words_[k].end, {words_[k].end}, 0, 0));
 }
 
-SpanWalk::Path SpanWalk::path_of(size_t start, size_t stop, const std::vector<size_t>& ends,
-                                 size_t words, size_t sure) {
+SpanWalk::Path SpanWalk::path_of(size_t start, size_t stop, const std::vector<size_t>& ends, size_t words,
+                                 size_t sure) {
   Path path;
   path.start = start;
   path.words = words;

@@ -70,22 +70,19 @@ class SpanWalk {
     std::vector<int32_t> ids{};
     std::vector<size_t> known{};   // for each count of tokens, from 0, up to where the text is whole
     std::vector<uint32_t> ends{};  // counts of tokens after which the answer is a span; ascending
-    size_t words = 0;  // of how many words all shorter spans are known; 0: more would add nothing
-    size_t sure = 0;   // the place where those words end
+    size_t words = 0;              // of how many words all shorter spans are known; 0: more would add nothing
+    size_t sure = 0;               // the place where those words end
 
     bool ends_after(size_t count) const;
     bool reaches(size_t count) const;
-    bool goes_on_with(size_t count, int32_t id) const {
-      return count < ids.size() && ids[count] == id;
-    }
+    bool goes_on_with(size_t count, int32_t id) const { return count < ids.size() && ids[count] == id; }
     friend bool operator==(const Path& a, const Path& b) {
       return a.start == b.start && a.words == b.words && a.sure == b.sure && a.ids == b.ids &&
              a.known == b.known && a.ends == b.ends;
     }
   };
 
-  Path path_of(size_t start, size_t stop, const std::vector<size_t>& ends, size_t words,
-               size_t sure);
+  Path path_of(size_t start, size_t stop, const std::vector<size_t>& ends, size_t words, size_t sure);
   void add_paths(size_t start, size_t count, std::vector<Path>& found);
   void look_ahead(size_t count);
   std::string_view up_to(const Path& path, size_t count) const;

@@ -5,9 +5,8 @@
 namespace plc {
 
 Error wrong_feed(size_t slot, Words what) {
-  return {ErrorCode::kArgument,
-          joined({"computing tokens of the row in slot ", slot, ": ", joined(what),
-                  ". This is a mistake in what calls the engine."})};
+  return {ErrorCode::kArgument, joined({"computing tokens of the row in slot ", slot, ": ", joined(what),
+                                        ". This is a mistake in what calls the engine."})};
 }
 
 Status check_feed(const Engine& engine, const Feed& feed, const RowState& row) {
@@ -65,7 +64,8 @@ bool asks_for_rows(const Feed& feed, size_t vocab) {
                      [vocab](int64_t id) { return static_cast<size_t>(id) >= vocab; });
 }
 
-Status give_draws(OnnxGraph& graph, const GraphContract& contract, const std::vector<const GraphDraw*>& draws) {
+Status give_draws(OnnxGraph& graph, const GraphContract& contract,
+                  const std::vector<const GraphDraw*>& draws) {
   static const GraphDraw greedy;
   const auto count = static_cast<int64_t>(draws.size());
   const auto width = static_cast<size_t>(contract.candidates);
@@ -81,7 +81,10 @@ Status give_draws(OnnxGraph& graph, const GraphContract& contract, const std::ve
     for (const GraphDraw* given : draws) {
       const GraphDraw& draw = given == nullptr ? greedy : *given;
       if (name == "top_k") counts.push_back(draw.top_k);
-      else numbers.push_back(name == "temperature" ? draw.temperature : name == "top_p" ? draw.top_p : draw.min_p);
+      else
+        numbers.push_back(name == "temperature" ? draw.temperature
+                          : name == "top_p"     ? draw.top_p
+                                                : draw.min_p);
     }
     const auto done = name == "top_k" ? graph.give(name.c_str(), {count}, counts.data())
                                       : graph.give(name.c_str(), {count}, numbers.data());

@@ -31,6 +31,7 @@ inline size_t outputs_of(const Feed& feed) { return feed.wanted.empty() ? 1 : fe
 bool asks_for_rows(const Feed& feed, size_t vocab);
 
 // Gives a graph what it needs to choose tokens; for a null draw the choice is unused.
-Status give_draws(OnnxGraph& graph, const GraphContract& contract, const std::vector<const GraphDraw*>& draws);
+Status give_draws(OnnxGraph& graph, const GraphContract& contract,
+                  const std::vector<const GraphDraw*>& draws);
 
 }  // namespace plc

@@ -13,14 +13,14 @@ namespace plc {
 namespace {
 
 constexpr int64_t kMostVirtualTokens = 1000000;
-constexpr int64_t kRendering = 2;        // the newest version of the rules for fields
+constexpr int64_t kRendering = 2;         // the newest version of the rules for fields
 constexpr size_t kMostResults = 1 << 10;  // rows times steps of a self-test
 
 // Two underscores at the start are refused: safetensors keeps "__metadata__" for itself.
 bool is_taskname(std::string_view name) {
   const auto is_allowed = [](char byte) {
-    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
-           (byte >= '0' && byte <= '9') || byte == '_' || byte == '-';
+    return (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') || (byte >= '0' && byte <= '9') ||
+           byte == '_' || byte == '-';
   };
   return !name.empty() && name.size() <= 64 && name[0] != '-' && name.substr(0, 2) != "__" &&
          std::all_of(name.begin(), name.end(), is_allowed);
@@ -47,7 +47,7 @@ class RecordReader {
     if (const Status done = record_.finish(); !done.ok()) return done.error();
     if (made_.taskname != taskname)
       return wrong_file(doing_, {"the record of task '", made_.taskname, "'"},
-                   {"that of '", shortened(taskname, 100), "'"});
+                        {"that of '", shortened(taskname, 100), "'"});
     std::vector<int32_t> ends = made_.rules.end_ids;
     if (made_.rules.eos_id) ends.push_back(*made_.rules.eos_id);
     std::sort(ends.begin(), ends.end());
@@ -130,15 +130,15 @@ std::vector<int64_t> whole_numbers(const Tensor& tensor) {
 
 }  // namespace
 
-Result<TaskRecord> read_task_record(std::string_view bytes, const std::string& taskname,
-                                    int64_t vocab, const std::string& doing) {
+Result<TaskRecord> read_task_record(std::string_view bytes, const std::string& taskname, int64_t vocab,
+                                    const std::string& doing) {
   const auto content = parse_json_file(bytes, doing);
   if (!content.ok()) return content.error();
   return RecordReader(content.value(), vocab, doing).read(taskname);
 }
 
-Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::string>& choices,
-                              int64_t vocab, const std::string& doing) {
+Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::string>& choices, int64_t vocab,
+                              const std::string& doing) {
   const auto content = parse_json_file(bytes, doing);
   if (!content.ok()) return content.error();
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
@@ -149,13 +149,13 @@ Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::str
   std::vector<int32_t> ends = narrow(record.wholes("ends", 1, most));
   const bool fixed = record.truth("fixed");
   if (const Status done = record.finish(); !done.ok()) return done.error();
-  auto tree = LabelTrie::of_parts(std::move(labels), std::move(parents), std::move(tokens),
-                                  std::move(ends), fixed);
+  auto tree =
+      LabelTrie::of_parts(std::move(labels), std::move(parents), std::move(tokens), std::move(ends), fixed);
   if (!tree.ok()) return wrong_file(doing, {"damaged (", tree.error().message, ")"}, {"one"});
   const size_t found = tree.value().labels().size();
   if (tree.value().labels() != choices)
     return wrong_file(doing, {found, " labels that are not the choices of the task"},
-                 {"its ", choices.size(), " choices, in their order"});
+                      {"its ", choices.size(), " choices, in their order"});
   return tree;
 }
 
@@ -167,8 +167,8 @@ Result<FoldedPrefix> read_folded(const TensorFile& file, const GraphContract& gr
   if (length < 1 || length >= graph.capacity ||
       !tensor->is("F32", {graph.layers, 2, graph.kv_heads, length, graph.head_dim}))
     return wrong_file(doing, {file.described()},
-                 {"'folded_kv' alone, F32 [", graph.layers, ", 2, ", graph.kv_heads, ", opening, ",
-                  graph.head_dim, "], and an opening of 1 to ", graph.capacity - 1});
+                      {"'folded_kv' alone, F32 [", graph.layers, ", 2, ", graph.kv_heads, ", opening, ",
+                       graph.head_dim, "], and an opening of 1 to ", graph.capacity - 1});
   FoldedPrefix made;
   made.numbers = Floats(*tensor);
   made.length = static_cast<size_t>(length);
@@ -191,8 +191,8 @@ Result<FoldedPrefix> read_folded(const TensorFile& file, const GraphContract& gr
   return made;
 }
 
-Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& graph, size_t rows,
-                               size_t prefix, const std::string& doing) {
+Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& graph, size_t rows, size_t prefix,
+                               const std::string& doing) {
   const Tensor* const input_ids = file.find("input_ids");
   const Tensor* const lengths = file.find("lengths");
   const Tensor* const tokens = file.find("tokens");
@@ -200,9 +200,9 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
   const Tensor* const logits = file.find("logits");
   const auto refused = [&]() {
     return wrong_file(doing, {file.described()},
-                 {"I64 input_ids [rows, seq], lengths [rows], tokens [steps, rows], logit_ids "
-                  "[ids], and F32 logits [steps, rows, ids], no size 0, and at most ", kMostResults,
-                  " rows times steps"});
+                      {"I64 input_ids [rows, seq], lengths [rows], tokens [steps, rows], logit_ids "
+                       "[ids], and F32 logits [steps, rows, ids], no size 0, and at most ",
+                       kMostResults, " rows times steps"});
   };
   if (input_ids == nullptr || lengths == nullptr || tokens == nullptr || logit_ids == nullptr ||
       logits == nullptr || file.tensors().size() != 5)
@@ -215,8 +215,7 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
       !tokens->is("I64", {steps, count}) || !logit_ids->is("I64", {ids}) ||
       !logits->is("F32", {steps, count, ids}))
     return refused();
-  if (count < 1 || seq < 1 || steps < 1 || ids < 1 || count > most || steps > most / count)
-    return refused();
+  if (count < 1 || seq < 1 || steps < 1 || ids < 1 || count > most || steps > most / count) return refused();
 
   SelfTest made;
   made.rows = static_cast<size_t>(count);
@@ -231,8 +230,7 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
   const int64_t room = graph.capacity - static_cast<int64_t>(prefix) - (steps - 1);
   if (room < 1)
     return wrong_file(doing, {steps, " steps"},
-                 {"at most ", graph.capacity - static_cast<int64_t>(prefix),
-                  ", which the cache holds"});
+                      {"at most ", graph.capacity - static_cast<int64_t>(prefix), ", which the cache holds"});
   struct Range {
     const char* name;
     const std::vector<int64_t>& numbers;
@@ -241,14 +239,12 @@ Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& grap
   const int64_t vocab = graph.vocab;
   for (const Range& range :
        {Range{"input_ids", made.input_ids, 0, vocab + static_cast<int64_t>(rows) - 1},
-        Range{"lengths", made.lengths, 1, std::min(seq, room)},
-        Range{"tokens", made.tokens, 0, vocab - 1},
+        Range{"lengths", made.lengths, 1, std::min(seq, room)}, Range{"tokens", made.tokens, 0, vocab - 1},
         Range{"logit_ids", made.logit_ids, 0, vocab - 1}})
     for (const int64_t number : range.numbers)
       if (number < range.least || number > range.most)
         return wrong_file(doing, {range.name, " of ", number}, {range.least, " to ", range.most});
-  if (!floats.are_finite())
-    return wrong_file(doing, {"logits that are not finite numbers"}, {"finite ones"});
+  if (!floats.are_finite()) return wrong_file(doing, {"logits that are not finite numbers"}, {"finite ones"});
   return made;
 }
 

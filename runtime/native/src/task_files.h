@@ -15,12 +15,12 @@
 namespace plc {
 
 // Reads task.json of the task of this name. Its template is parsed by `parse_template`.
-Result<TaskRecord> read_task_record(std::string_view bytes, const std::string& taskname,
-                                    int64_t vocab, const std::string& doing);
+Result<TaskRecord> read_task_record(std::string_view bytes, const std::string& taskname, int64_t vocab,
+                                    const std::string& doing);
 
 // Reads labels.json of a task with these choices.
-Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::string>& choices,
-                              int64_t vocab, const std::string& doing);
+Result<LabelTrie> read_labels(std::string_view bytes, const std::vector<std::string>& choices, int64_t vocab,
+                              const std::string& doing);
 
 // What keys and values of a folded prefix were computed from, each part as text.
 struct PrefixIdentity {
@@ -48,7 +48,7 @@ struct SelfTest {
 };
 
 // Reads selftest.safetensors of a task with so many rows, and a learned prefix of this length.
-Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& graph, size_t rows,
-                               size_t prefix, const std::string& doing);
+Result<SelfTest> read_selftest(const TensorFile& file, const GraphContract& graph, size_t rows, size_t prefix,
+                               const std::string& doing);
 
 }  // namespace plc

@@ -19,19 +19,16 @@ constexpr std::string_view kMarker = "<|VIRTUAL_PROMPT_", kMarkerEnd = "|>";
 
 bool is_ascii_digit(char byte) { return byte >= '0' && byte <= '9'; }
 
-bool is_one_of(char byte, std::string_view bytes) {
-  return bytes.find(byte) != std::string_view::npos;
-}
+bool is_one_of(char byte, std::string_view bytes) { return bytes.find(byte) != std::string_view::npos; }
 
 // The decimal digits 0 of Unicode's scripts (14.0); 1 to 9 follow each.
 constexpr uint32_t kZeros[] = {
-    0x30,    0x660,   0x6F0,   0x7C0,   0x966,   0x9E6,   0xA66,   0xAE6,   0xB66,   0xBE6,
-    0xC66,   0xCE6,   0xD66,   0xDE6,   0xE50,   0xED0,   0xF20,   0x1040,  0x1090,  0x17E0,
-    0x1810,  0x1946,  0x19D0,  0x1A80,  0x1A90,  0x1B50,  0x1BB0,  0x1C40,  0x1C50,  0xA620,
-    0xA8D0,  0xA900,  0xA9D0,  0xA9F0,  0xAA50,  0xABF0,  0xFF10,  0x104A0, 0x10D30, 0x11066,
-    0x110F0, 0x11136, 0x111D0, 0x112F0, 0x11450, 0x114D0, 0x11650, 0x116C0, 0x11730, 0x118E0,
-    0x11950, 0x11C50, 0x11D50, 0x11DA0, 0x16A60, 0x16AC0, 0x16B50, 0x1D7CE, 0x1D7D8, 0x1D7E2,
-    0x1D7EC, 0x1D7F6, 0x1E140, 0x1E2F0, 0x1E950, 0x1FBF0};
+    0x30,    0x660,   0x6F0,   0x7C0,   0x966,   0x9E6,   0xA66,   0xAE6,   0xB66,   0xBE6,   0xC66,
+    0xCE6,   0xD66,   0xDE6,   0xE50,   0xED0,   0xF20,   0x1040,  0x1090,  0x17E0,  0x1810,  0x1946,
+    0x19D0,  0x1A80,  0x1A90,  0x1B50,  0x1BB0,  0x1C40,  0x1C50,  0xA620,  0xA8D0,  0xA900,  0xA9D0,
+    0xA9F0,  0xAA50,  0xABF0,  0xFF10,  0x104A0, 0x10D30, 0x11066, 0x110F0, 0x11136, 0x111D0, 0x112F0,
+    0x11450, 0x114D0, 0x11650, 0x116C0, 0x11730, 0x118E0, 0x11950, 0x11C50, 0x11D50, 0x11DA0, 0x16A60,
+    0x16AC0, 0x16B50, 0x1D7CE, 0x1D7D8, 0x1D7E2, 0x1D7EC, 0x1D7F6, 0x1E140, 0x1E2F0, 0x1E950, 0x1FBF0};
 
 bool is_digit(uint32_t point) {
   for (const uint32_t zero : kZeros)
@@ -137,9 +134,9 @@ class Parser {
     check_fields();
     check_copied();
     if (problems_.none()) return made();
-    return Error{ErrorCode::kFormat, joined({"parsing the template of task '", task_.taskname,
-                                             "': ", problems_.listed(),
-                                             ". Correct the task, and export it again."})};
+    return Error{ErrorCode::kFormat,
+                 joined({"parsing the template of task '", task_.taskname, "': ", problems_.listed(),
+                         ". Correct the task, and export it again."})};
   }
 
  private:
@@ -185,8 +182,7 @@ class Parser {
         continue;
       }
       const std::string_view one = rest.substr(0, 1);
-      problem({"a single '", one, "' at character ", number_of(at), ": write '", one, one,
-               "' for a brace"});
+      problem({"a single '", one, "' at character ", number_of(at), ": write '", one, one, "' for a brace"});
       ++at;
     }
     end_text();
@@ -273,20 +269,19 @@ class Parser {
   }
 
   void check_fields() {
-    if (count_of("taskname") > 0)
-      problem({"a field may not be called 'taskname': that key names the task"});
+    if (count_of("taskname") > 0) problem({"a field may not be called 'taskname': that key names the task"});
     if (task_.truncate_field && count_of(*task_.truncate_field) == 0)
       unknown_field("truncate_field", *task_.truncate_field);
     if (task_.answer_field && count_of(*task_.answer_field) == 0)
       unknown_field("answer_field", *task_.answer_field);
     if (answer_ && count_of(*answer_) > 1)
-      problem({"the answer field '", shortened(*answer_, 100), "' is used ", count_of(*answer_),
-               " times"});
+      problem({"the answer field '", shortened(*answer_, 100), "' is used ", count_of(*answer_), " times"});
     if (answer_ && answer_ == task_.truncate_field)
       problem({"truncate_field and answer_field are both '", shortened(*answer_, 100), "'"});
     if (task_.answer_only_loss && !(ends_in_field_ && answer_ == fields_.back()))
-      problem({"answer_only_loss needs the answer at the end of the template, but it ends in other "
-               "text; move the answer or set answer_only_loss: false"});
+      problem(
+          {"answer_only_loss needs the answer at the end of the template, but it ends in other "
+           "text; move the answer or set answer_only_loss: false"});
   }
 
   void check_copied() {

@@ -97,8 +97,7 @@ void TextStream::write(std::string_view bytes, std::string& text) {
 }
 
 void TextStream::end_run(std::string& text) {
-  if (is_utf8(held_))
-    write(held_, text);
+  if (is_utf8(held_)) write(held_, text);
   else
     for (size_t k = 0; k < held_.size(); ++k) write(kReplacement, text);
   held_.clear();

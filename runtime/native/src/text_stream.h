@@ -47,8 +47,8 @@ class TextStream {
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_;
-  uint32_t to_strip_;      // blanks that are still left out at the start of the text
-  std::string held_{};     // an unfinished character, or the bytes of a run
+  uint32_t to_strip_;   // blanks that are still left out at the start of the text
+  std::string held_{};  // an unfinished character, or the bytes of a run
 };
 
 // Decodes all ids at once. Bytes that are not UTF-8 become U+FFFD.

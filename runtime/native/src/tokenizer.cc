@@ -86,8 +86,7 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::open(const std::string& path
   if (!file.ok()) return file.error();
   auto tables = read_tokenizer_tables(file.value().bytes(), path);
   if (!tables.ok()) return tables.error();
-  return std::shared_ptr<const Tokenizer>(
-      new Tokenizer(std::move(file.value()), std::move(tables.value())));
+  return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(file.value()), std::move(tables.value())));
 }
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_memory(std::string_view file,
@@ -112,9 +111,7 @@ const AddedToken* Tokenizer::added_at_start_of(std::string_view text) const {
   const AddedToken* longest = nullptr;
   for (size_t at = 0; at < text.size() && first != last; ++at) {
     const auto byte = static_cast<unsigned char>(text[at]);
-    const auto byte_of = [at](const AddedToken& token) {
-      return static_cast<unsigned char>(token.text[at]);
-    };
+    const auto byte_of = [at](const AddedToken& token) { return static_cast<unsigned char>(token.text[at]); };
     first = std::partition_point(first, last, [&](const auto& t) { return byte_of(t) < byte; });
     last = std::partition_point(first, last, [&](const auto& t) { return byte_of(t) == byte; });
     if (first != last && first->text.size() == at + 1) longest = first++;
@@ -128,8 +125,8 @@ Encoder::Encoder(std::shared_ptr<const Tokenizer> tokenizer)
       words_(tables_),
       normal_form_(tables_.normal_form) {}
 
-Status Encoder::encode(std::string_view text, const EncodeOptions& options,
-                       std::vector<int32_t>& ids, std::vector<Place>* places) {
+Status Encoder::encode(std::string_view text, const EncodeOptions& options, std::vector<int32_t>& ids,
+                       std::vector<Place>* places) {
   if (places != nullptr && !tokenizer_->has_places())
     return Error{ErrorCode::kArgument,
                  "finding the places of tokens in a text: the base's tokenizer leaves out bytes that "
@@ -142,9 +139,8 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
     text = valid_;
   }
   if (text.size() > most)
-    return Error{ErrorCode::kArgument,
-                 joined({"tokenising a text: it has ", text.size(), " bytes; expected at most ",
-                         most, ". Divide it."})};
+    return Error{ErrorCode::kArgument, joined({"tokenising a text: it has ", text.size(),
+                                               " bytes; expected at most ", most, ". Divide it."})};
   places_ = places;
   text_ = text;
   const size_t first_id = ids.size(), first_place = places == nullptr ? 0 : places->size();
@@ -160,8 +156,7 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
     if (token != nullptr && (options.added == AddedTokens::kAll || !token->special)) {
       section(text.substr(start, at - start), behind(start), ids);
       ids.push_back(static_cast<int32_t>(token->id));
-      if (places != nullptr)
-        places->push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(end)});
+      if (places != nullptr) places->push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(end)});
       start = end;
     }
     at = end;
@@ -173,21 +168,21 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options,
 }
 
 // Takes the blanks of tokens off their places.
-void Encoder::trim(std::string_view text, bool keeps_blank, const std::vector<int32_t>& ids,
-                   size_t first_id, size_t first_place) {
+void Encoder::trim(std::string_view text, bool keeps_blank, const std::vector<int32_t>& ids, size_t first_id,
+                   size_t first_place) {
   for (size_t k = first_id; k < ids.size(); ++k) {
     const std::string name = blanks_of(tables_, ids[k]);
     Place& place = (*places_)[first_place + k - first_id];
     const bool is_first = k == first_id || place.begin == 0;
     size_t left = blanks_at_start(name);
     if (keeps_blank && is_first && left == 1) left = 0;
-    for (; left > 0 && place.begin < place.end; --left)
-      do ++place.begin;
+    for (; left > 0 && place.begin < place.end; --left) do
+        ++place.begin;
       while (place.begin < place.end && !starts_character(text[place.begin]));
     size_t right = blanks_at_end(name);
     uint32_t end = place.end;
-    for (; right > 0 && end > 0; --right)
-      do --end;
+    for (; right > 0 && end > 0; --right) do
+        --end;
       while (end > 0 && !starts_character(text[end]));
     if (right == 0) place.end = std::max(end, place.begin);
   }

@@ -31,8 +31,7 @@ class Tokenizer {
   static Result<std::shared_ptr<const Tokenizer>> open(const std::string& path);
 
   // The content of such a file, which must outlive the tokenizer. `name` is for messages.
-  static Result<std::shared_ptr<const Tokenizer>> from_memory(std::string_view file,
-                                                              const std::string& name);
+  static Result<std::shared_ptr<const Tokenizer>> from_memory(std::string_view file, const std::string& name);
 
   // The largest id + 1.
   size_t vocabulary() const { return tables_.vocabulary; }
@@ -120,8 +119,8 @@ class Encoder {
   void place_characters(std::string_view text);
   void replace_places(const NormalStep& step, std::string_view text);
   void normalize_places(std::string_view text);
-  void trim(std::string_view text, bool keeps_blank, const std::vector<int32_t>& ids,
-            size_t first_id, size_t first_place);
+  void trim(std::string_view text, bool keeps_blank, const std::vector<int32_t>& ids, size_t first_id,
+            size_t first_place);
 
   // This order: what follows refers to the tables of the first.
   const std::shared_ptr<const Tokenizer> tokenizer_;

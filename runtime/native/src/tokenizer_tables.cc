@@ -86,10 +86,9 @@ class Reader {
 
   Result<TokenizerTables> read() {
     using Part = Status (Reader::*)();
-    for (const Part part : {&Reader::header, &Reader::meta, &Reader::tokens, &Reader::kinds,
-                            &Reader::bytes, &Reader::merges, &Reader::classes, &Reader::splits,
-                            &Reader::added, &Reader::whole, &Reader::steps,
-                            &Reader::post_processor, &Reader::normal_form}) {
+    for (const Part part : {&Reader::header, &Reader::meta, &Reader::tokens, &Reader::kinds, &Reader::bytes,
+                            &Reader::merges, &Reader::classes, &Reader::splits, &Reader::added,
+                            &Reader::whole, &Reader::steps, &Reader::post_processor, &Reader::normal_form}) {
       const Status done = (this->*part)();
       if (!done.ok()) return done.error();
     }
@@ -97,8 +96,7 @@ class Reader {
   }
 
  private:
-  Error wrong(Words found, Words expected,
-              std::string_view fix = "Export the bundle again.") const {
+  Error wrong(Words found, Words expected, std::string_view fix = "Export the bundle again.") const {
     return wrong_in(tag_.empty() ? "header: " : "section " + tag_ + ": ", found, expected, fix);
   }
 
@@ -116,9 +114,7 @@ class Reader {
     return {ErrorCode::kFormat, std::move(message)};
   }
 
-  Error wrong_size(uint64_t found, uint64_t expected) const {
-    return wrong({found, " bytes"}, {expected});
-  }
+  Error wrong_size(uint64_t found, uint64_t expected) const { return wrong({found, " bytes"}, {expected}); }
 
   bool is_token(uint32_t id) const {
     return id < tables_.vocabulary && tables_.kind_of(id) != TokenKind::kUnused;
@@ -187,8 +183,7 @@ Status Reader::header() {
     for (const auto& other : sections_)
       if (other.first == tag)
         return wrong({"section number ", k, " has the tag of one before"}, {"each once"});
-    sections_.emplace_back(
-        tag, file_.substr(static_cast<size_t>(offset), static_cast<size_t>(size)));
+    sections_.emplace_back(tag, file_.substr(static_cast<size_t>(offset), static_cast<size_t>(size)));
   }
   return {};
 }
@@ -215,13 +210,11 @@ Status Reader::meta() {
     return wrong({"flags ", flags_}, {"either 1 (byte-level) or 8 (byte_fallback)"});
   if (tables_.classes == 0 || tables_.classes > kMostClasses)
     return wrong({tables_.classes, " classes"}, {"1 to ", kMostClasses});
-  if (count_splits_ > kMostSplits)
-    return wrong({count_splits_, " splits"}, {"at most ", kMostSplits});
+  if (count_splits_ > kMostSplits) return wrong({count_splits_, " splits"}, {"at most ", kMostSplits});
   if (count_added_ > tables_.vocabulary)
     return wrong({count_added_, " added tokens"}, {"at most the vocabulary's size"});
   if (tables_.unknown != kNoToken && tables_.unknown >= tables_.vocabulary)
-    return wrong({"the unknown token ", tables_.unknown},
-                 {"ids of tokens, below ", tables_.vocabulary});
+    return wrong({"the unknown token ", tables_.unknown}, {"ids of tokens, below ", tables_.vocabulary});
   tables_.byte_level = (flags_ & kByteLevel) != 0;
   tables_.add_prefix_space = (flags_ & kAddPrefixSpace) != 0;
   tables_.ignore_merges = (flags_ & kIgnoreMerges) != 0;
@@ -251,8 +244,7 @@ Status Reader::tokens() {
 Status Reader::kinds() {
   const auto found = section("VTYP");
   if (!found.ok()) return found.error();
-  if (found.value().size() != tables_.vocabulary)
-    return wrong_size(found.value().size(), tables_.vocabulary);
+  if (found.value().size() != tables_.vocabulary) return wrong_size(found.value().size(), tables_.vocabulary);
   tables_.token_kinds = Numbers<uint8_t>(found.value());
   for (uint32_t id = 0; id < tables_.vocabulary; ++id) {
     const uint8_t kind = tables_.token_kinds[id];
@@ -282,8 +274,9 @@ Status Reader::bytes() {
     const int32_t id = tables_.byte_ids[byte];
     if (id == -1 && tables_.byte_level) continue;
     if (id < 0 || !is_token(static_cast<uint32_t>(id)))
-      return wrong_entry(byte, {"is ", id}, {"ids of tokens, below ", tables_.vocabulary,
-                                             tables_.byte_level ? ", or -1" : ", for every byte"});
+      return wrong_entry(
+          byte, {"is ", id},
+          {"ids of tokens, below ", tables_.vocabulary, tables_.byte_level ? ", or -1" : ", for every byte"});
   }
   return {};
 }
@@ -309,8 +302,7 @@ Status Reader::probes(size_t capacity, IsFilled is_filled, Hash hash) const {
       continue;
     }
     const size_t distance = (place - static_cast<size_t>(hash(place))) & (capacity - 1);
-    if (distance > run)
-      return wrong_entry(place, {"is not where its hash points to"}, {"it there"});
+    if (distance > run) return wrong_entry(place, {"is not where its hash points to"}, {"it there"});
     if (++run > kLongestRun)
       return wrong_entry(place, {"ends a run of ", run, " that are full"},
                          {"a table that is at most half full"});
@@ -322,8 +314,7 @@ Status Reader::merges() {
   const auto found = section("MERG");
   if (!found.ok()) return found.error();
   const size_t entries = found.value().size() / 16;
-  if (found.value().size() % 16 != 0)
-    return wrong({found.value().size(), " bytes"}, {"a multiple of 16"});
+  if (found.value().size() % 16 != 0) return wrong({found.value().size(), " bytes"}, {"a multiple of 16"});
   if (const Status power = capacity(entries); !power.ok()) return power;
   const Numbers<uint32_t> table(found.value());
   size_t filled = 0;
@@ -336,8 +327,7 @@ Status Reader::merges() {
         return wrong_entry(place, {"has the id ", table[4 * place + column]},
                            {"ids of tokens, below ", tables_.vocabulary});
   }
-  if (filled != count_merges_)
-    return wrong({filled, " merges"}, {"the ", count_merges_, " of META"});
+  if (filled != count_merges_) return wrong({filled, " merges"}, {"the ", count_merges_, " of META"});
   tables_.merges = table;
   return probes(
       entries, [&table](size_t place) { return table[4 * place] != kNoToken; },
@@ -361,8 +351,7 @@ Status Reader::classes() {
   tables_.class_blocks = Numbers<uint16_t>(found.value());
   for (size_t k = 0; k < kCodePoints / kBlock; ++k)
     if (tables_.class_blocks[k] >= count)
-      return wrong_entry(k, {"is ", tables_.class_blocks[k]},
-                         {"one of the ", count, " blocks of CLS2"});
+      return wrong_entry(k, {"is ", tables_.class_blocks[k]}, {"one of the ", count, " blocks of CLS2"});
   return {};
 }
 
@@ -372,8 +361,7 @@ Status Reader::splits() {
   Cursor rest(found.value());
   for (uint32_t k = 0; k < count_splits_; ++k)
     if (const Status done = split(rest, k); !done.ok()) return done;
-  if (rest.left() != 0)
-    return wrong({rest.left(), " bytes after the last split"}, {"none"});
+  if (rest.left() != 0) return wrong({rest.left(), " bytes after the last split"}, {"none"});
   return {};
 }
 
@@ -411,15 +399,13 @@ Status Reader::added() {
   Cursor rest(found.value());
   for (uint32_t k = 0; k < count_added_; ++k)
     if (const Status done = added_token(rest, k); !done.ok()) return done;
-  if (rest.left() != 0)
-    return wrong({rest.left(), " bytes after the last token"}, {"none"});
+  if (rest.left() != 0) return wrong({rest.left(), " bytes after the last token"}, {"none"});
   auto& tokens = tables_.added;
   std::sort(tokens.begin(), tokens.end(),
             [](const AddedToken& a, const AddedToken& b) { return a.text < b.text; });
   const auto same = [](const AddedToken& a, const AddedToken& b) { return a.text == b.text; };
   const auto twice = std::adjacent_find(tokens.begin(), tokens.end(), same);
-  if (twice != tokens.end())
-    return wrong({"the text of ", twice->id, " is there twice"}, {"each text once"});
+  if (twice != tokens.end()) return wrong({"the text of ", twice->id, " is there twice"}, {"each text once"});
   return {};
 }
 
@@ -434,8 +420,7 @@ Status Reader::added_token(Cursor& rest, uint32_t number) {
     return wrong_entry(number, {"has the id ", id}, {"ids of tokens, below ", tables_.vocabulary});
   if (special > 1) return wrong_entry(number, {"has the flag ", special}, {"0 or 1"});
   if (text->empty() || text->size() > kLongestAdded || !is_utf8(*text))
-    return wrong_entry(number, {"has a text of ", size, " bytes"},
-                       {"UTF-8, 1 to ", kLongestAdded, " bytes"});
+    return wrong_entry(number, {"has a text of ", size, " bytes"}, {"UTF-8, 1 to ", kLongestAdded, " bytes"});
   tables_.added.push_back({*text, id, special == 1});
   return {};
 }
@@ -445,16 +430,14 @@ Status Reader::whole() {
   if (!found.ok()) return found.error();
   const bool needed = !tables_.byte_level || tables_.ignore_merges;
   if (found.value().empty() && !needed) return {};
-  if (found.value().size() % 4 != 0)
-    return wrong({found.value().size(), " bytes"}, {"a multiple of 4"});
+  if (found.value().size() % 4 != 0) return wrong({found.value().size(), " bytes"}, {"a multiple of 4"});
   const Numbers<uint32_t> table(found.value());
   if (const Status power = capacity(table.size()); !power.ok()) return power;
   std::vector<bool> seen(tables_.vocabulary);
   for (size_t place = 0; place < table.size(); ++place) {
     const uint32_t id = table[place];
     if (id == kNoToken) continue;
-    if (!is_token(id))
-      return wrong_entry(place, {"is ", id}, {"ids of tokens, below ", tables_.vocabulary});
+    if (!is_token(id)) return wrong_entry(place, {"is ", id}, {"ids of tokens, below ", tables_.vocabulary});
     if (seen[id]) return wrong_entry(place, {"is ", id, " again"}, {"each id once"});
     seen[id] = true;
   }
@@ -572,8 +555,8 @@ Status Reader::normal_form() {
   const auto pairs = rest.take(uint64_t{12} * counts[3]);
   if (!rows || !pool || !marks || !pairs || rest.left() != 0)
     return wrong({found.value().size(), " bytes"}, {"the sizes at its start to add up"});
-  tables_.normal_form = {Numbers<uint32_t>(*rows), Numbers<uint32_t>(*pool),
-                         Numbers<uint32_t>(*marks), Numbers<uint32_t>(*pairs)};
+  tables_.normal_form = {Numbers<uint32_t>(*rows), Numbers<uint32_t>(*pool), Numbers<uint32_t>(*marks),
+                         Numbers<uint32_t>(*pairs)};
   const NormalFormTables& form = tables_.normal_form;
   for (size_t row = 0; row < form.decomposed.size() / 2; ++row) {
     const uint32_t place = form.decomposed[2 * row + 1], count = place & 255;
@@ -584,9 +567,9 @@ Status Reader::normal_form() {
   for (size_t row = 0; row < form.marks.size() / 2; ++row)
     if (form.marks[2 * row + 1] > 255)
       return wrong_entry(row, {"of the marks has a class above 255"}, {"a combining class"});
-  for (const Status& checked : {rising(form.decomposed, 2, 1), rising(form.marks, 2, 1),
-                                rising(form.pairs, 3, 2), scalars(form.pool, 1, 0),
-                                scalars(form.pairs, 3, 2)})
+  for (const Status& checked :
+       {rising(form.decomposed, 2, 1), rising(form.marks, 2, 1), rising(form.pairs, 3, 2),
+        scalars(form.pool, 1, 0), scalars(form.pairs, 3, 2)})
     if (!checked.ok()) return checked;
   return {};
 }
@@ -619,15 +602,13 @@ uint64_t hash_of_pair(uint32_t left, uint32_t right) {
 // FNV-1a, folded.
 uint64_t hash_of_bytes(std::string_view bytes) {
   uint64_t hash = 0xCBF29CE484222325u;
-  for (const char byte : bytes)
-    hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3u;
+  for (const char byte : bytes) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3u;
   return hash ^ hash >> 32;
 }
 
 Merge TokenizerTables::merge_of(uint32_t left, uint32_t right) const {
   const size_t mask = merges.size() / 4 - 1;
-  for (size_t place = static_cast<size_t>(hash_of_pair(left, right)) & mask;;
-       place = (place + 1) & mask) {
+  for (size_t place = static_cast<size_t>(hash_of_pair(left, right)) & mask;; place = (place + 1) & mask) {
     const uint32_t found = merges[4 * place];
     if (found == kNoToken) return {kNoToken, kNoToken};
     if (found == left && merges[4 * place + 1] == right)
@@ -637,8 +618,7 @@ Merge TokenizerTables::merge_of(uint32_t left, uint32_t right) const {
 
 uint32_t TokenizerTables::token_of(std::string_view bytes) const {
   const size_t mask = whole.size() - 1;
-  for (size_t place = static_cast<size_t>(hash_of_bytes(bytes)) & mask;;
-       place = (place + 1) & mask) {
+  for (size_t place = static_cast<size_t>(hash_of_bytes(bytes)) & mask;; place = (place + 1) & mask) {
     const uint32_t id = whole[place];
     if (id == kNoToken || bytes_of(id) == bytes) return id;
   }

@@ -54,7 +54,7 @@ struct TokenizerTables {
   bool byte_level = false, add_prefix_space = false, ignore_merges = false;
   uint32_t classes = 0;          // of code points; this number is the class of the text's end
   uint32_t stripped_blanks = 0;  // leading ones, which decoding leaves out
-  uint32_t unknown = kNoToken;      // the token for what has none
+  uint32_t unknown = kNoToken;   // the token for what has none
 
   Numbers<uint32_t> token_starts;  // [vocabulary + 1]
   std::string_view token_bytes;
@@ -71,8 +71,8 @@ struct TokenizerTables {
   NormalFormTables normal_form;
   std::vector<int32_t> front;  // the ids that the tokenizer puts before a whole text
   std::vector<bool> trims;     // of the places of tokens: whether each keeps a blank at the start
-  size_t growth = 1;     // normalized text has at most so many times as many bytes,
-  size_t prepended = 0;  // and so many more
+  size_t growth = 1;           // normalized text has at most so many times as many bytes,
+  size_t prepended = 0;        // and so many more
 
   TokenKind kind_of(uint32_t id) const { return static_cast<TokenKind>(token_kinds[id]); }
 

@@ -13,9 +13,7 @@ enum class CharacterKind { kOther, kLetter, kMark, kWideWhiteSpace };
 CharacterKind kind_of(uint32_t point);
 
 // Unicode's white space, and U+001C to U+001F: what Python strips.
-inline bool is_wide_white_space(uint32_t point) {
-  return kind_of(point) == CharacterKind::kWideWhiteSpace;
-}
+inline bool is_wide_white_space(uint32_t point) { return kind_of(point) == CharacterKind::kWideWhiteSpace; }
 
 // Unicode's white space.
 inline bool is_white_space(uint32_t point) {

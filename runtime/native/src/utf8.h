@@ -13,9 +13,9 @@ constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
 // What a text begins with.
 struct Utf8Step {
-  size_t bytes;   // of the character; where there is none, of the maximal subpart (Unicode 3.9)
-  bool valid;     // whether it is a character
-  bool cut_off;   // not valid, but the text ends before a character that has begun well
+  size_t bytes;  // of the character; where there is none, of the maximal subpart (Unicode 3.9)
+  bool valid;    // whether it is a character
+  bool cut_off;  // not valid, but the text ends before a character that has begun well
 };
 
 // The text is not empty.
@@ -42,9 +42,7 @@ inline uint32_t next_code_point(const char*& at) {
 }
 
 // A code point that UTF-8 can write: no half of a surrogate pair.
-inline bool is_scalar(uint32_t point) {
-  return point < 0x110000 && !(point >= 0xD800 && point < 0xE000);
-}
+inline bool is_scalar(uint32_t point) { return point < 0x110000 && !(point >= 0xD800 && point < 0xE000); }
 
 void append_code_point(uint32_t point, std::string& out);
 

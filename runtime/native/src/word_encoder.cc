@@ -16,21 +16,17 @@ constexpr size_t kFew = 64;
 
 }  // namespace
 
-WordEncoder::WordEncoder(const TokenizerTables& tables)
-    : tables_(tables), remembered_(kRemembered) {}
+WordEncoder::WordEncoder(const TokenizerTables& tables) : tables_(tables), remembered_(kRemembered) {}
 
-void WordEncoder::encode(std::string_view word, std::vector<int32_t>& ids,
-                         std::vector<uint32_t>* sizes) {
+void WordEncoder::encode(std::string_view word, std::vector<int32_t>& ids, std::vector<uint32_t>* sizes) {
   if (word.empty()) return;
-  if (word.size() > Remembered::kMostBytes || sizes != nullptr)
-    return encode_anew(word, ids, sizes);
+  if (word.size() > Remembered::kMostBytes || sizes != nullptr) return encode_anew(word, ids, sizes);
 
   Remembered key{};
   std::memcpy(key.bytes, word.data(), word.size());
   key.size = static_cast<uint8_t>(word.size());
   const uint64_t mixed = hash_of_pair(key.size, static_cast<uint32_t>(key.bytes[2])) ^
-                         (key.bytes[0] + key.bytes[1] * 3 + (key.bytes[2] >> 32)) *
-                             0x9E3779B97F4A7C15u;
+                         (key.bytes[0] + key.bytes[1] * 3 + (key.bytes[2] >> 32)) * 0x9E3779B97F4A7C15u;
   Remembered& place = remembered_[(mixed ^ mixed >> 32) & (kRemembered - 1)];
   if (place.size == key.size && std::equal(key.bytes, std::end(key.bytes), place.bytes)) {
     ids.insert(ids.end(), place.ids, place.ids + place.count);
@@ -56,15 +52,11 @@ void WordEncoder::encode_anew(std::string_view word, std::vector<int32_t>& ids,
     }
   }
   symbols_.clear();
-  if (tables_.byte_level)
-    start_with_bytes(word);
-  else
-    start_with_characters(word);
+  if (tables_.byte_level) start_with_bytes(word);
+  else start_with_characters(word);
   for (size_t k = 0; k + 1 < symbols_.size(); ++k) symbols_[k].merge = merge_with_next(k, k + 1);
-  if (symbols_.size() <= kFew)
-    merge_few();
-  else
-    merge_many();
+  if (symbols_.size() <= kFew) merge_few();
+  else merge_many();
   for (const Symbol& symbol : symbols_) {
     ids.push_back(static_cast<int32_t>(symbol.id));
     if (sizes != nullptr) sizes->push_back(symbol.size);
@@ -74,10 +66,8 @@ void WordEncoder::encode_anew(std::string_view word, std::vector<int32_t>& ids,
 void WordEncoder::start_with_bytes(std::string_view word) {
   for (const char byte : word) {
     const int32_t id = tables_.byte_ids[static_cast<unsigned char>(byte)];
-    if (id >= 0)
-      start_with(static_cast<uint32_t>(id), 1);
-    else if (tables_.unknown != kNoToken)
-      start_with(tables_.unknown, 1);
+    if (id >= 0) start_with(static_cast<uint32_t>(id), 1);
+    else if (tables_.unknown != kNoToken) start_with(tables_.unknown, 1);
   }
 }
 
@@ -89,10 +79,8 @@ void WordEncoder::start_with_characters(std::string_view word) {
     next_code_point(at);
     const std::string_view character(start, static_cast<size_t>(at - start));
     const uint32_t id = tables_.token_of(character);
-    if (id != kNoToken)
-      start_with(id, character.size());
-    else
-      start_with_bytes(character);
+    if (id != kNoToken) start_with(id, character.size());
+    else start_with_bytes(character);
   }
 }
 
@@ -102,9 +90,7 @@ Merge WordEncoder::merge_with_next(size_t place, size_t next) const {
 
 // Lowest rank first; of equal ones the leftmost.
 void WordEncoder::merge_few() {
-  const auto is_before = [](const Symbol& a, const Symbol& b) {
-    return a.merge.rank < b.merge.rank;
-  };
+  const auto is_before = [](const Symbol& a, const Symbol& b) { return a.merge.rank < b.merge.rank; };
   while (symbols_.size() > 1) {
     // The last symbol merges with nothing.
     const auto best = std::min_element(symbols_.begin(), symbols_.end(), is_before);
@@ -130,8 +116,7 @@ void WordEncoder::merge_many() {
   for (uint32_t k = 0; k < count; ++k) {
     next_[k] = k + 1 < count ? k + 1 : kNoToken;
     previous_[k] = k > 0 ? k - 1 : kNoToken;
-    if (symbols_[k].merge.rank != kNoToken)
-      waiting_.push_back(uint64_t{symbols_[k].merge.rank} << 32 | k);
+    if (symbols_[k].merge.rank != kNoToken) waiting_.push_back(uint64_t{symbols_[k].merge.rank} << 32 | k);
   }
   std::make_heap(waiting_.begin(), waiting_.end(), std::greater<>());
   while (!waiting_.empty()) {

@@ -17,8 +17,7 @@ class WordEncoder {
 
   // Appends the ids of a word: a piece between splits, in valid UTF-8, of less than 2^31 bytes.
   // To `sizes`, for each id how many bytes of the word it stands for; that takes longer.
-  void encode(std::string_view word, std::vector<int32_t>& ids,
-              std::vector<uint32_t>* sizes = nullptr);
+  void encode(std::string_view word, std::vector<int32_t>& ids, std::vector<uint32_t>* sizes = nullptr);
 
  private:
   // A short word that was encoded before. One of 0 bytes: none.
@@ -35,8 +34,7 @@ class WordEncoder {
     Merge merge;
   };
 
-  void encode_anew(std::string_view word, std::vector<int32_t>& ids,
-                   std::vector<uint32_t>* sizes);
+  void encode_anew(std::string_view word, std::vector<int32_t>& ids, std::vector<uint32_t>* sizes);
   void start_with_bytes(std::string_view word);
   void start_with_characters(std::string_view word);
   void start_with(uint32_t id, size_t size) {

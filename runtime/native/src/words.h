@@ -25,7 +25,7 @@ class Word {
   // Messages are made in hundreds of places: none of this is inlined there.
   Word(uint64_t number, bool is_below_0);
 
-  const char* text_;  // null for a number
+  const char* text_;         // null for a number
   uint64_t size_or_number_;  // bytes of the text; or the number, modulo 2^64
   bool is_below_0_;
 };
