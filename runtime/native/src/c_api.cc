@@ -93,12 +93,12 @@ constexpr const char* kInCallback =
     "called from inside a callback; there only plc_event_..., plc_cancel, plc_last_error and plc_abi_version "
     "may be called. Let the callback return first.";
 
-// What all functions do that give a status: `call` is given nothing and gives one.
+// What all functions do that give a status: `call` is given their name, and gives one.
 template <typename Call>
 plc_status guarded(const char* function, Call call) noexcept {
   try {
     if (in_callback) return failed(misuse(function, {kInCallback}));
-    return call();
+    return call(function);
   } catch (...) {
     return failed_with_exception();
   }
@@ -106,7 +106,7 @@ plc_status guarded(const char* function, Call call) noexcept {
 
 // The same of those that give something else: whether they may go on.
 bool outside(const char* function) noexcept {
-  return guarded(function, [] { return PLC_OK; }) == PLC_OK;
+  return guarded(function, [](const char*) { return PLC_OK; }) == PLC_OK;
 }
 
 plc_status null_pointer(const char* function, const char* name) {
@@ -461,7 +461,7 @@ const char* plc_last_error(void) { return last_error_shown; }
 
 plc_status plc_engine_open(const char* bundle, const plc_options* options, plc_engine** engine) {
   if (engine != nullptr) *engine = nullptr;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     Given given(function, ErrorCode::kArgument);
     const std::string path = given.text("bundle", bundle);
@@ -475,7 +475,7 @@ plc_status plc_engine_open(const char* bundle, const plc_options* options, plc_e
 }
 
 plc_status plc_engine_add(plc_engine* engine, const char* bundle) {
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     Given given(function, ErrorCode::kArgument);
     const std::string path = given.text("bundle", bundle);
@@ -487,7 +487,7 @@ plc_status plc_engine_add(plc_engine* engine, const char* bundle) {
 }
 
 plc_status plc_engine_remove(plc_engine* engine, const char* task) {
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     Given given(function, ErrorCode::kArgument);
     const std::string name = given.text("task", task);
@@ -500,7 +500,7 @@ plc_status plc_engine_remove(plc_engine* engine, const char* task) {
 
 void plc_engine_close(plc_engine* engine) {
   if (!outside(__func__) || engine == nullptr) return;
-  guarded(__func__, [&] {
+  guarded(__func__, [&](const char*) {
     std::unique_lock<std::mutex> lock(engine->mutex);
     engine->is_closing = true;
     engine->session->close();
@@ -533,7 +533,7 @@ const char* plc_task_choice(const plc_engine* engine, const char* task, size_t p
 
 plc_status plc_self_test(plc_engine* engine, const char* task, size_t* rows) {
   if (rows != nullptr) *rows = 0;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     if (rows == nullptr) return null_pointer(function, "rows");
     Given given(function, ErrorCode::kArgument);
@@ -547,7 +547,7 @@ plc_status plc_self_test(plc_engine* engine, const char* task, size_t* rows) {
 }
 
 plc_status plc_generate(plc_engine* engine, const plc_request* request, plc_callback callback, void* user) {
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     if (request == nullptr) return null_pointer(function, "request");
     if (callback == nullptr) return null_pointer(function, "callback");
@@ -560,7 +560,7 @@ plc_status plc_generate(plc_engine* engine, const plc_request* request, plc_call
 
 plc_status plc_submit(plc_engine* engine, const plc_request* request, uint64_t* number) {
   if (number != nullptr) *number = 0;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     if (request == nullptr) return null_pointer(function, "request");
     if (number == nullptr) return null_pointer(function, "number");
@@ -576,7 +576,7 @@ plc_status plc_submit(plc_engine* engine, const plc_request* request, uint64_t* 
 
 plc_status plc_step(plc_engine* engine, int* more) {
   if (more != nullptr) *more = 0;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     const plc::Result<bool> stepped = engine->session->step();
     if (more != nullptr) *more = (stepped.ok() && stepped.value()) || engine->has_event();
@@ -586,7 +586,7 @@ plc_status plc_step(plc_engine* engine, int* more) {
 
 plc_status plc_poll(plc_engine* engine, plc_event** event) {
   if (event != nullptr) *event = nullptr;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     if (event == nullptr) return null_pointer(function, "event");
     auto filled = std::make_unique<plc_event>();  // before an event is taken: it must not be lost
@@ -648,7 +648,7 @@ const plc_log_prob* plc_event_log_prob(const plc_event* event, size_t token, siz
 plc_status plc_encode(const plc_engine* engine, const char* text, size_t length, int32_t* ids, size_t room,
                       size_t* count) {
   if (count != nullptr) *count = 0;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     if (count == nullptr) return null_pointer(function, "count");
     if (ids == nullptr && room != 0) return null_pointer(function, "ids");
@@ -665,7 +665,7 @@ plc_status plc_encode(const plc_engine* engine, const char* text, size_t length,
 plc_status plc_decode(const plc_engine* engine, const int32_t* ids, size_t id_count, char* text, size_t room,
                       size_t* count) {
   if (count != nullptr) *count = 0;
-  return guarded(__func__, [&, function = __func__] {
+  return guarded(__func__, [&](const char* function) {
     if (engine == nullptr) return null_pointer(function, "engine");
     if (count == nullptr) return null_pointer(function, "count");
     if (ids == nullptr && id_count != 0) return null_pointer(function, "ids");
