@@ -121,6 +121,7 @@ Result<std::vector<TokenBias>> bias_by_token(const std::vector<std::pair<std::st
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   std::vector<std::string> texts;
+  texts.reserve(ids.size());
   for (const int32_t id : ids) texts.push_back(text_for_bias(tokenizer, id));
   for (const auto& [text, number] : bias) {
     const size_t before = found.size();

@@ -175,7 +175,7 @@ class Reader {
                     shortened(made_.no_tokenizer_tables, 200), "'"},
                    {"one of them"});
     for (const FileRecord& file : made_.files)
-      if (const Status done = check_path(file.path); !done.ok()) return done;
+      if (Status done = check_path(file.path); !done.ok()) return done;
     return {};
   }
 

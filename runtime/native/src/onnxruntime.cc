@@ -93,7 +93,7 @@ Result<const OnnxRuntime*> OnnxRuntime::open(const std::string& path) {
 
   // A library that is refused is closed again; the path in the message stays.
   const auto close_with = [&found](Words why) {
-    const Error error = refused(why);
+    Error error = refused(why);
     ::dlclose(found.library_);
     return error;
   };

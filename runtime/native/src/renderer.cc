@@ -317,7 +317,7 @@ Status Renderer::after(size_t index, std::string_view value, State& state) {
   }
   Sequence sequence;
   sequence.state = state;
-  const Status done = append(index, {}, sequence);
+  Status done = append(index, {}, sequence);
   if (done.ok()) state = sequence.state;
   return done;
 }
