@@ -1,14 +1,15 @@
 // A small HTTP service: each of its threads asks the one engine, and their requests step together.
 //
 //     service BUNDLE [PORT] [HOST]
-//     curl -d text="It works." http://127.0.0.1:8080/tasks/mood
+//     curl --data-urlencode text="It works." http://127.0.0.1:8080/tasks/mood
 //
-// The fields of a task are the fields of the form. The answer comes as it is written. `plc serve` is
-// the server for real use, with limits, metrics and more routes.
+// The fields of a task are the fields of the form. The answer comes as a whole. `plc serve` is the
+// server for real use, with limits, metrics and more routes.
 #include <cstdlib>
 #include <iostream>
 #include <string>
 
+#define CPPHTTPLIB_FORM_URL_ENCODED_PAYLOAD_MAX_LENGTH (1 << 20)  // bytes of a form; else 8,192
 #include <httplib.h>
 #include <plc_runtime.hpp>
 
@@ -37,6 +38,14 @@ int main(int count, char** arguments) {
   });
   const int port = count > 2 ? std::atoi(arguments[2]) : 8080;
   const std::string host = count > 3 ? arguments[3] : "127.0.0.1";
+  if (port < 1 || port > 65535) return std::cerr << arguments[2] << " is no port: 1 to 65535\n", 2;
+  // By itself the server would share its port with another process.
+  server.set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
+  if (!server.bind_to_port(host.c_str(), port))
+    return std::cerr << "cannot listen on " << host << " port " << port << ": choose another one\n", 1;
   std::cerr << "http://" << host << ":" << port << "/tasks\n";
-  return server.listen(host, port) ? 0 : 1;
+  return server.listen_after_bind() ? 0 : 1;
 }

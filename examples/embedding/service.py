@@ -1,7 +1,7 @@
 """The same small HTTP service in Python: `service.cc` with the runtime of this language.
 
     python service.py BUNDLE [PORT]
-    curl -d text="It works." http://127.0.0.1:8080/tasks/mood
+    curl --data-urlencode text="It works." http://127.0.0.1:8080/tasks/mood
 
 Each request has a thread; all of them ask one session, and step together. `plc serve` is the server
 for real use.
@@ -28,7 +28,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """The answer of a task, whose fields are those of the form."""
-        length = int(self.headers.get("Content-Length") or 0)
+        size = self.headers.get("Content-Length") or "0"
+        length = int(size) if size.isdecimal() and len(size) < 10 else -1
         if not 0 <= length <= MOST_BYTES:
             self._say(413, f"at most {MOST_BYTES} bytes")
             return

@@ -433,9 +433,12 @@ class Renderer:
             length = length_of(made)
             if most is None or length <= most:
                 return made
-            text = "" if field is None else values[field]
-            count = self._tokenizer.count(text)
-            if field is None or not text:
+            text = shorter = "" if field is None else values[field]
+            if field is not None and text:
+                left = max(0, self._tokenizer.count(text) - (length - most + 1))
+                shorter = self._tokenizer.cut_to_tokens(text, left)
+            # Of characters that are no tokens nothing can be cut.
+            if field is None or shorter == text:
                 state = "no truncate_field" if field is None else f"its field '{field}' used up"
                 raise TooLongError(
                     f"rendering task '{self.template.task.taskname}'",
@@ -443,8 +446,7 @@ class Renderer:
                     expected=f"at most {most}",
                     fix="Shorten the example, or name a longer truncate_field in the task.",
                 )
-            left = max(0, count - (length - most + 1))
-            values = {**values, field: self._tokenizer.cut_to_tokens(text, left)}
+            values = {**values, field: shorter}
 
     def _rendered(self, values: Mapping[str, str]) -> Rendered:
         sequence = self._sequence(values)

@@ -16,7 +16,10 @@ def test_the_sources_are_formatted() -> None:
     assert len(files) > 50
 
     done = subprocess.run(
-        ["clang-format", "--dry-run", "-Werror", *files], capture_output=True, text=True, check=False
+        ["clang-format", "--dry-run", "-Werror", *files],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert not done.returncode, f"run: clang-format -i {SOURCES}/*\n{done.stderr[:3000]}"

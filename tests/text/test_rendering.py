@@ -546,6 +546,24 @@ def test_a_field_of_two_ids_is_used_up_and_then_named(rendering: Rendering) -> N
     )
 
 
+def test_a_field_of_bytes_that_are_no_tokens_cannot_be_cut() -> None:
+    """The tokenizer of the default base has none for 21 control characters, and leaves them out."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    left_out = {"\u0104", "\u0106"}  # what stands for the bytes 4 and 6
+    vocab = {sign: number for number, sign in enumerate(sorted(set(alphabet) - left_out))}
+    library = HfTokenizer(models.BPE(vocab=vocab, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    rendering = Rendering(Tokenizer(library.to_str()))
+    template = "<|VIRTUAL_PROMPT_0|>{context}{other}:{label}"
+    renderer = rendering.renderer(template, truncate_field="context")
+    assert rendering.ids("\x04\x06") == []
+
+    for context in ("\x04" * 9, "\x04\x06" * 30 + "a", "\x04"):
+        with pytest.raises(TooLongError, match="its field 'context' used up"):
+            renderer.prompt({"context": context, "other": "b" * 20}, max_length=10)
+
+
 def test_without_a_truncate_field_what_is_too_long_is_refused(rendering: Rendering) -> None:
     renderer = rendering.renderer("<|VIRTUAL_PROMPT_0|>{context}:{label}")
 

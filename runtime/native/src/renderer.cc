@@ -445,7 +445,7 @@ Result<PromptAndSpans> Renderer::prompt_and_spans(const Fields& fields, std::opt
                     "': its answers are not copied from a field; expected a task with 'answer: span'."});
   if (!encoder_->tokenizer().has_places())
     return refused({"rendering task '", task_->taskname,
-                    "': its answers are copied, and the base's tokenizer leaves out bytes that it has "
+                    "': its answers are copied, and the base's tokenizer leaves out characters that it has "
                     "no token for; expected a token for each byte. Serve this task with the Python "
                     "runtime."});
   auto values = values_of(fields);

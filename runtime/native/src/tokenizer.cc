@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "unicode.h"
 #include "utf8.h"
@@ -101,7 +102,7 @@ Tokenizer::Tokenizer(MappedFile file, TokenizerTables tables)
   for (const AddedToken& token : tables_.added)
     begins_added_[static_cast<unsigned char>(token.text[0])] = true;
   for (size_t byte = 0; byte < 256; ++byte)
-    if (tables_.byte_ids[byte] < 0) has_places_ = false;
+    if (tables_.byte_ids[byte] < 0 && !tables_.byte_level) has_places_ = false;
 }
 
 // Byte by byte, the range of tokens that begin like the text; they are sorted, the shorter first.
@@ -129,7 +130,7 @@ Status Encoder::encode(std::string_view text, const EncodeOptions& options, std:
                        std::vector<Place>* places) {
   if (places != nullptr && !tokenizer_->has_places())
     return Error{ErrorCode::kArgument,
-                 "finding the places of tokens in a text: the base's tokenizer leaves out bytes that "
+                 "finding the places of tokens in a text: the base's tokenizer leaves out characters that "
                  "it has no token for; expected a token for each byte, or one for unknown ones. "
                  "Serve this task with the Python runtime."};
   const size_t most = (kMostBytes - tables_.prepended) / tables_.growth;
@@ -300,9 +301,31 @@ void Encoder::encode_piece(std::string_view text, std::vector<int32_t>& ids) {
   sizes_.clear();
   words_.encode(text, ids, &sizes_);
   size_t at = static_cast<size_t>(text.data() - section_);
+  if (std::accumulate(sizes_.begin(), sizes_.end(), size_t{0}) < text.size())
+    return place_with_gaps(text, at);
   for (const uint32_t size : sizes_) {
     places_->push_back({sources_[at].begin, sources_[at + size - 1].end});
     at += size;
+  }
+}
+
+// Bytes that are no token are left out, and `tokenizers` counts on as if they were not there. It counts the
+// characters that stand for bytes: those of visible ASCII take one byte, all others two.
+void Encoder::place_with_gaps(std::string_view text, size_t at) {
+  std::vector<Place> counted;
+  std::vector<uint8_t> widths;  // of bytes that are tokens
+  for (size_t k = 0; k < text.size(); ++k) {
+    const auto byte = static_cast<unsigned char>(text[k]);
+    const uint8_t width = byte > ' ' && byte < 0x7f ? 1 : 2;
+    counted.insert(counted.end(), width, sources_[at + k]);
+    if (tables_.byte_ids[byte] >= 0) widths.push_back(width);
+  }
+  size_t begin = 0, next = 0;
+  for (const uint32_t size : sizes_) {
+    size_t end = begin;
+    for (const size_t last = next + size; next < last; ++next) end += widths[next];
+    places_->push_back({counted[begin].begin, counted[end - 1].end});
+    begin = end;
   }
 }
 

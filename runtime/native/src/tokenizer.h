@@ -54,8 +54,8 @@ class Tokenizer {
 
   const TokenizerTables& tables() const { return tables_; }
 
-  // Whether it can tell which part of a text a token writes. It cannot where the vocabulary lacks
-  // bytes and leaves them out.
+  // Whether it can tell which part of a text a token writes. It cannot where tokens are of characters
+  // and the vocabulary lacks bytes.
   bool has_places() const { return has_places_; }
 
   // The longest added token that the text begins with; null if none.
@@ -116,6 +116,7 @@ class Encoder {
   void apply(const NormalStep& step, std::string_view text);
   void split(size_t stage, std::string_view text, std::vector<int32_t>& ids);
   void encode_piece(std::string_view text, std::vector<int32_t>& ids);
+  void place_with_gaps(std::string_view text, size_t at);
   void place_characters(std::string_view text);
   void replace_places(const NormalStep& step, std::string_view text);
   void normalize_places(std::string_view text);
