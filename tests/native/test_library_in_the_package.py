@@ -13,11 +13,13 @@ from test_installed_library import EXAMPLES, need, refused, run
 
 ROOT = EXAMPLES.parents[1]
 
-# In one process of the test run, which has two cores for it.
 pytestmark = [
-    pytest.mark.xdist_group("native"),
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(sys.platform != "linux", reason="the library is built on Linux alone"),
+    pytest.mark.skipif(
+        sys.platform != "linux",
+        reason="needs Linux, where alone the library is built; its interface: "
+        "tests/native/test_c_interface.py",
+    ),
 ]
 
 

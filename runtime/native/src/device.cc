@@ -26,7 +26,8 @@ struct Values {
 
 }  // namespace
 
-Result<std::unique_ptr<Device>> Device::of(const OnnxRuntime& runtime, const ort::ProviderDevice* device) {
+Result<std::unique_ptr<Device>> Device::of(const OnnxRuntime& runtime, const ort::ProviderDevice* device,
+                                           const ort::MemoryInfo* host) {
   std::unique_ptr<Device> none;
   const ort::MemoryInfo* place = runtime.call(ort::kDeviceMemory, device, kDefaultMemory);
   if (place == nullptr) return none;
@@ -39,7 +40,7 @@ Result<std::unique_ptr<Device>> Device::of(const OnnxRuntime& runtime, const ort
   if (runtime.failed(runtime.call(ort::kSharedAllocator, runtime.env(), place, &allocator), said))
     return failure("reaching", said);
   if (allocator == nullptr) return failure("reaching", "ONNX Runtime gives no allocator for it");
-  return std::unique_ptr<Device>(new Device(runtime, place, allocator));
+  return std::unique_ptr<Device>(new Device(runtime, place, host, allocator));
 }
 
 Result<char*> Device::take(size_t bytes) {
@@ -58,17 +59,6 @@ void Device::free(char* memory) {
 
 Status Device::copy(From from, const std::vector<Piece>& pieces) {
   std::string said;
-  struct Host {
-    const OnnxRuntime& runtime;
-    ort::MemoryInfo* place = nullptr;
-    ~Host() {
-      if (place != nullptr) runtime.call(ort::kFreeMemory, place);
-    }
-  } host{runtime_};
-  constexpr int kDeviceAllocator = 0;
-  if (runtime_.failed(runtime_.call(ort::kCreateCpuMemory, kDeviceAllocator, kDefaultMemory, &host.place),
-                      said))
-    return failure("copying to", said);
   Values sources{runtime_}, targets{runtime_};
   const auto add = [&](Values& values, const ort::MemoryInfo* place, void* memory, size_t bytes) {
     const auto size = static_cast<int64_t>(bytes);
@@ -81,8 +71,7 @@ Status Device::copy(From from, const std::vector<Piece>& pieces) {
     return true;
   };
   for (const Piece& piece : pieces)
-    if (!add(sources, from == From::kHost ? host.place : place_, const_cast<void*>(piece.from),
-             piece.bytes) ||
+    if (!add(sources, from == From::kHost ? host_ : place_, const_cast<void*>(piece.from), piece.bytes) ||
         !add(targets, place_, piece.to, piece.bytes))
       return failure("copying to", said);
   if (pieces.empty()) return {};

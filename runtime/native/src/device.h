@@ -14,7 +14,9 @@ class Device {
  public:
   // The device that a provider was given; null where its tensors lie in the process's own memory, and
   // where an address is not known to be a number that counts bytes.
-  static Result<std::unique_ptr<Device>> of(const OnnxRuntime& runtime, const ort::ProviderDevice* device);
+  // `host`: the process's own memory; it must live as long as copies are made.
+  static Result<std::unique_ptr<Device>> of(const OnnxRuntime& runtime, const ort::ProviderDevice* device,
+                                            const ort::MemoryInfo* host);
 
   const ort::MemoryInfo* place() const { return place_; }
 
@@ -33,11 +35,12 @@ class Device {
   Status copy(From from, const std::vector<Piece>& pieces);
 
  private:
-  Device(const OnnxRuntime& runtime, const ort::MemoryInfo* place, ort::Allocator* allocator)
-      : runtime_(runtime), place_(place), allocator_(allocator) {}
+  Device(const OnnxRuntime& runtime, const ort::MemoryInfo* place, const ort::MemoryInfo* host,
+         ort::Allocator* allocator)
+      : runtime_(runtime), place_(place), host_(host), allocator_(allocator) {}
 
   const OnnxRuntime& runtime_;
-  const ort::MemoryInfo* place_;
+  const ort::MemoryInfo *place_, *host_;
   ort::Allocator* allocator_;
 };
 

@@ -346,7 +346,7 @@ Status OnnxGraph::load(const EngineOptions& options) {
       runtime_.failed(runtime_.call(ort::kCreateCpuMemory, kDeviceAllocator, kDefaultMemory, &place_), said))
     return failure("loading ", said);
   if (on_cpu_) return {};
-  auto found = Device::of(runtime_, device);
+  auto found = Device::of(runtime_, device, place_);
   if (!found.ok()) return found.error();
   device_ = std::move(found.value());
   return {};
